@@ -1,0 +1,120 @@
+//! One process image: what it allocated, what it never freed, how it ended.
+//!
+//! An *image* is what runs in a process between two execs. These are plain values: the kernel counted
+//! them (`bpf/`), `collect` decoded them, `ledger` adds them up, `report` shows them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The life of one process image, complete once the image has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Process id (of the group leader) in memleak's own pid namespace; 0 where it has none there.
+    pub pid: u32,
+    /// Process id of the parent that started the process, in memleak's own pid namespace; 0 where it
+    /// has none there.
+    pub ppid: u32,
+    /// Real user id, as the initial user namespace sees it.
+    pub uid: u32,
+    /// Name of `uid`, where one is known.
+    pub user: Option<String>,
+    /// Command name of the group leader (at most 15 bytes, any byte but NUL).
+    pub comm: Vec<u8>,
+    /// The path given to execve, made absolute; `None` where unknown.
+    pub exe: Option<PathBuf>,
+    /// Which image of its process this is: execs before it, counted from 0.
+    pub image: u32,
+    pub end: End,
+    pub from: From,
+    /// When the image began (its fork or exec), since the Unix epoch.
+    pub start_time: Duration,
+    /// When the image ended, since the Unix epoch.
+    pub end_time: Duration,
+    pub counters: Counters,
+    /// Files with a probed allocator that this image mapped.
+    pub allocators: Vec<PathBuf>,
+    pub losses: Losses,
+}
+
+impl Image {
+    /// Whether everything the image did with its allocator was counted: nothing lost, an allocator
+    /// known, and there from the image's first instruction.
+    pub fn complete(&self) -> bool {
+        self.losses.is_empty() && !self.allocators.is_empty() && self.from == From::Start
+    }
+}
+
+/// How an image ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The process exited with this code (0–255).
+    Exited(u8),
+    /// The process died of this signal.
+    Signaled { signal: u8, core: bool },
+    /// The image was replaced by an exec; its heap went with it, so it leaks nothing.
+    Exec,
+    /// Still alive when memleak left.
+    Running,
+}
+
+/// Since when an image was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// From its first instruction.
+    Start,
+    /// From the moment memleak attached; the process was there before.
+    Attach,
+}
+
+/// What the kernel counted for one image. Sizes are the requested ones, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub total_allocs_bytes: u64,
+    pub alloc_count: u64,
+    /// Frees of blocks of this heap.
+    pub free_count: u64,
+    /// Bytes never freed. With losses, a lower bound.
+    pub leaked_bytes: u64,
+    /// Blocks never freed. With losses, a lower bound.
+    pub leaked_blocks: u64,
+    /// Highest number of bytes live at one time; `None` where the kernel cannot tell exactly.
+    pub peak_live_bytes: Option<u64>,
+    /// Calls that returned NULL for want of memory.
+    pub failed_allocs: u64,
+    /// Frees of blocks that are not of this heap: inherited over a fork, or from before memleak came.
+    pub unknown_frees: u64,
+}
+
+/// What could not be counted. All zero: nothing was lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Blocks allocated while the table of live blocks was full: counted in the totals, but their free
+    /// could not be told apart, so whether they leaked is unknown.
+    pub blocks_not_recorded: u64,
+    /// Bytes of those blocks.
+    pub bytes_not_recorded: u64,
+    /// Calls that entered an allocator and never came back (jumped out of), or whose return was missed.
+    pub calls_without_return: u64,
+    /// Images (rows) that could not be followed or delivered at all.
+    pub rows_lost: u64,
+}
+
+impl Losses {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// How many single things were lost: the number the table shows.
+    pub fn count(&self) -> u64 {
+        self.blocks_not_recorded + self.calls_without_return + self.rows_lost
+    }
+}
+
+impl std::ops::AddAssign for Losses {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks_not_recorded += other.blocks_not_recorded;
+        self.bytes_not_recorded += other.bytes_not_recorded;
+        self.calls_without_return += other.calls_without_return;
+        self.rows_lost += other.rows_lost;
+    }
+}

@@ -1,0 +1,5 @@
+//! memleak: what a command's process tree allocates and never frees, counted in the kernel.
+//!
+//! The flow is one way: kernel (`bpf/`) → `collect` → `ledger` → `report`.
+
+pub mod image;
