@@ -3,3 +3,6 @@
 //! The flow is one way: kernel (`bpf/`) → `collect` → `ledger` → `report`.
 
 pub mod image;
+pub mod inherited;
+pub mod launch;
+pub mod signals;
