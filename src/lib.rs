@@ -2,4 +2,8 @@
 //!
 //! The flow is one way: kernel (`bpf/`) → `collect` → `ledger` → `report`.
 
+pub mod allocator;
+mod bpf;
+pub mod collect;
 pub mod image;
+pub mod probe;
