@@ -136,26 +136,95 @@ static __always_inline void live_shrinks(struct thread *thread, __u64 size)
 		thread->live_bytes -= size;
 }
 
+static __always_inline bool heap_is_dead(__u64 id)
+{
+	struct heap *heap = heap_by_id(id);
+
+	return !heap || heap->flags & HEAP_ENDED;
+}
+
+/*
+ * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B × slots
+ * has no collision in itself; the multiplications spread ranges and heaps.
+ */
+static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
+{
+	__u32 index = (address >> 4) + (address >> 24) * 0x9e3779b1 + heap * 0x85ebca6b;
+
+	index &= slot_mask;
+	return bpf_map_lookup_elem(&slots, &index);
+}
+
+/* Whether the change was ours to make. */
+static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to)
+{
+	return __sync_val_compare_and_swap(&slot->state, from, to) == from;
+}
+
+/*
+ * A slot is busy only while one program fills or empties it, and nobody has to wait for that: the block
+ * being put in has not been handed out yet, the one being taken out has a free that is under way.
+ */
+static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
+{
+	struct slot *slot = slot_of(heap, address);
+
+	if (!slot)
+		return false;
+	if (!slot_changes(slot, SLOT_EMPTY, SLOT_BUSY)) {
+		if (slot->state != SLOT_FULL)
+			return false;
+		/* It may go if its heap has ended, or if it is this block, whose free we have missed. */
+		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap))
+			return false;
+		if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+			return false;
+		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap)) {
+			slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+			return false;
+		}
+		if (slot->heap != heap)
+			__sync_fetch_and_add(&dead_blocks, -1);
+	}
+	slot->heap = heap;
+	slot->address = address;
+	slot->size = size;
+	slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+	return true;
+}
+
+static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *size)
+{
+	struct slot *slot = slot_of(heap, address);
+	bool ours;
+
+	if (!slot || slot->address != address || slot->heap != heap)
+		return false;
+	if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+		return false;
+	ours = slot->address == address && slot->heap == heap;
+	*size = slot->size;
+	slot_changes(slot, SLOT_BUSY, ours ? SLOT_EMPTY : SLOT_FULL);
+	return ours;
+}
+
 static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
 {
-	struct heap *heap = heap_by_id(key->heap);
 	struct block_key dead = *key;
 
-	if (heap && !(heap->flags & HEAP_ENDED))
-		return 0;
-	if (!bpf_map_delete_elem(&blocks, &dead))
+	if (heap_is_dead(dead.heap) && !bpf_map_delete_elem(&blocks, &dead))
 		__sync_fetch_and_add(&dead_blocks, -1);
 	return 0;
 }
 
 /*
  * The table of live blocks is full. Blocks of ended heaps may go; user space sweeps them at leisure, and
- * where a tree outruns it we do it here, but only for a sixteenth of the table or more: the walk is
- * over all of it.
+ * where a tree outruns it we do it here, but only for an eighth of the table or more: the walk is over all
+ * of it.
  */
 static __noinline long make_room(void)
 {
-	if (dead_blocks * 16 < max_blocks)
+	if (dead_blocks * 8 < max_blocks)
 		return 0;
 	bpf_for_each_map_elem(&blocks, drop_if_dead, 0, 0);
 	return 1;
@@ -165,6 +234,8 @@ static __always_inline int record_block(struct thread *thread, __u64 address, __
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
 
+	if (put_in_slot(key.heap, address, size))
+		return 0;
 	if (!bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
 		return 0;
 	if (!make_room())
@@ -193,8 +264,11 @@ static __always_inline void allocated(struct thread *thread, __u64 address, __u6
 static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
-	__u64 *found = bpf_map_lookup_elem(&blocks, &key);
+	__u64 *found;
 
+	if (take_from_slot(key.heap, address, size))
+		return true;
+	found = bpf_map_lookup_elem(&blocks, &key);
 	if (!found)
 		return false;
 	*size = *found;
@@ -387,6 +461,10 @@ static __always_inline void old_block_gone(struct thread *thread, struct open_ca
 		freed_unrecorded(thread);
 }
 
+/*
+ * A function returns. `cookie` says which, or is 0 where only functions return whose entry asked for it; else
+ * the return may be that of an inner call, at the same stack pointer.
+ */
 static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	__u64 sp = PT_REGS_SP(ctx) - RETURN_POPS, block;
@@ -400,7 +478,7 @@ static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __
 		if (top >= MAX_OPEN)
 			return;
 		call = &thread->open[top];
-		if (call->sp == sp && call->cookie == cookie)
+		if (call->sp == sp && (!cookie || call->cookie == cookie))
 			goto found;
 		if (call->sp >= sp)
 			return;

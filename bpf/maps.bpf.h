@@ -80,9 +80,27 @@ struct block_key {
 };
 
 /*
- * The live blocks: which sizes to subtract when they are freed, nothing more. User space sets
- * max_entries (--max-allocs).
+ * The live blocks: which sizes to subtract when they are freed, nothing more. Most are short-lived, and a hash
+ * table's insertion, look-up and deletion cost more than all the rest of our work, so a block goes first to
+ * a slot that its address selects, and to the hash table only where that is taken. It is in one of
+ * them, never in both, and never moves. User space sets max_entries of both (--max-allocs).
  */
+enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
+
+struct slot {
+	__u64 state; /* enum slot_state */
+	__u64 heap;
+	__u64 address;
+	__u64 size;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -114,6 +132,7 @@ struct {
 
 /* Set by user space before loading. */
 const volatile __u64 max_blocks = 1; /* max_entries of `blocks` */
+const volatile __u32 slot_mask = 0; /* max_entries of `slots`, a power of two, less one */
 
 struct vocabulary *vocabulary = 0; /* never set */
 

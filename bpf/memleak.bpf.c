@@ -18,7 +18,7 @@ int alloc_session(struct pt_regs *ctx)
 		return 1;
 	if (!bpf_session_is_return())
 		return !enter(ctx, thread, bpf_get_attach_cookie(ctx));
-	leave(ctx, thread, bpf_get_attach_cookie(ctx));
+	leave(ctx, thread, 0);
 	return 0;
 }
 

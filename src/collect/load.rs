@@ -67,6 +67,8 @@ pub(super) struct Loaded {
     pub links: Vec<Link>,
 }
 
+const MAX_SLOTS: u32 = 1 << 18;
+
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// What libbpf and the verifier said; for `-v`.
@@ -109,8 +111,10 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
         .open(Box::leak(Box::new(MaybeUninit::uninit())))
         .map_err(fail)?;
     open.maps.blocks.set_max_entries(settings.max_blocks).map_err(fail)?;
+    open.maps.slots.set_max_entries(slots(settings.max_blocks)).map_err(fail)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.max_blocks = u64::from(settings.max_blocks);
+        rodata.slot_mask = slots(settings.max_blocks) - 1;
     }
     let progs = &mut open.progs;
     let session = method == Method::Session;
@@ -147,6 +151,11 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
         None
     };
     Ok(Loaded { skel, floor, method, links })
+}
+
+/// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.
+fn slots(max_blocks: u32) -> u32 {
+    1 << (max_blocks / 16).clamp(1, MAX_SLOTS).ilog2()
 }
 
 fn error_number(error: &libbpf_rs::Error) -> Option<i32> {
