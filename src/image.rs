@@ -106,15 +106,19 @@ impl Losses {
 
     /// How many single things were lost: the number the table shows.
     pub fn count(&self) -> u64 {
-        self.blocks_not_recorded + self.calls_without_return + self.rows_lost
+        self.blocks_not_recorded
+            .saturating_add(self.calls_without_return)
+            .saturating_add(self.rows_lost)
     }
 }
 
+/// Saturating: a sum that does not fit must not end the report.
 impl std::ops::AddAssign for Losses {
     fn add_assign(&mut self, other: Self) {
-        self.blocks_not_recorded += other.blocks_not_recorded;
-        self.bytes_not_recorded += other.bytes_not_recorded;
-        self.calls_without_return += other.calls_without_return;
-        self.rows_lost += other.rows_lost;
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.blocks_not_recorded, other.blocks_not_recorded);
+        add(&mut self.bytes_not_recorded, other.bytes_not_recorded);
+        add(&mut self.calls_without_return, other.calls_without_return);
+        add(&mut self.rows_lost, other.rows_lost);
     }
 }
