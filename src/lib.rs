@@ -3,3 +3,5 @@
 //! The flow is one way: kernel (`bpf/`) → `collect` → `ledger` → `report`.
 
 pub mod image;
+pub mod text;
+pub mod units;
