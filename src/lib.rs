@@ -4,5 +4,6 @@
 
 pub mod gate;
 pub mod image;
+pub mod status;
 pub mod text;
 pub mod units;
