@@ -4,6 +4,7 @@
 
 pub mod gate;
 pub mod image;
+pub mod ledger;
 pub mod status;
 pub mod text;
 pub mod units;
