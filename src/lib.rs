@@ -5,6 +5,7 @@
 pub mod gate;
 pub mod image;
 pub mod ledger;
+pub mod report;
 pub mod status;
 pub mod text;
 pub mod units;
