@@ -2,6 +2,7 @@
 //!
 //! The flow is one way: kernel (`bpf/`) → `collect` → `ledger` → `report`.
 
+pub mod cli;
 pub mod gate;
 pub mod image;
 pub mod ledger;

@@ -1,0 +1,277 @@
+//! The command line.
+//!
+//! Words become validated values here, or one line that says what is wrong with them. Nothing is opened,
+//! looked up or started.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::gate::{CommGlob, Gate, GlobError, Limits};
+use crate::report::{Format, Verbosity};
+use crate::status::{self, LeakExit};
+use crate::text;
+use crate::units::{SizeError, parse_size};
+
+/// How many live blocks the kernel's table holds unless the user says otherwise.
+pub const DEFAULT_MAX_ALLOCS: u32 = 4_194_304;
+
+/// The most it can hold: a BPF hash map has as many buckets as entries, rounded up to a power of two,
+/// and the kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
+pub const MAX_MAX_ALLOCS: u32 = 1 << 27;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  N           the command's own; if it died of a signal, memleak dies of the same
+  23          it exited with 0 and a gate failed (see --leak-exitcode)
+  125         memleak itself failed or was called wrongly, and the command was not started;
+              or it exited with 0 and too much was lost to judge the gate
+  126, 127    the command cannot be executed, or was not found
+
+Sizes are whole numbers: 512, 100kB, 1MB, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
+
+/// A leak monitor for Linux: counts what a command and all its children allocate and never free.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(name = "memleak", version, propagate_version = true)]
+#[command(disable_help_subcommand = true, args_override_self = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub mode: Mode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Mode {
+    /// Launch a command and follow it and all its children to their ends
+    Run(Run),
+}
+
+/// The options of `memleak run`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = EXIT_CODES, args_override_self = true)]
+#[command(override_usage = "memleak run [OPTIONS] [--] COMMAND [ARGS]...")]
+pub struct Run {
+    #[command(flatten)]
+    pub report: ReportArgs,
+
+    #[command(flatten)]
+    pub gate: GateArgs,
+
+    /// Live blocks that can be told apart at one time; beyond that, leaks are known within bounds
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ALLOCS)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
+    pub max_allocs: u32,
+
+    /// Leave a row out of the probe table, to see that its absence is noticed.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub without_probe: Vec<String>,
+
+    /// The command and its arguments; options of memleak end at its first word
+    #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
+    pub command: Vec<OsString>,
+}
+
+/// Where the report goes and what it looks like.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Report")]
+pub struct ReportArgs {
+    /// Write the report to FILE instead of standard error
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// What the report looks like
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub format: Format,
+
+    /// Report errors and a failed or unknown gate, nothing else
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Tell about probes too, and about images that an exec replaced
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// When to use colour
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub color: Color,
+}
+
+impl ReportArgs {
+    pub fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// Where the report goes to a terminal and `NO_COLOR` is not set
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    /// Whether to use colour, given whether the report goes to a terminal and whether `NO_COLOR` is set
+    /// (and not empty).
+    pub fn wanted(self, terminal: bool, no_color: bool) -> bool {
+        match self {
+            Self::Auto => terminal && !no_color,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
+/// What makes a leak a failure.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Gate")]
+pub struct GateArgs {
+    /// Fail if any one process leaks more than SIZE; 0: any leak
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fail_on_leak: Option<u64>,
+
+    /// Fail if all processes together leak more than SIZE
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fail_on_total_leak: Option<u64>,
+
+    /// Judge only processes whose command name matches (!GLOB: does not match); may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub gate_comm: Vec<CommGlob>,
+
+    /// Exit code of a failed gate, 1 to 255 [default: 23]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub leak_exitcode: Option<u8>,
+
+    /// Let that code come before a non-zero code of the command's
+    #[arg(long)]
+    pub leak_exitcode_wins: bool,
+}
+
+impl GateArgs {
+    /// The gate that was asked for, if one was.
+    pub fn gate(&self) -> Option<Gate> {
+        let limits = Limits {
+            process: self.fail_on_leak,
+            total: self.fail_on_total_leak,
+        };
+        Gate::new(limits, self.gate_comm.clone())
+    }
+
+    pub fn leak_exit(&self) -> LeakExit {
+        LeakExit {
+            code: self.leak_exitcode.unwrap_or(status::LEAK),
+            wins: self.leak_exitcode_wins,
+        }
+    }
+
+    /// An option that would silently do nothing, as there is no gate for it to change.
+    fn without_effect(&self) -> Option<&'static str> {
+        if self.fail_on_leak.is_some() || self.fail_on_total_leak.is_some() {
+            None
+        } else if !self.gate_comm.is_empty() {
+            Some("--gate-comm")
+        } else if self.leak_exitcode.is_some() {
+            Some("--leak-exitcode")
+        } else if self.leak_exitcode_wins {
+            Some("--leak-exitcode-wins")
+        } else {
+            None
+        }
+    }
+}
+
+/// Why there is nothing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Help or the version was asked for: this text, for standard output.
+    Told(String),
+    /// The words make no sense: one line, without its end, for standard error.
+    Wrong(String),
+}
+
+impl Stop {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Told(_) => 0,
+            Self::Wrong(_) => status::TOOL_ERROR,
+        }
+    }
+}
+
+/// Reads the command line; the first word is the program's own name.
+///
+/// # Errors
+/// [`Stop`], when there is nothing to do.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let help = match words.get(1) {
+        Some(mode) if mode == "run" => "memleak run --help",
+        _ => "memleak --help",
+    };
+    let wrong = |what: String| Stop::Wrong(format!("memleak: {what} (see '{help}')"));
+    let cli = Cli::try_parse_from(words).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(error.to_string()),
+        _ => wrong(what_is_wrong(&error)),
+    })?;
+    let Mode::Run(run) = &cli.mode;
+    if let Some(option) = run.gate.without_effect() {
+        return Err(wrong(format!(
+            "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-total-leak SIZE"
+        )));
+    }
+    Ok(cli)
+}
+
+/// clap's error, which is a paragraph or two, in one line.
+fn what_is_wrong(error: &clap::Error) -> String {
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(text::escaped(word.as_bytes())),
+        _ => None,
+    };
+    // Our own errors name the value themselves, and name it harmlessly.
+    if let Some(source) = error.source()
+        && (source.is::<SizeError>() || source.is::<GlobError>())
+        && let Some(option) = word(ContextKind::InvalidArg)
+    {
+        return format!("{option}: {source}");
+    }
+    match error.kind() {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return "nothing to do: memleak run -- COMMAND launches a command and follows it"
+                .to_owned();
+        }
+        ErrorKind::InvalidSubcommand => {
+            if let Some(mode) = word(ContextKind::InvalidSubcommand) {
+                return format!(
+                    "'{mode}' is not something memleak does: to launch a command, write memleak run -- COMMAND"
+                );
+            }
+        }
+        ErrorKind::MissingRequiredArgument => {
+            return "no command: write it after the options, as in memleak run -- ./my_app"
+                .to_owned();
+        }
+        _ => {}
+    }
+    let paragraphs = error.to_string();
+    let said = paragraphs.strip_prefix("error: ").unwrap_or(&paragraphs);
+    let end = ["\n\n  tip:", "\n\nUsage:", "\n\nFor more information"]
+        .iter()
+        .filter_map(|next| said.find(next))
+        .min()
+        .unwrap_or(said.len());
+    let line: Vec<&str> = said[..end].lines().map(str::trim).collect();
+    let line = text::escaped(line.join(" ").as_bytes());
+    match word(ContextKind::SuggestedArg) {
+        Some(similar) => format!("{line}; did you mean {similar}?"),
+        None => line,
+    }
+}
