@@ -154,7 +154,10 @@ impl FromStr for CommGlob {
         // with the escapes of a name that is not UTF-8 are longer than what they match: not judged.
         let shortest = wanted.bytes().filter(|byte| *byte != b'*').count();
         if shortest > COMM_MAX && !wanted.contains(['[', '\\', '?']) {
-            let kept = &wanted[..wanted.floor_char_boundary(COMM_MAX)];
+            let whole = (0..=COMM_MAX)
+                .rev()
+                .find(|end| wanted.is_char_boundary(*end));
+            let kept = &wanted[..whole.unwrap_or(0)];
             let bang = if exclude { "!" } else { "" };
             return Err(GlobError::TooLong {
                 glob: glob.to_owned(),
@@ -347,5 +350,328 @@ impl fmt::Display for Judgement {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::image::samples::{any_image, image};
+
+    fn limits(process: Option<u64>, total: Option<u64>) -> Limits {
+        Limits { process, total }
+    }
+
+    fn globs(globs: &[&str]) -> Vec<CommGlob> {
+        globs.iter().map(|glob| glob.parse().unwrap()).collect()
+    }
+
+    fn leaking(bytes: u64) -> Image {
+        let mut image = image();
+        image.counters.leaked_bytes = bytes;
+        image
+    }
+
+    fn judgement(limits: Limits, comms: &[&str], images: &[Image]) -> Judgement {
+        let mut gate = Gate::new(limits, globs(comms)).unwrap();
+        for image in images {
+            gate.judge(image);
+        }
+        gate.finish(Losses::default(), true)
+    }
+
+    #[test]
+    fn without_a_limit_there_is_no_gate() {
+        assert!(Gate::new(Limits::default(), globs(&["sh"])).is_none());
+        assert!(Gate::new(limits(Some(0), None), Vec::new()).is_some());
+        assert!(Gate::new(limits(None, Some(0)), Vec::new()).is_some());
+    }
+
+    #[test]
+    fn only_more_than_the_limit_fails() {
+        for (limit, leaked, verdict) in [
+            (0, 0, Verdict::Passed),
+            (0, 1, Verdict::Failed),
+            (1_000_000, 1_000_000, Verdict::Passed),
+            (1_000_000, 1_000_001, Verdict::Failed),
+            (u64::MAX, u64::MAX, Verdict::Passed),
+        ] {
+            for limits in [limits(Some(limit), None), limits(None, Some(limit))] {
+                let judgement = judgement(limits, &[], &[leaking(leaked)]);
+                assert_eq!(judgement.verdict(), verdict, "{limits:?} {leaked}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_limit_is_for_each_process_and_the_other_for_their_sum() {
+        let images = [leaking(600), leaking(600)];
+        let passed = judgement(limits(Some(1_000), None), &[], &images);
+        assert_eq!(passed.verdict(), Verdict::Passed);
+        let failed = judgement(limits(None, Some(1_000)), &[], &images);
+        assert_eq!(failed.verdict(), Verdict::Failed);
+        let both = judgement(limits(Some(1_000), Some(1_000)), &[], &images);
+        assert_eq!(both.process, Some(Verdict::Passed));
+        assert_eq!(both.total, Some(Verdict::Failed));
+        assert_eq!(both.verdict(), Verdict::Failed);
+    }
+
+    #[test]
+    fn a_gate_passes_over_losses_only_where_their_bound_proves_it() {
+        for (leaked, not_recorded, verdict) in [
+            (0, 1_000, Verdict::Passed),
+            (400, 600, Verdict::Passed),
+            (400, 601, Verdict::Unknown),
+            (1_000, 1, Verdict::Unknown),
+            (1_001, 1, Verdict::Failed),
+            (1_000, u64::MAX, Verdict::Unknown),
+        ] {
+            let mut image = leaking(leaked);
+            image.losses.blocks_not_recorded = 1;
+            image.losses.bytes_not_recorded = not_recorded;
+            for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
+                let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                assert_eq!(
+                    judgement.verdict(),
+                    verdict,
+                    "{limits:?} {leaked} {not_recorded}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_bound_can_fail_a_gate_and_never_pass_it() {
+        let spoilers: [fn(&mut Image); 4] = [
+            |image| image.losses.calls_without_return = 1,
+            |image| image.losses.rows_lost = 1,
+            |image| image.allocators.clear(),
+            |image| image.from = From::Attach,
+        ];
+        for spoil in spoilers {
+            for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
+                let mut image = leaking(leaked);
+                spoil(&mut image);
+                for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
+                    let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                    assert_eq!(judgement.verdict(), verdict, "{limits:?} {image:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn losses_that_belong_to_no_image_leave_a_gate_unknown_unless_it_failed() {
+        let lost = Losses {
+            rows_lost: 1,
+            ..Losses::default()
+        };
+        for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
+            for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
+                let mut gate = Gate::new(limits, Vec::new()).unwrap();
+                gate.judge(&leaking(leaked));
+                assert_eq!(gate.finish(lost, true).verdict(), verdict, "{limits:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_row_could_have_been_anyones_whoever_lost_it() {
+        for (comm, end) in [
+            ("sh", End::Exec),
+            ("sh", End::Running),
+            ("other", End::Exited(0)),
+        ] {
+            let mut image = leaking(0);
+            image.comm = comm.into();
+            image.end = end;
+            image.losses.rows_lost = 1;
+            let judgement = judgement(limits(Some(1_000), None), &["sh"], &[image]);
+            assert_eq!(judgement.verdict(), Verdict::Unknown, "{comm} {end:?}");
+            assert_eq!(judgement.judged, 0);
+        }
+    }
+
+    #[test]
+    fn a_command_that_never_ran_leaves_its_gate_unknown() {
+        let gate = Gate::new(limits(Some(1_000), None), Vec::new()).unwrap();
+        assert_eq!(
+            gate.finish(Losses::default(), false).verdict(),
+            Verdict::Unknown
+        );
+    }
+
+    #[test]
+    fn what_an_exec_replaced_and_what_still_runs_is_not_judged() {
+        for end in [End::Exec, End::Running] {
+            let mut image = leaking(5_000);
+            image.end = end;
+            // Nor do their own blocks that were not recorded make anything unknown.
+            image.losses.blocks_not_recorded = 1;
+            image.losses.bytes_not_recorded = 5_000;
+            for limits in [limits(Some(0), None), limits(None, Some(0))] {
+                let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                assert_eq!(judgement.verdict(), Verdict::Passed, "{limits:?} {end:?}");
+                assert_eq!(judgement.judged, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_is_judged_however_it_ended() {
+        for end in [
+            End::Exited(0),
+            End::Exited(3),
+            End::Signaled {
+                signal: 9,
+                core: false,
+            },
+        ] {
+            let mut image = leaking(1);
+            image.end = end;
+            let judgement = judgement(limits(Some(0), None), &[], &[image]);
+            assert_eq!(judgement.verdict(), Verdict::Failed, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn globs_choose_who_is_judged() {
+        for (comms, comm, judged) in [
+            (&[][..], &b"anything"[..], true),
+            (&["my_app"], b"my_app", true),
+            (&["my_app"], b"my_app2", false),
+            (&["my_*"], b"my_app", true),
+            (&["a", "b"], b"b", true),
+            (&["a", "b"], b"c", false),
+            (&["!cc1"], b"cc1", false),
+            (&["!cc1"], b"as", true),
+            (&["!cc1", "!as"], b"as", false),
+            (&["c*", "!cc1"], b"cc1", false),
+            (&["!cc1", "c*"], b"cc1", false),
+            (&["c*", "!cc1"], b"cat", true),
+            (&["c*", "!cc1"], b"dog", false),
+            (&["*"], b"", true),
+            (&["*"], b".hidden/with space", true),
+            (&["?op"], b"top", true),
+            (&["[a-c]x"], b"bx", true),
+            (&["[!a-c]x"], b"bx", false),
+            (&["a*"], b"a\xff", true),
+            (&[r"a\xff"], b"a\xff", true),
+            (&["MY_APP"], b"my_app", false),
+        ] {
+            let mut image = leaking(1);
+            image.comm = comm.to_vec();
+            let judgement = judgement(limits(Some(0), None), comms, &[image]);
+            assert_eq!(judgement.judged, u64::from(judged), "{comms:?} {comm:?}");
+            assert_eq!(
+                judgement.verdict() == Verdict::Failed,
+                judged,
+                "{comms:?} {comm:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_can_match_no_command_name_is_refused_with_one_that_can() {
+        let error = |glob: &str| glob.parse::<CommGlob>().unwrap_err().to_string();
+        assert!("fifteen_bytes__".parse::<CommGlob>().is_ok());
+        assert!("*fifteen_bytes__*".parse::<CommGlob>().is_ok());
+        assert!("[a-zA-Z0-9_][a-zA-Z0-9_]*".parse::<CommGlob>().is_ok());
+        assert_eq!(
+            error("my_very_long_program"),
+            "'my_very_long_program' can match no process: the kernel keeps 15 bytes of a command name; \
+             try 'my_very_long_pr*'"
+        );
+        assert!(error("!my_very_long_program").ends_with("try '!my_very_long_pr*'"));
+        // Cut before a character, never within one.
+        assert!(error("fourteen_bytesüü").ends_with("try 'fourteen_bytes*'"));
+        for glob in ["", "!"] {
+            assert_eq!(glob.parse::<CommGlob>(), Err(GlobError::Empty));
+        }
+        for glob in ["[", "a***", "a**b", "![z"] {
+            assert!(
+                error(glob).starts_with(&format!("'{glob}' is not a pattern (")),
+                "{glob}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_process_that_leaked_most() {
+        let mut worst = leaking(3_000);
+        worst.pid = 77;
+        worst.comm = b"bad\x1b".to_vec();
+        let judgement = judgement(
+            limits(Some(1_000), Some(2_000)),
+            &[],
+            &[leaking(2_000), worst, leaking(1_000)],
+        );
+        assert_eq!((judgement.judged, judgement.over), (3, 2));
+        assert_eq!(
+            judgement.to_string(),
+            r"gate failed: 2 of 3 processes leaked more than 1000 bytes (most: bad\x1b[77], 3000 bytes); 3 processes leaked 6000 bytes together, more than 2000 bytes"
+        );
+    }
+
+    #[test]
+    fn a_verdict_says_over_what_it_was_found() {
+        let say = |limits, image: Image| judgement(limits, &[], &[image]).to_string();
+        let mut lossy = leaking(1);
+        lossy.losses.calls_without_return = 1;
+        assert_eq!(
+            say(limits(Some(5), None), leaking(1)),
+            "gate passed: none of 1 process leaked more than 5 bytes"
+        );
+        assert_eq!(
+            say(limits(Some(5), None), lossy.clone()),
+            "gate unknown: whether any of 1 process leaked more than 5 bytes cannot be told"
+        );
+        assert_eq!(
+            say(limits(None, Some(5)), leaking(1)),
+            "gate passed: 1 process leaked not more than 5 bytes together"
+        );
+        assert_eq!(
+            say(limits(None, Some(5)), lossy),
+            "gate unknown: whether 1 process leaked more than 5 bytes together cannot be told"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_true_leak_within_the_bounds_a_verdict_that_is_known_is_right(
+            lower in 0..2_000_u64,
+            spread in 0..2_000_u64,
+            part in 0.0..=1.0_f64,
+            limit in 0..3_000_u64,
+        ) {
+            let mut image = leaking(lower);
+            image.losses.blocks_not_recorded = u64::from(spread > 0);
+            image.losses.bytes_not_recorded = spread;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let truth = lower + (part * spread as f64) as u64;
+            match judgement(limits(Some(limit), None), &[], &[image]).verdict() {
+                Verdict::Passed => prop_assert!(truth <= limit),
+                Verdict::Failed => prop_assert!(truth > limit),
+                Verdict::Unknown => prop_assert!(lower <= limit && limit < lower + spread),
+            }
+        }
+
+        #[test]
+        fn the_order_in_which_images_end_does_not_matter(
+            mut images in prop::collection::vec(any_image(), 0..8),
+            process: Option<u16>,
+            total in 0..100_000_u64,
+        ) {
+            let limits = limits(process.map(u64::from), Some(total));
+            let one_way = judgement(limits, &["!b*"], &images);
+            images.reverse();
+            let other_way = judgement(limits, &["!b*"], &images);
+            prop_assert_eq!(
+                (one_way.process, one_way.total, one_way.judged, one_way.over, one_way.leaked),
+                (other_way.process, other_way.total, other_way.judged, other_way.over, other_way.leaked)
+            );
+        }
     }
 }

@@ -143,3 +143,211 @@ impl Summary {
         self.gate.as_ref().map(Judgement::verdict)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gate::Limits;
+    use crate::image::samples::{any_image, image};
+
+    const OK: Outcome = Outcome::Exited(0);
+
+    fn summary(images: &[Image]) -> Summary {
+        let mut ledger = Ledger::new(None);
+        for image in images {
+            ledger.record(image);
+        }
+        ledger.finish(Losses::default(), OK)
+    }
+
+    fn leaking(bytes: u64, end: End) -> Image {
+        let mut image = image();
+        image.counters.total_allocs_bytes = 10_000;
+        image.counters.leaked_bytes = bytes;
+        image.end = end;
+        image
+    }
+
+    #[test]
+    fn an_exec_keeps_its_allocations_in_the_sum_and_takes_its_leaks_out() {
+        let summary = summary(&[leaking(300, End::Exec), leaking(50, End::Exited(0))]);
+        assert_eq!(summary.processes, 1);
+        assert_eq!(summary.total_allocs_bytes, 20_000);
+        assert_eq!((summary.leaked.lower, summary.leaked.exact()), (50, true));
+    }
+
+    #[test]
+    fn a_running_process_is_named_and_counted_but_leaks_nothing_yet() {
+        let summary = summary(&[leaking(300, End::Running), leaking(50, End::Exited(0))]);
+        assert_eq!(summary.processes, 2);
+        assert_eq!(summary.total_allocs_bytes, 20_000);
+        assert_eq!((summary.leaked.lower, summary.leaked.exact()), (50, true));
+        let comm = b"python3".to_vec();
+        assert_eq!(summary.running, [Running { pid: 12345, comm }]);
+    }
+
+    #[test]
+    fn however_many_still_run_only_the_first_are_named() {
+        let summary = summary(&vec![leaking(0, End::Running); RUNNING_NAMED + 3]);
+        assert_eq!(summary.running.len(), RUNNING_NAMED);
+        assert_eq!(summary.unnamed_running, 3);
+    }
+
+    #[test]
+    fn what_was_not_recorded_bounds_the_leak_and_what_never_returned_unbounds_it() {
+        let mut bounded = leaking(50, End::Exited(0));
+        bounded.losses.blocks_not_recorded = 1;
+        bounded.losses.bytes_not_recorded = 7;
+        let images = [bounded, leaking(3, End::Exited(0))];
+        assert_eq!(
+            summary(&images).leaked,
+            Bounds {
+                lower: 53,
+                upper: Some(60)
+            }
+        );
+        let mut unbounded = leaking(0, End::Exited(0));
+        unbounded.losses.calls_without_return = 1;
+        let images = [images[0].clone(), unbounded];
+        assert_eq!(
+            summary(&images).leaked,
+            Bounds {
+                lower: 50,
+                upper: None
+            }
+        );
+    }
+
+    #[test]
+    fn losses_that_belong_to_no_image_make_the_whole_incomplete() {
+        let mut ledger = Ledger::new(None);
+        ledger.record(&image());
+        let lost = Losses {
+            rows_lost: 2,
+            ..Losses::default()
+        };
+        let summary = ledger.finish(lost, OK);
+        assert!(!summary.complete);
+        assert_eq!(summary.losses, lost);
+        assert_eq!(summary.leaked.upper, None);
+        assert_eq!((summary.processes, summary.complete_processes), (1, 1));
+    }
+
+    #[test]
+    fn a_command_that_ran_and_left_no_row_is_a_row_lost_and_its_gate_unknown() {
+        let gate = || {
+            Gate::new(
+                Limits {
+                    process: Some(0),
+                    total: None,
+                },
+                Vec::new(),
+            )
+        };
+        let summary = Ledger::new(gate()).finish(Losses::default(), OK);
+        assert_eq!(summary.losses.rows_lost, 1);
+        assert_eq!(summary.verdict(), Some(Verdict::Unknown));
+        let never_ran = Ledger::new(gate()).finish(Losses::default(), Outcome::ToolError);
+        assert!(never_ran.losses.is_empty());
+        assert_eq!(never_ran.verdict(), Some(Verdict::Unknown));
+    }
+
+    #[test]
+    fn each_image_gets_the_verdict_that_is_its_own() {
+        let limits = Limits {
+            process: Some(100),
+            total: Some(1),
+        };
+        let mut ledger = Ledger::new(Gate::new(limits, Vec::new()));
+        assert_eq!(
+            ledger.record(&leaking(100, End::Exited(0))),
+            Some(Verdict::Passed)
+        );
+        assert_eq!(
+            ledger.record(&leaking(101, End::Exited(0))),
+            Some(Verdict::Failed)
+        );
+        assert_eq!(ledger.record(&leaking(101, End::Exec)), None);
+        let summary = ledger.finish(Losses::default(), OK);
+        assert_eq!(summary.verdict(), Some(Verdict::Failed));
+        assert_eq!(
+            Ledger::new(None).record(&leaking(101, End::Exited(0))),
+            None
+        );
+    }
+
+    /// A sum in numbers that cannot overflow, and then saturated: what the ledger's steps must come to.
+    fn sum(images: &[Image], of: impl Fn(&Image) -> u64) -> u64 {
+        let sum: u128 = images.iter().map(|image| u128::from(of(image))).sum();
+        u64::try_from(sum).unwrap_or(u64::MAX)
+    }
+
+    proptest! {
+        #[test]
+        fn the_sums_are_those_of_the_images(
+            images in prop::collection::vec(any_image(), 0..40),
+            lost in 0..3_u64,
+            limit in 0..60_000_u64,
+        ) {
+            let limits = Limits { process: Some(limit), total: None };
+            let mut ledger = Ledger::new(Gate::new(limits, Vec::new()));
+            let verdicts: Vec<_> = images.iter().map(|image| ledger.record(image)).collect();
+            let global = Losses { rows_lost: lost, ..Losses::default() };
+            let summary = ledger.finish(global, OK);
+
+            let is_process = |image: &&Image| image.end != End::Exec;
+            let ended: Vec<Image> = images
+                .iter()
+                .filter(|image| !matches!(image.end, End::Exec | End::Running))
+                .cloned()
+                .collect();
+            let running: Vec<u32> = images
+                .iter()
+                .filter(|image| image.end == End::Running)
+                .map(|image| image.pid)
+                .collect();
+            let processes = images.iter().filter(is_process).count();
+            let nothing_seen = u64::from(processes == 0 && lost == 0);
+
+            prop_assert_eq!(summary.processes, processes as u64);
+            prop_assert_eq!(
+                summary.complete_processes,
+                images.iter().filter(is_process).filter(|image| image.complete()).count() as u64
+            );
+            prop_assert_eq!(
+                summary.total_allocs_bytes,
+                sum(&images, |image| image.counters.total_allocs_bytes)
+            );
+            prop_assert_eq!(summary.leaked.lower, sum(&ended, |image| image.counters.leaked_bytes));
+            prop_assert_eq!(summary.losses, Losses {
+                blocks_not_recorded: sum(&images, |image| image.losses.blocks_not_recorded),
+                bytes_not_recorded: sum(&images, |image| image.losses.bytes_not_recorded),
+                calls_without_return: sum(&images, |image| image.losses.calls_without_return),
+                rows_lost: sum(&images, |image| image.losses.rows_lost) + lost + nothing_seen,
+            });
+            prop_assert_eq!(
+                summary.complete,
+                images.iter().all(Image::complete) && lost + nothing_seen == 0
+            );
+            let known = summary.losses.rows_lost == 0
+                && ended.iter().all(|image| Bounds::of(image).upper.is_some());
+            prop_assert_eq!(
+                summary.leaked.upper,
+                known.then(|| sum(&ended, |image| {
+                    let not_recorded = image.losses.bytes_not_recorded;
+                    image.counters.leaked_bytes.saturating_add(not_recorded)
+                }))
+            );
+            let named: Vec<u32> = summary.running.iter().map(|running| running.pid).collect();
+            prop_assert_eq!(&named[..], &running[..running.len().min(RUNNING_NAMED)]);
+            prop_assert_eq!(summary.unnamed_running as usize, running.len() - named.len());
+
+            let worst = verdicts.iter().flatten().copied().max().unwrap_or(Verdict::Passed);
+            let blind = summary.losses.rows_lost > 0;
+            let verdict = if blind { worst.max(Verdict::Unknown) } else { worst };
+            prop_assert_eq!(summary.verdict(), Some(verdict));
+        }
+    }
+}
