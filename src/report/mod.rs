@@ -120,4 +120,5 @@ fn end_name(end: End) -> &'static str {
         End::Running => "running",
     }
 }
-
+#[cfg(test)]
+mod tests;
