@@ -53,12 +53,6 @@ pub enum Mode {
 #[command(after_help = EXIT_CODES, args_override_self = true)]
 #[command(override_usage = "memleak run [OPTIONS] [--] COMMAND [ARGS]...")]
 pub struct Run {
-    #[command(flatten)]
-    pub report: ReportArgs,
-
-    #[command(flatten)]
-    pub gate: GateArgs,
-
     /// Live blocks that can be told apart at one time; beyond that, leaks are known within bounds
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ALLOCS)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
@@ -71,6 +65,13 @@ pub struct Run {
     /// The command and its arguments; options of memleak end at its first word
     #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
     pub command: Vec<OsString>,
+
+    // Last, since the heading of a flattened group is kept by whatever follows it.
+    #[command(flatten)]
+    pub report: ReportArgs,
+
+    #[command(flatten)]
+    pub gate: GateArgs,
 }
 
 /// Where the report goes and what it looks like.
@@ -93,7 +94,7 @@ pub struct ReportArgs {
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// When to use colour
+    /// When to use colour; auto: where the report goes to a terminal and `NO_COLOR` is not set
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub color: Color,
 }
@@ -110,7 +111,6 @@ impl ReportArgs {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// Where the report goes to a terminal and `NO_COLOR` is not set
     #[default]
     Auto,
     Always,
@@ -259,19 +259,338 @@ fn what_is_wrong(error: &clap::Error) -> String {
             return "no command: write it after the options, as in memleak run -- ./my_app"
                 .to_owned();
         }
+        // These quote a word of the user's, which may hold line breaks and escape sequences.
+        ErrorKind::UnknownArgument => {
+            if let Some(option) = word(ContextKind::InvalidArg) {
+                let similar = word(ContextKind::SuggestedArg)
+                    .map_or_else(String::new, |similar| format!("; did you mean {similar}?"));
+                return format!("unexpected argument '{option}'{similar}");
+            }
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let value = word(ContextKind::InvalidValue).filter(|value| !value.is_empty());
+            if let (Some(option), Some(value)) = (word(ContextKind::InvalidArg), value) {
+                let why = match (error.get(ContextKind::ValidValue), error.source()) {
+                    (Some(ContextValue::Strings(valid)), _) => {
+                        format!("; it is one of {}", valid.join(", "))
+                    }
+                    (_, Some(source)) => {
+                        format!("; {}", text::escaped(source.to_string().as_bytes()))
+                    }
+                    (_, None) => String::new(),
+                };
+                return format!("{option} cannot be '{value}'{why}");
+            }
+        }
         _ => {}
     }
     let paragraphs = error.to_string();
     let said = paragraphs.strip_prefix("error: ").unwrap_or(&paragraphs);
-    let end = ["\n\n  tip:", "\n\nUsage:", "\n\nFor more information"]
-        .iter()
-        .filter_map(|next| said.find(next))
-        .min()
-        .unwrap_or(said.len());
-    let line: Vec<&str> = said[..end].lines().map(str::trim).collect();
-    let line = text::escaped(line.join(" ").as_bytes());
-    match word(ContextKind::SuggestedArg) {
-        Some(similar) => format!("{line}; did you mean {similar}?"),
-        None => line,
+    let first = said.split("\n\n").next().unwrap_or(said);
+    let line: Vec<&str> = first.lines().map(str::trim).collect();
+    text::escaped(line.join(" ").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn words(words: &[&[u8]]) -> Vec<OsString> {
+        words
+            .iter()
+            .map(|word| OsString::from_vec(word.to_vec()))
+            .collect()
+    }
+
+    fn stop(line: &[&str]) -> Stop {
+        let words = std::iter::once("memleak")
+            .chain(line.iter().copied())
+            .map(OsString::from);
+        parse(words).unwrap_err()
+    }
+
+    fn run(line: &[&str]) -> Run {
+        let words = ["memleak", "run"].iter().chain(line).map(OsString::from);
+        let Mode::Run(run) = parse(words).unwrap().mode;
+        run
+    }
+
+    fn wrong(line: &[&str]) -> String {
+        let stop = stop(line);
+        assert_eq!(stop.code(), 125, "{line:?}");
+        let Stop::Wrong(said) = stop else {
+            panic!("{line:?} is not wrong: {stop:?}");
+        };
+        assert!(said.starts_with("memleak: "), "{said}");
+        assert!(!said.contains(char::is_control), "{said:?}");
+        said
+    }
+
+    #[test]
+    fn the_command_gets_its_words_to_the_byte() {
+        let given: &[&[u8]] = &[
+            b"prog",
+            b"-x",
+            b"",
+            b"\xff\xfe",
+            b"--format",
+            b"json",
+            b"--",
+            b"-q",
+            b"a b\n",
+        ];
+        let prefixes: [&[&[u8]]; 4] = [
+            &[b"memleak", b"run"],
+            &[b"memleak", b"run", b"--"],
+            &[b"memleak", b"run", b"-v"],
+            &[b"memleak", b"run", b"-v", b"--"],
+        ];
+        for prefix in prefixes {
+            let Mode::Run(run) = parse(words(&[prefix, given].concat())).unwrap().mode;
+            assert_eq!(run.command, words(given), "{prefix:?}");
+            assert_eq!(run.report.format, Format::Table);
+            assert!(!run.report.quiet);
+        }
+    }
+
+    #[test]
+    fn after_two_dashes_even_an_option_is_a_command() {
+        for command in [&b"-x"[..], b"--help", b"", b"\xff", b"run"] {
+            let line = words(&[b"memleak", b"run", b"--", command, b"--", b"--version"]);
+            let Mode::Run(run) = parse(line).unwrap().mode;
+            assert_eq!(run.command, words(&[command, b"--", b"--version"]));
+        }
+    }
+
+    #[test]
+    fn without_options_there_is_a_table_and_no_gate() {
+        let run = run(&["true"]);
+        assert_eq!(run.report.output, None);
+        assert_eq!(run.report.format, Format::Table);
+        assert_eq!(run.report.verbosity(), Verbosity::Normal);
+        assert_eq!(run.report.color, Color::Auto);
+        assert!(run.gate.gate().is_none());
+        assert_eq!(run.gate.leak_exit(), LeakExit::default());
+        assert_eq!(run.max_allocs, DEFAULT_MAX_ALLOCS);
+        assert!(run.without_probe.is_empty());
+    }
+
+    #[test]
+    fn every_option_reaches_its_value() {
+        let run = run(&[
+            "-o",
+            "out file",
+            "--format",
+            "json",
+            "-v",
+            "--color=never",
+            "--fail-on-leak",
+            "1MB",
+            "--fail-on-total-leak=2MiB",
+            "--gate-comm",
+            "app*",
+            "--gate-comm",
+            "!app_x",
+            "--leak-exitcode",
+            "7",
+            "--leak-exitcode-wins",
+            "--max-allocs",
+            "100",
+            "--without-probe",
+            "free",
+            "--without-probe",
+            "calloc",
+            "true",
+        ]);
+        assert_eq!(run.report.output, Some("out file".into()));
+        assert_eq!(run.report.format, Format::Json);
+        assert_eq!(run.report.verbosity(), Verbosity::Verbose);
+        assert_eq!(run.report.color, Color::Never);
+        assert_eq!(run.gate.fail_on_leak, Some(1_000_000));
+        assert_eq!(run.gate.fail_on_total_leak, Some(2_097_152));
+        assert_eq!(run.gate.gate_comm.len(), 2);
+        assert!(run.gate.gate().is_some());
+        assert_eq!(
+            run.gate.leak_exit(),
+            LeakExit {
+                code: 7,
+                wins: true
+            }
+        );
+        assert_eq!(run.max_allocs, 100);
+        assert_eq!(run.without_probe, ["free", "calloc"]);
+        assert_eq!(run.command, ["true"]);
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_option_counts() {
+        let run = run(&[
+            "--format",
+            "csv",
+            "--fail-on-leak",
+            "1",
+            "-q",
+            "-q",
+            "--fail-on-leak",
+            "2",
+            "--format",
+            "json",
+            "true",
+        ]);
+        assert_eq!(run.gate.fail_on_leak, Some(2));
+        assert_eq!(run.report.format, Format::Json);
+        assert_eq!(run.report.verbosity(), Verbosity::Quiet);
+    }
+
+    #[test]
+    fn bad_words_are_one_line_that_says_what_is_wrong_with_which() {
+        for (line, says) in [
+            (&[][..], "nothing to do: memleak run -- COMMAND"),
+            (
+                &["./my_app"],
+                "'./my_app' is not something memleak does: to launch a command, write memleak run",
+            ),
+            (&["--frob"], "'--frob'"),
+            (&["run"], "no command"),
+            (&["run", "--"], "no command"),
+            (&["run", "-q"], "no command"),
+            (&["run", "--frob", "true"], "unexpected argument '--frob'"),
+            (&["run", "-x", "true"], "unexpected argument '-x'"),
+            (
+                &["run", "--forma", "json", "true"],
+                "did you mean --format?",
+            ),
+            (&["run", "--format", "xml", "true"], "'xml'"),
+            (&["run", "--format", "xml", "true"], "table, json, csv"),
+            (
+                &["run", "--color", "sometimes", "true"],
+                "auto, always, never",
+            ),
+            (&["run", "-q", "-v", "true"], "cannot be used with"),
+            (&["run", "-o", "", "true"], "--output"),
+            (
+                &["run", "--fail-on-leak", "1M", "true"],
+                "--fail-on-leak <SIZE>: '1M' is not a size",
+            ),
+            (
+                &["run", "--fail-on-leak=-1", "true"],
+                "--fail-on-leak <SIZE>: '-1' is not a size",
+            ),
+            (
+                &["run", "--fail-on-total-leak", "99999999TB", "true"],
+                "too large",
+            ),
+            (
+                &["run", "--gate-comm", "[", "--fail-on-leak", "1", "true"],
+                "--gate-comm <GLOB>: '[' is not a pattern",
+            ),
+            (
+                &["run", "--gate-comm", "sh", "true"],
+                "--gate-comm changes a gate and there is none",
+            ),
+            (
+                &["run", "--leak-exitcode", "7", "true"],
+                "--leak-exitcode changes a gate",
+            ),
+            (
+                &["run", "--leak-exitcode-wins", "true"],
+                "--leak-exitcode-wins changes a gate",
+            ),
+            (
+                &["run", "--leak-exitcode", "0", "--fail-on-leak", "1", "true"],
+                "1..=255",
+            ),
+            (
+                &[
+                    "run",
+                    "--leak-exitcode",
+                    "256",
+                    "--fail-on-leak",
+                    "1",
+                    "true",
+                ],
+                "1..=255",
+            ),
+            (&["run", "--max-allocs", "0", "true"], "1..=134217728"),
+            (
+                &["run", "--max-allocs", "134217729", "true"],
+                "1..=134217728",
+            ),
+            (&["run", "--max-allocs", "many", "true"], "'many'"),
+            (
+                &["run", "--format", "\x1b[31m\n\nUsage: x", "true"],
+                r"\x1b[31m",
+            ),
+        ] {
+            let said = wrong(line);
+            assert!(said.contains(says), "{line:?}: {said}");
+            let help = if line.first() == Some(&"run") {
+                "(see 'memleak run --help')"
+            } else {
+                "(see 'memleak --help')"
+            };
+            assert!(said.ends_with(help), "{line:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn an_option_value_that_is_not_utf8_is_an_error_and_a_file_name_is_not() {
+        let line = words(&[b"memleak", b"run", b"--fail-on-leak", b"\xff", b"true"]);
+        assert!(matches!(parse(line), Err(Stop::Wrong(_))));
+        let Mode::Run(run) = parse(words(&[b"memleak", b"run", b"-o", b"\xff", b"true"]))
+            .unwrap()
+            .mode;
+        assert_eq!(
+            run.report.output,
+            Some(PathBuf::from(OsString::from_vec(vec![0xff])))
+        );
+    }
+
+    #[test]
+    fn help_and_version_are_told_and_no_error() {
+        for line in [
+            &["--help"][..],
+            &["-h"],
+            &["run", "--help"],
+            &["--version"],
+            &["run", "-V"],
+        ] {
+            let stop = stop(line);
+            assert_eq!(stop.code(), 0, "{line:?}");
+            let Stop::Told(said) = stop else {
+                panic!("{line:?}: {stop:?}");
+            };
+            assert!(said.contains("memleak"), "{said}");
+            assert!(!said.contains('\u{1b}'), "{said:?}");
+        }
+        let Stop::Told(help) = stop(&["run", "--help"]) else {
+            panic!("no help");
+        };
+        insta::assert_snapshot!("run_help", help);
+    }
+
+    #[test]
+    fn the_options_of_clap_do_not_contradict_each_other() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn colour_is_for_terminals_unless_told_otherwise() {
+        for (color, terminal, no_color, wanted) in [
+            (Color::Auto, true, false, true),
+            (Color::Auto, true, true, false),
+            (Color::Auto, false, false, false),
+            (Color::Always, false, true, true),
+            (Color::Never, true, false, false),
+        ] {
+            assert_eq!(
+                color.wanted(terminal, no_color),
+                wanted,
+                "{color:?} {terminal} {no_color}"
+            );
+        }
     }
 }
