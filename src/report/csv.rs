@@ -184,3 +184,25 @@ fn inert(name: String) -> String {
         name
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_a_spreadsheet_would_run_is_quoted_and_no_other() {
+        for (plain, shown) in [
+            ("=1+1", "'=1+1"),
+            ("+1", "'+1"),
+            ("-bash", "'-bash"),
+            ("@sum", "'@sum"),
+            ("'quoted", "''quoted"),
+            ("\t=1", r"\x09=1"),
+            ("a=1", "a=1"),
+            ("(sd-pam)", "(sd-pam)"),
+            ("", ""),
+        ] {
+            assert_eq!(name(plain.as_bytes()), shown);
+        }
+    }
+}
