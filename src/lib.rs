@@ -4,6 +4,13 @@
 
 pub mod allocator;
 mod bpf;
+pub mod cli;
 pub mod collect;
+pub mod gate;
 pub mod image;
+pub mod ledger;
 pub mod probe;
+pub mod report;
+pub mod status;
+mod text;
+pub mod units;
