@@ -26,7 +26,10 @@ fn main() -> Result<()> {
             .clang_args(args.into_iter().chain([arch]))
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .with_context(|| {
-                format!("cannot compile {} (is clang installed? `make install-deps`)", source.display())
+                format!(
+                    "cannot compile {} (is clang installed? `make install-deps`)",
+                    source.display()
+                )
             })?;
     }
     for entry in Path::new("bpf").read_dir().context("cannot list bpf/")? {

@@ -46,9 +46,14 @@ fn search(command: &OsStr, environment: &Environment) -> Option<PathBuf> {
 /// The interpreter that a script's first line names.
 fn interpreter(script: &Path) -> Option<PathBuf> {
     let mut line = Vec::new();
-    BufReader::new(File::open(script).ok()?.take(FIRST_LINE)).read_until(b'\n', &mut line).ok()?;
+    BufReader::new(File::open(script).ok()?.take(FIRST_LINE))
+        .read_until(b'\n', &mut line)
+        .ok()?;
     let rest = line.strip_prefix(b"#!")?;
-    let word = rest.trim_ascii_start().split(|byte| byte.is_ascii_whitespace()).next()?;
+    let word = rest
+        .trim_ascii_start()
+        .split(|byte| byte.is_ascii_whitespace())
+        .next()?;
     (!word.is_empty()).then(|| PathBuf::from(OsString::from_vec(word.to_vec())))
 }
 
@@ -59,7 +64,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn environment(path: &Path) -> Environment {
-        Environment { path: path.into(), ..Environment::default() }
+        Environment {
+            path: path.into(),
+            ..Environment::default()
+        }
     }
 
     #[test]
@@ -76,7 +84,10 @@ mod tests {
     fn a_file_that_may_not_be_executed_is_passed_over() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("data"), "").unwrap();
-        assert_eq!(executable(OsStr::new("data"), &environment(directory.path())), None);
+        assert_eq!(
+            executable(OsStr::new("data"), &environment(directory.path())),
+            None
+        );
     }
 
     #[test]
@@ -84,6 +95,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("loop");
         fs::write(&script, format!("#!{}\n", script.display())).unwrap();
-        assert_eq!(executable(script.as_os_str(), &Environment::default()), Some(script));
+        assert_eq!(
+            executable(script.as_os_str(), &Environment::default()),
+            Some(script)
+        );
     }
 }

@@ -23,7 +23,11 @@ pub fn look_up(cache: &[u8], soname: &[u8]) -> Option<PathBuf> {
     let cache = current_format(cache)?;
     let entries = usize::try_from(word(cache, MAGIC.len())?).ok()?;
     (0..entries)
-        .map_while(|n| n.checked_mul(ENTRY)?.checked_add(HEADER).and_then(|at| cache.get(at..at + ENTRY)))
+        .map_while(|n| {
+            n.checked_mul(ENTRY)?
+                .checked_add(HEADER)
+                .and_then(|at| cache.get(at..at + ENTRY))
+        })
         // Variants for certain processors (hwcap) are other builds of the same library.
         .filter(|entry| word(entry, 0) == Some(FLAGS) && entry[16..24] == [0; 8])
         .find(|entry| string(cache, entry, 4) == Some(soname))
@@ -40,7 +44,10 @@ fn current_format(cache: &[u8]) -> Option<&[u8]> {
     }
     // magic padded to 12, a count, 12 bytes an entry, aligned to 8
     let old_entries = usize::try_from(word(cache, 12)?).ok()?;
-    let at = old_entries.checked_mul(12)?.checked_add(16)?.next_multiple_of(8);
+    let at = old_entries
+        .checked_mul(12)?
+        .checked_add(16)?
+        .next_multiple_of(8);
     cache.get(at..).filter(|rest| rest.starts_with(MAGIC))
 }
 
@@ -85,7 +92,10 @@ mod tests {
             (FLAGS, 1, "libc.so.6", "/lib/hwcaps/libc.so.6"),
             (FLAGS, 0, "libc.so.6", "/lib/libc.so.6"),
         ]);
-        assert_eq!(look_up(&cache, b"libc.so.6"), Some(PathBuf::from("/lib/libc.so.6")));
+        assert_eq!(
+            look_up(&cache, b"libc.so.6"),
+            Some(PathBuf::from("/lib/libc.so.6"))
+        );
         assert_eq!(look_up(&cache, b"libm.so.6"), None);
     }
 
@@ -100,7 +110,10 @@ mod tests {
         let new = cache(&[(FLAGS, 0, "libc.so.6", "/lib/libc.so.6")]);
         assert_eq!(start % 8, 0);
         old.extend(new);
-        assert_eq!(look_up(&old, b"libc.so.6"), Some(PathBuf::from("/lib/libc.so.6")));
+        assert_eq!(
+            look_up(&old, b"libc.so.6"),
+            Some(PathBuf::from("/lib/libc.so.6"))
+        );
     }
 
     #[test]
@@ -116,7 +129,9 @@ mod tests {
 
     #[test]
     fn this_systems_cache_knows_its_c_library() {
-        let Ok(cache) = std::fs::read("/etc/ld.so.cache") else { return };
+        let Ok(cache) = std::fs::read("/etc/ld.so.cache") else {
+            return;
+        };
         assert!(look_up(&cache, b"libc.so.6").is_some_and(|path| path.is_file()));
     }
 }

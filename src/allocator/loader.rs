@@ -8,10 +8,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use object::Endianness;
 use object::elf::{DT_NEEDED, DT_RPATH, DT_RUNPATH};
 use object::read::ReadCache;
 use object::read::elf::{Dyn, ElfFile64, FileHeader, ProgramHeader};
-use object::Endianness;
 
 use super::ld_cache;
 
@@ -20,11 +20,23 @@ const MAX_FILES: usize = 4096;
 
 /// Where the loader looks last. Those that a system does not have do no harm.
 #[cfg(target_arch = "x86_64")]
-const DEFAULT_DIRECTORIES: [&str; 6] =
-    ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib"];
+const DEFAULT_DIRECTORIES: [&str; 6] = [
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
+];
 #[cfg(target_arch = "aarch64")]
-const DEFAULT_DIRECTORIES: [&str; 6] =
-    ["/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib"];
+const DEFAULT_DIRECTORIES: [&str; 6] = [
+    "/lib/aarch64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
+];
 
 /// The variables that decide what is executed and mapped.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +105,11 @@ pub fn mapped_at_start(program: &Path, environment: &Environment) -> Result<Vec<
     }
     // The interpreter allocates by itself only before libc is there. Musl's is libc.
     if !files.contains(&interpreter) {
-        let is_libc = interpreter.as_os_str().as_bytes().windows(7).any(|part| part == b"ld-musl");
+        let is_libc = interpreter
+            .as_os_str()
+            .as_bytes()
+            .windows(7)
+            .any(|part| part == b"ld-musl");
         if is_libc {
             files.push(interpreter);
         }
@@ -120,7 +136,12 @@ impl Search {
             .map(PathBuf::as_path)
             .find_map(in_directory)
             .or_else(|| ld_cache::look_up(&self.cache, name))
-            .or_else(|| DEFAULT_DIRECTORIES.iter().map(Path::new).find_map(in_directory))
+            .or_else(|| {
+                DEFAULT_DIRECTORIES
+                    .iter()
+                    .map(Path::new)
+                    .find_map(in_directory)
+            })
     }
 }
 
@@ -155,7 +176,11 @@ fn directories(list: &[u8], file: &Path) -> Vec<PathBuf> {
         .and_then(|path| path.parent().map(Path::to_owned))
         .unwrap_or_default();
     // On Debian $LIB is lib/<triplet>, elsewhere lib64.
-    let lib = DEFAULT_DIRECTORIES[if Path::new(DEFAULT_DIRECTORIES[0]).is_dir() { 0 } else { 2 }];
+    let lib = DEFAULT_DIRECTORIES[if Path::new(DEFAULT_DIRECTORIES[0]).is_dir() {
+        0
+    } else {
+        2
+    }];
     split(list)
         .into_iter()
         .map(|directory| {
@@ -201,9 +226,16 @@ fn read_dynamic(path: &Path) -> Result<Dynamic> {
     let Some((entries, link)) = sections.dynamic(endian, &cache).with_context(context)? else {
         return Ok(dynamic);
     };
-    let strings = sections.strings(endian, &cache, link).with_context(context)?;
+    let strings = sections
+        .strings(endian, &cache, link)
+        .with_context(context)?;
     for entry in entries {
-        let string = || entry.string(endian, strings).map(<[u8]>::to_vec).unwrap_or_default();
+        let string = || {
+            entry
+                .string(endian, strings)
+                .map(<[u8]>::to_vec)
+                .unwrap_or_default()
+        };
         match entry.tag(endian) {
             DT_NEEDED => dynamic.needed.push(string()),
             DT_RPATH => dynamic.rpath = string(),
@@ -222,16 +254,25 @@ mod tests {
     fn the_shell_maps_the_c_library() {
         let files = mapped_at_start(Path::new("/bin/sh"), &Environment::default()).unwrap();
         assert_eq!(files[0], Path::new("/bin/sh"));
-        assert!(files.iter().any(|file| file.ends_with("libc.so.6")), "{files:?}");
+        assert!(
+            files.iter().any(|file| file.ends_with("libc.so.6")),
+            "{files:?}"
+        );
     }
 
     #[test]
     fn a_preloaded_library_comes_before_what_the_program_needs() {
         let directory = tempfile::tempdir().unwrap();
         let copy = directory.path().join("libpreloaded.so");
-        fs::copy(&mapped_at_start(Path::new("/bin/sh"), &Environment::default()).unwrap()[1], &copy)
-            .unwrap();
-        let environment = Environment { preload: copy.clone().into(), ..Environment::default() };
+        fs::copy(
+            &mapped_at_start(Path::new("/bin/sh"), &Environment::default()).unwrap()[1],
+            &copy,
+        )
+        .unwrap();
+        let environment = Environment {
+            preload: copy.clone().into(),
+            ..Environment::default()
+        };
         let files = mapped_at_start(Path::new("/bin/sh"), &environment).unwrap();
         assert_eq!(files[1], copy);
     }
@@ -240,19 +281,34 @@ mod tests {
     fn a_library_path_is_searched_before_the_cache() {
         let directory = tempfile::tempdir().unwrap();
         let libc = mapped_at_start(Path::new("/bin/sh"), &Environment::default()).unwrap();
-        let libc = libc.iter().find(|file| file.ends_with("libc.so.6")).unwrap();
+        let libc = libc
+            .iter()
+            .find(|file| file.ends_with("libc.so.6"))
+            .unwrap();
         fs::copy(libc, directory.path().join("libc.so.6")).unwrap();
-        let environment =
-            Environment { library_path: directory.path().into(), ..Environment::default() };
+        let environment = Environment {
+            library_path: directory.path().into(),
+            ..Environment::default()
+        };
         let files = mapped_at_start(Path::new("/bin/sh"), &environment).unwrap();
-        assert!(files.contains(&directory.path().join("libc.so.6")), "{files:?}");
+        assert!(
+            files.contains(&directory.path().join("libc.so.6")),
+            "{files:?}"
+        );
     }
 
     #[test]
     fn origin_is_the_directory_of_the_file() {
         let found = directories(b"$ORIGIN/../lib:${ORIGIN}/x:/y", Path::new("/bin/sh"));
-        let origin = fs::canonicalize("/bin/sh").unwrap().parent().unwrap().to_owned();
-        assert_eq!(found, [origin.join("../lib"), origin.join("x"), PathBuf::from("/y")]);
+        let origin = fs::canonicalize("/bin/sh")
+            .unwrap()
+            .parent()
+            .unwrap()
+            .to_owned();
+        assert_eq!(
+            found,
+            [origin.join("../lib"), origin.join("x"), PathBuf::from("/y")]
+        );
     }
 
     #[test]

@@ -32,7 +32,10 @@ pub fn find(command: &OsStr, environment: &Environment, rows: &[Row]) -> Result<
     let mut paths = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
     // nobody, use the system's C library, which is the one that the shell uses.
-    for program in [command::executable(command, environment), Some(PathBuf::from("/bin/sh"))] {
+    for program in [
+        command::executable(command, environment),
+        Some(PathBuf::from("/bin/sh")),
+    ] {
         if let Some(program) = program
             && let Ok(mapped) = loader::mapped_at_start(&program, environment)
         {
@@ -42,16 +45,24 @@ pub fn find(command: &OsStr, environment: &Environment, rows: &[Row]) -> Result<
     let mut seen = Vec::new();
     let mut found = Vec::new();
     for path in paths {
-        let Ok(file) = File::open(&path) else { continue };
-        let Ok(metadata) = file.metadata() else { continue };
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        let Ok(metadata) = file.metadata() else {
+            continue;
+        };
         let identity = (metadata.dev(), metadata.ino());
         if seen.contains(&identity) {
             continue;
         }
         seen.push(identity);
-        let reading = file.try_clone().with_context(|| format!("cannot open {}", path.display()))?;
+        let reading = file
+            .try_clone()
+            .with_context(|| format!("cannot open {}", path.display()))?;
         // What is no ELF file of ours cannot be mapped by the command either.
-        let Ok(findings) = find_sites(reading, &path, rows) else { continue };
+        let Ok(findings) = find_sites(reading, &path, rows) else {
+            continue;
+        };
         let is_libc = path.file_name().is_some_and(|name| name == "libc.so.6");
         ensure!(
             !is_libc || findings.missing.is_empty(),
@@ -61,7 +72,11 @@ pub fn find(command: &OsStr, environment: &Environment, rows: &[Row]) -> Result<
             findings.missing.join(", ")
         );
         if findings.is_allocator() {
-            found.push(Allocator { path, file, findings });
+            found.push(Allocator {
+                path,
+                file,
+                findings,
+            });
         }
     }
     ensure!(

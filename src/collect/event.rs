@@ -52,7 +52,12 @@ pub fn ended_image(record: &heap, context: &Context) -> Image {
 }
 
 /// The image of a heap that is still in use: what its heap knows and what its threads have on top.
-pub fn running_image(record: &heap, threads: &[thread_sum], now_ns: u64, context: &Context) -> Image {
+pub fn running_image(
+    record: &heap,
+    threads: &[thread_sum],
+    now_ns: u64,
+    context: &Context,
+) -> Image {
     let mut record = *record;
     for thread in threads {
         add(&mut record.sum, &thread.sum);
@@ -130,7 +135,10 @@ fn add(to: &mut counters, from: &counters) {
 fn end_of_status(status: u32) -> End {
     match (status & 0x7f) as u8 {
         0 => End::Exited((status >> 8) as u8),
-        signal => End::Signaled { signal, core: status & 0x80 != 0 },
+        signal => End::Signaled {
+            signal,
+            core: status & 0x80 != 0,
+        },
     }
 }
 
@@ -160,7 +168,10 @@ fn path(bytes: &[u8]) -> PathBuf {
 /// The bytes of a C string before its NUL.
 fn c_bytes(string: &[i8]) -> Vec<u8> {
     let bytes = bytes_of(string);
-    let length = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let length = bytes
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(bytes.len());
     bytes[..length].to_vec()
 }
 
@@ -173,7 +184,10 @@ mod tests {
     use super::*;
 
     fn context() -> Context {
-        Context { clock_offset: Duration::from_secs(1000), files: vec!["/a".into(), "/b".into()] }
+        Context {
+            clock_offset: Duration::from_secs(1000),
+            files: vec!["/a".into(), "/b".into()],
+        }
     }
 
     fn record() -> heap {
@@ -195,7 +209,11 @@ mod tests {
     }
 
     fn named(exe: &[u8], flags: u32) -> Option<PathBuf> {
-        let mut record = heap { flags, exe_len: exe.len() as u32, ..Default::default() };
+        let mut record = heap {
+            flags,
+            exe_len: exe.len() as u32,
+            ..Default::default()
+        };
         for (to, from) in record.exe.iter_mut().zip(exe) {
             *to = from.cast_signed();
         }
@@ -205,7 +223,10 @@ mod tests {
     #[test]
     fn what_was_not_freed_is_leaked() {
         let image = ended_image(&record(), &context());
-        assert_eq!((image.counters.leaked_bytes, image.counters.leaked_blocks), (700, 6));
+        assert_eq!(
+            (image.counters.leaked_bytes, image.counters.leaked_blocks),
+            (700, 6)
+        );
         assert_eq!(image.counters.total_allocs_bytes, 1000);
         assert_eq!(image.end, End::Exited(0));
         assert_eq!(image.allocators, [PathBuf::from("/b")]);
@@ -219,7 +240,10 @@ mod tests {
         (record.lost_blocks, record.lost_bytes, record.lost_freed) = (3, 100, 1);
         let image = ended_image(&record, &context());
         // 10 − 3 recorded, 4 − 1 of them freed
-        assert_eq!((image.counters.leaked_bytes, image.counters.leaked_blocks), (600, 4));
+        assert_eq!(
+            (image.counters.leaked_bytes, image.counters.leaked_blocks),
+            (600, 4)
+        );
         assert_eq!(image.losses.blocks_not_recorded, 3);
         assert_eq!(image.losses.bytes_not_recorded, 100);
         assert_eq!(image.counters.peak_live_bytes, None);
@@ -228,20 +252,42 @@ mod tests {
 
     #[test]
     fn an_image_that_used_no_probed_file_is_not_complete() {
-        let image = ended_image(&heap { files: 0, ..record() }, &context());
+        let image = ended_image(
+            &heap {
+                files: 0,
+                ..record()
+            },
+            &context(),
+        );
         assert!(!image.complete());
     }
 
     #[test]
     fn a_status_tells_exits_from_signals() {
         assert_eq!(end_of_status(0x0300), End::Exited(3));
-        assert_eq!(end_of_status(9), End::Signaled { signal: 9, core: false });
-        assert_eq!(end_of_status(0x8b), End::Signaled { signal: 11, core: true });
+        assert_eq!(
+            end_of_status(9),
+            End::Signaled {
+                signal: 9,
+                core: false
+            }
+        );
+        assert_eq!(
+            end_of_status(0x8b),
+            End::Signaled {
+                signal: 11,
+                core: true
+            }
+        );
     }
 
     #[test]
     fn an_exec_ends_an_image_whatever_its_status() {
-        let record = heap { flags: heap_flags::HEAP_EXEC.0, status: 9, ..record() };
+        let record = heap {
+            flags: heap_flags::HEAP_EXEC.0,
+            status: 9,
+            ..record()
+        };
         assert_eq!(ended_image(&record, &context()).end, End::Exec);
     }
 
@@ -249,7 +295,10 @@ mod tests {
     fn paths_become_absolute() {
         let relative = heap_flags::HEAP_EXE_RELATIVE.0;
         assert_eq!(named(b"/bin/sh\0", 0), Some("/bin/sh".into()));
-        assert_eq!(named(b"./app\0src\0home\0", relative), Some("/home/src/app".into()));
+        assert_eq!(
+            named(b"./app\0src\0home\0", relative),
+            Some("/home/src/app".into())
+        );
         assert_eq!(named(b"../x\0src\0", relative), Some("/src/../x".into()));
         assert_eq!(named(b"app\0", relative), Some("/app".into()));
         assert_eq!(named(b"", 0), None);
@@ -265,7 +314,11 @@ mod tests {
     #[test]
     fn a_running_image_has_its_threads_counters_on_top() {
         let thread = thread_sum {
-            sum: counters { alloc_bytes: 50, alloc_count: 1, ..Default::default() },
+            sum: counters {
+                alloc_bytes: 50,
+                alloc_count: 1,
+                ..Default::default()
+            },
             leader: 1,
             uid: 7,
             ..Default::default()

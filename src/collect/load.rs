@@ -38,9 +38,17 @@ pub enum LoadError {
         "this kernel (Linux {release}) lacks what memleak needs: Linux 5.15 or later with CONFIG_BPF_SYSCALL, \
          CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows what it said"
     )]
-    Kernel { release: String, #[source] source: libbpf_rs::Error },
+    Kernel {
+        release: String,
+        #[source]
+        source: libbpf_rs::Error,
+    },
     #[error("no memory for a table of {max_blocks} live blocks: give a lower --max-allocs")]
-    Memory { max_blocks: u32, #[source] source: libbpf_rs::Error },
+    Memory {
+        max_blocks: u32,
+        #[source]
+        source: libbpf_rs::Error,
+    },
 }
 
 impl LoadError {
@@ -53,8 +61,14 @@ impl LoadError {
             // EACCES would be the verifier's.
             Some(libc::EPERM) => LoadError::Rights(error),
             // E2BIG: more entries than a hash table can have.
-            Some(libc::ENOMEM | libc::E2BIG) => LoadError::Memory { max_blocks, source: error },
-            _ => LoadError::Kernel { release: kernel_release(), source: error },
+            Some(libc::ENOMEM | libc::E2BIG) => LoadError::Memory {
+                max_blocks,
+                source: error,
+            },
+            _ => LoadError::Kernel {
+                release: kernel_release(),
+                source: error,
+            },
         }
     }
 }
@@ -81,7 +95,10 @@ pub fn take_messages() -> String {
 
 pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     set_print(Some((PrintLevel::Warn, |_, message| {
-        MESSAGES.lock().unwrap_or_else(PoisonError::into_inner).push_str(&message);
+        MESSAGES
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_str(&message);
     })));
     if !Path::new(BTF).exists() {
         return Err(LoadError::NoBtf);
@@ -110,8 +127,14 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
     let mut open = MemleakSkelBuilder::default()
         .open(Box::leak(Box::new(MaybeUninit::uninit())))
         .map_err(fail)?;
-    open.maps.blocks.set_max_entries(settings.max_blocks).map_err(fail)?;
-    open.maps.slots.set_max_entries(slots(settings.max_blocks)).map_err(fail)?;
+    open.maps
+        .blocks
+        .set_max_entries(settings.max_blocks)
+        .map_err(fail)?;
+    open.maps
+        .slots
+        .set_max_entries(slots(settings.max_blocks))
+        .map_err(fail)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.max_blocks = u64::from(settings.max_blocks);
         rodata.slot_mask = slots(settings.max_blocks) - 1;
@@ -124,13 +147,22 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
     match method {
         Method::Session => {}
         Method::Multi => {
-            progs.alloc_enter.set_attach_type(ProgramAttachType::TraceUprobeMulti);
-            progs.alloc_return.set_attach_type(ProgramAttachType::TraceUprobeMulti);
+            progs
+                .alloc_enter
+                .set_attach_type(ProgramAttachType::TraceUprobeMulti);
+            progs
+                .alloc_return
+                .set_attach_type(ProgramAttachType::TraceUprobeMulti);
         }
-        Method::PerfEvent => progs.entry_only.set_attach_type(ProgramAttachType::CgroupInetIngress),
+        Method::PerfEvent => progs
+            .entry_only
+            .set_attach_type(ProgramAttachType::CgroupInetIngress),
     }
     let skel = open.load().map_err(fail)?;
-    skel.progs.identify.test_run(ProgramInput::default()).map_err(fail)?;
+    skel.progs
+        .identify
+        .test_run(ProgramInput::default())
+        .map_err(fail)?;
     let progs = &skel.progs;
     let links = [
         &progs.task_newtask,
@@ -150,7 +182,12 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
     } else {
         None
     };
-    Ok(Loaded { skel, floor, method, links })
+    Ok(Loaded {
+        skel,
+        floor,
+        method,
+        links,
+    })
 }
 
 /// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.

@@ -59,7 +59,8 @@ impl Collector {
         let mut builder = RingBufferBuilder::new();
         builder
             .add(&loaded.skel.maps.ended, move |bytes| {
-                sink.borrow_mut().extend(event::heap_from_bytes(bytes).map(Box::new));
+                sink.borrow_mut()
+                    .extend(event::heap_from_bytes(bytes).map(Box::new));
                 0
             })
             .map_err(LoadError::ring)?;
@@ -71,7 +72,10 @@ impl Collector {
             links: loaded.links,
             ring,
             arrived,
-            context: Context { clock_offset: clock_offset(), files: Vec::new() },
+            context: Context {
+                clock_offset: clock_offset(),
+                files: Vec::new(),
+            },
             targets: Vec::new(),
             rows_taken_from_map: 0,
             max_blocks: u64::from(settings.max_blocks),
@@ -127,9 +131,10 @@ impl Collector {
                 alloc: &floor.progs.alloc_session,
                 entry: &floor.progs.entry_only,
             },
-            (None, Method::Session) => {
-                Programs::Session { alloc: &progs.alloc_session, entry: &progs.entry_only }
-            }
+            (None, Method::Session) => Programs::Session {
+                alloc: &progs.alloc_session,
+                entry: &progs.entry_only,
+            },
             (None, Method::Multi | Method::PerfEvent) => Programs::EntryReturn {
                 alloc: &progs.alloc_enter,
                 alloc_return: &progs.alloc_return,
@@ -151,7 +156,11 @@ impl Collector {
         self.skel
             .maps
             .threads
-            .update(&pidfd.as_raw_fd().to_ne_bytes(), bytes_of(&nothing), MapFlags::ANY)
+            .update(
+                &pidfd.as_raw_fd().to_ne_bytes(),
+                bytes_of(&nothing),
+                MapFlags::ANY,
+            )
             .context("cannot tell the kernel which process to follow")
     }
 
@@ -165,7 +174,9 @@ impl Collector {
     /// # Errors
     /// A map cannot be read.
     pub fn take_ended(&mut self) -> Result<Vec<Image>> {
-        self.ring.consume().context("cannot read the ring of ended images")?;
+        self.ring
+            .consume()
+            .context("cannot read the ring of ended images")?;
         let mut records = std::mem::take(&mut *self.arrived.borrow_mut());
         let waiting = self.counter(|bss| &bss.rows_waiting);
         if waiting > self.rows_taken_from_map {
@@ -174,17 +185,28 @@ impl Collector {
             self.rows_taken_from_map += (records.len() - before) as u64;
             records.sort_by_key(|record| record.end_ns);
         }
-        if self.counter(|bss| &bss.dead_blocks).saturating_mul(SWEEP_SHARE) >= self.max_blocks {
+        if self
+            .counter(|bss| &bss.dead_blocks)
+            .saturating_mul(SWEEP_SHARE)
+            >= self.max_blocks
+        {
             self.sweep()?;
         }
-        Ok(records.iter().map(|record| event::ended_image(record, &self.context)).collect())
+        Ok(records
+            .iter()
+            .map(|record| event::ended_image(record, &self.context))
+            .collect())
     }
 
     /// Images that found the ring full stay in the map until they are taken here.
     fn take_waiting(&self, records: &mut Vec<Box<heap>>) -> Result<()> {
         for (key, record) in self.heaps()? {
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
-                self.skel.maps.heaps.delete(&key).context("cannot take an ended image")?;
+                self.skel
+                    .maps
+                    .heaps
+                    .delete(&key)
+                    .context("cannot take an ended image")?;
                 records.push(record);
             }
         }
@@ -214,14 +236,19 @@ impl Collector {
         let mut ended: HashMap<[u8; 8], bool> = HashMap::new();
         let mut dropped = 0;
         for (key, _) in entries {
-            let Some(id) = key.first_chunk() else { continue };
+            let Some(id) = key.first_chunk() else {
+                continue;
+            };
             // A heap is in its map before it has blocks: one that is not there now has ended.
-            let ended = *ended.entry(*id).or_insert_with(|| match maps.heaps.lookup(id, MapFlags::ANY) {
-                Ok(Some(record)) => event::heap_from_bytes(&record)
-                    .is_some_and(|record| record.flags & heap_flags::HEAP_ENDED.0 != 0),
-                Ok(None) => true,
-                Err(_) => false,
-            });
+            let ended =
+                *ended
+                    .entry(*id)
+                    .or_insert_with(|| match maps.heaps.lookup(id, MapFlags::ANY) {
+                        Ok(Some(record)) => event::heap_from_bytes(&record)
+                            .is_some_and(|record| record.flags & heap_flags::HEAP_ENDED.0 != 0),
+                        Ok(None) => true,
+                        Err(_) => false,
+                    });
             if ended && maps.blocks.delete(&key).is_ok() {
                 dropped += 1;
             }
@@ -235,7 +262,12 @@ impl Collector {
     /// # Errors
     /// The kernel's tables cannot be read.
     pub fn running(&self) -> Result<Vec<Image>> {
-        let link = self.skel.progs.living.attach().context("cannot list the living tasks")?;
+        let link = self
+            .skel
+            .progs
+            .living
+            .attach()
+            .context("cannot list the living tasks")?;
         let mut bytes = Vec::new();
         Iter::new(&link)
             .context("cannot list the living tasks")?
@@ -261,7 +293,10 @@ impl Collector {
 
     /// What was lost and belongs to no image.
     pub fn losses(&self) -> Losses {
-        Losses { rows_lost: self.counter(|bss| &bss.rows_lost), ..Losses::default() }
+        Losses {
+            rows_lost: self.counter(|bss| &bss.rows_lost),
+            ..Losses::default()
+        }
     }
 
     /// Threads that had to be kept in the slower table, for `-v`.
@@ -305,7 +340,9 @@ fn bytes_of<T: Copy>(value: &T) -> &[u8] {
 
 /// CLOCK_MONOTONIC, which the kernel's records use.
 fn monotonic() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .unwrap_or_default()
 }
 
 /// The Unix time at which CLOCK_MONOTONIC began.

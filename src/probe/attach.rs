@@ -51,8 +51,15 @@ pub struct Target {
 
 /// The programs to attach, as far as the method needs them.
 pub enum Programs<'a, 'obj> {
-    Session { alloc: &'a Program<'obj>, entry: &'a Program<'obj> },
-    EntryReturn { alloc: &'a Program<'obj>, alloc_return: &'a Program<'obj>, entry: &'a Program<'obj> },
+    Session {
+        alloc: &'a Program<'obj>,
+        entry: &'a Program<'obj>,
+    },
+    EntryReturn {
+        alloc: &'a Program<'obj>,
+        alloc_return: &'a Program<'obj>,
+        entry: &'a Program<'obj>,
+    },
 }
 
 /// A loaded program whose links can be made.
@@ -72,7 +79,11 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
         Programs::Session { alloc, entry } => {
             vec![(alloc, &with_return, false), (entry, &entry_only, false)]
         }
-        Programs::EntryReturn { alloc, alloc_return, entry } => vec![
+        Programs::EntryReturn {
+            alloc,
+            alloc_return,
+            entry,
+        } => vec![
             (alloc, &with_return, false),
             (alloc_return, &with_return, true),
             (entry, &entry_only, false),
@@ -86,7 +97,11 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
         let made = attach_one(method, program, target, sites, retprobe);
         links.extend(made.with_context(|| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
-            format!("cannot attach to {} in {}", names.join(", "), target.path.display())
+            format!(
+                "cannot attach to {} in {}",
+                names.join(", "),
+                target.path.display()
+            )
         })?);
     }
     Ok(links)
@@ -106,18 +121,33 @@ fn attach_one(
         return sites
             .iter()
             .map(|site| {
-                let opts = UprobeOpts { cookie: cookie(site), retprobe, ..UprobeOpts::default() };
-                Ok(program.attach_uprobe_with_opts(-1, &path, site.0.file_offset as usize, opts)?)
+                let opts = UprobeOpts {
+                    cookie: cookie(site),
+                    retprobe,
+                    ..UprobeOpts::default()
+                };
+                Ok(
+                    program.attach_uprobe_with_opts(
+                        -1,
+                        &path,
+                        site.0.file_offset as usize,
+                        opts,
+                    )?,
+                )
             })
             .collect();
     }
     let opts = UprobeMultiOpts {
-        offsets: sites.iter().map(|(site, _)| site.file_offset as usize).collect(),
+        offsets: sites
+            .iter()
+            .map(|(site, _)| site.file_offset as usize)
+            .collect(),
         cookies: sites.iter().map(cookie).collect(),
         retprobe,
         session: method == Method::Session && sites[0].0.row.action.returns(),
         ..UprobeMultiOpts::default()
     };
-    Ok(vec![program.attach_uprobe_multi_with_opts(-1, path, "", opts)?])
+    Ok(vec![
+        program.attach_uprobe_multi_with_opts(-1, path, "", opts)?,
+    ])
 }
-

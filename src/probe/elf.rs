@@ -45,7 +45,9 @@ impl Findings {
     /// Whether the file is an allocator: it gives blocks and takes them back. One that defines only some of
     /// the functions (a tool that intercepts malloc, say) passes its calls on to one that is.
     pub fn is_allocator(&self) -> bool {
-        ["malloc", "free"].iter().all(|name| self.sites.iter().any(|site| site.row.name == *name))
+        ["malloc", "free"]
+            .iter()
+            .all(|name| self.sites.iter().any(|site| site.row.name == *name))
     }
 }
 
@@ -55,25 +57,36 @@ impl Findings {
 /// The file is not a 64-bit ELF file of an architecture that memleak knows, or is damaged.
 pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
     let cache = ReadCache::new(file);
-    let elf: Elf<'_> =
-        ElfFile64::parse(&cache).with_context(|| format!("cannot read {} as ELF", path.display()))?;
+    let elf: Elf<'_> = ElfFile64::parse(&cache)
+        .with_context(|| format!("cannot read {} as ELF", path.display()))?;
     let by_address = symbols_of(&elf, rows);
     let missing = rows
         .iter()
-        .filter(|row| row.required && !by_address.values().any(|(found, ..)| found.name == row.name))
+        .filter(|row| {
+            row.required
+                && !by_address
+                    .values()
+                    .any(|(found, ..)| found.name == row.name)
+        })
         .map(|row| row.name)
         .collect();
     let mut sites = Vec::new();
     for (address, (row, symbol, size)) in by_address {
         let segment = text_segment(&elf, address).with_context(|| {
-            format!("{symbol} in {} lies outside its executable segment", path.display())
+            format!(
+                "{symbol} in {} lies outside its executable segment",
+                path.display()
+            )
         })?;
         let in_segment = address - segment.address;
         let code = segment.code(&cache, in_segment, size)?;
         let placement = match elf.architecture() {
             Architecture::X86_64 => place_x86_64(code, &row.action.arguments()),
             Architecture::Aarch64 => place_at_entry(),
-            other => bail!("{} is for {other:?}, which memleak does not know", path.display()),
+            other => bail!(
+                "{} is for {other:?}, which memleak does not know",
+                path.display()
+            ),
         };
         let before = in_segment + placement.offset;
         sites.push(Site {
@@ -101,7 +114,10 @@ fn symbols_of<'row>(elf: &Elf<'_>, rows: &'row [Row]) -> BTreeMap<u64, (&'row Ro
         }
         let Ok(name) = symbol.name() else { continue };
         let place = rows.iter().find_map(|row| {
-            row.symbols.iter().position(|&candidate| candidate == name).map(|at| (row, at))
+            row.symbols
+                .iter()
+                .position(|&candidate| candidate == name)
+                .map(|at| (row, at))
         });
         let Some((row, at)) = place else { continue };
         // An address that two rows name belongs to the first name of the earlier row.
@@ -113,7 +129,10 @@ fn symbols_of<'row>(elf: &Elf<'_>, rows: &'row [Row]) -> BTreeMap<u64, (&'row Ro
             found.insert(symbol.address(), (row, at, name.to_owned(), symbol.size()));
         }
     }
-    found.into_iter().map(|(address, (row, _, name, size))| (address, (row, name, size))).collect()
+    found
+        .into_iter()
+        .map(|(address, (row, _, name, size))| (address, (row, name, size)))
+        .collect()
 }
 
 struct Segment {
@@ -131,7 +150,11 @@ impl Segment {
         start: u64,
         function_size: u64,
     ) -> Result<&'data [u8]> {
-        let wanted = if function_size == 0 { super::placement::WINDOW as u64 } else { function_size };
+        let wanted = if function_size == 0 {
+            super::placement::WINDOW as u64
+        } else {
+            function_size
+        };
         let size = wanted.min(DECODED).min(self.size - start);
         object::ReadRef::read_bytes_at(cache, self.offset + start, size)
             .map_err(|()| anyhow::anyhow!("the file ends within a function"))
@@ -149,7 +172,9 @@ fn text_segment(elf: &Elf<'_>, address: u64) -> Option<Segment> {
         };
         let holds = header.p_type(endian) == PT_LOAD
             && header.p_flags(endian).contains(PF_X)
-            && address.checked_sub(segment.address).is_some_and(|at| at < segment.size);
+            && address
+                .checked_sub(segment.address)
+                .is_some_and(|at| at < segment.size);
         holds.then_some(segment)
     })
 }

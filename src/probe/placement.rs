@@ -80,8 +80,14 @@ impl fmt::Display for Reason {
 }
 
 /// Registers of the first arguments in the System V calling convention, from 1.
-const ARGUMENTS: [Register; 6] =
-    [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
+const ARGUMENTS: [Register; 6] = [
+    Register::RDI,
+    Register::RSI,
+    Register::RDX,
+    Register::RCX,
+    Register::R8,
+    Register::R9,
+];
 
 /// Places a probe in the x86_64 function that begins `code`. `arguments` are the numbers (from 1) of those
 /// that the program reads. `code` may be the whole function: jumps in it are then seen to land.
@@ -93,8 +99,9 @@ pub fn place_x86_64(code: &[u8], arguments: &[u8]) -> Placement {
     // A return probe replaces the word at the stack pointer; nesting is told by it.
     read.push(Register::RSP);
 
-    let instructions: Vec<Instruction> =
-        Decoder::with_ip(64, code, 0, DecoderOptions::NONE).into_iter().collect();
+    let instructions: Vec<Instruction> = Decoder::with_ip(64, code, 0, DecoderOptions::NONE)
+        .into_iter()
+        .collect();
     let targets: Vec<u64> = instructions.iter().filter_map(branch_target).collect();
     let at_entry = |reason| Placement {
         offset: 0,
@@ -117,7 +124,11 @@ pub fn place_x86_64(code: &[u8], arguments: &[u8]) -> Placement {
                 offset,
                 instruction: text(instruction),
                 kind: Kind::Emulated,
-                reason: if offset == 0 { Reason::Entry } else { Reason::FirstEmulated },
+                reason: if offset == 0 {
+                    Reason::Entry
+                } else {
+                    Reason::FirstEmulated
+                },
             };
         }
         if instruction.flow_control() != FlowControl::Next {
@@ -148,7 +159,9 @@ pub fn place_at_entry() -> Placement {
 /// `push_setup_xol_ops` in arch/x86/kernel/uprobes.c.
 fn emulated(instruction: &Instruction, code: &[u8]) -> bool {
     let start = instruction.ip() as usize;
-    let Some(bytes) = code.get(start..start + instruction.len()) else { return false };
+    let Some(bytes) = code.get(start..start + instruction.len()) else {
+        return false;
+    };
     match *bytes {
         // push of a 64-bit register, with or without the REX prefix that selects r8–r15
         [0x50..=0x57] | [0x41, 0x50..=0x57] => true,
@@ -196,23 +209,35 @@ mod tests {
     fn a_null_check_is_probed_at_its_jump() {
         // test %rdi,%rdi; je +0x70; push %rbp
         let code = [0x48, 0x85, 0xff, 0x74, 0x70, 0x55];
-        assert_eq!(place(&code, &[1]), (3, Kind::Emulated, Reason::FirstEmulated));
+        assert_eq!(
+            place(&code, &[1]),
+            (3, Kind::Emulated, Reason::FirstEmulated)
+        );
     }
 
     #[test]
     fn endbr64_is_passed_over() {
         // endbr64; push %r15
         let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x41, 0x57];
-        assert_eq!(place(&code, &[1]), (4, Kind::Emulated, Reason::FirstEmulated));
+        assert_eq!(
+            place(&code, &[1]),
+            (4, Kind::Emulated, Reason::FirstEmulated)
+        );
     }
 
     #[test]
     fn nothing_beyond_a_change_of_an_argument() {
         // mov %rsi,%rdi; push %rbp
         let code = [0x48, 0x89, 0xf7, 0x55];
-        assert_eq!(place(&code, &[1]), (0, Kind::SingleStepped, Reason::RegisterChanges));
+        assert_eq!(
+            place(&code, &[1]),
+            (0, Kind::SingleStepped, Reason::RegisterChanges)
+        );
         // the same where the first argument is not read
-        assert_eq!(place(&code, &[2]), (3, Kind::Emulated, Reason::FirstEmulated));
+        assert_eq!(
+            place(&code, &[2]),
+            (3, Kind::Emulated, Reason::FirstEmulated)
+        );
         // a 32-bit write changes the whole register: xor %edi,%edi; push %rbp
         assert_eq!(place(&[0x31, 0xff, 0x55], &[1]).2, Reason::RegisterChanges);
     }
@@ -221,13 +246,19 @@ mod tests {
     fn nothing_beyond_a_change_of_the_stack_pointer() {
         // sub $0x18,%rsp; push %rbp
         let code = [0x48, 0x83, 0xec, 0x18, 0x55];
-        assert_eq!(place(&code, &[1]), (0, Kind::SingleStepped, Reason::RegisterChanges));
+        assert_eq!(
+            place(&code, &[1]),
+            (0, Kind::SingleStepped, Reason::RegisterChanges)
+        );
     }
 
     #[test]
     fn nothing_beyond_a_jump_that_is_not_emulated() {
         // jmp *%rax; push %rbp
-        assert_eq!(place(&[0xff, 0xe0, 0x55], &[1]), (0, Kind::SingleStepped, Reason::BlockEnds));
+        assert_eq!(
+            place(&[0xff, 0xe0, 0x55], &[1]),
+            (0, Kind::SingleStepped, Reason::BlockEnds)
+        );
         // ret; push %rbp
         assert_eq!(place(&[0xc3, 0x55], &[1]).2, Reason::BlockEnds);
     }
@@ -236,13 +267,22 @@ mod tests {
     fn nothing_where_a_jump_lands() {
         // mov %edi,%eax; [1:] push %rbp; jmp 1b
         let code = [0x89, 0xf8, 0x55, 0xeb, 0xfd];
-        assert_eq!(place(&code, &[1]), (0, Kind::SingleStepped, Reason::JumpLands));
+        assert_eq!(
+            place(&code, &[1]),
+            (0, Kind::SingleStepped, Reason::JumpLands)
+        );
     }
 
     #[test]
     fn the_entry_where_nothing_decodes() {
-        assert_eq!(place(&[], &[1]), (0, Kind::SingleStepped, Reason::NoneFound));
-        assert_eq!(place(&[0x06, 0x07], &[1]), (0, Kind::SingleStepped, Reason::NoneFound));
+        assert_eq!(
+            place(&[], &[1]),
+            (0, Kind::SingleStepped, Reason::NoneFound)
+        );
+        assert_eq!(
+            place(&[0x06, 0x07], &[1]),
+            (0, Kind::SingleStepped, Reason::NoneFound)
+        );
     }
 
     #[test]
@@ -251,6 +291,9 @@ mod tests {
         assert_eq!(place(&[0xf3, 0x90, 0xc3], &[1]).1, Kind::SingleStepped);
         assert_eq!(place(&[0x66, 0x50, 0xc3], &[1]).1, Kind::SingleStepped);
         // notrack and bnd prefixes
-        assert_eq!(place(&[0xf2, 0xe9, 0, 0, 0, 0], &[1]).1, Kind::SingleStepped);
+        assert_eq!(
+            place(&[0xf2, 0xe9, 0, 0, 0, 0], &[1]).1,
+            Kind::SingleStepped
+        );
     }
 }

@@ -18,10 +18,20 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Returns a new block of `size` (times `count`) bytes, or stores its address where `out` points.
-    Allocate { size: u8, count: u8, out: u8 },
+    Allocate {
+        size: u8,
+        count: u8,
+        out: u8,
+    },
     /// Replaces `block` by one of `size` (times `count`) bytes.
-    Reallocate { block: u8, size: u8, count: u8 },
-    Free { block: u8 },
+    Reallocate {
+        block: u8,
+        size: u8,
+        count: u8,
+    },
+    Free {
+        block: u8,
+    },
     /// Allocates nothing, but is called once in every image that uses the file.
     Start,
 }
@@ -69,7 +79,16 @@ const fn allocate(
     size: u8,
     required: bool,
 ) -> Row {
-    Row { name, symbols, action: Action::Allocate { size, count: 0, out: 0 }, required }
+    Row {
+        name,
+        symbols,
+        action: Action::Allocate {
+            size,
+            count: 0,
+            out: 0,
+        },
+        required,
+    }
 }
 
 /// The C library's family.
@@ -78,25 +97,41 @@ pub const LIBC: [Row; 10] = [
     Row {
         name: "calloc",
         symbols: &["calloc"],
-        action: Action::Allocate { size: 2, count: 1, out: 0 },
+        action: Action::Allocate {
+            size: 2,
+            count: 1,
+            out: 0,
+        },
         required: true,
     },
     Row {
         name: "realloc",
         symbols: &["realloc"],
-        action: Action::Reallocate { block: 1, size: 2, count: 0 },
+        action: Action::Reallocate {
+            block: 1,
+            size: 2,
+            count: 0,
+        },
         required: true,
     },
     Row {
         name: "reallocarray",
         symbols: &["reallocarray"],
-        action: Action::Reallocate { block: 1, size: 3, count: 2 },
+        action: Action::Reallocate {
+            block: 1,
+            size: 3,
+            count: 2,
+        },
         required: false,
     },
     Row {
         name: "posix_memalign",
         symbols: &["posix_memalign"],
-        action: Action::Allocate { size: 3, count: 0, out: 1 },
+        action: Action::Allocate {
+            size: 3,
+            count: 0,
+            out: 1,
+        },
         required: false,
     },
     allocate("memalign", &["memalign", "aligned_alloc"], 2, false),
@@ -123,9 +158,24 @@ mod tests {
 
     #[test]
     fn a_cookie_carries_every_argument() {
-        let action = Action::Reallocate { block: 1, size: 3, count: 2 };
-        assert_eq!(action.cookie(5, 7), 7 << 32 | 5 << 20 | 1 << 12 | 2 << 8 | 3 << 4 | 2);
-        assert_eq!(Action::Allocate { size: 3, count: 0, out: 1 }.cookie(0, 0), 1 << 16 | 3 << 4 | 1);
+        let action = Action::Reallocate {
+            block: 1,
+            size: 3,
+            count: 2,
+        };
+        assert_eq!(
+            action.cookie(5, 7),
+            7 << 32 | 5 << 20 | 1 << 12 | 2 << 8 | 3 << 4 | 2
+        );
+        assert_eq!(
+            Action::Allocate {
+                size: 3,
+                count: 0,
+                out: 1
+            }
+            .cookie(0, 0),
+            1 << 16 | 3 << 4 | 1
+        );
     }
 
     #[test]
