@@ -11,6 +11,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gate::{CommGlob, Gate, GlobError, Limits};
+use crate::probe::attach::Method;
 use crate::report::{Format, Verbosity};
 use crate::status::{self, LeakExit};
 use crate::text;
@@ -61,6 +62,14 @@ pub struct Run {
     /// Leave a row out of the probe table, to see that its absence is noticed.
     #[arg(long, value_name = "NAME", hide = true)]
     pub without_probe: Vec<String>,
+
+    /// Attach programs that do nothing, to measure what any probes at these places cost.
+    #[arg(long, hide = true)]
+    pub floor: bool,
+
+    /// How to attach the probes, instead of the best way that works.
+    #[arg(long, value_enum, value_name = "METHOD", hide = true)]
+    pub method: Option<Method>,
 
     /// The command and its arguments; options of memleak end at its first word
     #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]

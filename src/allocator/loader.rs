@@ -38,11 +38,9 @@ const DEFAULT_DIRECTORIES: [&str; 6] = [
     "/usr/lib",
 ];
 
-/// The variables that decide what is executed and mapped.
+/// The variables that decide what is mapped.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// `PATH`
-    pub path: OsString,
     /// `LD_LIBRARY_PATH`
     pub library_path: OsString,
     /// `LD_PRELOAD`

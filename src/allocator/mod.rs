@@ -6,7 +6,7 @@ pub mod command;
 pub mod ld_cache;
 pub mod loader;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -25,15 +25,20 @@ pub struct Allocator {
 }
 
 /// Finds the files whose allocator functions a command, or the shell that may start for it, will map.
+/// `candidates` are the paths at which the command is looked for, in order.
 ///
 /// # Errors
 /// No file that defines `rows` was found, or the one that must (the C library) lacks a required function.
-pub fn find(command: &OsStr, environment: &Environment, rows: &[Row]) -> Result<Vec<Allocator>> {
+pub fn find<'a>(
+    candidates: impl Iterator<Item = &'a OsStr>,
+    environment: &Environment,
+    rows: &[Row],
+) -> Result<Vec<Allocator>> {
     let mut paths = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
     // nobody, use the system's C library, which is the one that the shell uses.
     for program in [
-        command::executable(command, environment),
+        command::executable(candidates),
         Some(PathBuf::from("/bin/sh")),
     ] {
         if let Some(program) = program
@@ -81,8 +86,7 @@ pub fn find(command: &OsStr, environment: &Environment, rows: &[Row]) -> Result<
     }
     ensure!(
         !found.is_empty(),
-        "no C library found for {}: neither it nor /bin/sh is a dynamically linked program",
-        command.display()
+        "no C library found: neither the command nor /bin/sh is a dynamically linked program"
     );
     Ok(found)
 }
@@ -92,7 +96,6 @@ impl Environment {
     pub fn of_this_process() -> Self {
         let get = |name: &str| std::env::var_os(name).unwrap_or_default();
         Environment {
-            path: std::env::var_os("PATH").unwrap_or_else(|| OsString::from(command::DEFAULT_PATH)),
             library_path: get("LD_LIBRARY_PATH"),
             preload: get("LD_PRELOAD"),
         }

@@ -14,7 +14,7 @@ use libbpf_rs::{Link, ProgramImpl, UprobeMultiOpts, UprobeOpts};
 use super::elf::Site;
 
 /// The kinds of uprobes, the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Method {
     /// One program at entry and return, one link for all functions (6.13).
     Session,
