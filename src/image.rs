@@ -106,15 +106,93 @@ impl Losses {
 
     /// How many single things were lost: the number the table shows.
     pub fn count(&self) -> u64 {
-        self.blocks_not_recorded + self.calls_without_return + self.rows_lost
+        self.blocks_not_recorded
+            .saturating_add(self.calls_without_return)
+            .saturating_add(self.rows_lost)
     }
 }
 
+/// Saturating: a sum that does not fit must not end the report.
 impl std::ops::AddAssign for Losses {
     fn add_assign(&mut self, other: Self) {
-        self.blocks_not_recorded += other.blocks_not_recorded;
-        self.bytes_not_recorded += other.bytes_not_recorded;
-        self.calls_without_return += other.calls_without_return;
-        self.rows_lost += other.rows_lost;
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.blocks_not_recorded, other.blocks_not_recorded);
+        add(&mut self.bytes_not_recorded, other.bytes_not_recorded);
+        add(&mut self.calls_without_return, other.calls_without_return);
+        add(&mut self.rows_lost, other.rows_lost);
+    }
+}
+
+/// Images for the tests of those who use them.
+#[cfg(test)]
+pub(crate) mod samples {
+    use proptest::prelude::*;
+
+    use super::{Counters, Duration, End, From, Image, Losses};
+
+    /// A complete image that leaks nothing and exited with 0.
+    pub(crate) fn image() -> Image {
+        Image {
+            pid: 12345,
+            ppid: 12300,
+            uid: 1001,
+            user: Some("alice".to_owned()),
+            comm: b"python3".to_vec(),
+            exe: Some("/usr/bin/python3.11".into()),
+            image: 0,
+            end: End::Exited(0),
+            from: From::Start,
+            start_time: Duration::new(1_761_153_780, 123_456_789),
+            end_time: Duration::new(1_761_153_781, 500_000_000),
+            counters: Counters {
+                total_allocs_bytes: 7_208_122,
+                alloc_count: 3_534,
+                free_count: 3_534,
+                peak_live_bytes: Some(1_892_331),
+                ..Counters::default()
+            },
+            allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
+            losses: Losses::default(),
+        }
+    }
+
+    /// Any image, as far as sums and gates look at it: small numbers that meet, and huge ones.
+    pub(crate) fn any_image() -> impl Strategy<Value = Image> {
+        let end = prop_oneof![
+            any::<u8>().prop_map(End::Exited),
+            (1..65_u8, any::<bool>()).prop_map(|(signal, core)| End::Signaled { signal, core }),
+            Just(End::Exec),
+            Just(End::Running),
+        ];
+        let bytes = || prop_oneof![8 => 0..50_000_u64, 1 => any::<u64>()];
+        let lost = || prop_oneof![4 => Just(0), 1 => 1..1_000_u64];
+        (
+            (0..100_u32, "[abc]{0,3}", end, prop::bool::weighted(0.1)),
+            (bytes(), bytes(), prop::bool::weighted(0.2)),
+            (lost(), lost(), lost(), lost()),
+        )
+            .prop_map(
+                |((pid, comm, end, attached), (total, leaked, blind), lost)| {
+                    let mut image = image();
+                    image.pid = pid;
+                    image.comm = comm.into_bytes();
+                    image.end = end;
+                    image.counters.total_allocs_bytes = total;
+                    image.counters.leaked_bytes = leaked;
+                    image.losses = Losses {
+                        blocks_not_recorded: lost.0,
+                        bytes_not_recorded: lost.1,
+                        calls_without_return: lost.2,
+                        rows_lost: lost.3,
+                    };
+                    if attached {
+                        image.from = From::Attach;
+                    }
+                    if blind {
+                        image.allocators.clear();
+                    }
+                    image
+                },
+            )
     }
 }

@@ -2,7 +2,20 @@
 //!
 //! The flow is one way: kernel (`bpf/`) → `collect` → `ledger` → `report`.
 
+pub mod allocator;
+mod bpf;
+pub mod cli;
+pub mod collect;
+pub mod gate;
 pub mod image;
-pub mod inherited;
+mod inherited;
 pub mod launch;
+pub mod ledger;
+pub mod output;
+pub mod probe;
+pub mod report;
+pub mod session;
 pub mod signals;
+pub mod status;
+mod text;
+pub mod units;

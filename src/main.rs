@@ -1,44 +1,31 @@
-use std::ffi::OsString;
+//! The `memleak` program: its command line to the library's work, and the work's end to an exit status.
+
 use std::io::Write;
-use std::process::exit;
-use std::time::Duration;
+use std::process::ExitCode;
 
-use anyhow::Result;
-use memleak::launch::{Ended, Stderr, Suspended};
-use memleak::signals::{Event, NoWitness, Signals, die_of};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use memleak::cli::{self, Mode, Stop};
+use memleak::status::{Finish, TOOL_ERROR};
+use memleak::{session, signals};
 
-fn main() {
-    let command: Vec<OsString> = std::env::args_os().skip(3).collect();
-    let ended = run(&command).unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "memleak: {error:#}");
-        exit(125)
-    });
-    let _ = writeln!(std::io::stderr(), "memleak: {ended:?}");
-    match ended {
-        Ended::Exited(code) => exit(code.into()),
-        Ended::Signaled { signal, .. } => die_of(signal),
-        Ended::NotExecuted(error) => exit(error.code().into()),
-    }
-}
-
-fn run(command: &[OsString]) -> Result<Ended> {
-    let suspended = Suspended::fork(command)?;
-    let mut signals = Signals::take_over()?;
-    std::thread::sleep(Duration::from_millis(20)); // stands for attaching
-    let mut running = match suspended.release(Stderr::Keep) {
-        Ok(running) => running,
-        Err(error) => return Ok(Ended::NotExecuted(error)),
+fn main() -> ExitCode {
+    let mode = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli.mode,
+        Err(stop) => {
+            // There is nobody to tell that nobody can be told.
+            let _ = match &stop {
+                Stop::Told(text) => write!(std::io::stdout(), "{text}"),
+                Stop::Wrong(line) => writeln!(std::io::stderr(), "{line}"),
+            };
+            return ExitCode::from(stop.code());
+        }
     };
-    loop {
-        poll(
-            &mut [PollFd::new(signals.fd(), PollFlags::POLLIN)],
-            PollTimeout::NONE,
-        )?;
-        for event in signals.dispatch(&mut running, &mut NoWitness)? {
-            if let Event::Ended(ended) = event {
-                return Ok(ended);
-            }
+    let Mode::Run(options) = mode;
+    match session::run(&options) {
+        Ok(Finish::Exit(code)) => ExitCode::from(code),
+        Ok(Finish::Signal(signal)) => signals::die_of(signal),
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "memleak: {error:#}");
+            ExitCode::from(TOOL_ERROR)
         }
     }
 }

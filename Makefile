@@ -1,0 +1,75 @@
+# Everything that a person does with this tree. `make help` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+CARGO ?= cargo
+# The lock file is part of the tree: a build that would have to change it stops instead.
+CARGO_FLAGS ?= --locked
+# For whom install-deps and check-tools look: build, test, lint or bench.
+FOR ?= test
+
+# Loading BPF programs takes root. Cargo runs every test and benchmark through this script, which is
+# nothing for root and sudo for a user. Cargo splits this value at spaces and takes a path with a
+# slash as relative to where it runs.
+host = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+as_root = env CARGO_TARGET_$(host)_RUNNER=scripts/as-root.sh
+
+c_files = $(shell find bpf fixtures tests -name '*.[ch]' 2>/dev/null)
+shell_files = $(shell find scripts fixtures tests -name '*.sh' 2>/dev/null) .ci/run
+
+.PHONY: build
+build: ## Build target/release/memleak (the default)
+	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
+	$(CARGO) build --release $(CARGO_FLAGS)
+
+.PHONY: run
+run: ## Install what is missing, build, and show memleak at work
+	@scripts/deps.sh install build
+	$(CARGO) build --release $(CARGO_FLAGS)
+	@scripts/demo.sh target/release/memleak
+
+# Compiled as the user first, so that no file that root made is in the way of the next build.
+.PHONY: test
+test: ## Install what is missing, build, and run all tests (root, or sudo)
+	@scripts/deps.sh install test
+	$(CARGO) test $(CARGO_FLAGS) --no-run
+	@scripts/as-root.sh true
+	$(as_root) $(CARGO) test $(CARGO_FLAGS) $(TEST_ARGS)
+
+.PHONY: bench
+bench: ## Measure against other tools where installed; WRITE=1 puts the tables into README.md
+	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
+	$(CARGO) bench $(CARGO_FLAGS) --bench overhead --no-run
+	@scripts/as-root.sh true
+	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write)
+
+.PHONY: check-tools
+check-tools: ## Say which tools are missing (FOR=build|test|lint|bench)
+	@scripts/deps.sh check $(FOR)
+
+.PHONY: install-deps
+install-deps: ## Install what is missing, with apt-get or dnf (FOR=build|test|lint|bench)
+	@scripts/deps.sh install $(FOR)
+
+.PHONY: fmt
+fmt: ## Format Rust and C
+	$(CARGO) fmt
+	$(if $(c_files),clang-format -i $(c_files))
+
+.PHONY: lint
+lint: ## Check formats, and let clippy and shellcheck look
+	$(CARGO) fmt --check
+	$(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	$(if $(c_files),clang-format --dry-run --Werror $(c_files))
+	shellcheck $(shell_files)
+
+# Tests that ran through sudo leave files that only root can remove.
+.PHONY: clean
+clean: ## Remove all that was built
+	@$(CARGO) clean 2>/dev/null || scripts/as-root.sh rm -rf target
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,54 @@
+//! Where it was measured: figures without it mean nothing.
+
+use std::ffi::CStr;
+
+/// One sentence on kernel, libc, processor, and how often it was measured.
+pub fn caption(rounds: usize) -> String {
+    let place = if virtual_machine() {
+        "in a virtual machine"
+    } else {
+        "on bare metal, as far as the processor tells"
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, |number| number.get());
+    format!(
+        "Linux {}, glibc {}, {}, {cpus} CPUs, {place}; median of {rounds} interleaved rounds.",
+        kernel(),
+        glibc(),
+        processor(),
+    )
+}
+
+/// Major and minor version: the rest names the distribution's build.
+fn kernel() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release
+        .trim()
+        .split(['.', '-'])
+        .take(2)
+        .collect::<Vec<_>>()
+        .join(".")
+}
+
+fn glibc() -> String {
+    // SAFETY: returns a pointer to a constant, NUL-terminated string of libc's own.
+    let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
+    version.to_string_lossy().into_owned()
+}
+
+fn cpuinfo(field: &str) -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    text.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.trim() == field)
+        .map(|(_, value)| value.trim().to_owned())
+}
+
+fn processor() -> String {
+    cpuinfo("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+/// Single-stepping a probed instruction leaves for the hypervisor, which decides what a probe costs.
+/// x86 only: no other processor tells.
+fn virtual_machine() -> bool {
+    cpuinfo("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor"))
+}

@@ -1,0 +1,104 @@
+//! What memleak costs, measured beside the bare command, empty probes, and other tools.
+//!
+//! Every round runs each tool once, one after the other (A B C A B C …), so that a machine that slows
+//! down slows all of them; what is shown is the median of the rounds. Programs measure themselves by
+//! the monotonic clock and print the time, so no tool's start counts, except where the start is the
+//! thing measured. A run of memleak whose report does not show the calls made is no result.
+//!
+//! `cargo bench --bench overhead` prints and writes `target/tmp/bench.md`; with `-- --write` it also
+//! replaces the block between the bench markers of README.md. `BENCH_ROUNDS` sets the rounds,
+//! `MEMLEAK_BIN` another binary to measure.
+
+mod latency;
+mod machine;
+mod neighbours;
+mod table;
+mod tool;
+mod workload;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use tool::{Tool, Toolbox};
+
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+const OUTPUT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench.md");
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --benches` starts this too, without --bench: nothing to test here.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    match run(arguments.iter().any(|argument| argument == "--write")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(write: bool) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("loading BPF programs takes root: run `make bench`, which goes through sudo");
+    }
+    let rounds = rounds()?;
+    let began = Instant::now();
+    let toolbox = Toolbox::find()?;
+    workload::compile()?;
+
+    println!("{}", machine::caption(rounds));
+    for tool in Tool::ALL {
+        println!("  {:<10} {}", tool.name(), toolbox.state(tool));
+    }
+
+    let results: Vec<_> = workload::all()
+        .iter()
+        .map(|workload| workload::measure(workload, &toolbox, rounds))
+        .collect();
+    let neighbours = neighbours::measure(&toolbox, rounds)?;
+    let latency = latency::measure(&toolbox, rounds)?;
+
+    let text = table::markdown(&toolbox, rounds, &results, &neighbours, &latency);
+    println!("\n{text}");
+    println!("Measured in {} s.", began.elapsed().as_secs());
+    std::fs::write(OUTPUT, &text).with_context(|| format!("cannot write {OUTPUT}"))?;
+    println!("Written to {OUTPUT}");
+    if write {
+        write_readme(&text)?;
+        println!("Written to {README}");
+    }
+
+    let failures: Vec<_> = results
+        .iter()
+        .filter_map(|result| result.failure_of(Tool::Memleak))
+        .collect();
+    if !failures.is_empty() {
+        bail!("memleak failed: {}", failures.join("; "));
+    }
+    Ok(())
+}
+
+/// Rounds to run: at least 1, 5 unless `BENCH_ROUNDS` says otherwise.
+fn rounds() -> Result<usize> {
+    let Ok(text) = std::env::var("BENCH_ROUNDS") else {
+        return Ok(5);
+    };
+    match text.parse() {
+        Ok(rounds) if rounds > 0 => Ok(rounds),
+        _ => bail!("BENCH_ROUNDS={text} is not a number of rounds"),
+    }
+}
+
+/// Replaces what stands between the bench markers of README.md.
+fn write_readme(text: &str) -> Result<()> {
+    let path = Path::new(README);
+    let readme = std::fs::read_to_string(path).context("cannot read README.md")?;
+    let replaced = table::replace_block(&readme, text)
+        .context("README.md has no <!-- bench:begin --> … <!-- bench:end --> block")?;
+    std::fs::write(path, replaced).context("cannot write README.md")
+}

@@ -1,0 +1,108 @@
+//! What several memleaks at once cost a watched program and a bystander: a uprobe belongs to the file,
+//! so every process that maps it pays for everybody's.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::tool::{Tool, Toolbox};
+use crate::workload::{median, pairs};
+
+/// How many memleaks there are at once.
+const CROWDS: [usize; 3] = [1, 8, 32];
+
+/// Nanoseconds a malloc+free pair.
+pub struct Neighbours {
+    /// With no memleak about.
+    pub alone: f64,
+    pub crowds: Vec<Crowd>,
+}
+
+pub struct Crowd {
+    pub memleaks: usize,
+    /// Of a program under one of them, the others watching something idle.
+    pub watched: f64,
+    /// Of a program under none, all of them watching something idle.
+    pub bystander: f64,
+}
+
+/// A memleak whose command does nothing until it is told to end.
+struct Idle(Child);
+
+impl Idle {
+    /// Starts one, and returns when its command runs: then the probes are in.
+    fn start(toolbox: &Toolbox) -> Result<Self> {
+        // cat ends when its standard input does, so nobody needs to be killed.
+        let mut child = Command::new(&toolbox.memleak)
+            .args(["run", "-q", "--", "sh", "-c", "echo ready; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start memleak")?;
+        let stdout = child.stdout.take().context("memleak has no stdout")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(line == "ready\n", "an idle memleak did not start");
+        Ok(Self(child))
+    }
+}
+
+/// Ends all of them: told first and waited for then, since closing probes takes each a while.
+fn end(mut idle: Vec<Idle>) -> Result<()> {
+    for Idle(child) in &mut idle {
+        drop(child.stdin.take());
+    }
+    for Idle(child) in &mut idle {
+        let status = child.wait().context("cannot wait for memleak")?;
+        ensure!(status.success(), "an idle memleak ended with {status}");
+    }
+    Ok(())
+}
+
+pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Neighbours> {
+    println!("\nmalloc+free pairs with several memleaks at once");
+    let mut alone = Vec::new();
+    let mut watched = vec![Vec::new(); CROWDS.len()];
+    let mut bystander = vec![Vec::new(); CROWDS.len()];
+    for _ in 0..rounds {
+        alone.push(toolbox.run(Tool::Bare, &pairs(5_000_000))?.each());
+        let mut idle = Vec::new();
+        for (index, memleaks) in CROWDS.into_iter().enumerate() {
+            while idle.len() < memleaks - 1 {
+                idle.push(Idle::start(toolbox)?);
+            }
+            let number = 100_000 / (memleaks as u64 / 8).max(1);
+            watched[index].push(toolbox.run(Tool::Memleak, &pairs(number))?.each());
+            idle.push(Idle::start(toolbox)?);
+            bystander[index].push(toolbox.run(Tool::Bare, &pairs(number))?.each());
+        }
+        end(idle)?;
+    }
+
+    let measured = Neighbours {
+        alone: median(&mut alone),
+        crowds: CROWDS
+            .into_iter()
+            .zip(watched.iter_mut().zip(&mut bystander))
+            .map(|(memleaks, (watched, bystander))| Crowd {
+                memleaks,
+                watched: median(watched),
+                bystander: median(bystander),
+            })
+            .collect(),
+    };
+    println!("  no memleak: {:.1} ns", measured.alone);
+    for crowd in &measured.crowds {
+        println!(
+            "  {:>2} at once: watched {:.1} ns, bystander {:.1} ns ({:.1} × and {:.1} × no memleak)",
+            crowd.memleaks,
+            crowd.watched,
+            crowd.bystander,
+            crowd.watched / measured.alone,
+            crowd.bystander / measured.alone,
+        );
+    }
+    Ok(measured)
+}

@@ -1,0 +1,182 @@
+//! The measurements as Markdown. Takes values, returns text.
+
+use crate::latency::Latency;
+use crate::machine;
+use crate::neighbours::Neighbours;
+use crate::tool::{Tool, Toolbox};
+use crate::workload::{Cell, Measured};
+
+const BEGIN: &str = "<!-- bench:begin -->";
+const END: &str = "<!-- bench:end -->";
+
+pub fn markdown(
+    toolbox: &Toolbox,
+    rounds: usize,
+    results: &[Measured],
+    neighbours: &Neighbours,
+    latency: &Latency,
+) -> String {
+    let mut text = format!(
+        "{}\nIn brackets: times bare. Floor: empty programs on the same probes.\n\n",
+        machine::caption(rounds)
+    );
+    text += &workloads(results);
+    text += &notes(toolbox, results);
+    text += "\n| memleaks at once | watched, a malloc+free pair | bystander |\n|---|--:|--:|\n";
+    text += &format!("| none | {0} | {0} |\n", time(neighbours.alone));
+    for crowd in &neighbours.crowds {
+        text += &format!(
+            "| {} | {} | {} |\n",
+            crowd.memleaks,
+            against(crowd.watched, Some(neighbours.alone)),
+            against(crowd.bystander, Some(neighbours.alone)),
+        );
+    }
+    text += "\n| | ms |\n|---|--:|\n";
+    text += &format!("| `true` | {:.1} |\n", latency.bare);
+    if let Some(floor) = latency.floor {
+        text += &format!("| empty probes around `true`: more | {floor:.1} |\n");
+    }
+    text += &format!(
+        "| `memleak run -- true`: more, detaching included | {:.1} |\n",
+        latency.memleak
+    );
+    text += &format!(
+        "| from the end of a process that leaves 1,000,000 blocks to its row | {:.1} |\n",
+        latency.row
+    );
+    text
+}
+
+fn workloads(results: &[Measured]) -> String {
+    let mut text = String::from("| |");
+    let mut rule = String::from("|---|");
+    for tool in Tool::ALL {
+        text += &format!(" {} |", tool.name());
+        rule += "--:|";
+        if tool == Tool::Memleak {
+            text += " memleak / floor |";
+            rule += "--:|";
+        }
+    }
+    text = format!("{text}\n{rule}\n");
+    for measured in results {
+        text += &format!("| {} |", measured.title);
+        let bare = measured.median(Tool::Bare);
+        for tool in Tool::ALL {
+            let cell = match measured.cell(tool) {
+                Cell::Took { median, .. } if tool == Tool::Bare => time(*median),
+                Cell::Took { median, .. } => against(*median, bare),
+                Cell::Absent | Cell::Unable => "–".to_owned(),
+                Cell::Failed(_) => "failed".to_owned(),
+            };
+            text += &format!(" {cell} |");
+            if tool == Tool::Memleak {
+                let ratio = measured
+                    .median(Tool::Memleak)
+                    .zip(measured.median(Tool::Floor))
+                    .map_or("–".to_owned(), |(memleak, floor)| {
+                        format!("{:.2}", memleak / floor)
+                    });
+                text += &format!(" {ratio} |");
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Why cells are empty, and which tool did less than the title says.
+fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
+    let mut lines = Vec::new();
+    for tool in Tool::ALL {
+        if !toolbox.has(tool) {
+            lines.push(format!("{}: {}.", tool.name(), toolbox.state(tool)));
+        }
+        for measured in results {
+            match measured.cell(tool) {
+                Cell::Unable => lines.push(format!(
+                    "{} does not follow children: “{}”.",
+                    tool.name(),
+                    measured.title
+                )),
+                Cell::Failed(reason) => lines.push(format!(
+                    "{} failed: “{}”: {reason}.",
+                    tool.name(),
+                    measured.title
+                )),
+                Cell::Took { operations, .. } => {
+                    // The bare command's number is the title's; fewer calls give the same mean in a
+                    // loop, but fewer blocks held at once, fewer processes and fewer records do not.
+                    if let Some(named) = number_in(measured.title)
+                        && *operations < named
+                    {
+                        lines.push(format!(
+                            "{} ran {} of {} in “{}”.",
+                            tool.name(),
+                            grouped(*operations),
+                            grouped(named),
+                            measured.title
+                        ));
+                    }
+                }
+                Cell::Absent => {}
+            }
+        }
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("\n");
+    for line in lines {
+        text += &format!("- {line}\n");
+    }
+    text
+}
+
+/// The first number of a title, `1,000,000` being one.
+fn number_in(title: &str) -> Option<u64> {
+    title
+        .split(' ')
+        .find_map(|word| word.replace(',', "").parse().ok())
+}
+
+/// A time in the unit that gives it two to four digits.
+fn time(nanoseconds: f64) -> String {
+    match nanoseconds {
+        ns if ns < 100.0 => format!("{ns:.1} ns"),
+        ns if ns < 10_000.0 => format!("{} ns", grouped(ns.round() as u64)),
+        ns if ns < 1e6 => format!("{:.1} µs", ns / 1e3),
+        ns => format!("{:.2} ms", ns / 1e6),
+    }
+}
+
+/// A time, and in brackets how many times the reference it is.
+fn against(nanoseconds: f64, reference: Option<f64>) -> String {
+    let ratio = match reference.map(|reference| nanoseconds / reference) {
+        None => return time(nanoseconds),
+        Some(ratio) if ratio < 10.0 => format!("{ratio:.2}"),
+        Some(ratio) => grouped(ratio.round() as u64),
+    };
+    format!("{} ({ratio} ×)", time(nanoseconds))
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `readme` with what stands between the markers replaced; `None` where there are no markers.
+pub fn replace_block(readme: &str, text: &str) -> Option<String> {
+    let (before, rest) = readme.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{text}{END}{after}"))
+}

@@ -1,0 +1,302 @@
+//! The tools compared: whether each is there, and how a command runs under it.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Live blocks that the bpftrace script has room for: its maps are of one size, allocated up front.
+const BPFTRACE_MAP_KEYS: &str = "300000";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// The command by itself.
+    Bare,
+    /// Empty BPF programs on memleak's own probes.
+    Floor,
+    Memleak,
+    Valgrind,
+    Heaptrack,
+    Bpftrace,
+}
+
+impl Tool {
+    pub const ALL: [Self; 6] = [
+        Self::Bare,
+        Self::Floor,
+        Self::Memleak,
+        Self::Valgrind,
+        Self::Heaptrack,
+        Self::Bpftrace,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare",
+            Self::Floor => "floor",
+            Self::Memleak => "memleak",
+            Self::Valgrind => "valgrind",
+            Self::Heaptrack => "heaptrack",
+            Self::Bpftrace => "bpftrace",
+        }
+    }
+}
+
+/// What a run under a tool gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// What the program says it did: pairs, calls, blocks, processes.
+    pub operations: u64,
+    pub nanoseconds: u64,
+}
+
+impl Timing {
+    pub fn each(self) -> f64 {
+        self.nanoseconds as f64 / self.operations as f64
+    }
+}
+
+/// Where each tool is, or why it is not measured.
+pub struct Toolbox {
+    pub memleak: PathBuf,
+    pub directory: PathBuf,
+    states: Vec<(Tool, State)>,
+}
+
+/// Whether a tool can be measured.
+enum State {
+    /// With the version it states.
+    There(String),
+    Missing(String),
+}
+
+impl Toolbox {
+    pub fn find() -> Result<Self> {
+        let memleak = std::env::var_os("MEMLEAK_BIN")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_memleak").into())
+            .into();
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let mut toolbox = Self {
+            memleak,
+            directory,
+            states: Vec::new(),
+        };
+        toolbox.states = Tool::ALL
+            .map(|tool| (tool, toolbox.look_for(tool)))
+            .into_iter()
+            .collect();
+        if !toolbox.has(Tool::Memleak) {
+            bail!("memleak is {}", toolbox.state(Tool::Memleak));
+        }
+        Ok(toolbox)
+    }
+
+    pub fn has(&self, tool: Tool) -> bool {
+        matches!(self.lookup(tool), State::There(_))
+    }
+
+    /// The version of a tool, or why it is not measured, for people.
+    pub fn state(&self, tool: Tool) -> &str {
+        match self.lookup(tool) {
+            State::There(text) | State::Missing(text) => text,
+        }
+    }
+
+    fn lookup(&self, tool: Tool) -> &State {
+        self.states
+            .iter()
+            .find_map(|(found, state)| (*found == tool).then_some(state))
+            .expect("every tool was looked for")
+    }
+
+    fn look_for(&self, tool: Tool) -> State {
+        match tool {
+            Tool::Bare => State::There("the command by itself".to_owned()),
+            Tool::Floor => self.try_memleak(&["--floor"], "empty programs on memleak's probes"),
+            Tool::Memleak => self.try_memleak(&[], "this tree's"),
+            Tool::Valgrind => version("valgrind"),
+            Tool::Heaptrack => version("heaptrack"),
+            Tool::Bpftrace => version("bpftrace"),
+        }
+    }
+
+    fn try_memleak(&self, options: &[&str], what: &str) -> State {
+        let output = Command::new(&self.memleak)
+            .arg("run")
+            .args(options)
+            .args(["--", "true"])
+            .stdin(Stdio::null())
+            .output();
+        match output {
+            Ok(output) if output.status.success() => State::There(what.to_owned()),
+            Ok(output) => State::Missing(format!(
+                "not available: `memleak run{}{} -- true` ended with {}: {}",
+                if options.is_empty() { "" } else { " " },
+                options.join(" "),
+                output.status,
+                first_line(&output.stderr),
+            )),
+            Err(error) => State::Missing(format!("{}: {error}", self.memleak.display())),
+        }
+    }
+
+    /// Where memleak's report goes when a command is run under it here.
+    pub fn report(&self) -> PathBuf {
+        self.directory.join("report.json")
+    }
+
+    /// The command line that runs `command` under `tool`.
+    pub fn wrap(&self, tool: Tool, command: &[OsString]) -> Result<Vec<OsString>> {
+        let mut line: Vec<OsString> = Vec::new();
+        match tool {
+            Tool::Bare => {}
+            Tool::Floor => {
+                line.push(self.memleak.clone().into());
+                line.extend(["run", "--floor", "--"].map(OsString::from));
+            }
+            Tool::Memleak => {
+                line.push(self.memleak.clone().into());
+                line.extend(["run", "--format", "json", "-o"].map(OsString::from));
+                line.push(self.report().into());
+                line.push("--".into());
+            }
+            Tool::Valgrind => line.extend(
+                [
+                    "valgrind",
+                    "--trace-children=yes",
+                    "--leak-check=summary",
+                    "--log-file=/dev/null",
+                ]
+                .map(OsString::from),
+            ),
+            Tool::Heaptrack => {
+                line.extend(["heaptrack", "-o"].map(OsString::from));
+                line.push(self.directory.join("heaptrack").into());
+            }
+            Tool::Bpftrace => {
+                // In a mount namespace of its own: the script's tracepoint needs tracefs, which need
+                // not be mounted, and mounting it for good is not a benchmark's business.
+                line.extend(
+                    [
+                        "unshare",
+                        "--mount",
+                        "sh",
+                        "-c",
+                        "[ -e /sys/kernel/tracing/uprobe_events ] || \
+                         mount -t tracefs tracefs /sys/kernel/tracing; exec bpftrace -c \"$0\" \"$1\"",
+                    ]
+                    .map(OsString::from),
+                );
+                line.push(command.join(OsStr::new(" ")));
+                line.push(self.bpftrace_script()?.into());
+                return Ok(line);
+            }
+        }
+        line.extend_from_slice(command);
+        Ok(line)
+    }
+
+    /// The committed script, with the path of the libc that programs here use.
+    fn bpftrace_script(&self) -> Result<PathBuf> {
+        const SCRIPT: &str = include_str!("../leak.bt");
+        const NAMED: &str = "/lib/x86_64-linux-gnu/libc.so.6";
+        let path = self.directory.join("leak.bt");
+        std::fs::write(&path, SCRIPT.replace(NAMED, &own_libc()?))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Runs a command that prints `bench: OPERATIONS NANOSECONDS` under a tool.
+    pub fn run(&self, tool: Tool, command: &[OsString]) -> Result<Timing> {
+        let line = self.wrap(tool, command)?;
+        let output = output_of(&line)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if tool == Tool::Bpftrace && !text.lines().any(|line| line.starts_with("leak: ")) {
+            bail!("it counted nothing: {}", first_line(&output.stderr));
+        }
+        let timing = text.lines().find_map(parse);
+        match timing {
+            Some(timing) if output.status.success() => Ok(timing),
+            Some(_) => bail!("{}: {}", output.status, first_line(&output.stderr)),
+            None => bail!(
+                "{}, no `bench:` line: {}",
+                output.status,
+                first_line(&output.stderr)
+            ),
+        }
+    }
+
+    /// Allocations in memleak's last report, over all images; an error where it is not complete.
+    pub fn reported_allocations(&self) -> Result<u64> {
+        let path = self.report();
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("no report in {}", path.display()))?;
+        let mut allocations = 0;
+        let mut complete = None;
+        for line in text.lines() {
+            let record: Value = serde_json::from_str(line).context("a report line is not JSON")?;
+            match record["type"].as_str() {
+                Some("process") => allocations += record["alloc_count"].as_u64().unwrap_or(0),
+                Some("summary") => complete = record["complete"].as_bool(),
+                _ => {}
+            }
+        }
+        match complete {
+            Some(true) => Ok(allocations),
+            Some(false) => bail!("the report is not complete"),
+            None => bail!("the report has no summary"),
+        }
+    }
+}
+
+/// Runs a command line to its end, with nothing on its standard input.
+pub fn output_of(line: &[OsString]) -> Result<Output> {
+    let (program, arguments) = line.split_first().context("an empty command line")?;
+    Command::new(program)
+        .args(arguments)
+        .env("PYTHONMALLOC", "malloc")
+        // The name changed with bpftrace 0.20; each version knows one of them.
+        .env("BPFTRACE_MAP_KEYS_MAX", BPFTRACE_MAP_KEYS)
+        .env("BPFTRACE_MAX_MAP_KEYS", BPFTRACE_MAP_KEYS)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))
+}
+
+fn parse(line: &str) -> Option<Timing> {
+    let mut words = line.strip_prefix("bench: ")?.split(' ');
+    Some(Timing {
+        operations: words.next()?.parse().ok().filter(|&number| number > 0)?,
+        nanoseconds: words.next()?.parse().ok()?,
+    })
+}
+
+pub fn first_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.lines().next().unwrap_or("no message").to_owned()
+}
+
+fn version(program: &str) -> State {
+    match Command::new(program).arg("--version").output() {
+        Ok(output) => State::There(first_line(&output.stdout)),
+        Err(_) => State::Missing("not installed".to_owned()),
+    }
+}
+
+/// The libc that this process has mapped, which is the one that the workloads load.
+fn own_libc() -> Result<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").context("cannot read /proc/self/maps")?;
+    maps.lines()
+        .filter_map(|line| line.split_ascii_whitespace().nth(5))
+        .find(|path| {
+            Path::new(path)
+                .file_name()
+                .is_some_and(|name| name == "libc.so.6")
+        })
+        .map(str::to_owned)
+        .context("this process has no libc.so.6 mapped")
+}

@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Who runs in which heap: forks, execs and ends of the followed tasks, and the record of a heap on its
+ * way to user space.
+ */
+#ifndef MEMLEAK_LIFECYCLE_H
+#define MEMLEAK_LIFECYCLE_H
+
+#include "alloc.bpf.h"
+
+/* Directories that a relative path may lie deep and still be made absolute. */
+#define MAX_DIRECTORIES 48
+
+static const struct thread no_thread;
+
+static __always_inline struct thread *new_thread(struct task_struct *task)
+{
+	struct thread *thread;
+	__u32 tid = task->pid;
+
+	thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (thread)
+		return thread;
+	if (bpf_map_update_elem(&late_threads, &tid, &no_thread, BPF_ANY))
+		return 0;
+	__sync_fetch_and_add(&late_count, 1);
+	return bpf_map_lookup_elem(&late_threads, &tid);
+}
+
+/* The process id as memleak sees it; 0 where the process is not in memleak's pid namespace. */
+static __always_inline __u32 own_pid_of(struct task_struct *leader)
+{
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct upid upid = {};
+
+	if (!pid || BPF_CORE_READ(pid, level) < own_level)
+		return 0;
+	bpf_core_read(&upid.nr, sizeof(upid.nr), &pid->numbers[own_level].nr);
+	bpf_core_read(&upid.ns, sizeof(upid.ns), &pid->numbers[own_level].ns);
+	return upid.ns == own_ns ? upid.nr : 0;
+}
+
+/* The id of a new heap that has one user, `thread`; 0 if it cannot be followed. */
+static __noinline __u64 start_heap(struct heap *heap)
+{
+	__u64 id = __sync_fetch_and_add(&last_heap, 1) + 1;
+
+	if (!heap)
+		return 0;
+	heap->id = id;
+	heap->start_ns = bpf_ktime_get_ns();
+	heap->users = 1;
+	if (bpf_map_update_elem(&heaps, &id, heap, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&rows_lost, 1);
+		return 0;
+	}
+	return id;
+}
+
+static __always_inline struct heap *blank_heap(void)
+{
+	__u32 zero = 0;
+	struct heap *heap = bpf_map_lookup_elem(&scratch, &zero);
+
+	if (heap)
+		__builtin_memset(heap, 0, __builtin_offsetof(struct heap, exe));
+	return heap;
+}
+
+/* Gives a thread its heap and sets its own counters to nothing. */
+static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool sole)
+{
+	__builtin_memset(&thread->sum, 0, sizeof(thread->sum));
+	thread->heap = heap;
+	thread->live_bytes = 0;
+	thread->peak_bytes = 0;
+	thread->files = 0;
+	thread->sole = sole;
+	thread->borrowed = 0;
+	thread->depth = 0;
+}
+
+/* The row is on its way, or waits in the map until user space asks for it. */
+static __always_inline void heap_ended(struct heap *heap)
+{
+	__u64 id = heap->id, taken = heap->sum.free_count - heap->lost_freed;
+	__u32 size = heap->exe_len;
+
+	heap->end_ns = bpf_ktime_get_ns();
+	__sync_fetch_and_add(&dead_blocks, heap->sum.alloc_count - heap->lost_blocks - taken);
+	if (size > sizeof(heap->exe))
+		size = sizeof(heap->exe);
+	if (!bpf_ringbuf_output(&ended, heap, __builtin_offsetof(struct heap, exe) + size, 0)) {
+		bpf_map_delete_elem(&heaps, &id);
+		return;
+	}
+	heap->flags |= HEAP_ENDED;
+	__sync_fetch_and_add(&rows_waiting, 1);
+}
+
+/* A task leaves its heap for good. Its sums go to the heap; the last task out ends it. */
+static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
+{
+	__sync_fetch_and_add(&heap->sum.alloc_bytes, thread->sum.alloc_bytes);
+	__sync_fetch_and_add(&heap->sum.alloc_count, thread->sum.alloc_count);
+	__sync_fetch_and_add(&heap->sum.free_bytes, thread->sum.free_bytes);
+	__sync_fetch_and_add(&heap->sum.free_count, thread->sum.free_count);
+	__sync_fetch_and_add(&heap->sum.failed_allocs, thread->sum.failed_allocs);
+	__sync_fetch_and_add(&heap->sum.unknown_frees, thread->sum.unknown_frees);
+	__sync_fetch_and_add(&heap->sum.lost_calls, thread->sum.lost_calls);
+	if (thread->sole) {
+		heap->live_bytes = thread->live_bytes;
+		heap->peak_bytes = thread->peak_bytes;
+	}
+	thread->heap = 0;
+	if (__sync_fetch_and_add(&heap->users, -1) == 1)
+		heap_ended(heap);
+}
+
+/* What wait(2) will tell of the process (wait_task_zombie in kernel/exit.c). */
+static __always_inline __u32 wait_status(struct task_struct *task)
+{
+	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
+		return BPF_CORE_READ(task, signal, group_exit_code);
+	return BPF_CORE_READ(task, group_leader, exit_code);
+}
+
+static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *parent = thread_of(task, task->pid), *thread;
+	struct heap *heap, *fresh;
+	__u32 length;
+	__u64 id;
+
+	if (!parent)
+		return;
+	thread = new_thread(child);
+	if (!thread) {
+		__sync_fetch_and_add(&rows_lost, 1);
+		return;
+	}
+	heap = heap_by_id(parent->heap);
+	if (clone_flags & CLONE_VM) {
+		if (heap) {
+			__sync_fetch_and_add(&heap->users, 1);
+			if (parent->sole) {
+				heap->live_bytes = parent->live_bytes;
+				heap->peak_bytes = parent->peak_bytes;
+				parent->sole = 0;
+			}
+		}
+		enter_heap(thread, parent->heap, false);
+	}
+	if (clone_flags & CLONE_THREAD) {
+		thread->borrowed = parent->borrowed;
+		thread->image = parent->image;
+		thread->pid = parent->pid;
+		thread->ppid = parent->ppid;
+		return;
+	}
+	thread->pid = own_pid_of(child);
+	thread->ppid = own_pid_of(BPF_CORE_READ(child, real_parent, group_leader));
+	thread->image = 0;
+	if (clone_flags & CLONE_VM) {
+		thread->borrowed = 1;
+		return;
+	}
+	fresh = blank_heap();
+	if (!fresh)
+		return;
+	fresh->pid = thread->pid;
+	fresh->ppid = thread->ppid;
+	fresh->exe_len = 0;
+	if (heap) {
+		fresh->files = heap->files;
+		fresh->flags = heap->flags & HEAP_EXE_RELATIVE;
+		length = heap->exe_len;
+		if (length <= sizeof(fresh->exe) &&
+		    !bpf_probe_read_kernel(fresh->exe, length, heap->exe))
+			fresh->exe_len = length;
+	}
+	id = start_heap(fresh);
+	enter_heap(thread, id, true);
+	thread->files = fresh->files;
+	/* A fork in a signal handler inside an allocator: the child, too, returns from that call. */
+	if (parent->depth) {
+		__builtin_memcpy(thread->open, parent->open, sizeof(thread->open));
+		thread->depth = parent->depth;
+	}
+}
+
+/* Appends a name and its NUL to heap->exe. False if there is no room, or nothing to read. */
+static __always_inline bool append_name(struct heap *heap, const void *name)
+{
+	__u32 used = heap->exe_len;
+	long length;
+
+	if (used >= EXE_LEN)
+		return false;
+	length = bpf_probe_read_kernel_str(heap->exe + used, NAME_LEN, name);
+	if (length <= 0)
+		return false;
+	heap->exe_len = used + length;
+	return true;
+}
+
+/*
+ * The path given to execve. Behind a relative one follow the names of the directories it is relative
+ * to, innermost first, as far as the process's root.
+ */
+static __noinline int name_exe(struct heap *heap, struct linux_binprm *bprm)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fs_struct *fs = BPF_CORE_READ(task, fs);
+	struct dentry *dentry, *root_dentry;
+	struct vfsmount *mnt, *root_mnt;
+	long length;
+	int i;
+
+	if (!heap || !bprm)
+		return 0;
+	length = bpf_probe_read_kernel_str(heap->exe, EXE_LEN, BPF_CORE_READ(bprm, filename));
+	/* One that fills the buffer has probably been cut. */
+	if (length <= 1 || length >= EXE_LEN)
+		return 0;
+	heap->exe_len = length;
+	if (heap->exe[0] == '/')
+		return 0;
+	heap->flags |= HEAP_EXE_RELATIVE;
+	dentry = BPF_CORE_READ(fs, pwd.dentry);
+	mnt = BPF_CORE_READ(fs, pwd.mnt);
+	root_dentry = BPF_CORE_READ(fs, root.dentry);
+	root_mnt = BPF_CORE_READ(fs, root.mnt);
+	for (i = 0; i < MAX_DIRECTORIES; i++) {
+		struct dentry *parent;
+
+		if (dentry == root_dentry && mnt == root_mnt)
+			return 0;
+		parent = BPF_CORE_READ(dentry, d_parent);
+		if (dentry == BPF_CORE_READ(mnt, mnt_root) || dentry == parent) {
+			struct mount *mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
+			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+
+			if (above == mount)
+				return 0;
+			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
+			continue;
+		}
+		if (!append_name(heap, BPF_CORE_READ(dentry, d_name.name)))
+			break;
+		dentry = parent;
+	}
+	heap->exe_len = 0;
+	return 0;
+}
+
+static __always_inline struct thread *rename_late(struct thread *thread, __u32 old_tid, __u32 tid)
+{
+	if (bpf_map_lookup_elem(&late_threads, &old_tid) != thread)
+		return thread;
+	bpf_map_update_elem(&late_threads, &tid, thread, BPF_ANY);
+	bpf_map_delete_elem(&late_threads, &old_tid);
+	return bpf_map_lookup_elem(&late_threads, &tid);
+}
+
+/* `old_tid` is the thread's id before it became, by this exec, the leader of its process. */
+static __always_inline void executed(struct task_struct *task, __u32 old_tid,
+				     struct linux_binprm *bprm)
+{
+	struct thread *thread = thread_of(task, old_tid);
+	struct heap *heap, *fresh;
+
+	if (thread && late_count && old_tid != task->pid)
+		thread = rename_late(thread, old_tid, task->pid);
+	if (!thread)
+		return;
+	heap = heap_by_id(thread->heap);
+	if (heap) {
+		if (thread->borrowed) {
+			leave_heap(thread, heap);
+		} else {
+			/* The kernel has renamed the task already. */
+			if (!(heap->flags & HEAP_LEADER_GONE))
+				__builtin_memcpy(heap->comm, thread->old_comm, COMM_LEN);
+			heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
+			heap->flags |= HEAP_EXEC | HEAP_OWNER_GONE;
+			leave_heap(thread, heap);
+			thread->image++;
+		}
+	}
+	fresh = blank_heap();
+	if (!fresh)
+		return;
+	if (!thread->pid) {
+		/* The command itself: it was there before we could see its fork. */
+		thread->pid = own_pid_of(task);
+		thread->ppid = own_pid_of(BPF_CORE_READ(task, real_parent, group_leader));
+	}
+	fresh->pid = thread->pid;
+	fresh->ppid = thread->ppid;
+	fresh->image = thread->image;
+	name_exe(fresh, bprm);
+	enter_heap(thread, start_heap(fresh), true);
+}
+
+static __always_inline void exited(struct task_struct *task)
+{
+	__u32 tid = task->pid;
+	struct thread *thread = thread_of(task, tid);
+	struct heap *heap;
+
+	if (!thread)
+		return;
+	heap = heap_by_id(thread->heap);
+	if (!heap)
+		goto out;
+	if (!thread->borrowed) {
+		/* Each thread writes the end as it sees it; the last one sees it rightly. */
+		heap->status = wait_status(task);
+		heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
+		if (task->pid == task->tgid) {
+			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
+			heap->flags |= HEAP_LEADER_GONE;
+		}
+	}
+	leave_heap(thread, heap);
+out:
+	if (late_count)
+		bpf_map_delete_elem(&late_threads, &tid);
+}
+
+static __always_inline void renamed(struct task_struct *task)
+{
+	struct thread *thread = thread_of(task, task->pid);
+
+	if (thread)
+		bpf_core_read(thread->old_comm, COMM_LEN, &task->comm);
+}
+
+#endif

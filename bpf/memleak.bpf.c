@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* The programs: where the kernel calls us. What they do is in the headers. */
+#include "alloc.bpf.h"
+#include "lifecycle.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+extern bool bpf_session_is_return(void) __ksym __weak;
+
+/* Allocators, entry and return in one: session uprobes (6.13). */
+SEC("uprobe.session")
+int alloc_session(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+
+	/* From the entry, 1 means that the return is not wanted. */
+	if (!thread)
+		return 1;
+	if (!bpf_session_is_return())
+		return !enter(ctx, thread, bpf_get_attach_cookie(ctx));
+	leave(ctx, thread, 0);
+	return 0;
+}
+
+/* The same for kernels without sessions. */
+SEC("uprobe")
+int alloc_enter(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+
+	if (thread)
+		enter(ctx, thread, bpf_get_attach_cookie(ctx));
+	return 0;
+}
+
+SEC("uretprobe")
+int alloc_return(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+
+	if (thread)
+		leave(ctx, thread, bpf_get_attach_cookie(ctx));
+	return 0;
+}
+
+/* Functions of which the entry is enough. */
+SEC("uprobe.multi")
+int entry_only(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+	__u64 cookie;
+
+	if (!thread)
+		return 0;
+	cookie = bpf_get_attach_cookie(ctx);
+	if (cookie_field(cookie, COOKIE_KIND) == KIND_FREE)
+		free_entered(ctx, thread, cookie);
+	else
+		saw_file(thread, cookie);
+	return 0;
+}
+
+SEC("tp_btf/task_newtask")
+int BPF_PROG(task_newtask, struct task_struct *child, __u64 clone_flags)
+{
+	forked(child, clone_flags);
+	return 0;
+}
+
+SEC("tp_btf/task_rename")
+int BPF_PROG(task_rename, struct task_struct *task)
+{
+	renamed(task);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	executed(task, old_pid, bprm);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(sched_process_exit, struct task_struct *task)
+{
+	exited(task);
+	return 0;
+}
+
+/* Run once by memleak itself: which pid namespace is ours? */
+SEC("raw_tp")
+int identify(void *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+
+	own_level = BPF_CORE_READ(pid, level);
+	bpf_core_read(&own_ns, sizeof(own_ns), &pid->numbers[own_level].ns);
+	return 0;
+}
+
+/* The living tasks' shares of their heaps, for images that still run when memleak leaves. */
+SEC("iter/task")
+int living(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct thread_sum sum = {};
+	struct thread *thread;
+
+	if (!task)
+		return 0;
+	thread = thread_of(task, task->pid);
+	if (!thread || !thread->heap)
+		return 0;
+	sum.heap = thread->heap;
+	sum.sum = thread->sum;
+	sum.live_bytes = thread->live_bytes;
+	sum.peak_bytes = thread->peak_bytes;
+	sum.sole = thread->sole;
+	sum.leader = !thread->borrowed && task->pid == task->tgid;
+	sum.uid = BPF_CORE_READ(task, real_cred, uid.val);
+	bpf_core_read(sum.comm, COMM_LEN, &task->comm);
+	bpf_seq_write(ctx->meta->seq, &sum, sizeof(sum));
+	return 0;
+}

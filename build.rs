@@ -1,0 +1,40 @@
+//! Compiles the BPF programs and generates their skeletons into OUT_DIR.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use libbpf_cargo::SkeletonBuilder;
+
+const OBJECTS: [&str; 2] = ["memleak", "floor"];
+
+fn main() -> Result<()> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set by cargo")?);
+    let arch = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
+        Ok("x86_64") => "x86",
+        Ok("aarch64") => "arm64",
+        other => bail!("memleak knows x86_64 and aarch64, not {other:?}"),
+    };
+    for name in OBJECTS {
+        let source = PathBuf::from(format!("bpf/{name}.bpf.c"));
+        // v3 has atomic operations; clang 14, the oldest that we build with, knows it.
+        let args = ["-mcpu=v3", "-Wall", "-Werror"].map(OsString::from);
+        let arch = OsString::from(format!("-D__TARGET_ARCH_{arch}"));
+        SkeletonBuilder::new()
+            .source(&source)
+            .clang_args(args.into_iter().chain([arch]))
+            .build_and_generate(out.join(format!("{name}.skel.rs")))
+            .with_context(|| {
+                format!(
+                    "cannot compile {} (is clang installed? `make install-deps`)",
+                    source.display()
+                )
+            })?;
+    }
+    for entry in Path::new("bpf").read_dir().context("cannot list bpf/")? {
+        println!("cargo::rerun-if-changed={}", entry?.path().display());
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    Ok(())
+}

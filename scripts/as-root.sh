@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs a command as root: at once where we are root, else through sudo with the caller's environment.
+# Cargo takes it as the runner of tests and benchmarks, so that a user builds as that user and only
+# what loads BPF programs is run with the rights for it.
+set -euo pipefail
+
+if ((EUID == 0)); then
+	exec "$@"
+fi
+
+if ! command -v sudo >/dev/null; then
+	echo "as-root: '$1' needs root, and sudo is not installed: run this as root, or install sudo" >&2
+	exit 1
+fi
+
+# Without a terminal sudo cannot ask for a password; its own message does not say what needed it.
+if ! sudo -n true 2>/dev/null && ! { : </dev/tty; } 2>/dev/null; then
+	echo "as-root: '$1' needs root, and sudo wants a password but there is no terminal: run this as root, or allow sudo without a password" >&2
+	exit 1
+fi
+
+# sudo replaces PATH by its secure_path and drops LD_LIBRARY_PATH even with -E; cargo sets the second
+# for the programs that it runs.
+keep=("PATH=$PATH")
+if [[ -n ${LD_LIBRARY_PATH-} ]]; then
+	keep+=("LD_LIBRARY_PATH=$LD_LIBRARY_PATH")
+fi
+exec sudo -E env "${keep[@]}" "$@"

@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# The tools and libraries that this project needs from the system: says what is missing, or installs it.
+#
+#     scripts/deps.sh check   [build|test|lint|bench]
+#     scripts/deps.sh install [build|test|lint|bench]
+#
+# build: to compile memleak · test: and to run its tests (the default) · lint: and to check formats ·
+# bench: and the tools that the benchmark compares with. Each takes in what is named before it, except
+# that bench does not need lint.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+# What for | name | how to find it | Debian packages | Fedora packages (space-separated; none: "-").
+# libbpf is compiled from libbpf-sys's own copy: make, pkg-config and the headers of libelf and zlib.
+# libbpf-cargo links BPF objects with libbpf itself, so clang is all that it needs of LLVM.
+table='
+build | cargo        | cargo                 | -                     | -
+build | cc           | c-compiler            | gcc libc6-dev         | gcc glibc-devel
+build | make         | command make          | make                  | make
+build | pkg-config   | command pkg-config    | pkg-config            | pkgconf-pkg-config
+build | clang (BPF)  | clang-bpf             | clang                 | clang
+build | libelf       | header libelf.h       | libelf-dev            | elfutils-libelf-devel
+build | zlib         | header zlib.h         | zlib1g-dev            | zlib-devel
+test  | gcc          | command gcc           | gcc                   | gcc
+test  | static libc  | static-libc           | libc6-dev             | glibc-static
+test  | python3      | command python3       | python3               | python3
+test  | git          | command git           | git                   | git-core
+test  | perl         | command perl          | perl                  | perl-interpreter
+test  | valgrind     | command valgrind      | valgrind              | valgrind
+test  | unshare      | command unshare       | util-linux            | util-linux
+lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
+lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
+bench | python3      | command python3       | python3               | python3
+bench | valgrind     | command valgrind      | valgrind              | valgrind
+bench | heaptrack    | command heaptrack     | heaptrack             | heaptrack
+bench | bpftrace     | command bpftrace      | bpftrace              | bpftrace
+bench | unshare      | command unshare       | util-linux            | util-linux
+'
+
+# The oldest Rust that compiles this, as Cargo.toml states it.
+rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/../Cargo.toml")
+
+say() { printf '%s\n' "$*"; }
+die() {
+	printf 'deps: %s\n' "$*" >&2
+	exit 1
+}
+
+compiles() { # compiles SOURCE COMPILER [ARGS]…
+	local source=$1
+	shift
+	printf '%s\n' "$source" | "$@" -x c - -o /dev/null 2>/dev/null
+}
+
+found() { # found KIND [ARGUMENT]
+	case $1 in
+	command) command -v "$2" >/dev/null ;;
+	cargo)
+		local version
+		version=$(cargo --version 2>/dev/null) || return 1
+		version=${version#cargo }
+		[[ $(printf '%s\n%s\n' "$rust_needed" "${version%% *}" | sort -V | head -n 1) == "$rust_needed" ]]
+		;;
+	# A compiler without the C library's headers is as good as none.
+	c-compiler) command -v cc >/dev/null && compiles '#include <stdlib.h>' cc -c ;;
+	# Some builds of clang leave the BPF target out.
+	clang-bpf) command -v clang >/dev/null && compiles 'int a;' clang -target bpf -c ;;
+	header) command -v cc >/dev/null && compiles "#include <$2>" cc -E ;;
+	static-libc) command -v gcc >/dev/null && [[ $(gcc -print-file-name=libc.a) == /* ]] ;;
+	*) die "no such check: $1" ;;
+	esac
+}
+
+trim() {
+	local text=$1
+	text=${text#"${text%%[![:space:]]*}"}
+	printf '%s' "${text%"${text##*[![:space:]]}"}"
+}
+
+purpose=${2:-test}
+case $purpose in
+build) wanted=' build ' ;;
+test) wanted=' build test ' ;;
+lint) wanted=' build test lint ' ;;
+bench) wanted=' build bench ' ;;
+*) die "'$purpose' is none of build, test, lint, bench" ;;
+esac
+
+if command -v apt-get >/dev/null; then
+	manager=apt-get
+elif command -v dnf >/dev/null; then
+	manager=dnf
+else
+	manager=none
+fi
+
+missing=()
+packages=()
+rust_missing=false
+look() {
+	local row
+	local -a cells
+	missing=()
+	packages=()
+	rust_missing=false
+	while IFS= read -r row; do
+		[[ -n $row ]] || continue
+		IFS='|' read -ra cells <<<"$row"
+		[[ $wanted == *" $(trim "${cells[0]}") "* ]] || continue
+		local -a check
+		read -ra check <<<"${cells[2]}"
+		if found "${check[@]}"; then
+			continue
+		fi
+		missing+=("$(trim "${cells[1]}")")
+		local -a names
+		case $manager in
+		dnf) read -ra names <<<"${cells[4]}" ;;
+		*) read -ra names <<<"${cells[3]}" ;;
+		esac
+		local name
+		for name in "${names[@]}"; do
+			if [[ $name == - ]]; then
+				rust_missing=true
+			elif [[ " ${packages[*]-} " != *" $name "* ]]; then
+				packages+=("$name")
+			fi
+		done
+	done <<<"$table"
+}
+
+list() {
+	local text
+	printf -v text '%s, ' "$@"
+	printf '%s' "${text%, }"
+}
+
+need_rust() {
+	die "Rust $rust_needed or newer is missing (https://rustup.rs); under sudo, keep PATH or run make as yourself"
+}
+
+look
+case ${1-} in
+check)
+	if ((${#missing[@]} == 0)); then
+		say "Everything to $purpose is there."
+		exit 0
+	fi
+	say "Missing: $(list "${missing[@]}")"
+	if ((${#packages[@]} > 0)); then
+		say "To install what is missing: make install-deps (packages: ${packages[*]})"
+	fi
+	if $rust_missing; then
+		need_rust
+	fi
+	exit 1
+	;;
+install)
+	if ((${#missing[@]} == 0)); then
+		exit 0
+	fi
+	if $rust_missing; then
+		need_rust
+	fi
+	say "Missing: $(list "${missing[@]}")"
+	say "Installing with $manager: ${packages[*]}"
+	case $manager in
+	apt-get)
+		"$here/as-root.sh" apt-get -qq update
+		"$here/as-root.sh" env DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq -y install --no-install-recommends "${packages[@]}"
+		;;
+	dnf) "$here/as-root.sh" dnf -q -y install "${packages[@]}" ;;
+	none) die "neither apt-get nor dnf is here: install the equivalents of: ${packages[*]}" ;;
+	esac
+	look
+	if ((${#missing[@]} > 0)); then
+		die "still missing after the installation: $(list "${missing[@]}")"
+	fi
+	;;
+*)
+	die "usage: deps.sh check|install [build|test|lint|bench]"
+	;;
+esac

@@ -1,0 +1,137 @@
+//! Reads `/etc/ld.so.cache`: where the loader finds libraries that no path names. Pure.
+//!
+//! The format is `struct cache_file_new` of glibc's `sysdeps/generic/dl-cache.h`; older files hold it
+//! behind a table in the former format.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
+const OLD_MAGIC: &[u8] = b"ld.so-1.7.0";
+const HEADER: usize = 48;
+const ENTRY: usize = 24;
+
+/// Entries for this machine's libc6 ELF libraries (`_DL_CACHE_DEFAULT_ID`).
+#[cfg(target_arch = "x86_64")]
+const FLAGS: u32 = 0x0303;
+#[cfg(target_arch = "aarch64")]
+const FLAGS: u32 = 0x0a03;
+
+/// The path that the cache names for `soname`. `None` if it names none, or the cache is not one.
+pub fn look_up(cache: &[u8], soname: &[u8]) -> Option<PathBuf> {
+    let cache = current_format(cache)?;
+    let entries = usize::try_from(word(cache, MAGIC.len())?).ok()?;
+    (0..entries)
+        .map_while(|n| {
+            n.checked_mul(ENTRY)?
+                .checked_add(HEADER)
+                .and_then(|at| cache.get(at..at + ENTRY))
+        })
+        // Variants for certain processors (hwcap) are other builds of the same library.
+        .filter(|entry| word(entry, 0) == Some(FLAGS) && entry[16..24] == [0; 8])
+        .find(|entry| string(cache, entry, 4) == Some(soname))
+        .and_then(|entry| string(cache, entry, 8))
+        .map(|path| Path::new(OsStr::from_bytes(path)).to_owned())
+}
+
+fn current_format(cache: &[u8]) -> Option<&[u8]> {
+    if cache.starts_with(MAGIC) {
+        return Some(cache);
+    }
+    if !cache.starts_with(OLD_MAGIC) {
+        return None;
+    }
+    // magic padded to 12, a count, 12 bytes an entry, aligned to 8
+    let old_entries = usize::try_from(word(cache, 12)?).ok()?;
+    let at = old_entries
+        .checked_mul(12)?
+        .checked_add(16)?
+        .next_multiple_of(8);
+    cache.get(at..).filter(|rest| rest.starts_with(MAGIC))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The string whose place in the cache stands at `at` of an entry.
+fn string<'a>(cache: &'a [u8], entry: &[u8], at: usize) -> Option<&'a [u8]> {
+    let start = usize::try_from(word(entry, at)?).ok()?;
+    cache.get(start..)?.split(|&byte| byte == 0).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache with one library a (flags, hwcap, soname, path).
+    fn cache(libraries: &[(u32, u64, &str, &str)]) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend((libraries.len() as u32).to_ne_bytes());
+        bytes.resize(HEADER, 0);
+        let mut strings = Vec::new();
+        let base = HEADER + libraries.len() * ENTRY;
+        for (flags, hwcap, soname, path) in libraries {
+            bytes.extend(flags.to_ne_bytes());
+            for text in [soname, path] {
+                bytes.extend(((base + strings.len()) as u32).to_ne_bytes());
+                strings.extend(text.bytes().chain([0]));
+            }
+            bytes.extend(0_u32.to_ne_bytes());
+            bytes.extend(hwcap.to_ne_bytes());
+        }
+        bytes.extend(strings);
+        bytes
+    }
+
+    #[test]
+    fn the_entry_of_this_machine_is_taken() {
+        let cache = cache(&[
+            (0x0003, 0, "libc.so.6", "/lib32/libc.so.6"),
+            (FLAGS, 1, "libc.so.6", "/lib/hwcaps/libc.so.6"),
+            (FLAGS, 0, "libc.so.6", "/lib/libc.so.6"),
+        ]);
+        assert_eq!(
+            look_up(&cache, b"libc.so.6"),
+            Some(PathBuf::from("/lib/libc.so.6"))
+        );
+        assert_eq!(look_up(&cache, b"libm.so.6"), None);
+    }
+
+    #[test]
+    fn a_cache_behind_one_in_the_old_format_is_found() {
+        let mut old = OLD_MAGIC.to_vec();
+        old.push(0);
+        old.extend(1_u32.to_ne_bytes());
+        old.extend([0; 12]);
+        old.resize(32, 0);
+        let start = old.len();
+        let new = cache(&[(FLAGS, 0, "libc.so.6", "/lib/libc.so.6")]);
+        assert_eq!(start % 8, 0);
+        old.extend(new);
+        assert_eq!(
+            look_up(&old, b"libc.so.6"),
+            Some(PathBuf::from("/lib/libc.so.6"))
+        );
+    }
+
+    #[test]
+    fn damage_is_not_found_rather_than_a_panic() {
+        let whole = cache(&[(FLAGS, 0, "libc.so.6", "/lib/libc.so.6")]);
+        for length in 0..whole.len() {
+            look_up(&whole[..length], b"libc.so.6");
+        }
+        let mut many = whole;
+        many[MAGIC.len()..MAGIC.len() + 4].fill(0xff);
+        look_up(&many, b"libm.so.6");
+    }
+
+    #[test]
+    fn this_systems_cache_knows_its_c_library() {
+        let Ok(cache) = std::fs::read("/etc/ld.so.cache") else {
+            return;
+        };
+        assert!(look_up(&cache, b"libc.so.6").is_some_and(|path| path.is_file()));
+    }
+}

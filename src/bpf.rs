@@ -1,0 +1,16 @@
+//! The compiled BPF objects, and the types that kernel and user space share (declared in `bpf/memleak.h`).
+
+/// The programs that count.
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, dead_code, unused)]
+mod memleak {
+    include!(concat!(env!("OUT_DIR"), "/memleak.skel.rs"));
+}
+
+/// Programs that do nothing, to measure against.
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, dead_code, unused)]
+mod floor {
+    include!(concat!(env!("OUT_DIR"), "/floor.skel.rs"));
+}
+
+pub use floor::{FloorSkel, FloorSkelBuilder};
+pub use memleak::{MemleakSkel, MemleakSkelBuilder, types};

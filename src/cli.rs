@@ -1,0 +1,605 @@
+//! The command line.
+//!
+//! Words become validated values here, or one line that says what is wrong with them. Nothing is opened,
+//! looked up or started.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::gate::{CommGlob, Gate, GlobError, Limits};
+use crate::probe::attach::Method;
+use crate::report::{Format, Verbosity};
+use crate::status::{self, LeakExit};
+use crate::text;
+use crate::units::{SizeError, parse_size};
+
+/// How many live blocks the kernel's table holds unless the user says otherwise.
+pub const DEFAULT_MAX_ALLOCS: u32 = 4_194_304;
+
+/// The most it can hold: a BPF hash map has as many buckets as entries, rounded up to a power of two,
+/// and the kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
+pub const MAX_MAX_ALLOCS: u32 = 1 << 27;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  N           the command's own; if it died of a signal, memleak dies of the same
+  23          it exited with 0 and a gate failed (see --leak-exitcode)
+  125         memleak itself failed or was called wrongly, and the command was not started;
+              or it exited with 0 and too much was lost to judge the gate
+  126, 127    the command cannot be executed, or was not found
+
+Sizes are whole numbers: 512, 100kB, 1MB, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
+
+/// A leak monitor for Linux: counts what a command and all its children allocate and never free.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(name = "memleak", version, propagate_version = true)]
+#[command(disable_help_subcommand = true, args_override_self = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub mode: Mode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Mode {
+    /// Launch a command and follow it and all its children to their ends
+    Run(Run),
+}
+
+/// The options of `memleak run`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = EXIT_CODES, args_override_self = true)]
+#[command(override_usage = "memleak run [OPTIONS] [--] COMMAND [ARGS]...")]
+pub struct Run {
+    /// Live blocks that can be told apart at one time; beyond that, leaks are known within bounds
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ALLOCS)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
+    pub max_allocs: u32,
+
+    /// Leave a row out of the probe table, to see that its absence is noticed.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub without_probe: Vec<String>,
+
+    /// Attach programs that do nothing, to measure what any probes at these places cost.
+    #[arg(long, hide = true)]
+    pub floor: bool,
+
+    /// How to attach the probes, instead of the best way that works.
+    #[arg(long, value_enum, value_name = "METHOD", hide = true)]
+    pub method: Option<Method>,
+
+    /// The command and its arguments; options of memleak end at its first word
+    #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
+    pub command: Vec<OsString>,
+
+    // Last, since the heading of a flattened group is kept by whatever follows it.
+    #[command(flatten)]
+    pub report: ReportArgs,
+
+    #[command(flatten)]
+    pub gate: GateArgs,
+}
+
+/// Where the report goes and what it looks like.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Report")]
+pub struct ReportArgs {
+    /// Write the report to FILE instead of standard error
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// What the report looks like
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub format: Format,
+
+    /// Report errors and a failed or unknown gate, nothing else
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Tell about probes too, and about images that an exec replaced
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// When to use colour; auto: where the report goes to a terminal and `NO_COLOR` is not set
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub color: Color,
+}
+
+impl ReportArgs {
+    pub fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    /// Whether to use colour, given whether the report goes to a terminal and whether `NO_COLOR` is set
+    /// (and not empty).
+    pub fn wanted(self, terminal: bool, no_color: bool) -> bool {
+        match self {
+            Self::Auto => terminal && !no_color,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
+/// What makes a leak a failure.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Gate")]
+pub struct GateArgs {
+    /// Fail if any one process leaks more than SIZE; 0: any leak
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fail_on_leak: Option<u64>,
+
+    /// Fail if all processes together leak more than SIZE
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fail_on_total_leak: Option<u64>,
+
+    /// Judge only processes whose command name matches (!GLOB: does not match); may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub gate_comm: Vec<CommGlob>,
+
+    /// Exit code of a failed gate, 1 to 255 [default: 23]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub leak_exitcode: Option<u8>,
+
+    /// Let that code come before a non-zero code of the command's
+    #[arg(long)]
+    pub leak_exitcode_wins: bool,
+}
+
+impl GateArgs {
+    /// The gate that was asked for, if one was.
+    pub fn gate(&self) -> Option<Gate> {
+        let limits = Limits {
+            process: self.fail_on_leak,
+            total: self.fail_on_total_leak,
+        };
+        Gate::new(limits, self.gate_comm.clone())
+    }
+
+    pub fn leak_exit(&self) -> LeakExit {
+        LeakExit {
+            code: self.leak_exitcode.unwrap_or(status::LEAK),
+            wins: self.leak_exitcode_wins,
+        }
+    }
+
+    /// An option that would silently do nothing, as there is no gate for it to change.
+    fn without_effect(&self) -> Option<&'static str> {
+        if self.fail_on_leak.is_some() || self.fail_on_total_leak.is_some() {
+            None
+        } else if !self.gate_comm.is_empty() {
+            Some("--gate-comm")
+        } else if self.leak_exitcode.is_some() {
+            Some("--leak-exitcode")
+        } else if self.leak_exitcode_wins {
+            Some("--leak-exitcode-wins")
+        } else {
+            None
+        }
+    }
+}
+
+/// Why there is nothing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Help or the version was asked for: this text, for standard output.
+    Told(String),
+    /// The words make no sense: one line, without its end, for standard error.
+    Wrong(String),
+}
+
+impl Stop {
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Told(_) => 0,
+            Self::Wrong(_) => status::TOOL_ERROR,
+        }
+    }
+}
+
+/// Reads the command line; the first word is the program's own name.
+///
+/// # Errors
+/// [`Stop`], when there is nothing to do.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
+    let words: Vec<OsString> = words.into_iter().collect();
+    let help = match words.get(1) {
+        Some(mode) if mode == "run" => "memleak run --help",
+        _ => "memleak --help",
+    };
+    let wrong = |what: String| Stop::Wrong(format!("memleak: {what} (see '{help}')"));
+    let cli = Cli::try_parse_from(words).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(error.to_string()),
+        _ => wrong(what_is_wrong(&error)),
+    })?;
+    let Mode::Run(run) = &cli.mode;
+    if let Some(option) = run.gate.without_effect() {
+        return Err(wrong(format!(
+            "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-total-leak SIZE"
+        )));
+    }
+    Ok(cli)
+}
+
+/// clap's error, which is a paragraph or two, in one line.
+fn what_is_wrong(error: &clap::Error) -> String {
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(text::escaped(word.as_bytes())),
+        _ => None,
+    };
+    // Our own errors name the value themselves, and name it harmlessly.
+    if let Some(source) = error.source()
+        && (source.is::<SizeError>() || source.is::<GlobError>())
+        && let Some(option) = word(ContextKind::InvalidArg)
+    {
+        return format!("{option}: {source}");
+    }
+    match error.kind() {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return "nothing to do: memleak run -- COMMAND launches a command and follows it"
+                .to_owned();
+        }
+        ErrorKind::InvalidSubcommand => {
+            if let Some(mode) = word(ContextKind::InvalidSubcommand) {
+                return format!(
+                    "'{mode}' is not something memleak does: to launch a command, write memleak run -- COMMAND"
+                );
+            }
+        }
+        ErrorKind::MissingRequiredArgument => {
+            return "no command: write it after the options, as in memleak run -- ./my_app"
+                .to_owned();
+        }
+        // These quote a word of the user's, which may hold line breaks and escape sequences.
+        ErrorKind::UnknownArgument => {
+            if let Some(option) = word(ContextKind::InvalidArg) {
+                let similar = word(ContextKind::SuggestedArg)
+                    .map_or_else(String::new, |similar| format!("; did you mean {similar}?"));
+                return format!("unexpected argument '{option}'{similar}");
+            }
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let value = word(ContextKind::InvalidValue).filter(|value| !value.is_empty());
+            if let (Some(option), Some(value)) = (word(ContextKind::InvalidArg), value) {
+                let why = match (error.get(ContextKind::ValidValue), error.source()) {
+                    (Some(ContextValue::Strings(valid)), _) => {
+                        format!("; it is one of {}", valid.join(", "))
+                    }
+                    (_, Some(source)) => {
+                        format!("; {}", text::escaped(source.to_string().as_bytes()))
+                    }
+                    (_, None) => String::new(),
+                };
+                return format!("{option} cannot be '{value}'{why}");
+            }
+        }
+        _ => {}
+    }
+    let paragraphs = error.to_string();
+    let said = paragraphs.strip_prefix("error: ").unwrap_or(&paragraphs);
+    let first = said.split("\n\n").next().unwrap_or(said);
+    let line: Vec<&str> = first.lines().map(str::trim).collect();
+    text::escaped(line.join(" ").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn words(words: &[&[u8]]) -> Vec<OsString> {
+        words
+            .iter()
+            .map(|word| OsString::from_vec(word.to_vec()))
+            .collect()
+    }
+
+    fn stop(line: &[&str]) -> Stop {
+        let words = std::iter::once("memleak")
+            .chain(line.iter().copied())
+            .map(OsString::from);
+        parse(words).unwrap_err()
+    }
+
+    fn run(line: &[&str]) -> Run {
+        let words = ["memleak", "run"].iter().chain(line).map(OsString::from);
+        let Mode::Run(run) = parse(words).unwrap().mode;
+        run
+    }
+
+    fn wrong(line: &[&str]) -> String {
+        let stop = stop(line);
+        assert_eq!(stop.code(), 125, "{line:?}");
+        let Stop::Wrong(said) = stop else {
+            panic!("{line:?} is not wrong: {stop:?}");
+        };
+        assert!(said.starts_with("memleak: "), "{said}");
+        assert!(!said.contains(char::is_control), "{said:?}");
+        said
+    }
+
+    #[test]
+    fn the_command_gets_its_words_to_the_byte() {
+        let given: &[&[u8]] = &[
+            b"prog",
+            b"-x",
+            b"",
+            b"\xff\xfe",
+            b"--format",
+            b"json",
+            b"--",
+            b"-q",
+            b"a b\n",
+        ];
+        let prefixes: [&[&[u8]]; 4] = [
+            &[b"memleak", b"run"],
+            &[b"memleak", b"run", b"--"],
+            &[b"memleak", b"run", b"-v"],
+            &[b"memleak", b"run", b"-v", b"--"],
+        ];
+        for prefix in prefixes {
+            let Mode::Run(run) = parse(words(&[prefix, given].concat())).unwrap().mode;
+            assert_eq!(run.command, words(given), "{prefix:?}");
+            assert_eq!(run.report.format, Format::Table);
+            assert!(!run.report.quiet);
+        }
+    }
+
+    #[test]
+    fn after_two_dashes_even_an_option_is_a_command() {
+        for command in [&b"-x"[..], b"--help", b"", b"\xff", b"run"] {
+            let line = words(&[b"memleak", b"run", b"--", command, b"--", b"--version"]);
+            let Mode::Run(run) = parse(line).unwrap().mode;
+            assert_eq!(run.command, words(&[command, b"--", b"--version"]));
+        }
+    }
+
+    #[test]
+    fn without_options_there_is_a_table_and_no_gate() {
+        let run = run(&["true"]);
+        assert_eq!(run.report.output, None);
+        assert_eq!(run.report.format, Format::Table);
+        assert_eq!(run.report.verbosity(), Verbosity::Normal);
+        assert_eq!(run.report.color, Color::Auto);
+        assert!(run.gate.gate().is_none());
+        assert_eq!(run.gate.leak_exit(), LeakExit::default());
+        assert_eq!(run.max_allocs, DEFAULT_MAX_ALLOCS);
+        assert!(run.without_probe.is_empty());
+    }
+
+    #[test]
+    fn every_option_reaches_its_value() {
+        let run = run(&[
+            "-o",
+            "out file",
+            "--format",
+            "json",
+            "-v",
+            "--color=never",
+            "--fail-on-leak",
+            "1MB",
+            "--fail-on-total-leak=2MiB",
+            "--gate-comm",
+            "app*",
+            "--gate-comm",
+            "!app_x",
+            "--leak-exitcode",
+            "7",
+            "--leak-exitcode-wins",
+            "--max-allocs",
+            "100",
+            "--without-probe",
+            "free",
+            "--without-probe",
+            "calloc",
+            "true",
+        ]);
+        assert_eq!(run.report.output, Some("out file".into()));
+        assert_eq!(run.report.format, Format::Json);
+        assert_eq!(run.report.verbosity(), Verbosity::Verbose);
+        assert_eq!(run.report.color, Color::Never);
+        assert_eq!(run.gate.fail_on_leak, Some(1_000_000));
+        assert_eq!(run.gate.fail_on_total_leak, Some(2_097_152));
+        assert_eq!(run.gate.gate_comm.len(), 2);
+        assert!(run.gate.gate().is_some());
+        assert_eq!(
+            run.gate.leak_exit(),
+            LeakExit {
+                code: 7,
+                wins: true
+            }
+        );
+        assert_eq!(run.max_allocs, 100);
+        assert_eq!(run.without_probe, ["free", "calloc"]);
+        assert_eq!(run.command, ["true"]);
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_option_counts() {
+        let run = run(&[
+            "--format",
+            "csv",
+            "--fail-on-leak",
+            "1",
+            "-q",
+            "-q",
+            "--fail-on-leak",
+            "2",
+            "--format",
+            "json",
+            "true",
+        ]);
+        assert_eq!(run.gate.fail_on_leak, Some(2));
+        assert_eq!(run.report.format, Format::Json);
+        assert_eq!(run.report.verbosity(), Verbosity::Quiet);
+    }
+
+    #[test]
+    fn bad_words_are_one_line_that_says_what_is_wrong_with_which() {
+        for (line, says) in [
+            (&[][..], "nothing to do: memleak run -- COMMAND"),
+            (
+                &["./my_app"],
+                "'./my_app' is not something memleak does: to launch a command, write memleak run",
+            ),
+            (&["--frob"], "'--frob'"),
+            (&["run"], "no command"),
+            (&["run", "--"], "no command"),
+            (&["run", "-q"], "no command"),
+            (&["run", "--frob", "true"], "unexpected argument '--frob'"),
+            (&["run", "-x", "true"], "unexpected argument '-x'"),
+            (
+                &["run", "--forma", "json", "true"],
+                "did you mean --format?",
+            ),
+            (&["run", "--format", "xml", "true"], "'xml'"),
+            (&["run", "--format", "xml", "true"], "table, json, csv"),
+            (
+                &["run", "--color", "sometimes", "true"],
+                "auto, always, never",
+            ),
+            (&["run", "-q", "-v", "true"], "cannot be used with"),
+            (&["run", "-o", "", "true"], "--output"),
+            (
+                &["run", "--fail-on-leak", "1M", "true"],
+                "--fail-on-leak <SIZE>: '1M' is not a size",
+            ),
+            (
+                &["run", "--fail-on-leak=-1", "true"],
+                "--fail-on-leak <SIZE>: '-1' is not a size",
+            ),
+            (
+                &["run", "--fail-on-total-leak", "99999999TB", "true"],
+                "too large",
+            ),
+            (
+                &["run", "--gate-comm", "[", "--fail-on-leak", "1", "true"],
+                "--gate-comm <GLOB>: '[' is not a pattern",
+            ),
+            (
+                &["run", "--gate-comm", "sh", "true"],
+                "--gate-comm changes a gate and there is none",
+            ),
+            (
+                &["run", "--leak-exitcode", "7", "true"],
+                "--leak-exitcode changes a gate",
+            ),
+            (
+                &["run", "--leak-exitcode-wins", "true"],
+                "--leak-exitcode-wins changes a gate",
+            ),
+            (
+                &["run", "--leak-exitcode", "0", "--fail-on-leak", "1", "true"],
+                "1..=255",
+            ),
+            (
+                &[
+                    "run",
+                    "--leak-exitcode",
+                    "256",
+                    "--fail-on-leak",
+                    "1",
+                    "true",
+                ],
+                "1..=255",
+            ),
+            (&["run", "--max-allocs", "0", "true"], "1..=134217728"),
+            (
+                &["run", "--max-allocs", "134217729", "true"],
+                "1..=134217728",
+            ),
+            (&["run", "--max-allocs", "many", "true"], "'many'"),
+            (
+                &["run", "--format", "\x1b[31m\n\nUsage: x", "true"],
+                r"\x1b[31m",
+            ),
+        ] {
+            let said = wrong(line);
+            assert!(said.contains(says), "{line:?}: {said}");
+            let help = if line.first() == Some(&"run") {
+                "(see 'memleak run --help')"
+            } else {
+                "(see 'memleak --help')"
+            };
+            assert!(said.ends_with(help), "{line:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn an_option_value_that_is_not_utf8_is_an_error_and_a_file_name_is_not() {
+        let line = words(&[b"memleak", b"run", b"--fail-on-leak", b"\xff", b"true"]);
+        assert!(matches!(parse(line), Err(Stop::Wrong(_))));
+        let Mode::Run(run) = parse(words(&[b"memleak", b"run", b"-o", b"\xff", b"true"]))
+            .unwrap()
+            .mode;
+        assert_eq!(
+            run.report.output,
+            Some(PathBuf::from(OsString::from_vec(vec![0xff])))
+        );
+    }
+
+    #[test]
+    fn help_and_version_are_told_and_no_error() {
+        for line in [
+            &["--help"][..],
+            &["-h"],
+            &["run", "--help"],
+            &["--version"],
+            &["run", "-V"],
+        ] {
+            let stop = stop(line);
+            assert_eq!(stop.code(), 0, "{line:?}");
+            let Stop::Told(said) = stop else {
+                panic!("{line:?}: {stop:?}");
+            };
+            assert!(said.contains("memleak"), "{said}");
+            assert!(!said.contains('\u{1b}'), "{said:?}");
+        }
+        let Stop::Told(help) = stop(&["run", "--help"]) else {
+            panic!("no help");
+        };
+        insta::assert_snapshot!("run_help", help);
+    }
+
+    #[test]
+    fn the_options_of_clap_do_not_contradict_each_other() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn colour_is_for_terminals_unless_told_otherwise() {
+        for (color, terminal, no_color, wanted) in [
+            (Color::Auto, true, false, true),
+            (Color::Auto, true, true, false),
+            (Color::Auto, false, false, false),
+            (Color::Always, false, true, true),
+            (Color::Never, true, false, false),
+        ] {
+            assert_eq!(
+                color.wanted(terminal, no_color),
+                wanted,
+                "{color:?} {terminal} {no_color}"
+            );
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Loads the BPF objects, by the best method that this kernel takes.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, PrintLevel, ProgramAttachType, ProgramInput, set_print};
+
+use crate::bpf::{FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder};
+use crate::probe::attach::Method;
+
+/// How the programs are to be loaded.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Entries in the table of live blocks.
+    pub max_blocks: u32,
+    /// The method to use; `None` for the best that works.
+    pub method: Option<Method>,
+    /// Attach programs that do nothing in place of those that count.
+    pub floor: bool,
+}
+
+/// Why the programs cannot be loaded. Each names its remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(
+        "no right to load BPF programs: run memleak as root (sudo memleak …), or give it the capabilities \
+         CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
+    )]
+    Rights(#[source] libbpf_rs::Error),
+    #[error(
+        "this kernel has no type information ({BTF} is missing): use one built with CONFIG_DEBUG_INFO_BTF=y"
+    )]
+    NoBtf,
+    #[error(
+        "this kernel (Linux {release}) lacks what memleak needs: Linux 5.15 or later with CONFIG_BPF_SYSCALL, \
+         CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows what it said"
+    )]
+    Kernel {
+        release: String,
+        #[source]
+        source: libbpf_rs::Error,
+    },
+    #[error("no memory for a table of {max_blocks} live blocks: give a lower --max-allocs")]
+    Memory {
+        max_blocks: u32,
+        #[source]
+        source: libbpf_rs::Error,
+    },
+}
+
+impl LoadError {
+    pub(super) fn ring(source: libbpf_rs::Error) -> Self {
+        Self::of(source, 0)
+    }
+
+    fn of(error: libbpf_rs::Error, max_blocks: u32) -> Self {
+        match error_number(&error) {
+            // EACCES would be the verifier's.
+            Some(libc::EPERM) => LoadError::Rights(error),
+            // E2BIG: more entries than a hash table can have.
+            Some(libc::ENOMEM | libc::E2BIG) => LoadError::Memory {
+                max_blocks,
+                source: error,
+            },
+            _ => LoadError::Kernel {
+                release: kernel_release(),
+                source: error,
+            },
+        }
+    }
+}
+
+pub(super) struct Loaded {
+    pub skel: MemleakSkel<'static>,
+    pub floor: Option<FloorSkel<'static>>,
+    pub method: Method,
+    /// Those of the tracepoints.
+    pub links: Vec<Link>,
+}
+
+const MAX_SLOTS: u32 = 1 << 18;
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// What libbpf and the verifier said; for `-v`.
+static MESSAGES: Mutex<String> = Mutex::new(String::new());
+
+/// Takes what libbpf and the verifier have said so far.
+pub fn take_messages() -> String {
+    std::mem::take(&mut *MESSAGES.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
+    set_print(Some((PrintLevel::Warn, |_, message| {
+        MESSAGES
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_str(&message);
+    })));
+    if !Path::new(BTF).exists() {
+        return Err(LoadError::NoBtf);
+    }
+    let methods = match &settings.method {
+        Some(method) => std::slice::from_ref(method),
+        None => &Method::ALL[..],
+    };
+    let mut last = None;
+    for &method in methods {
+        match load_for(method, settings) {
+            Ok(loaded) => return Ok(loaded),
+            // Another method would fail in the same way.
+            Err(error @ (LoadError::Rights(_) | LoadError::Memory { .. } | LoadError::NoBtf)) => {
+                return Err(error);
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or(LoadError::NoBtf))
+}
+
+fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
+    let fail = |error| LoadError::of(error, settings.max_blocks);
+    // Loaded once, needed until memleak ends.
+    let mut open = MemleakSkelBuilder::default()
+        .open(Box::leak(Box::new(MaybeUninit::uninit())))
+        .map_err(fail)?;
+    open.maps
+        .blocks
+        .set_max_entries(settings.max_blocks)
+        .map_err(fail)?;
+    open.maps
+        .slots
+        .set_max_entries(slots(settings.max_blocks))
+        .map_err(fail)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        rodata.max_blocks = u64::from(settings.max_blocks);
+        rodata.slot_mask = slots(settings.max_blocks) - 1;
+    }
+    let progs = &mut open.progs;
+    let session = method == Method::Session;
+    progs.alloc_session.set_autoload(session);
+    progs.alloc_enter.set_autoload(!session);
+    progs.alloc_return.set_autoload(!session);
+    match method {
+        Method::Session => {}
+        Method::Multi => {
+            progs
+                .alloc_enter
+                .set_attach_type(ProgramAttachType::TraceUprobeMulti);
+            progs
+                .alloc_return
+                .set_attach_type(ProgramAttachType::TraceUprobeMulti);
+        }
+        Method::PerfEvent => progs
+            .entry_only
+            .set_attach_type(ProgramAttachType::CgroupInetIngress),
+    }
+    let skel = open.load().map_err(fail)?;
+    skel.progs
+        .identify
+        .test_run(ProgramInput::default())
+        .map_err(fail)?;
+    let progs = &skel.progs;
+    let links = [
+        &progs.task_newtask,
+        &progs.task_rename,
+        &progs.sched_process_exec,
+        &progs.sched_process_exit,
+    ]
+    .into_iter()
+    .map(|program| program.attach())
+    .collect::<Result<_, _>>()
+    .map_err(fail)?;
+    let floor = if settings.floor {
+        let open = FloorSkelBuilder::default()
+            .open(Box::leak(Box::new(MaybeUninit::uninit())))
+            .map_err(fail)?;
+        Some(open.load().map_err(fail)?)
+    } else {
+        None
+    };
+    Ok(Loaded {
+        skel,
+        floor,
+        method,
+        links,
+    })
+}
+
+/// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.
+fn slots(max_blocks: u32) -> u32 {
+    1 << (max_blocks / 16).clamp(1, MAX_SLOTS).ilog2()
+}
+
+fn error_number(error: &libbpf_rs::Error) -> Option<i32> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.raw_os_error();
+        }
+        source = error.source();
+    }
+    None
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_else(|_| "of unknown release".to_owned())
+}

@@ -1,0 +1,352 @@
+//! The kernel's side at work: loads the programs, attaches them, and hands out images as they end. With
+//! `probe`, the only modules that touch libbpf.
+
+pub mod event;
+mod load;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use std::rc::Rc;
+use std::thread as threads;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use libbpf_rs::{Iter, Link, MapCore, MapFlags, RingBuffer, RingBufferBuilder};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::allocator::Allocator;
+use crate::bpf::types::{bss, heap, heap_flags, limits, site, thread, thread_sum};
+use crate::bpf::{FloorSkel, MemleakSkel};
+use crate::image::{Image, Losses};
+use crate::probe::attach::{Method, Programs, Target, attach};
+use event::Context;
+
+pub use load::{LoadError, Settings, take_messages};
+
+/// Blocks of ended heaps are swept when they fill this share of the table of live blocks. The kernel
+/// does it by itself when the table is full, in the middle of somebody's malloc; this is to spare it that.
+const SWEEP_SHARE: u64 = 4;
+
+/// How many entries a step of a walk over a map takes: a few hundred kilobytes.
+const BATCH: u32 = 4096;
+
+/// Loaded programs, their links, and the ring of ended images.
+pub struct Collector {
+    skel: MemleakSkel<'static>,
+    floor: Option<FloorSkel<'static>>,
+    method: Method,
+    links: Vec<Link>,
+    ring: RingBuffer<'static>,
+    arrived: Rc<RefCell<Vec<Box<heap>>>>,
+    context: Context,
+    targets: Vec<Target>,
+    rows_taken_from_map: u64,
+    max_blocks: u64,
+}
+
+impl Collector {
+    /// Loads the programs and starts following forks, execs and exits; nobody is followed yet.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load(settings: &Settings) -> Result<Self, LoadError> {
+        let loaded = load::load(settings)?;
+        let arrived: Rc<RefCell<Vec<Box<heap>>>> = Rc::default();
+        let sink = Rc::clone(&arrived);
+        let mut builder = RingBufferBuilder::new();
+        builder
+            .add(&loaded.skel.maps.ended, move |bytes| {
+                sink.borrow_mut()
+                    .extend(event::heap_from_bytes(bytes).map(Box::new));
+                0
+            })
+            .map_err(LoadError::ring)?;
+        let ring = builder.build().map_err(LoadError::ring)?;
+        Ok(Collector {
+            skel: loaded.skel,
+            floor: loaded.floor,
+            method: loaded.method,
+            links: loaded.links,
+            ring,
+            arrived,
+            context: Context {
+                clock_offset: clock_offset(),
+                files: Vec::new(),
+            },
+            targets: Vec::new(),
+            rows_taken_from_map: 0,
+            max_blocks: u64::from(settings.max_blocks),
+        })
+    }
+
+    /// How the probes are attached.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// The files that carry probes.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Puts probes on an allocator.
+    ///
+    /// # Errors
+    /// The kernel refuses, or there are more files than a heap can name.
+    pub fn probe(&mut self, allocator: Allocator) -> Result<()> {
+        let first_site: usize = self.targets.iter().map(|target| target.sites.len()).sum();
+        let sites = allocator.findings.sites;
+        ensure!(
+            self.targets.len() < limits::MAX_FILES.0 as usize
+                && first_site + sites.len() <= limits::MAX_SITES.0 as usize,
+            "{}: more than {} files with allocators",
+            allocator.path.display(),
+            limits::MAX_FILES.0
+        );
+        let target = Target {
+            index: self.targets.len() as u8,
+            first_site: first_site as u32,
+            path: allocator.path,
+            file: allocator.file,
+            sites,
+        };
+        for (found, number) in target.sites.iter().zip(target.first_site..) {
+            let value = site {
+                text_before: found.text_before,
+                text_after: found.text_after,
+                entry_before: found.placement.offset,
+            };
+            self.skel
+                .maps
+                .sites
+                .update(&number.to_ne_bytes(), bytes_of(&value), MapFlags::ANY)
+                .context("cannot fill the table of probe sites")?;
+        }
+        let progs = &self.skel.progs;
+        let programs = match (&self.floor, self.method) {
+            (Some(floor), _) => Programs::Session {
+                alloc: &floor.progs.alloc_session,
+                entry: &floor.progs.entry_only,
+            },
+            (None, Method::Session) => Programs::Session {
+                alloc: &progs.alloc_session,
+                entry: &progs.entry_only,
+            },
+            (None, Method::Multi | Method::PerfEvent) => Programs::EntryReturn {
+                alloc: &progs.alloc_enter,
+                alloc_return: &progs.alloc_return,
+                entry: &progs.entry_only,
+            },
+        };
+        self.links.extend(attach(self.method, &programs, &target)?);
+        self.context.files.push(target.path.clone());
+        self.targets.push(target);
+        Ok(())
+    }
+
+    /// Follows a task from its next exec on, and all that it starts.
+    ///
+    /// # Errors
+    /// The task is gone, or the kernel has no memory for it.
+    pub fn follow(&self, pidfd: BorrowedFd<'_>) -> Result<()> {
+        let nothing = thread::default();
+        self.skel
+            .maps
+            .threads
+            .update(
+                &pidfd.as_raw_fd().to_ne_bytes(),
+                bytes_of(&nothing),
+                MapFlags::ANY,
+            )
+            .context("cannot tell the kernel which process to follow")
+    }
+
+    /// Readable when images have ended.
+    pub fn fd(&self) -> RawFd {
+        self.ring.epoll_fd()
+    }
+
+    /// The images that have ended since the last call, in the order of their ends as far as they came by the ring.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn take_ended(&mut self) -> Result<Vec<Image>> {
+        self.ring
+            .consume()
+            .context("cannot read the ring of ended images")?;
+        let mut records = std::mem::take(&mut *self.arrived.borrow_mut());
+        let waiting = self.counter(|bss| &bss.rows_waiting);
+        if waiting > self.rows_taken_from_map {
+            let before = records.len();
+            self.take_waiting(&mut records)?;
+            self.rows_taken_from_map += (records.len() - before) as u64;
+            records.sort_by_key(|record| record.end_ns);
+        }
+        if self
+            .counter(|bss| &bss.dead_blocks)
+            .saturating_mul(SWEEP_SHARE)
+            >= self.max_blocks
+        {
+            self.sweep()?;
+        }
+        Ok(records
+            .iter()
+            .map(|record| event::ended_image(record, &self.context))
+            .collect())
+    }
+
+    /// Images that found the ring full stay in the map until they are taken here.
+    fn take_waiting(&self, records: &mut Vec<Box<heap>>) -> Result<()> {
+        for (key, record) in self.heaps()? {
+            if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
+                self.skel
+                    .maps
+                    .heaps
+                    .delete(&key)
+                    .context("cannot take an ended image")?;
+                records.push(record);
+            }
+        }
+        Ok(())
+    }
+
+    fn heaps(&self) -> Result<Vec<(Vec<u8>, Box<heap>)>> {
+        let entries = self
+            .skel
+            .maps
+            .heaps
+            .lookup_batch(BATCH / 16, MapFlags::ANY, MapFlags::ANY)
+            .context("cannot read the table of images")?;
+        Ok(entries
+            .filter_map(|(key, value)| Some((key, Box::new(event::heap_from_bytes(&value)?))))
+            .collect())
+    }
+
+    /// Drops the blocks of ended heaps from the table of live blocks. Walks by buckets, not from key to
+    /// key: such a walk begins again whenever its key is deleted under it.
+    fn sweep(&mut self) -> Result<()> {
+        let maps = &self.skel.maps;
+        let entries = maps
+            .blocks
+            .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
+            .context("cannot walk the table of live blocks")?;
+        let mut ended: HashMap<[u8; 8], bool> = HashMap::new();
+        let mut dropped = 0;
+        for (key, _) in entries {
+            let Some(id) = key.first_chunk() else {
+                continue;
+            };
+            // A heap is in its map before it has blocks: one that is not there now has ended.
+            let ended =
+                *ended
+                    .entry(*id)
+                    .or_insert_with(|| match maps.heaps.lookup(id, MapFlags::ANY) {
+                        Ok(Some(record)) => event::heap_from_bytes(&record)
+                            .is_some_and(|record| record.flags & heap_flags::HEAP_ENDED.0 != 0),
+                        Ok(None) => true,
+                        Err(_) => false,
+                    });
+            if ended && maps.blocks.delete(&key).is_ok() {
+                dropped += 1;
+            }
+        }
+        self.count_dropped(dropped);
+        Ok(())
+    }
+
+    /// The images that still run.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be read.
+    pub fn running(&self) -> Result<Vec<Image>> {
+        let link = self
+            .skel
+            .progs
+            .living
+            .attach()
+            .context("cannot list the living tasks")?;
+        let mut bytes = Vec::new();
+        Iter::new(&link)
+            .context("cannot list the living tasks")?
+            .read_to_end(&mut bytes)
+            .context("cannot read the counters of the living tasks")?;
+        let mut threads: HashMap<u64, Vec<thread_sum>> = HashMap::new();
+        for sum in event::thread_sums_from_bytes(&bytes) {
+            threads.entry(sum.heap).or_default().push(sum);
+        }
+        let now = monotonic().as_nanos() as u64;
+        let mut images: Vec<_> = self
+            .heaps()?
+            .into_iter()
+            .filter(|(_, record)| record.flags & heap_flags::HEAP_ENDED.0 == 0)
+            .map(|(_, record)| {
+                let threads = threads.get(&record.id).map_or(&[][..], Vec::as_slice);
+                event::running_image(&record, threads, now, &self.context)
+            })
+            .collect();
+        images.sort_by_key(|image| image.start_time);
+        Ok(images)
+    }
+
+    /// What was lost and belongs to no image.
+    pub fn losses(&self) -> Losses {
+        Losses {
+            rows_lost: self.counter(|bss| &bss.rows_lost),
+            ..Losses::default()
+        }
+    }
+
+    /// Threads that had to be kept in the slower table, for `-v`.
+    pub fn late_threads(&self) -> u64 {
+        self.counter(|bss| &bss.late_count)
+    }
+
+    /// One of the programs' global counters.
+    fn counter(&self, of: impl FnOnce(&bss) -> &u64) -> u64 {
+        let bss = self.skel.maps.bss_data.as_deref();
+        // SAFETY: a reference is valid and aligned; the kernel writes there meanwhile, hence volatile.
+        bss.map_or(0, |bss| unsafe { std::ptr::read_volatile(of(bss)) })
+    }
+
+    fn count_dropped(&mut self, dropped: u64) {
+        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
+            // SAFETY: valid and aligned for as long as the skeleton lives; all who write it, the kernel
+            // included, do so atomically.
+            let counter = unsafe { std::sync::atomic::AtomicU64::from_ptr(&mut bss.dead_blocks) };
+            counter.fetch_sub(dropped, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the probes off. Links are closed side by side: the kernel takes some 50 ms for each, waiting
+    /// for whoever may be running the program.
+    pub fn detach(&mut self) {
+        let links = std::mem::take(&mut self.links);
+        threads::scope(|scope| {
+            for link in links {
+                scope.spawn(move || drop(link));
+            }
+        });
+    }
+}
+
+/// The bytes of a C struct, for a map.
+fn bytes_of<T: Copy>(value: &T) -> &[u8] {
+    // SAFETY: the types put into maps are C structs of integers without implicit padding.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// CLOCK_MONOTONIC, which the kernel's records use.
+fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map(Duration::from)
+        .unwrap_or_default()
+}
+
+/// The Unix time at which CLOCK_MONOTONIC began.
+fn clock_offset() -> Duration {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap_or_default().saturating_sub(monotonic())
+}

@@ -1,0 +1,180 @@
+//! Finds a file's allocator functions, and where in each its probe goes. Reads one ELF file, attaches
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use object::elf::{PF_X, PT_LOAD, STT_FUNC};
+use object::read::ReadCache;
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Architecture, Endianness, Object, ObjectSymbol, SymbolFlags};
+
+use super::placement::{Placement, place_at_entry, place_x86_64};
+use super::table::Row;
+
+/// How much of a function is decoded at the most: enough to see the jumps that land near its entry.
+const DECODED: u64 = 4096;
+
+/// A function to probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    pub row: Row,
+    /// The symbol found at this address; of several, the first in the row.
+    pub symbol: String,
+    /// The probe's offset in the file.
+    pub file_offset: u64,
+    pub placement: Placement,
+    /// Bytes of the executable segment before the probe, and from it on.
+    pub text_before: u64,
+    pub text_after: u64,
+}
+
+/// What a look at a file's symbols found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Findings {
+    pub sites: Vec<Site>,
+    /// Names of required rows without a symbol.
+    pub missing: Vec<&'static str>,
+}
+
+type Elf<'data> = ElfFile64<'data, Endianness, &'data ReadCache<File>>;
+
+impl Findings {
+    /// Whether the file is an allocator: it gives blocks and takes them back. One that defines only some of
+    /// the functions (a tool that intercepts malloc, say) passes its calls on to one that is.
+    pub fn is_allocator(&self) -> bool {
+        ["malloc", "free"]
+            .iter()
+            .all(|name| self.sites.iter().any(|site| site.row.name == *name))
+    }
+}
+
+/// Looks for the functions of `rows` in an open ELF file. `path` is for messages only.
+///
+/// # Errors
+/// The file is not a 64-bit ELF file of an architecture that memleak knows, or is damaged.
+pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
+    let cache = ReadCache::new(file);
+    let elf: Elf<'_> = ElfFile64::parse(&cache)
+        .with_context(|| format!("cannot read {} as ELF", path.display()))?;
+    let by_address = symbols_of(&elf, rows);
+    let missing = rows
+        .iter()
+        .filter(|row| {
+            row.required
+                && !by_address
+                    .values()
+                    .any(|(found, ..)| found.name == row.name)
+        })
+        .map(|row| row.name)
+        .collect();
+    let mut sites = Vec::new();
+    for (address, (row, symbol, size)) in by_address {
+        let segment = text_segment(&elf, address).with_context(|| {
+            format!(
+                "{symbol} in {} lies outside its executable segment",
+                path.display()
+            )
+        })?;
+        let in_segment = address - segment.address;
+        let code = segment.code(&cache, in_segment, size)?;
+        let placement = match elf.architecture() {
+            Architecture::X86_64 => place_x86_64(code, &row.action.arguments()),
+            Architecture::Aarch64 => place_at_entry(),
+            other => bail!(
+                "{} is for {other:?}, which memleak does not know",
+                path.display()
+            ),
+        };
+        let before = in_segment + placement.offset;
+        sites.push(Site {
+            row: *row,
+            symbol,
+            file_offset: segment.offset + before,
+            text_before: before,
+            text_after: segment.size - before,
+            placement,
+        });
+    }
+    Ok(Findings { sites, missing })
+}
+
+/// The defined global functions that a row names, each address once.
+fn symbols_of<'row>(elf: &Elf<'_>, rows: &'row [Row]) -> BTreeMap<u64, (&'row Row, String, u64)> {
+    let mut found: BTreeMap<u64, (&Row, usize, String, u64)> = BTreeMap::new();
+    for symbol in elf.dynamic_symbols() {
+        let is_function = matches!(
+            symbol.flags(),
+            SymbolFlags::Elf { st_info, .. } if st_info.st_type() == STT_FUNC
+        );
+        if !is_function || !symbol.is_global() || symbol.is_undefined() || symbol.address() == 0 {
+            continue;
+        }
+        let Ok(name) = symbol.name() else { continue };
+        let place = rows.iter().find_map(|row| {
+            row.symbols
+                .iter()
+                .position(|&candidate| candidate == name)
+                .map(|at| (row, at))
+        });
+        let Some((row, at)) = place else { continue };
+        // An address that two rows name belongs to the first name of the earlier row.
+        let better = match found.get(&symbol.address()) {
+            Some((_, other, ..)) => at < *other,
+            None => true,
+        };
+        if better {
+            found.insert(symbol.address(), (row, at, name.to_owned(), symbol.size()));
+        }
+    }
+    found
+        .into_iter()
+        .map(|(address, (row, _, name, size))| (address, (row, name, size)))
+        .collect()
+}
+
+struct Segment {
+    /// Virtual address in the file, offset in the file, bytes in the file.
+    address: u64,
+    offset: u64,
+    size: u64,
+}
+
+impl Segment {
+    /// The function at `start` in the segment, or as much of it as is decoded.
+    fn code<'data>(
+        &self,
+        cache: &'data ReadCache<File>,
+        start: u64,
+        function_size: u64,
+    ) -> Result<&'data [u8]> {
+        let wanted = if function_size == 0 {
+            super::placement::WINDOW as u64
+        } else {
+            function_size
+        };
+        let size = wanted.min(DECODED).min(self.size - start);
+        object::ReadRef::read_bytes_at(cache, self.offset + start, size)
+            .map_err(|()| anyhow::anyhow!("the file ends within a function"))
+    }
+}
+
+/// The executable segment that holds `address`.
+fn text_segment(elf: &Elf<'_>, address: u64) -> Option<Segment> {
+    let endian = elf.endian();
+    elf.elf_program_headers().iter().find_map(|header| {
+        let segment = Segment {
+            address: header.p_vaddr(endian),
+            offset: header.p_offset(endian),
+            size: header.p_filesz(endian),
+        };
+        let holds = header.p_type(endian) == PT_LOAD
+            && header.p_flags(endian).contains(PF_X)
+            && address
+                .checked_sub(segment.address)
+                .is_some_and(|at| at < segment.size);
+        holds.then_some(segment)
+    })
+}

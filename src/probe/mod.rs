@@ -1,0 +1,7 @@
+//! Probes: which functions of which files, where in them, and attached how. With `collect`, the only
+//! modules that touch libbpf.
+
+pub mod attach;
+pub mod elf;
+pub mod placement;
+pub mod table;

@@ -1,0 +1,208 @@
+//! CSV: the fields of JSON in one table, for spreadsheets and data frames.
+//!
+//! One header, then a row for every image and one for the summary, told apart by the column `type`:
+//! whoever adds a column up filters by it. `losses` and `gate` are flattened (`losses_rows_lost`,
+//! `gate_verdict`); what a row has not, or JSON has as null, is an empty field. Names are escaped as in
+//! the table, since CSV has no escapes of its own; `allocators` are joined by `:` (one in a path is
+//! `\x3a`).
+//!
+//! A spreadsheet takes a field that begins with `=`, `+`, `-` or `@` for a formula, and anyone may name
+//! a process so: such a name gets a `'` before it, as does one that begins with `'`, so that whoever
+//! takes one leading `'` off has the name again.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use csv::WriterBuilder;
+use serde::Serialize;
+
+use super::json::{exit_code, from_name, outcome_name, seconds, signal};
+use super::{Render, SCHEMA, end_name};
+use crate::gate::Verdict;
+use crate::image::{Image, Losses};
+use crate::ledger::Summary;
+use crate::status::Outcome;
+use crate::text;
+
+#[derive(Default)]
+pub(super) struct Csv {
+    began: bool,
+}
+
+impl Render for Csv {
+    fn image(&mut self, image: &Image, _verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
+        self.lines(&Row::image(image))
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
+        self.lines(&Row::summary(summary))
+    }
+}
+
+impl Csv {
+    fn lines(&mut self, row: &Row) -> io::Result<Vec<u8>> {
+        let mut writer = WriterBuilder::new()
+            .has_headers(!self.began)
+            .from_writer(Vec::with_capacity(512));
+        writer.serialize(row)?;
+        self.began = true;
+        writer
+            .into_inner()
+            .map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
+/// The header is the names of these fields, in this order.
+#[derive(Default, Serialize)]
+struct Row {
+    schema: &'static str,
+    r#type: &'static str,
+    pid: Option<u32>,
+    ppid: Option<u32>,
+    uid: Option<u32>,
+    user: Option<String>,
+    comm: Option<String>,
+    exe: Option<String>,
+    image: Option<u32>,
+    end: Option<&'static str>,
+    exit_code: Option<u8>,
+    signal: Option<u8>,
+    from: Option<&'static str>,
+    start_time: Option<f64>,
+    end_time: Option<f64>,
+    total_allocs_bytes: u64,
+    alloc_count: Option<u64>,
+    free_count: Option<u64>,
+    leaked_bytes: u64,
+    leaked_blocks: Option<u64>,
+    peak_live_bytes: Option<u64>,
+    failed_allocs: Option<u64>,
+    unknown_frees: Option<u64>,
+    allocators: Option<String>,
+    complete: bool,
+    losses_blocks_not_recorded: u64,
+    losses_bytes_not_recorded: u64,
+    losses_calls_without_return: u64,
+    losses_rows_lost: u64,
+    outcome: Option<&'static str>,
+    code: Option<u8>,
+    core: Option<bool>,
+    processes: Option<u64>,
+    gate_limit_bytes: Option<u64>,
+    gate_total_limit_bytes: Option<u64>,
+    gate_verdict: Option<&'static str>,
+}
+
+impl Row {
+    fn image(image: &Image) -> Self {
+        let counters = &image.counters;
+        let allocators: Vec<String> = image.allocators.iter().map(|file| path(file)).collect();
+        Self {
+            schema: SCHEMA,
+            r#type: "process",
+            pid: Some(image.pid),
+            ppid: Some(image.ppid),
+            uid: Some(image.uid),
+            user: image.user.as_ref().map(|user| name(user.as_bytes())),
+            comm: Some(name(&image.comm)),
+            exe: image
+                .exe
+                .as_ref()
+                .map(|exe| name(exe.as_os_str().as_bytes())),
+            image: Some(image.image),
+            end: Some(end_name(image.end)),
+            exit_code: exit_code(image.end),
+            signal: signal(image.end),
+            from: Some(from_name(image.from)),
+            start_time: Some(seconds(image.start_time)),
+            end_time: Some(seconds(image.end_time)),
+            total_allocs_bytes: counters.total_allocs_bytes,
+            alloc_count: Some(counters.alloc_count),
+            free_count: Some(counters.free_count),
+            leaked_bytes: counters.leaked_bytes,
+            leaked_blocks: Some(counters.leaked_blocks),
+            peak_live_bytes: counters.peak_live_bytes,
+            failed_allocs: Some(counters.failed_allocs),
+            unknown_frees: Some(counters.unknown_frees),
+            allocators: Some(inert(allocators.join(":"))),
+            complete: image.complete(),
+            ..Self::default()
+        }
+        .with(image.losses)
+    }
+
+    fn summary(summary: &Summary) -> Self {
+        let (signal, core) = match summary.outcome {
+            Outcome::Signaled { signal, core } => (Some(signal), core),
+            Outcome::Exited(_) | Outcome::ExecError(_) | Outcome::ToolError => (None, false),
+        };
+        Self {
+            schema: SCHEMA,
+            r#type: "summary",
+            signal,
+            total_allocs_bytes: summary.total_allocs_bytes,
+            leaked_bytes: summary.leaked.lower,
+            complete: summary.complete,
+            outcome: Some(outcome_name(summary.outcome)),
+            code: summary.outcome.code(),
+            core: Some(core),
+            processes: Some(summary.processes),
+            gate_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.process),
+            gate_total_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.total),
+            gate_verdict: summary.verdict().map(Verdict::as_str),
+            ..Self::default()
+        }
+        .with(summary.losses)
+    }
+
+    fn with(self, losses: Losses) -> Self {
+        Self {
+            losses_blocks_not_recorded: losses.blocks_not_recorded,
+            losses_bytes_not_recorded: losses.bytes_not_recorded,
+            losses_calls_without_return: losses.calls_without_return,
+            losses_rows_lost: losses.rows_lost,
+            ..self
+        }
+    }
+}
+
+fn name(name: &[u8]) -> String {
+    inert(text::escaped(name))
+}
+
+fn path(path: &Path) -> String {
+    text::escaped(path.as_os_str().as_bytes()).replace(':', r"\x3a")
+}
+
+/// Keeps a spreadsheet from taking a name for a formula. (A tab or a carriage return, which some take
+/// off before they look, is escaped already.)
+fn inert(name: String) -> String {
+    if name.starts_with(['=', '+', '-', '@', '\'']) {
+        format!("'{name}")
+    } else {
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_a_spreadsheet_would_run_is_quoted_and_no_other() {
+        for (plain, shown) in [
+            ("=1+1", "'=1+1"),
+            ("+1", "'+1"),
+            ("-bash", "'-bash"),
+            ("@sum", "'@sum"),
+            ("'quoted", "''quoted"),
+            ("\t=1", r"\x09=1"),
+            ("a=1", "a=1"),
+            ("(sd-pam)", "(sd-pam)"),
+            ("", ""),
+        ] {
+            assert_eq!(name(plain.as_bytes()), shown);
+        }
+    }
+}

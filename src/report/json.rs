@@ -1,0 +1,267 @@
+//! JSON lines, schema `memleak/1`: for programs.
+//!
+//! Bytes are bytes, times are seconds since the Unix epoch, to the microsecond. A name that is UTF-8 is
+//! that very name; characters that a terminal would act on are written as `\uXXXX`, which to a JSON
+//! reader is the same string. Of a name that is not UTF-8, the bytes in the way become the text `\xNN`
+//! (and its own backslashes `\\`).
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::ser::Formatter;
+
+use super::{Render, SCHEMA, end_name};
+use crate::gate::{Judgement, Verdict};
+use crate::image::{End, From, Image, Losses};
+use crate::ledger::Summary;
+use crate::status::Outcome;
+use crate::text;
+
+pub(super) struct Json;
+
+impl Render for Json {
+    fn image(&mut self, image: &Image, _verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
+        line(&ProcessLine::new(image))
+    }
+
+    fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
+        line(&SummaryLine::new(summary))
+    }
+}
+
+/// The order of the fields is the schema's.
+#[derive(Serialize)]
+struct ProcessLine<'a> {
+    schema: &'static str,
+    r#type: &'static str,
+    pid: u32,
+    ppid: u32,
+    uid: u32,
+    user: Option<&'a str>,
+    comm: Cow<'a, str>,
+    exe: Option<Cow<'a, str>>,
+    image: u32,
+    end: &'static str,
+    exit_code: Option<u8>,
+    signal: Option<u8>,
+    from: &'static str,
+    start_time: f64,
+    end_time: f64,
+    total_allocs_bytes: u64,
+    alloc_count: u64,
+    free_count: u64,
+    leaked_bytes: u64,
+    leaked_blocks: u64,
+    peak_live_bytes: Option<u64>,
+    failed_allocs: u64,
+    unknown_frees: u64,
+    allocators: Vec<Cow<'a, str>>,
+    complete: bool,
+    losses: LossesObject,
+}
+
+impl<'a> ProcessLine<'a> {
+    fn new(image: &'a Image) -> Self {
+        let counters = &image.counters;
+        Self {
+            schema: SCHEMA,
+            r#type: "process",
+            pid: image.pid,
+            ppid: image.ppid,
+            uid: image.uid,
+            user: image.user.as_deref(),
+            comm: text::text(&image.comm),
+            exe: image
+                .exe
+                .as_ref()
+                .map(|exe| text::text(exe.as_os_str().as_bytes())),
+            image: image.image,
+            end: end_name(image.end),
+            exit_code: exit_code(image.end),
+            signal: signal(image.end),
+            from: from_name(image.from),
+            start_time: seconds(image.start_time),
+            end_time: seconds(image.end_time),
+            total_allocs_bytes: counters.total_allocs_bytes,
+            alloc_count: counters.alloc_count,
+            free_count: counters.free_count,
+            leaked_bytes: counters.leaked_bytes,
+            leaked_blocks: counters.leaked_blocks,
+            peak_live_bytes: counters.peak_live_bytes,
+            failed_allocs: counters.failed_allocs,
+            unknown_frees: counters.unknown_frees,
+            allocators: image
+                .allocators
+                .iter()
+                .map(|file| text::text(file.as_os_str().as_bytes()))
+                .collect(),
+            complete: image.complete(),
+            losses: image.losses.into(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct SummaryLine {
+    schema: &'static str,
+    r#type: &'static str,
+    outcome: &'static str,
+    code: Option<u8>,
+    signal: Option<u8>,
+    core: bool,
+    processes: u64,
+    total_allocs_bytes: u64,
+    leaked_bytes: u64,
+    gate: Option<GateObject>,
+    complete: bool,
+    losses: LossesObject,
+}
+
+impl SummaryLine {
+    fn new(summary: &Summary) -> Self {
+        let (signal, core) = match summary.outcome {
+            Outcome::Signaled { signal, core } => (Some(signal), core),
+            Outcome::Exited(_) | Outcome::ExecError(_) | Outcome::ToolError => (None, false),
+        };
+        Self {
+            schema: SCHEMA,
+            r#type: "summary",
+            outcome: outcome_name(summary.outcome),
+            code: summary.outcome.code(),
+            signal,
+            core,
+            processes: summary.processes,
+            total_allocs_bytes: summary.total_allocs_bytes,
+            leaked_bytes: summary.leaked.lower,
+            gate: summary.gate.as_ref().map(GateObject::new),
+            complete: summary.complete,
+            losses: summary.losses.into(),
+        }
+    }
+}
+
+/// `limit_bytes` is always there, null if only a total was limited; `total_limit_bytes` only with such a
+/// limit. The verdict is that of both.
+#[derive(Serialize)]
+struct GateObject {
+    limit_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_limit_bytes: Option<u64>,
+    verdict: &'static str,
+}
+
+impl GateObject {
+    fn new(gate: &Judgement) -> Self {
+        Self {
+            limit_bytes: gate.limits.process,
+            total_limit_bytes: gate.limits.total,
+            verdict: gate.verdict().as_str(),
+        }
+    }
+}
+
+/// Only what is not zero.
+#[derive(Serialize)]
+struct LossesObject {
+    #[serde(skip_serializing_if = "is_zero")]
+    blocks_not_recorded: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    bytes_not_recorded: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    calls_without_return: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    rows_lost: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl std::convert::From<Losses> for LossesObject {
+    fn from(losses: Losses) -> Self {
+        Self {
+            blocks_not_recorded: losses.blocks_not_recorded,
+            bytes_not_recorded: losses.bytes_not_recorded,
+            calls_without_return: losses.calls_without_return,
+            rows_lost: losses.rows_lost,
+        }
+    }
+}
+
+pub(super) fn exit_code(end: End) -> Option<u8> {
+    match end {
+        End::Exited(code) => Some(code),
+        End::Signaled { .. } | End::Exec | End::Running => None,
+    }
+}
+
+pub(super) fn signal(end: End) -> Option<u8> {
+    match end {
+        End::Signaled { signal, .. } => Some(signal),
+        End::Exited(_) | End::Exec | End::Running => None,
+    }
+}
+
+pub(super) fn from_name(from: From) -> &'static str {
+    match from {
+        From::Start => "start",
+        From::Attach => "attach",
+    }
+}
+
+pub(super) fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Exited(_) => "exited",
+        Outcome::Signaled { .. } => "signaled",
+        Outcome::ExecError(_) => "exec_error",
+        Outcome::ToolError => "tool_error",
+    }
+}
+
+/// Seconds with microseconds: as much as a double holds for a time of these centuries.
+pub(super) fn seconds(time: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "exact up to the year 2255")]
+    let micros = time.as_micros() as f64;
+    micros / 1e6
+}
+
+fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(512);
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut line, Harmless,
+    ))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Compact JSON whose strings hold no character that a terminal would act on. serde_json itself escapes
+/// only those below U+0020, and U+009B begins an escape sequence too.
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + Write,
+    {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(|c| !text::is_printable(c)) {
+            let (plain, from) = rest.split_at(at);
+            writer.write_all(plain.as_bytes())?;
+            let mut chars = from.chars();
+            if let Some(c) = chars.next() {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(writer, "\\u{unit:04x}")?;
+                }
+            }
+            rest = chars.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}

@@ -1,0 +1,536 @@
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::gate::{Gate, Limits};
+use crate::image::samples::image;
+use crate::image::{From, Losses};
+use crate::ledger::Ledger;
+use crate::status::{ExecError, Outcome};
+
+/// Remembers every write, and can be told to fail as a pipe without a reader does.
+#[derive(Clone, Default)]
+struct Sink {
+    writes: Arc<Mutex<Vec<String>>>,
+    broken: bool,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let text = String::from_utf8(bytes.to_vec()).expect("a report is UTF-8");
+        self.writes.lock().unwrap().push(text);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One report by hand: what can happen to an image, and what a hostile one can be called.
+fn images() -> Vec<Image> {
+    let named = |pid, comm: &[u8]| {
+        let mut image = image();
+        image.pid = pid;
+        image.comm = comm.to_vec();
+        image
+    };
+
+    let mut shell = named(12300, b"sh");
+    shell.ppid = 12299;
+    shell.exe = Some("/bin/sh".into());
+    shell.end = End::Exec;
+    shell.counters.total_allocs_bytes = 1_500;
+    shell.counters.leaked_bytes = 1_500;
+    shell.counters.leaked_blocks = 3;
+
+    let mut replaced = named(12300, b"make");
+    replaced.image = 1;
+    replaced.end = End::Exited(2);
+
+    let mut leaking = named(12345, b"python3");
+    leaking.counters.total_allocs_bytes = 245_340_000;
+    leaking.counters.free_count = 3_433;
+    leaking.counters.leaked_bytes = 12_450_000;
+    leaking.counters.leaked_blocks = 101;
+
+    let mut crashed = named(7, b"Web Content");
+    crashed.end = End::Signaled {
+        signal: 11,
+        core: true,
+    };
+    crashed.counters.failed_allocs = 2;
+
+    let mut real_time = named(8, b"rt");
+    real_time.end = End::Signaled {
+        signal: 64,
+        core: false,
+    };
+
+    let mut incomplete = named(12347, b"full");
+    incomplete.user = None;
+    incomplete.counters.leaked_bytes = 400_000;
+    incomplete.counters.peak_live_bytes = None;
+    incomplete.losses = Losses {
+        blocks_not_recorded: 10,
+        bytes_not_recorded: 40_960,
+        calls_without_return: 2,
+        rows_lost: 0,
+    };
+
+    let mut blind = named(12348, b"static");
+    blind.allocators.clear();
+    blind.counters = Default::default();
+    blind.exe = None;
+    blind.counters.peak_live_bytes = Some(0);
+
+    let mut late = named(12349, b"daemon");
+    late.from = From::Attach;
+
+    let mut running = named(4_194_304, b"sleep");
+    running.end = End::Running;
+
+    let mut wide = named(4_194_303, b"fifteen_bytes__");
+    wide.uid = 4_294_967_294;
+    wide.user = Some("a_user_with_a_long_name".to_owned());
+    wide.counters.total_allocs_bytes = u64::MAX;
+    wide.allocators = vec!["/opt/a:b/liba.so".into(), "/opt/c\"d/lib,b.so".into()];
+
+    let mut hostile = named(666, b"\x1b[2J\r\nx\xff");
+    hostile.user = Some("\u{202e}\u{9b}31mroot\u{e0041}".to_owned());
+    hostile.exe = Some("/tmp/\u{7f}\u{1b}]0;x\u{7}".into());
+
+    let mut formula = named(667, b"=1+1,\"x\" ");
+    formula.user = Some("'@cmd".to_owned());
+
+    let nameless = named(668, b"");
+    let chinese = named(669, "日本語".as_bytes());
+
+    vec![
+        shell, replaced, leaking, crashed, real_time, incomplete, blind, late, running, wide,
+        hostile, formula, nameless, chinese,
+    ]
+}
+
+fn options(verbosity: Verbosity, color: bool) -> Options {
+    Options { verbosity, color }
+}
+
+fn gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
+    Gate::new(Limits { process, total }, Vec::new())
+}
+
+/// The writes of a report over these images.
+fn writes(
+    format: Format,
+    options: Options,
+    gate: Option<Gate>,
+    images: &[Image],
+    outcome: Outcome,
+) -> Vec<String> {
+    let sink = Sink::default();
+    let mut report = Report::new(format, options, Box::new(sink.clone()));
+    let mut ledger = Ledger::new(gate);
+    for image in images {
+        let verdict = ledger.record(image);
+        report.image(image, verdict).unwrap();
+    }
+    let summary = ledger.finish(Losses::default(), outcome);
+    report.summary(&summary).unwrap();
+    std::mem::take(&mut sink.writes.lock().unwrap())
+}
+
+const NORMAL: Verbosity = Verbosity::Normal;
+const EXITED_2: Outcome = Outcome::Exited(2);
+
+fn whole(format: Format, verbosity: Verbosity) -> String {
+    let gate = gate(Some(1_000_000), None);
+    writes(format, options(verbosity, false), gate, &images(), EXITED_2).concat()
+}
+
+#[test]
+fn the_report_as_a_table() {
+    insta::assert_snapshot!(whole(Format::Table, NORMAL));
+}
+
+#[test]
+fn the_report_as_a_verbose_table() {
+    insta::assert_snapshot!(whole(Format::Table, Verbosity::Verbose));
+}
+
+#[test]
+fn the_report_as_json_lines() {
+    insta::assert_snapshot!(whole(Format::Json, NORMAL));
+}
+
+#[test]
+fn the_report_as_csv() {
+    insta::assert_snapshot!(whole(Format::Csv, NORMAL));
+}
+
+#[test]
+fn a_quiet_report_of_a_failed_gate() {
+    let all: Vec<String> = [Format::Table, Format::Json, Format::Csv]
+        .into_iter()
+        .map(|format| whole(format, Verbosity::Quiet))
+        .collect();
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn colour_marks_the_row_over_the_gate_and_the_verdict_only() {
+    let shown = |gate| {
+        let images = &images()[1..3];
+        writes(Format::Table, options(NORMAL, true), gate, images, EXITED_2).concat()
+    };
+    let failed = shown(gate(Some(1_000_000), None));
+    let red: Vec<&str> = failed.split("\x1b[31m").skip(1).collect();
+    assert_eq!(red.len(), 2, "{failed:?}");
+    assert!(
+        red[0].contains("python3") && red[0].contains("\x1b[0m\n"),
+        "{failed:?}"
+    );
+    assert!(red[1].starts_with("gate failed: "), "{failed:?}");
+    assert!(red[1].contains("\x1b[0m"), "{failed:?}");
+    for gate in [None, gate(Some(u64::MAX), None)] {
+        assert!(!shown(gate).contains('\x1b'));
+    }
+}
+
+#[test]
+fn the_header_and_the_first_columns_are_the_promised_ones() {
+    let table = whole(Format::Table, NORMAL);
+    assert!(
+        table.starts_with("UID      USER         PID    COMM             TOTAL_ALLOCS_MB MEM_LEAK_MB EXIT      NOTE\n"),
+        "{table}"
+    );
+    assert!(
+        table.contains(
+            "\n1001     alice        12345  python3          245.340         12.450      0\n"
+        ),
+        "{table}"
+    );
+}
+
+#[test]
+fn every_row_is_one_write_when_it_happens_and_the_first_brings_the_header() {
+    for format in [Format::Table, Format::Json, Format::Csv] {
+        let images = &images()[1..5];
+        let writes = writes(format, options(NORMAL, false), None, images, EXITED_2);
+        assert_eq!(writes.len(), images.len() + 1, "{format:?}");
+        for (at, write) in writes.iter().enumerate() {
+            let header = at == 0 && format != Format::Json;
+            assert!(write.ends_with('\n'), "{write:?}");
+            assert_eq!(write.lines().count(), 1 + usize::from(header), "{write:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_a_terminal_would_act_on_is_sent_in_any_format() {
+    for format in [Format::Table, Format::Json, Format::Csv] {
+        let report = whole(format, Verbosity::Verbose);
+        let sent = report
+            .chars()
+            .find(|c| *c != '\n' && !crate::text::is_printable(*c));
+        assert_eq!(sent, None, "{format:?}");
+    }
+}
+
+#[test]
+fn no_line_of_a_table_ends_in_a_blank() {
+    for line in whole(Format::Table, Verbosity::Verbose).lines() {
+        assert_eq!(line, line.trim_end());
+        assert!(!line.is_empty());
+    }
+}
+
+#[test]
+fn json_is_read_back_as_what_was_meant() {
+    let report = whole(Format::Json, NORMAL);
+    let lines: Vec<serde_json::Value> = report
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), images().len() + 1);
+    for (line, image) in lines.iter().zip(images()) {
+        assert_eq!(line["schema"], "memleak/1");
+        assert_eq!(line["pid"], image.pid);
+        assert_eq!(line["comm"], *crate::text::text(&image.comm));
+        assert_eq!(line["user"].as_str(), image.user.as_deref());
+        assert_eq!(
+            line["total_allocs_bytes"],
+            image.counters.total_allocs_bytes
+        );
+        assert_eq!(line["complete"], image.complete());
+        assert_eq!(line["start_time"], 1_761_153_780.123_456);
+    }
+    assert_eq!(lines[2]["losses"], serde_json::json!({}));
+    assert_eq!(
+        lines[5]["losses"],
+        serde_json::json!({"blocks_not_recorded": 10, "bytes_not_recorded": 40_960, "calls_without_return": 2})
+    );
+}
+
+#[test]
+fn a_json_line_has_the_fields_of_the_schema_in_their_order() {
+    let mut sample = image();
+    sample.counters.free_count = 3_433;
+    sample.counters.leaked_bytes = 440_807;
+    sample.counters.leaked_blocks = 101;
+    let gate = gate(Some(1_000_000), None);
+    let lines = writes(
+        Format::Json,
+        Options::default(),
+        gate,
+        &[sample],
+        Outcome::Exited(0),
+    );
+    assert_eq!(
+        lines[0],
+        concat!(
+            r#"{"schema":"memleak/1","type":"process","pid":12345,"ppid":12300,"uid":1001,"user":"alice","#,
+            r#""comm":"python3","exe":"/usr/bin/python3.11","image":0,"end":"exited","exit_code":0,"#,
+            r#""signal":null,"from":"start","start_time":1761153780.123456,"end_time":1761153781.5,"#,
+            r#""total_allocs_bytes":7208122,"alloc_count":3534,"free_count":3433,"leaked_bytes":440807,"#,
+            r#""leaked_blocks":101,"peak_live_bytes":1892331,"failed_allocs":0,"unknown_frees":0,"#,
+            r#""allocators":["/lib/x86_64-linux-gnu/libc.so.6"],"complete":true,"losses":{}}"#,
+            "\n"
+        )
+    );
+    assert_eq!(
+        lines[1],
+        concat!(
+            r#"{"schema":"memleak/1","type":"summary","outcome":"exited","code":0,"signal":null,"#,
+            r#""core":false,"processes":1,"total_allocs_bytes":7208122,"leaked_bytes":440807,"#,
+            r#""gate":{"limit_bytes":1000000,"verdict":"passed"},"complete":true,"losses":{}}"#,
+            "\n"
+        )
+    );
+}
+
+#[test]
+fn the_gate_of_a_summary_has_the_limits_that_were_asked_for() {
+    for (gate, json, csv) in [
+        (gate(None, None), r#""gate":null"#, ",,,"),
+        (
+            gate(Some(5), None),
+            r#""gate":{"limit_bytes":5,"verdict":"passed"}"#,
+            ",5,,passed",
+        ),
+        (
+            gate(None, Some(6)),
+            r#""gate":{"limit_bytes":null,"total_limit_bytes":6,"verdict":"passed"}"#,
+            ",,6,passed",
+        ),
+        (
+            gate(Some(5), Some(6)),
+            r#""gate":{"limit_bytes":5,"total_limit_bytes":6,"verdict":"passed"}"#,
+            ",5,6,passed",
+        ),
+    ] {
+        let last = |format| {
+            let options = options(NORMAL, false);
+            writes(format, options, gate.clone(), &[image()], EXITED_2)
+                .pop()
+                .unwrap()
+        };
+        assert!(last(Format::Json).contains(json), "{}", last(Format::Json));
+        assert!(
+            last(Format::Csv).trim_end().ends_with(csv),
+            "{}",
+            last(Format::Csv)
+        );
+    }
+}
+
+#[test]
+fn every_outcome_has_its_code_or_signal_in_the_summary() {
+    for (outcome, says) in [
+        (
+            Outcome::Exited(3),
+            r#""outcome":"exited","code":3,"signal":null,"core":false"#,
+        ),
+        (
+            Outcome::Signaled {
+                signal: 11,
+                core: true,
+            },
+            r#""outcome":"signaled","code":null,"signal":11,"core":true"#,
+        ),
+        (
+            Outcome::ExecError(ExecError::NotFound),
+            r#""outcome":"exec_error","code":127,"signal":null,"core":false"#,
+        ),
+        (
+            Outcome::ToolError,
+            r#""outcome":"tool_error","code":125,"signal":null,"core":false"#,
+        ),
+    ] {
+        let lines = writes(Format::Json, Options::default(), None, &[], outcome);
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].contains(says), "{}", lines[0]);
+    }
+}
+
+#[test]
+fn csv_has_as_many_fields_in_every_row_and_gives_names_back() {
+    let report = whole(Format::Csv, NORMAL);
+    let mut reader = ::csv::Reader::from_reader(report.as_bytes());
+    let headers = reader.headers().unwrap().clone();
+    let at = |name: &str| headers.iter().position(|header| header == name).unwrap();
+    // The reader refuses rows of another length.
+    let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), images().len() + 1);
+    for row in &rows {
+        for field in row {
+            assert!(
+                !field.starts_with(['=', '+', '-', '@', '\t', '\r']),
+                "{field:?}"
+            );
+        }
+    }
+    let formula = rows.iter().find(|row| &row[at("pid")] == "667").unwrap();
+    assert_eq!(&formula[at("comm")], "'=1+1,\"x\"\\x20");
+    assert_eq!(&formula[at("user")], "''@cmd");
+    let wide = rows
+        .iter()
+        .find(|row| &row[at("pid")] == "4194303")
+        .unwrap();
+    assert_eq!(
+        &wide[at("allocators")],
+        "/opt/a\\x3ab/liba.so:/opt/c\"d/lib,b.so"
+    );
+    let summary = rows.last().unwrap();
+    assert_eq!(&summary[at("type")], "summary");
+    assert_eq!(&summary[at("gate_verdict")], "failed");
+    assert_eq!(&summary[at("pid")], "");
+}
+
+#[test]
+fn json_and_csv_tell_the_same_about_every_process() {
+    let json = whole(Format::Json, NORMAL);
+    let csv = whole(Format::Csv, NORMAL);
+    let mut reader = ::csv::Reader::from_reader(csv.as_bytes());
+    let headers = reader.headers().unwrap().clone();
+    for (line, row) in json.lines().zip(reader.records()) {
+        let line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
+        let row = row.unwrap();
+        for (name, value) in &line {
+            let field =
+                |name: &str| &row[headers.iter().position(|header| header == name).unwrap()];
+            match value {
+                serde_json::Value::Null if name == "gate" => assert_eq!(field("gate_verdict"), ""),
+                serde_json::Value::Null => assert_eq!(field(name), "", "{name}"),
+                serde_json::Value::Number(number) => {
+                    assert_eq!(field(name), number.to_string(), "{name}");
+                }
+                serde_json::Value::Bool(value) => {
+                    assert_eq!(field(name), value.to_string(), "{name}")
+                }
+                serde_json::Value::Object(inner) => {
+                    for (inner_name, value) in inner {
+                        let value = value
+                            .as_str()
+                            .map_or_else(|| value.to_string(), str::to_owned);
+                        assert_eq!(field(&format!("{name}_{inner_name}")), value);
+                    }
+                }
+                // Escaped in CSV: other tests look at them.
+                serde_json::Value::String(_) | serde_json::Value::Array(_) => _ = field(name),
+            }
+        }
+    }
+}
+
+#[test]
+fn quiet_is_silent_unless_the_gate_failed_or_is_unknown() {
+    let mut lossy = image();
+    lossy.losses.calls_without_return = 1;
+    for format in [Format::Table, Format::Json, Format::Csv] {
+        let quiet = |gate, image: &Image| {
+            let options = options(Verbosity::Quiet, false);
+            writes(format, options, gate, std::slice::from_ref(image), EXITED_2)
+        };
+        assert!(quiet(None, &image()).is_empty());
+        assert!(quiet(None, &lossy).is_empty());
+        assert!(quiet(gate(Some(0), None), &image()).is_empty());
+        assert_eq!(quiet(gate(Some(0), None), &lossy).len(), 1);
+    }
+    let options = options(Verbosity::Quiet, false);
+    let said = writes(
+        Format::Table,
+        options,
+        gate(Some(0), None),
+        &[lossy],
+        EXITED_2,
+    );
+    assert_eq!(
+        said,
+        [
+            "memleak: gate unknown: whether any of 1 process leaked more than 0 bytes cannot be told; \
+          incomplete: 1 call without return\n"
+        ]
+    );
+}
+
+#[test]
+fn a_closing_line_says_no_more_than_is_known() {
+    let closing = |image: Image| {
+        writes(
+            Format::Table,
+            options(NORMAL, false),
+            None,
+            &[image],
+            EXITED_2,
+        )
+        .pop()
+        .unwrap()
+    };
+    assert_eq!(
+        closing(image()),
+        "memleak: 1 process, 7.208 MB allocated, 0.000 MB leaked\n"
+    );
+    let mut bounded = image();
+    bounded.losses.blocks_not_recorded = 1;
+    bounded.losses.bytes_not_recorded = 2_000;
+    assert_eq!(
+        closing(bounded.clone()),
+        "memleak: 1 process, 7.208 MB allocated, 0.000 to 0.002 MB leaked; \
+         incomplete: 1 block of 2000 bytes not recorded (raise --max-allocs)\n"
+    );
+    bounded.losses.rows_lost = 3;
+    assert_eq!(
+        closing(bounded),
+        "memleak: 1 process, 7.208 MB allocated, at least 0.000 MB leaked; \
+         incomplete: 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows lost\n"
+    );
+}
+
+#[test]
+fn a_table_of_a_command_that_never_ran_is_empty() {
+    for outcome in [Outcome::ExecError(ExecError::NotFound), Outcome::ToolError] {
+        for gate in [None, gate(Some(0), None)] {
+            let said = writes(Format::Table, options(NORMAL, false), gate, &[], outcome);
+            assert!(said.is_empty(), "{said:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_went_away_is_told_to_the_caller() {
+    for format in [Format::Table, Format::Json, Format::Csv] {
+        let broken = Sink {
+            broken: true,
+            ..Sink::default()
+        };
+        let mut report = Report::new(format, Options::default(), Box::new(broken));
+        let error = report.image(&image(), None).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        let summary = Ledger::new(None).finish(Losses::default(), EXITED_2);
+        let error = report.summary(&summary).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}

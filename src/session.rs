@@ -1,0 +1,245 @@
+//! `memleak run` from beginning to end: launch, probe, release, follow, report.
+
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+
+use anyhow::{Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use users::{Users, UsersCache};
+
+use crate::allocator::{self, loader::Environment};
+use crate::cli;
+use crate::collect::{self, Collector, Settings};
+use crate::image::{Image, Losses};
+use crate::launch::{self, Ended, Running, Stderr, Suspended};
+use crate::ledger::Ledger;
+use crate::output::{self, Output};
+use crate::probe::placement::Placement;
+use crate::probe::table::{LIBC, Row};
+use crate::report::{Options, Report};
+use crate::signals::{Event, NoWitness, Signals};
+use crate::status::{self, Finish, LeakExit, Outcome};
+
+/// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
+const TICK_MS: u16 = 500;
+
+/// Runs the command and says how memleak is to end.
+///
+/// # Errors
+/// Something failed before the command was released; it has not run.
+pub fn run(options: &cli::Run) -> Result<Finish> {
+    let command = Suspended::fork(&options.command)?;
+    let mut signals = Signals::take_over()?;
+    let report = output::open(options.report.output.as_deref())?;
+    let mut collector = match collect(options, &command) {
+        Ok(collector) => collector,
+        Err(error) => {
+            if options.report.verbose {
+                say(collect::take_messages().trim_end());
+            }
+            return Err(error);
+        }
+    };
+    if options.report.verbose {
+        explain(&collector);
+    }
+    let keep = if report.is_stderr {
+        Stderr::Keep
+    } else {
+        Stderr::GiveUp
+    };
+    let mut books = Books::open(options, report);
+    let outcome = match command.release(keep) {
+        Ok(mut running) => match follow(&mut running, &mut signals, &mut collector, &mut books) {
+            Ended::Exited(code) => Outcome::Exited(code),
+            Ended::Signaled { signal, core } => Outcome::Signaled { signal, core },
+            Ended::NotExecuted(error) => not_executed(&error),
+        },
+        Err(error) => not_executed(&error),
+    };
+    match collector.running() {
+        Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
+        Err(error) => books.fail(&error),
+    }
+    if options.report.verbose && collector.late_threads() > 0 {
+        say(&format!(
+            "{} threads were kept in the slower table",
+            collector.late_threads()
+        ));
+    }
+    let finish = books.close(collector.losses(), outcome, options.gate.leak_exit());
+    collector.detach();
+    Ok(finish)
+}
+
+/// Loads the programs, puts the probes in, and follows the command from its exec on.
+fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
+    let settings = Settings {
+        max_blocks: options.max_allocs,
+        method: options.method,
+        floor: options.floor,
+    };
+    let rows = rows(&options.without_probe)?;
+    let mut collector = Collector::load(&settings)?;
+    for allocator in allocator::find(command.candidates(), &Environment::of_this_process(), &rows)?
+    {
+        collector.probe(allocator)?;
+    }
+    collector.follow(command.pidfd())?;
+    Ok(collector)
+}
+
+fn rows(without: &[String]) -> Result<Vec<Row>> {
+    if let Some(name) = without
+        .iter()
+        .find(|name| LIBC.iter().all(|row| row.name != *name))
+    {
+        bail!("--without-probe {name}: there is no such row in the probe table");
+    }
+    Ok(LIBC
+        .iter()
+        .filter(|row| !without.iter().any(|name| name == row.name))
+        .copied()
+        .collect())
+}
+
+/// Follows the command to its end.
+fn follow(
+    command: &mut Running,
+    signals: &mut Signals,
+    collector: &mut Collector,
+    books: &mut Books,
+) -> Ended {
+    loop {
+        // SAFETY: the ring's descriptor is open for as long as the collector is.
+        let ring = unsafe { BorrowedFd::borrow_raw(collector.fd()) };
+        let mut ready = [
+            PollFd::new(signals.fd(), PollFlags::POLLIN),
+            PollFd::new(ring, PollFlags::POLLIN),
+        ];
+        if let Err(error) = poll(&mut ready, PollTimeout::from(TICK_MS))
+            && error != Errno::EINTR
+        {
+            books.fail(&anyhow::Error::new(error).context("cannot wait for events"));
+        }
+        let events = signals.dispatch(command, &mut NoWitness);
+        // Whatever of the tree had ended before the command did is in the ring by now.
+        match collector.take_ended() {
+            Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
+            Err(error) => books.fail(&error),
+        }
+        match events {
+            Ok(events) => {
+                for event in events {
+                    if let Event::Ended(ended) = event {
+                        return ended;
+                    }
+                }
+            }
+            Err(error) => books.fail(&error),
+        }
+    }
+}
+
+/// The sums and the report of them.
+struct Books {
+    ledger: Ledger,
+    report: Report,
+    users: UsersCache,
+    /// What messages call the report's destination.
+    name: String,
+    /// Whether the report could not be written: said once.
+    unwritten: bool,
+    /// Failures of memleak's own since the release.
+    failures: u64,
+}
+
+impl Books {
+    fn open(options: &cli::Run, output: Output) -> Self {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let look = Options {
+            verbosity: options.report.verbosity(),
+            color: options.report.color.wanted(output.terminal, no_color),
+        };
+        Books {
+            ledger: Ledger::new(options.gate.gate()),
+            report: Report::new(options.report.format, look, output.writer),
+            users: UsersCache::new(),
+            name: output.name,
+            unwritten: false,
+            failures: 0,
+        }
+    }
+
+    fn enter(&mut self, mut image: Image) {
+        let user = self.users.get_user_by_uid(image.uid);
+        image.user = user.map(|user| user.name().to_string_lossy().into_owned());
+        let verdict = self.ledger.record(&image);
+        let written = self.report.image(&image, verdict);
+        self.check(written);
+    }
+
+    /// Something that memleak could not do while the command ran: the result is incomplete, the command is
+    /// not disturbed.
+    fn fail(&mut self, error: &anyhow::Error) {
+        if self.failures == 0 {
+            say(&format!("{error:#}"));
+        }
+        self.failures += 1;
+    }
+
+    fn close(mut self, mut losses: Losses, outcome: Outcome, leak: LeakExit) -> Finish {
+        losses.rows_lost += self.failures;
+        let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
+        let summary = ledger.finish(losses, outcome);
+        let written = self.report.summary(&summary);
+        self.check(written);
+        status::finish(outcome, summary.verdict(), leak)
+    }
+
+    /// A reader that has gone away is no failure; a full disk is one, of the report and not of the
+    /// command.
+    fn check(&mut self, written: io::Result<()>) {
+        if let Err(error) = written
+            && error.kind() != io::ErrorKind::BrokenPipe
+            && !self.unwritten
+        {
+            self.unwritten = true;
+            say(&format!(
+                "cannot write the report to {}: {error}",
+                self.name
+            ));
+        }
+    }
+}
+
+fn not_executed(error: &launch::ExecError) -> Outcome {
+    say(&error.to_string());
+    Outcome::ExecError(status::ExecError::from_errno(error.errno as i32))
+}
+
+/// Says where each probe sits, and why there.
+fn explain(collector: &Collector) {
+    for target in collector.targets() {
+        for site in &target.sites {
+            let Placement {
+                offset,
+                instruction,
+                kind,
+                reason,
+            } = &site.placement;
+            say(&format!(
+                "probe {} in {}: +{offset} {instruction} ({kind}): {reason}",
+                site.symbol,
+                target.path.display(),
+            ));
+        }
+    }
+    say(&format!("attached by {}", collector.method()));
+}
+
+/// Says a line on standard error. That nobody may read it changes nothing.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "memleak: {line}");
+}

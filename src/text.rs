@@ -1,0 +1,157 @@
+//! Names from the kernel as text.
+//!
+//! A command name or a path is any bytes: it may hold an escape sequence that would repaint a terminal,
+//! a line break that would forge a row, or no UTF-8 at all. Everything that shows one goes through here.
+
+use std::borrow::Cow;
+
+/// Whether a character may be printed as it is: not a control or format character (escape sequences,
+/// bidirectional overrides, zero-width ones), and not one that melts into the character before it.
+pub fn is_printable(c: char) -> bool {
+    // `escape_debug` knows Unicode's tables; quotes and the backslash it escapes for other reasons.
+    matches!(c, '\'' | '"' | '\\') || c.escape_debug().len() == 1
+}
+
+/// The bytes as text for a reader that can carry any text (JSON): UTF-8 stays as it is. Where it is not
+/// UTF-8, each byte in the way becomes `\xNN`, and, in such a name only, a backslash becomes `\\`.
+pub fn text(bytes: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(bytes.len() * 4);
+    for chunk in bytes.utf8_chunks() {
+        shown.push_str(&chunk.valid().replace('\\', r"\\"));
+        push_bytes(&mut shown, chunk.invalid());
+    }
+    Cow::Owned(shown)
+}
+
+/// The bytes as one line of printable text (tables, CSV, messages), different for different bytes: a
+/// byte that is not UTF-8 or not printable ASCII becomes `\xNN`, another character that is not printable
+/// `\u{N}`, a backslash `\\`, and a space at either end, where padding would hide it, `\x20`.
+pub fn escaped(bytes: &[u8]) -> String {
+    let mut shown = String::with_capacity(bytes.len());
+    let mut at = 0;
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            let at_an_end = at == 0 || at + 1 == bytes.len();
+            match c {
+                '\\' => shown.push_str(r"\\"),
+                ' ' if at_an_end => push_bytes(&mut shown, b" "),
+                _ if is_printable(c) => shown.push(c),
+                _ if c.is_ascii() => push_bytes(&mut shown, c.encode_utf8(&mut [0; 4]).as_bytes()),
+                _ => shown.extend(c.escape_unicode()),
+            }
+            at += c.len_utf8();
+        }
+        push_bytes(&mut shown, chunk.invalid());
+        at += chunk.invalid().len();
+    }
+    shown
+}
+
+fn push_bytes(shown: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        shown.push_str(&format!("\\x{byte:02x}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ordinary_names_are_shown_as_they_are() {
+        for name in [
+            "python3",
+            "Web Content",
+            "(sd-pam)",
+            "it's \"so\"",
+            "größe",
+            "日本語",
+        ] {
+            assert_eq!(escaped(name.as_bytes()), name);
+            assert_eq!(text(name.as_bytes()), name);
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_spelled_out() {
+        for (name, shown) in [
+            (&b"\x1b[2J"[..], r"\x1b[2J"),
+            (b"a\nb\tc\0", r"a\x0ab\x09c\x00"),
+            (b"\x7f", r"\x7f"),
+            ("\u{9b}31m".as_bytes(), r"\u{9b}31m"),
+            ("a\u{202e}b".as_bytes(), r"a\u{202e}b"),
+            ("a\u{200b}b".as_bytes(), r"a\u{200b}b"),
+            ("e\u{301}".as_bytes(), r"e\u{301}"),
+            (b"\xff\xc3(", r"\xff\xc3("),
+            (br"\xff", r"\\xff"),
+            (b" a b ", r"\x20a b\x20"),
+            (b" ", r"\x20"),
+        ] {
+            assert_eq!(escaped(name), shown);
+        }
+    }
+
+    #[test]
+    fn text_changes_only_names_that_are_not_utf8() {
+        assert_eq!(text(br"\xff"), r"\xff");
+        assert_eq!(text(b"\x1b[2J"), "\u{1b}[2J");
+        assert_eq!(text(b"a\\\xff"), r"a\\\xff");
+    }
+
+    /// Undoes `escaped`; that it can be undone is why two names are never shown alike.
+    fn unescaped(shown: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut rest = shown;
+        while let Some(c) = rest.chars().next() {
+            if c != '\\' {
+                bytes.extend(c.to_string().bytes());
+                rest = &rest[c.len_utf8()..];
+                continue;
+            }
+            match rest.as_bytes()[1] {
+                b'\\' => {
+                    bytes.push(b'\\');
+                    rest = &rest[2..];
+                }
+                b'x' => {
+                    bytes.push(u8::from_str_radix(&rest[2..4], 16).unwrap());
+                    rest = &rest[4..];
+                }
+                b'u' => {
+                    let end = rest.find('}').unwrap();
+                    let c = u32::from_str_radix(&rest[3..end], 16).unwrap();
+                    bytes.extend(char::from_u32(c).unwrap().to_string().bytes());
+                    rest = &rest[end + 1..];
+                }
+                other => panic!("an escape of another kind: {other}"),
+            }
+        }
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn escaping_loses_nothing_and_leaves_only_printable_characters(
+            pieces in prop::collection::vec(
+                prop_oneof![
+                    any::<Vec<u8>>(),
+                    any::<char>().prop_map(|c| c.to_string().into_bytes()),
+                    Just(b"\\x41".to_vec()),
+                    Just(b" ".to_vec()),
+                ],
+                0..6,
+            )
+        ) {
+            let bytes = pieces.concat();
+            let shown = escaped(&bytes);
+            prop_assert!(shown.chars().all(is_printable), "{:?}", shown);
+            prop_assert_eq!(shown.trim(), &shown);
+            prop_assert_eq!(unescaped(&shown), bytes);
+        }
+    }
+}
