@@ -1,0 +1,61 @@
+//! Processes as `/proc/PID/stat` has them.
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Process {
+    pub pid: Pid,
+    /// `R` running, `S` sleeping, `T` stopped, `Z` ended and not reaped …
+    pub state: char,
+    pub parent: Pid,
+    pub group: Pid,
+    pub session: Pid,
+}
+
+impl Process {
+    /// `None` once it is reaped.
+    pub fn of(pid: Pid) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before, in parentheses, may hold anything.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let mut id = || fields.next()?.parse().ok().map(Pid::from_raw);
+        Some(Self {
+            pid,
+            state,
+            parent: id()?,
+            group: id()?,
+            session: id()?,
+        })
+    }
+
+    /// Whether it still runs, or could.
+    pub fn is_alive(pid: Pid) -> bool {
+        Self::of(pid).is_some_and(|process| process.state != 'Z')
+    }
+}
+
+pub fn all() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").expect("/proc can be read");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| Process::of(Pid::from_raw(pid)))
+        .collect()
+}
+
+pub fn children(parent: Pid) -> Vec<Pid> {
+    all()
+        .into_iter()
+        .filter(|process| process.parent == parent)
+        .map(|process| process.pid)
+        .collect()
+}
+
+/// Ends every process that `which` says belongs to a test.
+pub fn end_all(which: impl Fn(&Process) -> bool) {
+    for process in all().into_iter().filter(|process| which(process)) {
+        let _ = kill(process.pid, Signal::SIGKILL);
+    }
+}

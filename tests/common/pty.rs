@@ -1,0 +1,153 @@
+//! A real terminal with a real interactive bash in it.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use nix::pty::openpty;
+use nix::unistd::Pid;
+
+use super::proc;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Two words that only the shell's own prompt has side by side: what is typed is not echoed.
+pub const PROMPT: &str = "@prompt@";
+
+/// Ends with its shell and all of its jobs when dropped.
+pub struct Terminal {
+    shell: Child,
+    keyboard: File,
+    screen: Receiver<Vec<u8>>,
+    /// What was shown and not yet expected.
+    text: String,
+}
+
+impl Terminal {
+    /// Returns when the shell waits for its first line.
+    pub fn open() -> Self {
+        let ends = openpty(None, None).expect("a pseudo-terminal");
+        let keyboard = File::from(ends.master);
+        let mut reader = keyboard.try_clone().expect("a descriptor");
+        let stdio = || Stdio::from(ends.slave.try_clone().expect("a descriptor"));
+        let mut command = Command::new("bash");
+        command
+            .args(["--norc", "--noprofile", "--noediting", "-i"])
+            .env("PS1", PROMPT)
+            .env("TERM", "dumb")
+            .env("LC_ALL", "C")
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio());
+        let slave = ends.slave.as_raw_fd();
+        // SAFETY: only async-signal-safe calls: a session of its own, with this terminal.
+        unsafe {
+            command.pre_exec(move || {
+                if libc::setsid() == -1 || libc::ioctl(slave, libc::TIOCSCTTY, 0) == -1 {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
+            })
+        };
+        let shell = command.spawn().expect("bash is there");
+        let (sender, screen) = channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                match reader.read(&mut buffer) {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    // EIO: the last one has closed the terminal.
+                    Ok(0) | Err(_) => return,
+                    Ok(length) => {
+                        if sender.send(buffer[..length].to_vec()).is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        let mut terminal = Self {
+            shell,
+            keyboard,
+            screen,
+            text: String::new(),
+        };
+        terminal.expect(PROMPT);
+        terminal.line("stty -echo");
+        terminal.expect(PROMPT);
+        terminal
+    }
+
+    pub fn press(&mut self, keys: &str) {
+        self.keyboard
+            .write_all(keys.as_bytes())
+            .expect("the terminal is open");
+    }
+
+    pub fn line(&mut self, line: &str) {
+        self.press(&format!("{line}\n"));
+    }
+
+    /// Waits until `text` is shown; what was shown before it.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.text.find(text) {
+                let before = self.text[..at].to_owned();
+                self.text.drain(..at + text.len());
+                return before;
+            }
+            let shown = self.read_until(deadline);
+            assert!(
+                shown,
+                "waited for {text:?}, the terminal shows {:?}",
+                self.text
+            );
+        }
+    }
+
+    /// What is shown within `time`, and was not expected before.
+    pub fn shown_within(&mut self, time: Duration) -> String {
+        let deadline = Instant::now() + time;
+        while self.read_until(deadline) {}
+        std::mem::take(&mut self.text)
+    }
+
+    /// Runs a line and gives what it showed.
+    #[track_caller]
+    pub fn output_of(&mut self, line: &str) -> String {
+        self.line(line);
+        self.expect(PROMPT).replace('\r', "")
+    }
+
+    fn read_until(&mut self, deadline: Instant) -> bool {
+        match self
+            .screen
+            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            Ok(bytes) => {
+                self.text.push_str(&String::from_utf8_lossy(&bytes));
+                true
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => {
+                thread::sleep(deadline.saturating_duration_since(Instant::now()));
+                false
+            }
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let session = Pid::from_raw(self.shell.id().cast_signed());
+        proc::end_all(|process| process.session == session);
+        let _ = self.shell.wait();
+    }
+}
