@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Who runs in which heap: forks, execs and ends of the followed tasks, and the record of a heap on its
- * way to user space.
+ * Who runs in which heap: forks, execs and ends of the followed tasks, and the record of a heap on
+ * its way to user space.
  */
 #ifndef MEMLEAK_LIFECYCLE_H
 #define MEMLEAK_LIFECYCLE_H
@@ -13,8 +13,7 @@
 
 static const struct thread no_thread;
 
-static __always_inline struct thread *new_thread(struct task_struct *task)
-{
+static __always_inline struct thread *new_thread(struct task_struct *task) {
 	struct thread *thread;
 	__u32 tid = task->pid;
 
@@ -28,8 +27,7 @@ static __always_inline struct thread *new_thread(struct task_struct *task)
 }
 
 /* The process id as memleak sees it; 0 where the process is not in memleak's pid namespace. */
-static __always_inline __u32 own_pid_of(struct task_struct *leader)
-{
+static __always_inline __u32 own_pid_of(struct task_struct *leader) {
 	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
 	struct upid upid = {};
 
@@ -41,8 +39,7 @@ static __always_inline __u32 own_pid_of(struct task_struct *leader)
 }
 
 /* The id of a new heap that has one user, `thread`; 0 if it cannot be followed. */
-static __noinline __u64 start_heap(struct heap *heap)
-{
+static __noinline __u64 start_heap(struct heap *heap) {
 	__u64 id = __sync_fetch_and_add(&last_heap, 1) + 1;
 
 	if (!heap)
@@ -57,8 +54,7 @@ static __noinline __u64 start_heap(struct heap *heap)
 	return id;
 }
 
-static __always_inline struct heap *blank_heap(void)
-{
+static __always_inline struct heap *blank_heap(void) {
 	__u32 zero = 0;
 	struct heap *heap = bpf_map_lookup_elem(&scratch, &zero);
 
@@ -68,8 +64,7 @@ static __always_inline struct heap *blank_heap(void)
 }
 
 /* Gives a thread its heap and sets its own counters to nothing. */
-static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool sole)
-{
+static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool sole) {
 	__builtin_memset(&thread->sum, 0, sizeof(thread->sum));
 	thread->heap = heap;
 	thread->live_bytes = 0;
@@ -81,8 +76,7 @@ static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool s
 }
 
 /* The row is on its way, or waits in the map until user space asks for it. */
-static __always_inline void heap_ended(struct heap *heap)
-{
+static __always_inline void heap_ended(struct heap *heap) {
 	__u64 id = heap->id, taken = heap->sum.free_count - heap->lost_freed;
 	__u32 size = heap->exe_len;
 
@@ -99,8 +93,7 @@ static __always_inline void heap_ended(struct heap *heap)
 }
 
 /* A task leaves its heap for good. Its sums go to the heap; the last task out ends it. */
-static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
-{
+static __always_inline void leave_heap(struct thread *thread, struct heap *heap) {
 	__sync_fetch_and_add(&heap->sum.alloc_bytes, thread->sum.alloc_bytes);
 	__sync_fetch_and_add(&heap->sum.alloc_count, thread->sum.alloc_count);
 	__sync_fetch_and_add(&heap->sum.free_bytes, thread->sum.free_bytes);
@@ -118,15 +111,13 @@ static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
 }
 
 /* What wait(2) will tell of the process (wait_task_zombie in kernel/exit.c). */
-static __always_inline __u32 wait_status(struct task_struct *task)
-{
+static __always_inline __u32 wait_status(struct task_struct *task) {
 	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
 		return BPF_CORE_READ(task, signal, group_exit_code);
 	return BPF_CORE_READ(task, group_leader, exit_code);
 }
 
-static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
-{
+static __always_inline void forked(struct task_struct *child, __u64 clone_flags) {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct thread *parent = thread_of(task, task->pid), *thread;
 	struct heap *heap, *fresh;
@@ -183,7 +174,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	id = start_heap(fresh);
 	enter_heap(thread, id, true);
 	thread->files = fresh->files;
-	/* A fork in a signal handler inside an allocator: the child, too, returns from that call. */
+	/* A fork in a signal handler inside an allocator: the child, too, returns from that call.
+	 */
 	if (parent->depth) {
 		__builtin_memcpy(thread->open, parent->open, sizeof(thread->open));
 		thread->depth = parent->depth;
@@ -191,8 +183,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 }
 
 /* Appends a name and its NUL to heap->exe. False if there is no room, or nothing to read. */
-static __always_inline bool append_name(struct heap *heap, const void *name)
-{
+static __always_inline bool append_name(struct heap *heap, const void *name) {
 	__u32 used = heap->exe_len;
 	long length;
 
@@ -205,59 +196,72 @@ static __always_inline bool append_name(struct heap *heap, const void *name)
 	return true;
 }
 
-/*
- * The path given to execve. Behind a relative one follow the names of the directories it is relative
- * to, innermost first, as far as the process's root.
- */
-static __noinline int name_exe(struct heap *heap, struct linux_binprm *bprm)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct fs_struct *fs = BPF_CORE_READ(task, fs);
+/* A place in the file system on the way up to the process's root. */
+struct walk {
 	struct dentry *dentry, *root_dentry;
 	struct vfsmount *mnt, *root_mnt;
-	long length;
-	int i;
+};
 
-	if (!heap || !bprm)
-		return 0;
-	length = bpf_probe_read_kernel_str(heap->exe, EXE_LEN, BPF_CORE_READ(bprm, filename));
-	/* One that fills the buffer has probably been cut. */
-	if (length <= 1 || length >= EXE_LEN)
-		return 0;
-	heap->exe_len = length;
-	if (heap->exe[0] == '/')
-		return 0;
-	heap->flags |= HEAP_EXE_RELATIVE;
-	dentry = BPF_CORE_READ(fs, pwd.dentry);
-	mnt = BPF_CORE_READ(fs, pwd.mnt);
-	root_dentry = BPF_CORE_READ(fs, root.dentry);
-	root_mnt = BPF_CORE_READ(fs, root.mnt);
-	for (i = 0; i < MAX_DIRECTORIES; i++) {
-		struct dentry *parent;
+/* A step up: appends a directory's name, or crosses a mount. Returns 1 at the root, -1 if lost. */
+__noinline int step_up(struct heap *heap, struct walk *walk) {
+	struct dentry *dentry, *parent;
+	struct mount *mount, *above;
+	struct vfsmount *mnt;
 
-		if (dentry == root_dentry && mnt == root_mnt)
-			return 0;
-		parent = BPF_CORE_READ(dentry, d_parent);
-		if (dentry == BPF_CORE_READ(mnt, mnt_root) || dentry == parent) {
-			struct mount *mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
-			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
-
-			if (above == mount)
-				return 0;
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
-			continue;
-		}
-		if (!append_name(heap, BPF_CORE_READ(dentry, d_name.name)))
-			break;
-		dentry = parent;
+	if (!heap || !walk)
+		return -1;
+	dentry = walk->dentry;
+	mnt = walk->mnt;
+	if (dentry == walk->root_dentry && mnt == walk->root_mnt)
+		return 1;
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (dentry != BPF_CORE_READ(mnt, mnt_root) && dentry != parent) {
+		walk->dentry = parent;
+		return append_name(heap, BPF_CORE_READ(dentry, d_name.name)) ? 0 : -1;
 	}
-	heap->exe_len = 0;
+	mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
+	above = BPF_CORE_READ(mount, mnt_parent);
+	if (above == mount)
+		return 1;
+	walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+	walk->mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
 	return 0;
 }
 
-static __always_inline struct thread *rename_late(struct thread *thread, __u32 old_tid, __u32 tid)
-{
+/*
+ * The path given to execve. Behind a relative one follow the names of the directories it is
+ * relative to, innermost first, as far as the process's root.
+ */
+static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bprm) {
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fs_struct *fs = BPF_CORE_READ(task, fs);
+	struct walk walk = {};
+	long length;
+	int i, found;
+
+	length = bpf_probe_read_kernel_str(heap->exe, EXE_LEN, BPF_CORE_READ(bprm, filename));
+	/* One that fills the buffer has probably been cut. */
+	if (length <= 1 || length >= EXE_LEN)
+		return;
+	heap->exe_len = length;
+	if (heap->exe[0] == '/')
+		return;
+	heap->flags |= HEAP_EXE_RELATIVE;
+	walk.dentry = BPF_CORE_READ(fs, pwd.dentry);
+	walk.mnt = BPF_CORE_READ(fs, pwd.mnt);
+	walk.root_dentry = BPF_CORE_READ(fs, root.dentry);
+	walk.root_mnt = BPF_CORE_READ(fs, root.mnt);
+	for (i = 0; i < MAX_DIRECTORIES; i++) {
+		found = step_up(heap, &walk);
+		if (found > 0)
+			return;
+		if (found < 0)
+			break;
+	}
+	heap->exe_len = 0;
+}
+
+static __always_inline struct thread *rename_late(struct thread *thread, __u32 old_tid, __u32 tid) {
 	if (bpf_map_lookup_elem(&late_threads, &old_tid) != thread)
 		return thread;
 	bpf_map_update_elem(&late_threads, &tid, thread, BPF_ANY);
@@ -267,8 +271,7 @@ static __always_inline struct thread *rename_late(struct thread *thread, __u32 o
 
 /* `old_tid` is the thread's id before it became, by this exec, the leader of its process. */
 static __always_inline void executed(struct task_struct *task, __u32 old_tid,
-				     struct linux_binprm *bprm)
-{
+				     struct linux_binprm *bprm) {
 	struct thread *thread = thread_of(task, old_tid);
 	struct heap *heap, *fresh;
 
@@ -305,8 +308,7 @@ static __always_inline void executed(struct task_struct *task, __u32 old_tid,
 	enter_heap(thread, start_heap(fresh), true);
 }
 
-static __always_inline void exited(struct task_struct *task)
-{
+static __always_inline void exited(struct task_struct *task) {
 	__u32 tid = task->pid;
 	struct thread *thread = thread_of(task, tid);
 	struct heap *heap;
@@ -331,8 +333,7 @@ out:
 		bpf_map_delete_elem(&late_threads, &tid);
 }
 
-static __always_inline void renamed(struct task_struct *task)
-{
+static __always_inline void renamed(struct task_struct *task) {
 	struct thread *thread = thread_of(task, task->pid);
 
 	if (thread)

@@ -18,7 +18,7 @@ use crate::text;
 use crate::units::{SizeError, parse_size};
 
 /// How many live blocks the kernel's table holds unless the user says otherwise.
-pub const DEFAULT_MAX_ALLOCS: u32 = 4_194_304;
+pub const DEFAULT_MAX_ALLOCS: u32 = 2_097_152;
 
 /// The most it can hold: a BPF hash map has as many buckets as entries, rounded up to a power of two,
 /// and the kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
