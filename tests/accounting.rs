@@ -129,7 +129,7 @@ exact! {
     a_worker_that_outlives_the_leader_is_counted_to_its_end:
         "leader_leaves_first", "leader_leaves_first _exit";
     allocations_before_and_after_main_count: "before_and_after_main";
-    leaving_by__exit_is_an_end_like_any: "leaves_by__exit";
+    leaving_by_underscore_exit_is_an_end_like_any: "leaves_by__exit";
     an_exec_from_a_second_thread_begins_an_image: "exec_from_thread";
     each_exec_of_a_chain_begins_an_image: "exec_chain";
     a_failed_exec_begins_none: "exec_fails";
