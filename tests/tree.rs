@@ -152,6 +152,7 @@ subprocess.run([sys.executable, '-c', 'print(sum(range(1000)))'], check=True)
 fn python_with_multiprocessing_is_exact() {
     let script = "
 import multiprocessing as mp
+from multiprocessing import resource_tracker
 def work(n):
     return sum(len(str(i)) for i in range(n))
 if __name__ == '__main__':
@@ -160,6 +161,8 @@ if __name__ == '__main__':
             assert len(pool.map(work, [1000] * 4)) == 4
             pool.close()
             pool.join()
+    # `spawn` starts a process that would end only some time after this one.
+    resource_tracker._resource_tracker._stop()
 ";
     // By `spawn` the children read the script again: it must be a file.
     let directory = TempDir::new().expect("a temporary directory");

@@ -645,6 +645,16 @@ impl Counted {
     #[track_caller]
     pub fn assert_equal_counts(&self) {
         self.report.assert_complete();
+        let running: Vec<_> = self
+            .report
+            .rows
+            .iter()
+            .filter(|row| row.end == "running")
+            .collect();
+        assert!(
+            running.is_empty(),
+            "not comparable, as they go on after the command: {running:#?}"
+        );
         assert!(!self.images.is_empty(), "the counter saw nothing");
         if let Err(difference) = compare(&self.report.rows, &self.images) {
             panic!("memleak and the counter differ:\n{difference}");
