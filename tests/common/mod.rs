@@ -180,7 +180,6 @@ pub struct Summary {
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct Gate {
-    pub limit_bytes: u64,
     pub verdict: String,
 }
 
