@@ -19,7 +19,8 @@
 #define RETURN_POPS 0
 #endif
 
-static __always_inline __u32 cookie_field(__u64 cookie, __u32 shift) {
+static __always_inline __u32 cookie_field(__u64 cookie, __u32 shift)
+{
 	return (cookie >> shift) & 0xf;
 }
 
@@ -32,7 +33,8 @@ static __always_inline __u32 cookie_field(__u64 cookie, __u32 shift) {
 		return value;                                                                      \
 	}
 
-static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n) {
+static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n)
+{
 	switch (n) {
 		ARGUMENT(1)
 		ARGUMENT(2)
@@ -45,7 +47,8 @@ static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n) {
 
 /* What is known of a task; nothing if it is not followed. `tid` is its id in the initial namespace.
  */
-static __always_inline struct thread *thread_of(struct task_struct *task, __u32 tid) {
+static __always_inline struct thread *thread_of(struct task_struct *task, __u32 tid)
+{
 	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
 
 	if (!thread && late_count)
@@ -54,19 +57,22 @@ static __always_inline struct thread *thread_of(struct task_struct *task, __u32 
 }
 
 /* The current thread, if it runs in a heap that is counted. */
-static __always_inline struct thread *current_thread(void) {
+static __always_inline struct thread *current_thread(void)
+{
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct thread *thread = thread_of(task, task->pid);
 
 	return thread && thread->heap ? thread : 0;
 }
 
-static __always_inline struct heap *heap_by_id(__u64 id) {
+static __always_inline struct heap *heap_by_id(__u64 id)
+{
 	return bpf_map_lookup_elem(&heaps, &id);
 }
 
 /* Remembers in the heap that a file's functions are used: the row names its allocators. */
-static __always_inline void saw_file(struct thread *thread, __u64 cookie) {
+static __always_inline void saw_file(struct thread *thread, __u64 cookie)
+{
 	__u64 bit = 1ULL << ((cookie >> COOKIE_FILE) & (MAX_FILES - 1));
 	struct heap *heap;
 
@@ -83,7 +89,8 @@ static __always_inline void saw_file(struct thread *thread, __u64 cookie) {
  * writes; one with several keeps them in the heap, and the peak is that of the order in which the
  * updates arrived. Returns the heap if it is shared.
  */
-static __always_inline struct heap *shared_heap(struct thread *thread) {
+static __always_inline struct heap *shared_heap(struct thread *thread)
+{
 	struct heap *heap;
 
 	if (thread->sole)
@@ -99,7 +106,8 @@ static __always_inline struct heap *shared_heap(struct thread *thread) {
 	return heap;
 }
 
-static __always_inline void live_grows(struct thread *thread, __u64 size) {
+static __always_inline void live_grows(struct thread *thread, __u64 size)
+{
 	struct heap *heap = shared_heap(thread);
 	__u64 live, peak, seen;
 	int i;
@@ -121,7 +129,8 @@ static __always_inline void live_grows(struct thread *thread, __u64 size) {
 	}
 }
 
-static __always_inline void live_shrinks(struct thread *thread, __u64 size) {
+static __always_inline void live_shrinks(struct thread *thread, __u64 size)
+{
 	struct heap *heap = shared_heap(thread);
 
 	if (heap)
@@ -130,7 +139,8 @@ static __always_inline void live_shrinks(struct thread *thread, __u64 size) {
 		thread->live_bytes -= size;
 }
 
-static __always_inline bool heap_is_dead(__u64 id) {
+static __always_inline bool heap_is_dead(__u64 id)
+{
 	struct heap *heap = heap_by_id(id);
 
 	return !heap || heap->flags & HEAP_ENDED;
@@ -140,7 +150,8 @@ static __always_inline bool heap_is_dead(__u64 id) {
  * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B
  * × slots has no collision in itself; the multiplications spread ranges and heaps.
  */
-static __always_inline struct slot *slot_of(__u64 heap, __u64 address) {
+static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
+{
 	__u32 index = (address >> 4) + (address >> 24) * 0x9e3779b1 + heap * 0x85ebca6b;
 
 	index &= slot_mask;
@@ -148,7 +159,8 @@ static __always_inline struct slot *slot_of(__u64 heap, __u64 address) {
 }
 
 /* Whether the change was ours to make. */
-static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to) {
+static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to)
+{
 	return __sync_val_compare_and_swap(&slot->state, from, to) == from;
 }
 
@@ -157,7 +169,8 @@ static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to
  * block being put in has not been handed out yet, the one being taken out has a free that is under
  * way.
  */
-static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size) {
+static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
+{
 	struct slot *slot = slot_of(heap, address);
 
 	if (!slot)
@@ -185,7 +198,8 @@ static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size) {
 	return true;
 }
 
-static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *size) {
+static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *size)
+{
 	struct slot *slot = slot_of(heap, address);
 	bool ours;
 
@@ -199,7 +213,8 @@ static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *siz
 	return ours;
 }
 
-static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx) {
+static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
+{
 	struct block_key dead = *key;
 
 	if (heap_is_dead(dead.heap) && !bpf_map_delete_elem(&blocks, &dead))
@@ -212,14 +227,16 @@ static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ct
  * leisure, and where a tree outruns it we do it here, but only for an eighth of the table or more:
  * the walk is over all of it.
  */
-__noinline long make_room(void) {
+__noinline long make_room(void)
+{
 	if (dead_blocks * 8 < max_blocks)
 		return 0;
 	bpf_for_each_map_elem(&blocks, drop_if_dead, 0, 0);
 	return 1;
 }
 
-static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size) {
+static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
+{
 	struct block_key key = {.heap = thread->heap, .address = address};
 
 	if (put_in_slot(key.heap, address, size))
@@ -231,7 +248,8 @@ static __always_inline int record_block(struct thread *thread, __u64 address, __
 	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
 }
 
-static __always_inline void allocated(struct thread *thread, __u64 address, __u64 size) {
+static __always_inline void allocated(struct thread *thread, __u64 address, __u64 size)
+{
 	struct heap *heap;
 
 	thread->sum.alloc_bytes += size;
@@ -248,7 +266,8 @@ static __always_inline void allocated(struct thread *thread, __u64 address, __u6
 }
 
 /* Takes a block out of the table. Whether it was there, and its size. */
-static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size) {
+static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
+{
 	struct block_key key = {.heap = thread->heap, .address = address};
 	__u64 *found;
 
@@ -262,7 +281,8 @@ static __always_inline bool take_block(struct thread *thread, __u64 address, __u
 	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
 }
 
-static __always_inline void freed(struct thread *thread, __u64 size) {
+static __always_inline void freed(struct thread *thread, __u64 size)
+{
 	thread->sum.free_bytes += size;
 	thread->sum.free_count++;
 	live_shrinks(thread, size);
@@ -272,7 +292,8 @@ static __always_inline void freed(struct thread *thread, __u64 size) {
  * A block that is not in the table: one that did not fit, as long as there are any; else one that
  * this heap never allocated.
  */
-static __always_inline void freed_unrecorded(struct thread *thread) {
+static __always_inline void freed_unrecorded(struct thread *thread)
+{
 	struct heap *heap = heap_by_id(thread->heap);
 
 	if (heap && heap->lost_blocks > heap->lost_freed) {
@@ -283,7 +304,8 @@ static __always_inline void freed_unrecorded(struct thread *thread) {
 	thread->sum.unknown_frees++;
 }
 
-static __always_inline __u64 user_word(__u64 address) {
+static __always_inline __u64 user_word(__u64 address)
+{
 	__u64 word = 0;
 
 	bpf_probe_read_user(&word, sizeof(word), (void *)address);
@@ -294,20 +316,23 @@ static __always_inline __u64 user_word(__u64 address) {
  * Whether `address` is code of the file of the function whose probe is at `ip`: its executable
  * segment is mapped in one piece.
  */
-static __always_inline bool in_text(__u64 address, __u64 ip, __u64 cookie) {
+static __always_inline bool in_text(__u64 address, __u64 ip, __u64 cookie)
+{
 	__u32 index = cookie >> COOKIE_SITE;
 	struct site *site = bpf_map_lookup_elem(&sites, &index);
 
 	return site && address >= ip - site->text_before && address < ip + site->text_after;
 }
 
-static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp) {
+static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
+{
 	return sp - task->sas_ss_sp < task->sas_ss_size;
 }
 
 #if defined(__TARGET_ARCH_x86)
 /* Where the kernel lets a function with a return probe return to. */
-static __always_inline __u64 return_trampoline(struct task_struct *task) {
+static __always_inline __u64 return_trampoline(struct task_struct *task)
+{
 	return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
 }
 #endif
@@ -317,7 +342,8 @@ static __always_inline __u64 return_trampoline(struct task_struct *task) {
  * has been passed, or the stack slot with its return address, which the kernel replaced by the
  * trampoline's, has been written over.
  */
-static __always_inline bool can_return(struct task_struct *task, struct open_call *call, __u64 sp) {
+static __always_inline bool can_return(struct task_struct *task, struct open_call *call, __u64 sp)
+{
 	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
 
 #if defined(__TARGET_ARCH_x86)
@@ -333,7 +359,8 @@ static __always_inline bool can_return(struct task_struct *task, struct open_cal
  * Closes the innermost open call, which will never return. Global functions, as this one, are
  * verified once and not at each place that calls them.
  */
-__noinline int abandon(struct thread *thread) {
+__noinline int abandon(struct thread *thread)
+{
 	struct open_call *call;
 	__u32 top;
 
@@ -356,7 +383,8 @@ __noinline int abandon(struct thread *thread) {
  * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted
  * an allocator calls from elsewhere.
  */
-__noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread) {
+__noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
+{
 	struct task_struct *task = bpf_get_current_task_btf();
 	__u64 sp, back;
 	int i;
@@ -386,7 +414,8 @@ __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread) {
 	return 0;
 }
 
-static __always_inline __u64 product(__u64 size, __u64 count) {
+static __always_inline __u64 product(__u64 size, __u64 count)
+{
 	__u64 most;
 
 	/* Both below 2^32: the product fits, without the division. */
@@ -401,7 +430,8 @@ static __always_inline __u64 product(__u64 size, __u64 count) {
 }
 
 /* A function with a return is entered. Returns whether its return is wanted. */
-static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __u64 cookie) {
+static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
 	__u32 n, depth;
 	struct open_call *call;
 	__u64 size, count;
@@ -441,7 +471,8 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 }
 
 /* The block that a realloc replaced or freed. */
-static __always_inline void old_block_gone(struct thread *thread, struct open_call *call) {
+static __always_inline void old_block_gone(struct thread *thread, struct open_call *call)
+{
 	if (call->old == OLD_RECORDED)
 		freed(thread, call->old_size);
 	else if (call->old == OLD_UNRECORDED)
@@ -452,7 +483,8 @@ static __always_inline void old_block_gone(struct thread *thread, struct open_ca
  * A function returns. `cookie` says which, or is 0 where only functions return whose entry asked
  * for it; else the return may be that of an inner call, at the same stack pointer.
  */
-static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __u64 cookie) {
+static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
 	__u64 sp = PT_REGS_SP(ctx) - RETURN_POPS, block;
 	struct open_call *call;
 	__u32 top;
@@ -495,7 +527,8 @@ found:
  * were freed long ago. Such a call goes straight to the function, where everyone else's goes by the
  * symbol, which an interposed allocator could take.
  */
-static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie) {
+static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
+{
 #if defined(__TARGET_ARCH_x86)
 	__u32 index = cookie >> COOKIE_SITE;
 	__u64 back = user_word(PT_REGS_SP(ctx)), ip = PT_REGS_IP(ctx);
@@ -525,7 +558,8 @@ static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie) {
 #endif
 }
 
-static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie) {
+static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
 	__u64 block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK)), size;
 
 	if (!block)

@@ -9,7 +9,13 @@
 char LICENSE[] SEC("license") = "GPL";
 
 SEC("uprobe.session")
-int alloc_session(struct pt_regs *ctx) { return 0; }
+int alloc_session(struct pt_regs *ctx)
+{
+	return 0;
+}
 
 SEC("uprobe.multi")
-int entry_only(struct pt_regs *ctx) { return 0; }
+int entry_only(struct pt_regs *ctx)
+{
+	return 0;
+}

@@ -13,7 +13,8 @@
 
 static const struct thread no_thread;
 
-static __always_inline struct thread *new_thread(struct task_struct *task) {
+static __always_inline struct thread *new_thread(struct task_struct *task)
+{
 	struct thread *thread;
 	__u32 tid = task->pid;
 
@@ -27,7 +28,8 @@ static __always_inline struct thread *new_thread(struct task_struct *task) {
 }
 
 /* The process id as memleak sees it; 0 where the process is not in memleak's pid namespace. */
-static __always_inline __u32 own_pid_of(struct task_struct *leader) {
+static __always_inline __u32 own_pid_of(struct task_struct *leader)
+{
 	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
 	struct upid upid = {};
 
@@ -39,7 +41,8 @@ static __always_inline __u32 own_pid_of(struct task_struct *leader) {
 }
 
 /* The id of a new heap that has one user, `thread`; 0 if it cannot be followed. */
-static __noinline __u64 start_heap(struct heap *heap) {
+static __noinline __u64 start_heap(struct heap *heap)
+{
 	__u64 id = __sync_fetch_and_add(&last_heap, 1) + 1;
 
 	if (!heap)
@@ -54,7 +57,8 @@ static __noinline __u64 start_heap(struct heap *heap) {
 	return id;
 }
 
-static __always_inline struct heap *blank_heap(void) {
+static __always_inline struct heap *blank_heap(void)
+{
 	__u32 zero = 0;
 	struct heap *heap = bpf_map_lookup_elem(&scratch, &zero);
 
@@ -64,7 +68,8 @@ static __always_inline struct heap *blank_heap(void) {
 }
 
 /* Gives a thread its heap and sets its own counters to nothing. */
-static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool sole) {
+static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool sole)
+{
 	__builtin_memset(&thread->sum, 0, sizeof(thread->sum));
 	thread->heap = heap;
 	thread->live_bytes = 0;
@@ -76,7 +81,8 @@ static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool s
 }
 
 /* The row is on its way, or waits in the map until user space asks for it. */
-static __always_inline void heap_ended(struct heap *heap) {
+static __always_inline void heap_ended(struct heap *heap)
+{
 	__u64 id = heap->id, taken = heap->sum.free_count - heap->lost_freed;
 	__u32 size = heap->exe_len;
 
@@ -93,7 +99,8 @@ static __always_inline void heap_ended(struct heap *heap) {
 }
 
 /* A task leaves its heap for good. Its sums go to the heap; the last task out ends it. */
-static __always_inline void leave_heap(struct thread *thread, struct heap *heap) {
+static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
+{
 	__sync_fetch_and_add(&heap->sum.alloc_bytes, thread->sum.alloc_bytes);
 	__sync_fetch_and_add(&heap->sum.alloc_count, thread->sum.alloc_count);
 	__sync_fetch_and_add(&heap->sum.free_bytes, thread->sum.free_bytes);
@@ -111,13 +118,15 @@ static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
 }
 
 /* What wait(2) will tell of the process (wait_task_zombie in kernel/exit.c). */
-static __always_inline __u32 wait_status(struct task_struct *task) {
+static __always_inline __u32 wait_status(struct task_struct *task)
+{
 	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
 		return BPF_CORE_READ(task, signal, group_exit_code);
 	return BPF_CORE_READ(task, group_leader, exit_code);
 }
 
-static __always_inline void forked(struct task_struct *child, __u64 clone_flags) {
+static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
+{
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct thread *parent = thread_of(task, task->pid), *thread;
 	struct heap *heap, *fresh;
@@ -183,7 +192,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 }
 
 /* Appends a name and its NUL to heap->exe. False if there is no room, or nothing to read. */
-static __always_inline bool append_name(struct heap *heap, const void *name) {
+static __always_inline bool append_name(struct heap *heap, const void *name)
+{
 	__u32 used = heap->exe_len;
 	long length;
 
@@ -203,7 +213,8 @@ struct walk {
 };
 
 /* A step up: appends a directory's name, or crosses a mount. Returns 1 at the root, -1 if lost. */
-__noinline int step_up(struct heap *heap, struct walk *walk) {
+__noinline int step_up(struct heap *heap, struct walk *walk)
+{
 	struct dentry *dentry, *parent;
 	struct mount *mount, *above;
 	struct vfsmount *mnt;
@@ -232,7 +243,8 @@ __noinline int step_up(struct heap *heap, struct walk *walk) {
  * The path given to execve. Behind a relative one follow the names of the directories it is
  * relative to, innermost first, as far as the process's root.
  */
-static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bprm) {
+static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bprm)
+{
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 	struct walk walk = {};
@@ -261,7 +273,8 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 	heap->exe_len = 0;
 }
 
-static __always_inline struct thread *rename_late(struct thread *thread, __u32 old_tid, __u32 tid) {
+static __always_inline struct thread *rename_late(struct thread *thread, __u32 old_tid, __u32 tid)
+{
 	if (bpf_map_lookup_elem(&late_threads, &old_tid) != thread)
 		return thread;
 	bpf_map_update_elem(&late_threads, &tid, thread, BPF_ANY);
@@ -271,7 +284,8 @@ static __always_inline struct thread *rename_late(struct thread *thread, __u32 o
 
 /* `old_tid` is the thread's id before it became, by this exec, the leader of its process. */
 static __always_inline void executed(struct task_struct *task, __u32 old_tid,
-				     struct linux_binprm *bprm) {
+				     struct linux_binprm *bprm)
+{
 	struct thread *thread = thread_of(task, old_tid);
 	struct heap *heap, *fresh;
 
@@ -308,7 +322,8 @@ static __always_inline void executed(struct task_struct *task, __u32 old_tid,
 	enter_heap(thread, start_heap(fresh), true);
 }
 
-static __always_inline void exited(struct task_struct *task) {
+static __always_inline void exited(struct task_struct *task)
+{
 	__u32 tid = task->pid;
 	struct thread *thread = thread_of(task, tid);
 	struct heap *heap;
@@ -333,7 +348,8 @@ out:
 		bpf_map_delete_elem(&late_threads, &tid);
 }
 
-static __always_inline void renamed(struct task_struct *task) {
+static __always_inline void renamed(struct task_struct *task)
+{
 	struct thread *thread = thread_of(task, task->pid);
 
 	if (thread)

@@ -9,7 +9,8 @@ extern bool bpf_session_is_return(void) __ksym __weak;
 
 /* Allocators, entry and return in one: session uprobes (6.13). */
 SEC("uprobe.session")
-int alloc_session(struct pt_regs *ctx) {
+int alloc_session(struct pt_regs *ctx)
+{
 	struct thread *thread = current_thread();
 
 	/* From the entry, 1 means that the return is not wanted. */
@@ -23,7 +24,8 @@ int alloc_session(struct pt_regs *ctx) {
 
 /* The same for kernels without sessions. */
 SEC("uprobe")
-int alloc_enter(struct pt_regs *ctx) {
+int alloc_enter(struct pt_regs *ctx)
+{
 	struct thread *thread = current_thread();
 
 	if (thread)
@@ -32,7 +34,8 @@ int alloc_enter(struct pt_regs *ctx) {
 }
 
 SEC("uretprobe")
-int alloc_return(struct pt_regs *ctx) {
+int alloc_return(struct pt_regs *ctx)
+{
 	struct thread *thread = current_thread();
 
 	if (thread)
@@ -42,7 +45,8 @@ int alloc_return(struct pt_regs *ctx) {
 
 /* Functions of which the entry is enough. */
 SEC("uprobe.multi")
-int entry_only(struct pt_regs *ctx) {
+int entry_only(struct pt_regs *ctx)
+{
 	struct thread *thread = current_thread();
 	__u64 cookie;
 
@@ -57,32 +61,37 @@ int entry_only(struct pt_regs *ctx) {
 }
 
 SEC("tp_btf/task_newtask")
-int BPF_PROG(task_newtask, struct task_struct *child, __u64 clone_flags) {
+int BPF_PROG(task_newtask, struct task_struct *child, __u64 clone_flags)
+{
 	forked(child, clone_flags);
 	return 0;
 }
 
 SEC("tp_btf/task_rename")
-int BPF_PROG(task_rename, struct task_struct *task) {
+int BPF_PROG(task_rename, struct task_struct *task)
+{
 	renamed(task);
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exec")
-int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm) {
+int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
 	executed(task, old_pid, bprm);
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
-int BPF_PROG(sched_process_exit, struct task_struct *task) {
+int BPF_PROG(sched_process_exit, struct task_struct *task)
+{
 	exited(task);
 	return 0;
 }
 
 /* Run once by memleak itself: which pid namespace is ours? */
 SEC("raw_tp")
-int identify(void *ctx) {
+int identify(void *ctx)
+{
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 
@@ -93,7 +102,8 @@ int identify(void *ctx) {
 
 /* The living tasks' shares of their heaps, for images that still run when memleak leaves. */
 SEC("iter/task")
-int living(struct bpf_iter__task *ctx) {
+int living(struct bpf_iter__task *ctx)
+{
 	struct task_struct *task = ctx->task;
 	struct thread_sum sum = {};
 	struct thread *thread;
