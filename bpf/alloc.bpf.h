@@ -329,30 +329,48 @@ static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
 	return sp - task->sas_ss_sp < task->sas_ss_size;
 }
 
-#if defined(__TARGET_ARCH_x86)
-/* Where the kernel lets a function with a return probe return to. */
-static __always_inline __u64 return_trampoline(struct task_struct *task)
+/*
+ * Whether an open call is still inside its function: the kernel has replaced its return address by
+ * the trampoline's, and it stands there until the function returns or its frame is gone. The
+ * trampoline's first instructions write over it, so a call that a signal interrupts there is not
+ * inside any more, and returns all the same.
+ */
+static __always_inline bool is_inside(struct task_struct *task, struct open_call *call)
 {
-	return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
-}
+#if defined(__TARGET_ARCH_x86)
+	return user_word(call->sp) == BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
+#else
+	return true;
 #endif
+}
 
 /*
- * Whether an open call can still return. A siglongjmp out of it leaves it behind: then its frame
- * has been passed, or the stack slot with its return address, which the kernel replaced by the
- * trampoline's, has been written over.
+ * Whether an open call can never return, seen from a new one at `sp`: it was jumped out of
+ * (siglongjmp). Either its frame lies where the stack has been unwound since, or it was a
+ * handler's, on the signal stack, and we are back on the thread's own.
  */
-static __always_inline bool can_return(struct task_struct *task, struct open_call *call, __u64 sp)
+static __always_inline bool is_gone(struct task_struct *task, struct open_call *call, __u64 sp)
 {
 	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
 
-#if defined(__TARGET_ARCH_x86)
-	if (user_word(call->sp) != return_trampoline(task))
-		return false;
-#endif
-	if (call_alt && !alt)
-		return false;
-	return call_alt != alt || call->sp >= sp;
+	if (call_alt != alt)
+		return call_alt;
+	/* At the same place it is either the caller, by a tail call, or replaced by this one. */
+	return call->sp < sp || (call->sp == sp && !is_inside(task, call));
+}
+
+/*
+ * An open call by its index, if there is one. The mask says again what the check says, in a way
+ * that clang can neither move nor fold, for the verifier.
+ */
+static __always_inline struct open_call *open_call_at(struct thread *thread, __u32 at)
+{
+	__u64 index = at;
+
+	if (at >= MAX_OPEN)
+		return 0;
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(MAX_OPEN - 1));
+	return &thread->open[index];
 }
 
 /*
@@ -362,19 +380,17 @@ static __always_inline bool can_return(struct task_struct *task, struct open_cal
 __noinline int abandon(struct thread *thread)
 {
 	struct open_call *call;
-	__u32 top;
 
 	if (!thread)
 		return 0;
-	top = thread->depth - 1;
-	if (top >= MAX_OPEN)
+	call = open_call_at(thread, thread->depth - 1);
+	if (!call)
 		return 0;
-	call = &thread->open[top];
 	thread->sum.lost_calls++;
 	/* Nobody knows whether the block is gone; if it is not, its free will come. */
 	if (call->old == OLD_RECORDED)
 		record_block(thread, call->old_block, call->old_size);
-	thread->depth = top;
+	thread->depth--;
 	return 0;
 }
 
@@ -386,6 +402,7 @@ __noinline int abandon(struct thread *thread)
 __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	struct open_call *outer;
 	__u64 sp, back;
 	int i;
 
@@ -393,23 +410,25 @@ __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
 		return 0;
 	sp = PT_REGS_SP(ctx);
 	for (i = 0; i < MAX_OPEN; i++) {
-		__u32 top = thread->depth - 1;
-		struct open_call *call;
-
-		if (top >= MAX_OPEN)
-			return 0;
-		call = &thread->open[top];
-		if (can_return(task, call, sp)) {
-			if (call->sp == sp)
-				return 1;
-#if defined(__TARGET_ARCH_x86)
-			back = user_word(sp);
-#else
-			back = PT_REGS_RET(ctx);
-#endif
-			return in_text(back, call->ip, call->cookie);
-		}
+		outer = open_call_at(thread, thread->depth - 1);
+		if (!outer || !is_gone(task, outer, sp))
+			break;
 		abandon(thread);
+	}
+	for (i = 0; i < MAX_OPEN; i++) {
+		outer = open_call_at(thread, thread->depth - 1 - i);
+		if (!outer)
+			break;
+		if (!is_inside(task, outer))
+			continue;
+		if (outer->sp == sp)
+			return 1;
+#if defined(__TARGET_ARCH_x86)
+		back = user_word(sp);
+#else
+		back = PT_REGS_RET(ctx);
+#endif
+		return in_text(back, outer->ip, outer->cookie);
 	}
 	return 0;
 }
@@ -487,24 +506,21 @@ static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __
 {
 	__u64 sp = PT_REGS_SP(ctx) - RETURN_POPS, block;
 	struct open_call *call;
-	__u32 top;
 	int i;
 
-	/* What lies below was jumped out of on the way to this return. */
 	for (i = 0; i < MAX_OPEN; i++) {
-		top = thread->depth - 1;
-		if (top >= MAX_OPEN)
+		call = open_call_at(thread, thread->depth - 1 - i);
+		if (!call)
 			return;
-		call = &thread->open[top];
 		if (call->sp == sp && (!cookie || call->cookie == cookie))
 			goto found;
-		if (call->sp >= sp)
-			return;
-		abandon(thread);
 	}
 	return;
 found:
-	thread->depth = top;
+	/* What was entered later was jumped out of on the way to this return. */
+	for (; i > 0; i--)
+		abandon(thread);
+	thread->depth--;
 	block = PT_REGS_RC(ctx);
 	if (call->out)
 		/* posix_memalign stores the block and returns 0, or an error number. */

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gate::{CommGlob, Gate, GlobError, Limits};
 use crate::probe::attach::Method;
+use crate::probe::table::LIBC;
 use crate::report::{Format, Verbosity};
 use crate::status::{self, LeakExit};
 use crate::text;
@@ -60,7 +61,7 @@ pub struct Run {
     pub max_allocs: u32,
 
     /// Leave a row out of the probe table, to see that its absence is noticed.
-    #[arg(long, value_name = "NAME", hide = true)]
+    #[arg(long, value_name = "NAME", hide = true, value_parser = LIBC.map(|row| row.name))]
     pub without_probe: Vec<String>,
 
     /// Attach programs that do nothing, to measure what any probes at these places cost.
