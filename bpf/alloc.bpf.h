@@ -11,7 +11,8 @@
 /* A product of size and count that wraps: the call is bound to fail. */
 #define SIZE_OVERFLOW (~0ULL)
 
-/* Bytes between the stack pointer at entry and the one after return: `ret` pops the return address. */
+/* Bytes between the stack pointer at entry and the one after return: `ret` pops the return address.
+ */
 #if defined(__TARGET_ARCH_x86)
 #define RETURN_POPS 8
 #else
@@ -23,7 +24,8 @@ static __always_inline __u32 cookie_field(__u64 cookie, __u32 shift)
 	return (cookie >> shift) & 0xf;
 }
 
-/* The barrier keeps clang from reading at a computed place in the context, which the verifier refuses. */
+/* The barrier keeps clang from reading at a computed place in the context, which the verifier
+ * refuses. */
 #define ARGUMENT(n)                                                                                \
 	case n: {                                                                                  \
 		__u64 value = PT_REGS_PARM##n(ctx);                                                \
@@ -43,7 +45,8 @@ static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n)
 	return 0;
 }
 
-/* What is known of a task; nothing if it is not followed. `tid` is its id in the initial namespace. */
+/* What is known of a task; nothing if it is not followed. `tid` is its id in the initial namespace.
+ */
 static __always_inline struct thread *thread_of(struct task_struct *task, __u32 tid)
 {
 	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
@@ -82,9 +85,9 @@ static __always_inline void saw_file(struct thread *thread, __u64 cookie)
 }
 
 /*
- * Live bytes and their peak. A heap with one task keeps them in that task, where nobody else writes;
- * one with several keeps them in the heap, and the peak is that of the order in which the updates
- * arrived. Returns the heap if it is shared.
+ * Live bytes and their peak. A heap with one task keeps them in that task, where nobody else
+ * writes; one with several keeps them in the heap, and the peak is that of the order in which the
+ * updates arrived. Returns the heap if it is shared.
  */
 static __always_inline struct heap *shared_heap(struct thread *thread)
 {
@@ -144,8 +147,8 @@ static __always_inline bool heap_is_dead(__u64 id)
 }
 
 /*
- * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B × slots
- * has no collision in itself; the multiplications spread ranges and heaps.
+ * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B
+ * × slots has no collision in itself; the multiplications spread ranges and heaps.
  */
 static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
 {
@@ -162,8 +165,9 @@ static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to
 }
 
 /*
- * A slot is busy only while one program fills or empties it, and nobody has to wait for that: the block
- * being put in has not been handed out yet, the one being taken out has a free that is under way.
+ * A slot is busy only while one program fills or empties it, and nobody has to wait for that: the
+ * block being put in has not been handed out yet, the one being taken out has a free that is under
+ * way.
  */
 static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
 {
@@ -174,7 +178,8 @@ static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
 	if (!slot_changes(slot, SLOT_EMPTY, SLOT_BUSY)) {
 		if (slot->state != SLOT_FULL)
 			return false;
-		/* It may go if its heap has ended, or if it is this block, whose free we have missed. */
+		/* It may go if its heap has ended, or if it is this block, whose free we have
+		 * missed. */
 		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap))
 			return false;
 		if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
@@ -218,11 +223,11 @@ static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ct
 }
 
 /*
- * The table of live blocks is full. Blocks of ended heaps may go; user space sweeps them at leisure, and
- * where a tree outruns it we do it here, but only for an eighth of the table or more: the walk is over all
- * of it.
+ * The table of live blocks is full. Blocks of ended heaps may go; user space sweeps them at
+ * leisure, and where a tree outruns it we do it here, but only for an eighth of the table or more:
+ * the walk is over all of it.
  */
-static __noinline long make_room(void)
+__noinline long make_room(void)
 {
 	if (dead_blocks * 8 < max_blocks)
 		return 0;
@@ -324,49 +329,80 @@ static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
 	return sp - task->sas_ss_sp < task->sas_ss_size;
 }
 
-#if defined(__TARGET_ARCH_x86)
-/* Where the kernel lets a function with a return probe return to. */
-static __always_inline __u64 return_trampoline(struct task_struct *task)
+/*
+ * Whether an open call is still inside its function: the kernel has replaced its return address by
+ * the trampoline's, and it stands there until the function returns or its frame is gone. The
+ * trampoline's first instructions write over it, so a call that a signal interrupts there is not
+ * inside any more, and returns all the same.
+ */
+static __always_inline bool is_inside(struct task_struct *task, struct open_call *call)
 {
-	return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
-}
+#if defined(__TARGET_ARCH_x86)
+	return user_word(call->sp) == BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
+#else
+	return true;
 #endif
+}
 
 /*
- * Whether an open call can still return. A siglongjmp out of it leaves it behind: then its frame has
- * been passed, or the stack slot with its return address, which the kernel replaced by the
- * trampoline's, has been written over.
+ * Whether an open call can never return, seen from a new one at `sp`: it was jumped out of
+ * (siglongjmp). Either its frame lies where the stack has been unwound since, or it was a
+ * handler's, on the signal stack, and we are back on the thread's own.
  */
-static __always_inline bool can_return(struct task_struct *task, struct open_call *call, __u64 sp)
+static __always_inline bool is_gone(struct task_struct *task, struct open_call *call, __u64 sp)
 {
 	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
 
-#if defined(__TARGET_ARCH_x86)
-	if (user_word(call->sp) != return_trampoline(task))
-		return false;
-#endif
-	if (call_alt && !alt)
-		return false;
-	return call_alt != alt || call->sp >= sp;
+	if (call_alt != alt)
+		return call_alt;
+	/* At the same place it is either the caller, by a tail call, or replaced by this one. */
+	return call->sp < sp || (call->sp == sp && !is_inside(task, call));
 }
 
-/* Closes an open call that will never return. */
-static __always_inline void abandon(struct thread *thread, struct open_call *call)
+/*
+ * An open call by its index, if there is one. The mask says again what the check says, in a way
+ * that clang can neither move nor fold, for the verifier.
+ */
+static __always_inline struct open_call *open_call_at(struct thread *thread, __u32 at)
 {
+	__u64 index = at;
+
+	if (at >= MAX_OPEN)
+		return 0;
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(MAX_OPEN - 1));
+	return &thread->open[index];
+}
+
+/*
+ * Closes the innermost open call, which will never return. Global functions, as this one, are
+ * verified once and not at each place that calls them.
+ */
+__noinline int abandon(struct thread *thread)
+{
+	struct open_call *call;
+
+	if (!thread)
+		return 0;
+	call = open_call_at(thread, thread->depth - 1);
+	if (!call)
+		return 0;
 	thread->sum.lost_calls++;
 	/* Nobody knows whether the block is gone; if it is not, its free will come. */
 	if (call->old == OLD_RECORDED)
 		record_block(thread, call->old_block, call->old_size);
+	thread->depth--;
+	return 0;
 }
 
 /*
  * Whether a call that is being entered is part of one already open, so that counting it would count
- * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted an
- * allocator calls from elsewhere.
+ * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted
+ * an allocator calls from elsewhere.
  */
-static __noinline int is_inner(struct pt_regs *ctx, struct thread *thread)
+__noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	struct open_call *outer;
 	__u64 sp, back;
 	int i;
 
@@ -374,24 +410,25 @@ static __noinline int is_inner(struct pt_regs *ctx, struct thread *thread)
 		return 0;
 	sp = PT_REGS_SP(ctx);
 	for (i = 0; i < MAX_OPEN; i++) {
-		__u32 top = thread->depth - 1;
-		struct open_call *call;
-
-		if (top >= MAX_OPEN)
-			return 0;
-		call = &thread->open[top];
-		if (can_return(task, call, sp)) {
-			if (call->sp == sp)
-				return 1;
+		outer = open_call_at(thread, thread->depth - 1);
+		if (!outer || !is_gone(task, outer, sp))
+			break;
+		abandon(thread);
+	}
+	for (i = 0; i < MAX_OPEN; i++) {
+		outer = open_call_at(thread, thread->depth - 1 - i);
+		if (!outer)
+			break;
+		if (!is_inside(task, outer))
+			continue;
+		if (outer->sp == sp)
+			return 1;
 #if defined(__TARGET_ARCH_x86)
-			back = user_word(sp);
+		back = user_word(sp);
 #else
-			back = PT_REGS_RET(ctx);
+		back = PT_REGS_RET(ctx);
 #endif
-			return in_text(back, call->ip, call->cookie);
-		}
-		abandon(thread, call);
-		thread->depth = top;
+		return in_text(back, outer->ip, outer->cookie);
 	}
 	return 0;
 }
@@ -445,9 +482,9 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 		/* Out before anyone can be handed its address again. */
 		call->old_block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK));
 		if (call->old_block)
-			call->old = take_block(thread, call->old_block, &call->old_size) ?
-					    OLD_RECORDED :
-					    OLD_UNRECORDED;
+			call->old = take_block(thread, call->old_block, &call->old_size)
+					? OLD_RECORDED
+					: OLD_UNRECORDED;
 	}
 	return true;
 }
@@ -462,32 +499,28 @@ static __always_inline void old_block_gone(struct thread *thread, struct open_ca
 }
 
 /*
- * A function returns. `cookie` says which, or is 0 where only functions return whose entry asked for it; else
- * the return may be that of an inner call, at the same stack pointer.
+ * A function returns. `cookie` says which, or is 0 where only functions return whose entry asked
+ * for it; else the return may be that of an inner call, at the same stack pointer.
  */
 static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	__u64 sp = PT_REGS_SP(ctx) - RETURN_POPS, block;
 	struct open_call *call;
-	__u32 top;
 	int i;
 
-	/* What lies below was jumped out of on the way to this return. */
 	for (i = 0; i < MAX_OPEN; i++) {
-		top = thread->depth - 1;
-		if (top >= MAX_OPEN)
+		call = open_call_at(thread, thread->depth - 1 - i);
+		if (!call)
 			return;
-		call = &thread->open[top];
 		if (call->sp == sp && (!cookie || call->cookie == cookie))
 			goto found;
-		if (call->sp >= sp)
-			return;
-		abandon(thread, call);
-		thread->depth = top;
 	}
 	return;
 found:
-	thread->depth = top;
+	/* What was entered later was jumped out of on the way to this return. */
+	for (; i > 0; i--)
+		abandon(thread);
+	thread->depth--;
 	block = PT_REGS_RC(ctx);
 	if (call->out)
 		/* posix_memalign stores the block and returns 0, or an error number. */
@@ -506,9 +539,9 @@ found:
 }
 
 /*
- * glibc gives a thread's cache back, when the thread ends, by calling its own free for blocks that were
- * freed long ago. Such a call goes straight to the function, where everyone else's goes by the symbol, which an
- * interposed allocator could take.
+ * glibc gives a thread's cache back, when the thread ends, by calling its own free for blocks that
+ * were freed long ago. Such a call goes straight to the function, where everyone else's goes by the
+ * symbol, which an interposed allocator could take.
  */
 static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
 {

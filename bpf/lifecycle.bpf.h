@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Who runs in which heap: forks, execs and ends of the followed tasks, and the record of a heap on its
- * way to user space.
+ * Who runs in which heap: forks, execs and ends of the followed tasks, and the record of a heap on
+ * its way to user space.
  */
 #ifndef MEMLEAK_LIFECYCLE_H
 #define MEMLEAK_LIFECYCLE_H
@@ -183,7 +183,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	id = start_heap(fresh);
 	enter_heap(thread, id, true);
 	thread->files = fresh->files;
-	/* A fork in a signal handler inside an allocator: the child, too, returns from that call. */
+	/* A fork in a signal handler inside an allocator: the child, too, returns from that call.
+	 */
 	if (parent->depth) {
 		__builtin_memcpy(thread->open, parent->open, sizeof(thread->open));
 		thread->depth = parent->depth;
@@ -205,55 +206,71 @@ static __always_inline bool append_name(struct heap *heap, const void *name)
 	return true;
 }
 
+/* A place in the file system on the way up to the process's root. */
+struct walk {
+	struct dentry *dentry, *root_dentry;
+	struct vfsmount *mnt, *root_mnt;
+};
+
+/* A step up: appends a directory's name, or crosses a mount. Returns 1 at the root, -1 if lost. */
+__noinline int step_up(struct heap *heap, struct walk *walk)
+{
+	struct dentry *dentry, *parent;
+	struct mount *mount, *above;
+	struct vfsmount *mnt;
+
+	if (!heap || !walk)
+		return -1;
+	dentry = walk->dentry;
+	mnt = walk->mnt;
+	if (dentry == walk->root_dentry && mnt == walk->root_mnt)
+		return 1;
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (dentry != BPF_CORE_READ(mnt, mnt_root) && dentry != parent) {
+		walk->dentry = parent;
+		return append_name(heap, BPF_CORE_READ(dentry, d_name.name)) ? 0 : -1;
+	}
+	mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
+	above = BPF_CORE_READ(mount, mnt_parent);
+	if (above == mount)
+		return 1;
+	walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+	walk->mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
+	return 0;
+}
+
 /*
- * The path given to execve. Behind a relative one follow the names of the directories it is relative
- * to, innermost first, as far as the process's root.
+ * The path given to execve. Behind a relative one follow the names of the directories it is
+ * relative to, innermost first, as far as the process's root.
  */
-static __noinline int name_exe(struct heap *heap, struct linux_binprm *bprm)
+static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bprm)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
-	struct dentry *dentry, *root_dentry;
-	struct vfsmount *mnt, *root_mnt;
+	struct walk walk = {};
 	long length;
-	int i;
+	int i, found;
 
-	if (!heap || !bprm)
-		return 0;
 	length = bpf_probe_read_kernel_str(heap->exe, EXE_LEN, BPF_CORE_READ(bprm, filename));
 	/* One that fills the buffer has probably been cut. */
 	if (length <= 1 || length >= EXE_LEN)
-		return 0;
+		return;
 	heap->exe_len = length;
 	if (heap->exe[0] == '/')
-		return 0;
+		return;
 	heap->flags |= HEAP_EXE_RELATIVE;
-	dentry = BPF_CORE_READ(fs, pwd.dentry);
-	mnt = BPF_CORE_READ(fs, pwd.mnt);
-	root_dentry = BPF_CORE_READ(fs, root.dentry);
-	root_mnt = BPF_CORE_READ(fs, root.mnt);
+	walk.dentry = BPF_CORE_READ(fs, pwd.dentry);
+	walk.mnt = BPF_CORE_READ(fs, pwd.mnt);
+	walk.root_dentry = BPF_CORE_READ(fs, root.dentry);
+	walk.root_mnt = BPF_CORE_READ(fs, root.mnt);
 	for (i = 0; i < MAX_DIRECTORIES; i++) {
-		struct dentry *parent;
-
-		if (dentry == root_dentry && mnt == root_mnt)
-			return 0;
-		parent = BPF_CORE_READ(dentry, d_parent);
-		if (dentry == BPF_CORE_READ(mnt, mnt_root) || dentry == parent) {
-			struct mount *mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
-			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
-
-			if (above == mount)
-				return 0;
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
-			continue;
-		}
-		if (!append_name(heap, BPF_CORE_READ(dentry, d_name.name)))
+		found = step_up(heap, &walk);
+		if (found > 0)
+			return;
+		if (found < 0)
 			break;
-		dentry = parent;
 	}
 	heap->exe_len = 0;
-	return 0;
 }
 
 static __always_inline struct thread *rename_late(struct thread *thread, __u32 old_tid, __u32 tid)

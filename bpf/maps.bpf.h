@@ -13,7 +13,7 @@ struct open_call {
 	__u64 old_block; /* realloc: what it replaces, 0 if nothing was found there */
 	__u64 old_size;
 	__u64 out; /* where the block's address will be stored; 0: it is returned */
-	__u64 ip; /* the probe's address */
+	__u64 ip;  /* the probe's address */
 	__u64 cookie;
 	__u32 old; /* enum old_state */
 	__u32 pad;
@@ -23,20 +23,20 @@ struct open_call {
 enum old_state { OLD_NONE, OLD_RECORDED, OLD_UNRECORDED };
 
 /*
- * One task of a followed process. Only the task itself writes here, and a probe is never interrupted
- * by another one of the same task, so nothing needs to be atomic.
+ * One task of a followed process. Only the task itself writes here, and a probe is never
+ * interrupted by another one of the same task, so nothing needs to be atomic.
  */
 struct thread {
 	__u64 heap; /* id of the heap it uses; 0: none yet (launched, not yet executed) */
 	struct counters sum;
 	__u64 live_bytes; /* exact while this is the heap's only task, see `sole` */
 	__u64 peak_bytes;
-	__u64 files; /* what it has already set in its heap's `files` */
-	__u32 sole; /* this is the heap's only task: live_bytes is the heap's */
+	__u64 files;	/* what it has already set in its heap's `files` */
+	__u32 sole;	/* this is the heap's only task: live_bytes is the heap's */
 	__u32 borrowed; /* the heap is that of another process (vfork, CLONE_VM) */
 	__u32 image;
-	__u32 pid, ppid; /* of its process, in memleak's pid namespace */
-	__u32 depth; /* calls in `open` */
+	__u32 pid, ppid;	 /* of its process, in memleak's pid namespace */
+	__u32 depth;		 /* calls in `open` */
 	char old_comm[COMM_LEN]; /* comm before the last change of it */
 	struct open_call open[MAX_OPEN];
 };
@@ -51,8 +51,8 @@ struct {
 
 /*
  * Threads whose storage could not be made: a tracepoint program may not make one while a probe that
- * was preempted on the same CPU is reading another. Rare, and slower for them, but nothing is lost. By thread id in the
- * initial namespace.
+ * was preempted on the same CPU is reading another. Rare, and slower for them, but nothing is lost.
+ * By thread id in the initial namespace.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -63,8 +63,9 @@ struct {
 } late_threads SEC(".maps");
 
 /*
- * Living images, and ended ones that found the ring full. Takes memory as it is used (1.4 kB each) and
- * 16 B × max_entries at the start; more processes than this at one time lose rows, which is counted.
+ * Living images, and ended ones that found the ring full. Takes memory as it is used (1.4 kB each)
+ * and 16 B × max_entries at the start; more processes than this at one time lose rows, which is
+ * counted.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -80,10 +81,11 @@ struct block_key {
 };
 
 /*
- * The live blocks: which sizes to subtract when they are freed, nothing more. Most are short-lived, and a hash
- * table's insertion, look-up and deletion cost more than all the rest of our work, so a block goes first to
- * a slot that its address selects, and to the hash table only where that is taken. It is in one of
- * them, never in both, and never moves. User space sets max_entries of both (--max-allocs).
+ * The live blocks: which sizes to subtract when they are freed, nothing more. Most are short-lived,
+ * and a hash table's insertion, look-up and deletion cost more than all the rest of our work, so a
+ * block goes first to a slot that its address selects, and to the hash table only where that is
+ * taken. It is in one of them, never in both, and never moves. User space sets max_entries of both
+ * (--max-allocs).
  */
 enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
 
@@ -132,7 +134,7 @@ struct {
 
 /* Set by user space before loading. */
 const volatile __u64 max_blocks = 1; /* max_entries of `blocks` */
-const volatile __u32 slot_mask = 0; /* max_entries of `slots`, a power of two, less one */
+const volatile __u32 slot_mask = 0;  /* max_entries of `slots`, a power of two, less one */
 
 struct vocabulary *vocabulary = 0; /* never set */
 
@@ -140,10 +142,10 @@ struct vocabulary *vocabulary = 0; /* never set */
 struct pid_namespace *own_ns = 0;
 __u32 own_level = 0;
 
-__u64 last_heap = 0; /* the newest heap's id; ids begin at 1 and are never used again */
-__u64 rows_lost = 0; /* images that could not be followed */
+__u64 last_heap = 0;	/* the newest heap's id; ids begin at 1 and are never used again */
+__u64 rows_lost = 0;	/* images that could not be followed */
 __u64 rows_waiting = 0; /* heaps with HEAP_ENDED that did not fit into the ring, ever */
-__u64 late_count = 0; /* entries that `late_threads` ever had */
-__u64 dead_blocks = 0; /* entries of `blocks` whose heap has ended */
+__u64 late_count = 0;	/* entries that `late_threads` ever had */
+__u64 dead_blocks = 0;	/* entries of `blocks` whose heap has ended */
 
 #endif

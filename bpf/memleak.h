@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What kernel and user space say to each other, declared once: Rust gets these types from the BTF of
- * the compiled object. All sizes are bytes, all times nanoseconds of CLOCK_MONOTONIC.
+ * What kernel and user space say to each other, declared once: Rust gets these types from the BTF
+ * of the compiled object. All sizes are bytes, all times nanoseconds of CLOCK_MONOTONIC.
  */
 #ifndef MEMLEAK_H
 #define MEMLEAK_H
@@ -16,13 +16,14 @@ enum limits {
 	MAX_FILES = 64,
 	/* Functions with probes, over all files. */
 	MAX_SITES = 1024,
-	/* Allocator calls open at one time in one thread: a call, one more in a signal handler, … */
+	/* Allocator calls open at one time in one thread: a call, one more in a signal handler, …
+	 */
 	MAX_OPEN = 8,
 };
 
 /* What a probed function does. */
 enum kind {
-	KIND_ALLOC = 1, /* returns (or stores) a new block */
+	KIND_ALLOC = 1,	  /* returns (or stores) a new block */
 	KIND_REALLOC = 2, /* replaces a block */
 	KIND_FREE = 3,
 	KIND_START = 4, /* allocates nothing; its call shows that the image uses the file */
@@ -33,19 +34,19 @@ enum kind {
  * 1, 0 is "has none".
  */
 enum cookie_bits {
-	COOKIE_KIND = 0, /* 4 bits: enum kind */
-	COOKIE_SIZE = 4, /* 4 bits: the argument with the size */
-	COOKIE_COUNT = 8, /* 4 bits: the argument to multiply it by */
+	COOKIE_KIND = 0,   /* 4 bits: enum kind */
+	COOKIE_SIZE = 4,   /* 4 bits: the argument with the size */
+	COOKIE_COUNT = 8,  /* 4 bits: the argument to multiply it by */
 	COOKIE_BLOCK = 12, /* 4 bits: the argument with the old block */
-	COOKIE_OUT = 16, /* 4 bits: the argument that points to where the block is stored */
-	COOKIE_FILE = 20, /* 8 bits: index of the file */
-	COOKIE_SITE = 32, /* 32 bits: index in the table of sites */
+	COOKIE_OUT = 16,   /* 4 bits: the argument that points to where the block is stored */
+	COOKIE_FILE = 20,  /* 8 bits: index of the file */
+	COOKIE_SITE = 32,  /* 32 bits: index in the table of sites */
 };
 
 /* Where a probe's file lies around the probe, in bytes: to tell calls from within the file. */
 struct site {
-	__u64 text_before; /* from the start of the executable segment to the probe */
-	__u64 text_after; /* from the probe to the segment's end */
+	__u64 text_before;  /* from the start of the executable segment to the probe */
+	__u64 text_after;   /* from the probe to the segment's end */
 	__u64 entry_before; /* from the function's entry to the probe */
 };
 
@@ -61,23 +62,24 @@ struct counters {
 };
 
 enum heap_flags {
-	HEAP_ENDED = 1, /* no task uses it any more; waits for user space to take it */
+	HEAP_ENDED = 1,	      /* no task uses it any more; waits for user space to take it */
 	HEAP_LEADER_GONE = 2, /* comm is final: the group leader has left */
-	HEAP_OWNER_GONE = 4, /* the process has left; tasks that share the heap are still there */
-	HEAP_EXEC = 8, /* its owner left it by an exec */
-	HEAP_EXE_RELATIVE = 16, /* exe is followed by the names of the directories it is relative to */
+	HEAP_OWNER_GONE = 4,  /* the process has left; tasks that share the heap are still there */
+	HEAP_EXEC = 8,	      /* its owner left it by an exec */
+	HEAP_EXE_RELATIVE =
+	    16, /* exe is followed by the names of the directories it is relative to */
 };
 
 /*
- * One process image and its heap: an address space. This is also the record that user space gets when
- * the image ends; `exe` is last, so that only the part in use travels.
+ * One process image and its heap: an address space. This is also the record that user space gets
+ * when the image ends; `exe` is last, so that only the part in use travels.
  */
 struct heap {
 	__u64 id;
 	__u64 start_ns;
 	__u64 end_ns;
 	struct counters sum; /* of the threads that have left */
-	__u64 lost_blocks; /* allocated while the table of live blocks was full */
+	__u64 lost_blocks;   /* allocated while the table of live blocks was full */
 	__u64 lost_bytes;
 	__u64 lost_freed; /* of lost_blocks, how many were freed since */
 	__u64 live_bytes; /* only while threads share the heap: see `sole` in alloc.bpf.h */
@@ -85,17 +87,18 @@ struct heap {
 	__u64 files; /* one bit for each probed file seen at work */
 	__u32 users; /* tasks that use it */
 	__u32 flags; /* enum heap_flags */
-	__u32 pid; /* in memleak's pid namespace; 0: none there */
+	__u32 pid;   /* in memleak's pid namespace; 0: none there */
 	__u32 ppid;
 	__u32 uid;
 	__u32 image;
-	__u32 status; /* as wait(2) reports it */
+	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
 	char exe[EXE_LEN + NAME_LEN];
 };
 
-/* A living thread's share of its heap's counters (struct heap holds those of the ones that left). */
+/* A living thread's share of its heap's counters (struct heap holds those of the ones that left).
+ */
 struct thread_sum {
 	__u64 heap;
 	struct counters sum;

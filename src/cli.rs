@@ -12,13 +12,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gate::{CommGlob, Gate, GlobError, Limits};
 use crate::probe::attach::Method;
+use crate::probe::table::LIBC;
 use crate::report::{Format, Verbosity};
 use crate::status::{self, LeakExit};
 use crate::text;
 use crate::units::{SizeError, parse_size};
 
 /// How many live blocks the kernel's table holds unless the user says otherwise.
-pub const DEFAULT_MAX_ALLOCS: u32 = 4_194_304;
+pub const DEFAULT_MAX_ALLOCS: u32 = 2_097_152;
 
 /// The most it can hold: a BPF hash map has as many buckets as entries, rounded up to a power of two,
 /// and the kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
@@ -60,7 +61,7 @@ pub struct Run {
     pub max_allocs: u32,
 
     /// Leave a row out of the probe table, to see that its absence is noticed.
-    #[arg(long, value_name = "NAME", hide = true)]
+    #[arg(long, value_name = "NAME", hide = true, value_parser = LIBC.map(|row| row.name))]
     pub without_probe: Vec<String>,
 
     /// Attach programs that do nothing, to measure what any probes at these places cost.

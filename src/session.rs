@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use users::{Users, UsersCache};
@@ -15,8 +15,9 @@ use crate::image::{Image, Losses};
 use crate::launch::{self, Ended, Running, Stderr, Suspended};
 use crate::ledger::Ledger;
 use crate::output::{self, Output};
+use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
-use crate::probe::table::{LIBC, Row};
+use crate::probe::table::LIBC;
 use crate::report::{Options, Report};
 use crate::signals::{Event, NoWitness, Signals};
 use crate::status::{self, Finish, LeakExit, Outcome};
@@ -80,28 +81,15 @@ fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
         method: options.method,
         floor: options.floor,
     };
-    let rows = rows(&options.without_probe)?;
     let mut collector = Collector::load(&settings)?;
-    for allocator in allocator::find(command.candidates(), &Environment::of_this_process(), &rows)?
-    {
+    let environment = Environment::of_this_process();
+    for mut allocator in allocator::find(command.candidates(), &environment, &LIBC)? {
+        let left_out = |site: &Site| options.without_probe.iter().any(|name| name == site.row.name);
+        allocator.findings.sites.retain(|site| !left_out(site));
         collector.probe(allocator)?;
     }
     collector.follow(command.pidfd())?;
     Ok(collector)
-}
-
-fn rows(without: &[String]) -> Result<Vec<Row>> {
-    if let Some(name) = without
-        .iter()
-        .find(|name| LIBC.iter().all(|row| row.name != *name))
-    {
-        bail!("--without-probe {name}: there is no such row in the probe table");
-    }
-    Ok(LIBC
-        .iter()
-        .filter(|row| !without.iter().any(|name| name == row.name))
-        .copied()
-        .collect())
 }
 
 /// Follows the command to its end.

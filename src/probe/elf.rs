@@ -6,10 +6,10 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use object::elf::{PF_X, PT_LOAD, STT_FUNC};
+use object::elf::{PF_X, PT_LOAD, SHT_DYNSYM, STB_LOCAL, STT_FUNC, Sym64};
 use object::read::ReadCache;
-use object::read::elf::{ElfFile64, ProgramHeader};
-use object::{Architecture, Endianness, Object, ObjectSymbol, SymbolFlags};
+use object::read::elf::{ElfFile64, ProgramHeader, SectionHeader, Sym};
+use object::{Architecture, Endianness, Object};
 
 use super::placement::{Placement, place_at_entry, place_x86_64};
 use super::table::Row;
@@ -59,7 +59,8 @@ pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
     let cache = ReadCache::new(file);
     let elf: Elf<'_> = ElfFile64::parse(&cache)
         .with_context(|| format!("cannot read {} as ELF", path.display()))?;
-    let by_address = symbols_of(&elf, rows);
+    let by_address = symbols_of(&elf, rows)
+        .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
     let missing = rows
         .iter()
         .filter(|row| {
@@ -102,37 +103,51 @@ pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
 }
 
 /// The defined global functions that a row names, each address once.
-fn symbols_of<'row>(elf: &Elf<'_>, rows: &'row [Row]) -> BTreeMap<u64, (&'row Row, String, u64)> {
+///
+/// Reads the symbols and their names in one piece each: a look at every name by itself would be thousands
+/// of system calls.
+fn symbols_of<'row>(
+    elf: &Elf<'_>,
+    rows: &'row [Row],
+) -> object::Result<BTreeMap<u64, (&'row Row, String, u64)>> {
+    let (endian, data) = (elf.endian(), elf.data());
     let mut found: BTreeMap<u64, (&Row, usize, String, u64)> = BTreeMap::new();
-    for symbol in elf.dynamic_symbols() {
-        let is_function = matches!(
-            symbol.flags(),
-            SymbolFlags::Elf { st_info, .. } if st_info.st_type() == STT_FUNC
-        );
-        if !is_function || !symbol.is_global() || symbol.is_undefined() || symbol.address() == 0 {
-            continue;
-        }
-        let Ok(name) = symbol.name() else { continue };
-        let place = rows.iter().find_map(|row| {
-            row.symbols
-                .iter()
-                .position(|&candidate| candidate == name)
-                .map(|at| (row, at))
-        });
-        let Some((row, at)) = place else { continue };
-        // An address that two rows name belongs to the first name of the earlier row.
-        let better = match found.get(&symbol.address()) {
-            Some((_, other, ..)) => at < *other,
-            None => true,
-        };
-        if better {
-            found.insert(symbol.address(), (row, at, name.to_owned(), symbol.size()));
+    let sections = elf.elf_section_table();
+    for section in sections
+        .iter()
+        .filter(|section| section.sh_type(endian) == SHT_DYNSYM)
+    {
+        let symbols: &[Sym64<Endianness>] = section.data_as_array(endian, data)?;
+        let names = sections.section(section.link(endian))?.data(endian, data)?;
+        for symbol in symbols {
+            let address = symbol.st_value(endian);
+            let is_function = symbol.st_type() == STT_FUNC && symbol.st_bind() != STB_LOCAL;
+            if !is_function || symbol.is_undefined(endian) || address == 0 {
+                continue;
+            }
+            let Some(name) = name_at(names, symbol.st_name(endian)) else {
+                continue;
+            };
+            let place = rows.iter().find_map(|row| {
+                row.symbols
+                    .iter()
+                    .position(|&candidate| candidate == name)
+                    .map(|at| (row, at))
+            });
+            let Some((row, at)) = place else { continue };
+            // An address with several of a row's names goes by the first of them.
+            if found.get(&address).is_none_or(|(_, other, ..)| at < *other) {
+                found.insert(address, (row, at, name.to_owned(), symbol.st_size(endian)));
+            }
         }
     }
-    found
-        .into_iter()
-        .map(|(address, (row, _, name, size))| (address, (row, name, size)))
-        .collect()
+    let of_address = |(address, (row, _, name, size))| (address, (row, name, size));
+    Ok(found.into_iter().map(of_address).collect())
+}
+
+fn name_at(names: &[u8], at: u32) -> Option<&str> {
+    let rest = names.get(usize::try_from(at).ok()?..)?;
+    std::str::from_utf8(rest.split(|&byte| byte == 0).next()?).ok()
 }
 
 struct Segment {

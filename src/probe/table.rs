@@ -154,7 +154,7 @@ pub const LIBC: [Row; 10] = [
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Action, LIBC};
 
     #[test]
     fn a_cookie_carries_every_argument() {

@@ -1,0 +1,234 @@
+//! memleak is exact: each fixture's images, as its source says and as the interposing counter counts.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::expected::{Case, End, Expected, case, cases};
+use common::{Counts, Job, Losses, Report, code, compare};
+
+/// Runs a case twice, under memleak alone and under memleak and the counter, and fails unless memleak
+/// reports just the images that are expected, and the same as the counter.
+#[track_caller]
+fn assert_exact(name: &str) {
+    let case = case(name);
+
+    let report = case.job.run();
+    assert_eq!(code(report.status), case.code, "{}", report.stderr);
+    assert_losses(&report, &case);
+    let mut found: Vec<_> = report
+        .rows
+        .iter()
+        .map(|row| Expected {
+            image: row.image,
+            end: End::of(row),
+            counts: row.counts,
+        })
+        .collect();
+    let mut expected = (case.images)(&report.stdout);
+    assert_same(&mut found, &mut expected);
+
+    let counted = case.job.run_counted();
+    assert_eq!(
+        code(counted.report.status),
+        case.code,
+        "{}",
+        counted.report.stderr
+    );
+    assert_losses(&counted.report, &case);
+    // Without the images' numbers: the root's come after that of `preload`.
+    let mut found: Vec<_> = counted
+        .report
+        .rows
+        .iter()
+        .map(|row| (End::of(row), row.counts))
+        .collect();
+    let mut expected: Vec<_> = (case.images)(&counted.report.stdout)
+        .into_iter()
+        .map(|expected| (expected.end, expected.counts))
+        .collect();
+    assert_same(&mut found, &mut expected);
+    if let Err(difference) = compare(&counted.report.rows, &counted.images) {
+        panic!("memleak and the counter differ:\n{difference}");
+    }
+}
+
+/// Fails unless both are the same but for their order, and shows only what is on one side.
+#[track_caller]
+fn assert_same<T: Ord + Clone + std::fmt::Debug>(found: &mut Vec<T>, expected: &mut Vec<T>) {
+    found.sort();
+    expected.sort();
+    if found == expected {
+        return;
+    }
+    let all = expected.clone();
+    expected.retain(|item| match found.iter().position(|other| other == item) {
+        Some(place) => {
+            found.remove(place);
+            false
+        }
+        None => true,
+    });
+    panic!(
+        "found, not expected: {found:#?}\nexpected, not found: {expected:#?}\nof {} expected",
+        all.len()
+    );
+}
+
+#[track_caller]
+fn assert_losses(report: &Report, case: &Case) {
+    let complete = case.losses == Losses::default();
+    if complete {
+        report.assert_complete();
+        return;
+    }
+    let row = report.rows.last().expect("a row");
+    assert_eq!((row.complete, row.losses), (complete, case.losses));
+    assert_eq!(
+        (report.summary.complete, report.summary.losses),
+        (complete, case.losses)
+    );
+}
+
+/// A test for each case, named for what it shows.
+macro_rules! exact {
+    ($($name:ident: $($case:literal),+;)+) => {
+        $(
+            #[test]
+            fn $name() {
+                $(assert_exact($case);)+
+            }
+        )+
+
+        #[test]
+        fn every_case_has_a_test() {
+            let tested = BTreeSet::from([$($($case),+),+]);
+            let known: BTreeSet<_> = cases().iter().map(|case| case.name).collect();
+            assert_eq!(tested, known);
+        }
+    };
+}
+
+exact! {
+    a_program_that_never_allocates_has_a_complete_row_of_zeros: "allocates_nothing";
+    a_single_leak_is_known_to_the_byte: "leaks_2mb";
+    a_program_that_frees_all_leaks_nothing: "frees_all";
+    blocks_of_no_bytes_are_blocks: "zero_sized";
+    each_function_of_the_family_counts_once: "whole_family";
+    a_refused_allocation_is_failed_and_nothing_else: "whole_family_fails";
+    each_form_of_realloc_is_one_free_and_one_allocation: "realloc_forms";
+    a_realloc_raced_by_other_threads_loses_no_block: "realloc_raced";
+    a_product_that_overflows_is_no_allocation: "calloc_overflows";
+    allocations_fail_under_a_limit: "malloc_fails_under_limit";
+    an_idle_thread_costs_what_glibc_allocates_for_it: "one_idle_thread";
+    threads_may_free_each_others_blocks: "threads_free_each_other";
+    a_block_is_freed_whichever_thread_frees_it: "thread_frees_for_main";
+    a_thread_cache_given_back_at_its_end_is_no_free: "thread_cache_at_its_end";
+    blocks_held_by_threads_alive_at_exit_are_leaked: "exits_under_waiting_threads";
+    a_worker_that_outlives_the_leader_is_counted_to_its_end:
+        "leader_leaves_first", "leader_leaves_first _exit";
+    allocations_before_and_after_main_count: "before_and_after_main";
+    leaving_by_underscore_exit_is_an_end_like_any: "leaves_by__exit";
+    an_exec_from_a_second_thread_begins_an_image: "exec_from_thread";
+    each_exec_of_a_chain_begins_an_image: "exec_chain";
+    a_failed_exec_begins_none: "exec_fails";
+    a_child_that_frees_what_it_inherited_frees_nothing_of_its_own: "child_frees_inherited";
+    a_child_of_vfork_has_its_first_image_from_its_exec: "vfork_exec";
+    a_child_of_vfork_without_an_exec_counts_for_its_parent: "vfork_exit";
+    a_child_that_shares_the_heap_counts_for_its_parent: "clone_vm_child";
+    a_thousand_spawned_children_are_found: "spawns_many";
+    death_by_signal_loses_nothing:
+        "dies_of_signal segv", "dies_of_signal abort", "dies_of_signal kill", "dies_of_signal term";
+    a_signal_handler_may_allocate_at_any_time:
+        "handler_mallocs timer stack", "handler_mallocs thread stack";
+    a_signal_handler_may_allocate_on_a_stack_of_its_own:
+        "handler_mallocs timer altstack", "handler_mallocs thread altstack";
+    a_signal_handler_inside_calloc_makes_calls_of_its_own:
+        "handler_mallocs_inside_calloc stack", "handler_mallocs_inside_calloc altstack";
+    a_call_that_is_jumped_out_of_is_a_loss_and_disturbs_no_other:
+        "jumps_out_of_calloc stack", "jumps_out_of_calloc altstack";
+    threads_may_fork: "forks_in_threads";
+    a_storm_of_forks_is_found_to_the_last: "fork_storm";
+    two_processes_may_hold_the_same_address: "two_heaps_one_address";
+    twelve_generations_are_followed: "generations";
+    a_forked_and_executed_command_is_followed: "runs leaks_2mb";
+    what_children_leak_is_theirs: "leaks_over_many_lives";
+    blocks_freed_out_of_order_are_told_apart: "holds_blocks";
+    a_million_live_blocks_are_counted: "million_blocks";
+}
+
+#[test]
+fn a_leader_that_leaves_by_pthread_exit_loads_the_unwinder_and_all_is_counted() {
+    let counted = Job::fixture("leader_leaves_first", &["pthread_exit"]).run_counted();
+    counted.assert_equal_counts();
+    assert!(counted.report.only_row().counts.leaked_bytes >= 3010);
+    assert_eq!(code(counted.report.status), 0, "{}", counted.report.stderr);
+}
+
+#[test]
+fn the_peak_is_the_most_that_was_live_at_a_time() {
+    // Null is for kernels that cannot tell.
+    for (name, peak) in [
+        ("frees_all", 1_000_000),
+        ("leaks_2mb", 2_000_000),
+        ("zero_sized", 0),
+    ] {
+        let report = case(name).job.run();
+        let found = report.only_row().peak_live_bytes;
+        assert!(found.is_none_or(|found| found == peak), "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn a_row_says_who_it_is_about() {
+    let job = &case("vfork_exec").job;
+    let report = job.run();
+    let [child, parent] = &report.rows[..] else {
+        panic!("{:#?}", report.rows)
+    };
+    assert_eq!(child.ppid, parent.pid);
+    assert_eq!((&*child.comm, &*parent.comm), ("exe", "vfork_exec"));
+    assert_eq!(parent.exe, Some(common::fixture("vfork_exec")));
+    for row in [child, parent] {
+        assert_eq!(row.uid, nix::unistd::getuid().as_raw());
+        assert!(row.start_time <= row.end_time);
+        assert!(
+            row.allocators
+                .iter()
+                .any(|file| file.to_string_lossy().contains("libc"))
+        );
+    }
+    assert!(parent.start_time <= child.start_time && child.end_time <= parent.end_time);
+}
+
+#[test]
+fn the_comparison_fails_if_any_probe_is_missing() {
+    const PROBES: [&str; 9] = [
+        "malloc",
+        "calloc",
+        "realloc",
+        "reallocarray",
+        "posix_memalign",
+        "memalign",
+        "valloc",
+        "pvalloc",
+        "free",
+    ];
+    let job = &case("whole_family").job;
+    job.run_counted().assert_equal_counts();
+    for probe in PROBES {
+        let counted = job
+            .clone()
+            .options(["--without-probe", probe])
+            .run_counted();
+        let difference = compare(&counted.report.rows, &counted.images);
+        assert!(difference.is_err(), "no one misses {probe}");
+        let counts = |rows: &[common::Row]| rows.iter().map(|row| row.counts).next();
+        assert_ne!(
+            counts(&counted.report.rows),
+            Some(Counts::default()),
+            "all is missing, not {probe}"
+        );
+    }
+}

@@ -1,0 +1,362 @@
+//! What each fixture does, worked out by hand from its source: the counter is held against this without
+//! memleak, and memleak with and without the counter.
+
+use std::sync::OnceLock;
+
+use super::{Counts, Job, Losses, Row, fixture};
+
+/// How an image ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    Exec,
+    Exit(i32),
+    Signal(i32),
+}
+
+impl End {
+    pub fn of(row: &Row) -> Self {
+        match (&*row.end, row.exit_code, row.signal) {
+            ("exec", None, None) => End::Exec,
+            ("exited", Some(code), None) => End::Exit(code),
+            ("signaled", None, Some(signal)) => End::Signal(signal),
+            _ => panic!("an end that contradicts itself: {row:#?}"),
+        }
+    }
+}
+
+/// An image that must be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expected {
+    pub image: u32,
+    pub end: End,
+    pub counts: Counts,
+}
+
+/// The images, from what the fixture said on standard output.
+type Images = dyn Fn(&str) -> Vec<Expected>;
+
+/// A fixture with arguments, and the images that it makes, in any order.
+pub struct Case {
+    pub name: &'static str,
+    pub job: Job,
+    /// What the command exits with; 128 + n where it dies of signal n.
+    pub code: i32,
+    pub images: Box<Images>,
+    /// Of its only image, where there is any.
+    pub losses: Losses,
+}
+
+/// Bytes that glibc allocates for a thread: one block for its table of thread-local storage. How many
+/// depends on glibc's version and on nothing else here.
+fn thread_bytes() -> u64 {
+    static BYTES: OnceLock<u64> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let (images, status, _) = Job::fixture("one_idle_thread", &[]).count();
+        assert!(status.success());
+        let counts = images[0].counts;
+        assert_eq!(
+            (counts.alloc_count, counts.free_count, counts.leaked_bytes),
+            (1, 1, 0)
+        );
+        counts.total_allocs_bytes
+    })
+}
+
+fn counts(total: u64, allocs: u64, frees: u64, leaked: u64, blocks: u64) -> Counts {
+    Counts {
+        total_allocs_bytes: total,
+        alloc_count: allocs,
+        free_count: frees,
+        leaked_bytes: leaked,
+        leaked_blocks: blocks,
+        ..Counts::default()
+    }
+}
+
+impl Counts {
+    fn failed(self, failed_allocs: u64) -> Self {
+        Counts {
+            failed_allocs,
+            ..self
+        }
+    }
+
+    fn unknown(self, unknown_frees: u64) -> Self {
+        Counts {
+            unknown_frees,
+            ..self
+        }
+    }
+
+    /// Adds what glibc allocates for `started` threads, and frees for those that were `joined`.
+    fn threads(mut self, started: u64, joined: u64) -> Self {
+        self.total_allocs_bytes += started * thread_bytes();
+        self.alloc_count += started;
+        self.free_count += joined;
+        self.leaked_bytes += (started - joined) * thread_bytes();
+        self.leaked_blocks += started - joined;
+        self
+    }
+}
+
+fn ends(image: u32, end: End, counts: Counts) -> Expected {
+    Expected { image, end, counts }
+}
+
+/// A fixture of any number of processes that exits with `code`.
+fn tree(
+    name: &'static str,
+    fixture: &str,
+    arguments: &[&str],
+    code: i32,
+    images: impl Fn(&str) -> Vec<Expected> + 'static,
+) -> Case {
+    let job = Job::fixture(fixture, arguments);
+    Case {
+        name,
+        job,
+        code,
+        images: Box::new(images),
+        losses: Losses::default(),
+    }
+}
+
+/// A fixture of one process and one image, that exits with 0.
+fn single(name: &'static str, counts: impl Fn() -> Counts + 'static) -> Case {
+    tree(name, name, &[], 0, move |_| {
+        vec![ends(0, End::Exit(0), counts())]
+    })
+}
+
+fn dies(name: &'static str, how: &str, signal: i32) -> Case {
+    tree(name, "dies_of_signal", &[how], 128 + signal, move |_| {
+        vec![ends(0, End::Signal(signal), counts(4196, 2, 1, 4096, 1))]
+    })
+}
+
+fn leader(name: &'static str, arguments: &[&str], code: i32) -> Case {
+    tree(name, "leader_leaves_first", arguments, code, move |_| {
+        vec![ends(
+            0,
+            End::Exit(code),
+            counts(3010, 4, 0, 3010, 4).threads(1, 0),
+        )]
+    })
+}
+
+fn handler(name: &'static str, by: &'static str, stack: &str) -> Case {
+    tree(name, "handler_mallocs", &[by, stack], 0, move |said| {
+        let said: Vec<u64> = said
+            .split_whitespace()
+            .map(|n| n.parse().expect("a number"))
+            .collect();
+        let [looped, handled] = said[..] else {
+            panic!("the fixture said {said:?}")
+        };
+        assert_eq!(handled, 1001);
+        let total = looped * 24 + handled * 200 + 4000;
+        let own = counts(total, looped + handled + 100, looped + handled, 4000, 100);
+        let threads = u64::from(by == "thread");
+        vec![ends(0, End::Exit(0), own.threads(threads, threads))]
+    })
+}
+
+fn inside_calloc(name: &'static str, stack: &str) -> Case {
+    tree(name, "handler_mallocs_inside_calloc", &[stack], 0, |_| {
+        vec![ends(0, End::Exit(0), counts(4_002_520, 100, 60, 1860, 40))]
+    })
+}
+
+fn jumps(name: &'static str, stack: &str) -> Case {
+    let case = tree(name, "jumps_out_of_calloc", &[stack], 0, |_| {
+        vec![ends(
+            0,
+            End::Exit(0),
+            counts(20_013_200, 1400, 200, 13_200, 1200),
+        )]
+    });
+    Case {
+        losses: Losses {
+            calls_without_return: 200,
+            ..Losses::default()
+        },
+        ..case
+    }
+}
+
+/// All that is known of the fixtures. The names are those of the fixtures, with more where a fixture has
+/// arguments.
+pub fn cases() -> Vec<Case> {
+    vec![
+        single("allocates_nothing", Counts::default),
+        single("leaks_2mb", || counts(2_000_000, 1, 0, 2_000_000, 1)),
+        single("frees_all", || counts(10_500_500, 1010, 1010, 0, 0)),
+        single("zero_sized", || counts(0, 3, 1, 0, 2)),
+        single("whole_family", || {
+            counts(31_111_146, 10, 1, 31_111_143, 9).failed(1)
+        }),
+        single("whole_family_fails", || {
+            counts(500, 1, 0, 500, 1).failed(11)
+        }),
+        single("realloc_forms", || {
+            counts(4_005_892, 9, 7, 432, 2).failed(2)
+        }),
+        single("realloc_raced", || {
+            counts(240_000_000, 80_000, 80_000, 0, 0)
+                .failed(10_000)
+                .threads(4, 4)
+        }),
+        single("calloc_overflows", || counts(64, 1, 0, 64, 1).failed(2)),
+        single("malloc_fails_under_limit", || {
+            counts(1_001_000, 2, 0, 1_001_000, 2).failed(3)
+        }),
+        single("one_idle_thread", || Counts::default().threads(1, 1)),
+        single("threads_free_each_other", || {
+            counts(360_000, 8000, 7200, 36_000, 800).threads(8, 8)
+        }),
+        single("thread_frees_for_main", || {
+            counts(4800 + 240, 110, 108, 72, 2).threads(1, 1)
+        }),
+        single("thread_cache_at_its_end", || {
+            counts(202_000, 400, 400, 0, 0).threads(4, 4)
+        }),
+        single("exits_under_waiting_threads", || {
+            counts(300, 3, 0, 300, 3).threads(3, 0)
+        }),
+        single("before_and_after_main", || counts(61, 4, 1, 51, 3)),
+        single("exec_fails", || counts(150, 2, 0, 150, 2)),
+        single("vfork_exit", || counts(1074, 3, 1, 1064, 2)),
+        single("clone_vm_child", || counts(1074, 3, 1, 1064, 2)),
+        single("million_blocks", || {
+            counts(16_000_000, 1_000_000, 0, 16_000_000, 1_000_000)
+        }),
+        tree("leaves_by__exit", "leaves_by__exit", &[], 9, |_| {
+            vec![ends(0, End::Exit(9), counts(1110, 10, 0, 1110, 10))]
+        }),
+        leader("leader_leaves_first", &[], 3),
+        leader("leader_leaves_first _exit", &["_exit"], 4),
+        tree("exec_from_thread", "exec_from_thread", &[], 0, |_| {
+            vec![
+                ends(0, End::Exec, counts(1500, 2, 0, 1500, 2).threads(1, 0)),
+                ends(1, End::Exit(0), counts(77, 1, 0, 77, 1)),
+            ]
+        }),
+        tree("exec_chain", "exec_chain", &[], 4, |_| {
+            (0..5)
+                .map(|i| {
+                    let end = if i < 4 { End::Exec } else { End::Exit(4) };
+                    let size = u64::from(i + 1) * 100;
+                    ends(i, end, counts(size + 7, 2, 1, size, 1))
+                })
+                .collect()
+        }),
+        tree(
+            "child_frees_inherited",
+            "child_frees_inherited",
+            &[],
+            0,
+            |_| {
+                vec![
+                    ends(0, End::Exit(0), counts(1200, 2, 0, 1200, 2)),
+                    ends(0, End::Exit(5), counts(3050, 2, 0, 3050, 2).unknown(2)),
+                ]
+            },
+        ),
+        tree("vfork_exec", "vfork_exec", &[], 0, |_| {
+            vec![
+                ends(0, End::Exit(0), counts(1000, 1, 0, 1000, 1)),
+                ends(0, End::Exit(6), counts(30, 1, 0, 30, 1)),
+            ]
+        }),
+        tree("spawns_many", "spawns_many", &["1000"], 0, |_| {
+            let parent = ends(0, End::Exit(0), counts(1_000_000, 1, 0, 1_000_000, 1));
+            let child = ends(0, End::Exit(0), counts(10, 1, 0, 10, 1));
+            std::iter::once(parent)
+                .chain(std::iter::repeat_n(child, 1000))
+                .collect()
+        }),
+        dies("dies_of_signal segv", "segv", libc::SIGSEGV),
+        dies("dies_of_signal abort", "abort", libc::SIGABRT),
+        dies("dies_of_signal kill", "9", libc::SIGKILL),
+        dies("dies_of_signal term", "15", libc::SIGTERM),
+        handler("handler_mallocs timer stack", "timer", "stack"),
+        handler("handler_mallocs timer altstack", "timer", "altstack"),
+        handler("handler_mallocs thread stack", "thread", "stack"),
+        handler("handler_mallocs thread altstack", "thread", "altstack"),
+        inside_calloc("handler_mallocs_inside_calloc stack", "stack"),
+        inside_calloc("handler_mallocs_inside_calloc altstack", "altstack"),
+        jumps("jumps_out_of_calloc stack", "stack"),
+        jumps("jumps_out_of_calloc altstack", "altstack"),
+        tree("forks_in_threads", "forks_in_threads", &[], 0, |_| {
+            let parent = ends(0, End::Exit(0), counts(40, 4, 0, 40, 4).threads(4, 4));
+            let child = |c: u64| ends(0, End::Exit(0), counts(150 + c, 2, 1, 100 + c, 1));
+            std::iter::once(parent).chain((0..20).map(child)).collect()
+        }),
+        tree("fork_storm", "fork_storm", &["300"], 0, |_| {
+            let parent = ends(0, End::Exit(0), counts(1, 1, 0, 1, 1));
+            let child = |c: u64| ends(0, End::Exit(0), counts(1000 + c % 100, 2, 1, c % 100, 1));
+            std::iter::once(parent).chain((0..300).map(child)).collect()
+        }),
+        tree(
+            "two_heaps_one_address",
+            "two_heaps_one_address",
+            &[],
+            0,
+            |_| {
+                vec![
+                    ends(0, End::Exit(0), counts(1000, 2, 2, 0, 0)),
+                    ends(0, End::Exit(0), counts(500, 1, 0, 500, 1)),
+                ]
+            },
+        ),
+        tree("generations", "generations", &[], 0, |_| {
+            (1..=12)
+                .map(|d| ends(0, End::Exit(0), counts(d * 10, 1, 0, d * 10, 1)))
+                .collect()
+        }),
+        Case {
+            job: Job::new(fixture("runs"), [fixture("leaks_2mb")]),
+            ..tree("runs leaks_2mb", "runs", &[], 0, |_| {
+                vec![
+                    ends(0, End::Exit(0), counts(100, 1, 0, 100, 1)),
+                    ends(0, End::Exec, Counts::default()),
+                    ends(1, End::Exit(0), counts(2_000_000, 1, 0, 2_000_000, 1)),
+                ]
+            })
+        },
+        tree(
+            "leaks_over_many_lives",
+            "leaks_over_many_lives",
+            &["20", "50"],
+            0,
+            |_| {
+                let parent = ends(0, End::Exit(0), Counts::default());
+                let child = ends(0, End::Exit(0), counts(400, 50, 0, 400, 50));
+                std::iter::once(parent)
+                    .chain(std::iter::repeat_n(child, 20))
+                    .collect()
+            },
+        ),
+        tree(
+            "holds_blocks",
+            "holds_blocks",
+            &["1001", "100", "free"],
+            0,
+            |_| {
+                vec![ends(
+                    0,
+                    End::Exit(0),
+                    counts(100_100, 1001, 500, 50_100, 501),
+                )]
+            },
+        ),
+    ]
+}
+
+/// The case of this name.
+pub fn case(name: &str) -> Case {
+    cases()
+        .into_iter()
+        .find(|case| case.name == name)
+        .unwrap_or_else(|| panic!("no case is named {name}"))
+}

@@ -1,0 +1,748 @@
+//! What the tests on the real kernel share: fixtures, runs of memleak with what they reported, runs under
+//! the interposing counter, and the comparison of the two.
+
+pub mod counter;
+pub mod expected;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt::{self, Write as _};
+use std::io::Read;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use counter::Kind;
+
+/// A run that takes longer hangs.
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+// ---- fixtures ----------------------------------------------------------------------------------------
+
+/// Compiles `source` (relative to the repository) to `name` below cargo's directory for such things,
+/// unless that is done; tells where the result is. Tests of several processes may do so at a time.
+pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    // Threads of one process wait for each other rather than compile the same thing twice.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("built");
+    let target = directory.join(name);
+    fs::create_dir_all(&directory).expect("target/tmp can be written");
+
+    let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+    let newest_source = source
+        .parent()
+        .expect("a source has a directory")
+        .read_dir()
+        .expect("the sources can be listed")
+        .map(|entry| entry.expect("the sources can be listed").path())
+        .filter(|path| *path == source || path.extension() == Some(OsStr::new("h")))
+        .filter_map(|path| modified(&path))
+        .max();
+    if modified(&target).is_some() && modified(&target) > newest_source {
+        return target;
+    }
+
+    let text = fs::read_to_string(&source)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", source.display()));
+    let own_flags = text
+        .lines()
+        .next()
+        .and_then(|line| line.strip_prefix("// cflags:"))
+        .unwrap_or("");
+    let unfinished = tempfile::Builder::new()
+        .prefix(&format!("{name}."))
+        .tempfile_in(&directory)
+        .expect("target/tmp can be written")
+        .into_temp_path();
+    let output = Command::new("cc")
+        .args([
+            "-std=gnu11",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-pthread",
+        ])
+        // The compiler knows what malloc is and would drop a malloc that no one uses; and these sizes
+        // are nonsense on purpose.
+        .args(["-fno-builtin", "-Wno-alloc-size-larger-than"])
+        .args(flags)
+        .args(own_flags.split_whitespace())
+        .arg("-o")
+        .arg(&unfinished)
+        .arg(&source)
+        .arg("-ldl")
+        .output()
+        .expect("a C compiler is needed as `cc`: `make install-deps`");
+    assert!(
+        output.status.success(),
+        "cannot compile {}:\n{}",
+        source.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // In one step: whoever runs the old one goes on with it, nobody sees half of the new one.
+    fs::rename(&unfinished, &target).expect("target/tmp can be written");
+    target
+}
+
+/// The program of `fixtures/NAME.c`. Extra flags for the compiler stand in its first line, after
+/// `// cflags:`.
+pub fn fixture(name: &str) -> PathBuf {
+    compile(&format!("fixtures/{name}.c"), name, &["-O1"])
+}
+
+// ---- counts ------------------------------------------------------------------------------------------
+
+/// What memleak and the counter both count in one image. Sizes in bytes.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Counts {
+    pub total_allocs_bytes: u64,
+    pub alloc_count: u64,
+    pub free_count: u64,
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+    pub failed_allocs: u64,
+    pub unknown_frees: u64,
+}
+
+impl Counts {
+    fn named(&self) -> [(&'static str, u64); 7] {
+        [
+            ("total_allocs_bytes", self.total_allocs_bytes),
+            ("alloc_count", self.alloc_count),
+            ("free_count", self.free_count),
+            ("leaked_bytes", self.leaked_bytes),
+            ("leaked_blocks", self.leaked_blocks),
+            ("failed_allocs", self.failed_allocs),
+            ("unknown_frees", self.unknown_frees),
+        ]
+    }
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let words: Vec<_> = self
+            .named()
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        f.write_str(&words.join(", "))
+    }
+}
+
+// ---- what memleak reports ----------------------------------------------------------------------------
+
+/// A line of type `process` of the schema `memleak/1`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Row {
+    pub pid: u32,
+    pub ppid: u32,
+    pub uid: u32,
+    pub comm: String,
+    pub exe: Option<PathBuf>,
+    pub image: u32,
+    pub end: String,
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    pub start_time: f64,
+    pub end_time: f64,
+    #[serde(flatten)]
+    pub counts: Counts,
+    pub peak_live_bytes: Option<u64>,
+    pub allocators: Vec<PathBuf>,
+    pub complete: bool,
+    pub losses: Losses,
+}
+
+/// The line of type `summary`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Summary {
+    pub outcome: String,
+    pub code: Option<i32>,
+    pub processes: u64,
+    pub total_allocs_bytes: u64,
+    pub leaked_bytes: u64,
+    pub gate: Option<Gate>,
+    pub complete: bool,
+    pub losses: Losses,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Gate {
+    pub verdict: String,
+}
+
+/// Only what is not zero is named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Losses {
+    pub blocks_not_recorded: u64,
+    pub bytes_not_recorded: u64,
+    pub calls_without_return: u64,
+    pub rows_lost: u64,
+}
+
+/// A finished run of memleak.
+#[derive(Debug)]
+pub struct Report {
+    /// In the order of their ends.
+    pub rows: Vec<Row>,
+    pub summary: Summary,
+    pub status: ExitStatus,
+    /// Of the command: memleak writes nothing there.
+    pub stdout: String,
+    /// Of both.
+    pub stderr: String,
+}
+
+impl Report {
+    fn new(json: &str, output: Output) -> Self {
+        let mut rows = Vec::new();
+        let mut summary = None;
+        for line in json.lines() {
+            let value: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line:?}"));
+            assert_eq!(value["schema"], "memleak/1", "in {line}");
+            assert!(summary.is_none(), "a line after the summary: {line}");
+            match value["type"].as_str() {
+                Some("process") => rows.push(
+                    serde_json::from_value(value)
+                        .unwrap_or_else(|error| panic!("{error} in {line}")),
+                ),
+                Some("summary") => {
+                    summary = Some(
+                        serde_json::from_value(value)
+                            .unwrap_or_else(|error| panic!("{error} in {line}")),
+                    );
+                }
+                _ => panic!("a line of no known type: {line}"),
+            }
+        }
+        let Some(summary) = summary else {
+            panic!(
+                "memleak reported no summary; {}: {}",
+                output.status, output.stderr
+            );
+        };
+        let report = Report {
+            rows,
+            summary,
+            status: output.status,
+            stdout: output.stdout,
+            stderr: output.stderr,
+        };
+        report.check_sums();
+        report
+    }
+
+    /// The summary is the sum of the rows, and the images of each process are numbered from 0 without a
+    /// gap, all but the last replaced by an exec.
+    fn check_sums(&self) {
+        let total: u64 = self
+            .rows
+            .iter()
+            .map(|row| row.counts.total_allocs_bytes)
+            .sum();
+        let ended = self
+            .rows
+            .iter()
+            .filter(|row| row.end == "exited" || row.end == "signaled");
+        let leaked: u64 = ended.map(|row| row.counts.leaked_bytes).sum();
+        assert_eq!(
+            self.summary.total_allocs_bytes, total,
+            "the summary's total is not that of the rows"
+        );
+        assert_eq!(
+            self.summary.leaked_bytes, leaked,
+            "the summary's leak is not that of the rows"
+        );
+        if self.summary.losses.rows_lost > 0 {
+            return;
+        }
+        let processes = by_pid(&self.rows, |row| row.pid);
+        assert_eq!(
+            self.summary.processes,
+            processes.len() as u64,
+            "processes counts pids"
+        );
+        for (pid, rows) in processes {
+            let images: BTreeSet<_> = rows.iter().map(|row| row.image).collect();
+            assert_eq!(
+                images.len(),
+                rows.len(),
+                "pid {pid} has an image twice (or was reused): {rows:#?}"
+            );
+            assert_eq!(
+                images.last().map(|&last| last as usize + 1),
+                Some(rows.len()),
+                "pid {pid} lacks an image: {rows:#?}"
+            );
+            for row in rows.iter() {
+                let last = row.image as usize + 1 == rows.len();
+                assert_eq!(
+                    row.end != "exec",
+                    last,
+                    "pid {pid} image {} ended by {}",
+                    row.image,
+                    row.end
+                );
+            }
+        }
+    }
+
+    /// The row of a process that was alone and had one image.
+    #[track_caller]
+    pub fn only_row(&self) -> &Row {
+        match &self.rows[..] {
+            [row] => row,
+            rows => panic!("not one row but {rows:#?}"),
+        }
+    }
+
+    /// Fails unless nothing at all was lost.
+    #[track_caller]
+    pub fn assert_complete(&self) {
+        for row in &self.rows {
+            assert!(
+                row.complete && row.losses == Losses::default(),
+                "incomplete: {row:#?}"
+            );
+        }
+        let summary = &self.summary;
+        assert!(
+            summary.complete && summary.losses == Losses::default(),
+            "incomplete: {summary:#?}"
+        );
+    }
+}
+
+fn by_pid<T>(items: &[T], pid: impl Fn(&T) -> u32) -> BTreeMap<u32, Vec<&T>> {
+    let mut map: BTreeMap<u32, Vec<&T>> = BTreeMap::new();
+    for item in items {
+        map.entry(pid(item)).or_default().push(item);
+    }
+    map
+}
+
+// ---- runs --------------------------------------------------------------------------------------------
+
+/// A command to be run under memleak, the counter, both or neither.
+#[derive(Clone)]
+pub struct Job {
+    command: Vec<OsString>,
+    options: Vec<OsString>,
+    wrapper: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    directory: Option<PathBuf>,
+}
+
+/// What a run under both counters gave.
+pub struct Counted {
+    /// memleak's, without the image that set up the counter.
+    pub report: Report,
+    /// The counter's.
+    pub images: Vec<counter::Image>,
+}
+
+struct Output {
+    status: ExitStatus,
+    stdout: String,
+    stderr: String,
+}
+
+/// A run that goes on.
+pub struct Running {
+    child: Child,
+    readers: [thread::JoinHandle<String>; 2],
+    json: PathBuf,
+    counters: Option<PathBuf>,
+    _scratch: TempDir,
+}
+
+impl Job {
+    pub fn new<A: AsRef<OsStr>>(
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let mut command = vec![program.as_ref().to_os_string()];
+        command.extend(arguments.into_iter().map(|a| a.as_ref().to_os_string()));
+        // Names and orders of things must not depend on who runs the tests.
+        let environment = vec![("LC_ALL".into(), "C".into())];
+        Job {
+            command,
+            options: Vec::new(),
+            wrapper: Vec::new(),
+            environment,
+            directory: None,
+        }
+    }
+
+    /// A fixture with its arguments.
+    pub fn fixture(name: &str, arguments: &[&str]) -> Self {
+        Job::new(fixture(name), arguments)
+    }
+
+    /// A shell script.
+    pub fn shell(script: &str) -> Self {
+        Job::new("sh", ["-c", script])
+    }
+
+    /// Options of `memleak run`.
+    #[must_use]
+    pub fn options<A: AsRef<OsStr>>(mut self, options: impl IntoIterator<Item = A>) -> Self {
+        self.options
+            .extend(options.into_iter().map(|o| o.as_ref().to_os_string()));
+        self
+    }
+
+    /// A command that runs memleak, rather than be run by it.
+    #[must_use]
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(OsString::from).collect();
+        self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment
+            .push((name.into(), value.as_ref().to_os_string()));
+        self
+    }
+
+    #[must_use]
+    pub fn in_directory(mut self, directory: &Path) -> Self {
+        self.directory = Some(directory.to_path_buf());
+        self
+    }
+
+    /// Runs it under memleak.
+    #[track_caller]
+    pub fn run(&self) -> Report {
+        self.start_with(None).wait()
+    }
+
+    /// Runs it under memleak and the counter at once. The counter is put into the environment of the
+    /// command alone, as memleak's own allocations would confuse; the program that does so is the root's
+    /// image 0, which allocates nothing, and taken out of the rows here. The root's images are then
+    /// numbered from 1.
+    #[track_caller]
+    pub fn run_counted(&self) -> Counted {
+        self.start_counted().wait_counted()
+    }
+
+    #[track_caller]
+    pub fn start_counted(&self) -> Running {
+        self.start_with(Some("counters"))
+    }
+
+    /// Runs it under the counter alone. No rights needed.
+    #[track_caller]
+    pub fn count(&self) -> (Vec<counter::Image>, ExitStatus, String) {
+        let counters = TempDir::new().expect("a temporary directory");
+        let output = collect(&mut self.finish(self.under_counter(counters.path())));
+        (counter::read(counters.path()), output.status, output.stdout)
+    }
+
+    /// Runs it under nothing but this program, for instance valgrind.
+    #[track_caller]
+    pub fn run_under(&self, program: &str, options: &[&str]) -> (ExitStatus, String) {
+        let mut command = Command::new(program);
+        command.args(options).args(&self.command);
+        let output = collect(&mut self.finish(command));
+        (output.status, output.stderr)
+    }
+
+    fn under_counter(&self, directory: &Path) -> Command {
+        let mut command = Command::new(counter::preload());
+        command
+            .arg(counter::library())
+            .arg(directory)
+            .args(&self.command);
+        command
+    }
+
+    /// Settings that are the same however it is run.
+    fn finish(&self, mut command: Command) -> Command {
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // So that all of it can be ended if it hangs.
+        command.process_group(0);
+        command
+    }
+
+    #[track_caller]
+    fn start_with(&self, counters: Option<&str>) -> Running {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
+        );
+        let scratch = TempDir::new().expect("a temporary directory");
+        let json = scratch.path().join("report.json");
+        let counters = counters.map(|name| scratch.path().join(name));
+        let memleak = OsString::from(env!("CARGO_BIN_EXE_memleak"));
+        let mut words = self.wrapper.iter().chain([&memleak]);
+        let mut command = Command::new(words.next().expect("at least memleak"));
+        command
+            .args(words)
+            .args(["run", "--format", "json", "-o"])
+            .arg(&json);
+        command.args(&self.options).arg("--");
+        if let Some(directory) = &counters {
+            fs::create_dir(directory).expect("a directory for the counter");
+            let under_counter = self.under_counter(directory);
+            command
+                .arg(under_counter.get_program())
+                .args(under_counter.get_args());
+        } else {
+            command.args(&self.command);
+        }
+        let (child, readers) = spawn(&mut self.finish(command));
+        Running {
+            child,
+            readers,
+            json,
+            counters,
+            _scratch: scratch,
+        }
+    }
+}
+
+impl Running {
+    /// memleak's pid, or its wrapper's.
+    pub fn pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    #[track_caller]
+    pub fn wait(self) -> Report {
+        let output = wait(self.child, self.readers);
+        let json = fs::read_to_string(&self.json).unwrap_or_default();
+        Report::new(&json, output)
+    }
+
+    #[track_caller]
+    pub fn wait_counted(self) -> Counted {
+        let output = wait(self.child, self.readers);
+        let json = fs::read_to_string(&self.json).unwrap_or_default();
+        let mut report = Report::new(&json, output);
+        let images = counter::read(self.counters.as_deref().expect("started under the counter"));
+        remove_preload(&mut report.rows);
+        Counted { report, images }
+    }
+}
+
+/// Takes out the image of `preload`, having seen that it is there and allocated nothing.
+#[track_caller]
+fn remove_preload(rows: &mut Vec<Row>) {
+    let preload = counter::preload();
+    let is_preload = |row: &Row| row.exe.as_deref() == Some(&preload);
+    let found: Vec<_> = rows.iter().filter(|row| is_preload(row)).collect();
+    let [row] = found[..] else {
+        panic!("not one image of {}: {rows:#?}", preload.display())
+    };
+    assert_eq!((row.image, &*row.end), (0, "exec"), "{row:#?}");
+    assert_eq!(
+        row.counts,
+        Counts::default(),
+        "{} allocates nothing",
+        preload.display()
+    );
+    rows.retain(|row| !is_preload(row));
+}
+
+fn spawn(command: &mut Command) -> (Child, [thread::JoinHandle<String>; 2]) {
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {}: {error}", command.get_program().display()));
+    let stdout = reader(child.stdout.take().expect("a pipe"));
+    let stderr = reader(child.stderr.take().expect("a pipe"));
+    (child, [stdout, stderr])
+}
+
+fn reader(mut from: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).expect("a pipe can be read");
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+#[track_caller]
+fn collect(command: &mut Command) -> Output {
+    let (child, readers) = spawn(command);
+    wait(child, readers)
+}
+
+#[track_caller]
+fn wait(mut child: Child, readers: [thread::JoinHandle<String>; 2]) -> Output {
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            break status;
+        }
+        if started.elapsed() > TIMEOUT {
+            let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
+            nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).ok();
+            panic!("hangs: not done after {TIMEOUT:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let [stdout, stderr] = readers.map(|reader| reader.join().expect("a pipe can be read"));
+    Output {
+        status,
+        stdout,
+        stderr,
+    }
+}
+
+/// How a run of memleak ended, as a shell would say it.
+pub fn code(status: ExitStatus) -> i32 {
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// How many allocations of how many bytes valgrind sees a single program do.
+pub fn valgrind_totals(job: &Job) -> (u64, u64) {
+    let (status, stderr) = job.run_under("valgrind", &["--leak-check=no"]);
+    assert!(
+        status.success(),
+        "valgrind is needed (`make install-deps`), and must not fail: {stderr}"
+    );
+    // ==1== total heap usage: 318 allocs, 317 frees, 108,298 bytes allocated
+    let line = stderr
+        .lines()
+        .find_map(|line| line.split_once("total heap usage: "))
+        .unwrap_or_else(|| panic!("valgrind says no total: {stderr}"))
+        .1;
+    let number = |text: &str| text.replace(',', "").parse().expect("a number");
+    let words: Vec<_> = line.split_whitespace().collect();
+    (number(words[0]), number(words[4]))
+}
+
+// ---- the comparison ----------------------------------------------------------------------------------
+
+impl Counted {
+    /// Fails unless nothing was lost and both counted the same in every image, and saw the same images.
+    #[track_caller]
+    pub fn assert_equal_counts(&self) {
+        self.report.assert_complete();
+        let running: Vec<_> = self
+            .report
+            .rows
+            .iter()
+            .filter(|row| row.end == "running")
+            .collect();
+        assert!(
+            running.is_empty(),
+            "not comparable, as they go on after the command: {running:#?}"
+        );
+        assert!(!self.images.is_empty(), "the counter saw nothing");
+        if let Err(difference) = compare(&self.report.rows, &self.images) {
+            panic!("memleak and the counter differ:\n{difference}");
+        }
+    }
+}
+
+/// Compares what memleak reports (without the image of `preload`) with what the counter counted, image by
+/// image, both ways. The error names every difference.
+///
+/// The counter has a file for every image that an exec began and that its library was loaded into, and
+/// for every fork that called the allocator. So the images of a process are the same list on both sides,
+/// but for one image: a fork, image 0, that never called the allocator is known to memleak alone, and must
+/// be all zero there.
+pub fn compare(rows: &[Row], images: &[counter::Image]) -> Result<(), String> {
+    let rows = by_pid(rows, |row| row.pid);
+    let images = by_pid(images, |image| image.pid);
+    let pids: BTreeSet<_> = rows.keys().chain(images.keys()).collect();
+    let mut difference = String::new();
+    for pid in pids {
+        let mut rows = rows.get(pid).cloned().unwrap_or_default();
+        let images = images.get(pid).map_or(&[][..], Vec::as_slice);
+        rows.sort_by_key(|row| row.image);
+        compare_process(*pid, &rows, images, &mut difference);
+    }
+    if difference.is_empty() {
+        Ok(())
+    } else {
+        Err(difference)
+    }
+}
+
+fn compare_process(
+    pid: u32,
+    mut rows: &[&Row],
+    images: &[&counter::Image],
+    difference: &mut String,
+) {
+    let mut differ =
+        |line: fmt::Arguments| writeln!(difference, "pid {pid} {line}").expect("to a string");
+    if rows.len() == images.len() + 1
+        && rows[0].image == 0
+        && images.first().is_none_or(|image| image.kind == Kind::Exec)
+    {
+        if rows[0].counts != Counts::default() {
+            differ(format_args!(
+                "image 0 ({}): the counter knows nothing of {:?}",
+                rows[0].comm, rows[0].counts
+            ));
+        }
+        rows = &rows[1..];
+    }
+    if rows.len() != images.len() {
+        differ(format_args!(
+            "has {} images, the counter saw {}:",
+            rows.len(),
+            images.len()
+        ));
+        for row in rows {
+            differ(format_args!(
+                "  memleak image {} ({}, {}): {:?}",
+                row.image, row.comm, row.end, row.counts
+            ));
+        }
+        for image in images {
+            differ(format_args!(
+                "  counter {:?} ({}, {}): {:?}",
+                image.kind,
+                image.comm,
+                image.exe.display(),
+                image.counts
+            ));
+        }
+        return;
+    }
+    for (row, image) in rows.iter().zip(images) {
+        let name = format!("image {} ({})", row.image, row.comm);
+        if row.image > 0 && image.kind == Kind::Fork {
+            differ(format_args!(
+                "{name}: the counter says that a fork began it"
+            ));
+        }
+        for ((what, ours), (_, theirs)) in row.counts.named().iter().zip(image.counts.named()) {
+            if *ours != theirs {
+                let more = i128::from(*ours) - i128::from(theirs);
+                differ(format_args!(
+                    "{name}: {what} is {ours}, the counter has {theirs} ({more:+})"
+                ));
+            }
+        }
+    }
+}

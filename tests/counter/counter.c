@@ -1,0 +1,548 @@
+// An interposing counter: what memleak must agree with, to the byte.
+//
+// Preloaded into every program of a tree, it defines glibc's allocator family, forwards each call
+// to the very function in libc that the program would have called, and keeps, for each process
+// image, the counters that memleak keeps in the kernel. It shares nothing with memleak: no kernel,
+// no probe, no code. One file per image in $COUNTER_DIR, mapped shared, so that the counts survive
+// whatever ends the image: exit, _exit, a signal, an exec. `tests/common/counter.rs` reads the
+// files.
+//
+// What it must get right, and how:
+//
+// - Its own work calls no allocator and takes no lock, as a signal handler may call malloc while
+// malloc
+//   is being counted. The table of live blocks is a hash in pages of its own, changed by atomics
+//   only.
+// - A fork gets a heap of its own: state and table lie in pages that the kernel wipes in the child
+//   (MADV_WIPEONFORK), so the child finds itself new at its first call. A vfork or CLONE_VM child
+//   shares the pages and with them the counters, as it shares the heap.
+// - Nested calls count once. glibc's allocator calls its own functions directly, out of an
+// interposer's
+//   reach, with one exception, reallocarray: see there. There is no "am I nested" flag that a
+//   siglongjmp could leave behind, and no thread-local storage, which would change what the
+//   program's threads allocate.
+//
+// What it cannot see: calls to __libc_malloc and the like by name, programs that are static or that
+// drop LD_PRELOAD, and calls that the dynamic loader serves itself before libc is ready.
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define HIDDEN __attribute__((visibility("hidden")))
+
+typedef _Atomic uint64_t count;
+
+// The file of one image. Mirrored by tests/common/counter.rs.
+struct image {
+	uint64_t magic; // set last: a file without it was never finished
+	uint64_t pid;	// as the process sees itself
+	uint64_t kind;	// 0: begun by an exec, 1: by a fork
+	uint64_t start; // CLOCK_MONOTONIC, nanoseconds: orders the images of a pid
+	count total_allocs_bytes;
+	count alloc_count;
+	count free_count;
+	count leaked_bytes;
+	count leaked_blocks;
+	count failed_allocs;
+	count unknown_frees;
+	count table_full; // blocks that found no place: the test is then void
+	char comm[16];
+	char exe[256];
+};
+_Static_assert(offsetof(struct image, comm) == 96, "tests/common/counter.rs has this offset");
+_Static_assert(sizeof(struct image) == 368, "tests/common/counter.rs has this size");
+
+#define MAGIC 0x31746e756f636c6dULL
+
+// The table of live blocks: buckets of seven, 3.6 million blocks in 64 MiB of pages that cost
+// nothing until they are touched. A block that finds its bucket full goes to the next one and is
+// counted in `passed` of those it passed, so a search knows where it may stop and no tombstones
+// pile up.
+#define BUCKETS (1UL << 19)
+#define PER_BUCKET 7
+
+struct bucket {
+	_Atomic uint64_t passed;
+	struct {
+		_Atomic uintptr_t addr;
+		_Atomic size_t size;
+	} block[PER_BUCKET];
+};
+
+// All that a fork's child must find empty.
+struct heap {
+	_Atomic int ready; // 0: new, 1: being set up, 2: `image` is this heap's
+	struct bucket bucket[BUCKETS];
+};
+
+static struct heap *heap;
+// Kept over a fork: the child maps its own file over the place of its parent's.
+static struct image *image;
+static char directory[PATH_MAX];
+
+extern void *__libc_malloc(size_t);
+extern void *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+extern void *__libc_memalign(size_t, size_t);
+extern void *__libc_valloc(size_t);
+extern void *__libc_pvalloc(size_t);
+extern void __libc_free(void *);
+
+// The functions in libc. Those of the first group have a second name at the same address, so they
+// are there before dlsym is, which may allocate itself; check() proves that the addresses are the
+// same. The others are looked up.
+static void *(*const libc_malloc)(size_t) = __libc_malloc;
+static void *(*const libc_calloc)(size_t, size_t) = __libc_calloc;
+HIDDEN void *(*const counter_libc_realloc)(void *, size_t) = __libc_realloc;
+static void *(*const libc_memalign)(size_t, size_t) = __libc_memalign;
+static void *(*const libc_valloc)(size_t) = __libc_valloc;
+static void *(*const libc_pvalloc)(size_t) = __libc_pvalloc;
+static void (*const libc_free)(void *) = __libc_free;
+static _Atomic(void *) libc_aligned_alloc, libc_posix_memalign, libc_reallocarray;
+
+static _Noreturn void die(const char *why)
+{
+	syscall(SYS_write, 2, "counter: ", 9);
+	syscall(SYS_write, 2, why, strlen(why));
+	syscall(SYS_write, 2, "\n", 1);
+	syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
+	for (;;)
+		;
+}
+
+static void *lookup(_Atomic(void *) *slot, const char *name)
+{
+	void *f = atomic_load_explicit(slot, memory_order_relaxed);
+
+	if (!f) {
+		f = dlsym(RTLD_NEXT, name);
+		if (!f)
+			die("a function of the family is missing in libc");
+		atomic_store_explicit(slot, f, memory_order_relaxed);
+	}
+	return f;
+}
+
+// Reads $COUNTER_DIR. The first call can come from the dynamic loader, before libc has its
+// environment; the kernel always has it.
+static void find_directory(void)
+{
+	static const char name[] = "COUNTER_DIR=";
+	char buf[4096];
+	size_t matched = 0, len = 0;
+	int value = 0, skip = 0;
+	long fd = syscall(SYS_openat, AT_FDCWD, "/proc/self/environ", O_RDONLY | O_CLOEXEC), n;
+
+	if (fd < 0)
+		die("cannot read /proc/self/environ");
+	while ((n = syscall(SYS_read, fd, buf, sizeof(buf))) > 0) {
+		for (long i = 0; i < n; i++) {
+			char c = buf[i];
+
+			if (value && (c == 0 || len == sizeof(directory) - 1)) {
+				directory[len] = 0;
+				goto out;
+			}
+			if (value) {
+				directory[len++] = c;
+			} else if (c == 0) {
+				matched = 0;
+				skip = 0;
+			} else if (!skip && c == name[matched]) {
+				value = ++matched == sizeof(name) - 1;
+			} else {
+				skip = 1;
+			}
+		}
+	}
+	die("COUNTER_DIR is not set");
+out:
+	syscall(SYS_close, fd);
+}
+
+static char *append(char *to, const char *text)
+{
+	while (*text)
+		*to++ = *text++;
+	*to = 0;
+	return to;
+}
+
+static char *append_number(char *to, uint64_t n)
+{
+	char digits[21], *d = digits + sizeof(digits) - 1;
+
+	*d = 0;
+	do
+		*--d = '0' + n % 10;
+	while (n /= 10);
+	return append(to, d);
+}
+
+static void read_file(const char *path, char *to, size_t size)
+{
+	long fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+	long n = fd < 0 ? 0 : syscall(SYS_read, fd, to, size - 1);
+
+	to[n > 0 ? n - 1 : 0] = 0; // drops the newline
+	if (fd >= 0)
+		syscall(SYS_close, fd);
+}
+
+// Gives this heap its file. `fork`: the process had an image before, its parent's.
+static void new_image(int fork)
+{
+	char path[PATH_MAX + 64];
+	struct timespec now;
+	struct image *new;
+	uint64_t pid = syscall(SYS_getpid), start;
+	long fd;
+
+	syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &now);
+	start = now.tv_sec * 1000000000ULL + now.tv_nsec;
+	append_number(append(append_number(append(append(path, directory), "/"), pid), "."), start);
+	fd = syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	if (fd < 0 || syscall(SYS_ftruncate, fd, sizeof(*new)) < 0)
+		die("cannot create a file in COUNTER_DIR");
+	new = mmap(image, sizeof(*new), PROT_READ | PROT_WRITE, MAP_SHARED | (fork ? MAP_FIXED : 0),
+		   fd, 0);
+	if (new == MAP_FAILED)
+		die("cannot map the counters");
+	syscall(SYS_close, fd);
+	new->pid = pid;
+	new->kind = fork;
+	new->start = start;
+	read_file("/proc/self/comm", new->comm, sizeof(new->comm));
+	if (syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", new->exe, sizeof(new->exe) - 1) < 0)
+		new->exe[0] = 0;
+	new->magic = MAGIC;
+	image = new;
+}
+
+static void set_up(void)
+{
+	uint64_t all = ~0ULL, mask;
+	int saved = errno, expected = 0, fork = heap != NULL;
+
+	// A handler that calls malloc in the midst of this would wait for itself.
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask));
+	if (!fork) {
+		// No second thread can be here: one thread starts an image, and its loader or
+		// constructor() comes by long before it can start another.
+		void *p = mmap(NULL, sizeof(*heap), PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+		if (p == MAP_FAILED || madvise(p, sizeof(*heap), MADV_WIPEONFORK))
+			die("cannot map the table of live blocks");
+		madvise(p, sizeof(*heap), MADV_DONTDUMP);
+		madvise(p, sizeof(*heap), MADV_NOHUGEPAGE);
+		heap = p;
+		find_directory();
+	}
+	if (atomic_compare_exchange_strong(&heap->ready, &expected, 1)) {
+		new_image(fork);
+		atomic_store(&heap->ready, 2);
+	} else {
+		while (atomic_load(&heap->ready) != 2)
+			syscall(SYS_sched_yield);
+	}
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof(mask));
+	errno = saved;
+}
+
+static inline void ready(void)
+{
+	if (!heap || atomic_load_explicit(&heap->ready, memory_order_acquire) != 2)
+		set_up();
+}
+
+static inline void add(count *c, uint64_t n)
+{
+	atomic_fetch_add_explicit(c, n, memory_order_relaxed);
+}
+
+static inline void sub(count *c, uint64_t n)
+{
+	atomic_fetch_sub_explicit(c, n, memory_order_relaxed);
+}
+
+static size_t home(uintptr_t addr)
+{
+	return (addr >> 4) * 0x9e3779b97f4a7c15ULL >> 45; // the upper 19 bits
+}
+_Static_assert(BUCKETS == 1UL << (64 - 45), "home() yields one of BUCKETS");
+
+static void insert(uintptr_t addr, size_t size)
+{
+	size_t start = home(addr);
+
+	for (size_t b = start; b != start + BUCKETS; b++) {
+		struct bucket *bucket = &heap->bucket[b % BUCKETS];
+
+		for (int i = 0; i < PER_BUCKET; i++) {
+			uintptr_t empty = 0;
+
+			if (atomic_compare_exchange_strong(&bucket->block[i].addr, &empty, addr)) {
+				// Whoever may free it learns of it from us, later.
+				atomic_store(&bucket->block[i].size, size);
+				return;
+			}
+		}
+		atomic_fetch_add(&bucket->passed, 1);
+	}
+	add(&image->table_full, 1);
+}
+
+// Takes a block out and tells its size. False: not a block of this heap.
+static int take(uintptr_t addr, size_t *size)
+{
+	size_t start = home(addr);
+
+	for (size_t b = start; b != start + BUCKETS; b++) {
+		struct bucket *bucket = &heap->bucket[b % BUCKETS];
+
+		for (int i = 0; i < PER_BUCKET; i++) {
+			if (atomic_load(&bucket->block[i].addr) != addr)
+				continue;
+			*size = atomic_load(&bucket->block[i].size);
+			atomic_store(&bucket->block[i].addr, 0);
+			for (; start != b; start++)
+				atomic_fetch_sub(&heap->bucket[start % BUCKETS].passed, 1);
+			return 1;
+		}
+		if (atomic_load(&bucket->passed) == 0)
+			break;
+	}
+	return 0;
+}
+
+static void *allocated(void *p, size_t size)
+{
+	ready();
+	if (p) {
+		insert((uintptr_t)p, size);
+		add(&image->total_allocs_bytes, size);
+		add(&image->alloc_count, 1);
+		add(&image->leaked_bytes, size);
+		add(&image->leaked_blocks, 1);
+	} else {
+		add(&image->failed_allocs, 1);
+	}
+	return p;
+}
+
+static void freed(int ours, size_t size)
+{
+	if (ours) {
+		add(&image->free_count, 1);
+		sub(&image->leaked_bytes, size);
+		sub(&image->leaked_blocks, 1);
+	} else {
+		add(&image->unknown_frees, 1);
+	}
+}
+
+EXPORT void *malloc(size_t size)
+{
+	return allocated(libc_malloc(size), size);
+}
+
+EXPORT void *calloc(size_t n, size_t size)
+{
+	// Where the product overflows, libc returns NULL and the product is not used.
+	return allocated(libc_calloc(n, size), n * size);
+}
+
+EXPORT void *memalign(size_t alignment, size_t size)
+{
+	return allocated(libc_memalign(alignment, size), size);
+}
+
+EXPORT void *aligned_alloc(size_t alignment, size_t size)
+{
+	void *(*f)(size_t, size_t) = lookup(&libc_aligned_alloc, "aligned_alloc");
+
+	return allocated(f(alignment, size), size);
+}
+
+EXPORT void *valloc(size_t size)
+{
+	return allocated(libc_valloc(size), size);
+}
+
+EXPORT void *pvalloc(size_t size)
+{
+	return allocated(libc_pvalloc(size), size);
+}
+
+EXPORT int posix_memalign(void **out, size_t alignment, size_t size)
+{
+	int (*f)(void **, size_t, size_t) = lookup(&libc_posix_memalign, "posix_memalign");
+	int error = f(out, alignment, size);
+
+	allocated(error ? NULL : *out, size);
+	return error;
+}
+
+EXPORT void free(void *p)
+{
+	size_t size = 0;
+
+	if (p) {
+		int ours;
+
+		ready();
+		// Before libc can hand the address to somebody else.
+		ours = take((uintptr_t)p, &size);
+		freed(ours, size);
+	}
+	libc_free(p);
+}
+
+// The second half of a realloc that returned `new`; `zero`: it was asked for no bytes.
+static void *reallocated(void *p, int ours, size_t old, void *new, size_t size, int zero)
+{
+	ready(); // again: a handler that interrupted the call may have forked
+	if (!new && !(p && zero)) {
+		if (ours)
+			insert((uintptr_t)p, old);
+		add(&image->failed_allocs, 1);
+		return NULL;
+	}
+	if (p)
+		freed(ours, old);
+	return new ? allocated(new, size) : NULL;
+}
+
+// realloc() below, when it is not nested.
+HIDDEN void *counter_realloc(void *p, size_t size)
+{
+	size_t old = 0;
+	int ours;
+
+	ready();
+	// Out before the call: libc may free the old block and another thread may be handed its
+	// address before we are back.
+	ours = p && take((uintptr_t)p, &old);
+	return reallocated(p, ours, old, counter_libc_realloc(p, size), size, size == 0);
+}
+
+// glibc's reallocarray multiplies and jumps to realloc, through the table that made it ours. That
+// inner call must reach libc with the stack and the return address that reallocarray left, as it
+// would without us; and it is not a call of its own. It is known by two registers that a callee
+// must preserve: while reallocarray runs they hold a secret and the place of its return address. A
+// signal handler that interrupts it inherits the registers but not the place, and a siglongjmp out
+// of it restores both.
+HIDDEN void *counter_call_reallocarray(void *p, size_t n, size_t size, void *f);
+
+#define SECRET "0x6f9d3a1c57e2b804"
+
+#if defined(__x86_64__)
+__asm__(".text\n"
+	".globl counter_call_reallocarray\n"
+	".hidden counter_call_reallocarray\n"
+	".type counter_call_reallocarray, @function\n"
+	"counter_call_reallocarray:\n"
+	"	push %r12\n"
+	"	push %r13\n"
+	"	sub $8, %rsp\n"
+	"	movabs $" SECRET ", %r12\n"
+	"	lea -8(%rsp), %r13\n"
+	"	call *%rcx\n"
+	"	add $8, %rsp\n"
+	"	pop %r13\n"
+	"	pop %r12\n"
+	"	ret\n"
+	".size counter_call_reallocarray, . - counter_call_reallocarray\n"
+	".globl realloc\n"
+	".type realloc, @function\n"
+	"realloc:\n"
+	"	movabs $" SECRET ", %r11\n"
+	"	cmp %r11, %r12\n"
+	"	jne counter_realloc\n"
+	"	mov %r13, %r11\n"
+	"	sub %rsp, %r11\n"
+	"	cmp $64, %r11\n" // a compiler may have saved registers and called instead of jumped
+	"	ja counter_realloc\n"
+	"	jmp *counter_libc_realloc(%rip)\n"
+	".size realloc, . - realloc\n");
+#elif defined(__aarch64__)
+__asm__(".text\n"
+	".globl counter_call_reallocarray\n"
+	".hidden counter_call_reallocarray\n"
+	".type counter_call_reallocarray, %function\n"
+	"counter_call_reallocarray:\n"
+	"	stp x29, x30, [sp, #-32]!\n"
+	"	stp x19, x20, [sp, #16]\n"
+	"	mov x29, sp\n"
+	"	ldr x19, =" SECRET "\n"
+	"	mov x20, sp\n"
+	"	blr x3\n"
+	"	ldp x19, x20, [sp, #16]\n"
+	"	ldp x29, x30, [sp], #32\n"
+	"	ret\n"
+	".size counter_call_reallocarray, . - counter_call_reallocarray\n"
+	".globl realloc\n"
+	".type realloc, %function\n"
+	"realloc:\n"
+	"	ldr x9, =" SECRET "\n"
+	"	cmp x9, x19\n"
+	"	b.ne counter_realloc\n"
+	"	mov x9, sp\n"
+	"	sub x9, x20, x9\n"
+	"	cmp x9, #64\n"
+	"	b.hi counter_realloc\n"
+	"	adrp x9, counter_libc_realloc\n"
+	"	ldr x9, [x9, #:lo12:counter_libc_realloc]\n"
+	"	br x9\n"
+	".size realloc, . - realloc\n");
+#else
+#error "reallocarray needs a few instructions for this architecture"
+#endif
+
+EXPORT void *reallocarray(void *p, size_t n, size_t size)
+{
+	void *f = lookup(&libc_reallocarray, "reallocarray");
+	size_t old = 0, bytes;
+	int ours, overflow;
+
+	ready();
+	overflow = __builtin_mul_overflow(n, size, &bytes);
+	ours = p && take((uintptr_t)p, &old);
+	return reallocated(p, ours, old, counter_call_reallocarray(p, n, size, f), bytes,
+			   !overflow && bytes == 0);
+}
+
+// Every image has its file, also one that never allocates.
+__attribute__((constructor)) static void constructor(void)
+{
+	static const struct {
+		const char *name;
+		void *f;
+	} same[] = {
+	    {"malloc", __libc_malloc},	   {"calloc", __libc_calloc}, {"realloc", __libc_realloc},
+	    {"memalign", __libc_memalign}, {"valloc", __libc_valloc}, {"pvalloc", __libc_pvalloc},
+	    {"free", __libc_free},
+	};
+
+	ready();
+	for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++)
+		if (dlsym(RTLD_NEXT, same[i].name) != same[i].f)
+			die("another allocator than libc's follows the counter");
+	lookup(&libc_aligned_alloc, "aligned_alloc");
+	lookup(&libc_posix_memalign, "posix_memalign");
+	lookup(&libc_reallocarray, "reallocarray");
+}
