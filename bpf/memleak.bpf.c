@@ -2,6 +2,7 @@
 /* The programs: where the kernel calls us. What they do is in the headers. */
 #include "alloc.bpf.h"
 #include "lifecycle.bpf.h"
+#include "signals.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -85,6 +86,13 @@ SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
 	exited(task);
+	return 0;
+}
+
+SEC("tp_btf/signal_generate")
+int BPF_PROG(signal_generate, int signal, void *info, struct task_struct *target)
+{
+	signal_sent(signal, target);
 	return 0;
 }
 

@@ -19,7 +19,7 @@ use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
 use crate::probe::table::LIBC;
 use crate::report::{Options, Report};
-use crate::signals::{Event, NoWitness, Signals};
+use crate::signals::{Event, Signals};
 use crate::status::{self, Finish, LeakExit, Outcome};
 
 /// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
@@ -84,11 +84,17 @@ fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
     let mut collector = Collector::load(&settings)?;
     let environment = Environment::of_this_process();
     for mut allocator in allocator::find(command.candidates(), &environment, &LIBC)? {
-        let left_out = |site: &Site| options.without_probe.iter().any(|name| name == site.row.name);
+        let left_out = |site: &Site| {
+            options
+                .without_probe
+                .iter()
+                .any(|name| name == site.row.name)
+        };
         allocator.findings.sites.retain(|site| !left_out(site));
         collector.probe(allocator)?;
     }
     collector.follow(command.pidfd())?;
+    collector.watch_signals(command.pid());
     Ok(collector)
 }
 
@@ -111,7 +117,7 @@ fn follow(
         {
             books.fail(&anyhow::Error::new(error).context("cannot wait for events"));
         }
-        let events = signals.dispatch(command, &mut NoWitness);
+        let events = signals.dispatch(command, &mut collector.signals_seen());
         // Whatever of the tree had ended before the command did is in the ring by now.
         match collector.take_ended() {
             Ok(images) => images.into_iter().for_each(|image| books.enter(image)),

@@ -23,11 +23,11 @@ use crate::launch::{Change, Ended, Running, reap_orphans};
 /// A signal to a process group reaches its newest members first, and the command is newer than memleak:
 /// whoever sees signals being generated has seen the command's when memleak reads its own.
 pub trait Witness {
-    /// Whether `sender` belongs to the tree of `command`, or did when it sent a signal.
+    /// Whether `sender` belongs to the tree of `command`, or did when it sent `signal`.
     ///
     /// Without a better source: the parents of `sender` as `/proc` has them. That misses a process that is
     /// gone by now, and one whose own parent is.
-    fn sent_by_tree(&mut self, sender: Pid, command: Pid) -> bool {
+    fn sent_by_tree(&mut self, _signal: c_int, sender: Pid, command: Pid) -> bool {
         descends_from(sender, command)
     }
 
@@ -296,11 +296,9 @@ impl Situation {
         if sender == self.own_pid {
             return false;
         }
-        // From outside our namespace: nobody of the command's tree.
-        if sender.as_raw() == 0 {
-            return true;
-        }
-        !witness.sent_by_tree(sender, self.command) && !witness.already_delivered(signal, sender)
+        // 0: from outside our namespace, so nobody of the command's tree.
+        let of_tree = sender.as_raw() != 0 && witness.sent_by_tree(signal, sender, self.command);
+        !of_tree && !witness.already_delivered(signal, sender)
     }
 
     /// What the kernel sends from the terminal reaches the whole foreground group, the command with it.
@@ -368,7 +366,7 @@ mod tests {
     struct Told;
 
     impl Witness for Told {
-        fn sent_by_tree(&mut self, sender: Pid, command: Pid) -> bool {
+        fn sent_by_tree(&mut self, _signal: c_int, sender: Pid, command: Pid) -> bool {
             assert_eq!(command, COMMAND);
             sender == OF_TREE
         }

@@ -583,8 +583,24 @@ fn case_21_a_signal_to_the_group_reaches_the_command_once() {
 }
 
 #[test]
+fn case_21_what_timeout_sends_to_us_and_to_the_group_reaches_the_command_once() {
+    let mut timeout = Command::new("timeout");
+    let words = under_memleak(&[fixture("prints_signals").to_str().unwrap()]);
+    let run = Run::start(timeout.args(["--kill-after=1", "1"]).args(words));
+    run.ready();
+    assert_eq!(run.line(), "got 15");
+    let more = run.lines_within(Duration::from_millis(800));
+    assert!(!more.contains(&"got 15".to_owned()), "{more:?}");
+}
+
+#[test]
 fn case_21_what_the_command_sends_to_its_parent_does_not_come_back() {
-    let script = r#"trap 'echo came back' TERM USR1; kill -TERM $PPID; sh -c 'kill -USR1 '$PPID'; exec sleep 0.3'"#;
+    // The second sender is gone when we look.
+    let script = r#"
+        trap 'echo came back' TERM USR1
+        kill -TERM $PPID
+        sh -c 'kill -USR1 "$1"' sh $PPID
+        sleep 0.3"#;
     assert_eq!(stdout_of(&mut shell(script)), "");
 }
 

@@ -169,6 +169,7 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
         &progs.task_rename,
         &progs.sched_process_exec,
         &progs.sched_process_exit,
+        &progs.signal_generate,
     ]
     .into_iter()
     .map(|program| program.attach())

@@ -3,6 +3,7 @@
 
 pub mod event;
 mod load;
+mod witness;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{Iter, Link, MapCore, MapFlags, RingBuffer, RingBufferBuilder};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{Pid, getpid};
 
 use crate::allocator::Allocator;
 use crate::bpf::types::{bss, heap, heap_flags, limits, site, thread, thread_sum};
@@ -25,6 +27,7 @@ use crate::probe::attach::{Method, Programs, Target, attach};
 use event::Context;
 
 pub use load::{LoadError, Settings, take_messages};
+pub use witness::SignalsSeen;
 
 /// Blocks of ended heaps are swept when they fill this share of the table of live blocks. The kernel
 /// does it by itself when the table is full, in the middle of somebody's malloc; this is to spare it that.
@@ -162,6 +165,20 @@ impl Collector {
                 MapFlags::ANY,
             )
             .context("cannot tell the kernel which process to follow")
+    }
+
+    /// Watches what is sent to memleak and to `command`.
+    pub fn watch_signals(&mut self, command: Pid) {
+        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
+            // The kernel's pids are positive.
+            bss.memleak_pid = getpid().as_raw().cast_unsigned();
+            bss.command_pid = command.as_raw().cast_unsigned();
+        }
+    }
+
+    /// What was sent since [`watch_signals`](Self::watch_signals).
+    pub fn signals_seen(&self) -> SignalsSeen<'_> {
+        SignalsSeen::new(&self.skel.maps.signals_seen)
     }
 
     /// Readable when images have ended.
