@@ -26,23 +26,25 @@ build: ## Build target/release/memleak (the default)
 
 .PHONY: run
 run: ## Install what is missing, build, and show memleak at work
+	@scripts/as-root.sh
 	@scripts/deps.sh install build
 	$(CARGO) build --release $(CARGO_FLAGS)
 	@scripts/demo.sh target/release/memleak
 
-# Compiled as the user first, so that no file that root made is in the way of the next build.
+# Asks for root first: nobody should wait for a build to learn that the tests cannot run. Compiles as
+# the user, so that no file that root made is in the way of the next build.
 .PHONY: test
 test: ## Install what is missing, build, and run all tests (root, or sudo)
+	@scripts/as-root.sh
 	@scripts/deps.sh install test
 	$(CARGO) test $(CARGO_FLAGS) --no-run
-	@scripts/as-root.sh true
 	$(as_root) $(CARGO) test $(CARGO_FLAGS) $(TEST_ARGS)
 
 .PHONY: bench
 bench: ## Measure against other tools where installed; WRITE=1 puts the tables into README.md
 	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
+	@scripts/as-root.sh
 	$(CARGO) bench $(CARGO_FLAGS) --bench overhead --no-run
-	@scripts/as-root.sh true
 	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write)
 
 .PHONY: check-tools

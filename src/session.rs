@@ -18,7 +18,7 @@ use crate::output::{self, Output};
 use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
 use crate::probe::table::LIBC;
-use crate::report::{Options, Report};
+use crate::report::{Options, Report, Verbosity};
 use crate::signals::{Event, Signals};
 use crate::status::{self, Finish, LeakExit, Outcome};
 
@@ -153,7 +153,11 @@ impl Books {
     fn open(options: &cli::Run, output: Output) -> Self {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let look = Options {
-            verbosity: options.report.verbosity(),
+            // Programs that do nothing have nothing to report.
+            verbosity: match options.floor {
+                true => Verbosity::Quiet,
+                false => options.report.verbosity(),
+            },
             color: options.report.color.wanted(output.terminal, no_color),
         };
         Books {
