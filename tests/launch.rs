@@ -1049,6 +1049,42 @@ fn case_33_the_command_finds_what_it_would_find_without_us() {
     assert_eq!(with, without);
 }
 
+/// The loader takes such variables out of the environment of a program with file capabilities.
+#[test]
+fn case_33_with_file_capabilities_the_command_finds_the_callers_environment() {
+    root::require_root();
+    let directory = TempDir::new().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = directory.path().join("memleak");
+    fs::copy(MEMLEAK, &copy).unwrap();
+    let capabilities = "cap_bpf,cap_perfmon,cap_sys_admin=ep";
+    let status = Command::new("setcap").arg(capabilities).arg(&copy).status();
+    assert!(status.expect("setcap is there").success());
+    let variables = [
+        ("LD_LIBRARY_PATH", "/no/such/directory"),
+        ("TMPDIR", "/tmp"),
+        ("LD_PRELOAD", ""),
+        ("PATH", "/usr/bin:/bin"),
+    ];
+    let show = [
+        "sh",
+        "-c",
+        "cat /proc/self/environ; grep Cap /proc/self/status",
+    ];
+    let mut without = Command::new(show[0]);
+    let mut with = Command::new(copy);
+    let [without, with] = [
+        without.args(&show[1..]),
+        with.args(["run", "--"]).args(show),
+    ]
+    .map(|command| stdout_of(command.uid(65534).gid(65534).env_clear().envs(variables)));
+    assert!(
+        without.contains("LD_LIBRARY_PATH=/no/such/directory"),
+        "{without}"
+    );
+    assert_eq!(with, without);
+}
+
 #[test]
 fn case_33_a_closed_standard_descriptor_stays_closed() {
     for closed in ["<&-", ">&-", "<&- >&-"] {
