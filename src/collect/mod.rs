@@ -20,7 +20,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
 use crate::allocator::Allocator;
-use crate::bpf::types::{bss, heap, heap_flags, limits, site, thread, thread_sum};
+use crate::bpf::types::{bss, heap, heap_flags, limits, live_cell, site, thread, thread_sum};
 use crate::bpf::{FloorSkel, MemleakSkel};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Method, Programs, Target, attach};
@@ -300,11 +300,20 @@ impl Collector {
             .filter(|(_, record)| record.flags & heap_flags::HEAP_ENDED.0 == 0)
             .map(|(_, record)| {
                 let threads = threads.get(&record.id).map_or(&[][..], Vec::as_slice);
-                event::running_image(&record, threads, now, &self.context)
+                let cell = self.live_cell(record.id);
+                event::running_image(&record, threads, cell.as_ref(), now, &self.context)
             })
             .collect();
         images.sort_by_key(|image| image.start_time);
         Ok(images)
+    }
+
+    /// Where the threads of a heap may share its live bytes.
+    fn live_cell(&self, heap: u64) -> Option<live_cell> {
+        let index = heap as u32 % limits::LIVE_CELLS.0;
+        let cells = &self.skel.maps.live_cells;
+        let bytes = cells.lookup(&index.to_ne_bytes(), MapFlags::ANY).ok()??;
+        event::live_cell_from_bytes(&bytes)
     }
 
     /// What was lost and belongs to no image.
