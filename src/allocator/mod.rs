@@ -8,12 +8,13 @@ pub mod loader;
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::iter;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::probe::elf::{Findings, find_sites};
+use crate::probe::elf::{Findings, Role, find_sites};
 use crate::probe::table::Row;
 use loader::Environment;
 
@@ -34,7 +35,7 @@ pub fn find<'a>(
     environment: &Environment,
     rows: &[Row],
 ) -> Result<Vec<Allocator>> {
-    let mut paths = Vec::new();
+    let mut files = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
     // nobody, use the system's C library, which is the one that the shell uses.
     for program in [
@@ -44,12 +45,13 @@ pub fn find<'a>(
         if let Some(program) = program
             && let Ok(mapped) = loader::mapped_at_start(&program, environment)
         {
-            paths.extend(mapped);
+            let roles = iter::once(Role::Program).chain(iter::repeat(Role::Library));
+            files.extend(mapped.into_iter().zip(roles));
         }
     }
     let mut seen = Vec::new();
     let mut found = Vec::new();
-    for path in paths {
+    for (path, role) in files {
         let Ok(file) = File::open(&path) else {
             continue;
         };
@@ -65,7 +67,7 @@ pub fn find<'a>(
             .try_clone()
             .with_context(|| format!("cannot open {}", path.display()))?;
         // What is no ELF file of ours cannot be mapped by the command either.
-        let Ok(findings) = find_sites(reading, &path, rows) else {
+        let Ok(findings) = find_sites(reading, &path, role, rows) else {
             continue;
         };
         let is_libc = path.file_name().is_some_and(|name| name == "libc.so.6");

@@ -6,7 +6,9 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use object::elf::{PF_X, PT_LOAD, SHT_DYNSYM, STB_LOCAL, STT_FUNC, Sym64};
+use object::elf::{
+    PF_X, PT_INTERP, PT_LOAD, SHT_DYNSYM, SHT_SYMTAB, STB_LOCAL, STT_FUNC, SectionHeader64, Sym64,
+};
 use object::read::ReadCache;
 use object::read::elf::{ElfFile64, ProgramHeader, SectionHeader, Sym};
 use object::{Architecture, Endianness, Object};
@@ -26,9 +28,19 @@ pub struct Site {
     /// The probe's offset in the file.
     pub file_offset: u64,
     pub placement: Placement,
-    /// Bytes of the executable segment before the probe, and from it on.
+    /// Bytes of the allocator's code before the probe, and from it on: of the executable segment in a
+    /// library, of the function in a program, whose segment is its own code, too.
     pub text_before: u64,
     pub text_after: u64,
+}
+
+/// How a process comes by a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is what is executed. A static one has its allocator in it, and symbols that nobody binds to.
+    Program,
+    /// The loader maps it for a program.
+    Library,
 }
 
 /// What a look at a file's symbols found.
@@ -55,11 +67,11 @@ impl Findings {
 ///
 /// # Errors
 /// The file is not a 64-bit ELF file of an architecture that memleak knows, or is damaged.
-pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
+pub fn find_sites(file: File, path: &Path, role: Role, rows: &[Row]) -> Result<Findings> {
     let cache = ReadCache::new(file);
     let elf: Elf<'_> = ElfFile64::parse(&cache)
         .with_context(|| format!("cannot read {} as ELF", path.display()))?;
-    let by_address = symbols_of(&elf, rows)
+    let by_address = symbols_of(&elf, role, rows)
         .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
     let missing = rows
         .iter()
@@ -90,12 +102,16 @@ pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
             ),
         };
         let before = in_segment + placement.offset;
+        let (text_before, text_after) = match role {
+            Role::Library => (before, segment.size - before),
+            Role::Program => (placement.offset, size.saturating_sub(placement.offset)),
+        };
         sites.push(Site {
             row: *row,
             symbol,
             file_offset: segment.offset + before,
-            text_before: before,
-            text_after: segment.size - before,
+            text_before,
+            text_after,
             placement,
         });
     }
@@ -108,20 +124,30 @@ pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
 /// of system calls.
 fn symbols_of<'row>(
     elf: &Elf<'_>,
+    role: Role,
     rows: &'row [Row],
 ) -> object::Result<BTreeMap<u64, (&'row Row, String, u64)>> {
     let (endian, data) = (elf.endian(), elf.data());
     let mut found: BTreeMap<u64, (&Row, usize, String, u64)> = BTreeMap::new();
     let sections = elf.elf_section_table();
-    for section in sections
-        .iter()
-        .filter(|section| section.sh_type(endian) == SHT_DYNSYM)
-    {
+    let names_functions = |section: &&SectionHeader64<Endianness>| match section.sh_type(endian) {
+        SHT_DYNSYM => true,
+        SHT_SYMTAB => role == Role::Program,
+        _ => false,
+    };
+    // In a static program the linker makes hidden functions local; nobody else could have such names.
+    let segments = elf.elf_program_headers();
+    let locals_too = role == Role::Program
+        && segments
+            .iter()
+            .all(|segment| segment.p_type(endian) != PT_INTERP);
+    for section in sections.iter().filter(names_functions) {
         let symbols: &[Sym64<Endianness>] = section.data_as_array(endian, data)?;
         let names = sections.section(section.link(endian))?.data(endian, data)?;
         for symbol in symbols {
             let address = symbol.st_value(endian);
-            let is_function = symbol.st_type() == STT_FUNC && symbol.st_bind() != STB_LOCAL;
+            let is_function =
+                symbol.st_type() == STT_FUNC && (locals_too || symbol.st_bind() != STB_LOCAL);
             if !is_function || symbol.is_undefined(endian) || address == 0 {
                 continue;
             }
