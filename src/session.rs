@@ -45,7 +45,8 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
     if options.report.verbose {
         explain(&collector);
     }
-    let keep = if report.is_stderr {
+    // What -v still has to say needs it, too.
+    let keep = if report.is_stderr || options.report.verbose {
         Stderr::Keep
     } else {
         Stderr::GiveUp
@@ -63,11 +64,12 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
         Err(error) => books.fail(&error),
     }
-    if options.report.verbose && collector.late_threads() > 0 {
-        say(&format!(
-            "{} threads were kept in the slower table",
-            collector.late_threads()
-        ));
+    if options.report.verbose {
+        for (count, what) in collector.detours() {
+            if count > 0 {
+                say(&format!("{count} {what}"));
+            }
+        }
     }
     let finish = books.close(collector.losses(), outcome, options.gate.leak_exit());
     collector.detach();

@@ -249,4 +249,9 @@ fn the_comparison_fails_if_any_probe_is_missing() {
             "all is missing, not {probe}"
         );
     }
+    // The one that counts nothing shows that an image which never allocates could have been counted.
+    let job = &case("allocates_nothing").job;
+    assert!(job.run().only_row().complete);
+    let report = job.clone().options(["--without-probe", "start"]).run();
+    assert!(!report.only_row().complete && report.only_row().allocators.is_empty());
 }

@@ -324,9 +324,18 @@ impl Collector {
         }
     }
 
-    /// Threads that had to be kept in the slower table, for `-v`.
-    pub fn late_threads(&self) -> u64 {
-        self.counter(|bss| &bss.late_count)
+    /// What took a slower way, and lost nothing by it: how many, and of what. For `-v`.
+    pub fn detours(&self) -> [(u64, &'static str); 2] {
+        [
+            (
+                self.counter(|bss| &bss.rows_waiting),
+                "rows found the ring full and waited in the map",
+            ),
+            (
+                self.counter(|bss| &bss.late_count),
+                "threads were kept in the slower table",
+            ),
+        ]
     }
 
     /// One of the programs' global counters.
