@@ -11,6 +11,7 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread as threads;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ const SWEEP_SHARE: u64 = 4;
 /// How many entries a step of a walk over a map takes: a few hundred kilobytes.
 const BATCH: u32 = 4096;
 
+/// How often the counters of a living process are read until no thread left it or came meanwhile.
+const SNAPSHOTS: u32 = 10;
+
 /// Loaded programs, their links, and the ring of ended images.
 pub struct Collector {
     skel: MemleakSkel<'static>,
@@ -43,7 +47,7 @@ pub struct Collector {
     method: Method,
     links: Vec<Link>,
     ring: RingBuffer<'static>,
-    arrived: Rc<RefCell<Vec<Box<heap>>>>,
+    arrived: Rc<RefCell<Vec<heap>>>,
     context: Context,
     targets: Vec<Target>,
     rows_taken_from_map: u64,
@@ -57,13 +61,12 @@ impl Collector {
     /// See [`LoadError`].
     pub fn load(settings: &Settings) -> Result<Self, LoadError> {
         let loaded = load::load(settings)?;
-        let arrived: Rc<RefCell<Vec<Box<heap>>>> = Rc::default();
+        let arrived: Rc<RefCell<Vec<heap>>> = Rc::default();
         let sink = Rc::clone(&arrived);
         let mut builder = RingBufferBuilder::new();
         builder
             .add(&loaded.skel.maps.ended, move |bytes| {
-                sink.borrow_mut()
-                    .extend(event::heap_from_bytes(bytes).map(Box::new));
+                sink.borrow_mut().extend(event::heap_from_bytes(bytes));
                 0
             })
             .map_err(LoadError::ring)?;
@@ -154,8 +157,11 @@ impl Collector {
     ///
     /// # Errors
     /// The task is gone, or the kernel has no memory for it.
-    pub fn follow(&self, pidfd: BorrowedFd<'_>) -> Result<()> {
+    pub fn follow(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
         let nothing = thread::default();
+        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
+            shared(&mut bss.living_tasks).fetch_add(1, Ordering::Relaxed);
+        }
         self.skel
             .maps
             .threads
@@ -191,6 +197,18 @@ impl Collector {
     /// # Errors
     /// A map cannot be read.
     pub fn take_ended(&mut self) -> Result<Vec<Image>> {
+        let records = self.take_records()?;
+        Ok(self.images(&records))
+    }
+
+    fn images(&self, records: &[heap]) -> Vec<Image> {
+        records
+            .iter()
+            .map(|record| event::ended_image(record, &self.context))
+            .collect()
+    }
+
+    fn take_records(&mut self) -> Result<Vec<heap>> {
         self.ring
             .consume()
             .context("cannot read the ring of ended images")?;
@@ -209,14 +227,17 @@ impl Collector {
         {
             self.sweep()?;
         }
-        Ok(records
-            .iter()
-            .map(|record| event::ended_image(record, &self.context))
-            .collect())
+        Ok(records)
+    }
+
+    /// Whether anything is left of what is followed. Where nothing is, [`take_ended`](Self::take_ended) has
+    /// all there is.
+    pub fn anyone_lives(&self) -> bool {
+        self.counter(|bss| &bss.living_tasks) > 0
     }
 
     /// Images that found the ring full stay in the map until they are taken here.
-    fn take_waiting(&self, records: &mut Vec<Box<heap>>) -> Result<()> {
+    fn take_waiting(&self, records: &mut Vec<heap>) -> Result<()> {
         for (key, record) in self.heaps()? {
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
                 self.skel
@@ -230,7 +251,7 @@ impl Collector {
         Ok(())
     }
 
-    fn heaps(&self) -> Result<Vec<(Vec<u8>, Box<heap>)>> {
+    fn heaps(&self) -> Result<Vec<(Vec<u8>, heap)>> {
         let entries = self
             .skel
             .maps
@@ -238,7 +259,7 @@ impl Collector {
             .lookup_batch(BATCH / 16, MapFlags::ANY, MapFlags::ANY)
             .context("cannot read the table of images")?;
         Ok(entries
-            .filter_map(|(key, value)| Some((key, Box::new(event::heap_from_bytes(&value)?))))
+            .filter_map(|(key, value)| Some((key, event::heap_from_bytes(&value)?)))
             .collect())
     }
 
@@ -274,11 +295,56 @@ impl Collector {
         Ok(())
     }
 
-    /// The images that still run.
+    /// The images that have ended since the last [`take_ended`](Self::take_ended), then those that still run.
     ///
     /// # Errors
     /// The kernel's tables cannot be read.
-    pub fn running(&self) -> Result<Vec<Image>> {
+    pub fn take_all(&mut self) -> Result<Vec<Image>> {
+        let mut running = Vec::new();
+        let mut unsure = self.living_heaps()?;
+        for last in (0..SNAPSHOTS).map(|n| n + 1 == SNAPSHOTS) {
+            let threads = self.thread_sums()?;
+            let mut now = self.living_heaps()?;
+            for (id, record) in std::mem::take(&mut unsure) {
+                // One that is not there any more has ended: its row is on the ring.
+                let Some(again) = now.remove(&id) else {
+                    continue;
+                };
+                let threads = threads.get(&id).map_or(&[][..], Vec::as_slice);
+                // A thread that leaves takes its sums to the heap: they must not be taken twice.
+                let sure = bytes_of(&record.sum) == bytes_of(&again.sum)
+                    && [record.users, again.users] == [threads.len() as u32; 2];
+                if sure || last {
+                    let now = monotonic().as_nanos() as u64;
+                    let image = event::running_image(&record, threads, now, &self.context);
+                    running.push((id, image));
+                } else {
+                    unsure.insert(id, again);
+                }
+            }
+            if unsure.is_empty() {
+                break;
+            }
+        }
+        let ended = self.take_records()?;
+        // What was seen running has ended since.
+        running.retain(|(id, _)| ended.iter().all(|record| record.id != *id));
+        running.sort_by_key(|(_, image)| image.start_time);
+        let mut images = self.images(&ended);
+        images.extend(running.into_iter().map(|(_, image)| image));
+        Ok(images)
+    }
+
+    fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
+        let heaps = self.heaps()?.into_iter().map(|(_, record)| record);
+        Ok(heaps
+            .filter(|record| record.flags & heap_flags::HEAP_ENDED.0 == 0)
+            .map(|record| (record.id, record))
+            .collect())
+    }
+
+    /// The counters of the living threads, by heap.
+    fn thread_sums(&self) -> Result<HashMap<u64, Vec<thread_sum>>> {
         let link = self
             .skel
             .progs
@@ -294,18 +360,7 @@ impl Collector {
         for sum in event::thread_sums_from_bytes(&bytes) {
             threads.entry(sum.heap).or_default().push(sum);
         }
-        let now = monotonic().as_nanos() as u64;
-        let mut images: Vec<_> = self
-            .heaps()?
-            .into_iter()
-            .filter(|(_, record)| record.flags & heap_flags::HEAP_ENDED.0 == 0)
-            .map(|(_, record)| {
-                let threads = threads.get(&record.id).map_or(&[][..], Vec::as_slice);
-                event::running_image(&record, threads, now, &self.context)
-            })
-            .collect();
-        images.sort_by_key(|image| image.start_time);
-        Ok(images)
+        Ok(threads)
     }
 
     /// What was lost and belongs to no image.
@@ -330,10 +385,7 @@ impl Collector {
 
     fn count_dropped(&mut self, dropped: u64) {
         if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            // SAFETY: valid and aligned for as long as the skeleton lives; all who write it, the kernel
-            // included, do so atomically.
-            let counter = unsafe { std::sync::atomic::AtomicU64::from_ptr(&mut bss.dead_blocks) };
-            counter.fetch_sub(dropped, std::sync::atomic::Ordering::Relaxed);
+            shared(&mut bss.dead_blocks).fetch_sub(dropped, Ordering::Relaxed);
         }
     }
 
@@ -347,6 +399,12 @@ impl Collector {
             }
         });
     }
+}
+
+/// One of the programs' global counters, to be changed.
+fn shared(counter: &mut u64) -> &AtomicU64 {
+    // SAFETY: a reference is valid and aligned; all who write it, the kernel included, do so atomically.
+    unsafe { AtomicU64::from_ptr(counter) }
 }
 
 /// The bytes of a C struct, for a map.
