@@ -1,12 +1,11 @@
 //! Loads the BPF objects, by the best method that this kernel takes.
 
-use std::io;
 use std::mem::MaybeUninit;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, PrintLevel, ProgramAttachType, ProgramInput, set_print};
+use libbpf_rs::{ErrorKind, Link, PrintLevel, ProgramAttachType, ProgramInput, set_print};
 
 use crate::bpf::{FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder};
 use crate::probe::attach::Method;
@@ -59,11 +58,12 @@ impl LoadError {
     }
 
     fn of(error: libbpf_rs::Error, max_blocks: u32) -> Self {
-        match error_number(&error) {
-            // EACCES would be the verifier's.
-            Some(libc::EPERM) => LoadError::Rights(error),
-            // E2BIG: more entries than a hash table can have.
-            Some(libc::ENOMEM | libc::E2BIG) => LoadError::Memory {
+        match error.kind() {
+            // EPERM and EACCES are one kind; only the verifier, whose no is EACCES, explains itself.
+            ErrorKind::PermissionDenied if !messages().contains(VERIFIER_LOG) => {
+                LoadError::Rights(error)
+            }
+            ErrorKind::OutOfMemory => LoadError::Memory {
                 max_blocks,
                 source: error,
             },
@@ -90,17 +90,21 @@ const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// What libbpf and the verifier said; for `-v`.
 static MESSAGES: Mutex<String> = Mutex::new(String::new());
 
+/// With this libbpf begins to quote the verifier.
+const VERIFIER_LOG: &str = "BEGIN PROG LOAD LOG";
+
+fn messages() -> MutexGuard<'static, String> {
+    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Takes what libbpf and the verifier have said so far.
 pub fn take_messages() -> String {
-    std::mem::take(&mut *MESSAGES.lock().unwrap_or_else(PoisonError::into_inner))
+    std::mem::take(&mut *messages())
 }
 
 pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     set_print(Some((PrintLevel::Warn, |_, message| {
-        MESSAGES
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_str(&message);
+        messages().push_str(&message);
     })));
     if !Path::new(BTF).exists() {
         return Err(LoadError::NoBtf);
@@ -197,17 +201,6 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
 /// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.
 fn slots(max_blocks: u32) -> u32 {
     1 << (max_blocks / 16).clamp(1, MAX_SLOTS).ilog2()
-}
-
-fn error_number(error: &libbpf_rs::Error) -> Option<i32> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return error.raw_os_error();
-        }
-        source = error.source();
-    }
-    None
 }
 
 fn kernel_release() -> String {

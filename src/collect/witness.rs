@@ -17,7 +17,7 @@ use crate::signals::Witness;
 const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// How long memleak's own signal may be ahead of the command's.
-const AHEAD: Duration = Duration::from_millis(5);
+const AHEAD: Duration = Duration::from_millis(10);
 
 /// The kernel's record of signals.
 pub struct SignalsSeen<'a> {

@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use nix::pty::openpty;
-use nix::unistd::Pid;
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::unistd::{Pid, tcgetpgrp};
 
 use super::proc;
 
@@ -31,10 +33,21 @@ pub struct Terminal {
 impl Terminal {
     /// Returns when the shell waits for its first line.
     pub fn open() -> Self {
-        let ends = openpty(None, None).expect("a pseudo-terminal");
-        let keyboard = File::from(ends.master);
+        // Not by openpty: other tests start processes meanwhile, which must not get its descriptors.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = posix_openpt(flags).expect("a pseudo-terminal");
+        grantpt(&master)
+            .and_then(|()| unlockpt(&master))
+            .expect("a pseudo-terminal");
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(ptsname_r(&master).expect("a pseudo-terminal"))
+            .expect("a pseudo-terminal");
+        let keyboard = File::from(OwnedFd::from(master));
         let mut reader = keyboard.try_clone().expect("a descriptor");
-        let stdio = || Stdio::from(ends.slave.try_clone().expect("a descriptor"));
+        let stdio = || Stdio::from(slave.try_clone().expect("a descriptor"));
         let mut command = Command::new("bash");
         command
             .args(["--norc", "--noprofile", "--noediting", "-i"])
@@ -44,11 +57,10 @@ impl Terminal {
             .stdin(stdio())
             .stdout(stdio())
             .stderr(stdio());
-        let slave = ends.slave.as_raw_fd();
         // SAFETY: only async-signal-safe calls: a session of its own, with this terminal.
         unsafe {
             command.pre_exec(move || {
-                if libc::setsid() == -1 || libc::ioctl(slave, libc::TIOCSCTTY, 0) == -1 {
+                if libc::setsid() == -1 || libc::ioctl(0, libc::TIOCSCTTY, 0) == -1 {
                     return Err(io::Error::last_os_error());
                 }
                 Ok(())
@@ -91,6 +103,12 @@ impl Terminal {
 
     pub fn line(&mut self, line: &str) {
         self.press(&format!("{line}\n"));
+    }
+
+    /// Whether the keyboard's signals go to a job rather than to the shell.
+    pub fn has_job_in_foreground(&self) -> bool {
+        let shell = Pid::from_raw(self.shell.id().cast_signed());
+        tcgetpgrp(&self.keyboard).expect("the terminal is open") != shell
     }
 
     /// Waits until `text` is shown; what was shown before it.

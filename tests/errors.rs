@@ -1,0 +1,185 @@
+//! What goes wrong before the command runs: one line that says what and what to do, exit code 125, and the
+//! command not started.
+
+#[path = "common/fixtures.rs"]
+mod fixtures;
+#[path = "common/root.rs"]
+mod root;
+
+use std::ffi::OsStr;
+use std::process::{Command, Output};
+
+use fixtures::fixture;
+use tempfile::TempDir;
+
+const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
+
+/// Runs `wrapper… memleak run OPTIONS… -- touch FILE`, which must not come to touch it, and returns the one
+/// line that it said.
+#[track_caller]
+fn refusal(wrapper: &[&OsStr], options: &[&str]) -> String {
+    root::require_root();
+    let directory = TempDir::new().unwrap();
+    let touched = directory.path().join("touched");
+    let mut words: Vec<&OsStr> = wrapper.to_vec();
+    words.extend([OsStr::new(MEMLEAK), OsStr::new("run")]);
+    words.extend(options.iter().map(OsStr::new));
+    words.extend(["--", "touch"].map(OsStr::new));
+    words.push(touched.as_os_str());
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(!touched.exists(), "the command ran");
+    only_line(&output)
+}
+
+/// The one line of a run that ended with 125 and printed nothing else.
+#[track_caller]
+fn only_line(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("memleak: "), "{said}");
+    said
+}
+
+#[track_caller]
+fn assert_says(line: &str, words: &[&str]) {
+    for word in words {
+        assert!(line.contains(word), "{word:?} is missing in {line:?}");
+    }
+}
+
+fn without_bpf(errno: i32, options: &[&str]) -> String {
+    let (filter, errno) = (fixture("without_bpf"), errno.to_string());
+    refusal(&[filter.as_os_str(), OsStr::new(&errno)], options)
+}
+
+#[test]
+fn no_right_to_load_programs_names_the_capabilities() {
+    let line = without_bpf(libc::EPERM, &[]);
+    assert_says(
+        &line,
+        &[
+            "no right to load BPF programs",
+            "root",
+            "CAP_BPF",
+            "CAP_PERFMON",
+        ],
+    );
+}
+
+#[test]
+fn a_kernel_without_bpf_names_itself_and_what_it_lacks() {
+    let line = without_bpf(libc::ENOSYS, &[]);
+    let release = nix::sys::utsname::uname().unwrap();
+    let release = release.release().to_string_lossy().into_owned();
+    assert_says(
+        &line,
+        &[&release, "CONFIG_BPF_SYSCALL", "CONFIG_UPROBES", "-v"],
+    );
+}
+
+#[test]
+fn no_memory_for_the_table_of_blocks_names_the_option() {
+    assert_says(
+        &without_bpf(libc::ENOMEM, &[]),
+        &["no memory", "2097152", "--max-allocs"],
+    );
+    assert_says(
+        &without_bpf(libc::ENOMEM, &["--max-allocs", "77"]),
+        &["77", "--max-allocs"],
+    );
+}
+
+#[test]
+fn a_kernel_without_type_information_is_told_so() {
+    let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+    let hidden = ["unshare", "--mount", "sh", "-c", script, "sh"].map(OsStr::new);
+    assert_says(
+        &refusal(&hidden, &[]),
+        &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"],
+    );
+}
+
+#[test]
+fn what_the_verifier_says_is_shown_only_with_v() {
+    root::require_root();
+    let run = |options: &[&str]| {
+        Command::new(fixture("without_bpf"))
+            .args([&libc::EINVAL.to_string(), MEMLEAK, "run"])
+            .args(options)
+            .args(["--", "true"])
+            .output()
+            .unwrap()
+    };
+    let quiet = only_line(&run(&[]));
+    let verbose = run(&["-v"]);
+    let verbose = String::from_utf8_lossy(&verbose.stderr).into_owned();
+    assert!(
+        verbose.lines().count() > 1 && verbose.contains("libbpf"),
+        "{verbose}"
+    );
+    assert_eq!(verbose.lines().last(), Some(quiet.trim_end()), "{verbose}");
+}
+
+#[test]
+fn a_c_library_without_symbols_is_named() {
+    root::require_root();
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let compile = |arguments: &[&OsStr], source: &str| {
+        std::fs::write(path("source.c"), source).unwrap();
+        let status = Command::new("cc")
+            .args(arguments)
+            .arg(path("source.c"))
+            .status()
+            .unwrap();
+        assert!(status.success());
+    };
+    // A program that the loader would give this library, which knows malloc and nothing else.
+    let (library, program) = (path("libc.so.6"), path("program"));
+    let shared = ["-shared", "-nostdlib", "-fPIC", "-fno-builtin", "-o"].map(OsStr::new);
+    compile(
+        &[&shared[..], &[library.as_os_str()]].concat(),
+        "void *malloc(unsigned long n) { return (void *)n; }",
+    );
+    let rpath = format!("-Wl,-rpath,{}", directory.path().display());
+    let linked = [OsStr::new(&rpath), OsStr::new("-o"), program.as_os_str()];
+    compile(&linked, "int main(void) { return 0; }");
+
+    let output = Command::new(MEMLEAK)
+        .args(["run", "--"])
+        .arg(&program)
+        .output()
+        .unwrap();
+    let line = only_line(&output);
+    let library = library.display().to_string();
+    assert_says(
+        &line,
+        &[&library, "no symbol for calloc, realloc, free", "reinstall"],
+    );
+}
+
+#[test]
+fn a_report_that_cannot_be_opened_is_named_with_its_option() {
+    assert_says(
+        &refusal(&[], &["-o", "/nonexistent/report"]),
+        &["/nonexistent/report", "-o", "No such file"],
+    );
+    assert_says(
+        &refusal(&[], &["-o", "%q{NONE_SUCH}"]),
+        &["NONE_SUCH", "not set"],
+    );
+}
+
+#[test]
+fn a_size_that_is_none_is_named_with_its_option() {
+    assert_says(
+        &refusal(&[], &["--fail-on-leak", "1 potato"]),
+        &["--fail-on-leak", "1 potato", "1MiB"],
+    );
+    assert_says(
+        &refusal(&[], &["--max-allocs", "0"]),
+        &["--max-allocs", "0"],
+    );
+}
