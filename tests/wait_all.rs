@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::expected::{End, counts};
 use common::{Counts, Job, Report, code};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 
 /// How long the daemon holds its block, and how long a start of memleak may take beside other tests.
 const HELD: Duration = Duration::from_secs(5);
@@ -79,6 +79,14 @@ fn without_a_limit_memleak_leaves_with_the_last_process() {
 }
 
 #[test]
+fn as_first_process_of_a_namespace_memleak_waits_for_orphans_that_are_its_own_children() {
+    let report = daemon(&["--wait-all"])
+        .under(&["unshare", "--pid", "--fork", "--mount-proc"])
+        .run();
+    assert_daemon(&report, "exited", counts(1030, 2, 1, 30, 1));
+}
+
+#[test]
 fn a_limit_that_is_not_needed_is_not_waited_for() {
     let began = Instant::now();
     let report = Job::shell("sleep 0.3 & exit 3")
@@ -134,11 +142,38 @@ fn a_signal_ends_the_wait_and_nothing_else() {
         let group = running.pid();
         let report = running.wait_with(|| {
             // `sleep` holds the pipes that the test reads to their ends.
-            let _ = nix::sys::signal::killpg(group, Signal::SIGKILL);
+            let _ = killpg(group, Signal::SIGKILL);
         });
         assert_eq!(code(report.status), 3, "{signal}");
         let last = report.rows.last().expect("a row");
         assert_eq!((&*last.comm, &*last.end), ("sleep", "running"));
+    }
+}
+
+#[test]
+fn nobody_is_missed_or_counted_twice_who_ends_while_memleak_leaves() {
+    const CHILDREN: u64 = 200;
+    for _ in 0..5 {
+        let running = Job::fixture("ends_among_others", &[&CHILDREN.to_string()]).start();
+        let group = running.pid();
+        let report = running.wait_with(|| {
+            let _ = killpg(group, Signal::SIGKILL);
+        });
+        report.assert_complete();
+        let mut found: Vec<_> = report.rows.iter().map(|row| row.counts).collect();
+        let mut expected: Vec<_> = (0..CHILDREN)
+            .map(|c| match c % 2 {
+                0 => counts(c + 1, 1, 0, c + 1, 1),
+                _ => counts(c + 1001, 2, 0, c + 1001, 2).threads(1, 0),
+            })
+            .chain([Counts::default()])
+            .collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        let running = report.rows.iter().filter(|row| row.end == "running");
+        let running = running.count() as u64;
+        assert!((CHILDREN / 2..CHILDREN).contains(&running), "{running}");
     }
 }
 
