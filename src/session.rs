@@ -185,10 +185,18 @@ fn turn(
         Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
         Err(error) => books.fail(&error),
     }
-    events.unwrap_or_else(|error| {
+    let events = events.unwrap_or_else(|error| {
         books.fail(&error);
         Vec::new()
-    })
+    });
+    let ended = |event: &Event| matches!(event, Event::Ended(_));
+    // Nobody should wait for memleak's end because of it.
+    if !events.iter().any(ended)
+        && let Err(error) = collector.sweep_if_due()
+    {
+        books.fail(&error);
+    }
+    events
 }
 
 /// The sums and the report of them.

@@ -21,7 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
 use crate::allocator::Allocator;
-use crate::bpf::types::{bss, heap, heap_flags, limits, site, thread, thread_sum};
+use crate::bpf::types::{bss, heap, heap_flags, limits, live_cell, site, thread, thread_sum};
 use crate::bpf::{FloorSkel, MemleakSkel};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Method, Programs, Target, attach};
@@ -220,14 +220,20 @@ impl Collector {
             self.rows_taken_from_map += (records.len() - before) as u64;
             records.sort_by_key(|record| record.end_ns);
         }
-        if self
-            .counter(|bss| &bss.dead_blocks)
-            .saturating_mul(SWEEP_SHARE)
-            >= self.max_blocks
-        {
+        Ok(records)
+    }
+
+    /// Drops the blocks of ended heaps where they fill much of the table of live blocks. That may take some
+    /// hundred milliseconds: to be done when rows are out.
+    ///
+    /// # Errors
+    /// The table cannot be walked.
+    pub fn sweep_if_due(&mut self) -> Result<()> {
+        let dead = self.counter(|bss| &bss.dead_blocks);
+        if dead.saturating_mul(SWEEP_SHARE) >= self.max_blocks {
             self.sweep()?;
         }
-        Ok(records)
+        Ok(())
     }
 
     /// Whether anything is left of what is followed. Where nothing is, [`take_ended`](Self::take_ended) has
@@ -316,7 +322,9 @@ impl Collector {
                     && [record.users, again.users] == [threads.len() as u32; 2];
                 if sure || last {
                     let now = monotonic().as_nanos() as u64;
-                    let image = event::running_image(&record, threads, now, &self.context);
+                    let cell = self.live_cell(id);
+                    let image =
+                        event::running_image(&record, threads, cell.as_ref(), now, &self.context);
                     running.push((id, image));
                 } else {
                     unsure.insert(id, again);
@@ -361,6 +369,14 @@ impl Collector {
             threads.entry(sum.heap).or_default().push(sum);
         }
         Ok(threads)
+    }
+
+    /// Where the threads of a heap may share its live bytes.
+    fn live_cell(&self, heap: u64) -> Option<live_cell> {
+        let index = heap as u32 % limits::LIVE_CELLS.0;
+        let cells = &self.skel.maps.live_cells;
+        let bytes = cells.lookup(&index.to_ne_bytes(), MapFlags::ANY).ok()??;
+        event::live_cell_from_bytes(&bytes)
     }
 
     /// What was lost and belongs to no image.
