@@ -45,22 +45,21 @@ static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n)
 	return 0;
 }
 
-/* What is known of a task; nothing if it is not followed. `tid` is its id in the initial namespace.
- */
-static __always_inline struct thread *thread_of(struct task_struct *task, __u32 tid)
+/* What is known of a task; nothing if it is not followed. */
+static __always_inline struct thread *thread_of(struct task_struct *task)
 {
 	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
+	__u64 key = (__u64)task;
 
 	if (!thread && late_count)
-		thread = bpf_map_lookup_elem(&late_threads, &tid);
+		thread = bpf_map_lookup_elem(&late_threads, &key);
 	return thread;
 }
 
 /* The current thread, if it runs in a heap that is counted. */
 static __always_inline struct thread *current_thread(void)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *thread = thread_of(task, task->pid);
+	struct thread *thread = thread_of(bpf_get_current_task_btf());
 
 	return thread && thread->heap ? thread : 0;
 }

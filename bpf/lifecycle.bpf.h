@@ -15,16 +15,20 @@ static const struct thread no_thread;
 
 static __always_inline struct thread *new_thread(struct task_struct *task)
 {
-	struct thread *thread;
-	__u32 tid = task->pid;
+	struct thread *thread = 0;
+	__u64 key = (__u64)task;
 
-	thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!all_late)
+		thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!thread) {
+		if (bpf_map_update_elem(&late_threads, &key, &no_thread, BPF_ANY))
+			return 0;
+		__sync_fetch_and_add(&late_count, 1);
+		thread = bpf_map_lookup_elem(&late_threads, &key);
+	}
 	if (thread)
-		return thread;
-	if (bpf_map_update_elem(&late_threads, &tid, &no_thread, BPF_ANY))
-		return 0;
-	__sync_fetch_and_add(&late_count, 1);
-	return bpf_map_lookup_elem(&late_threads, &tid);
+		__sync_fetch_and_add(&living_tasks, 1);
+	return thread;
 }
 
 /* The process id as memleak sees it; 0 where the process is not in memleak's pid namespace. */
@@ -50,6 +54,7 @@ static __noinline __u64 start_heap(struct heap *heap)
 	heap->id = id;
 	heap->start_ns = bpf_ktime_get_ns();
 	heap->users = 1;
+	heap->owners = 1;
 	if (bpf_map_update_elem(&heaps, &id, heap, BPF_NOEXIST)) {
 		__sync_fetch_and_add(&rows_lost, 1);
 		return 0;
@@ -86,7 +91,6 @@ static __always_inline void heap_ended(struct heap *heap)
 	__u64 id = heap->id, taken = heap->sum.free_count - heap->lost_freed;
 	__u32 size = heap->exe_len;
 
-	heap->end_ns = bpf_ktime_get_ns();
 	__sync_fetch_and_add(&dead_blocks, heap->sum.alloc_count - heap->lost_blocks - taken);
 	if (size > sizeof(heap->exe))
 		size = sizeof(heap->exe);
@@ -94,8 +98,20 @@ static __always_inline void heap_ended(struct heap *heap)
 		bpf_map_delete_elem(&heaps, &id);
 		return;
 	}
-	heap->flags |= HEAP_ENDED;
+	__sync_fetch_and_or(&heap->flags, HEAP_ENDED);
 	__sync_fetch_and_add(&rows_waiting, 1);
+}
+
+/*
+ * A process leaves its heap: by its last thread's exit, or by an exec. What shares the heap
+ * (CLONE_VM) may live on, and the row waits for that, but the end that it tells is this one.
+ */
+static __always_inline void owner_leaves(struct task_struct *task, struct heap *heap, __u32 flags)
+{
+	heap->end_ns = bpf_ktime_get_ns();
+	heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
+	/* After the rest: user space may look at any time. */
+	__sync_fetch_and_or(&heap->flags, flags | HEAP_OWNER_GONE);
 }
 
 /* A task leaves its heap for good. Its sums go to the heap; the last task out ends it. */
@@ -139,7 +155,7 @@ static __always_inline __u32 wait_status(struct task_struct *task)
 static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *parent = thread_of(task, task->pid), *thread;
+	struct thread *parent = thread_of(task), *thread;
 	struct heap *heap, *fresh;
 	__u32 length;
 	__u64 id;
@@ -155,6 +171,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	if (clone_flags & CLONE_VM) {
 		if (heap) {
 			__sync_fetch_and_add(&heap->users, 1);
+			if (clone_flags & CLONE_THREAD && !parent->borrowed)
+				__sync_fetch_and_add(&heap->owners, 1);
 			if (parent->sole) {
 				share_live(heap, &parent->live);
 				parent->sole = 0;
@@ -237,13 +255,17 @@ __noinline int step_up(struct heap *heap, struct walk *walk)
 		return 1;
 	parent = BPF_CORE_READ(dentry, d_parent);
 	if (dentry != BPF_CORE_READ(mnt, mnt_root) && dentry != parent) {
+		/* Removed: nothing has this path any more, or something else has. */
+		if (!BPF_CORE_READ(dentry, d_hash.pprev))
+			return -1;
 		walk->dentry = parent;
 		return append_name(heap, BPF_CORE_READ(dentry, d_name.name)) ? 0 : -1;
 	}
 	mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 	above = BPF_CORE_READ(mount, mnt_parent);
+	/* The top, but not the process's root: outside of that, or of a file system detached. */
 	if (above == mount)
-		return 1;
+		return -1;
 	walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
 	walk->mnt = (void *)above + bpf_core_field_offset(struct mount, mnt);
 	return 0;
@@ -283,39 +305,27 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 	heap->exe_len = 0;
 }
 
-static __always_inline struct thread *rename_late(struct thread *thread, __u32 old_tid, __u32 tid)
+/*
+ * The task is alone in its process: it may have been any thread of it, and is the leader now. A
+ * failed exec does not get here, not even one that has cost the process its old memory and ends it.
+ */
+static __always_inline void executed(struct task_struct *task, struct linux_binprm *bprm)
 {
-	if (bpf_map_lookup_elem(&late_threads, &old_tid) != thread)
-		return thread;
-	bpf_map_update_elem(&late_threads, &tid, thread, BPF_ANY);
-	bpf_map_delete_elem(&late_threads, &old_tid);
-	return bpf_map_lookup_elem(&late_threads, &tid);
-}
-
-/* `old_tid` is the thread's id before it became, by this exec, the leader of its process. */
-static __always_inline void executed(struct task_struct *task, __u32 old_tid,
-				     struct linux_binprm *bprm)
-{
-	struct thread *thread = thread_of(task, old_tid);
+	struct thread *thread = thread_of(task);
 	struct heap *heap, *fresh;
 
-	if (thread && late_count && old_tid != task->pid)
-		thread = rename_late(thread, old_tid, task->pid);
 	if (!thread)
 		return;
 	heap = heap_by_id(thread->heap);
 	if (heap) {
-		if (thread->borrowed) {
-			leave_heap(thread, heap);
-		} else {
+		if (!thread->borrowed) {
 			/* The kernel has renamed the task already. */
 			if (!(heap->flags & HEAP_LEADER_GONE))
 				__builtin_memcpy(heap->comm, thread->old_comm, COMM_LEN);
-			heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
-			heap->flags |= HEAP_EXEC | HEAP_OWNER_GONE;
-			leave_heap(thread, heap);
+			owner_leaves(task, heap, HEAP_EXEC);
 			thread->image++;
 		}
+		leave_heap(thread, heap);
 	}
 	fresh = blank_heap();
 	if (!fresh)
@@ -334,8 +344,8 @@ static __always_inline void executed(struct task_struct *task, __u32 old_tid,
 
 static __always_inline void exited(struct task_struct *task)
 {
-	__u32 tid = task->pid;
-	struct thread *thread = thread_of(task, tid);
+	struct thread *thread = thread_of(task);
+	__u64 key = (__u64)task;
 	struct heap *heap;
 
 	if (!thread)
@@ -344,23 +354,27 @@ static __always_inline void exited(struct task_struct *task)
 	if (!heap)
 		goto out;
 	if (!thread->borrowed) {
-		/* Each thread writes the end as it sees it; the last one sees it rightly. */
-		heap->status = wait_status(task);
-		heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
-			heap->flags |= HEAP_LEADER_GONE;
+			__sync_fetch_and_or(&heap->flags, HEAP_LEADER_GONE);
+		}
+		/* Only the last of them sees for certain how the process ends. */
+		if (__sync_fetch_and_add(&heap->owners, -1) == 1) {
+			heap->status = wait_status(task);
+			owner_leaves(task, heap, 0);
 		}
 	}
 	leave_heap(thread, heap);
 out:
 	if (late_count)
-		bpf_map_delete_elem(&late_threads, &tid);
+		bpf_map_delete_elem(&late_threads, &key);
+	/* Last: where there are none, every row is on its way. */
+	__sync_fetch_and_add(&living_tasks, -1);
 }
 
 static __always_inline void renamed(struct task_struct *task)
 {
-	struct thread *thread = thread_of(task, task->pid);
+	struct thread *thread = thread_of(task);
 
 	if (thread)
 		bpf_core_read(thread->old_comm, COMM_LEN, &task->comm);

@@ -51,13 +51,14 @@ struct {
 /*
  * Threads whose storage could not be made: a tracepoint program may not make one while a probe that
  * was preempted on the same CPU is reading another. Rare, and slower for them, but nothing is lost.
- * By thread id in the initial namespace.
+ * By the address of the task, which is its own until after its exit; its id changes when a thread
+ * other than the leader executes something.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 4096);
-	__type(key, __u32);
+	__type(key, __u64);
 	__type(value, struct thread);
 } late_threads SEC(".maps");
 
@@ -143,8 +144,9 @@ struct {
 } scratch SEC(".maps");
 
 /* Set by user space before loading. */
-const volatile __u64 max_blocks = 1; /* max_entries of `blocks` */
-const volatile __u32 slot_mask = 0;  /* max_entries of `slots`, a power of two, less one */
+const volatile __u64 max_blocks = 1;  /* max_entries of `blocks` */
+const volatile __u32 slot_mask = 0;   /* max_entries of `slots`, a power of two, less one */
+const volatile bool all_late = false; /* every thread that is started goes to `late_threads` */
 
 struct vocabulary *vocabulary = 0; /* never set */
 
@@ -157,5 +159,6 @@ __u64 rows_lost = 0;	/* images that could not be followed */
 __u64 rows_waiting = 0; /* heaps with HEAP_ENDED that did not fit into the ring, ever */
 __u64 late_count = 0;	/* entries that `late_threads` ever had */
 __u64 dead_blocks = 0;	/* entries of `blocks` whose heap has ended */
+__u64 living_tasks = 0; /* followed tasks that have not exited */
 
 #endif

@@ -78,7 +78,7 @@ int BPF_PROG(task_rename, struct task_struct *task)
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	executed(task, old_pid, bprm);
+	executed(task, bprm);
 	return 0;
 }
 
@@ -118,7 +118,7 @@ int living(struct bpf_iter__task *ctx)
 
 	if (!task)
 		return 0;
-	thread = thread_of(task, task->pid);
+	thread = thread_of(task);
 	if (!thread || !thread->heap)
 		return 0;
 	sum.heap = thread->heap;

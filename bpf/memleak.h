@@ -66,7 +66,7 @@ struct counters {
 enum heap_flags {
 	HEAP_ENDED = 1,	      /* no task uses it any more; waits for user space to take it */
 	HEAP_LEADER_GONE = 2, /* comm is final: the group leader has left */
-	HEAP_OWNER_GONE = 4,  /* the process has left; tasks that share the heap are still there */
+	HEAP_OWNER_GONE = 4,  /* the process has left it; what shares the heap may still be there */
 	HEAP_EXEC = 8,	      /* its owner left it by an exec */
 	HEAP_EXE_RELATIVE =
 	    16, /* exe is followed by the names of the directories it is relative to */
@@ -101,6 +101,7 @@ struct heap {
 	struct live live; /* see struct thread */
 	__u64 files;	  /* one bit for each probed file seen at work */
 	__u32 users;	  /* tasks that use it */
+	__u32 owners;	  /* those of them that are threads of its process */
 	__u32 flags;	  /* enum heap_flags */
 	__u32 pid;	  /* in memleak's pid namespace; 0: none there */
 	__u32 ppid;
@@ -109,6 +110,7 @@ struct heap {
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
+	__u32 pad;
 	char exe[EXE_LEN + NAME_LEN];
 };
 

@@ -53,7 +53,7 @@ static __always_inline void signal_sent(int signal, struct task_struct *target)
 		seen.to_memleak_ns = bpf_ktime_get_ns();
 	else
 		seen.to_command_ns = bpf_ktime_get_ns();
-	seen.of_tree = thread_of(task, task->pid) != 0;
+	seen.of_tree = thread_of(task) != 0;
 	bpf_map_update_elem(&signals_seen, &key, &seen, BPF_ANY);
 }
 

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -24,6 +25,9 @@ pub const DEFAULT_MAX_ALLOCS: u32 = 2_097_152;
 /// The most it can hold: a BPF hash map has as many buckets as entries, rounded up to a power of two,
 /// and the kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
 pub const MAX_MAX_ALLOCS: u32 = 1 << 27;
+
+/// What `--wait-all` without a number stands for.
+const NO_LIMIT: &str = "unlimited";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -60,6 +64,11 @@ pub struct Run {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
     pub max_allocs: u32,
 
+    /// Wait until no process of the tree is left, at most SECONDS; INT, TERM, HUP or QUIT ends it
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = NO_LIMIT, value_parser = parse_wait)]
+    pub wait_all: Option<WaitAll>,
+
     /// Leave a row out of the probe table, to see that its absence is noticed.
     #[arg(long, value_name = "NAME", hide = true, value_parser = LIBC.map(|row| row.name))]
     pub without_probe: Vec<String>,
@@ -67,6 +76,10 @@ pub struct Run {
     /// Attach programs that do nothing, to measure what any probes at these places cost.
     #[arg(long, hide = true)]
     pub floor: bool,
+
+    /// Keep all threads that are started in the table for those that come at a bad time.
+    #[arg(long, hide = true)]
+    pub late_threads: bool,
 
     /// How to attach the probes, instead of the best way that works.
     #[arg(long, value_enum, value_name = "METHOD", hide = true)]
@@ -82,6 +95,31 @@ pub struct Run {
 
     #[command(flatten)]
     pub gate: GateArgs,
+}
+
+/// How long to wait for what the command leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitAll {
+    Unlimited,
+    AtMost(Duration),
+}
+
+/// Reads a number of seconds, whole or with decimals.
+fn parse_wait(text: &str) -> Result<WaitAll, String> {
+    if text == NO_LIMIT {
+        return Ok(WaitAll::Unlimited);
+    }
+    let why = || "it is a number of seconds, as 60 or 0.5".to_owned();
+    // f64 would take "inf" and "1e3" too.
+    if !text
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        return Err(why());
+    }
+    let seconds = text.parse().map_err(|_| why())?;
+    let limit = Duration::try_from_secs_f64(seconds).map_err(|_| why())?;
+    Ok(WaitAll::AtMost(limit))
 }
 
 /// Where the report goes and what it looks like.
@@ -543,6 +581,27 @@ mod tests {
             };
             assert!(said.ends_with(help), "{line:?}: {said}");
         }
+    }
+
+    #[test]
+    fn waiting_for_all_may_have_a_limit_and_takes_no_word_of_the_command() {
+        let seconds = |text| parse_wait(text).unwrap();
+        assert_eq!(run(&["true"]).wait_all, None);
+        let unlimited = run(&["--wait-all", "2"]);
+        assert_eq!(unlimited.wait_all, Some(WaitAll::Unlimited));
+        assert_eq!(unlimited.command, words(&[b"2"]));
+        assert_eq!(run(&["--wait-all=2", "true"]).wait_all, Some(seconds("2")));
+        assert_eq!(seconds("0.5"), WaitAll::AtMost(Duration::from_millis(500)));
+        assert_eq!(seconds("0"), WaitAll::AtMost(Duration::ZERO));
+        for text in ["", ".", "-1", "+1", "1e3", "inf", "2s", "1.2.3", "\u{661}"] {
+            assert!(parse_wait(text).is_err(), "{text:?}");
+        }
+        assert!(parse_wait(&"9".repeat(400)).is_err());
+        assert!(
+            wrong(&["run", "--wait-all=2s", "true"])
+                .contains("cannot be '2s'; it is a number of seconds")
+        );
+        assert!(wrong(&["run", "--wait-all=", "true"]).contains("--wait-all"));
     }
 
     #[test]

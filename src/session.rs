@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::errno::Errno;
@@ -9,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use users::{Users, UsersCache};
 
 use crate::allocator::{self, loader::Environment};
-use crate::cli;
+use crate::cli::{self, WaitAll};
 use crate::collect::{self, Collector, Settings};
 use crate::image::{Image, Losses};
 use crate::launch::{self, Ended, Running, Stderr, Suspended};
@@ -23,7 +24,7 @@ use crate::signals::{Event, Signals};
 use crate::status::{self, Finish, LeakExit, Outcome};
 
 /// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
-const TICK_MS: u16 = 500;
+const TICK: Duration = Duration::from_millis(500);
 
 /// Runs the command and says how memleak is to end.
 ///
@@ -53,14 +54,26 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
     };
     let mut books = Books::open(options, report);
     let outcome = match command.release(keep) {
-        Ok(mut running) => match follow(&mut running, &mut signals, &mut collector, &mut books) {
-            Ended::Exited(code) => Outcome::Exited(code),
-            Ended::Signaled { signal, core } => Outcome::Signaled { signal, core },
-            Ended::NotExecuted(error) => not_executed(&error),
-        },
+        Ok(mut running) => {
+            let ended = follow(&mut running, &mut signals, &mut collector, &mut books);
+            if let Some(limit) = options.wait_all {
+                wait_all(
+                    limit,
+                    &mut running,
+                    &mut signals,
+                    &mut collector,
+                    &mut books,
+                );
+            }
+            match ended {
+                Ended::Exited(code) => Outcome::Exited(code),
+                Ended::Signaled { signal, core } => Outcome::Signaled { signal, core },
+                Ended::NotExecuted(error) => not_executed(&error),
+            }
+        }
         Err(error) => not_executed(&error),
     };
-    match collector.running() {
+    match collector.take_all() {
         Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
         Err(error) => books.fail(&error),
     }
@@ -82,6 +95,7 @@ fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
         max_blocks: options.max_allocs,
         method: options.method,
         floor: options.floor,
+        all_late: options.late_threads,
     };
     let mut collector = Collector::load(&settings)?;
     let environment = Environment::of_this_process();
@@ -108,34 +122,83 @@ fn follow(
     books: &mut Books,
 ) -> Ended {
     loop {
-        // SAFETY: the ring's descriptor is open for as long as the collector is.
-        let ring = unsafe { BorrowedFd::borrow_raw(collector.fd()) };
-        let mut ready = [
-            PollFd::new(signals.fd(), PollFlags::POLLIN),
-            PollFd::new(ring, PollFlags::POLLIN),
-        ];
-        if let Err(error) = poll(&mut ready, PollTimeout::from(TICK_MS))
-            && error != Errno::EINTR
-        {
-            books.fail(&anyhow::Error::new(error).context("cannot wait for events"));
-        }
-        let events = signals.dispatch(command, &mut collector.signals_seen());
-        // Whatever of the tree had ended before the command did is in the ring by now.
-        match collector.take_ended() {
-            Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
-            Err(error) => books.fail(&error),
-        }
-        match events {
-            Ok(events) => {
-                for event in events {
-                    if let Event::Ended(ended) = event {
-                        return ended;
-                    }
-                }
+        for event in turn(TICK, command, signals, collector, books) {
+            if let Event::Ended(ended) = event {
+                return ended;
             }
-            Err(error) => books.fail(&error),
         }
     }
+}
+
+/// Follows what the command has left behind: to the last end, for as long as `limit` says, or until a
+/// signal asks for the report.
+fn wait_all(
+    limit: WaitAll,
+    command: &mut Running,
+    signals: &mut Signals,
+    collector: &mut Collector,
+    books: &mut Books,
+) {
+    let began = Instant::now();
+    // Each row that comes wakes us, that of the last process too; the tick is for a last process that
+    // could not be given a row.
+    while collector.anyone_lives() {
+        let rest = match limit {
+            WaitAll::Unlimited => TICK,
+            WaitAll::AtMost(limit) => limit.saturating_sub(began.elapsed()).min(TICK),
+        };
+        if rest.is_zero() {
+            break;
+        }
+        let events = turn(rest, command, signals, collector, books);
+        if events
+            .iter()
+            .any(|event| matches!(event, Event::Interrupted(_)))
+        {
+            break;
+        }
+    }
+}
+
+/// Waits for something to happen, at most `timeout`, and does what is to be done about it.
+fn turn(
+    timeout: Duration,
+    command: &mut Running,
+    signals: &mut Signals,
+    collector: &mut Collector,
+    books: &mut Books,
+) -> Vec<Event> {
+    // SAFETY: the ring's descriptor is open for as long as the collector is.
+    let ring = unsafe { BorrowedFd::borrow_raw(collector.fd()) };
+    let mut ready = [
+        PollFd::new(signals.fd(), PollFlags::POLLIN),
+        PollFd::new(ring, PollFlags::POLLIN),
+    ];
+    // Rounded up: a rest of less than a millisecond is no reason to turn without waiting.
+    let timeout = timeout.as_micros().div_ceil(1000) as u16;
+    if let Err(error) = poll(&mut ready, PollTimeout::from(timeout))
+        && error != Errno::EINTR
+    {
+        books.fail(&anyhow::Error::new(error).context("cannot wait for events"));
+    }
+    let events = signals.dispatch(command, &mut collector.signals_seen());
+    // Whatever of the tree had ended before the command did is in the ring by now.
+    match collector.take_ended() {
+        Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
+        Err(error) => books.fail(&error),
+    }
+    let events = events.unwrap_or_else(|error| {
+        books.fail(&error);
+        Vec::new()
+    });
+    let ended = |event: &Event| matches!(event, Event::Ended(_));
+    // Nobody should wait for memleak's end because of it.
+    if !events.iter().any(ended)
+        && let Err(error) = collector.sweep_if_due()
+    {
+        books.fail(&error);
+    }
+    events
 }
 
 /// The sums and the report of them.

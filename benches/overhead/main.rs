@@ -9,6 +9,7 @@
 //! replaces the block between the bench markers of README.md. `BENCH_ROUNDS` sets the rounds,
 //! `MEMLEAK_BIN` another binary to measure.
 
+mod crowd;
 mod latency;
 mod machine;
 mod neighbours;
@@ -63,7 +64,9 @@ fn run(write: bool) -> Result<()> {
     let neighbours = neighbours::measure(&toolbox, rounds)?;
     let latency = latency::measure(&toolbox, rounds)?;
 
-    let text = table::markdown(&toolbox, rounds, &results, &neighbours, &latency);
+    let crowd = crowd::measure(&toolbox)?;
+
+    let text = table::markdown(&toolbox, rounds, &results, &neighbours, &latency, &crowd);
     println!("\n{text}");
     println!("Measured in {} s.", began.elapsed().as_secs());
     std::fs::write(OUTPUT, &text).with_context(|| format!("cannot write {OUTPUT}"))?;

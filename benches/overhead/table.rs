@@ -1,5 +1,6 @@
 //! The measurements as Markdown. Takes values, returns text.
 
+use crate::crowd::{self, Crowd};
 use crate::latency::Latency;
 use crate::machine;
 use crate::neighbours::Neighbours;
@@ -15,6 +16,7 @@ pub fn markdown(
     results: &[Measured],
     neighbours: &Neighbours,
     latency: &Latency,
+    crowd: &Crowd,
 ) -> String {
     let mut text = format!(
         "{}\nIn brackets: times bare. Floor: empty programs on the same probes.\n\n",
@@ -44,6 +46,20 @@ pub fn markdown(
     text += &format!(
         "| from the end of a process that leaves 1,000,000 blocks to its row | {:.1} |\n",
         latency.row
+    );
+    text += &format!(
+        "\n| {} processes through one memleak | |\n|---|--:|\n",
+        grouped(crowd::PROCESSES)
+    );
+    text += &format!("| a process, fork to row | {:.0} µs |\n", crowd.each);
+    text += &format!(
+        "| resident memory after {} rows | {:.1} MB |\n",
+        grouped(crowd::EARLY),
+        crowd.early_kb as f64 / 1e3
+    );
+    text += &format!(
+        "| the most there was later | {:.1} MB |\n",
+        crowd.most_kb as f64 / 1e3
     );
     text
 }

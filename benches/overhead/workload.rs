@@ -67,6 +67,17 @@ pub fn all() -> Vec<Workload> {
             allocations: 0,
         },
         Workload {
+            title: "2,000 forks that allocate twice and end, a process",
+            command: &["spawn", "{}", "fork"],
+            operations: |tool| match tool {
+                Tool::Bare | Tool::Floor | Tool::Memleak => Some(2_000),
+                Tool::Valgrind => Some(20),
+                // Neither follows a child.
+                Tool::Heaptrack | Tool::Bpftrace => None,
+            },
+            allocations: 2,
+        },
+        Workload {
             title: "python3, 2,000 records through JSON, a record",
             command: &["python3", "records.py", "{}"],
             operations: |tool| Some(by_cost(tool, 2_000, 2_000, 200)),

@@ -81,6 +81,10 @@ pub fn running_image(
             record.comm = thread.comm;
         }
     }
+    // Its process has ended already; what shares its heap (CLONE_VM) has no row of its own.
+    if record.flags & heap_flags::HEAP_OWNER_GONE.0 != 0 {
+        return ended_image(&record, context);
+    }
     image(&record, End::Running, now_ns, context)
 }
 
@@ -356,5 +360,26 @@ mod tests {
         let other = live_cell { heap: 9, ..cell };
         let image = running_image(&record(), &[], Some(&other), 0, &context());
         assert_eq!(image.counters.peak_live_bytes, Some(0));
+    }
+
+    #[test]
+    fn a_process_whose_heap_another_still_uses_has_ended() {
+        let borrower = thread_sum {
+            sum: counters {
+                alloc_bytes: 50,
+                alloc_count: 1,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let record = heap {
+            flags: heap_flags::HEAP_OWNER_GONE.0 | heap_flags::HEAP_LEADER_GONE.0,
+            status: 0x0300,
+            ..record()
+        };
+        let image = running_image(&record, &[borrower], None, 5_000_000_000, &context());
+        assert_eq!(image.end, End::Exited(3));
+        assert_eq!(image.counters.total_allocs_bytes, 1050);
+        assert_eq!(image.end_time, Duration::from_secs(1002));
     }
 }

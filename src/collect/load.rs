@@ -19,6 +19,8 @@ pub struct Settings {
     pub method: Option<Method>,
     /// Attach programs that do nothing in place of those that count.
     pub floor: bool,
+    /// Keep every thread that is started in the slower table.
+    pub all_late: bool,
 }
 
 /// Why the programs cannot be loaded. Each names its remedy.
@@ -142,6 +144,7 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.max_blocks = u64::from(settings.max_blocks);
         rodata.slot_mask = slots(settings.max_blocks) - 1;
+        rodata.all_late = settings.all_late;
     }
     let progs = &mut open.progs;
     let session = method == Method::Session;

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread as threads;
 use std::time::Duration;
 
@@ -35,6 +36,9 @@ const SWEEP_SHARE: u64 = 4;
 
 /// How many entries a step of a walk over a map takes: a few hundred kilobytes.
 const BATCH: u32 = 4096;
+
+/// How often the counters of a living process are read until no thread left it or came meanwhile.
+const SNAPSHOTS: u32 = 10;
 
 /// Loaded programs, their links, and the ring of ended images.
 pub struct Collector {
@@ -153,8 +157,11 @@ impl Collector {
     ///
     /// # Errors
     /// The task is gone, or the kernel has no memory for it.
-    pub fn follow(&self, pidfd: BorrowedFd<'_>) -> Result<()> {
+    pub fn follow(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
         let nothing = thread::default();
+        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
+            shared(&mut bss.living_tasks).fetch_add(1, Ordering::Relaxed);
+        }
         self.skel
             .maps
             .threads
@@ -190,6 +197,18 @@ impl Collector {
     /// # Errors
     /// A map cannot be read.
     pub fn take_ended(&mut self) -> Result<Vec<Image>> {
+        let records = self.take_records()?;
+        Ok(self.images(&records))
+    }
+
+    fn images(&self, records: &[heap]) -> Vec<Image> {
+        records
+            .iter()
+            .map(|record| event::ended_image(record, &self.context))
+            .collect()
+    }
+
+    fn take_records(&mut self) -> Result<Vec<heap>> {
         self.ring
             .consume()
             .context("cannot read the ring of ended images")?;
@@ -201,17 +220,26 @@ impl Collector {
             self.rows_taken_from_map += (records.len() - before) as u64;
             records.sort_by_key(|record| record.end_ns);
         }
-        if self
-            .counter(|bss| &bss.dead_blocks)
-            .saturating_mul(SWEEP_SHARE)
-            >= self.max_blocks
-        {
+        Ok(records)
+    }
+
+    /// Drops the blocks of ended heaps where they fill much of the table of live blocks. That may take some
+    /// hundred milliseconds: to be done when rows are out.
+    ///
+    /// # Errors
+    /// The table cannot be walked.
+    pub fn sweep_if_due(&mut self) -> Result<()> {
+        let dead = self.counter(|bss| &bss.dead_blocks);
+        if dead.saturating_mul(SWEEP_SHARE) >= self.max_blocks {
             self.sweep()?;
         }
-        Ok(records
-            .iter()
-            .map(|record| event::ended_image(record, &self.context))
-            .collect())
+        Ok(())
+    }
+
+    /// Whether anything is left of what is followed. Where nothing is, [`take_ended`](Self::take_ended) has
+    /// all there is.
+    pub fn anyone_lives(&self) -> bool {
+        self.counter(|bss| &bss.living_tasks) > 0
     }
 
     /// Images that found the ring full stay in the map until they are taken here.
@@ -273,11 +301,58 @@ impl Collector {
         Ok(())
     }
 
-    /// The images that still run.
+    /// The images that have ended since the last [`take_ended`](Self::take_ended), then those that still run.
     ///
     /// # Errors
     /// The kernel's tables cannot be read.
-    pub fn running(&self) -> Result<Vec<Image>> {
+    pub fn take_all(&mut self) -> Result<Vec<Image>> {
+        let mut running = Vec::new();
+        let mut unsure = self.living_heaps()?;
+        for last in (0..SNAPSHOTS).map(|n| n + 1 == SNAPSHOTS) {
+            let threads = self.thread_sums()?;
+            let mut now = self.living_heaps()?;
+            for (id, record) in std::mem::take(&mut unsure) {
+                // One that is not there any more has ended: its row is on the ring.
+                let Some(again) = now.remove(&id) else {
+                    continue;
+                };
+                let threads = threads.get(&id).map_or(&[][..], Vec::as_slice);
+                // A thread that leaves takes its sums to the heap: they must not be taken twice.
+                let sure = bytes_of(&record.sum) == bytes_of(&again.sum)
+                    && [record.users, again.users] == [threads.len() as u32; 2];
+                if sure || last {
+                    let now = monotonic().as_nanos() as u64;
+                    let cell = self.live_cell(id);
+                    let image =
+                        event::running_image(&record, threads, cell.as_ref(), now, &self.context);
+                    running.push((id, image));
+                } else {
+                    unsure.insert(id, again);
+                }
+            }
+            if unsure.is_empty() {
+                break;
+            }
+        }
+        let ended = self.take_records()?;
+        // What was seen running has ended since.
+        running.retain(|(id, _)| ended.iter().all(|record| record.id != *id));
+        running.sort_by_key(|(_, image)| image.start_time);
+        let mut images = self.images(&ended);
+        images.extend(running.into_iter().map(|(_, image)| image));
+        Ok(images)
+    }
+
+    fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
+        let heaps = self.heaps()?.into_iter().map(|(_, record)| record);
+        Ok(heaps
+            .filter(|record| record.flags & heap_flags::HEAP_ENDED.0 == 0)
+            .map(|record| (record.id, record))
+            .collect())
+    }
+
+    /// The counters of the living threads, by heap.
+    fn thread_sums(&self) -> Result<HashMap<u64, Vec<thread_sum>>> {
         let link = self
             .skel
             .progs
@@ -293,19 +368,7 @@ impl Collector {
         for sum in event::thread_sums_from_bytes(&bytes) {
             threads.entry(sum.heap).or_default().push(sum);
         }
-        let now = monotonic().as_nanos() as u64;
-        let mut images: Vec<_> = self
-            .heaps()?
-            .into_iter()
-            .filter(|(_, record)| record.flags & heap_flags::HEAP_ENDED.0 == 0)
-            .map(|(_, record)| {
-                let threads = threads.get(&record.id).map_or(&[][..], Vec::as_slice);
-                let cell = self.live_cell(record.id);
-                event::running_image(&record, threads, cell.as_ref(), now, &self.context)
-            })
-            .collect();
-        images.sort_by_key(|image| image.start_time);
-        Ok(images)
+        Ok(threads)
     }
 
     /// Where the threads of a heap may share its live bytes.
@@ -347,10 +410,7 @@ impl Collector {
 
     fn count_dropped(&mut self, dropped: u64) {
         if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            // SAFETY: valid and aligned for as long as the skeleton lives; all who write it, the kernel
-            // included, do so atomically.
-            let counter = unsafe { std::sync::atomic::AtomicU64::from_ptr(&mut bss.dead_blocks) };
-            counter.fetch_sub(dropped, std::sync::atomic::Ordering::Relaxed);
+            shared(&mut bss.dead_blocks).fetch_sub(dropped, Ordering::Relaxed);
         }
     }
 
@@ -364,6 +424,12 @@ impl Collector {
             }
         });
     }
+}
+
+/// One of the programs' global counters, to be changed.
+fn shared(counter: &mut u64) -> &AtomicU64 {
+    // SAFETY: a reference is valid and aligned; all who write it, the kernel included, do so atomically.
+    unsafe { AtomicU64::from_ptr(counter) }
 }
 
 /// The bytes of a C struct, for a map.

@@ -48,7 +48,7 @@ pub struct Case {
 
 /// Bytes that glibc allocates for a thread: one block for its table of thread-local storage. How many
 /// depends on glibc's version and on nothing else here.
-fn thread_bytes() -> u64 {
+pub fn thread_bytes() -> u64 {
     static BYTES: OnceLock<u64> = OnceLock::new();
     *BYTES.get_or_init(|| {
         let (images, status, _) = Job::fixture("one_idle_thread", &[]).count();
@@ -62,7 +62,7 @@ fn thread_bytes() -> u64 {
     })
 }
 
-fn counts(total: u64, allocs: u64, frees: u64, leaked: u64, blocks: u64) -> Counts {
+pub fn counts(total: u64, allocs: u64, frees: u64, leaked: u64, blocks: u64) -> Counts {
     Counts {
         total_allocs_bytes: total,
         alloc_count: allocs,
@@ -89,7 +89,7 @@ impl Counts {
     }
 
     /// Adds what glibc allocates for `started` threads, and frees for those that were `joined`.
-    fn threads(mut self, started: u64, joined: u64) -> Self {
+    pub fn threads(mut self, started: u64, joined: u64) -> Self {
         self.total_allocs_bytes += started * thread_bytes();
         self.alloc_count += started;
         self.free_count += joined;
@@ -99,7 +99,7 @@ impl Counts {
     }
 }
 
-fn ends(image: u32, end: End, counts: Counts) -> Expected {
+pub fn ends(image: u32, end: End, counts: Counts) -> Expected {
     Expected { image, end, counts }
 }
 

@@ -192,35 +192,28 @@ impl Report {
         if self.summary.losses.rows_lost > 0 {
             return;
         }
-        let processes = by_pid(&self.rows, |row| row.pid);
-        assert_eq!(
-            self.summary.processes,
-            processes.len() as u64,
-            "processes counts pids"
-        );
-        for (pid, rows) in processes {
-            let images: BTreeSet<_> = rows.iter().map(|row| row.image).collect();
-            assert_eq!(
-                images.len(),
-                rows.len(),
-                "pid {pid} has an image twice (or was reused): {rows:#?}"
-            );
-            assert_eq!(
-                images.last().map(|&last| last as usize + 1),
-                Some(rows.len()),
-                "pid {pid} lacks an image: {rows:#?}"
-            );
-            for row in rows.iter() {
-                let last = row.image as usize + 1 == rows.len();
-                assert_eq!(
-                    row.end != "exec",
-                    last,
-                    "pid {pid} image {} ended by {}",
-                    row.image,
-                    row.end
-                );
+        let mut processes = 0;
+        for (pid, mut rows) in by_pid(&self.rows, |row| row.pid) {
+            rows.sort_by(|a, b| {
+                let started = a.start_time.total_cmp(&b.start_time);
+                started.then(a.image.cmp(&b.image))
+            });
+            // A pid may come again: image 0 begins a process.
+            for rows in rows.chunk_by(|_, next| next.image != 0) {
+                processes += 1;
+                for (row, image) in rows.iter().zip(0..) {
+                    let last = image as usize + 1 == rows.len();
+                    assert!(
+                        row.image == image && (row.end != "exec") == last,
+                        "pid {pid} lacks an image, or has one twice: {rows:#?}"
+                    );
+                }
             }
         }
+        assert_eq!(
+            self.summary.processes, processes,
+            "processes counts processes"
+        );
     }
 
     /// The row of a process that was alone and had one image.
@@ -354,6 +347,11 @@ impl Job {
         self.start_with(None).wait()
     }
 
+    #[track_caller]
+    pub fn start(&self) -> Running {
+        self.start_with(None)
+    }
+
     /// Runs it under memleak and the counter at once. The counter is put into the environment of the
     /// command alone, as memleak's own allocations would confuse; the program that does so is the root's
     /// image 0, which allocates nothing, and taken out of the rows here. The root's images are then
@@ -452,9 +450,22 @@ impl Running {
         nix::unistd::Pid::from_raw(self.child.id().cast_signed())
     }
 
+    /// Where the report is written.
+    pub fn json(&self) -> &Path {
+        &self.json
+    }
+
     #[track_caller]
     pub fn wait(self) -> Report {
-        let output = wait(self.child, self.readers);
+        self.wait_with(|| ())
+    }
+
+    /// As `wait`, and does something when memleak has ended, before its output has.
+    #[track_caller]
+    pub fn wait_with(self, between: impl FnOnce()) -> Report {
+        let status = wait_status(self.child);
+        between();
+        let output = output(status, self.readers);
         let json = fs::read_to_string(&self.json).unwrap_or_default();
         Report::new(&json, output)
     }
@@ -513,11 +524,16 @@ fn collect(command: &mut Command) -> Output {
 }
 
 #[track_caller]
-fn wait(mut child: Child, readers: [thread::JoinHandle<String>; 2]) -> Output {
+fn wait(child: Child, readers: [thread::JoinHandle<String>; 2]) -> Output {
+    output(wait_status(child), readers)
+}
+
+#[track_caller]
+fn wait_status(mut child: Child) -> ExitStatus {
     let started = Instant::now();
-    let status = loop {
+    loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
-            break status;
+            return status;
         }
         if started.elapsed() > TIMEOUT {
             let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
@@ -525,7 +541,10 @@ fn wait(mut child: Child, readers: [thread::JoinHandle<String>; 2]) -> Output {
             panic!("hangs: not done after {TIMEOUT:?}");
         }
         thread::sleep(Duration::from_millis(5));
-    };
+    }
+}
+
+fn output(status: ExitStatus, readers: [thread::JoinHandle<String>; 2]) -> Output {
     let [stdout, stderr] = readers.map(|reader| reader.join().expect("a pipe can be read"));
     Output {
         status,

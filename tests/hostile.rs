@@ -1,0 +1,609 @@
+//! Trees that are hostile or broken, and processes that begin and end in unusual ways: nothing hangs, no row
+//! is wrong or missing, and memory stays bounded.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use common::expected::{End, Expected, case, counts, ends, thread_bytes};
+use common::{Counts, Job, Losses, Report, Row, code, fixture};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Fails unless nothing was lost and these are the images that there were, in any order.
+#[track_caller]
+fn assert_images(report: &Report, expected: impl IntoIterator<Item = Expected>) {
+    report.assert_complete();
+    let mut expected: Vec<_> = expected.into_iter().collect();
+    let mut found: Vec<_> = report.rows.iter().map(image).collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected, "{}", report.stderr);
+}
+
+fn image(row: &Row) -> Expected {
+    ends(row.image, End::of(row), row.counts)
+}
+
+/// One block of so many bytes, leaked.
+fn leaks(bytes: u64) -> Counts {
+    counts(bytes, 1, 0, bytes, 1)
+}
+
+#[track_caller]
+fn row_of<'a>(report: &'a Report, comm: &str) -> &'a Row {
+    let found: Vec<_> = report.rows.iter().filter(|row| row.comm == comm).collect();
+    match found[..] {
+        [row] => row,
+        _ => panic!("not one row of {comm}: {:#?}", report.rows),
+    }
+}
+
+/// Where a program that any user and namespace can reach lies, and what removes it in the end.
+fn public_copy(name: &str) -> (TempDir, PathBuf) {
+    let directory = TempDir::new().expect("a temporary directory");
+    let everyone = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(directory.path(), everyone).expect("can be changed");
+    let copy = directory.path().join(name);
+    fs::copy(fixture(name), &copy).expect("a fixture can be copied");
+    (directory, copy)
+}
+
+/// VmRSS; `None` once the process has ended.
+fn resident_kb(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Runs a job; fails if memleak's memory grows by more than a megabyte once a quarter of the report is
+/// written.
+#[track_caller]
+fn run_in_flat_memory(job: &Job) -> Report {
+    let running = job.start();
+    let (pid, json) = (running.pid(), running.json().to_path_buf());
+    let sampler = thread::spawn(move || {
+        let mut samples: Vec<(u64, u64)> = Vec::new();
+        while let Some(resident) = resident_kb(pid) {
+            let written = json.metadata().map_or(0, |metadata| metadata.len());
+            samples.push((written, resident));
+            sleep(Duration::from_millis(20));
+        }
+        samples
+    });
+    let report = running.wait();
+    let samples = sampler.join().expect("samples");
+    let all = samples.last().expect("a sample").0;
+    let mut later = samples.iter().skip_while(|(written, _)| written * 4 < all);
+    let (_, early) = later.next().expect("a quarter comes before the whole");
+    let most = later.map(|(_, resident)| resident).max().unwrap_or(early);
+    assert!(samples.len() > 10, "too short to tell: {samples:?}");
+    assert!(
+        most.saturating_sub(*early) <= 1024,
+        "{early} kB at a quarter, {most} kB later"
+    );
+    report
+}
+
+// ---- many ----------------------------------------------------------------------------------------------
+
+#[test]
+fn twenty_thousand_short_lives_leave_as_many_rows_and_no_memory() {
+    // Pids may come again meanwhile: there are 32,768 by default.
+    const CHILDREN: u64 = 20_000;
+    let report = run_in_flat_memory(&Job::fixture("short_lives", &[&CHILDREN.to_string()]));
+    report.assert_complete();
+    assert_eq!(report.rows.len() as u64, CHILDREN + 1);
+    assert_eq!(report.summary.processes, CHILDREN + 1);
+    let mut rows: BTreeMap<Counts, u64> = BTreeMap::new();
+    for row in &report.rows {
+        assert_eq!((row.image, &*row.end), (0, "exited"), "{row:#?}");
+        *rows.entry(row.counts).or_default() += 1;
+    }
+    let mut expected: BTreeMap<_, _> = (0..100)
+        .map(|c| (counts(1000 + c, 2, 1, c, 1), CHILDREN / 100))
+        .collect();
+    expected.insert(Counts::default(), 1);
+    assert_eq!(rows, expected);
+}
+
+#[test]
+fn a_thousand_executions_of_itself_are_a_thousand_and_one_images_in_flat_memory() {
+    let report = run_in_flat_memory(&Job::fixture("execs_itself", &["1000"]));
+    assert_eq!(code(report.status), 3);
+    assert_eq!(report.summary.processes, 1);
+    let last = ends(1000, End::Exit(3), Counts::default());
+    let expected = (0..1000)
+        .map(|n| ends(n, End::Exec, leaks(1000 - u64::from(n))))
+        .chain([last]);
+    assert_images(&report, expected);
+}
+
+#[test]
+fn a_fork_bomb_within_its_limit_is_counted_to_its_last_process() {
+    let job = Job::fixture("fork_bomb", &["64123", "24", "700"]).options(["--wait-all=20"]);
+    let report = job.run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    let children: usize = report.stdout.trim().parse().expect("the bomb counts");
+    assert!(children >= 23, "{children} are no bomb");
+    let each = ends(0, End::Exit(0), leaks(100));
+    assert_images(&report, vec![each; children + 1]);
+    assert!(report.rows.iter().all(|row| row.uid == 64123));
+}
+
+// ---- broken surroundings -------------------------------------------------------------------------------
+
+#[test]
+fn a_command_that_closes_every_descriptor_is_counted() {
+    let report = Job::fixture("closes_all", &[]).run();
+    assert_eq!(code(report.status), 7);
+    let parent = ends(0, End::Exit(7), leaks(10));
+    assert_images(&report, [parent, ends(0, End::Exit(6), leaks(20))]);
+}
+
+#[test]
+fn what_is_executed_from_a_directory_that_is_gone_has_no_path() {
+    let (top, program) = public_copy("leaks_2mb");
+    let script = format!(
+        "mkdir {0}/gone && cd {0}/gone && rmdir {0}/gone && exec ../leaks_2mb",
+        top.path().display()
+    );
+    let report = Job::shell(&script).run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    let row = row_of(&report, "leaks_2mb");
+    assert_eq!((row.exe.as_deref(), row.counts), (None, leaks(2_000_000)));
+
+    // The same where the directory lives, under a new name.
+    let script = format!(
+        "mkdir {0}/old && cd {0}/old && mv {0}/old {0}/new && exec ../leaks_2mb",
+        top.path().display()
+    );
+    let report = Job::shell(&script).run();
+    let row = row_of(&report, "leaks_2mb");
+    let exe = row.exe.as_deref().expect("there is a path");
+    assert_eq!(exe, top.path().join("new/../leaks_2mb"));
+    assert_eq!(fs::canonicalize(exe).ok(), fs::canonicalize(program).ok());
+}
+
+#[test]
+fn what_is_executed_from_a_file_system_that_was_detached_has_no_path() {
+    let (top, program) = public_copy("leaks_2mb");
+    let script = format!(
+        "mkdir {0}/m && mount -t tmpfs none {0}/m && cp {1} {0}/m/ && cd {0}/m && umount -l {0}/m && \
+         exec ./leaks_2mb",
+        top.path().display(),
+        program.display()
+    );
+    let report = Job::new("unshare", ["--mount", "sh", "-c", &script]).run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    let row = row_of(&report, "leaks_2mb");
+    assert_eq!((row.exe.as_deref(), row.counts), (None, leaks(2_000_000)));
+}
+
+#[test]
+fn what_moves_to_other_namespaces_is_followed_there() {
+    let (_top, program) = public_copy("leaks_2mb");
+    let own = nix::unistd::getuid().as_raw();
+    for namespaces in [
+        &["--user"][..],
+        &["--user", "--map-root-user", "--pid", "--fork"],
+        &["--pid", "--fork", "--mount-proc"],
+        &["--mount", "--uts", "--ipc", "--net", "--cgroup"],
+    ] {
+        let mut words: Vec<_> = namespaces.iter().map(OsStr::new).collect();
+        words.push(program.as_os_str());
+        let report = Job::new("unshare", &words).run();
+        assert_eq!(code(report.status), 0, "{namespaces:?}: {}", report.stderr);
+        report.assert_complete();
+        let row = row_of(&report, "leaks_2mb");
+        assert_eq!(row.counts, leaks(2_000_000), "{namespaces:?}");
+        // As memleak sees them, not the process itself.
+        assert_eq!(row.uid, own, "{namespaces:?}");
+        let root = report.rows.last().expect("a row");
+        assert!(
+            row.pid == root.pid || row.ppid == root.pid,
+            "{namespaces:?}: {:#?}",
+            report.rows
+        );
+    }
+}
+
+// ---- signals to memleak from its own tree ---------------------------------------------------------------
+
+#[test]
+fn what_the_tree_sends_to_memleak_changes_neither_the_command_nor_its_code() {
+    for (script, expected) in [
+        (
+            "for s in TERM INT HUP QUIT USR1 ALRM TSTP TTIN TTOU PIPE CHLD; do kill -$s $PPID; done; exit 4",
+            4,
+        ),
+        ("kill -STOP $PPID; sleep 0.1; kill -CONT $PPID; exit 5", 5),
+        (
+            "trap '' TERM INT HUP USR1; for s in TERM INT HUP USR1; do kill -$s 0; done; exit 6",
+            6,
+        ),
+        ("kill -TERM 0; sleep 20", 128 + 15),
+        ("(kill -INT $PPID; kill -HUP 0); sleep 20", 128 + 2),
+    ] {
+        let began = Instant::now();
+        let report = Job::shell(script).run();
+        let code = code(report.status);
+        // The last script's signals come in any order.
+        assert!(
+            code == expected || expected == 130 && code == 129,
+            "{script}: {code} {}",
+            report.stderr
+        );
+        assert!(began.elapsed() < Duration::from_secs(15), "{script}");
+        report.assert_complete();
+    }
+}
+
+#[test]
+fn a_tree_that_stops_its_whole_group_goes_on_with_it() {
+    for signal in ["STOP", "TSTP"] {
+        let running = Job::shell(&format!("kill -{signal} 0; exit 8")).start();
+        let pid = running.pid();
+        let began = Instant::now();
+        let stopped = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        while !stopped() {
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "memleak is not stopped by {signal}"
+            );
+            sleep(Duration::from_millis(10));
+        }
+        killpg(pid, Signal::SIGCONT).expect("it can be continued");
+        let report = running.wait();
+        assert_eq!(code(report.status), 8, "{}", report.stderr);
+        report.assert_complete();
+    }
+}
+
+// ---- names ---------------------------------------------------------------------------------------------
+
+/// memleak's whole report on a process that gives itself this name, in this format.
+fn report_of_name(name: &[u8], format: &str) -> Vec<u8> {
+    let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
+        .args(["run", "--format", format, "--"])
+        .arg(fixture("names_itself"))
+        .arg(OsStr::from_bytes(name))
+        .output()
+        .expect("memleak runs");
+    assert!(output.status.success(), "{output:?}");
+    output.stderr
+}
+
+#[test]
+fn no_name_forges_a_row_or_reaches_the_terminal() {
+    // A name, and what the table, CSV and JSON make of it.
+    let names: [(&[u8], &str, &str, &str); 7] = [
+        (
+            b"\x1b[2J\x1b[31mx",
+            r"\x1b[2J\x1b[31mx",
+            r"\x1b[2J\x1b[31mx",
+            "\x1b[2J\x1b[31mx",
+        ),
+        (
+            b"a\n0 b\r\t",
+            r"a\x0a0 b\x0d\x09",
+            r"a\x0a0 b\x0d\x09",
+            "a\n0 b\r\t",
+        ),
+        (
+            b"\xff\xfe\x80",
+            r"\xff\xfe\x80",
+            r"\xff\xfe\x80",
+            r"\xff\xfe\x80",
+        ),
+        (b"a,\"b\"", "a,\"b\"", "\"a,\"\"b\"\"\"", "a,\"b\""),
+        (
+            "\u{202e}x".as_bytes(),
+            r"\u{202e}x",
+            r"\u{202e}x",
+            "\u{202e}x",
+        ),
+        (b"", r"\0", "", ""),
+        // The kernel keeps 15 bytes.
+        (
+            b"0123456789abcdefgh",
+            "0123456789abcde",
+            "0123456789abcde",
+            "0123456789abcde",
+        ),
+    ];
+    for (name, table, csv, json) in names {
+        let text = |format| {
+            let bytes = report_of_name(name, format);
+            String::from_utf8(bytes).unwrap_or_else(|error| panic!("{format}: {error}"))
+        };
+        let lines = |format| {
+            let text = text(format);
+            assert!(
+                !text.contains(|c: char| c.is_control() && c != '\n'),
+                "{format}: {text:?}"
+            );
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let found = lines("table");
+        assert_eq!(found.len(), 3, "{found:#?}");
+        let row = found[1].split_whitespace().nth(3).unwrap_or_default();
+        // Spaces within a name are as they are.
+        assert!(
+            found[1].contains(&format!(" {table} ")),
+            "{row}: {found:#?}"
+        );
+
+        let found = lines("csv");
+        assert_eq!(found.len(), 3, "{found:#?}");
+        assert!(found[1].contains(&format!(",{csv},/")), "{found:#?}");
+
+        let found = lines("json");
+        assert_eq!(found.len(), 2, "{found:#?}");
+        let row: serde_json::Value = serde_json::from_str(&found[0]).expect("JSON");
+        assert_eq!(row["comm"], json);
+        assert_eq!(row["leaked_bytes"], 10);
+    }
+}
+
+// ---- ends and beginnings -------------------------------------------------------------------------------
+
+#[test]
+fn a_process_killed_in_the_middle_of_allocating_has_a_row_that_is_right() {
+    const ROUNDS: usize = 50;
+    let report = Job::fixture("killed_under_load", &[&ROUNDS.to_string()]).run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    assert_eq!(report.rows.len(), ROUNDS + 1);
+    let rounds: Vec<Vec<u64>> = report
+        .stdout
+        .lines()
+        .map(|line| {
+            let numbers = line.split_whitespace();
+            numbers.map(|n| n.parse().expect("a number")).collect()
+        })
+        .collect();
+    assert_eq!(rounds.len(), ROUNDS);
+    for (round, said) in rounds.iter().enumerate() {
+        let &[pid, returned, begun, freed, frees_begun] = &said[..] else {
+            panic!("the fixture said {said:?}")
+        };
+        let mut rows = report.rows.iter().filter(|row| u64::from(row.pid) == pid);
+        let row = rows.next().expect("a row for each");
+        assert!(rows.next().is_none());
+        assert_eq!(End::of(row), End::Signal(libc::SIGKILL));
+        let found = row.counts;
+        if round % 2 == 1 {
+            // Its threads had stopped: each has its share of glibc's, too.
+            assert_eq!((returned, freed), (begun, frees_begun));
+            let own = counts(
+                64 * returned,
+                returned,
+                freed,
+                64 * (returned - freed),
+                returned - freed,
+            );
+            assert_eq!(found, own.threads(3, 0));
+            continue;
+        }
+        assert!(
+            (returned..=begun + 3).contains(&found.alloc_count)
+                && (freed..=frees_begun).contains(&found.free_count),
+            "{found:?} where {said:?}"
+        );
+        let live = found.alloc_count - found.free_count;
+        // Each thread: one block held, one at work, glibc's.
+        assert!(found.leaked_blocks == live && live <= 9, "{found:?}");
+        let threads_bytes = found.total_allocs_bytes % 64;
+        assert!(
+            (0..=3).any(|n| threads_bytes == n * thread_bytes() % 64),
+            "{found:?}"
+        );
+        assert_eq!((found.failed_allocs, found.unknown_frees), (0, 0));
+    }
+}
+
+#[test]
+fn processes_killed_before_they_ran_have_rows() {
+    const CHILDREN: usize = 200;
+    let report = Job::fixture("killed_right_after_fork", &[&CHILDREN.to_string()]).run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    assert_eq!(report.rows.len(), CHILDREN + 1);
+    let mut idle = 0;
+    for row in &report.rows[..CHILDREN] {
+        assert_eq!(End::of(row), End::Signal(libc::SIGKILL));
+        assert_eq!(row.comm, report.rows[CHILDREN].comm);
+        idle += usize::from(row.counts == Counts::default());
+        assert!(
+            row.counts == Counts::default() || row.counts == leaks(10),
+            "{row:#?}"
+        );
+    }
+    assert!(idle > 0, "all of them ran");
+}
+
+#[test]
+fn a_pid_that_comes_again_is_a_new_process() {
+    let report = Job::fixture("reuses_a_pid", &["5"])
+        .under(&["unshare", "--pid", "--fork", "--mount-proc"])
+        .run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    let parent = ends(0, End::Exit(0), Counts::default());
+    let child = |n| ends(0, End::Exit(n), leaks(u64::from(n.unsigned_abs())));
+    assert_images(&report, (1..=5).map(child).chain([parent]));
+    let pid: u32 = report.stdout.trim().parse().expect("a pid");
+    let reused = report.rows.iter().filter(|row| row.pid == pid);
+    assert_eq!(reused.count(), 5, "{:#?}", report.rows);
+}
+
+#[test]
+fn what_a_vfork_child_allocated_before_it_was_killed_is_its_parents() {
+    let report = Job::fixture("vfork_child_killed", &[]).run();
+    let parent = ends(0, End::Exit(0), counts(1110, 3, 0, 1110, 3));
+    assert_images(&report, [parent]);
+}
+
+/// Who starts all, allocates nothing, and waits.
+const STARTER: fn() -> Expected = || ends(0, End::Exit(0), Counts::default());
+
+#[test]
+fn a_process_killed_under_its_vfork_child_has_one_row_and_so_has_the_child() {
+    let report = Job::fixture("vfork_parent_killed", &[]).run();
+    let parent = ends(0, End::Signal(libc::SIGKILL), counts(110, 2, 0, 110, 2));
+    let child = ends(0, End::Exit(8), leaks(77));
+    assert_images(&report, [STARTER(), parent, child]);
+}
+
+#[test]
+fn a_heap_that_outlives_its_process_has_one_row_with_the_process_end() {
+    let heap = counts(74, 2, 1, 64, 1);
+    let report = Job::fixture("outlived_by_its_borrower", &["exit", "300"]).run();
+    assert_images(&report, [STARTER(), ends(0, End::Exit(4), heap)]);
+    let [row, starter] = &report.rows[..] else {
+        panic!("{:#?}", report.rows)
+    };
+    // The time is that of its end too, not that of its heap's.
+    assert!(row.end_time + 0.25 < starter.end_time, "{row:#?}");
+
+    let report = Job::fixture("outlived_by_its_borrower", &["exec", "300"]).run();
+    let images = [
+        STARTER(),
+        ends(0, End::Exec, heap),
+        ends(1, End::Exit(9), leaks(77)),
+    ];
+    assert_images(&report, images);
+}
+
+#[test]
+fn a_heap_still_borrowed_when_memleak_leaves_has_its_process_end() {
+    let job = Job::fixture("outlived_by_its_borrower", &["exit", "-1500"]);
+    let began = Instant::now();
+    let report = job.run();
+    assert!(began.elapsed() < Duration::from_millis(1400));
+    let ends: Vec<_> = report.rows.iter().map(End::of).collect();
+    assert_eq!(ends, [End::Exit(0), End::Exit(4)], "{:#?}", report.rows);
+
+    // The borrower is a process as well: who waits for all waits for it.
+    let began = Instant::now();
+    let report = job.options(["--wait-all"]).run();
+    assert!(began.elapsed() >= Duration::from_millis(1500));
+    let heap = counts(74, 2, 1, 64, 1);
+    assert_images(
+        &report,
+        [STARTER(), common::expected::ends(0, End::Exit(4), heap)],
+    );
+}
+
+#[test]
+fn a_sibling_that_the_command_makes_is_followed_and_not_taken_for_the_command() {
+    let running = Job::fixture("clones_a_sibling", &[]).start();
+    let memleak = running.pid().as_raw().unsigned_abs();
+    let report = running.wait();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    let command = ends(0, End::Exit(0), leaks(100));
+    assert_images(&report, [command, ends(0, End::Exit(5), leaks(50))]);
+    assert!(report.rows.iter().all(|row| row.ppid == memleak));
+}
+
+#[test]
+fn an_exec_that_fails_too_late_ends_the_image_that_called_it() {
+    let parent = ends(0, End::Exit(0), leaks(100));
+    let child = |counts| ends(0, End::Signal(libc::SIGSEGV), counts);
+    let report = Job::fixture("exec_fails_late", &[]).run();
+    assert_images(&report, [parent, child(leaks(50))]);
+
+    // The thread has taken the leader's id by then; kept in either table.
+    for options in [&[][..], &["--late-threads"]] {
+        let job = Job::fixture("exec_fails_late", &["in a thread"]).options(options);
+        let report = job.run();
+        assert_images(&report, [parent, child(leaks(50).threads(1, 0))]);
+    }
+}
+
+#[test]
+fn a_thread_that_the_kernel_runs_for_a_process_ends_with_it() {
+    let report = Job::fixture("io_uring_worker", &[]).run();
+    // A kernel may have no io_uring: then this says so and shows only that.
+    if report.stdout != "worker\n" {
+        eprintln!("{}", report.stdout);
+    }
+    assert_images(&report, [ends(0, End::Exit(0), leaks(100))]);
+}
+
+#[test]
+fn a_core_dump_of_many_threads_loses_nothing() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let report = Job::fixture("aborts_in_threads", &[])
+        .in_directory(directory.path())
+        .run();
+    assert_eq!(code(report.status), 128 + libc::SIGABRT);
+    let counts = counts(3000, 3, 0, 3000, 3).threads(3, 0);
+    assert_images(&report, [ends(0, End::Signal(libc::SIGABRT), counts)]);
+}
+
+// ---- the slower table ------------------------------------------------------------------------------------
+
+#[test]
+fn threads_can_be_made_to_be_kept_in_the_slower_table() {
+    let (status, stderr) = Job::fixture("threads_free_each_other", &[]).run_under(
+        env!("CARGO_BIN_EXE_memleak"),
+        &["run", "--late-threads", "-v"],
+    );
+    assert!(status.success());
+    assert!(
+        stderr.contains("8 threads were kept in the slower table"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn threads_in_the_slower_table_are_counted_as_exactly() {
+    for name in [
+        "one_idle_thread",
+        "threads_free_each_other",
+        "thread_frees_for_main",
+        "realloc_raced",
+        "leader_leaves_first",
+        "exits_under_waiting_threads",
+        "exec_from_thread",
+        "child_frees_inherited",
+        "vfork_exec",
+        "vfork_exit",
+        "clone_vm_child",
+        "forks_in_threads",
+        "fork_storm",
+        "generations",
+        "runs leaks_2mb",
+        "handler_mallocs thread altstack",
+    ] {
+        let case = case(name);
+        let report = case.job.options(["--late-threads"]).run();
+        assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
+        assert_eq!(report.summary.losses, Losses::default(), "{name}");
+        assert_images(&report, (case.images)(&report.stdout));
+    }
+}
+
+#[test]
+fn the_slower_table_forgets_threads_that_have_ended() {
+    // It has room for 4,096.
+    let job = Job::fixture("short_lives", &["4500"]).options(["--late-threads"]);
+    let report = job.run();
+    report.assert_complete();
+    assert_eq!(report.rows.len(), 4501);
+}

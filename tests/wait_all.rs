@@ -1,0 +1,190 @@
+//! What memleak does about processes that go on after the command: tells that they run, or waits for them.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::expected::{End, counts};
+use common::{Counts, Job, Report, code};
+use nix::sys::signal::{Signal, kill, killpg};
+
+/// How long the daemon holds its block, and how long a start of memleak may take beside other tests.
+const HELD: Duration = Duration::from_secs(5);
+
+fn daemon(options: &[&str]) -> Job {
+    let held = HELD.as_millis().to_string();
+    Job::fixture("daemonises_twice", &[&held]).options(options)
+}
+
+/// The daemon's row comes last.
+#[track_caller]
+fn assert_daemon(report: &Report, end: &str, expected: Counts) {
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    let (last, others) = report.rows.split_last().expect("rows");
+    assert_eq!((&*last.end, last.counts), (end, expected));
+    assert_eq!(others.len(), 4, "{:#?}", report.rows);
+    for row in others {
+        assert_eq!(
+            (End::of(row), row.counts),
+            (End::Exit(0), Counts::default())
+        );
+    }
+    assert_eq!(report.summary.processes, 5);
+}
+
+/// While it holds its block.
+fn held() -> Counts {
+    counts(1030, 2, 0, 1030, 2)
+}
+
+#[test]
+fn without_the_option_memleak_leaves_with_the_command_and_says_who_runs() {
+    // 39
+    let began = Instant::now();
+    let report = daemon(&[]).run();
+    assert!(began.elapsed() < HELD, "{:?}", began.elapsed());
+    let last = report.rows.last().expect("a row");
+    // It may not have come to its first block yet, nor all of the others to their ends.
+    assert!(
+        last.end == "running" && last.counts.free_count == 0,
+        "{last:#?}"
+    );
+    assert_eq!(code(report.status), 0);
+}
+
+#[test]
+fn with_a_limit_memleak_leaves_in_time() {
+    // 39
+    let began = Instant::now();
+    let report = daemon(&["--wait-all=2"]).run();
+    let took = began.elapsed();
+    assert!(
+        (Duration::from_secs(2)..HELD).contains(&took),
+        "took {took:?}"
+    );
+    assert_daemon(&report, "running", held());
+}
+
+#[test]
+fn without_a_limit_memleak_leaves_with_the_last_process() {
+    // 39
+    let began = Instant::now();
+    let report = daemon(&["--wait-all"]).run();
+    assert!(began.elapsed() >= HELD);
+    assert_daemon(&report, "exited", counts(1030, 2, 1, 30, 1));
+    assert_eq!(report.rows.last().and_then(|row| row.exit_code), Some(5));
+}
+
+#[test]
+fn as_first_process_of_a_namespace_memleak_waits_for_orphans_that_are_its_own_children() {
+    let report = daemon(&["--wait-all"])
+        .under(&["unshare", "--pid", "--fork", "--mount-proc"])
+        .run();
+    assert_daemon(&report, "exited", counts(1030, 2, 1, 30, 1));
+}
+
+#[test]
+fn a_limit_that_is_not_needed_is_not_waited_for() {
+    let began = Instant::now();
+    let report = Job::shell("sleep 0.3 & exit 3")
+        .options(["--wait-all=60"])
+        .run();
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(code(report.status), 3);
+    assert!(report.rows.iter().all(|row| row.end != "running"));
+}
+
+#[test]
+fn rows_appear_while_memleak_waits() {
+    let running = Job::shell("sleep 0.2 & sleep 4 & exit 0")
+        .options(["--wait-all"])
+        .start();
+    let began = Instant::now();
+    let rows = || {
+        let text = std::fs::read_to_string(running.json()).unwrap_or_default();
+        text.lines()
+            .filter(|line| line.contains(r#""comm":"sleep""#) && line.contains(r#""exited""#))
+            .count()
+    };
+    while rows() == 0 {
+        assert!(began.elapsed() < Duration::from_secs(4), "no row");
+        sleep(Duration::from_millis(20));
+    }
+    assert_eq!(rows(), 1);
+    running.wait().assert_complete();
+}
+
+#[test]
+fn a_signal_ends_the_wait_and_nothing_else() {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ] {
+        let running = Job::shell("sleep 60 & exit 3")
+            .options(["--wait-all"])
+            .start();
+        let began = Instant::now();
+        // The command's own row: it has ended.
+        while !std::fs::read_to_string(running.json())
+            .unwrap_or_default()
+            .contains(r#""exit_code":3"#)
+        {
+            assert!(began.elapsed() < Duration::from_secs(30));
+            sleep(Duration::from_millis(10));
+        }
+        sleep(Duration::from_millis(100));
+        kill(running.pid(), signal).expect("memleak waits");
+        let group = running.pid();
+        let report = running.wait_with(|| {
+            // `sleep` holds the pipes that the test reads to their ends.
+            let _ = killpg(group, Signal::SIGKILL);
+        });
+        assert_eq!(code(report.status), 3, "{signal}");
+        let last = report.rows.last().expect("a row");
+        assert_eq!((&*last.comm, &*last.end), ("sleep", "running"));
+    }
+}
+
+#[test]
+fn nobody_is_missed_or_counted_twice_who_ends_while_memleak_leaves() {
+    const CHILDREN: u64 = 200;
+    for _ in 0..5 {
+        let running = Job::fixture("ends_among_others", &[&CHILDREN.to_string()]).start();
+        let group = running.pid();
+        let report = running.wait_with(|| {
+            let _ = killpg(group, Signal::SIGKILL);
+        });
+        report.assert_complete();
+        let mut found: Vec<_> = report.rows.iter().map(|row| row.counts).collect();
+        let mut expected: Vec<_> = (0..CHILDREN)
+            .map(|c| match c % 2 {
+                0 => counts(c + 1, 1, 0, c + 1, 1),
+                _ => counts(c + 1001, 2, 0, c + 1001, 2).threads(1, 0),
+            })
+            .chain([Counts::default()])
+            .collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        let running = report.rows.iter().filter(|row| row.end == "running");
+        let running = running.count() as u64;
+        assert!((CHILDREN / 2..CHILDREN).contains(&running), "{running}");
+    }
+}
+
+#[test]
+fn a_gate_judges_what_has_ended_and_not_what_runs() {
+    // What runs holds 1,030 bytes; when it ends it has leaked 30.
+    let judged = |options: &[&str]| {
+        let report = daemon(options).options(["--fail-on-leak", "29"]).run();
+        let gate = report.summary.gate.clone().expect("a gate");
+        (code(report.status), gate.verdict)
+    };
+    assert_eq!(judged(&["--wait-all=1"]), (0, "passed".to_owned()));
+    assert_eq!(judged(&["--wait-all"]), (23, "failed".to_owned()));
+}
