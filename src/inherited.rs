@@ -189,7 +189,7 @@ fn disposition(signal: c_int) -> libc::sighandler_t {
 /// The kernel lays the strings of the arguments, of the environment and of the executed path one after
 /// the other (fs/exec.c, `do_execveat_common`), so the environment is what lies between the other two.
 /// Its strings are still there when the loader, for a binary with file capabilities, has taken some out
-/// of the array that points to them; `/proc/self/environ` then belongs to root and cannot be opened.
+/// of the array that points to them. `/proc/self/environ` shows the same memory, where there is a /proc.
 fn record_environment(argc: c_int, argv: *const *const c_char) {
     let Some(last) = usize::try_from(argc)
         .ok()
