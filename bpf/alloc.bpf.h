@@ -84,45 +84,88 @@ static __always_inline void saw_file(struct thread *thread, __u64 cookie)
 		__sync_fetch_and_or(&heap->files, bit);
 }
 
+static __always_inline struct live_cell *live_cell_of(__u64 heap)
+{
+	__u32 index = heap & (LIVE_CELLS - 1);
+
+	return bpf_map_lookup_elem(&live_cells, &index);
+}
+
 /*
  * Live bytes and their peak. A heap with one task keeps them in that task, where nobody else
- * writes; one with several keeps them in the heap, and the peak is that of the order in which the
- * updates arrived. Returns the heap if it is shared.
+ * writes. One with several shares them, in a cell if there is one free, and the peak is that of the
+ * order in which the updates arrived.
  */
-static __always_inline struct heap *shared_heap(struct thread *thread)
+static __noinline void share_live(struct heap *heap, struct live *live)
 {
+	struct live_cell *cell = live_cell_of(heap->id);
+
+	if (cell && !__sync_val_compare_and_swap(&cell->heap, 0, heap->id)) {
+		cell->live = *live;
+		cell->lonely = 0;
+	} else {
+		heap->live = *live;
+	}
+}
+
+/* Takes a heap's live bytes back from where they were shared. */
+static __noinline void unshare_live(struct heap *heap, struct live *live)
+{
+	struct live_cell *cell = live_cell_of(heap->id);
+
+	if (cell && cell->heap == heap->id) {
+		*live = cell->live;
+		__sync_val_compare_and_swap(&cell->heap, heap->id, 0);
+	} else {
+		*live = heap->live;
+	}
+}
+
+/* Where a thread shares its heap's live bytes; nothing if it is the only one. */
+static __always_inline struct live *shared_live(struct thread *thread)
+{
+	struct live_cell *cell;
 	struct heap *heap;
 
 	if (thread->sole)
 		return 0;
+	cell = live_cell_of(thread->heap);
+	if (!cell)
+		return 0;
+	if (cell->heap == thread->heap && !cell->lonely)
+		return &cell->live;
 	heap = heap_by_id(thread->heap);
-	if (heap && heap->users == 1) {
+	if (!heap)
+		return 0;
+	if (heap->users == 1) {
 		/* The others have left, and only this task could bring new ones. */
-		thread->live_bytes = heap->live_bytes;
-		thread->peak_bytes = heap->peak_bytes;
+		unshare_live(heap, &thread->live);
 		thread->sole = 1;
 		return 0;
 	}
-	return heap;
+	if (cell->heap != thread->heap)
+		return &heap->live;
+	cell->lonely = 0;
+	return &cell->live;
 }
 
 static __always_inline void live_grows(struct thread *thread, __u64 size)
 {
-	struct heap *heap = shared_heap(thread);
+	struct live *shared = shared_live(thread);
 	__u64 live, peak, seen;
 	int i;
 
-	if (!heap) {
-		thread->live_bytes += size;
-		if (thread->live_bytes > thread->peak_bytes)
-			thread->peak_bytes = thread->live_bytes;
+	if (!shared) {
+		thread->live.bytes += size;
+		if (thread->live.bytes > thread->live.peak)
+			thread->live.peak = thread->live.bytes;
 		return;
 	}
-	live = __sync_fetch_and_add(&heap->live_bytes, size) + size;
-	peak = heap->peak_bytes;
+	live = __sync_fetch_and_add(&shared->bytes, size) + size;
+	peak = shared->peak;
 	/* Each failed exchange means that another thread raised the peak meanwhile. */
 	for (i = 0; i < 64 && (__s64)live > (__s64)peak; i++) {
-		seen = __sync_val_compare_and_swap(&heap->peak_bytes, peak, live);
+		seen = __sync_val_compare_and_swap(&shared->peak, peak, live);
 		if (seen == peak)
 			break;
 		peak = seen;
@@ -131,12 +174,12 @@ static __always_inline void live_grows(struct thread *thread, __u64 size)
 
 static __always_inline void live_shrinks(struct thread *thread, __u64 size)
 {
-	struct heap *heap = shared_heap(thread);
+	struct live *shared = shared_live(thread);
 
-	if (heap)
-		__sync_fetch_and_add(&heap->live_bytes, -size);
+	if (shared)
+		__sync_fetch_and_add(&shared->bytes, -size);
 	else
-		thread->live_bytes -= size;
+		thread->live.bytes -= size;
 }
 
 static __always_inline bool heap_is_dead(__u64 id)

@@ -72,8 +72,8 @@ static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool s
 {
 	__builtin_memset(&thread->sum, 0, sizeof(thread->sum));
 	thread->heap = heap;
-	thread->live_bytes = 0;
-	thread->peak_bytes = 0;
+	thread->live.bytes = 0;
+	thread->live.peak = 0;
 	thread->files = 0;
 	thread->sole = sole;
 	thread->borrowed = 0;
@@ -101,6 +101,10 @@ static __always_inline void heap_ended(struct heap *heap)
 /* A task leaves its heap for good. Its sums go to the heap; the last task out ends it. */
 static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
 {
+	struct live_cell *cell;
+	__u64 id = heap->id;
+	__u32 users;
+
 	__sync_fetch_and_add(&heap->sum.alloc_bytes, thread->sum.alloc_bytes);
 	__sync_fetch_and_add(&heap->sum.alloc_count, thread->sum.alloc_count);
 	__sync_fetch_and_add(&heap->sum.free_bytes, thread->sum.free_bytes);
@@ -108,13 +112,20 @@ static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
 	__sync_fetch_and_add(&heap->sum.failed_allocs, thread->sum.failed_allocs);
 	__sync_fetch_and_add(&heap->sum.unknown_frees, thread->sum.unknown_frees);
 	__sync_fetch_and_add(&heap->sum.lost_calls, thread->sum.lost_calls);
-	if (thread->sole) {
-		heap->live_bytes = thread->live_bytes;
-		heap->peak_bytes = thread->peak_bytes;
-	}
 	thread->heap = 0;
-	if (__sync_fetch_and_add(&heap->users, -1) == 1)
-		heap_ended(heap);
+	users = __sync_fetch_and_add(&heap->users, -1) - 1;
+	if (users) {
+		cell = live_cell_of(id);
+		/* A hint: who is left will look whether it is true. */
+		if (users == 1 && cell && cell->heap == id)
+			cell->lonely = 1;
+		return;
+	}
+	if (thread->sole)
+		heap->live = thread->live;
+	else
+		unshare_live(heap, &heap->live);
+	heap_ended(heap);
 }
 
 /* What wait(2) will tell of the process (wait_task_zombie in kernel/exit.c). */
@@ -145,8 +156,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 		if (heap) {
 			__sync_fetch_and_add(&heap->users, 1);
 			if (parent->sole) {
-				heap->live_bytes = parent->live_bytes;
-				heap->peak_bytes = parent->peak_bytes;
+				share_live(heap, &parent->live);
 				parent->sole = 0;
 			}
 		}

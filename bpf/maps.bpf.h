@@ -29,11 +29,10 @@ enum old_state { OLD_NONE, OLD_RECORDED, OLD_UNRECORDED };
 struct thread {
 	__u64 heap; /* id of the heap it uses; 0: none yet (launched, not yet executed) */
 	struct counters sum;
-	__u64 live_bytes; /* exact while this is the heap's only task, see `sole` */
-	__u64 peak_bytes;
-	__u64 files;	/* what it has already set in its heap's `files` */
-	__u32 sole;	/* this is the heap's only task: live_bytes is the heap's */
-	__u32 borrowed; /* the heap is that of another process (vfork, CLONE_VM) */
+	struct live live; /* the heap's, while this is its only task: see `sole` */
+	__u64 files;	  /* what it has already set in its heap's `files` */
+	__u32 sole;	  /* this is the heap's only task: `live` is the heap's */
+	__u32 borrowed;	  /* the heap is that of another process (vfork, CLONE_VM) */
 	__u32 image;
 	__u32 pid, ppid;	 /* of its process, in memleak's pid namespace */
 	__u32 depth;		 /* calls in `open` */
@@ -74,6 +73,17 @@ struct {
 	__type(key, __u64);
 	__type(value, struct heap);
 } heaps SEC(".maps");
+
+/*
+ * Live bytes of heaps that several tasks use, by the heap's id: found faster than the heap. A heap
+ * that finds its place taken keeps them in itself.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LIVE_CELLS);
+	__type(key, __u32);
+	__type(value, struct live_cell);
+} live_cells SEC(".maps");
 
 struct block_key {
 	__u64 heap;

@@ -123,8 +123,7 @@ int living(struct bpf_iter__task *ctx)
 		return 0;
 	sum.heap = thread->heap;
 	sum.sum = thread->sum;
-	sum.live_bytes = thread->live_bytes;
-	sum.peak_bytes = thread->peak_bytes;
+	sum.live = thread->live;
 	sum.sole = thread->sole;
 	sum.leader = !thread->borrowed && task->pid == task->tgid;
 	sum.uid = BPF_CORE_READ(task, real_cred, uid.val);

@@ -19,6 +19,8 @@ enum limits {
 	/* Allocator calls open at one time in one thread: a call, one more in a signal handler, …
 	 */
 	MAX_OPEN = 8,
+	/* A power of two: heaps with several tasks at one time that need not look their heap up. */
+	LIVE_CELLS = 4096,
 };
 
 /* What a probed function does. */
@@ -70,6 +72,20 @@ enum heap_flags {
 	    16, /* exe is followed by the names of the directories it is relative to */
 };
 
+/* Bytes live now, and the most there ever were. */
+struct live {
+	__u64 bytes;
+	__u64 peak;
+};
+
+/* Where a heap that several tasks use keeps its live bytes: a cache line of its own. */
+struct live_cell {
+	__u64 heap; /* id of the heap; 0: free */
+	struct live live;
+	__u64 lonely; /* one task may be all that is left */
+	__u64 pad[4];
+};
+
 /*
  * One process image and its heap: an address space. This is also the record that user space gets
  * when the image ends; `exe` is last, so that only the part in use travels.
@@ -82,12 +98,11 @@ struct heap {
 	__u64 lost_blocks;   /* allocated while the table of live blocks was full */
 	__u64 lost_bytes;
 	__u64 lost_freed; /* of lost_blocks, how many were freed since */
-	__u64 live_bytes; /* only while threads share the heap: see `sole` in alloc.bpf.h */
-	__u64 peak_bytes;
-	__u64 files; /* one bit for each probed file seen at work */
-	__u32 users; /* tasks that use it */
-	__u32 flags; /* enum heap_flags */
-	__u32 pid;   /* in memleak's pid namespace; 0: none there */
+	struct live live; /* see struct thread */
+	__u64 files;	  /* one bit for each probed file seen at work */
+	__u32 users;	  /* tasks that use it */
+	__u32 flags;	  /* enum heap_flags */
+	__u32 pid;	  /* in memleak's pid namespace; 0: none there */
 	__u32 ppid;
 	__u32 uid;
 	__u32 image;
@@ -102,8 +117,7 @@ struct heap {
 struct thread_sum {
 	__u64 heap;
 	struct counters sum;
-	__u64 live_bytes;
-	__u64 peak_bytes;
+	struct live live;
 	__u32 sole;
 	__u32 leader; /* it leads its process, so comm and uid are the process's */
 	__u32 uid;

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 
-use nix::sys::signal::Signal;
+use libc::c_int;
 
 use crate::gate::Verdict;
 
@@ -149,13 +149,13 @@ const SIGRTMAX: u8 = 64;
 
 /// A signal's name (`SIGSEGV`, `SIGRTMIN+3`), or `SIG` and its number where it has none.
 pub fn signal_name(signal: u8) -> Cow<'static, str> {
-    match Signal::try_from(i32::from(signal)) {
-        Ok(signal) => Cow::Borrowed(signal.as_str()),
-        Err(_) if signal == SIGRTMIN => Cow::Borrowed("SIGRTMIN"),
-        Err(_) if (SIGRTMIN..=SIGRTMAX).contains(&signal) => {
+    match signal_hook::low_level::signal_name(c_int::from(signal)) {
+        Some(name) => Cow::Borrowed(name),
+        None if signal == SIGRTMIN => Cow::Borrowed("SIGRTMIN"),
+        None if (SIGRTMIN..=SIGRTMAX).contains(&signal) => {
             Cow::Owned(format!("SIGRTMIN+{}", signal - SIGRTMIN))
         }
-        Err(_) => Cow::Owned(format!("SIG{signal}")),
+        None => Cow::Owned(format!("SIG{signal}")),
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::bpf::types::{counters, heap, heap_flags, thread_sum};
+use crate::bpf::types::{counters, heap, heap_flags, live_cell, thread_sum};
 use crate::image::{Counters, End, From, Image, Losses};
 
 /// What is needed to read a record, besides the record.
@@ -32,6 +32,13 @@ pub fn heap_from_bytes(bytes: &[u8]) -> Option<heap> {
     }
 }
 
+/// Reads a cell of shared live bytes.
+pub fn live_cell_from_bytes(bytes: &[u8]) -> Option<live_cell> {
+    // SAFETY: as long as the type, a C struct of integers; read_unaligned asks for no more.
+    (bytes.len() == size_of::<live_cell>())
+        .then(|| unsafe { bytes.as_ptr().cast::<live_cell>().read_unaligned() })
+}
+
 /// Splits what the iterator over living tasks wrote.
 pub fn thread_sums_from_bytes(bytes: &[u8]) -> Vec<thread_sum> {
     bytes
@@ -52,17 +59,22 @@ pub fn ended_image(record: &heap, context: &Context) -> Image {
 }
 
 /// The image of a heap that is still in use: what its heap knows and what its threads have on top.
+/// `cell` is where several threads of the heap share its live bytes, if they do.
 pub fn running_image(
     record: &heap,
     threads: &[thread_sum],
+    cell: Option<&live_cell>,
     now_ns: u64,
     context: &Context,
 ) -> Image {
     let mut record = *record;
+    if let Some(cell) = cell.filter(|cell| cell.heap == record.id) {
+        record.live = cell.live;
+    }
     for thread in threads {
         add(&mut record.sum, &thread.sum);
         if thread.sole != 0 {
-            record.peak_bytes = thread.peak_bytes;
+            record.live = thread.live;
         }
         if thread.leader != 0 {
             record.uid = thread.uid;
@@ -101,7 +113,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
                 .saturating_sub(record.lost_blocks)
                 .saturating_sub(recorded_frees),
             // What did not get into the table of live blocks is not in the live bytes either.
-            peak_live_bytes: lossless.then_some(record.peak_bytes),
+            peak_live_bytes: lossless.then_some(record.live.peak),
             failed_allocs: sum.failed_allocs,
             unknown_frees: sum.unknown_frees,
         },
@@ -182,6 +194,7 @@ fn bytes_of(chars: &[i8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bpf::types::live;
 
     fn context() -> Context {
         Context {
@@ -323,10 +336,25 @@ mod tests {
             uid: 7,
             ..Default::default()
         };
-        let image = running_image(&record(), &[thread, thread], 5_000_000_000, &context());
+        let cell = live_cell {
+            heap: 1,
+            live: live { bytes: 5, peak: 77 },
+            ..Default::default()
+        };
+        let image = running_image(
+            &record(),
+            &[thread, thread],
+            Some(&cell),
+            5_000_000_000,
+            &context(),
+        );
         assert_eq!(image.counters.total_allocs_bytes, 1100);
         assert_eq!(image.counters.leaked_blocks, 8);
         assert_eq!((image.end, image.uid), (End::Running, 7));
         assert_eq!(image.end_time, Duration::from_secs(1005));
+        assert_eq!(image.counters.peak_live_bytes, Some(77));
+        let other = live_cell { heap: 9, ..cell };
+        let image = running_image(&record(), &[], Some(&other), 0, &context());
+        assert_eq!(image.counters.peak_live_bytes, Some(0));
     }
 }

@@ -20,7 +20,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
 use crate::allocator::Allocator;
-use crate::bpf::types::{bss, heap, heap_flags, limits, site, thread, thread_sum};
+use crate::bpf::types::{bss, heap, heap_flags, limits, live_cell, site, thread, thread_sum};
 use crate::bpf::{FloorSkel, MemleakSkel};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Method, Programs, Target, attach};
@@ -43,7 +43,7 @@ pub struct Collector {
     method: Method,
     links: Vec<Link>,
     ring: RingBuffer<'static>,
-    arrived: Rc<RefCell<Vec<Box<heap>>>>,
+    arrived: Rc<RefCell<Vec<heap>>>,
     context: Context,
     targets: Vec<Target>,
     rows_taken_from_map: u64,
@@ -57,13 +57,12 @@ impl Collector {
     /// See [`LoadError`].
     pub fn load(settings: &Settings) -> Result<Self, LoadError> {
         let loaded = load::load(settings)?;
-        let arrived: Rc<RefCell<Vec<Box<heap>>>> = Rc::default();
+        let arrived: Rc<RefCell<Vec<heap>>> = Rc::default();
         let sink = Rc::clone(&arrived);
         let mut builder = RingBufferBuilder::new();
         builder
             .add(&loaded.skel.maps.ended, move |bytes| {
-                sink.borrow_mut()
-                    .extend(event::heap_from_bytes(bytes).map(Box::new));
+                sink.borrow_mut().extend(event::heap_from_bytes(bytes));
                 0
             })
             .map_err(LoadError::ring)?;
@@ -216,7 +215,7 @@ impl Collector {
     }
 
     /// Images that found the ring full stay in the map until they are taken here.
-    fn take_waiting(&self, records: &mut Vec<Box<heap>>) -> Result<()> {
+    fn take_waiting(&self, records: &mut Vec<heap>) -> Result<()> {
         for (key, record) in self.heaps()? {
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
                 self.skel
@@ -230,7 +229,7 @@ impl Collector {
         Ok(())
     }
 
-    fn heaps(&self) -> Result<Vec<(Vec<u8>, Box<heap>)>> {
+    fn heaps(&self) -> Result<Vec<(Vec<u8>, heap)>> {
         let entries = self
             .skel
             .maps
@@ -238,7 +237,7 @@ impl Collector {
             .lookup_batch(BATCH / 16, MapFlags::ANY, MapFlags::ANY)
             .context("cannot read the table of images")?;
         Ok(entries
-            .filter_map(|(key, value)| Some((key, Box::new(event::heap_from_bytes(&value)?))))
+            .filter_map(|(key, value)| Some((key, event::heap_from_bytes(&value)?)))
             .collect())
     }
 
@@ -301,11 +300,20 @@ impl Collector {
             .filter(|(_, record)| record.flags & heap_flags::HEAP_ENDED.0 == 0)
             .map(|(_, record)| {
                 let threads = threads.get(&record.id).map_or(&[][..], Vec::as_slice);
-                event::running_image(&record, threads, now, &self.context)
+                let cell = self.live_cell(record.id);
+                event::running_image(&record, threads, cell.as_ref(), now, &self.context)
             })
             .collect();
         images.sort_by_key(|image| image.start_time);
         Ok(images)
+    }
+
+    /// Where the threads of a heap may share its live bytes.
+    fn live_cell(&self, heap: u64) -> Option<live_cell> {
+        let index = heap as u32 % limits::LIVE_CELLS.0;
+        let cells = &self.skel.maps.live_cells;
+        let bytes = cells.lookup(&index.to_ne_bytes(), MapFlags::ANY).ok()??;
+        event::live_cell_from_bytes(&bytes)
     }
 
     /// What was lost and belongs to no image.

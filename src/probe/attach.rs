@@ -75,24 +75,10 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
         .iter()
         .zip(target.first_site..)
         .partition(|(site, _)| site.row.action.returns());
-    let plan: Vec<(&Program<'_>, &[(&Site, u32)], bool)> = match programs {
-        Programs::Session { alloc, entry } => {
-            vec![(alloc, &with_return, false), (entry, &entry_only, false)]
-        }
-        Programs::EntryReturn {
-            alloc,
-            alloc_return,
-            entry,
-        } => vec![
-            (alloc, &with_return, false),
-            (alloc_return, &with_return, true),
-            (entry, &entry_only, false),
-        ],
-    };
     let mut links = Vec::new();
-    for (program, sites, retprobe) in plan {
+    let mut attach_to = |program, sites: &[(&Site, u32)], retprobe| -> Result<()> {
         if sites.is_empty() {
-            continue;
+            return Ok(());
         }
         let made = attach_one(method, program, target, sites, retprobe);
         links.extend(made.with_context(|| {
@@ -107,6 +93,22 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
                 target.path.display()
             )
         })?);
+        Ok(())
+    };
+    match programs {
+        Programs::Session { alloc, entry } => {
+            attach_to(alloc, &with_return, false)?;
+            attach_to(entry, &entry_only, false)?;
+        }
+        Programs::EntryReturn {
+            alloc,
+            alloc_return,
+            entry,
+        } => {
+            attach_to(alloc, &with_return, false)?;
+            attach_to(alloc_return, &with_return, true)?;
+            attach_to(entry, &entry_only, false)?;
+        }
     }
     Ok(links)
 }

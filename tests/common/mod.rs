@@ -3,6 +3,7 @@
 
 pub mod counter;
 pub mod expected;
+pub mod fixtures;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -11,7 +12,6 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -19,88 +19,10 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use counter::Kind;
+pub use fixtures::{compile, fixture};
 
 /// A run that takes longer hangs.
 const TIMEOUT: Duration = Duration::from_secs(120);
-
-// ---- fixtures ----------------------------------------------------------------------------------------
-
-/// Compiles `source` (relative to the repository) to `name` below cargo's directory for such things,
-/// unless that is done; tells where the result is. Tests of several processes may do so at a time.
-pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
-    // Threads of one process wait for each other rather than compile the same thing twice.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("built");
-    let target = directory.join(name);
-    fs::create_dir_all(&directory).expect("target/tmp can be written");
-
-    let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-    let newest_source = source
-        .parent()
-        .expect("a source has a directory")
-        .read_dir()
-        .expect("the sources can be listed")
-        .map(|entry| entry.expect("the sources can be listed").path())
-        .filter(|path| *path == source || path.extension() == Some(OsStr::new("h")))
-        .filter_map(|path| modified(&path))
-        .max();
-    if modified(&target).is_some() && modified(&target) > newest_source {
-        return target;
-    }
-
-    let text = fs::read_to_string(&source)
-        .unwrap_or_else(|error| panic!("cannot read {}: {error}", source.display()));
-    let own_flags = text
-        .lines()
-        .next()
-        .and_then(|line| line.strip_prefix("// cflags:"))
-        .unwrap_or("");
-    let unfinished = tempfile::Builder::new()
-        .prefix(&format!("{name}."))
-        .tempfile_in(&directory)
-        .expect("target/tmp can be written")
-        .into_temp_path();
-    let output = Command::new("cc")
-        .args([
-            "-std=gnu11",
-            "-g",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-pthread",
-        ])
-        // The compiler knows what malloc is and would drop a malloc that no one uses; and these sizes
-        // are nonsense on purpose.
-        .args(["-fno-builtin", "-Wno-alloc-size-larger-than"])
-        .args(flags)
-        .args(own_flags.split_whitespace())
-        .arg("-o")
-        .arg(&unfinished)
-        .arg(&source)
-        .arg("-ldl")
-        .output()
-        .expect("a C compiler is needed as `cc`: `make install-deps`");
-    assert!(
-        output.status.success(),
-        "cannot compile {}:\n{}",
-        source.display(),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    // In one step: whoever runs the old one goes on with it, nobody sees half of the new one.
-    fs::rename(&unfinished, &target).expect("target/tmp can be written");
-    target
-}
-
-/// The program of `fixtures/NAME.c`. Extra flags for the compiler stand in its first line, after
-/// `// cflags:`.
-pub fn fixture(name: &str) -> PathBuf {
-    compile(&format!("fixtures/{name}.c"), name, &["-O1"])
-}
 
 // ---- counts ------------------------------------------------------------------------------------------
 

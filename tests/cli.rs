@@ -1,0 +1,203 @@
+//! The program as its user calls it: what goes to which stream, and with what code it ends.
+
+#[path = "common/root.rs"]
+mod root;
+
+use std::fs;
+
+use assert_cmd::Command;
+use tempfile::TempDir;
+
+fn memleak(words: &[&str]) -> Command {
+    let mut memleak = Command::new(env!("CARGO_BIN_EXE_memleak"));
+    memleak.args(words);
+    memleak
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for words in [&["--help"][..], &["run", "--help"], &["--version"]] {
+        let output = memleak(words).assert().success().get_output().clone();
+        assert!(
+            !output.stdout.is_empty() && output.stderr.is_empty(),
+            "{words:?}"
+        );
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_one_line_and_125() {
+    for words in [
+        &[][..],
+        &["run"],
+        &["run", "--"],
+        &["run", "--nonsense", "--", "true"],
+        &["run", "--format", "yaml", "--", "true"],
+        &["run", "-q", "-v", "--", "true"],
+        &["run", "--leak-exitcode", "0", "--", "true"],
+        &["run", "--gate-comm", "x", "--", "true"],
+        &["walk"],
+    ] {
+        let output = memleak(words).assert().code(125).get_output().clone();
+        let said = text(&output.stderr);
+        assert!(output.stdout.is_empty(), "{words:?}");
+        assert!(
+            said.starts_with("memleak: ") && said.lines().count() == 1,
+            "{words:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn the_commands_output_is_the_commands_alone() {
+    root::require_root();
+    let output = memleak(&["run", "--", "sh", "-c", "echo out; echo err >&2"])
+        .assert()
+        .success()
+        .stdout("out\n")
+        .get_output()
+        .clone();
+    let said = text(&output.stderr);
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines[0], "err");
+    assert_eq!(
+        lines[1].split_whitespace().take(6).collect::<Vec<_>>(),
+        [
+            "UID",
+            "USER",
+            "PID",
+            "COMM",
+            "TOTAL_ALLOCS_MB",
+            "MEM_LEAK_MB"
+        ]
+    );
+    assert!(
+        lines[2].contains(" sh ") && lines[3].starts_with("memleak: 1 process,"),
+        "{said}"
+    );
+}
+
+#[test]
+fn with_a_file_nothing_is_added_to_standard_error() {
+    root::require_root();
+    let directory = TempDir::new().unwrap();
+    for format in ["table", "json", "csv"] {
+        let pattern = directory.path().join("%q{WHICH}.%%.%p");
+        memleak(&["run", "--format", format, "-o"])
+            .arg(&pattern)
+            .args(["--", "sh", "-c", "echo err >&2"])
+            .env("WHICH", format)
+            .assert()
+            .success()
+            .stdout("")
+            .stderr("err\n");
+        let written = fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let report = written
+            .filter(|path| {
+                path.file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .starts_with(&format!("{format}.%."))
+            })
+            .map(|path| fs::read_to_string(path).unwrap())
+            .collect::<Vec<_>>();
+        assert_eq!(report.len(), 1, "{format}");
+        assert!(
+            report[0].contains("sh") && report[0].ends_with('\n'),
+            "{}",
+            report[0]
+        );
+    }
+}
+
+#[test]
+fn quiet_speaks_only_of_a_gate_that_did_not_pass() {
+    root::require_root();
+    let run = |words: &[&str]| memleak(&[&["run", "-q"], words].concat()).assert();
+    run(&["--", "true"]).success().stderr("");
+    run(&["--fail-on-leak", "1GB", "--", "sh", "-c", ":"])
+        .success()
+        .stderr("");
+    let output = run(&["--fail-on-leak", "0", "--", "sh", "-c", ":"])
+        .code(23)
+        .get_output()
+        .clone();
+    let said = text(&output.stderr);
+    assert!(
+        said.lines().count() == 1 && said.contains("gate failed"),
+        "{said}"
+    );
+}
+
+#[test]
+fn rows_appear_when_their_processes_end() {
+    root::require_root();
+    let directory = TempDir::new().unwrap();
+    let report = directory.path().join("report");
+    // The shell waits until the child's row is in the file, so it would wait for ever for one at the end.
+    let script = format!(
+        "/bin/true & wait; for i in $(seq 100); do grep -q ' true ' {0} && exit 7; sleep 0.1; done",
+        report.display()
+    );
+    memleak(&["run", "-o"])
+        .arg(&report)
+        .args(["--", "bash", "-c", &script])
+        .assert()
+        .code(7);
+}
+
+#[test]
+fn verbose_says_where_each_probe_is_and_why() {
+    root::require_root();
+    let output = memleak(&["run", "-v", "--", "true"])
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+    let said = text(&output.stderr);
+    for function in ["malloc", "calloc", "realloc", "free", "posix_memalign"] {
+        let line = said
+            .lines()
+            .find(|line| line.starts_with(&format!("memleak: probe {function} in ")));
+        let line = line.unwrap_or_else(|| panic!("no line for {function} in {said}"));
+        assert!(
+            line.contains("emulated)") || line.contains("single-stepped)"),
+            "{line}"
+        );
+    }
+    assert!(said.contains("attached by "), "{said}");
+}
+
+#[test]
+fn every_way_to_attach_counts_the_same() {
+    root::require_root();
+    let totals = ["session", "multi", "perf-event"].map(|method| {
+        let output = memleak(&[
+            "run", "--format", "json", "--method", method, "--", "ls", "/usr",
+        ])
+        .assert()
+        .success()
+        .get_output()
+        .clone();
+        let said = text(&output.stderr);
+        let image: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        assert_eq!(image["complete"], true, "{method}: {said}");
+        [
+            "total_allocs_bytes",
+            "alloc_count",
+            "free_count",
+            "leaked_bytes",
+            "unknown_frees",
+        ]
+        .map(|field| image[field].as_u64().unwrap())
+    });
+    assert!(totals[0][1] > 10);
+    assert_eq!(totals[0], totals[1]);
+    assert_eq!(totals[0], totals[2]);
+}
