@@ -47,6 +47,10 @@ bench: ## Measure against other tools where installed; WRITE=1 puts the tables i
 	$(CARGO) bench $(CARGO_FLAGS) --bench overhead --no-run
 	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write)
 
+.PHONY: docs
+docs: ## Write the manual page and the completions anew, after a change of the command line
+	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test documents
+
 .PHONY: check-tools
 check-tools: ## Say which tools are missing (FOR=build|test|lint|bench)
 	@scripts/deps.sh check $(FOR)

@@ -4,8 +4,11 @@
 # what loads BPF programs is run with the rights for it. Without a command it only says whether it could.
 set -euo pipefail
 
+# Who called sudo must not matter to what runs here: memleak opens report files as that user, and tests
+# put them where only root may write. (Through sudo below, env takes them out.)
 if ((EUID == 0)); then
 	if (($# == 0)); then exit 0; fi
+	unset SUDO_UID SUDO_GID SUDO_USER
 	exec "$@"
 fi
 what=${1:-what follows}
@@ -23,7 +26,8 @@ fi
 
 # sudo replaces PATH by its secure_path and drops LD_LIBRARY_PATH even with -E; cargo sets the second
 # for the programs that it runs.
-keep=("PATH=$PATH")
+# A user's PATH may lack the directories of setcap and unshare's like.
+keep=(-u SUDO_UID -u SUDO_GID -u SUDO_USER "PATH=$PATH:/usr/sbin:/sbin")
 if [[ -n ${LD_LIBRARY_PATH-} ]]; then
 	keep+=("LD_LIBRARY_PATH=$LD_LIBRARY_PATH")
 fi

@@ -29,6 +29,9 @@ test  | git          | command git           | git                   | git-core
 test  | perl         | command perl          | perl                  | perl-interpreter
 test  | valgrind     | command valgrind      | valgrind              | valgrind
 test  | unshare      | command unshare       | util-linux            | util-linux
+test  | setpriv      | command setpriv       | util-linux            | util-linux
+test  | setcap       | command setcap        | libcap2-bin           | libcap
+test  | sudo         | command sudo          | sudo                  | sudo
 lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
 lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
 bench | python3      | command python3       | python3               | python3
@@ -55,7 +58,8 @@ compiles() { # compiles SOURCE COMPILER [ARGS]…
 
 found() { # found KIND [ARGUMENT]
 	case $1 in
-	command) command -v "$2" >/dev/null ;;
+	# A user's PATH may lack the directories for root's programs.
+	command) PATH=$PATH:/usr/sbin:/sbin command -v "$2" >/dev/null ;;
 	cargo)
 		local version
 		version=$(cargo --version 2>/dev/null) || return 1

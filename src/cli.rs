@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::gate::{CommGlob, Gate, GlobError, Limits};
+use crate::identity::{UserSpec, UserSpecError};
+use crate::manual;
 use crate::probe::attach::Method;
 use crate::probe::table::LIBC;
 use crate::report::{Format, Verbosity};
@@ -28,16 +30,6 @@ pub const MAX_MAX_ALLOCS: u32 = 1 << 27;
 
 /// What `--wait-all` without a number stands for.
 const NO_LIMIT: &str = "unlimited";
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  N           the command's own; if it died of a signal, memleak dies of the same
-  23          it exited with 0 and a gate failed (see --leak-exitcode)
-  125         memleak itself failed or was called wrongly, and the command was not started;
-              or it exited with 0 and too much was lost to judge the gate
-  126, 127    the command cannot be executed, or was not found
-
-Sizes are whole numbers: 512, 100kB, 1MB, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
 
 /// A leak monitor for Linux: counts what a command and all its children allocate and never free.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -56,7 +48,7 @@ pub enum Mode {
 
 /// The options of `memleak run`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(after_help = EXIT_CODES, args_override_self = true)]
+#[command(after_help = manual::after_help(), args_override_self = true)]
 #[command(override_usage = "memleak run [OPTIONS] [--] COMMAND [ARGS]...")]
 pub struct Run {
     /// Live blocks that can be told apart at one time; beyond that, leaks are known within bounds
@@ -85,8 +77,14 @@ pub struct Run {
     #[arg(long, value_enum, value_name = "METHOD", hide = true)]
     pub method: Option<Method>,
 
+    /// Run the command as this user, with the user's groups and no capabilities; sudo: as whoever called
+    /// sudo
+    #[arg(long, value_name = "NAME|UID[:GID]|sudo", value_hint = ValueHint::Username)]
+    pub user: Option<UserSpec>,
+
     /// The command and its arguments; options of memleak end at its first word
     #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 
     // Last, since the heading of a flattened group is kept by whatever follows it.
@@ -126,8 +124,9 @@ fn parse_wait(text: &str) -> Result<WaitAll, String> {
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Report")]
 pub struct ReportArgs {
-    /// Write the report to FILE instead of standard error
-    #[arg(short, long, value_name = "FILE")]
+    /// Write the report to FILE instead of standard error; %p: memleak's pid, %h: the host, %q{VAR}: a
+    /// variable
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
 
     /// What the report looks like
@@ -200,6 +199,10 @@ pub struct GateArgs {
     /// Let that code come before a non-zero code of the command's
     #[arg(long)]
     pub leak_exitcode_wins: bool,
+
+    /// Let the gate fail a Slurm prolog or epilog too, which takes the node out of service
+    #[arg(long)]
+    pub allow_drain: bool,
 }
 
 impl GateArgs {
@@ -229,6 +232,8 @@ impl GateArgs {
             Some("--leak-exitcode")
         } else if self.leak_exitcode_wins {
             Some("--leak-exitcode-wins")
+        } else if self.allow_drain {
+            Some("--allow-drain")
         } else {
             None
         }
@@ -286,7 +291,7 @@ fn what_is_wrong(error: &clap::Error) -> String {
     };
     // Our own errors name the value themselves, and name it harmlessly.
     if let Some(source) = error.source()
-        && (source.is::<SizeError>() || source.is::<GlobError>())
+        && (source.is::<SizeError>() || source.is::<GlobError>() || source.is::<UserSpecError>())
         && let Some(option) = word(ContextKind::InvalidArg)
     {
         return format!("{option}: {source}");
@@ -444,6 +449,9 @@ mod tests {
             "--leak-exitcode",
             "7",
             "--leak-exitcode-wins",
+            "--allow-drain",
+            "--user",
+            "alice",
             "--max-allocs",
             "100",
             "--without-probe",
@@ -467,6 +475,8 @@ mod tests {
                 wins: true
             }
         );
+        assert!(run.gate.allow_drain);
+        assert_eq!(run.user, Some(UserSpec::Name("alice".to_owned(), None)));
         assert_eq!(run.max_allocs, 100);
         assert_eq!(run.without_probe, ["free", "calloc"]);
         assert_eq!(run.command, ["true"]);
@@ -560,6 +570,14 @@ mod tests {
                     "true",
                 ],
                 "1..=255",
+            ),
+            (
+                &["run", "--allow-drain", "true"],
+                "--allow-drain changes a gate",
+            ),
+            (
+                &["run", "--user", "a\nb:c", "true"],
+                r"'a\x0ab:c' names no user",
             ),
             (&["run", "--max-allocs", "0", "true"], "1..=134217728"),
             (

@@ -4,8 +4,9 @@
 //! standard descriptor is closed), and memleak changes more. A launched command must find all of it as
 //! the caller left it, so it is read before the runtime starts, by a function in `.init_array`.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 use std::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed,
@@ -188,7 +189,7 @@ fn disposition(signal: c_int) -> libc::sighandler_t {
 /// The kernel lays the strings of the arguments, of the environment and of the executed path one after
 /// the other (fs/exec.c, `do_execveat_common`), so the environment is what lies between the other two.
 /// Its strings are still there when the loader, for a binary with file capabilities, has taken some out
-/// of the array that points to them; `/proc/self/environ` then belongs to root and cannot be opened.
+/// of the array that points to them. `/proc/self/environ` shows the same memory, where there is a /proc.
 fn record_environment(argc: c_int, argv: *const *const c_char) {
     let Some(last) = usize::try_from(argc)
         .ok()
@@ -239,12 +240,25 @@ impl Inherited {
     }
 }
 
+/// Whether this process has rights by its executable file that its caller has not: capabilities, or the
+/// set-user-ID or set-group-ID bit. The loader then takes variables out of our environment.
+pub fn is_privileged_by_file() -> bool {
+    // SAFETY: getauxval only reads the auxiliary vector.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// A variable of the caller's environment, the loader's own among them.
+pub fn variable(name: &OsStr) -> Option<OsString> {
+    environment().into_iter().find_map(|entry| {
+        let value = entry.to_bytes().strip_prefix(name.as_bytes())?;
+        Some(OsStr::from_bytes(value.strip_prefix(b"=")?).to_owned())
+    })
+}
+
 /// The caller's environment, string by string, in its order, whatever the strings look like.
 pub fn environment() -> Vec<&'static CStr> {
-    // SAFETY: getauxval only reads the auxiliary vector.
-    let stripped_by_loader = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
     let start = ENVIRONMENT_START.load(Relaxed);
-    if stripped_by_loader && !start.is_null() {
+    if is_privileged_by_file() && !start.is_null() {
         // SAFETY: the initial stack lives as long as the process, and nobody writes there.
         let bytes = unsafe {
             std::slice::from_raw_parts(start.cast::<u8>(), ENVIRONMENT_BYTES.load(Relaxed))
@@ -309,6 +323,14 @@ mod tests {
                 .collect::<Vec<_>>(),
             kernels
         );
+    }
+
+    #[test]
+    fn a_variable_is_found_by_its_whole_name() {
+        let path = std::env::var_os("PATH");
+        assert!(path.is_some());
+        assert_eq!(variable(OsStr::new("PATH")), path);
+        assert_eq!(variable(OsStr::new("PAT")), None);
     }
 
     #[test]

@@ -21,12 +21,16 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
-use crate::inherited::{Inherited, LAST_SIGNAL, environment};
+use crate::identity::{Identity, Step};
+use crate::inherited::{Inherited, LAST_SIGNAL, environment, is_privileged_by_file};
+use crate::privilege::Capabilities;
 
 /// Exit code of a command that was found but cannot be executed (as timeout, env and nohup have it).
 pub const CANNOT_EXECUTE: u8 = 126;
 /// Exit code of a command that was not found.
 pub const NOT_FOUND: u8 = 127;
+/// Exit code of a command that was not tried.
+const NOT_TRIED: u8 = 125;
 /// What the child exits with if memleak is gone before the release: nobody is there to see it.
 const ABANDONED: c_int = 125;
 
@@ -48,24 +52,35 @@ const SHELL: &CStr = c"/bin/sh";
 pub struct ExecError {
     /// The command as the user wrote it.
     pub command: OsString,
-    /// What execve said.
+    /// The step on the way to its user that failed; `None`: execve itself.
+    pub step: Option<Step>,
+    /// What that step said.
     pub errno: Errno,
 }
 
 impl ExecError {
-    /// 127 if the command was not found, otherwise 126.
+    /// 125 if the command was not tried, 127 if it was not found, otherwise 126.
     pub fn code(&self) -> u8 {
-        if self.errno == Errno::ENOENT {
-            NOT_FOUND
-        } else {
-            CANNOT_EXECUTE
+        match (self.step, self.errno) {
+            (Some(_), _) => NOT_TRIED,
+            (None, Errno::ENOENT) => NOT_FOUND,
+            (None, _) => CANNOT_EXECUTE,
         }
     }
 }
 
 impl fmt::Display for ExecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot run {:?}: ", self.command)?;
+        write!(f, "cannot run {:?}", self.command)?;
+        if let Some(step) = self.step {
+            let why = self.errno.desc();
+            return write!(
+                f,
+                " as the user that --user names: {step}: {why}; it takes all of root's rights, and ids that \
+                 this user namespace has"
+            );
+        }
+        f.write_str(": ")?;
         let has_slash = self.command.as_bytes().contains(&b'/');
         match self.errno {
             Errno::ENOENT if !has_slash => f.write_str("no such command in PATH"),
@@ -123,15 +138,23 @@ pub struct Suspended {
 }
 
 impl Suspended {
-    /// Forks `command` (a name or path and its arguments), which then waits. To be called while the
-    /// process has one thread, and before it changes anything that a child inherits. An ignored SIGCHLD is
+    /// Forks `command` (a name or path and its arguments), which then waits, as the user `identity` if there is
+    /// one. To be called while the process has one thread, and before it changes anything that a child inherits. An ignored SIGCHLD is
     /// reset here (without it there is no exit code), and restored in the child.
     ///
     /// Takes no signal over: until [`crate::signals::Signals::take_over`] a fatal one ends memleak, and
     /// the command with it.
-    pub fn fork(command: &[OsString]) -> Result<Self> {
+    pub fn fork(command: &[OsString], identity: Option<&Identity>) -> Result<Self> {
         let inherited = Inherited::get()?;
-        let mut plan = ExecPlan::new(command)?;
+        let mut plan = ExecPlan::new(command, identity)?;
+        let privileges = match identity {
+            Some(identity) => Privileges::Of(identity),
+            None if is_privileged_by_file() => {
+                let ours = Capabilities::get().context("cannot read our capabilities")?;
+                Privileges::None(ours.unusable())
+            }
+            None => Privileges::Ours,
+        };
         let null = File::options().read(true).write(true).open("/dev/null");
         let null = null
             .context("cannot open /dev/null to replace standard input and output by")?
@@ -147,6 +170,7 @@ impl Suspended {
             ForkResult::Child => {
                 let child = Child {
                     inherited,
+                    privileges,
                     go: go_read.as_raw_fd(),
                     outcome: outcome_write.as_raw_fd(),
                     parents: [go_write.as_raw_fd(), outcome_read.as_raw_fd()],
@@ -383,15 +407,17 @@ impl Running {
         let Some(exec) = &mut self.exec else {
             return true;
         };
-        let mut errno = [0; size_of::<c_int>()];
-        match exec.outcome.read(&mut errno) {
+        let mut failure = [0; Failure::BYTES];
+        match exec.outcome.read(&mut failure) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return false,
-            // A write of four bytes to a pipe is never split.
-            Ok(length) if length == errno.len() => {
+            // A write of a few bytes to a pipe is never split.
+            Ok(Failure::BYTES) => {
+                let Failure { step, errno } = Failure::from_bytes(failure);
                 self.exec_error = Some(ExecError {
                     command: exec.command.clone(),
-                    errno: Errno::from_raw(c_int::from_ne_bytes(errno)),
+                    step,
+                    errno,
                 });
             }
             // End of file: executed, or killed before; the process's end tells the two apart.
@@ -476,22 +502,58 @@ struct ExecPlan {
     candidates: Vec<CString>,
     /// What `argv` and `script_argv` point to.
     _arguments: Vec<CString>,
+    /// What `envp` points to beside the caller's.
+    _variables: Vec<CString>,
     argv: Vec<*const c_char>,
     /// `/bin/sh`, the candidate (put in when its turn comes), the arguments.
     script_argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
 }
 
+/// As whom the child runs the command.
+enum Privileges<'a> {
+    /// As whoever runs memleak.
+    Ours,
+    /// Without the capabilities that memleak's file gave it. The exec would take them anyway, but they
+    /// would decide on whether the file may be executed.
+    None(Capabilities),
+    Of(&'a Identity),
+}
+
+/// What the child tells its parent if there will be no command.
+struct Failure {
+    step: Option<Step>,
+    errno: Errno,
+}
+
+impl Failure {
+    const BYTES: usize = 2 * size_of::<c_int>();
+
+    fn to_bytes(&self) -> [u8; Self::BYTES] {
+        let step = self.step.map_or(0, |step| step as i64);
+        (step << 32 | i64::from(self.errno as u32)).to_ne_bytes()
+    }
+
+    fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        let both = i64::from_ne_bytes(bytes);
+        Self {
+            step: Step::from_number((both >> 32) as i32),
+            errno: Errno::from_raw(both as i32),
+        }
+    }
+}
+
 /// What the child finds: numbers, since it must not drop (close) what its parent owns.
-struct Child {
+struct Child<'a> {
     inherited: Inherited,
+    privileges: Privileges<'a>,
     go: RawFd,
     outcome: RawFd,
     parents: [RawFd; 2],
 }
 
 impl ExecPlan {
-    fn new(command: &[OsString]) -> Result<Self> {
+    fn new(command: &[OsString], identity: Option<&Identity>) -> Result<Self> {
         let Some(name) = command.first() else {
             bail!("no command given: memleak run -- COMMAND")
         };
@@ -508,11 +570,14 @@ impl ExecPlan {
         let argv = pointers(arguments.iter().map(CString::as_c_str));
         let mut script_argv = vec![SHELL.as_ptr(), ptr::null()];
         script_argv.extend(argv.iter().skip(1));
-        let envp = pointers(environment.iter().copied());
+        let variables = identity.map_or_else(Vec::new, variables);
+        let envp = replaced(&environment, &variables);
+        let envp = pointers(envp.into_iter());
         Ok(Self {
             name: name.clone(),
             candidates,
             _arguments: arguments,
+            _variables: variables,
             argv,
             script_argv,
             envp,
@@ -528,21 +593,29 @@ impl ExecPlan {
             unsafe { libc::close(fd) };
         }
         child.restore_what_was_inherited();
-        if !child.is_released() {
-            // SAFETY: always safe.
-            unsafe { libc::_exit(ABANDONED) };
-        }
-        let errno = self.execute();
-        let bytes = (errno as c_int).to_ne_bytes();
+        // At once: what waits here has no more rights than the command will have.
+        let failure = match child.take_privileges() {
+            Err((step, errno)) => Failure {
+                step: Some(step),
+                errno,
+            },
+            Ok(()) => {
+                if !child.is_released() {
+                    // SAFETY: always safe.
+                    unsafe { libc::_exit(ABANDONED) };
+                }
+                Failure {
+                    step: None,
+                    errno: self.execute(),
+                }
+            }
+        };
+        let bytes = failure.to_bytes();
         // SAFETY: writes a buffer of ours; if memleak is gone there is nobody to tell.
         unsafe {
             libc::signal(libc::SIGPIPE, libc::SIG_IGN);
             libc::write(child.outcome, bytes.as_ptr().cast(), bytes.len());
-            libc::_exit(c_int::from(if errno == Errno::ENOENT {
-                NOT_FOUND
-            } else {
-                CANNOT_EXECUTE
-            }))
+            libc::_exit(c_int::from(CANNOT_EXECUTE))
         }
     }
 
@@ -574,7 +647,15 @@ impl ExecPlan {
     }
 }
 
-impl Child {
+impl Child<'_> {
+    fn take_privileges(&self) -> std::result::Result<(), (Step, Errno)> {
+        match &self.privileges {
+            Privileges::Ours => Ok(()),
+            Privileges::Of(identity) => identity.assume(),
+            Privileges::None(none) => none.set().map_err(|_| (Step::Capabilities, Errno::last())),
+        }
+    }
+
     fn restore_what_was_inherited(&self) {
         for fd in 0..3 {
             if self.inherited.was_closed(fd) {
@@ -620,6 +701,35 @@ fn execve(path: *const c_char, argv: &[*const c_char], envp: &[*const c_char]) -
 
 fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
     strings.map(CStr::as_ptr).chain([ptr::null()]).collect()
+}
+
+/// The variables of an identity as an environment has them.
+fn variables(identity: &Identity) -> Vec<CString> {
+    let variables = identity.variables().into_iter();
+    // No entry of the user database has a zero byte in it.
+    variables
+        .filter_map(|(name, value)| {
+            CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+        })
+        .collect()
+}
+
+/// `environment` with `variables` in the places of those of the same name, or at its end.
+fn replaced<'a>(environment: &[&'a CStr], variables: &'a [CString]) -> Vec<&'a CStr> {
+    let name = |entry: &CStr| {
+        let bytes = entry.to_bytes();
+        let end = bytes.iter().position(|byte| *byte == b'=');
+        bytes[..end.unwrap_or(bytes.len())].to_vec()
+    };
+    let mut new: Vec<&CStr> = environment.to_vec();
+    for variable in variables {
+        let same = new.iter_mut().find(|entry| name(entry) == name(variable));
+        match same {
+            Some(entry) => *entry = variable,
+            None => new.push(variable),
+        }
+    }
+    new
 }
 
 /// The paths that execvp would try for `name`: itself if it has a slash, otherwise it in each directory
@@ -742,6 +852,7 @@ mod tests {
     fn only_a_missing_command_is_not_found() {
         let error = |errno| ExecError {
             command: OsString::from("x"),
+            step: None,
             errno,
         };
         assert_eq!(error(Errno::ENOENT).code(), 127);
@@ -756,9 +867,55 @@ mod tests {
     }
 
     #[test]
+    fn without_its_user_a_command_is_not_tried() {
+        let error = ExecError {
+            command: OsString::from("x"),
+            step: Some(Step::Groups),
+            errno: Errno::ENOENT,
+        };
+        assert_eq!(error.code(), 125);
+        assert!(error.to_string().contains("--user"), "{error}");
+    }
+
+    #[test]
+    fn a_failure_arrives_as_it_was_sent() {
+        for step in [
+            None,
+            Some(Step::Groups),
+            Some(Step::Group),
+            Some(Step::User),
+            Some(Step::Capabilities),
+        ] {
+            for errno in [Errno::ENOENT, Errno::EPERM, Errno::ENOEXEC] {
+                let sent = Failure { step, errno };
+                let came = Failure::from_bytes(sent.to_bytes());
+                assert_eq!((came.step, came.errno), (step, errno));
+            }
+        }
+    }
+
+    #[test]
+    fn a_variable_is_replaced_in_its_place_or_put_at_the_end() {
+        let environment = [c"HOMES=a", c"HOME=/root", c"odd", c"A=HOME=b"];
+        let variables = [c"HOME=/home/alice", c"USER=alice"].map(CStr::to_owned);
+        assert_eq!(
+            replaced(&environment, &variables),
+            [
+                c"HOMES=a",
+                c"HOME=/home/alice",
+                c"odd",
+                c"A=HOME=b",
+                c"USER=alice"
+            ]
+        );
+        assert_eq!(replaced(&environment, &[]), environment);
+    }
+
+    #[test]
     fn an_exec_error_is_one_line_whatever_the_name() {
         let error = ExecError {
             command: OsString::from("a\nb\x1b[31m"),
+            step: None,
             errno: Errno::ENOENT,
         };
         assert_eq!(

@@ -1,12 +1,21 @@
 //! Where the report goes: the file that `-o` names, or standard error.
+//!
+//! The file is opened with the rights of the user who called memleak, under sudo the one who called sudo:
+//! a name in a directory that others write to, such as /tmp, may be a link that one of them put there.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::identity::Identity;
+use crate::inherited::{self, Inherited};
 
 /// An open destination.
 pub struct Output {
@@ -19,10 +28,10 @@ pub struct Output {
     pub is_stderr: bool,
 }
 
-/// Opens the file that `-o` names, or standard error.
+/// Opens the file that `-o` names, or standard error. To be called while there is one thread.
 ///
 /// # Errors
-/// The name's `%` parts make no sense, or the file cannot be created.
+/// The name's `%` parts make no sense, or the user may not create or write the file.
 pub fn open(file: Option<&Path>) -> Result<Output> {
     let Some(pattern) = file else {
         let stderr = io::stderr();
@@ -33,15 +42,69 @@ pub fn open(file: Option<&Path>) -> Result<Output> {
             is_stderr: true,
         });
     };
-    let path = expand(pattern, |name| std::env::var_os(name))?;
-    let file = File::create(&path)
-        .with_context(|| format!("cannot open {} for the report (-o)", path.display()))?;
+    let path = expand(pattern, inherited::variable)?;
+    let file = match descriptor(&path) {
+        Some(fd) => duplicate(fd)
+            .with_context(|| format!("cannot write the report to {} (-o)", path.display()))?,
+        None => create(&path)?,
+    };
     Ok(Output {
         terminal: file.is_terminal(),
         writer: Box::new(file),
         name: path.display().to_string(),
         is_stderr: false,
     })
+}
+
+fn create(path: &Path) -> Result<File> {
+    let open = || {
+        // A terminal that is written to must not become ours.
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true);
+        options.custom_flags(libc::O_NOCTTY).open(path)
+    };
+    let name = path.display();
+    match Identity::behind_sudo()? {
+        None => open().with_context(|| format!("cannot open {name} for the report (-o)")),
+        Some(user) => user.with_file_rights(open)?.with_context(|| {
+            format!(
+                "cannot open {name} for the report (-o) as {user} (SUDO_UID), with whose rights it is opened: \
+                 name a file that this user may write, or open it as root by `sudo env -u SUDO_UID memleak …`"
+            )
+        }),
+    }
+}
+
+/// The descriptor that a path stands for.
+fn descriptor(path: &Path) -> Option<RawFd> {
+    match path.as_os_str().as_bytes() {
+        b"/dev/stdout" => Some(libc::STDOUT_FILENO),
+        b"/dev/stderr" => Some(libc::STDERR_FILENO),
+        path => {
+            let number = path
+                .strip_prefix(b"/dev/fd/")
+                .or_else(|| path.strip_prefix(b"/proc/self/fd/"))?;
+            std::str::from_utf8(number).ok()?.parse().ok()
+        }
+    }
+}
+
+/// The caller's own descriptor, as shells and awk have it, and not its file opened again: that would cut
+/// off what the command writes there, fail for a socket, and for a terminal that sudo made, which is root's.
+fn duplicate(fd: RawFd) -> Result<File> {
+    let closed = || anyhow!("descriptor {fd} is not open for writing");
+    if fd < 0 || Inherited::get()?.was_closed(fd) {
+        return Err(closed());
+    }
+    // SAFETY: only borrowed for the calls below, the first of which tells whether it is open at all.
+    let caller = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flag = |command| fcntl(caller, command).map_err(|_| closed());
+    // What is close-on-exec is ours: it did not come through our own exec.
+    let is_ours = flag(FcntlArg::F_GETFD)? & FdFlag::FD_CLOEXEC.bits() != 0;
+    if is_ours || flag(FcntlArg::F_GETFL)? & libc::O_ACCMODE == libc::O_RDONLY {
+        return Err(closed());
+    }
+    Ok(caller.try_clone_to_owned()?.into())
 }
 
 /// Puts in what the `%` parts of a file name stand for: `%p` memleak's pid, `%h` the host's name, `%q{VAR}` an
@@ -115,6 +178,22 @@ mod tests {
             format!("42.{pid}-100%")
         );
         assert!(!expanded("%h").unwrap().is_empty());
+    }
+
+    #[test]
+    fn names_of_descriptors_are_known() {
+        for (path, fd) in [
+            ("/dev/stdout", Some(1)),
+            ("/dev/stderr", Some(2)),
+            ("/dev/fd/7", Some(7)),
+            ("/proc/self/fd/12", Some(12)),
+            ("/dev/fd/", None),
+            ("/dev/fd/x", None),
+            ("dev/stdout", None),
+            ("/dev/null", None),
+        ] {
+            assert_eq!(descriptor(Path::new(path)), fd, "{path}");
+        }
     }
 
     #[test]

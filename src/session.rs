@@ -12,16 +12,21 @@ use users::{Users, UsersCache};
 use crate::allocator::{self, loader::Environment};
 use crate::cli::{self, WaitAll};
 use crate::collect::{self, Collector, Settings};
+use crate::identity::Identity;
 use crate::image::{Image, Losses};
 use crate::launch::{self, Ended, Running, Stderr, Suspended};
 use crate::ledger::Ledger;
 use crate::output::{self, Output};
+use crate::privilege;
 use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
 use crate::probe::table::LIBC;
 use crate::report::{Options, Report, Verbosity};
 use crate::signals::{Event, Signals};
-use crate::status::{self, Finish, LeakExit, Outcome};
+use crate::status::{self, Finish, Outcome};
+
+/// Where Slurm says which of its scripts it runs.
+const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";
 
 /// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
 const TICK: Duration = Duration::from_millis(500);
@@ -31,7 +36,13 @@ const TICK: Duration = Duration::from_millis(500);
 /// # Errors
 /// Something failed before the command was released; it has not run.
 pub fn run(options: &cli::Run) -> Result<Finish> {
-    let command = Suspended::fork(&options.command)?;
+    privilege::keep_what_is_used()?;
+    let user = options
+        .user
+        .as_ref()
+        .map(Identity::of_command)
+        .transpose()?;
+    let command = Suspended::fork(&options.command, user.as_ref())?;
     let mut signals = Signals::take_over()?;
     let report = output::open(options.report.output.as_deref())?;
     let mut collector = match collect(options, &command) {
@@ -84,7 +95,7 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
             }
         }
     }
-    let finish = books.close(collector.losses(), outcome, options.gate.leak_exit());
+    let finish = books.close(collector.losses(), outcome, &options.gate);
     collector.detach();
     Ok(finish)
 }
@@ -98,7 +109,7 @@ fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
         all_late: options.late_threads,
     };
     let mut collector = Collector::load(&settings)?;
-    let environment = Environment::of_this_process();
+    let environment = Environment::of_the_command();
     for mut allocator in allocator::find(command.candidates(), &environment, &LIBC)? {
         let left_out = |site: &Site| {
             options
@@ -252,13 +263,24 @@ impl Books {
         self.failures += 1;
     }
 
-    fn close(mut self, mut losses: Losses, outcome: Outcome, leak: LeakExit) -> Finish {
+    fn close(mut self, mut losses: Losses, outcome: Outcome, gate: &cli::GateArgs) -> Finish {
         losses.rows_lost += self.failures;
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
         let summary = ledger.finish(losses, outcome);
         let written = self.report.summary(&summary);
         self.check(written);
-        status::finish(outcome, summary.verdict(), leak)
+        let verdict = summary.verdict();
+        let leak = gate.leak_exit();
+        let context = std::env::var_os(SLURM_CONTEXT).unwrap_or_default();
+        let counts = status::that_counts(verdict, &context, gate.allow_drain);
+        let finish = status::finish(outcome, counts, leak);
+        if finish != status::finish(outcome, verdict, leak) {
+            say(&format!(
+                "the gate does not count, as a failure of Slurm's {} drains the node (see --allow-drain)",
+                context.display()
+            ));
+        }
+        finish
     }
 
     /// A reader that has gone away is no failure; a full disk is one, of the report and not of the
@@ -279,7 +301,10 @@ impl Books {
 
 fn not_executed(error: &launch::ExecError) -> Outcome {
     say(&error.to_string());
-    Outcome::ExecError(status::ExecError::from_errno(error.errno as i32))
+    match error.step {
+        Some(_) => Outcome::ToolError,
+        None => Outcome::ExecError(status::ExecError::from_errno(error.errno as i32)),
+    }
 }
 
 /// Says where each probe sits, and why there.

@@ -4,6 +4,7 @@
 //! signal) is for others.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 
 use libc::c_int;
 
@@ -130,6 +131,18 @@ pub fn finish(outcome: Outcome, verdict: Option<Verdict>, leak: LeakExit) -> Fin
     }
 }
 
+/// The verdict as far as it counts for memleak's end: not where Slurm would take the node out of service for
+/// one job's leaks, unless `allow_drain`. Slurm does so when slurmd's own prolog or epilog exits with
+/// another code than 0; `slurm_context` is SLURM_SCRIPT_CONTEXT, which says what it runs.
+pub fn that_counts(
+    verdict: Option<Verdict>,
+    slurm_context: &OsStr,
+    allow_drain: bool,
+) -> Option<Verdict> {
+    let drains = slurm_context == "prolog_slurmd" || slurm_context == "epilog_slurmd";
+    verdict.filter(|_| allow_drain || !drains)
+}
+
 /// First real-time signal that programs may use: the C library keeps the two below it for itself.
 const SIGRTMIN: u8 = 34;
 const SIGRTMAX: u8 = 64;
@@ -242,6 +255,48 @@ mod tests {
             assert_eq!(finish(Outcome::Exited(0), UNKNOWN, leak), Finish::Exit(125));
         }
         assert_eq!(LeakExit::default(), KEEP);
+    }
+
+    #[test]
+    fn where_slurm_would_drain_the_node_only_the_command_decides() {
+        let segv = Outcome::Signaled {
+            signal: 11,
+            core: false,
+        };
+        let missing = Outcome::ExecError(ExecError::NotFound);
+        let outcomes = [
+            (Outcome::Exited(0), Finish::Exit(0)),
+            (Outcome::Exited(3), Finish::Exit(3)),
+            (segv, Finish::Signal(11)),
+            (missing, Finish::Exit(NOT_FOUND)),
+            (Outcome::ToolError, Finish::Exit(TOOL_ERROR)),
+        ];
+        for (context, drains) in [
+            ("prolog_slurmd", true),
+            ("epilog_slurmd", true),
+            ("prolog_slurmctld", false),
+            ("epilog_slurmctld", false),
+            ("prolog_task", false),
+            ("srun", false),
+            ("", false),
+        ] {
+            for (outcome, of_the_command) in outcomes {
+                for (leak, verdict) in [KEEP, WINS]
+                    .into_iter()
+                    .flat_map(|leak| [None, PASSED, FAILED, UNKNOWN].map(|v| (leak, v)))
+                {
+                    let end = |allow_drain| {
+                        let counts = that_counts(verdict, OsStr::new(context), allow_drain);
+                        finish(outcome, counts, leak)
+                    };
+                    let usual = finish(outcome, verdict, leak);
+                    let expected = if drains { of_the_command } else { usual };
+                    let case = format!("{context} {outcome:?} {verdict:?} {leak:?}");
+                    assert_eq!(end(false), expected, "{case}");
+                    assert_eq!(end(true), usual, "{case}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::inherited;
 use crate::probe::elf::{Findings, Role, find_sites};
 use crate::probe::table::Row;
 use loader::Environment;
@@ -94,9 +95,9 @@ pub fn find<'a>(
 }
 
 impl Environment {
-    /// The environment that the command will get: ours.
-    pub fn of_this_process() -> Self {
-        let get = |name: &str| std::env::var_os(name).unwrap_or_default();
+    /// The environment that the command will get: the caller's, which is not always ours.
+    pub fn of_the_command() -> Self {
+        let get = |name: &str| inherited::variable(OsStr::new(name)).unwrap_or_default();
         Environment {
             library_path: get("LD_LIBRARY_PATH"),
             preload: get("LD_PRELOAD"),

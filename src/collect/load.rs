@@ -27,8 +27,8 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error(
-        "no right to load BPF programs: run memleak as root (sudo memleak …), or give it the capabilities \
-         CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
+        "no right to load BPF programs: run memleak as root (sudo memleak …), or give its file the \
+         capabilities CAP_BPF and CAP_PERFMON (setcap cap_bpf,cap_perfmon=ep)"
     )]
     Rights(#[source] libbpf_rs::Error),
     #[error(

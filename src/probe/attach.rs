@@ -83,8 +83,12 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
         let made = attach_one(method, program, target, sites, retprobe);
         links.extend(made.with_context(|| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
+            let remedy = match method {
+                Method::PerfEvent => " (perf-event uprobes take root, or CAP_SYS_ADMIN too)",
+                Method::Session | Method::Multi => "",
+            };
             format!(
-                "cannot attach to {} in {}",
+                "cannot attach to {} in {}{remedy}",
                 names.join(", "),
                 target.path.display()
             )

@@ -1,0 +1,101 @@
+//! What the help and the manual page say beside the options: one text for both.
+
+/// With what `memleak run` ends: the exit code and its meaning.
+pub const EXIT_CODES: [(&str, &str); 4] = [
+    (
+        "N",
+        "The command's own. If it died of a signal, memleak dies of the same one, without a core dump; \
+         where it cannot, as process 1 of a container, it exits with 128 and the signal's number.",
+    ),
+    (
+        "23",
+        "The command exited with 0 and a gate failed (--leak-exitcode chooses another code, \
+         --leak-exitcode-wins puts it before a code of the command's).",
+    ),
+    (
+        "125",
+        "memleak failed or was called wrongly, and the command was not started; or the command exited with \
+         0 and too much was lost to judge the gate.",
+    ),
+    (
+        "126, 127",
+        "The command cannot be executed, or was not found.",
+    ),
+];
+
+/// Why a gate may fail and memleak exit with 0 all the same.
+pub const SLURM: &str = "In a Slurm prolog or epilog (SLURM_SCRIPT_CONTEXT is prolog_slurmd or epilog_slurmd) a gate \
+     does not change the exit code, since that would drain the node, unless --allow-drain is given.";
+
+/// What memleak does with signals, a paragraph each.
+pub const SIGNALS: [&str; 4] = [
+    "Every signal sent to memleak goes on to the command, except CHLD, PIPE, TTIN and TTOU, and KILL and \
+     STOP, which nobody can catch. The command gets it once: not again where it has it already, by the \
+     terminal or as one of a group, nor what it or its children sent. A signal that was ignored when \
+     memleak started, as by nohup, stays ignored.",
+    "Ctrl-C and Ctrl-\\ are the command's: memleak goes on until the command ends, and ends as it does.",
+    "Ctrl-Z stops both: when the command stops, memleak stops in the same way, and fg brings both back. A \
+     command stopped by SIGSTOP leaves memleak running.",
+    "If memleak is killed before the command starts, the command never runs; after that, it goes on \
+     unharmed, and uncounted.",
+];
+
+/// How sizes are written.
+pub const SIZES: &str = "Sizes are whole numbers: 512, 100kB, 1MB, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
+
+/// The width of a line of help.
+const WIDTH: usize = 90;
+
+/// What `memleak run --help` says after the options.
+pub fn after_help() -> String {
+    let mut help = "Exit codes:\n".to_owned();
+    for (code, meaning) in EXIT_CODES {
+        let indented = wrapped(meaning, 14);
+        help += &format!("  {code:<12}{}\n", indented.trim_start());
+    }
+    help += &format!("\n{}\n\nSignals:\n", wrapped(SLURM, 2));
+    for paragraph in SIGNALS {
+        help += &format!("{}\n", wrapped(paragraph, 2));
+    }
+    help + "\n" + SIZES
+}
+
+/// The words in lines that begin with `indent` spaces.
+fn wrapped(text: &str, indent: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let full = |line: &String| indent + line.len() + 1 + word.len() > WIDTH;
+        if lines
+            .last()
+            .is_some_and(|line| !line.is_empty() && full(line))
+        {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    let indented: Vec<_> = lines
+        .iter()
+        .map(|line| format!("{:indent$}{line}", ""))
+        .collect();
+    indented.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_as_long_as_they_may_be() {
+        let text = ["word"; 40].join(" ");
+        let wrapped = wrapped(&text, 3);
+        assert!(wrapped.lines().all(|line| line.len() <= WIDTH));
+        assert!(wrapped.lines().count() == 3, "{wrapped}");
+        assert_eq!(wrapped.split_whitespace().count(), 40);
+        assert!(wrapped.lines().all(|line| line.starts_with("   word")));
+    }
+}

@@ -1,0 +1,226 @@
+//! The manual page and the shells' completions are those of the parser: generated from the same definitions.
+//! `make docs` writes them; without it these tests fail where they no longer match.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+use clap_mangen::roff::{Roff, bold, roman};
+use memleak::cli::Cli;
+use memleak::manual::{EXIT_CODES, SIGNALS, SIZES, SLURM};
+
+/// Compares a file of this tree with what it should be, or writes it where `make docs` asks for that.
+#[track_caller]
+fn assert_matches(path: &str, wanted: &[u8]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("WRITE_DOCS").is_some() {
+        fs::create_dir_all(path.parent().expect("in a directory")).unwrap();
+        fs::write(&path, wanted).unwrap();
+    }
+    assert!(
+        fs::read(&path).unwrap_or_default() == wanted,
+        "{} does not match the command line's definitions: run `make docs`",
+        path.display()
+    );
+}
+
+/// The command line as clap has it; `run` as people write it.
+fn command_line() -> (clap::Command, clap::Command) {
+    let mut memleak = Cli::command();
+    memleak.build();
+    let run = memleak.find_subcommand("run").expect("there is run");
+    let run = run.clone().disable_version_flag(true);
+    (memleak, run)
+}
+
+// ---- the manual page -----------------------------------------------------------------------------------
+
+fn section(page: &mut Vec<u8>, name: &str, fill: impl FnOnce(&mut Roff)) {
+    let mut roff = Roff::new();
+    roff.control("SH", [name]);
+    fill(&mut roff);
+    roff.to_writer(page).unwrap();
+}
+
+fn paragraphs(roff: &mut Roff, texts: &[&str]) {
+    for text in texts {
+        roff.control("PP", []).text([roman(*text)]);
+    }
+}
+
+fn tagged(roff: &mut Roff, tag: &str, text: &str) {
+    roff.control("TP", []).text([bold(tag)]).text([roman(text)]);
+}
+
+fn manual_page() -> Vec<u8> {
+    let (memleak, run) = command_line();
+    let about = memleak.get_about().expect("it says what it is").to_string();
+    let version = memleak.get_version().expect("it has a version").to_owned();
+    let options = clap_mangen::Man::new(run);
+    let mut page = format!(".TH memleak 1 \"\" \"memleak {version}\"\n").into_bytes();
+    section(&mut page, "NAME", |roff| {
+        let (_, what) = about.split_once(": ").expect("what it is: what it does");
+        roff.text([roman(format!("memleak - {what}"))]);
+    });
+    section(&mut page, "SYNOPSIS", |roff| {
+        let [arguments, help] = [
+            " run [OPTIONS] [--] COMMAND [ARGS]...",
+            " --help | --version",
+        ];
+        roff.text([bold("memleak"), roman(arguments)]);
+        roff.control("br", []);
+        roff.text([bold("memleak"), roman(help)]);
+    });
+    section(&mut page, "DESCRIPTION", |roff| {
+        paragraphs(
+            roff,
+            &[
+                "memleak run starts COMMAND, counts in the kernel (eBPF) what every process of its tree \
+                 allocates and never frees, prints a row for each as it ends, and ends as the command does. \
+                 Nothing is recompiled, preloaded or traced by ptrace. The report goes to standard error \
+                 or to a file, never to the command's standard output.",
+                "It takes root, or a memleak whose file has the capabilities CAP_BPF and CAP_PERFMON.",
+                SIZES,
+            ],
+        );
+    });
+    options.render_options_section(&mut page).unwrap();
+    section(&mut page, "EXIT STATUS", |roff| {
+        for (code, meaning) in EXIT_CODES {
+            tagged(roff, code, meaning);
+        }
+        paragraphs(roff, &[SLURM]);
+    });
+    section(&mut page, "SIGNALS", |roff| paragraphs(roff, &SIGNALS));
+    section(&mut page, "ENVIRONMENT", |roff| {
+        tagged(
+            roff,
+            "NO_COLOR",
+            "If set and not empty: no colour, unless --color=always.",
+        );
+        tagged(
+            roff,
+            "SUDO_UID, SUDO_GID",
+            "For root: the user with whose rights report files are opened, and whom --user sudo names.",
+        );
+        tagged(
+            roff,
+            "SLURM_SCRIPT_CONTEXT",
+            "Where Slurm says whether this is its prolog or epilog; see EXIT STATUS.",
+        );
+    });
+    section(&mut page, "EXAMPLES", |roff| {
+        for (line, what) in [
+            ("sudo memleak run -- ./my_app args", "What does it leak?"),
+            (
+                "sudo memleak run --user sudo -- ./my_app args",
+                "The same, with the command run as yourself.",
+            ),
+            (
+                "sudo env LD_LIBRARY_PATH=$PWD/lib memleak run -- ./my_app",
+                "With a variable that sudo would take out.",
+            ),
+            (
+                "sudo memleak run --fail-on-leak 1MB --gate-comm 'my_app*' -- make check",
+                "As a gate in CI.",
+            ),
+        ] {
+            tagged(roff, line, what);
+        }
+    });
+    section(&mut page, "SEE ALSO", |roff| {
+        roff.text([roman(
+            "valgrind(1), sudo(8), setcap(8), capabilities(7), bpf(2)",
+        )]);
+    });
+    // Each part comes with its own definition of the apostrophe.
+    let page = String::from_utf8(page).unwrap();
+    let definition = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
+    (definition.to_owned() + &page.replace(definition, "")).into_bytes()
+}
+
+#[test]
+fn the_manual_page_matches_the_parser() {
+    assert_matches("man/memleak.1", &manual_page());
+}
+
+#[test]
+fn the_manual_page_tells_every_option_exit_code_and_signal_rule() {
+    let page = String::from_utf8(manual_page()).unwrap();
+    // As a reader sees it: hyphens are escaped, fonts changed.
+    let read = page
+        .replace("\\-", "-")
+        .replace("\\fB", "")
+        .replace("\\fR", "");
+    let read = read
+        .replace("\\fI", "")
+        .replace("\\*(Aq", "'")
+        .replace("\\(aq", "'");
+    let (_, run) = command_line();
+    for option in run.get_arguments().filter(|option| !option.is_hide_set()) {
+        if let Some(long) = option.get_long() {
+            assert!(read.contains(&format!("--{long}")), "--{long}");
+        }
+    }
+    for hidden in ["--without-probe", "--floor", "--method"] {
+        assert!(!read.contains(hidden), "{hidden}");
+    }
+    for (code, _) in EXIT_CODES {
+        assert!(read.contains(&format!(".TP\n{code}\n")), "{code}");
+    }
+    for heading in ["\"EXIT STATUS\"", "SIGNALS", "OPTIONS", "EXAMPLES"] {
+        assert!(read.contains(&format!(".SH {heading}\n")), "{heading}");
+    }
+    assert!(read.contains("Ctrl-Z stops both"));
+}
+
+// ---- completions ---------------------------------------------------------------------------------------
+
+fn completion(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "memleak", &mut script);
+    script
+}
+
+#[test]
+fn the_completions_match_the_parser() {
+    assert_matches("completions/memleak.bash", &completion(Shell::Bash));
+    assert_matches("completions/_memleak", &completion(Shell::Zsh));
+    assert_matches("completions/memleak.fish", &completion(Shell::Fish));
+}
+
+/// What bash offers for the last of `words`.
+fn offered_by_bash(words: &[&str]) -> Vec<String> {
+    let script = r#"
+        source "$1"; shift
+        COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+        _memleak memleak "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("completions/memleak.bash");
+    let output = Command::new("bash")
+        .args(["--norc", "-c", script, "bash"].map(OsStr::new))
+        .arg(file)
+        .args(words)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    let offered = String::from_utf8(output.stdout).unwrap();
+    offered.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_options_and_their_values() {
+    assert_eq!(offered_by_bash(&["memleak", "ru"]), ["run"]);
+    assert_eq!(
+        offered_by_bash(&["memleak", "run", "--fail"]),
+        ["--fail-on-leak", "--fail-on-total-leak"]
+    );
+    assert_eq!(
+        offered_by_bash(&["memleak", "run", "--format", ""]),
+        ["table", "json", "csv"]
+    );
+}

@@ -1,0 +1,716 @@
+//! Whose rights the command has, and with whose rights memleak writes: `--user`, sudo, and file capabilities, with
+//! real users.
+//!
+//! The users are real to everything that runs in a mount namespace of the test's own, in which it has put
+//! its user database, its sudoers and a file system for privileged programs: nothing of it is left behind,
+//! however a test ends.
+
+#[path = "common/fixtures.rs"]
+mod fixtures;
+#[path = "common/root.rs"]
+mod root;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use fixtures::fixture;
+use tempfile::TempDir;
+
+const ALICE: u32 = 54321;
+/// A group that alice is in, and a group id.
+const HELPERS: u32 = 54322;
+/// A user id that no user has.
+const NOBODY: u32 = 54399;
+
+/// What a memleak that its users need no sudo for has.
+const CAPABILITIES: &str = "cap_bpf,cap_perfmon=ep";
+
+/// Shows whose a process is.
+const SHOW: &str = "id; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
+
+/// Enters the namespace and becomes the command. `$1` is the world's directory, `$2` memleak, `$3` its
+/// capabilities.
+const ENTER: &str = r#"
+    world=$1 memleak=$2 capabilities=$3; shift 3
+    for file in passwd group shadow sudoers; do
+        mount --bind "$world/etc/$file" "/etc/$file" || exit 99
+    done
+    # /tmp, where the world is, may be mounted without the rights that files have.
+    mount -t tmpfs -o mode=755 none "$world/bin" || exit 99
+    cp "$memleak" "$world/bin/memleak" && cp "$(command -v id)" "$world/bin/root-id" || exit 99
+    chmod u+s "$world/bin/root-id"
+    case $capabilities in
+    '') ;;
+    setuid) chmod u+s "$world/bin/memleak" ;;
+    *) setcap "$capabilities" "$world/bin/memleak" || exit 99 ;;
+    esac
+    exec "$@""#;
+
+/// A directory, and what lies over this system's own files in the namespace.
+struct World {
+    directory: TempDir,
+    capabilities: &'static str,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with_capabilities("")
+    }
+
+    fn with_capabilities(capabilities: &'static str) -> Self {
+        root::require_root();
+        let directory = TempDir::new().unwrap();
+        let world = Self {
+            directory,
+            capabilities,
+        };
+        let path = |name: &str| world.path(name);
+        for (name, mode) in [("", 0o755), ("etc", 0o755), ("bin", 0o755), ("tmp", 0o1777)] {
+            fs::create_dir_all(path(name)).unwrap();
+            fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let home = path("home");
+        fs::create_dir(&home).unwrap();
+        chown(&home, Some(ALICE), Some(ALICE)).unwrap();
+        let (name, home) = ("alice", home.display());
+        world.overlay(
+            "passwd",
+            &format!("{name}:x:{ALICE}:{ALICE}:Alice:{home}:/bin/sh\n"),
+        );
+        world.overlay(
+            "group",
+            &format!("{name}:x:{ALICE}:\nhelpers:x:{HELPERS}:{name}\n"),
+        );
+        world.overlay("shadow", &format!("{name}:*:19000:0:99999:7:::\n"));
+        let sudoers = format!(
+            "root ALL=(ALL:ALL) ALL\n{name} ALL=(root) NOPASSWD: ALL\nDefaults env_reset\n"
+        );
+        fs::write(path("etc/sudoers"), sudoers).unwrap();
+        fs::set_permissions(path("etc/sudoers"), fs::Permissions::from_mode(0o440)).unwrap();
+        world
+    }
+
+    /// A file of `/etc` with lines added.
+    fn overlay(&self, name: &str, lines: &str) {
+        let own = Path::new("/etc").join(name);
+        let new = self.path("etc").join(name);
+        let text = fs::read_to_string(&own).unwrap() + lines;
+        fs::write(&new, text).unwrap();
+        fs::set_permissions(&new, own.metadata().unwrap().permissions()).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn root<A: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", ENTER, "sh"])
+            .arg(self.directory.path())
+            .args([env!("CARGO_BIN_EXE_memleak"), self.capabilities])
+            .args(words)
+            .env("LC_ALL", "C")
+            .current_dir("/");
+        // As `sudo make test` sets them.
+        for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SLURM_SCRIPT_CONTEXT"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// With alice's ids, groups and home, and no capabilities.
+    fn alice<A: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Command {
+        let login = [
+            "setpriv",
+            "--reuid",
+            "alice",
+            "--regid",
+            "alice",
+            "--init-groups",
+        ];
+        let clean = ["--inh-caps=-all", "--ambient-caps=-all", "--"];
+        let words = words.into_iter().map(|word| word.as_ref().to_owned());
+        let login = login.into_iter().chain(clean).map(OsString::from);
+        let mut command = self.root(login.chain(words));
+        command
+            .env("HOME", self.path("home"))
+            .env("USER", "alice")
+            .env("LOGNAME", "alice");
+        command
+    }
+
+    /// `memleak run OPTIONS… -- COMMAND…`
+    fn memleak<'a>(&self, options: &[&'a str], command: &[&'a str]) -> Vec<OsString> {
+        let memleak = self.path("bin/memleak").into_os_string();
+        let words = ["run"].iter().chain(options).chain(&["--"]).chain(command);
+        std::iter::once(memleak)
+            .chain(words.map(OsString::from))
+            .collect()
+    }
+
+    /// Fails unless the run ends with 125, says one line and nothing else, and does not start its command, which
+    /// would touch a file. Returns the line.
+    #[track_caller]
+    fn refusal(&self, options: &[&str], run: impl FnOnce(Vec<OsString>) -> Command) -> String {
+        let touched = self.path("tmp/touched");
+        let touch = format!(": > {}", touched.display());
+        let output = output(&mut run(self.memleak(options, &["sh", "-c", &touch])));
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{options:?}: {said}");
+        assert!(!touched.exists(), "{options:?}: the command ran");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.starts_with("memleak: "), "{said}");
+        assert!(output.stdout.is_empty());
+        said
+    }
+}
+
+#[track_caller]
+fn output(command: &mut Command) -> Output {
+    let output = command.output().expect("unshare is there");
+    assert_ne!(
+        output.status.code(),
+        Some(99),
+        "the namespace cannot be made: {}",
+        text(&output.stderr)
+    );
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What a run that must end with 0 printed.
+#[track_caller]
+fn stdout_of(command: &mut Command) -> String {
+    let output = output(command);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    text(&output.stdout)
+}
+
+#[track_caller]
+fn assert_says(line: &str, words: &[&str]) {
+    for word in words {
+        assert!(line.contains(word), "{word:?} is missing in {line:?}");
+    }
+}
+
+// ---- another user ------------------------------------------------------------------------------------
+
+#[test]
+fn case_40_through_sudo_the_command_is_the_callers_as_if_started_directly() {
+    let world = World::new();
+    let script = format!(
+        r#"{SHOW}; echo "$HOME $USER $LOGNAME"; "$0/bin/root-id" -u; : > "$HOME/file"; stat -c '%u %g' "$HOME/file"
+        rm "$HOME/file""#
+    );
+    let directory = world.path("");
+    let command = ["sh", "-c", &script, directory.to_str().unwrap()];
+    let direct = stdout_of(&mut world.alice(command));
+    let words = world.memleak(&["-q", "--user", "sudo"], &command);
+    let sudo = ["sudo", "-n"].map(OsString::from).into_iter();
+    let through = stdout_of(&mut world.alice(sudo.chain(words)));
+    assert_says(
+        &direct,
+        &[
+            "uid=54321(alice) gid=54321(alice) groups=54321(alice),54322(helpers)",
+            "CapPrm:\t0000000000000000",
+            "CapAmb:\t0000000000000000",
+            "NoNewPrivs:\t0",
+            // The set-user-ID program.
+            "\n0\n",
+            "\n54321 54321\n",
+        ],
+    );
+    assert_eq!(through, direct);
+}
+
+#[test]
+fn a_user_is_taken_with_groups_by_name_and_by_id() {
+    let world = World::new();
+    let (all, one) = ("54321 54322\n", "54322\n");
+    for (user, uid, gid, groups) in [
+        ("alice", ALICE, ALICE, all),
+        ("54321", ALICE, ALICE, all),
+        ("alice:54322", ALICE, HELPERS, one),
+        ("54321:54322", ALICE, HELPERS, one),
+        ("54399:54322", NOBODY, HELPERS, one),
+    ] {
+        let show = ["sh", "-c", "id -u; id -g; id -G"];
+        let words = world.memleak(&["-q", "--user", user], &show);
+        assert_eq!(
+            stdout_of(&mut world.root(words)),
+            format!("{uid}\n{gid}\n{groups}"),
+            "{user}"
+        );
+    }
+}
+
+#[test]
+fn a_user_comes_with_home_user_and_logname_where_they_are_known() {
+    let world = World::new();
+    let show = ["sh", "-c", r#"echo "$HOME $USER $LOGNAME $MAIL""#];
+    let home = world.path("home");
+    let alices = format!("{} alice alice kept\n", home.display());
+    for (options, shown) in [
+        (&["-q", "--user", "alice"][..], alices.as_str()),
+        (&["-q", "--user", "54399:1"], "/root root root kept\n"),
+        (&["-q"], "/root root root kept\n"),
+    ] {
+        let mut command = world.root(world.memleak(options, &show));
+        command
+            .env("HOME", "/root")
+            .env("USER", "root")
+            .env("LOGNAME", "root")
+            .env("MAIL", "kept");
+        assert_eq!(stdout_of(&mut command), shown, "{options:?}");
+    }
+}
+
+#[test]
+fn another_user_gets_no_capability_and_may_still_gain_some() {
+    let world = World::new();
+    let script = format!("{SHOW}; {}/bin/root-id -u", world.path("").display());
+    let words = world.memleak(&["-q", "--user", "alice"], &["sh", "-c", &script]);
+    let holding = [
+        "setpriv",
+        "--inh-caps=+net_raw,+chown",
+        "--ambient-caps=+net_raw",
+    ];
+    let holding = holding.into_iter().map(OsString::from);
+    let shown = stdout_of(&mut world.root(holding.chain(words)));
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_says(&shown, &[&format!("{set}:\t0000000000000000")]);
+    }
+    assert_says(&shown, &["NoNewPrivs:\t0", "\n0\n"]);
+    let bounding = stdout_of(&mut world.root(["grep", "CapBnd", "/proc/self/status"]));
+    assert_says(&shown, &[&bounding]);
+}
+
+#[test]
+fn a_user_that_cannot_be_taken_is_named_with_the_reason() {
+    let world = World::new();
+    let with = |name: &'static str, value: &'static str| {
+        let world = &world;
+        move |words| {
+            let mut command = world.root::<OsString>(words);
+            command.env(name, value);
+            command
+        }
+    };
+    let none = || with("A", "B");
+    for (line, words) in [
+        (
+            world.refusal(&["--user", "no-such-user"], none()),
+            &["no user", "no-such-user", "UID:GID"][..],
+        ),
+        (
+            world.refusal(&["--user", "54399"], none()),
+            &["54399", "--user 54399:GID"],
+        ),
+        (
+            world.refusal(&["--user", "sudo"], none()),
+            &["SUDO_UID is not set", "--user NAME"],
+        ),
+        (
+            world.refusal(&["--user", "sudo"], with("SUDO_UID", "x")),
+            &["SUDO_UID is 'x'"],
+        ),
+        (
+            world.refusal(&["--user", "sudo"], with("SUDO_UID", "54399")),
+            &["SUDO_UID is 54399", "SUDO_GID"],
+        ),
+        (
+            world.refusal(&["--user", "alice:"], none()),
+            &["--user", "'alice:' names no user"],
+        ),
+        (
+            world.refusal(&["--user", "alice"], |words| world.alice(words)),
+            &["--user takes root", "sudo memleak run --user"],
+        ),
+    ] {
+        assert_says(&line, words);
+    }
+}
+
+#[test]
+fn root_that_may_not_change_users_does_not_start_the_command_as_root() {
+    let world = World::new();
+    for (capability, step) in [("setgid", "setgroups"), ("setuid", "setuid")] {
+        let without = format!("--bounding-set=-{capability}");
+        let line = world.refusal(&["--user", "alice"], |words| {
+            let setpriv = ["setpriv", &without].map(OsString::from);
+            world.root(setpriv.into_iter().chain(words))
+        });
+        assert_says(&line, &["--user", step, "Operation not permitted"]);
+    }
+}
+
+// ---- report files ------------------------------------------------------------------------------------
+
+/// memleak as sudo starts it for alice.
+fn sudo(world: &World, words: Vec<OsString>) -> Command {
+    let mut command = world.root(words);
+    command
+        .env("SUDO_UID", ALICE.to_string())
+        .env("SUDO_GID", ALICE.to_string());
+    command
+}
+
+#[test]
+fn under_sudo_a_report_never_goes_where_the_user_may_not_write() {
+    let world = World::new();
+    let roots = world.path("roots");
+    fs::write(&roots, "root's own\n").unwrap();
+    let link = world.path("tmp/report");
+    symlink(&roots, &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(ALICE), Some(ALICE)).unwrap();
+    let new = world.path("new");
+    for report in [&link, &roots, &new] {
+        let report = report.to_str().unwrap();
+        let line = world.refusal(&["-o", report], |words| sudo(&world, words));
+        assert_says(
+            &line,
+            &[
+                report,
+                "user alice (SUDO_UID)",
+                "Permission denied",
+                "env -u SUDO_UID",
+            ],
+        );
+    }
+    assert_eq!(fs::read_to_string(&roots).unwrap(), "root's own\n");
+    assert!(!new.exists());
+
+    // What the message says to do.
+    let words = world.memleak(&["-o", new.to_str().unwrap()], &["true"]);
+    stdout_of(&mut world.root(words));
+    assert_eq!(new.metadata().unwrap().uid(), 0);
+}
+
+#[test]
+fn under_sudo_a_report_is_the_users_file_and_their_groups_count() {
+    let world = World::new();
+    let shared = world.path("shared");
+    fs::create_dir(&shared).unwrap();
+    chown(&shared, Some(0), Some(HELPERS)).unwrap();
+    fs::set_permissions(&shared, fs::Permissions::from_mode(0o770)).unwrap();
+    let report = shared.join("report.csv");
+    let options = ["--format", "csv", "-o", report.to_str().unwrap()];
+    let words = world.memleak(&options, &["sh", "-c", SHOW]);
+    let shown = stdout_of(&mut sudo(&world, words));
+    let metadata = report.metadata().unwrap();
+    assert_eq!((metadata.uid(), metadata.gid()), (ALICE, ALICE));
+    let written = fs::read_to_string(&report).unwrap();
+    assert!(written.lines().count() > 2, "{written}");
+    // And the command is root's, as it was.
+    let directly = stdout_of(&mut sudo(
+        &world,
+        ["sh", "-c", SHOW].map(OsString::from).into(),
+    ));
+    assert_eq!(shown, directly);
+}
+
+#[test]
+fn a_sudo_uid_that_is_none_opens_no_report() {
+    let world = World::new();
+    let report = world.path("tmp/report");
+    let line = world.refusal(&["-o", report.to_str().unwrap()], |words| {
+        let mut command = world.root(words);
+        command.env("SUDO_UID", "-1");
+        command
+    });
+    assert_says(&line, &["SUDO_UID is '-1'"]);
+    assert!(!report.exists());
+}
+
+#[test]
+fn percent_parts_of_a_report_name_are_put_in() {
+    let world = World::new();
+    let pattern = world.path("tmp/%q{JOB}.%h.%p.100%%");
+    let script = ["sh", "-c", "echo $PPID"];
+    let mut command = world.root(world.memleak(&["-o", pattern.to_str().unwrap()], &script));
+    let pid = stdout_of(command.env("JOB", "a job"));
+    let host = nix::unistd::gethostname().unwrap();
+    let name = format!("a job.{}.{}.100%", host.display(), pid.trim());
+    let report = fs::read_to_string(world.path("tmp").join(&name)).expect(&name);
+    assert!(report.starts_with("UID "), "{report}");
+}
+
+#[test]
+fn a_report_to_a_descriptor_of_the_callers_goes_there() {
+    let world = World::new();
+    let file = world.path("tmp/both");
+    let script = format!(
+        r#"echo before > {0}; "$@" >> {0} 7>> {0}; echo after >> {0}"#,
+        file.display()
+    );
+    for name in ["/dev/stdout", "/dev/fd/7", "/proc/self/fd/7"] {
+        let words = world.memleak(&["-o", name], &["echo", "the command's"]);
+        let shell = ["sh", "-c", &script, "sh"].map(OsString::from);
+        stdout_of(&mut sudo(&world, shell.into_iter().chain(words).collect()));
+        let written = fs::read_to_string(&file).unwrap();
+        let lines: Vec<_> = written.lines().collect();
+        assert_eq!(lines.len(), 6, "{name}: {written}");
+        assert_eq!(lines[..2], ["before", "the command's"]);
+        assert!(
+            lines[2].starts_with("UID ") && lines[5] == "after",
+            "{written}"
+        );
+    }
+    for name in ["/dev/fd/0", "/dev/fd/5", "/dev/fd/99"] {
+        let line = world.refusal(&["-o", name], |words| world.root(words));
+        assert_says(&line, &[name, "not open for writing"]);
+    }
+}
+
+// ---- without sudo ------------------------------------------------------------------------------------
+
+#[test]
+fn case_05_without_any_right_the_remedy_is_named() {
+    for capabilities in [
+        "",
+        "cap_bpf=ep",
+        "cap_perfmon=ep",
+        "cap_sys_ptrace,cap_dac_override=ep",
+    ] {
+        let world = World::with_capabilities(capabilities);
+        let line = world.refusal(&[], |words| world.alice(words));
+        assert_says(
+            &line,
+            &["no right", "sudo memleak", "setcap cap_bpf,cap_perfmon=ep"],
+        );
+    }
+}
+
+#[test]
+fn with_file_capabilities_a_user_needs_no_sudo_and_the_counts_are_right() {
+    let world = World::with_capabilities(CAPABILITIES);
+    let program = fixture("leak_known");
+    let copy = world.path("tmp/leak_known");
+    fs::copy(program, &copy).unwrap();
+    let report = world.path("home/report");
+    let options = ["--format", "json", "-o", report.to_str().unwrap()];
+    let words = world.memleak(&options, &[copy.to_str().unwrap()]);
+    stdout_of(&mut world.alice(words));
+    let report = fs::read_to_string(&report).unwrap();
+    let rows: Vec<serde_json::Value> = report
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let leaked: Vec<_> = rows
+        .iter()
+        .map(|row| row["leaked_bytes"].as_u64())
+        .collect();
+    assert_eq!(leaked, [Some(250_000), Some(1_000_000), Some(1_250_000)]);
+    assert!(rows.iter().all(|row| row["complete"] == true), "{report}");
+    assert_eq!(rows[0]["uid"], ALICE);
+    assert_eq!(rows[0]["user"], "alice");
+}
+
+#[test]
+fn without_session_uprobes_multi_uprobes_take_no_more() {
+    let world = World::with_capabilities(CAPABILITIES);
+    let words = world.memleak(&["--method", "multi"], &["sh", "-c", "exit 3"]);
+    let output = output(&mut world.alice(words));
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+
+    // As below Linux 6.6.
+    let options = ["--method", "perf-event"];
+    let line = world.refusal(&options, |words| world.alice(words));
+    assert_says(&line, &["malloc", "root, or CAP_SYS_ADMIN"]);
+    let world = World::with_capabilities("cap_bpf,cap_perfmon,cap_sys_admin=ep");
+    let words = world.memleak(&options, &["sh", "-c", "exit 3"]);
+    assert_eq!(world.alice(words).output().unwrap().status.code(), Some(3));
+}
+
+/// All that a binary with capabilities could give to the command, or take from it.
+#[test]
+fn with_file_capabilities_the_command_finds_what_it_would_find_without_us() {
+    // More than are used: none of them may reach the command either.
+    let capabilities = "cap_bpf,cap_perfmon,cap_sys_admin,cap_dac_override,cap_setuid=ep";
+    let world = World::with_capabilities(capabilities);
+    let secret = world.path("secret");
+    fs::write(&secret, "root's own\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    let script = format!(
+        r#"{SHOW}; stat -c '%u %g %a' /proc/self/environ; ulimit -a; cat /proc/self/coredump_filter
+        "$0/bin/root-id" -u; cat "$0/secret" || echo not mine"#
+    );
+    let directory = world.path("");
+    let shown = as_without_us(
+        &world,
+        &[],
+        &["sh", "-c", &script, directory.to_str().unwrap()],
+    );
+    assert_says(
+        &shown,
+        &[
+            "uid=54321(alice) gid=54321(alice) groups=54321(alice),54322(helpers)",
+            "CapPrm:\t0000000000000000",
+            "NoNewPrivs:\t0",
+            "54321 54321 400\n",
+            "\n0\nnot mine\n",
+        ],
+    );
+}
+
+/// The loader takes such variables out of the environment of a program with file capabilities.
+#[test]
+fn with_file_capabilities_the_environment_is_the_callers_to_the_byte() {
+    let world = World::with_capabilities(CAPABILITIES);
+    let variables = [
+        "A=1",
+        "LD_LIBRARY_PATH=/no/such/directory",
+        "TMPDIR=/var/tmp",
+        "PATH=/usr/bin:/bin",
+        "GLIBC_TUNABLES=glibc.malloc.check=0:glibc.malloc.tcache_count=3",
+        "LD_PRELOAD=",
+        "MALLOC_ARENA_MAX=2",
+        "LOCPATH=/none",
+        "EMPTY=",
+        "A=2",
+        "Z=a\nb",
+    ];
+    let shown = as_without_us(&world, &variables, &["env"]);
+    // env itself knows one variable of a name.
+    let expected = variables.join("\n").replace("A=2\n", "");
+    assert_eq!(shown, expected.replace("A=1", "A=2") + "\n");
+}
+
+/// What the command shows when alice runs it with these variables (none: all), which must be the same under memleak.
+#[track_caller]
+fn as_without_us(world: &World, variables: &[&str], command: &[&str]) -> String {
+    let directly = command.iter().map(OsString::from).collect();
+    let [without, with] = [directly, world.memleak(&["-q"], command)].map(|words| {
+        let empty = (!variables.is_empty()).then_some("-i");
+        let env = ["env"]
+            .into_iter()
+            .chain(empty)
+            .chain(variables.iter().copied());
+        stdout_of(&mut world.alice(env.map(OsString::from).chain(words)))
+    });
+    assert_eq!(with, without);
+    without
+}
+
+#[test]
+fn with_file_capabilities_a_file_is_executed_with_the_users_rights_alone() {
+    let world =
+        World::with_capabilities("cap_bpf,cap_perfmon,cap_dac_override,cap_dac_read_search=ep");
+    let hidden = world.path("hidden");
+    fs::create_dir(&hidden).unwrap();
+    fs::copy("/bin/true", hidden.join("program")).unwrap();
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).unwrap();
+    let words = world.memleak(&["-q"], &[hidden.join("program").to_str().unwrap()]);
+    let output = output(&mut world.alice(words));
+    assert_eq!(output.status.code(), Some(126), "{}", text(&output.stderr));
+}
+
+#[test]
+fn with_file_capabilities_a_report_is_opened_with_the_users_rights_alone() {
+    let world =
+        World::with_capabilities("cap_bpf,cap_perfmon,cap_dac_override,cap_chown,cap_fowner=ep");
+    let roots = world.path("roots");
+    fs::write(&roots, "root's own\n").unwrap();
+    let line = world.refusal(&["-o", roots.to_str().unwrap()], |words| world.alice(words));
+    assert_says(&line, &["-o", "Permission denied"]);
+    assert_eq!(fs::read_to_string(&roots).unwrap(), "root's own\n");
+
+    // SUDO_UID means nothing where there is no sudo, and the name may use what the loader takes out.
+    let tmp = world.path("tmp");
+    let words = world.memleak(&["-o", "%q{TMPDIR}/report"], &["true"]);
+    let mut command = world.alice(words);
+    stdout_of(command.env("TMPDIR", &tmp).env("SUDO_UID", "0"));
+    assert_eq!(tmp.join("report").metadata().unwrap().uid(), ALICE);
+}
+
+#[test]
+fn with_file_capabilities_the_commands_own_libraries_are_counted() {
+    let world = World::with_capabilities(CAPABILITIES);
+    let libraries = world.path("tmp/libraries");
+    fs::create_dir(&libraries).unwrap();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let libc = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .find(|path| path.ends_with("/libc.so.6"))
+        .unwrap();
+    let copy = libraries.join("libc.so.6");
+    fs::copy(libc, &copy).unwrap();
+    for (name, value) in [("LD_LIBRARY_PATH", &libraries), ("LD_PRELOAD", &copy)] {
+        let report = world.path("home/report");
+        let options = ["--format", "json", "-o", report.to_str().unwrap()];
+        // Only the command is given the variable, by memleak; what comes before has its own libc.
+        let words = world.memleak(&options, &["/bin/sh", "-c", "exit 3"]);
+        let variable = OsString::from(format!("{name}={}", value.display()));
+        let env = [OsString::from("env"), variable];
+        let output = output(&mut world.alice(env.into_iter().chain(words)));
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+        let report = fs::read_to_string(&report).unwrap();
+        let row: serde_json::Value = serde_json::from_str(report.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            row["allocators"],
+            serde_json::json!([copy.to_str().unwrap()]),
+            "{name}: {report}"
+        );
+        assert!(row["alloc_count"].as_u64() > Some(0), "{report}");
+    }
+}
+
+#[test]
+fn nobody_but_root_may_look_into_a_memleak_with_capabilities() {
+    let world = World::with_capabilities(CAPABILITIES);
+    // Its environment, its memory and its descriptors: not the user's to read, though the user's to signal.
+    let script =
+        "cd /proc/$PPID; cat environ mem; readlink -v fd/0; kill -0 $PPID && echo signalled";
+    let words = world.memleak(&["-q"], &["sh", "-c", script]);
+    let output = output(&mut world.alice(words));
+    assert_eq!(text(&output.stdout), "signalled\n");
+    let said = text(&output.stderr);
+    assert_eq!(said.matches("Permission denied").count(), 3, "{said}");
+}
+
+#[test]
+fn a_set_user_id_memleak_refuses_to_run() {
+    let world = World::with_capabilities("setuid");
+    let line = world.refusal(&[], |words| world.alice(words));
+    assert_says(&line, &["set-user-ID", "chmod ug-s", "setcap"]);
+}
+
+// ---- Slurm -------------------------------------------------------------------------------------------
+
+#[test]
+fn in_a_slurm_prolog_a_failed_gate_does_not_drain_the_node() {
+    let world = World::new();
+    let program = fixture("leak_known");
+    let program = program.to_str().unwrap();
+    let gate = ["--fail-on-leak", "1kB"];
+    let draining = ["--fail-on-leak", "1kB", "--allow-drain"];
+    let exits_3 = format!("{program}; exit 3");
+    for (context, options, command, code) in [
+        ("prolog_slurmd", &gate[..], &[program][..], 0),
+        ("epilog_slurmd", &gate, &[program], 0),
+        ("prolog_slurmd", &draining, &[program], 23),
+        ("prolog_slurmctld", &gate, &[program], 23),
+        ("prolog_slurmd", &gate, &["sh", "-c", &exits_3], 3),
+    ] {
+        let mut run = world.root(world.memleak(options, command));
+        let output = output(run.env("SLURM_SCRIPT_CONTEXT", context));
+        let said = text(&output.stderr);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{context} {options:?}: {said}"
+        );
+        // The report says that it failed, and where that did not count, why.
+        assert_says(&said, &["failed"]);
+        assert_eq!(said.contains("drains the node"), code == 0, "{said}");
+    }
+}
