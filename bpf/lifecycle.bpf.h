@@ -159,6 +159,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	struct heap *heap, *fresh;
 	__u32 length;
 	__u64 id;
+	int i;
 
 	if (!parent)
 		return;
@@ -216,6 +217,12 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	if (parent->depth) {
 		__builtin_memcpy(thread->open, parent->open, sizeof(thread->open));
 		thread->depth = parent->depth;
+		/* The block that a realloc is about to replace was never one of the child's heap.
+		 */
+		for (i = 0; i < MAX_OPEN; i++) {
+			if (thread->open[i].old == OLD_RECORDED)
+				thread->open[i].old = OLD_UNRECORDED;
+		}
 	}
 }
 

@@ -66,8 +66,8 @@ fn resident_kb(pid: Pid) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Runs a job; fails if memleak's memory grows by more than a megabyte once a quarter of the report is
-/// written.
+/// Runs a job; fails if memleak's memory grows by more than two megabytes once a quarter of the report is
+/// written: as much as rows take that have piled up while memleak did not get to run.
 #[track_caller]
 fn run_in_flat_memory(job: &Job) -> Report {
     let running = job.start();
@@ -89,7 +89,7 @@ fn run_in_flat_memory(job: &Job) -> Report {
     let most = later.map(|(_, resident)| resident).max().unwrap_or(early);
     assert!(samples.len() > 10, "too short to tell: {samples:?}");
     assert!(
-        most.saturating_sub(*early) <= 1024,
+        most.saturating_sub(*early) <= 2048,
         "{early} kB at a quarter, {most} kB later"
     );
     report

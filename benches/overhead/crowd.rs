@@ -77,6 +77,12 @@ pub fn measure(toolbox: &Toolbox) -> Result<Crowd> {
         early_kb,
         most_kb: later.max().unwrap_or(early_kb),
     };
+    ensure!(
+        crowd.most_kb <= crowd.early_kb + 2048,
+        "memleak grows: {} kB resident after {EARLY} rows, {} kB later",
+        crowd.early_kb,
+        crowd.most_kb
+    );
     println!(
         "  {:.1} µs each; {rows} rows; resident {} kB after {EARLY}, at most {} kB later",
         crowd.each, crowd.early_kb, crowd.most_kb

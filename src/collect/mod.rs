@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{Iter, Link, MapCore, MapFlags, RingBuffer, RingBufferBuilder};
+use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
@@ -36,6 +37,9 @@ const SWEEP_SHARE: u64 = 4;
 
 /// How many entries a step of a walk over a map takes: a few hundred kilobytes.
 const BATCH: u32 = 4096;
+
+/// How many records are taken off the ring before they are made images, a quarter of their size.
+const AT_ONCE: usize = 64;
 
 /// How often the counters of a living process are read until no thread left it or came meanwhile.
 const SNAPSHOTS: u32 = 10;
@@ -197,30 +201,35 @@ impl Collector {
     /// # Errors
     /// A map cannot be read.
     pub fn take_ended(&mut self) -> Result<Vec<Image>> {
-        let records = self.take_records()?;
-        Ok(self.images(&records))
+        let ended = self.take_records()?;
+        Ok(ended.into_iter().map(|(_, image)| image).collect())
     }
 
-    fn images(&self, records: &[heap]) -> Vec<Image> {
-        records
-            .iter()
-            .map(|record| event::ended_image(record, &self.context))
-            .collect()
-    }
-
-    fn take_records(&mut self) -> Result<Vec<heap>> {
-        self.ring
-            .consume()
-            .context("cannot read the ring of ended images")?;
-        let mut records = std::mem::take(&mut *self.arrived.borrow_mut());
+    /// The same, each with the id of its heap.
+    fn take_records(&mut self) -> Result<Vec<(u64, Image)>> {
+        let mut ended = Vec::new();
+        loop {
+            let taken = self.ring.consume_raw_n(AT_ONCE);
+            let taken = usize::try_from(taken).map_err(|_| Errno::from_raw(-taken));
+            let taken = taken.context("cannot read the ring of ended images")?;
+            let records = std::mem::take(&mut *self.arrived.borrow_mut());
+            ended.extend(records.iter().map(|record| self.ended(record)));
+            if taken < AT_ONCE {
+                break;
+            }
+        }
         let waiting = self.counter(|bss| &bss.rows_waiting);
         if waiting > self.rows_taken_from_map {
-            let before = records.len();
-            self.take_waiting(&mut records)?;
-            self.rows_taken_from_map += (records.len() - before) as u64;
-            records.sort_by_key(|record| record.end_ns);
+            let before = ended.len();
+            self.take_waiting(&mut ended)?;
+            self.rows_taken_from_map += (ended.len() - before) as u64;
+            ended.sort_by_key(|(_, image)| image.end_time);
         }
-        Ok(records)
+        Ok(ended)
+    }
+
+    fn ended(&self, record: &heap) -> (u64, Image) {
+        (record.id, event::ended_image(record, &self.context))
     }
 
     /// Drops the blocks of ended heaps where they fill much of the table of live blocks. That may take some
@@ -243,30 +252,29 @@ impl Collector {
     }
 
     /// Images that found the ring full stay in the map until they are taken here.
-    fn take_waiting(&self, records: &mut Vec<heap>) -> Result<()> {
-        for (key, record) in self.heaps()? {
+    fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<()> {
+        for record in self.heaps()? {
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
                 self.skel
                     .maps
                     .heaps
-                    .delete(&key)
+                    .delete(&record.id.to_ne_bytes())
                     .context("cannot take an ended image")?;
-                records.push(record);
+                ended.push(self.ended(&record));
             }
         }
         Ok(())
     }
 
-    fn heaps(&self) -> Result<Vec<(Vec<u8>, heap)>> {
+    /// The heaps that are in their map, read as they are asked for.
+    fn heaps(&self) -> Result<impl Iterator<Item = heap>> {
         let entries = self
             .skel
             .maps
             .heaps
             .lookup_batch(BATCH / 16, MapFlags::ANY, MapFlags::ANY)
             .context("cannot read the table of images")?;
-        Ok(entries
-            .filter_map(|(key, value)| Some((key, event::heap_from_bytes(&value)?)))
-            .collect())
+        Ok(entries.filter_map(|(_, value)| event::heap_from_bytes(&value)))
     }
 
     /// Drops the blocks of ended heaps from the table of live blocks. Walks by buckets, not from key to
@@ -306,49 +314,56 @@ impl Collector {
     /// # Errors
     /// The kernel's tables cannot be read.
     pub fn take_all(&mut self) -> Result<Vec<Image>> {
-        let mut running = Vec::new();
-        let mut unsure = self.living_heaps()?;
-        for last in (0..SNAPSHOTS).map(|n| n + 1 == SNAPSHOTS) {
+        let mut running = HashMap::new();
+        let mut ended = Vec::new();
+        for round in 1..=SNAPSHOTS {
+            if !self.anyone_lives() {
+                break;
+            }
+            let before = self.living_heaps()?;
             let threads = self.thread_sums()?;
-            let mut now = self.living_heaps()?;
-            for (id, record) in std::mem::take(&mut unsure) {
-                // One that is not there any more has ended: its row is on the ring.
-                let Some(again) = now.remove(&id) else {
-                    continue;
-                };
-                let threads = threads.get(&id).map_or(&[][..], Vec::as_slice);
+            let after = self.living_heaps()?;
+            let now = monotonic().as_nanos() as u64;
+            // Until nobody comes or goes meanwhile: who comes may be the child of one who goes.
+            let mut settled = before.keys().all(|id| after.contains_key(id));
+            for (id, record) in &after {
+                let threads = threads.get(id).map_or(&[][..], Vec::as_slice);
                 // A thread that leaves takes its sums to the heap: they must not be taken twice.
-                let sure = bytes_of(&record.sum) == bytes_of(&again.sum)
-                    && [record.users, again.users] == [threads.len() as u32; 2];
-                if sure || last {
-                    let now = monotonic().as_nanos() as u64;
-                    let cell = self.live_cell(id);
+                let sure = before.get(id).is_some_and(|before| {
+                    bytes_of(&before.sum) == bytes_of(&record.sum)
+                        && [before.users, record.users] == [threads.len() as u32; 2]
+                });
+                settled &= sure;
+                if sure || (round == SNAPSHOTS && !running.contains_key(id)) {
+                    let cell = self.live_cell(*id);
                     let image =
-                        event::running_image(&record, threads, cell.as_ref(), now, &self.context);
-                    running.push((id, image));
-                } else {
-                    unsure.insert(id, again);
+                        event::running_image(record, threads, cell.as_ref(), now, &self.context);
+                    running.insert(*id, image);
                 }
             }
-            if unsure.is_empty() {
+            let gone = self.take_records()?;
+            settled &= gone.iter().all(|(id, _)| !after.contains_key(id));
+            ended.extend(gone);
+            if settled {
                 break;
             }
         }
-        let ended = self.take_records()?;
+        ended.extend(self.take_records()?);
         // What was seen running has ended since.
-        running.retain(|(id, _)| ended.iter().all(|record| record.id != *id));
-        running.sort_by_key(|(_, image)| image.start_time);
-        let mut images = self.images(&ended);
-        images.extend(running.into_iter().map(|(_, image)| image));
+        for (id, _) in &ended {
+            running.remove(id);
+        }
+        let mut running: Vec<_> = running.into_values().collect();
+        running.sort_by_key(|image| image.start_time);
+        let mut images: Vec<_> = ended.into_iter().map(|(_, image)| image).collect();
+        images.append(&mut running);
         Ok(images)
     }
 
     fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
-        let heaps = self.heaps()?.into_iter().map(|(_, record)| record);
-        Ok(heaps
-            .filter(|record| record.flags & heap_flags::HEAP_ENDED.0 == 0)
-            .map(|record| (record.id, record))
-            .collect())
+        let living = |record: &heap| record.flags & heap_flags::HEAP_ENDED.0 == 0;
+        let heaps = self.heaps()?.filter(living);
+        Ok(heaps.map(|record| (record.id, record)).collect())
     }
 
     /// The counters of the living threads, by heap.
