@@ -24,6 +24,7 @@ build | libelf       | header libelf.h       | libelf-dev            | elfutils-
 build | zlib         | header zlib.h         | zlib1g-dev            | zlib-devel
 test  | gcc          | command gcc           | gcc                   | gcc
 test  | static libc  | static-libc           | libc6-dev             | glibc-static
+test  | musl-gcc     | command musl-gcc      | musl-tools            | musl-gcc
 test  | python3      | command python3       | python3               | python3
 test  | git          | command git           | git                   | git-core
 test  | perl         | command perl          | perl                  | perl-interpreter

@@ -126,18 +126,18 @@ exact! {
     a_block_is_freed_whichever_thread_frees_it: "thread_frees_for_main";
     a_thread_cache_given_back_at_its_end_is_no_free: "thread_cache_at_its_end";
     blocks_held_by_threads_alive_at_exit_are_leaked: "exits_under_waiting_threads";
-    a_worker_that_outlives_the_leader_is_counted_to_its_end:
+    case_38_a_worker_that_outlives_the_leader_is_counted_to_its_end:
         "leader_leaves_first", "leader_leaves_first _exit";
     allocations_before_and_after_main_count: "before_and_after_main";
     leaving_by_underscore_exit_is_an_end_like_any: "leaves_by__exit";
-    an_exec_from_a_second_thread_begins_an_image: "exec_from_thread";
+    case_38_an_exec_from_a_second_thread_begins_an_image: "exec_from_thread";
     each_exec_of_a_chain_begins_an_image: "exec_chain";
     a_failed_exec_begins_none: "exec_fails";
-    a_child_that_frees_what_it_inherited_frees_nothing_of_its_own: "child_frees_inherited";
+    case_36_a_child_that_frees_what_it_inherited_frees_nothing_of_its_own: "child_frees_inherited";
     a_child_of_vfork_has_its_first_image_from_its_exec: "vfork_exec";
     a_child_of_vfork_without_an_exec_counts_for_its_parent: "vfork_exit";
     a_child_that_shares_the_heap_counts_for_its_parent: "clone_vm_child";
-    a_thousand_spawned_children_are_found: "spawns_many";
+    case_37_a_thousand_spawned_children_are_found: "spawns_many";
     death_by_signal_loses_nothing:
         "dies_of_signal segv", "dies_of_signal abort", "dies_of_signal kill", "dies_of_signal term";
     a_signal_handler_may_allocate_at_any_time:

@@ -806,7 +806,7 @@ fn case_28_ctrl_z_before_the_release_stops_the_job_too() {
         terminal.line(&format!(
             "{MEMLEAK} run -q -- bash -c 'sleep 1; echo done; exit 4'"
         ));
-        assert!(eventually(|| terminal.has_job_in_foreground()));
+        assert!(eventually(|| terminal.has_in_foreground("memleak")));
         thread::sleep(Duration::from_millis(delay));
         terminal.press("\x1a");
         terminal.expect("Stopped");

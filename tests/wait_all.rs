@@ -41,7 +41,7 @@ fn held() -> Counts {
 }
 
 #[test]
-fn without_the_option_memleak_leaves_with_the_command_and_says_who_runs() {
+fn case_39_without_the_option_memleak_leaves_with_the_command_and_says_who_runs() {
     // 39
     let began = Instant::now();
     let report = daemon(&[]).run();
@@ -56,7 +56,7 @@ fn without_the_option_memleak_leaves_with_the_command_and_says_who_runs() {
 }
 
 #[test]
-fn with_a_limit_memleak_leaves_in_time() {
+fn case_39_with_a_limit_memleak_leaves_in_time() {
     // 39
     let began = Instant::now();
     let report = daemon(&["--wait-all=2"]).run();

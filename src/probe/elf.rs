@@ -49,6 +49,8 @@ pub struct Findings {
     pub sites: Vec<Site>,
     /// Names of required rows without a symbol.
     pub missing: Vec<&'static str>,
+    /// Whether it is a static program: what it lacks, it never calls.
+    pub is_static: bool,
 }
 
 type Elf<'data> = ElfFile64<'data, Endianness, &'data ReadCache<File>>;
@@ -57,9 +59,8 @@ impl Findings {
     /// Whether the file is an allocator: it gives blocks and takes them back. One that defines only some of
     /// the functions (a tool that intercepts malloc, say) passes its calls on to one that is.
     pub fn is_allocator(&self) -> bool {
-        ["malloc", "free"]
-            .iter()
-            .all(|name| self.sites.iter().any(|site| site.row.name == *name))
+        let has = |name| self.sites.iter().any(|site| site.row.name == name);
+        has("malloc") && (has("free") || self.is_static)
     }
 }
 
@@ -71,7 +72,8 @@ pub fn find_sites(file: File, path: &Path, role: Role, rows: &[Row]) -> Result<F
     let cache = ReadCache::new(file);
     let elf: Elf<'_> = ElfFile64::parse(&cache)
         .with_context(|| format!("cannot read {} as ELF", path.display()))?;
-    let by_address = symbols_of(&elf, role, rows)
+    let is_static = role == Role::Program && !has_interpreter(&elf);
+    let by_address = symbols_of(&elf, role, is_static, rows)
         .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
     let missing = rows
         .iter()
@@ -115,7 +117,11 @@ pub fn find_sites(file: File, path: &Path, role: Role, rows: &[Row]) -> Result<F
             placement,
         });
     }
-    Ok(Findings { sites, missing })
+    Ok(Findings {
+        sites,
+        missing,
+        is_static,
+    })
 }
 
 /// The defined global functions that a row names, each address once.
@@ -125,6 +131,7 @@ pub fn find_sites(file: File, path: &Path, role: Role, rows: &[Row]) -> Result<F
 fn symbols_of<'row>(
     elf: &Elf<'_>,
     role: Role,
+    is_static: bool,
     rows: &'row [Row],
 ) -> object::Result<BTreeMap<u64, (&'row Row, String, u64)>> {
     let (endian, data) = (elf.endian(), elf.data());
@@ -135,19 +142,15 @@ fn symbols_of<'row>(
         SHT_SYMTAB => role == Role::Program,
         _ => false,
     };
-    // In a static program the linker makes hidden functions local; nobody else could have such names.
-    let segments = elf.elf_program_headers();
-    let locals_too = role == Role::Program
-        && segments
-            .iter()
-            .all(|segment| segment.p_type(endian) != PT_INTERP);
     for section in sections.iter().filter(names_functions) {
         let symbols: &[Sym64<Endianness>] = section.data_as_array(endian, data)?;
         let names = sections.section(section.link(endian))?.data(endian, data)?;
         for symbol in symbols {
             let address = symbol.st_value(endian);
+            // In a static program the linker makes hidden functions local; nobody else could have
+            // such names.
             let is_function =
-                symbol.st_type() == STT_FUNC && (locals_too || symbol.st_bind() != STB_LOCAL);
+                symbol.st_type() == STT_FUNC && (is_static || symbol.st_bind() != STB_LOCAL);
             if !is_function || symbol.is_undefined(endian) || address == 0 {
                 continue;
             }
@@ -169,6 +172,13 @@ fn symbols_of<'row>(
     }
     let of_address = |(address, (row, _, name, size))| (address, (row, name, size));
     Ok(found.into_iter().map(of_address).collect())
+}
+
+fn has_interpreter(elf: &Elf<'_>) -> bool {
+    let segments = elf.elf_program_headers();
+    segments
+        .iter()
+        .any(|segment| segment.p_type(elf.endian()) == PT_INTERP)
 }
 
 fn name_at(names: &[u8], at: u32) -> Option<&str> {

@@ -1,6 +1,6 @@
 //! A real terminal with a real interactive bash in it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -105,10 +105,12 @@ impl Terminal {
         self.press(&format!("{line}\n"));
     }
 
-    /// Whether the keyboard's signals go to a job rather than to the shell.
-    pub fn has_job_in_foreground(&self) -> bool {
-        let shell = Pid::from_raw(self.shell.id().cast_signed());
-        tcgetpgrp(&self.keyboard).expect("the terminal is open") != shell
+    /// Whether the keyboard's signals go to a job that runs `program` by now. Before its exec it is
+    /// still the shell's child, which ignores Ctrl-Z as the shell does.
+    pub fn has_in_foreground(&self, program: &str) -> bool {
+        let leader = tcgetpgrp(&self.keyboard).expect("the terminal is open");
+        let name = fs::read_to_string(format!("/proc/{leader}/comm"));
+        name.is_ok_and(|name| name.trim_end() == program)
     }
 
     /// Waits until `text` is shown; what was shown before it.

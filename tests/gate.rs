@@ -1,0 +1,216 @@
+//! The launcher's cases in which counts decide: gates, and images from their first instruction. Their numbers
+//! are those of the launcher's list of cases.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::expected::case;
+use common::{Counts, Job, compile, fixture};
+use tempfile::TempDir;
+
+const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
+
+fn verdict(report: &common::Report) -> &str {
+    &report
+        .summary
+        .gate
+        .as_ref()
+        .expect("a gate was asked for")
+        .verdict
+}
+
+#[test]
+fn case_04_after_a_bad_option_the_command_is_not_started() {
+    let directory = TempDir::new().unwrap();
+    let touched = directory.path().join("touched");
+    let status = Command::new(MEMLEAK)
+        .args(["run", "--fail-on-leek", "1MB", "--", "touch"])
+        .arg(&touched)
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(125));
+    assert!(!touched.exists());
+}
+
+#[test]
+fn case_12_a_leak_over_the_gate_ends_with_23() {
+    let report = Job::fixture("leaks_2mb", &[])
+        .options(["--fail-on-leak", "1MB"])
+        .run();
+    assert_eq!(report.status.code(), Some(23));
+    assert_eq!(verdict(&report), "failed");
+}
+
+#[test]
+fn case_13_a_leak_under_the_gate_passes() {
+    // "More than" is meant: just as much passes.
+    for limit in ["2MB", "3MB"] {
+        let report = Job::fixture("leaks_2mb", &[])
+            .options(["--fail-on-leak", limit])
+            .run();
+        assert_eq!(report.status.code(), Some(0), "{limit}");
+        assert_eq!(verdict(&report), "passed", "{limit}");
+    }
+}
+
+#[test]
+fn case_14_the_commands_code_comes_before_the_gates() {
+    let job = Job::shell(&format!("{}; exit 3", fixture("leaks_2mb").display()));
+    let report = job.clone().options(["--fail-on-leak", "1MB"]).run();
+    assert_eq!(report.status.code(), Some(3));
+    assert_eq!(verdict(&report), "failed");
+    let report = job
+        .options(["--fail-on-leak", "1MB", "--leak-exitcode-wins"])
+        .run();
+    assert_eq!(report.status.code(), Some(23));
+}
+
+#[test]
+fn case_15_a_signal_comes_before_the_gate() {
+    let options = ["--fail-on-leak", "1kB", "--leak-exitcode-wins"];
+    let report = Job::fixture("dies_of_signal", &["abort"])
+        .options(options)
+        .run();
+    assert_eq!(report.status.signal(), Some(libc::SIGABRT));
+    assert_eq!(verdict(&report), "failed");
+}
+
+#[test]
+fn case_16_what_was_lost_makes_a_gate_unknown_and_is_told_without_one() {
+    let job = &case("jumps_out_of_calloc stack").job;
+    let report = job.clone().options(["--fail-on-leak", "1GB"]).run();
+    assert_eq!(report.status.code(), Some(125));
+    assert_eq!(verdict(&report), "unknown");
+    let output = Command::new(MEMLEAK)
+        .args(["run", "--"])
+        .arg(fixture("jumps_out_of_calloc"))
+        .arg("stack")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("incomplete: 200 lost"), "{said}");
+}
+
+/// The command is held until everything is attached; what comes after is another's test.
+#[test]
+fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
+    let directory = TempDir::new().unwrap();
+    let done = |round: u64| directory.path().join(round.to_string());
+    for round in 0..20 {
+        let mut memleak = Command::new(MEMLEAK)
+            .args(["run", "-q", "--", "sh", "-c", "sleep 0.1; : >\"$0\""])
+            .arg(done(round))
+            .spawn()
+            .unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", memleak.id());
+        sleep(Duration::from_millis(round * 10));
+        let child = std::fs::read_to_string(children).unwrap_or_default();
+        memleak.kill().unwrap();
+        memleak.wait().unwrap();
+        let Some(child) = child.split_whitespace().next().map(PathBuf::from) else {
+            continue;
+        };
+        // It ran to its end, or never: it is not there to be seen any more.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Path::new("/proc").join(&child).exists() {
+            let command = std::fs::read(Path::new("/proc").join(&child).join("cmdline"));
+            let held = command.is_ok_and(|line| line.starts_with(MEMLEAK.as_bytes()));
+            assert!(
+                Instant::now() < deadline || !held,
+                "held after round {round}"
+            );
+            sleep(Duration::from_millis(5));
+        }
+    }
+    assert!(
+        done(19).exists(),
+        "the last was killed too early to have run"
+    );
+}
+
+/// What the constructor's block adds to what the C library does at its start.
+fn constructors_block(program: &Path) {
+    let [less, more] = ["500", "700"].map(|bytes| {
+        let report = Job::new(program, [bytes]).run();
+        report.assert_complete();
+        report.only_row().counts
+    });
+    let expected = Counts {
+        total_allocs_bytes: less.total_allocs_bytes + 200,
+        leaked_bytes: less.leaked_bytes + 200,
+        ..less
+    };
+    assert_eq!(more, expected);
+    assert!(less.alloc_count >= 1 && less.leaked_bytes >= 500);
+}
+
+#[test]
+fn case_35_a_constructor_of_a_glibc_program_is_counted() {
+    constructors_block(&fixture("constructor_mallocs"));
+}
+
+#[test]
+fn case_35_a_constructor_of_a_static_program_is_counted() {
+    let source = "fixtures/constructor_mallocs.c";
+    constructors_block(&compile(source, "constructor_mallocs_static", &["-static"]));
+    constructors_block(&compile(
+        source,
+        "constructor_mallocs_static_pie",
+        &["-static-pie"],
+    ));
+}
+
+#[test]
+fn case_35_a_constructor_of_a_musl_program_is_counted() {
+    let directory = TempDir::new().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/constructor_mallocs.c");
+    for flags in [&[][..], &["-static"]] {
+        let program = directory.path().join("constructor_mallocs");
+        let status = Command::new("musl-gcc")
+            .args(["-fno-builtin", "-o"])
+            .args([&program, &source])
+            .args(flags)
+            .status()
+            .expect("musl-gcc is needed: `make install-deps`");
+        assert!(status.success());
+        let report = Job::new(&program, [""; 0]).run();
+        report.assert_complete();
+        let counts = report.only_row().counts;
+        assert_eq!(
+            (counts.alloc_count, counts.leaked_bytes),
+            (1, 123),
+            "{flags:?}"
+        );
+    }
+}
+
+#[test]
+fn case_36_a_fork_has_a_row_of_its_own_and_the_sum_is_of_both() {
+    let counted = Job::fixture("fork_1000_50", &[]).run_counted();
+    counted.assert_equal_counts();
+    let mut leaks: Vec<_> = counted
+        .report
+        .rows
+        .iter()
+        .map(|row| row.counts.leaked_bytes)
+        .collect();
+    leaks.sort();
+    assert_eq!(leaks, [50, 1000]);
+    assert_eq!(counted.report.summary.leaked_bytes, 1050);
+}
+
+#[test]
+fn case_37_a_thousand_vforks_leave_the_parents_row_right_and_no_other() {
+    let report = Job::fixture("vforks_many", &["1000"]).run();
+    report.assert_complete();
+    let counts = report.only_row().counts;
+    assert_eq!((counts.alloc_count, counts.leaked_bytes), (1, 1_000_000));
+}
