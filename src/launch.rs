@@ -24,13 +24,8 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use crate::identity::{Identity, Step};
 use crate::inherited::{Inherited, LAST_SIGNAL, environment, is_privileged_by_file};
 use crate::privilege::Capabilities;
+use crate::status::{self, Outcome};
 
-/// Exit code of a command that was found but cannot be executed (as timeout, env and nohup have it).
-pub const CANNOT_EXECUTE: u8 = 126;
-/// Exit code of a command that was not found.
-pub const NOT_FOUND: u8 = 127;
-/// Exit code of a command that was not tried.
-const NOT_TRIED: u8 = 125;
 /// What the child exits with if memleak is gone before the release: nobody is there to see it.
 const ABANDONED: c_int = 125;
 
@@ -47,7 +42,7 @@ const MOST_DESCRIPTORS: RawFd = 1 << 20;
 /// What runs a text file without `#!` (`_PATH_BSHELL`).
 const SHELL: &CStr = c"/bin/sh";
 
-/// The command could not be executed. The caller ends with [`ExecError::code`].
+/// The command could not be executed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ExecError {
     /// The command as the user wrote it.
@@ -59,12 +54,11 @@ pub struct ExecError {
 }
 
 impl ExecError {
-    /// 125 if the command was not tried, 127 if it was not found, otherwise 126.
-    pub fn code(&self) -> u8 {
-        match (self.step, self.errno) {
-            (Some(_), _) => NOT_TRIED,
-            (None, Errno::ENOENT) => NOT_FOUND,
-            (None, _) => CANNOT_EXECUTE,
+    /// What this means for memleak's end: a command that was not even tried is memleak's own failure.
+    pub fn outcome(&self) -> Outcome {
+        match self.step {
+            Some(_) => Outcome::ToolError,
+            None => Outcome::ExecError(status::ExecError::from_errno(self.errno as i32)),
         }
     }
 }
@@ -615,7 +609,7 @@ impl ExecPlan {
         unsafe {
             libc::signal(libc::SIGPIPE, libc::SIG_IGN);
             libc::write(child.outcome, bytes.as_ptr().cast(), bytes.len());
-            libc::_exit(c_int::from(CANNOT_EXECUTE))
+            libc::_exit(c_int::from(status::NOT_EXECUTABLE))
         }
     }
 
@@ -855,14 +849,14 @@ mod tests {
             step: None,
             errno,
         };
-        assert_eq!(error(Errno::ENOENT).code(), 127);
+        assert_eq!(error(Errno::ENOENT).outcome().code(), Some(127));
         for errno in [
             Errno::EACCES,
             Errno::ENOTDIR,
             Errno::ENOEXEC,
             Errno::ETXTBSY,
         ] {
-            assert_eq!(error(errno).code(), 126);
+            assert_eq!(error(errno).outcome().code(), Some(126));
         }
     }
 
@@ -873,7 +867,7 @@ mod tests {
             step: Some(Step::Groups),
             errno: Errno::ENOENT,
         };
-        assert_eq!(error.code(), 125);
+        assert_eq!(error.outcome().code(), Some(125));
         assert!(error.to_string().contains("--user"), "{error}");
     }
 

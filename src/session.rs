@@ -301,10 +301,7 @@ impl Books {
 
 fn not_executed(error: &launch::ExecError) -> Outcome {
     say(&error.to_string());
-    match error.step {
-        Some(_) => Outcome::ToolError,
-        None => Outcome::ExecError(status::ExecError::from_errno(error.errno as i32)),
-    }
+    error.outcome()
 }
 
 /// Says where each probe sits, and why there.
