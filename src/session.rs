@@ -102,27 +102,39 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
 
 /// Loads the programs, puts the probes in, and follows the command from its exec on.
 fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
-    let settings = Settings {
+    let environment = Environment::of_the_command();
+    let mut allocators = allocator::find(command.candidates(), &environment, &LIBC)?;
+    let left_out = |site: &Site| {
+        let mut names = options.without_probe.iter();
+        names.any(|name| name == site.row.name)
+    };
+    for allocator in &mut allocators {
+        allocator.findings.sites.retain(|site| !left_out(site));
+    }
+    let mut settings = Settings {
         max_blocks: options.max_allocs,
         method: options.method,
         floor: options.floor,
         all_late: options.late_threads,
     };
-    let mut collector = Collector::load(&settings)?;
-    let environment = Environment::of_the_command();
-    for mut allocator in allocator::find(command.candidates(), &environment, &LIBC)? {
-        let left_out = |site: &Site| {
-            options
-                .without_probe
-                .iter()
-                .any(|name| name == site.row.name)
-        };
-        allocator.findings.sites.retain(|site| !left_out(site));
-        collector.probe(allocator)?;
+    loop {
+        let mut collector = Collector::load(&settings)?;
+        match allocators
+            .iter()
+            .try_for_each(|allocator| collector.probe(allocator))
+        {
+            Ok(()) => {
+                collector.follow(command.pidfd())?;
+                collector.watch_signals(command.pid());
+                return Ok(collector);
+            }
+            // What loads need not be something that this kernel can attach.
+            Err(error) => match collector.method().next_best() {
+                Some(next) if options.method.is_none() => settings.method = Some(next),
+                _ => return Err(error),
+            },
+        }
     }
-    collector.follow(command.pidfd())?;
-    collector.watch_signals(command.pid());
-    Ok(collector)
 }
 
 /// Follows the command to its end.

@@ -106,9 +106,9 @@ impl Collector {
     ///
     /// # Errors
     /// The kernel refuses, or there are more files than a heap can name.
-    pub fn probe(&mut self, allocator: Allocator) -> Result<()> {
+    pub fn probe(&mut self, allocator: &Allocator) -> Result<()> {
         let first_site: usize = self.targets.iter().map(|target| target.sites.len()).sum();
-        let sites = allocator.findings.sites;
+        let sites = allocator.findings.sites.clone();
         ensure!(
             self.targets.len() < limits::MAX_FILES.0 as usize
                 && first_site + sites.len() <= limits::MAX_SITES.0 as usize,
@@ -119,8 +119,11 @@ impl Collector {
         let target = Target {
             index: self.targets.len() as u8,
             first_site: first_site as u32,
-            path: allocator.path,
-            file: allocator.file,
+            path: allocator.path.clone(),
+            file: allocator
+                .file
+                .try_clone()
+                .with_context(|| format!("cannot open {}", allocator.path.display()))?,
             sites,
         };
         for (found, number) in target.sites.iter().zip(target.first_site..) {

@@ -26,6 +26,15 @@ pub enum Method {
 
 impl Method {
     pub const ALL: [Method; 3] = [Method::Session, Method::Multi, Method::PerfEvent];
+
+    /// What to try where this one does not work.
+    pub fn next_best(self) -> Option<Method> {
+        match self {
+            Method::Session => Some(Method::Multi),
+            Method::Multi => Some(Method::PerfEvent),
+            Method::PerfEvent => None,
+        }
+    }
 }
 
 impl fmt::Display for Method {
