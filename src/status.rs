@@ -38,6 +38,14 @@ impl Outcome {
         matches!(self, Self::Exited(_) | Self::Signaled { .. })
     }
 
+    /// The signal that the command died of, if it did, and whether it left a core dump.
+    pub fn signal(self) -> (Option<u8>, bool) {
+        match self {
+            Self::Signaled { signal, core } => (Some(signal), core),
+            Self::Exited(_) | Self::ExecError(_) | Self::ToolError => (None, false),
+        }
+    }
+
     /// The exit code that stands for this outcome; `None` for a signal, which is passed on as one.
     pub fn code(self) -> Option<u8> {
         match self {

@@ -109,22 +109,20 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     if !Path::new(BTF).exists() {
         return Err(LoadError::NoBtf);
     }
-    let methods = match &settings.method {
-        Some(method) => std::slice::from_ref(method),
-        None => &Method::ALL[..],
-    };
-    let mut last = None;
-    for &method in methods {
+    let mut method = settings.method.unwrap_or(Method::BEST);
+    loop {
         match load_for(method, settings) {
-            Ok(loaded) => return Ok(loaded),
             // Another method would fail in the same way.
             Err(error @ (LoadError::Rights(_) | LoadError::Memory { .. } | LoadError::NoBtf)) => {
                 return Err(error);
             }
-            Err(error) => last = Some(error),
+            Err(error) => match method.next_best() {
+                Some(next) if settings.method.is_none() => method = next,
+                _ => return Err(error),
+            },
+            loaded => return loaded,
         }
     }
-    Err(last.unwrap_or(LoadError::NoBtf))
 }
 
 fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {

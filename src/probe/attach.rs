@@ -25,7 +25,8 @@ pub enum Method {
 }
 
 impl Method {
-    pub const ALL: [Method; 3] = [Method::Session, Method::Multi, Method::PerfEvent];
+    /// What to try first.
+    pub const BEST: Method = Method::Session;
 
     /// What to try where this one does not work.
     pub fn next_best(self) -> Option<Method> {

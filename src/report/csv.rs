@@ -22,7 +22,6 @@ use super::{Render, SCHEMA, end_name};
 use crate::gate::Verdict;
 use crate::image::{Image, Losses};
 use crate::ledger::Summary;
-use crate::status::Outcome;
 use crate::text;
 
 #[derive(Default)]
@@ -133,10 +132,7 @@ impl Row {
     }
 
     fn summary(summary: &Summary) -> Self {
-        let (signal, core) = match summary.outcome {
-            Outcome::Signaled { signal, core } => (Some(signal), core),
-            Outcome::Exited(_) | Outcome::ExecError(_) | Outcome::ToolError => (None, false),
-        };
+        let (signal, core) = summary.outcome.signal();
         Self {
             schema: SCHEMA,
             r#type: "summary",

@@ -122,10 +122,7 @@ struct SummaryLine {
 
 impl SummaryLine {
     fn new(summary: &Summary) -> Self {
-        let (signal, core) = match summary.outcome {
-            Outcome::Signaled { signal, core } => (Some(signal), core),
-            Outcome::Exited(_) | Outcome::ExecError(_) | Outcome::ToolError => (None, false),
-        };
+        let (signal, core) = summary.outcome.signal();
         Self {
             schema: SCHEMA,
             r#type: "summary",
