@@ -69,18 +69,36 @@ static __always_inline struct heap *heap_by_id(__u64 id)
 	return bpf_map_lookup_elem(&heaps, &id);
 }
 
-/* Remembers in the heap that a file's functions are used: the row names its allocators. */
-static __always_inline void saw_file(struct thread *thread, __u64 cookie)
+/* Remembers in the heap that it has a probed file: the row names its allocators. */
+static __always_inline void heap_has_file(struct thread *thread, struct heap *heap, __u32 file)
 {
-	__u64 bit = 1ULL << ((cookie >> COOKIE_FILE) & (MAX_FILES - 1));
-	struct heap *heap;
+	__u64 bit = 1ULL << (file & 63);
+	__u32 at;
+	int i;
 
 	if (thread->files & bit)
 		return;
 	thread->files |= bit;
+	for (i = 0; i < HEAP_FILES && i < heap->file_count; i++) {
+		if (heap->files[i] == file)
+			return;
+	}
+	at = __sync_fetch_and_add(&heap->file_count, 1);
+	if (at < HEAP_FILES)
+		heap->files[at] = file;
+}
+
+/* The same, from a function of the file that is at work. */
+static __always_inline void saw_file(struct thread *thread, __u64 cookie)
+{
+	__u32 file = (cookie >> COOKIE_FILE) & (MAX_FILES - 1);
+	struct heap *heap;
+
+	if (thread->files & 1ULL << (file & 63))
+		return;
 	heap = heap_by_id(thread->heap);
 	if (heap)
-		__sync_fetch_and_or(&heap->files, bit);
+		heap_has_file(thread, heap, file);
 }
 
 static __always_inline struct live_cell *live_cell_of(__u64 heap)

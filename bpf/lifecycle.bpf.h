@@ -202,8 +202,11 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	fresh->ppid = thread->ppid;
 	fresh->exe_len = 0;
 	if (heap) {
-		fresh->files = heap->files;
-		fresh->flags = heap->flags & HEAP_EXE_RELATIVE;
+		fresh->file_count = heap->file_count;
+		__builtin_memcpy(fresh->files, heap->files, sizeof(fresh->files));
+		/* What its parent has mapped, it has too. */
+		fresh->flags = heap->flags & (HEAP_EXE_RELATIVE | HEAP_LATE | HEAP_UNHELD |
+					      HEAP_UNEXAMINED | HEAP_NO_SYMBOLS | HEAP_32BIT);
 		length = heap->exe_len;
 		if (length <= sizeof(fresh->exe) &&
 		    !bpf_probe_read_kernel(fresh->exe, length, heap->exe))
@@ -211,7 +214,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	}
 	id = start_heap(fresh);
 	enter_heap(thread, id, true);
-	thread->files = fresh->files;
+	thread->files = parent->files;
 	/* A fork in a signal handler inside an allocator: the child, too, returns from that call.
 	 */
 	if (parent->depth) {
@@ -355,6 +358,9 @@ static __always_inline void exited(struct task_struct *task)
 	__u64 key = (__u64)task;
 	struct heap *heap;
 
+	/* Its threads come and go, and a group exit is its end. */
+	if (task->tgid == keeper && BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
+		nobody_answers = 1;
 	if (!thread)
 		return;
 	heap = heap_by_id(thread->heap);

@@ -1,42 +1,112 @@
-//! Which files hold the allocator that a command is about to use.
+//! What a file has to do with allocating: found before the command starts, or when a process maps it.
 //!
 //! Answers with files; where probes go in them is the business of `probe`.
 
 pub mod command;
 pub mod ld_cache;
 pub mod loader;
+pub mod mapped;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::iter;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::inherited;
-use crate::probe::elf::{Findings, Role, find_sites};
+use crate::probe::elf::{Findings, find_sites};
 use crate::probe::table::Row;
 use loader::Environment;
 
-/// A file with an allocator in it, open, so that it stays the one that was looked at.
-pub struct Allocator {
+/// An executable file that has been looked at, open, so that it stays the one that was looked at.
+#[derive(Debug)]
+pub struct Examined {
     pub path: PathBuf,
     pub file: File,
+    pub identity: Identity,
+    pub class: Class,
+    /// Nothing where the class is not [`Class::Native`].
     pub findings: Findings,
 }
 
-/// Finds the files whose allocator functions a command, or the shell that may start for it, will map.
-/// `candidates` are the paths at which the command is looked for, in order.
+/// A file as stat(2) tells it from others, and whether it is still what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+    /// When it changed last (ctime), in seconds and nanoseconds.
+    pub changed: (i64, i64),
+}
+
+/// Whether a file can be followed at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A 64-bit ELF file for this machine.
+    Native,
+    /// A 32-bit ELF file: the C library that it uses is not probed.
+    ThirtyTwoBit,
+    /// No ELF file: nothing that a loader maps.
+    Foreign,
+}
+
+/// ELFCLASS32, in the fifth byte of an ELF file.
+const ELF_CLASS_32: u8 = 1;
+
+impl Examined {
+    /// Looks for the functions of `rows` in an open file. `path` is what messages and rows call it.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn look(path: PathBuf, file: File, rows: &[Row]) -> Result<Self> {
+        let context = || format!("cannot read {}", path.display());
+        let metadata = file.metadata().with_context(context)?;
+        let identity = Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        };
+        let class = class(&file).with_context(context)?;
+        let findings = match class {
+            Class::Native => find_sites(file.try_clone().with_context(context)?, &path, rows)?,
+            Class::ThirtyTwoBit | Class::Foreign => Findings::default(),
+        };
+        Ok(Examined {
+            path,
+            file,
+            identity,
+            class,
+            findings,
+        })
+    }
+}
+
+fn class(file: &File) -> std::io::Result<Class> {
+    let mut start = [0; 5];
+    match file.read_exact_at(&mut start, 0) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Class::Foreign),
+        Err(error) => return Err(error),
+    }
+    Ok(match start {
+        [0x7f, b'E', b'L', b'F', ELF_CLASS_32] => Class::ThirtyTwoBit,
+        [0x7f, b'E', b'L', b'F', _] => Class::Native,
+        _ => Class::Foreign,
+    })
+}
+
+/// Looks at the files that a command, and the shell that may start for it, will map. `candidates` are the
+/// paths at which the command is looked for, in order. What cannot be read is left out: the command cannot
+/// map it either, or it will be looked at when it does.
 ///
 /// # Errors
-/// No file that defines `rows` was found, or the one that must (the C library) lacks a required function.
-pub fn find<'a>(
+/// The C library lacks a function that it must have.
+pub fn at_start<'a>(
     candidates: impl Iterator<Item = &'a OsStr>,
     environment: &Environment,
     rows: &[Row],
-) -> Result<Vec<Allocator>> {
-    let mut files = Vec::new();
+) -> Result<Vec<Examined>> {
+    let mut files: Vec<PathBuf> = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
     // nobody, use the system's C library, which is the one that the shell uses.
     for program in [
@@ -46,52 +116,31 @@ pub fn find<'a>(
         if let Some(program) = program
             && let Ok(mapped) = loader::mapped_at_start(&program, environment)
         {
-            let roles = iter::once(Role::Program).chain(iter::repeat(Role::Library));
-            files.extend(mapped.into_iter().zip(roles));
+            files.extend(mapped);
         }
     }
-    let mut seen = Vec::new();
-    let mut found = Vec::new();
-    for (path, role) in files {
+    let mut examined: Vec<Examined> = Vec::new();
+    for path in files {
         let Ok(file) = File::open(&path) else {
             continue;
         };
-        let Ok(metadata) = file.metadata() else {
+        let Ok(found) = Examined::look(path, file, rows) else {
             continue;
         };
-        let identity = (metadata.dev(), metadata.ino());
-        if seen.contains(&identity) {
+        if examined.iter().any(|other| other.identity == found.identity) {
             continue;
         }
-        seen.push(identity);
-        let reading = file
-            .try_clone()
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        // What is no ELF file of ours cannot be mapped by the command either.
-        let Ok(findings) = find_sites(reading, &path, role, rows) else {
-            continue;
-        };
-        let is_libc = path.file_name().is_some_and(|name| name == "libc.so.6");
+        let is_libc = found.path.file_name().is_some_and(|name| name == "libc.so.6");
         ensure!(
-            !is_libc || findings.missing.is_empty(),
+            !is_libc || found.findings.missing.is_empty(),
             "{} has no symbol for {}: its symbol table is not the C library's; reinstall the package \
              that it belongs to",
-            path.display(),
-            findings.missing.join(", ")
+            found.path.display(),
+            found.findings.missing.join(", ")
         );
-        if findings.is_allocator() {
-            found.push(Allocator {
-                path,
-                file,
-                findings,
-            });
-        }
+        examined.push(found);
     }
-    ensure!(
-        !found.is_empty(),
-        "no C library found: neither the command nor /bin/sh is a dynamically linked program"
-    );
-    Ok(found)
+    Ok(examined)
 }
 
 impl Environment {

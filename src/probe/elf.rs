@@ -7,12 +7,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use object::elf::{
-    PF_X, PT_INTERP, PT_LOAD, SHT_DYNSYM, SHT_SYMTAB, STB_LOCAL, STT_FUNC, SectionHeader64, Sym64,
+    DF_1_PIE, DT_DEBUG, DT_FLAGS_1, Dyn64, ET_EXEC, PF_X, PT_INTERP, PT_LOAD, SHT_DYNSYM,
+    SHT_SYMTAB, STB_LOCAL, STT_FUNC, SectionHeader64, Sym64,
 };
 use object::read::ReadCache;
-use object::read::elf::{ElfFile64, ProgramHeader, SectionHeader, Sym};
-use object::{Architecture, Endianness, Object};
+use object::read::elf::{
+    Dyn, ElfFile64, ElfSymbol64, FileHeader, ProgramHeader, SectionHeader, Sym,
+};
+use object::{Architecture, Endianness, Object, ObjectSymbol};
 
+use super::loader_hook;
 use super::placement::{Placement, place_at_entry, place_x86_64};
 use super::table::Row;
 
@@ -36,21 +40,25 @@ pub struct Site {
 
 /// How a process comes by a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+enum Role {
     /// It is what is executed. A static one has its allocator in it, and symbols that nobody binds to.
     Program,
-    /// The loader maps it for a program.
+    /// The loader maps it for a program, or it is the loader.
     Library,
 }
 
 /// What a look at a file's symbols found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     pub sites: Vec<Site>,
     /// Names of required rows without a symbol.
     pub missing: Vec<&'static str>,
     /// Whether it is a static program: what it lacks, it never calls.
     pub is_static: bool,
+    /// Whether it is a static program without any symbols: nothing can be found in it.
+    pub is_stripped: bool,
+    /// Where it tells of what it has mapped, if it is a dynamic loader: offsets in the file.
+    pub loader_hooks: Vec<u64>,
 }
 
 type Elf<'data> = ElfFile64<'data, Endianness, &'data ReadCache<File>>;
@@ -68,10 +76,11 @@ impl Findings {
 ///
 /// # Errors
 /// The file is not a 64-bit ELF file of an architecture that memleak knows, or is damaged.
-pub fn find_sites(file: File, path: &Path, role: Role, rows: &[Row]) -> Result<Findings> {
+pub fn find_sites(file: File, path: &Path, rows: &[Row]) -> Result<Findings> {
     let cache = ReadCache::new(file);
     let elf: Elf<'_> = ElfFile64::parse(&cache)
         .with_context(|| format!("cannot read {} as ELF", path.display()))?;
+    let role = role(&elf);
     let is_static = role == Role::Program && !has_interpreter(&elf);
     let by_address = symbols_of(&elf, role, is_static, rows)
         .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
@@ -121,7 +130,50 @@ pub fn find_sites(file: File, path: &Path, role: Role, rows: &[Row]) -> Result<F
         sites,
         missing,
         is_static,
+        is_stripped: is_static && elf.symbols().next().is_none(),
+        loader_hooks: loader_hooks(&elf, &cache).unwrap_or_default(),
     })
+}
+
+/// A file that is executed says so: it has a fixed address, or asks to be told of by `_r_debug`. Libraries
+/// may have an interpreter, too (libc has).
+fn role(elf: &Elf<'_>) -> Role {
+    let endian = elf.endian();
+    let dynamic = elf
+        .elf_section_table()
+        .dynamic(endian, elf.data())
+        .ok()
+        .flatten();
+    let entries = dynamic.map_or(&[][..], |(entries, _)| entries);
+    let is_program = |entry: &Dyn64<Endianness>| match entry.tag(endian) {
+        DT_DEBUG => true,
+        DT_FLAGS_1 => entry.val(endian) & u64::from(DF_1_PIE.0) != 0,
+        _ => false,
+    };
+    if elf.elf_header().e_type(endian) == ET_EXEC || entries.iter().any(is_program) {
+        Role::Program
+    } else {
+        Role::Library
+    }
+}
+
+/// Where a dynamic loader calls the function that exists for debuggers; nowhere in other files.
+fn loader_hooks(elf: &Elf<'_>, cache: &ReadCache<File>) -> Option<Vec<u64>> {
+    let named = |symbol: &ElfSymbol64<'_, '_, _, _>| {
+        !symbol.is_undefined() && symbol.name_bytes() == Ok(loader_hook::SYMBOL.as_bytes())
+    };
+    let function = elf.dynamic_symbols().find(named)?.address();
+    let segment = text_segment(elf, function)?;
+    let in_segment = function - segment.address;
+    let text = object::ReadRef::read_bytes_at(cache, segment.offset, segment.size).ok()?;
+    let mut calls = match elf.architecture() {
+        Architecture::X86_64 => loader_hook::calls(text, in_segment),
+        _ => Vec::new(),
+    };
+    if calls.is_empty() {
+        calls.push(in_segment);
+    }
+    Some(calls.into_iter().map(|at| segment.offset + at).collect())
 }
 
 /// The defined global functions that a row names, each address once.
