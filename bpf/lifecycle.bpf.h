@@ -83,6 +83,7 @@ static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool s
 	thread->sole = sole;
 	thread->borrowed = 0;
 	thread->depth = 0;
+	thread->free_count = 0;
 }
 
 /* The row is on its way, or waits in the map until user space asks for it. */
@@ -180,6 +181,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 			}
 		}
 		enter_heap(thread, parent->heap, false);
+		thread->files = parent->files;
 	}
 	if (clone_flags & CLONE_THREAD) {
 		thread->borrowed = parent->borrowed;

@@ -15,8 +15,18 @@ struct open_call {
 	__u64 out; /* where the block's address will be stored; 0: it is returned */
 	__u64 ip;  /* the probe's address */
 	__u64 cookie;
+	__u64 inner_ip; /* of a call within it, to another file; 0: none yet */
+	__u64 inner_cookie;
 	__u32 old; /* enum old_state */
 	__u32 pad;
+};
+
+/* A free that has been entered, and has not been seen to return: nobody needs to know when. */
+struct entered_free {
+	__u64 sp;
+	__u64 ip;
+	__u64 cookie;
+	__u64 block;
 };
 
 /* The old block of a realloc. */
@@ -36,6 +46,8 @@ struct thread {
 	__u32 image;
 	__u32 pid, ppid;	 /* of its process, in memleak's pid namespace */
 	__u32 depth;		 /* calls in `open` */
+	__u32 free_count;	 /* frees in `frees` */
+	struct entered_free frees[MAX_FREES];
 	char old_comm[COMM_LEN]; /* comm before the last change of it */
 	struct open_call open[MAX_OPEN];
 };

@@ -25,6 +25,8 @@ enum limits {
 	/* Allocator calls open at one time in one thread: a call, one more in a signal handler, …
 	 */
 	MAX_OPEN = 8,
+	/* Frees entered at one time in one thread: the same, where one allocator wraps another. */
+	MAX_FREES = 4,
 	/* A power of two: heaps with several tasks at one time that need not look their heap up. */
 	LIVE_CELLS = 4096,
 };

@@ -12,14 +12,16 @@ use crate::cli;
 use crate::collect::{Arrival, Collector, Holds, Settings};
 use crate::launch::Suspended;
 use crate::probe::attach::Target;
+use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
-use crate::probe::table::{LIBC, Row};
+use crate::probe::table::LIBC;
 use crate::say::say;
 
 /// The kernel's side, and what is needed to look at files.
 pub struct Prober {
     pub collector: Collector,
-    rows: Vec<Row>,
+    /// Rows of the table that get no probe, to see that this is noticed.
+    left_out: Vec<String>,
     verbose: bool,
     /// Waited before arrivals are looked at, for tests of what happens meanwhile.
     delay: Duration,
@@ -39,16 +41,14 @@ impl Prober {
             all_late: options.late_threads,
             holds: options.holds,
         };
-        let wanted = |row: &&Row| !options.without_probe.iter().any(|name| name == row.name);
-        let rows: Vec<Row> = LIBC.iter().filter(wanted).copied().collect();
         loop {
             let mut prober = Prober {
                 collector: Collector::load(&settings)?,
-                rows: rows.clone(),
+                left_out: options.without_probe.clone(),
                 verbose: options.report.verbose,
                 delay: Duration::from_millis(options.hold_delay),
             };
-            let expected = allocator::at_start(command.candidates(), &environment, &rows)?;
+            let expected = allocator::at_start(command.candidates(), &environment, &LIBC)?;
             match prober.expect(expected) {
                 Ok(()) => {
                     prober.collector.follow(command.pidfd())?;
@@ -67,6 +67,7 @@ impl Prober {
     /// Puts probes on the files that the command is known to map.
     fn expect(&mut self, files: Vec<Examined>) -> Result<()> {
         for file in files {
+            let file = self.with_wanted(file);
             self.collector.expect(file)?;
         }
         ensure!(
@@ -111,7 +112,7 @@ impl Prober {
                 return self.collector.give_up(arrival, gone);
             }
         };
-        let examined = Examined::look(path, file, &self.rows);
+        let examined = Examined::look(path, file, &LIBC).map(|file| self.with_wanted(file));
         match examined.and_then(|examined| self.collector.answer(arrival, examined)) {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -119,6 +120,12 @@ impl Prober {
                 self.collector.give_up(arrival, false)
             }
         }
+    }
+
+    fn with_wanted(&self, mut file: Examined) -> Examined {
+        let unwanted = |site: &Site| self.left_out.iter().any(|name| name == site.row.name);
+        file.findings.sites.retain(|site| !unwanted(site));
+        file
     }
 
     /// Says where each probe sits, and why there, from the file with number `from` on.

@@ -26,6 +26,8 @@ pub struct Examined {
     pub file: File,
     pub identity: Identity,
     pub class: Class,
+    /// Whether it gives blocks and takes them back.
+    pub is_allocator: bool,
     /// Nothing where the class is not [`Class::Native`].
     pub findings: Findings,
 }
@@ -76,6 +78,7 @@ impl Examined {
             file,
             identity,
             class,
+            is_allocator: findings.is_allocator(),
             findings,
         })
     }

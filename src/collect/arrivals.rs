@@ -165,7 +165,7 @@ impl Collector {
         let mut known = self.known.files.remove(&(device, inode)).unwrap_or_default();
         let findings = examined.findings;
         let mut sites = Vec::new();
-        if findings.is_allocator() {
+        if examined.is_allocator {
             sites = findings.sites;
         }
         let hooks = findings.loader_hooks;
