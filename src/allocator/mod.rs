@@ -12,11 +12,12 @@ use std::iter;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::inherited;
 use crate::probe::elf::{Findings, Role, find_sites};
 use crate::probe::table::Row;
+use crate::root::Root;
 use loader::Environment;
 
 /// A file with an allocator in it, open, so that it stays the one that was looked at.
@@ -36,6 +37,7 @@ pub fn find<'a>(
     environment: &Environment,
     rows: &[Row],
 ) -> Result<Vec<Allocator>> {
+    let root = Root::ours();
     let mut files = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
     // nobody, use the system's C library, which is the one that the shell uses.
@@ -64,11 +66,8 @@ pub fn find<'a>(
             continue;
         }
         seen.push(identity);
-        let reading = file
-            .try_clone()
-            .with_context(|| format!("cannot open {}", path.display()))?;
         // What is no ELF file of ours cannot be mapped by the command either.
-        let Ok(findings) = find_sites(reading, &path, role, rows) else {
+        let Ok(findings) = find_sites(&file, &path, &root, role, rows) else {
             continue;
         };
         let is_libc = path.file_name().is_some_and(|name| name == "libc.so.6");
