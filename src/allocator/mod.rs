@@ -46,7 +46,7 @@ pub fn find<'a>(
         Some(PathBuf::from("/bin/sh")),
     ] {
         if let Some(program) = program
-            && let Ok(mapped) = loader::mapped_at_start(&program, environment)
+            && let Ok(mapped) = loader::mapped_at_start(&program, environment, &root)
         {
             let roles = iter::once(Role::Program).chain(iter::repeat(Role::Library));
             files.extend(mapped.into_iter().zip(roles));
