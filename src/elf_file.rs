@@ -126,7 +126,7 @@ impl Section {
 
 enum Bytes<'file> {
     File(&'file File),
-    Memory(Vec<u8>),
+    Memory(Cow<'file, [u8]>),
 }
 
 /// A native ELF file, open.
@@ -154,7 +154,8 @@ impl<'file> ElfFile<'file> {
     ///
     /// # Errors
     /// As `open`.
-    pub fn in_memory(bytes: Vec<u8>) -> Result<Self, Unreadable> {
+    pub fn in_memory(bytes: impl Into<Cow<'file, [u8]>>) -> Result<Self, Unreadable> {
+        let bytes = bytes.into();
         let length = bytes.len() as u64;
         Self::new(Bytes::Memory(bytes), length)
     }
@@ -482,4 +483,67 @@ pub fn string_in(bytes: &[u8], start: usize) -> Option<&[u8]> {
     let rest = bytes.get(start..)?;
     let end = rest.iter().position(|&byte| byte == 0)?;
     Some(&rest[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The beginning of an ELF header.
+    fn header(class: u8, order: u8, kind: u16, machine: u16) -> Vec<u8> {
+        let mut bytes = ELFMAG.to_vec();
+        bytes.extend([class, order, 1, 0]);
+        bytes.resize(16, 0);
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(machine.to_le_bytes());
+        bytes.resize(64, 0);
+        bytes
+    }
+
+    #[test]
+    fn the_class_is_that_of_the_header() {
+        let native = header(2, 1, 3, MACHINE.0);
+        assert_eq!(class(&native), Class::Native);
+        assert_eq!(class(&header(1, 1, 3, 3)), Class::Bits32, "i386");
+        assert_eq!(class(&header(1, 1, 2, 62)), Class::Bits32, "x32");
+        assert_eq!(class(&header(2, 1, 3, 243)), Class::OtherMachine, "RISC-V");
+        assert_eq!(class(&header(2, 2, 3, MACHINE.0)), Class::OtherMachine);
+        assert_eq!(class(&header(2, 1, 1, MACHINE.0)), Class::NotElf, "object");
+        assert_eq!(class(&header(9, 1, 3, MACHINE.0)), Class::NotElf);
+        assert_eq!(class(&native[..63]), Class::NotElf);
+        assert_eq!(class(b"#!/bin/sh\n"), Class::NotElf);
+        assert_eq!(class(b""), Class::NotElf);
+    }
+
+    #[test]
+    fn a_file_of_another_class_says_so() {
+        let elf = ElfFile::in_memory(header(1, 1, 2, 3));
+        assert!(matches!(elf, Err(Unreadable::Class(Class::Bits32))));
+    }
+
+    #[test]
+    fn notes_are_read_to_the_first_that_is_damaged() {
+        let mut bytes = Vec::new();
+        for (owner, content) in [(&b"GNU\0"[..], &b"12345"[..]), (b"x\0", b"")] {
+            bytes.extend((owner.len() as u32).to_le_bytes());
+            bytes.extend((content.len() as u32).to_le_bytes());
+            bytes.extend(3_u32.to_le_bytes());
+            for part in [owner, content] {
+                bytes.extend(part);
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+            }
+        }
+        let read = |mut rest: &[u8]| -> Vec<_> {
+            std::iter::from_fn(|| Note::split_off(&mut rest))
+                .map(|note| (note.owner, note.content))
+                .collect()
+        };
+        let gnu = (b"GNU".to_vec(), b"12345".to_vec());
+        assert_eq!(read(&bytes), [gnu.clone(), (b"x".to_vec(), Vec::new())]);
+        for length in 0..bytes.len() {
+            assert!(read(&bytes[..length]).len() <= 2);
+        }
+        bytes[28..32].fill(0xff);
+        assert_eq!(read(&bytes), [gnu]);
+    }
 }
