@@ -107,7 +107,7 @@ __noinline int survey(struct thread *thread)
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		return 0;
-	arrival.pid = thread->pid;
+	arrival.pid = proc_pid_of(BPF_CORE_READ(task, group_leader));
 	arrival.heap = heap->id;
 	entry = BPF_CORE_READ(task, mm, start_code);
 	if (bpf_iter_task_vma_new(&it, task, 0))
@@ -200,14 +200,19 @@ static __always_inline void hold(struct task_struct *task, __u64 stack)
 	struct hold hold = {.stack = stack};
 	__u64 began = bpf_ktime_get_ns(), waited;
 
-	hold.until_ns = began + HOLD_SECONDS * SECOND_NS;
+	/* Who has not answered in all that time does not now. */
+	hold.until_ns = began;
+	if (waited_in_vain != answers)
+		hold.until_ns += HOLD_SECONDS * SECOND_NS;
 	bpf_loop(MAX_LOOKS, look_again, &hold, 0);
 	waited = bpf_ktime_get_ns() - began;
 	__sync_fetch_and_add(&holds, 1);
 	if (waited > longest_hold_ns)
 		longest_hold_ns = waited;
-	if (hold.waiting && !is_killed(task))
-		mark_heap(HEAP_LATE);
+	if (!hold.waiting || is_killed(task))
+		return;
+	waited_in_vain = hold.answers;
+	mark_heap(HEAP_LATE);
 }
 
 /* Runs in the process that has executed something, on its way back from the kernel. */

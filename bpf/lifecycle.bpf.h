@@ -44,6 +44,17 @@ static __always_inline __u32 own_pid_of(struct task_struct *leader)
 	return upid.ns == own_ns ? upid.nr : 0;
 }
 
+/* The process id as /proc has it, where memleak looks at it. */
+static __always_inline __u32 proc_pid_of(struct task_struct *leader)
+{
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	__u32 nr = 0;
+
+	if (pid && BPF_CORE_READ(pid, level) >= proc_level)
+		bpf_core_read(&nr, sizeof(nr), &pid->numbers[proc_level].nr);
+	return nr;
+}
+
 /* The id of a new heap that has one user, `thread`; 0 if it cannot be followed. */
 static __noinline __u64 start_heap(struct heap *heap)
 {

@@ -133,6 +133,8 @@ int identify(void *ctx)
 
 	keeper = task->tgid;
 	own_level = BPF_CORE_READ(pid, level);
+	/* User space has put in how many levels /proc is above us. */
+	proc_level = own_level - proc_level;
 	bpf_core_read(&own_ns, sizeof(own_ns), &pid->numbers[own_level].ns);
 	return 0;
 }

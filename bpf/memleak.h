@@ -120,7 +120,7 @@ struct arrival {
 	struct file_version version;
 	__u64 heap;
 	__u64 start, end; /* where it is mapped */
-	__u32 pid;	  /* in memleak's pid namespace; 0: none there */
+	__u32 pid;	  /* in the pid namespace that /proc shows; 0: none there */
 	__u32 pad;
 };
 

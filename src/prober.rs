@@ -15,6 +15,7 @@ use crate::probe::attach::Target;
 use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
 use crate::probe::table::LIBC;
+use crate::root::Root;
 use crate::say::say;
 
 /// The kernel's side, and what is needed to look at files.
@@ -112,7 +113,9 @@ impl Prober {
                 return self.collector.give_up(arrival, gone);
             }
         };
-        let examined = Examined::look(path, file, &LIBC).map(|file| self.with_wanted(file));
+        // Where the process is gone, nobody needs what was split off its file.
+        let root = Root::of_process(arrival.mapping.pid).unwrap_or_else(|_| Root::ours());
+        let examined = Examined::look(path, file, &root, &LIBC).map(|file| self.with_wanted(file));
         match examined.and_then(|examined| self.collector.answer(arrival, examined)) {
             Ok(()) => Ok(()),
             Err(error) => {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// Where a process has mapped a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
+    /// In the pid namespace that /proc shows.
     pub pid: u32,
     pub start: u64,
     pub end: u64,
@@ -80,6 +81,16 @@ fn shown(path: PathBuf) -> PathBuf {
         Some(text) => PathBuf::from(text),
         None => path,
     }
+}
+
+/// How many levels the pid namespace that /proc shows is above our own: more than none where ours has no
+/// /proc of its own (unshare --pid without --mount-proc).
+pub fn levels_of_proc_above() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .map_or(0, |pids| pids.split_whitespace().count().saturating_sub(1) as u32)
 }
 
 #[cfg(test)]

@@ -9,15 +9,21 @@ pub mod mapped;
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::elf_file::{self, Class};
 use crate::inherited;
 use crate::probe::elf::{Findings, find_sites};
 use crate::probe::table::Row;
+use crate::root::Root;
 use loader::Environment;
+
+/// Bytes of an ELF file's header.
+const HEAD: usize = 64;
 
 /// An executable file that has been looked at, open, so that it stays the one that was looked at.
 #[derive(Debug)]
@@ -41,26 +47,13 @@ pub struct Identity {
     pub changed: (i64, i64),
 }
 
-/// Whether a file can be followed at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// A 64-bit ELF file for this machine.
-    Native,
-    /// A 32-bit ELF file: the C library that it uses is not probed.
-    ThirtyTwoBit,
-    /// No ELF file: nothing that a loader maps.
-    Foreign,
-}
-
-/// ELFCLASS32, in the fifth byte of an ELF file.
-const ELF_CLASS_32: u8 = 1;
-
 impl Examined {
-    /// Looks for the functions of `rows` in an open file. `path` is what messages and rows call it.
+    /// Looks for the functions of `rows` in an open file. `path` is where those who map the file see it below
+    /// `root`.
     ///
     /// # Errors
     /// The file cannot be read, or is damaged.
-    pub fn look(path: PathBuf, file: File, rows: &[Row]) -> Result<Self> {
+    pub fn look(path: PathBuf, file: File, root: &Root, rows: &[Row]) -> Result<Self> {
         let context = || format!("cannot read {}", path.display());
         let metadata = file.metadata().with_context(context)?;
         let identity = Identity {
@@ -68,10 +61,10 @@ impl Examined {
             inode: metadata.ino(),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         };
-        let class = class(&file).with_context(context)?;
+        let class = class_of(&file).with_context(context)?;
         let findings = match class {
-            Class::Native => find_sites(file.try_clone().with_context(context)?, &path, rows)?,
-            Class::ThirtyTwoBit | Class::Foreign => Findings::default(),
+            Class::Native => find_sites(&file, &path, root, rows)?,
+            Class::Bits32 | Class::OtherMachine | Class::NotElf => Findings::default(),
         };
         Ok(Examined {
             path,
@@ -84,18 +77,10 @@ impl Examined {
     }
 }
 
-fn class(file: &File) -> std::io::Result<Class> {
-    let mut start = [0; 5];
-    match file.read_exact_at(&mut start, 0) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(Class::Foreign),
-        Err(error) => return Err(error),
-    }
-    Ok(match start {
-        [0x7f, b'E', b'L', b'F', ELF_CLASS_32] => Class::ThirtyTwoBit,
-        [0x7f, b'E', b'L', b'F', _] => Class::Native,
-        _ => Class::Foreign,
-    })
+fn class_of(file: &File) -> io::Result<Class> {
+    let mut head = [0; HEAD];
+    let length = file.read_at(&mut head, 0)?;
+    Ok(elf_file::class(&head[..length]))
 }
 
 /// Looks at the files that a command, and the shell that may start for it, will map. `candidates` are the
@@ -109,6 +94,7 @@ pub fn at_start<'a>(
     environment: &Environment,
     rows: &[Row],
 ) -> Result<Vec<Examined>> {
+    let root = Root::ours();
     let mut files: Vec<PathBuf> = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
     // nobody, use the system's C library, which is the one that the shell uses.
@@ -117,7 +103,7 @@ pub fn at_start<'a>(
         Some(PathBuf::from("/bin/sh")),
     ] {
         if let Some(program) = program
-            && let Ok(mapped) = loader::mapped_at_start(&program, environment)
+            && let Ok(mapped) = loader::mapped_at_start(&program, environment, &root)
         {
             files.extend(mapped);
         }
@@ -127,7 +113,7 @@ pub fn at_start<'a>(
         let Ok(file) = File::open(&path) else {
             continue;
         };
-        let Ok(found) = Examined::look(path, file, rows) else {
+        let Ok(found) = Examined::look(path, file, &root, rows) else {
             continue;
         };
         if examined.iter().any(|other| other.identity == found.identity) {

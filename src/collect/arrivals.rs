@@ -11,8 +11,9 @@ use libbpf_rs::{Link, MapCore, MapFlags};
 
 use super::{Collector, bytes_of, close, shared};
 use crate::allocator::mapped::Mapping;
-use crate::allocator::{Class, Examined, Identity};
+use crate::allocator::{Examined, Identity};
 use crate::bpf::types::{file_flags, file_id, file_state, file_version, limits, site};
+use crate::elf_file::Class;
 use crate::probe::attach::{Method, Programs, Target, attach, attach_hooks};
 use crate::probe::elf::Site;
 
@@ -155,10 +156,10 @@ impl Collector {
     /// version.
     fn probe(&mut self, examined: Examined) -> Result<file_state> {
         let mut flags = 0;
-        if examined.findings.is_stripped {
+        if examined.findings.stripped {
             flags |= file_flags::FILE_NO_SYMBOLS.0;
         }
-        if examined.class == Class::ThirtyTwoBit {
+        if examined.class == Class::Bits32 {
             flags |= file_flags::FILE_32BIT.0;
         }
         let Identity { device, inode, .. } = examined.identity;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Link, PrintLevel, ProgramAttachType, ProgramInput, set_print};
 
+use crate::allocator::mapped::levels_of_proc_above;
 use crate::bpf::{FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder};
 use crate::probe::attach::Method;
 
@@ -204,7 +205,10 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
             }
         }
     }
-    let skel = open.load().map_err(fail)?;
+    let mut skel = open.load().map_err(fail)?;
+    if let Some(bss) = skel.maps.bss_data.as_deref_mut() {
+        bss.proc_level = levels_of_proc_above();
+    }
     skel.progs
         .identify
         .test_run(ProgramInput::default())

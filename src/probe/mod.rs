@@ -3,6 +3,6 @@
 
 pub mod attach;
 pub mod elf;
-pub mod loader_hook;
 pub mod placement;
+pub mod symbols;
 pub mod table;
