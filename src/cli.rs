@@ -75,7 +75,13 @@ pub struct Run {
     pub late_threads: bool,
 
     /// Where processes are held until their files have been examined, at the most.
-    #[arg(long, value_enum, value_name = "WHERE", default_value = "everywhere", hide = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        default_value = "everywhere",
+        hide = true
+    )]
     pub holds: Holds,
 
     /// Leave those who are held waiting for so many milliseconds more.

@@ -145,7 +145,7 @@ impl std::ops::AddAssign for Losses {
 pub(crate) mod samples {
     use proptest::prelude::*;
 
-    use super::{Uncovered, Counters, Duration, End, From, Image, Losses};
+    use super::{Counters, Duration, End, From, Image, Losses, Uncovered};
 
     /// A complete image that leaks nothing and exited with 0.
     pub(crate) fn image() -> Image {

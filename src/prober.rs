@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::allocator::{self, Examined, loader::Environment};
+use crate::allocator::{self, Examined, loader::Environment, mapped::Mapping};
 use crate::cli;
 use crate::collect::{Arrival, Collector, Holds, Settings};
 use crate::launch::Suspended;
@@ -105,9 +105,9 @@ impl Prober {
             Err(error) => {
                 let gone = error.kind() == io::ErrorKind::NotFound;
                 if !gone {
-                    let pid = arrival.mapping.pid;
+                    let Mapping { pid, inode, .. } = arrival.mapping;
                     say(&format!(
-                        "cannot open a file that process {pid} executes: {error}"
+                        "cannot examine a file (inode {inode}) that process {pid} executes: {error}"
                     ));
                 }
                 return self.collector.give_up(arrival, gone);

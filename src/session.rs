@@ -18,8 +18,8 @@ use crate::output::{self, Output};
 use crate::privilege;
 use crate::prober::Prober;
 use crate::report::{Options, Report, Verbosity};
-use crate::signals::{Event, Signals};
 use crate::say::say;
+use crate::signals::{Event, Signals};
 use crate::status::{self, Finish, Outcome};
 
 /// Where Slurm says which of its scripts it runs.
@@ -65,13 +65,7 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         Ok(mut running) => {
             let ended = follow(&mut running, &mut signals, &mut prober, &mut books);
             if let Some(limit) = options.wait_all {
-                wait_all(
-                    limit,
-                    &mut running,
-                    &mut signals,
-                    &mut prober,
-                    &mut books,
-                );
+                wait_all(limit, &mut running, &mut signals, &mut prober, &mut books);
             }
             match ended {
                 Ended::Exited(code) => Outcome::Exited(code),
@@ -281,4 +275,3 @@ fn not_executed(error: &launch::ExecError) -> Outcome {
     say(&error.to_string());
     error.outcome()
 }
-

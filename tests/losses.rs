@@ -163,7 +163,11 @@ fn calls_that_were_jumped_out_of_are_named_and_leave_the_gate_undecided() {
 
 /// A static program in which nothing can be found.
 fn stripped() -> PathBuf {
-    compile("fixtures/static_leak.c", "stripped_leak", &["-static", "-s"])
+    compile(
+        "fixtures/static_leak.c",
+        "stripped_leak",
+        &["-static", "-s"],
+    )
 }
 
 #[test]
@@ -178,7 +182,10 @@ fn a_stripped_static_child_is_not_taken_for_one_that_allocates_nothing() {
     );
     assert!(!counted.report.summary.complete);
     // Everything else is as exact as ever.
-    counted.report.rows.retain(|row| row.comm != "stripped_leak");
+    counted
+        .report
+        .rows
+        .retain(|row| row.comm != "stripped_leak");
     assert_eq!(compare(&counted.report.rows, &counted.images), Ok(()));
     assert!(row_of(&counted.report.rows, "runs").counts.leaked_bytes == 100);
 
@@ -196,7 +203,10 @@ fn the_table_says_no_allocator_symbols() {
         .find(|line| line.contains("stripped_leak"))
         .unwrap_or_default();
     assert!(line.contains("no allocator symbols"), "{stderr}");
-    assert!(stderr.contains("1 of 2 processes fully covered"), "{stderr}");
+    assert!(
+        stderr.contains("1 of 2 processes fully covered"),
+        "{stderr}"
+    );
 }
 
 /// In a pid namespace of its own memleak and the command have small pids, and in the kernel's eyes others.

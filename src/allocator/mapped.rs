@@ -90,7 +90,9 @@ pub fn levels_of_proc_above() -> u32 {
     status
         .lines()
         .find_map(|line| line.strip_prefix("NSpid:"))
-        .map_or(0, |pids| pids.split_whitespace().count().saturating_sub(1) as u32)
+        .map_or(0, |pids| {
+            pids.split_whitespace().count().saturating_sub(1) as u32
+        })
 }
 
 #[cfg(test)]
@@ -116,7 +118,11 @@ mod tests {
         // As without the rights to the link.
         let program = mapping.open_program().unwrap();
         assert_eq!(program.1.metadata().unwrap().ino(), mapping.inode);
-        let gone = Mapping { end: 0, inode: 0, ..mapping };
+        let gone = Mapping {
+            end: 0,
+            inode: 0,
+            ..mapping
+        };
         assert_eq!(gone.open().unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 

@@ -116,10 +116,16 @@ pub fn at_start<'a>(
         let Ok(found) = Examined::look(path, file, &root, rows) else {
             continue;
         };
-        if examined.iter().any(|other| other.identity == found.identity) {
+        if examined
+            .iter()
+            .any(|other| other.identity == found.identity)
+        {
             continue;
         }
-        let is_libc = found.path.file_name().is_some_and(|name| name == "libc.so.6");
+        let is_libc = found
+            .path
+            .file_name()
+            .is_some_and(|name| name == "libc.so.6");
         ensure!(
             !is_libc || found.findings.missing.is_empty(),
             "{} has no symbol for {}: its symbol table is not the C library's; reinstall the package \

@@ -85,8 +85,8 @@ impl Collector {
         let state = self.probe(examined)?;
         // The kernel's number of a device, as stat(2) tells it: where a file system has several under one
         // name (btrfs, overlayfs), the file will be asked about when it comes.
-        let device = u64::from(libc::major(identity.device)) << 20
-            | u64::from(libc::minor(identity.device));
+        let device =
+            u64::from(libc::major(identity.device)) << 20 | u64::from(libc::minor(identity.device));
         let file = file_id {
             inode: identity.inode,
             device,
@@ -163,7 +163,11 @@ impl Collector {
             flags |= file_flags::FILE_32BIT.0;
         }
         let Identity { device, inode, .. } = examined.identity;
-        let mut known = self.known.files.remove(&(device, inode)).unwrap_or_default();
+        let mut known = self
+            .known
+            .files
+            .remove(&(device, inode))
+            .unwrap_or_default();
         let findings = examined.findings;
         let mut sites = Vec::new();
         if examined.is_allocator {
@@ -199,12 +203,7 @@ impl Collector {
     }
 
     /// A file with probes to be, with its number and those of its sites.
-    fn target(
-        &mut self,
-        path: PathBuf,
-        file: File,
-        sites: Vec<Site>,
-    ) -> Result<Target> {
+    fn target(&mut self, path: PathBuf, file: File, sites: Vec<Site>) -> Result<Target> {
         let first_site = self.known.sites;
         let next_site = first_site + sites.len() as u32;
         ensure!(
@@ -255,12 +254,7 @@ impl Collector {
         attach(self.method, &programs, target)
     }
 
-    fn attach_hooks(
-        &self,
-        path: &Path,
-        file: &File,
-        hooks: &[u64],
-    ) -> Result<Vec<Link>> {
+    fn attach_hooks(&self, path: &Path, file: &File, hooks: &[u64]) -> Result<Vec<Link>> {
         if !self.holds.at_loader() {
             return Ok(Vec::new());
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::bpf::types::{arrival, counters, heap, heap_flags, live_cell, thread_sum};
-use crate::image::{Uncovered, Counters, End, From, Image, Losses};
+use crate::image::{Counters, End, From, Image, Losses, Uncovered};
 
 /// What is needed to read a record, besides the record.
 pub struct Context {

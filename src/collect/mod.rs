@@ -165,8 +165,7 @@ impl Collector {
     /// Readable when images have ended, and when processes wait for files to be examined.
     pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
         // SAFETY: the descriptors are open for as long as the rings are.
-        [&self.ring, &self.arrivals]
-            .map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
+        [&self.ring, &self.arrivals].map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
     }
 
     /// The images that have ended since the last call, in the order of their ends as far as they came by the ring.

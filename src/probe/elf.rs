@@ -95,12 +95,7 @@ const START: &str = "__libc_start_main";
 /// The file is no ELF file of this machine ([`Unreadable`] says what it is), or is damaged.
 ///
 /// [`Unreadable`]: crate::elf_file::Unreadable
-pub fn find_sites(
-    file: &File,
-    path: &Path,
-    root: &Root,
-    rows: &[Row],
-) -> Result<Findings> {
+pub fn find_sites(file: &File, path: &Path, root: &Root, rows: &[Row]) -> Result<Findings> {
     let elf = ElfFile::open(file).with_context(|| format!("cannot read {}", path.display()))?;
     let role = Role::of(&elf);
     let is_static = role == Role::Program && !elf.has_interpreter();
