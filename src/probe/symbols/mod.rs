@@ -11,6 +11,7 @@ mod exported;
 mod hooks;
 mod table;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use object::LittleEndian as LE;
@@ -26,8 +27,9 @@ pub use hooks::{DEBUG_STATE, Hook, loader_hooks};
 #[derive(Clone, Debug)]
 pub struct Names<'n> {
     names: Vec<Name<'n>>,
-    /// Which hashes of last bytes occur.
+    /// Which ends occur, and in which names.
     ends: Vec<bool>,
+    by_end: HashMap<usize, Vec<&'n str>>,
     longest: usize,
 }
 
@@ -49,13 +51,17 @@ impl<'n> Names<'n> {
             })
             .collect();
         let mut ends = vec![false; table::ENDS];
+        let mut by_end: HashMap<_, Vec<_>> = HashMap::new();
         for name in &names {
-            ends[table::end_of(name.text.as_bytes())] = true;
+            let end = table::end_of(name.text.as_bytes());
+            ends[end] = true;
+            by_end.entry(end).or_default().push(name.text);
         }
         let longest = names.iter().map(|name| name.text.len()).max().unwrap_or(0);
         Self {
             names,
             ends,
+            by_end,
             longest,
         }
     }

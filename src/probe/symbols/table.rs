@@ -134,18 +134,19 @@ fn places_of<'n>(
                 return Err(Unreadable::Damaged("more names than symbols"));
             }
             let after_another = end > 0 && text[end - 1] == 0;
-            if after_another || !names.ends[end_of(&text[..end])] {
+            let ending = end_of(&text[..end]);
+            if after_another || !names.ends[ending] {
                 continue;
             }
             compared += 1;
             if compared > MAX_COMPARED {
                 return Err(Unreadable::Damaged("nearly the same names again and again"));
             }
-            for name in &names.names {
-                if text[..end].ends_with(name.text.as_bytes()) {
-                    let place = base + end as u64 - kept as u64 - name.text.len() as u64;
+            for &name in names.by_end.get(&ending).into_iter().flatten() {
+                if text[..end].ends_with(name.as_bytes()) {
+                    let place = base + end as u64 - kept as u64 - name.len() as u64;
                     if let Ok(place) = u32::try_from(place) {
-                        places.insert(place, name.text);
+                        places.insert(place, name);
                     }
                 }
             }
