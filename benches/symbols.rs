@@ -2,7 +2,7 @@
 //! held still for it.
 //!
 //! `cargo bench --bench symbols` looks at the system's libraries, its programs, and what a python3 with many
-//! modules maps; `-- DIRECTORY…` at libraries elsewhere. Files are in the page cache; each time is the median
+//! modules maps; `-- DIRECTORY…` at programs elsewhere. Files are in the page cache; each time is the median
 //! of five and includes opening the file.
 
 use std::ffi::OsStr;
@@ -34,11 +34,8 @@ fn main() {
     let directories: Vec<_> = arguments.iter().filter(|path| path.is_dir()).collect();
     println!("files                            count  median     max (µs)");
     for directory in &directories {
-        measure(
-            &directory.display().to_string(),
-            Role::Library,
-            in_directory(directory),
-        );
+        let what = directory.display().to_string();
+        measure(&what, Role::Program, in_directory(directory));
     }
     if directories.is_empty() {
         measure(LIBRARIES, Role::Library, in_directory(Path::new(LIBRARIES)));
