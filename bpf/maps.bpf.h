@@ -15,8 +15,17 @@ struct open_call {
 	__u64 out; /* where the block's address will be stored; 0: it is returned */
 	__u64 ip;  /* the probe's address */
 	__u64 cookie;
-	__u32 old; /* enum old_state */
+	__u64 back; /* the address it returns to; only of kinds that may throw */
+	__u32 old;  /* enum old_state */
 	__u32 pad;
+};
+
+/* The last free that found its block: its function may call another one to do the work. */
+struct free_call {
+	__u64 block;
+	__u64 sp; /* the stack pointer at entry */
+	__u64 ip; /* the probe's address */
+	__u64 cookie;
 };
 
 /* The old block of a realloc. */
@@ -37,6 +46,7 @@ struct thread {
 	__u32 pid, ppid;	 /* of its process, in memleak's pid namespace */
 	__u32 depth;		 /* calls in `open` */
 	char old_comm[COMM_LEN]; /* comm before the last change of it */
+	struct free_call freed;
 	struct open_call open[MAX_OPEN];
 };
 

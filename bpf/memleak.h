@@ -29,6 +29,19 @@ enum kind {
 	KIND_REALLOC = 2, /* replaces a block */
 	KIND_FREE = 3,
 	KIND_START = 4, /* allocates nothing; its call shows that the image uses the file */
+	/* As KIND_ALLOC and KIND_REALLOC, but it may throw: no return probe (see alloc.bpf.h). */
+	KIND_NEW = 5,
+	KIND_RENEW = 6,
+	KIND_RESIZE = 7,   /* changes a block's size where it is, and returns the size it has */
+	KIND_REALLOCF = 8, /* as KIND_REALLOC, but frees the old block if it fails */
+	/* A free whose own calls of other allocators are part of it, up to its return. */
+	KIND_FREE_SCOPE = 9,
+	KIND_FREE_SCOPE_THROWS = 10,
+	/* Places in the code of functions that may throw: */
+	KIND_RETURN = 11, /* its `ret` */
+	KIND_LEFT = 12,	  /* a jump to code that was not followed */
+	/* A function that may throw, of which not even that is known. */
+	KIND_UNFOLLOWED = 13,
 };
 
 /*

@@ -1,10 +1,11 @@
 //! `memleak run` from beginning to end: launch, probe, release, follow, report.
 
+use std::fs;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use users::{Users, UsersCache};
@@ -18,9 +19,10 @@ use crate::launch::{self, Ended, Running, Stderr, Suspended};
 use crate::ledger::Ledger;
 use crate::output::{self, Output};
 use crate::privilege;
-use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
-use crate::probe::table::LIBC;
+use crate::probe::sites::Site;
+use crate::probe::spec::{self, Spec};
+use crate::probe::table::Table;
 use crate::report::{Options, Report, Verbosity};
 use crate::signals::{Event, Signals};
 use crate::status::{self, Finish, Outcome};
@@ -103,10 +105,11 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
 /// Loads the programs, puts the probes in, and follows the command from its exec on.
 fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
     let environment = Environment::of_the_command();
-    let mut allocators = allocator::find(command.candidates(), &environment, &LIBC)?;
+    let table = Table::new(user_allocators(&options.allocator)?)?;
+    let mut allocators = allocator::find(command.candidates(), &environment, &table)?;
     let left_out = |site: &Site| {
         let mut names = options.without_probe.iter();
-        names.any(|name| name == site.row.name)
+        names.any(|name| *name == site.row.name)
     };
     for allocator in &mut allocators {
         allocator.findings.sites.retain(|site| !left_out(site));
@@ -135,6 +138,22 @@ fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
             },
         }
     }
+}
+
+/// The allocators that the user describes.
+fn user_allocators(specs: &[Spec]) -> Result<Vec<spec::Allocator>> {
+    let mut allocators = Vec::new();
+    for spec in specs {
+        match spec {
+            Spec::One(allocator) => allocators.push(allocator.clone()),
+            Spec::File(path) => {
+                let context = || format!("--allocator {}", path.display());
+                let text = fs::read_to_string(path).with_context(context)?;
+                allocators.extend(spec::parse_toml(&text, path).with_context(context)?);
+            }
+        }
+    }
+    Ok(allocators)
 }
 
 /// Follows the command to its end.
@@ -327,9 +346,11 @@ fn explain(collector: &Collector) {
                 reason,
             } = &site.placement;
             say(&format!(
-                "probe {} in {}: +{offset} {instruction} ({kind}): {reason}",
+                "probe {} in {}: {:+} {instruction} ({kind}): {reason}",
                 site.symbol,
                 target.path.display(),
+                // Where a function returns may lie before it.
+                offset.cast_signed(),
             ));
         }
     }

@@ -12,11 +12,11 @@ use std::iter;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::inherited;
 use crate::probe::elf::{Findings, Role, find_sites};
-use crate::probe::table::Row;
+use crate::probe::table::Table;
 use loader::Environment;
 
 /// A file with an allocator in it, open, so that it stays the one that was looked at.
@@ -30,11 +30,11 @@ pub struct Allocator {
 /// `candidates` are the paths at which the command is looked for, in order.
 ///
 /// # Errors
-/// No file that defines `rows` was found, or the one that must (the C library) lacks a required function.
+/// No file with an allocator was found, or the one that must (the C library) lacks a required function.
 pub fn find<'a>(
     candidates: impl Iterator<Item = &'a OsStr>,
     environment: &Environment,
-    rows: &[Row],
+    table: &Table,
 ) -> Result<Vec<Allocator>> {
     let mut files = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
@@ -68,7 +68,7 @@ pub fn find<'a>(
             .try_clone()
             .with_context(|| format!("cannot open {}", path.display()))?;
         // What is no ELF file of ours cannot be mapped by the command either.
-        let Ok(findings) = find_sites(reading, &path, role, rows) else {
+        let Ok(findings) = find_sites(reading, &path, role, table) else {
             continue;
         };
         let is_libc = path.file_name().is_some_and(|name| name == "libc.so.6");
@@ -79,6 +79,12 @@ pub fn find<'a>(
             path.display(),
             findings.missing.join(", ")
         );
+        if let Some((symbol, given_as)) = findings.user_missing.first() {
+            bail!(
+                "--allocator {given_as}: {} has no function '{symbol}' (nm and nm -D print those that it has)",
+                path.display()
+            );
+        }
         if findings.is_allocator() {
             found.push(Allocator {
                 path,

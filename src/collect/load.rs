@@ -159,9 +159,11 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
                 .alloc_return
                 .set_attach_type(ProgramAttachType::TraceUprobeMulti);
         }
-        Method::PerfEvent => progs
-            .entry_only
-            .set_attach_type(ProgramAttachType::CgroupInetIngress),
+        Method::PerfEvent => {
+            for program in [&mut progs.entry_only, &mut progs.throwing] {
+                program.set_attach_type(ProgramAttachType::CgroupInetIngress);
+            }
+        }
     }
     let skel = open.load().map_err(fail)?;
     skel.progs

@@ -143,15 +143,18 @@ impl Collector {
             (Some(floor), _) => Programs::Session {
                 alloc: &floor.progs.alloc_session,
                 entry: &floor.progs.entry_only,
+                throwing: &floor.progs.entry_only,
             },
             (None, Method::Session) => Programs::Session {
                 alloc: &progs.alloc_session,
                 entry: &progs.entry_only,
+                throwing: &progs.throwing,
             },
             (None, Method::Multi | Method::PerfEvent) => Programs::EntryReturn {
                 alloc: &progs.alloc_enter,
                 alloc_return: &progs.alloc_return,
                 entry: &progs.entry_only,
+                throwing: &progs.throwing,
             },
         };
         self.links.extend(attach(self.method, &programs, &target)?);

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, ProgramImpl, UprobeMultiOpts, UprobeOpts};
 
-use super::elf::Site;
+use super::sites::Site;
+use super::table::Program as Runs;
 
 /// The kinds of uprobes, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -64,11 +65,13 @@ pub enum Programs<'a, 'obj> {
     Session {
         alloc: &'a Program<'obj>,
         entry: &'a Program<'obj>,
+        throwing: &'a Program<'obj>,
     },
     EntryReturn {
         alloc: &'a Program<'obj>,
         alloc_return: &'a Program<'obj>,
         entry: &'a Program<'obj>,
+        throwing: &'a Program<'obj>,
     },
 }
 
@@ -80,11 +83,15 @@ pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 /// # Errors
 /// The kernel refuses: it lacks the method, or the rights are not enough. Nothing stays attached.
 pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> Result<Vec<Link>> {
-    let (with_return, entry_only): (Vec<_>, Vec<_>) = target
-        .sites
-        .iter()
-        .zip(target.first_site..)
-        .partition(|(site, _)| site.row.action.returns());
+    let sites_of = |runs| -> Vec<(&Site, u32)> {
+        let sites = target.sites.iter().zip(target.first_site..);
+        sites
+            .filter(|(site, _)| site.row.action.program() == runs)
+            .collect()
+    };
+    let with_return = sites_of(Runs::EntryReturn);
+    let entry_only = sites_of(Runs::Entry);
+    let may_throw = sites_of(Runs::Throwing);
     let mut links = Vec::new();
     let mut attach_to = |program, sites: &[(&Site, u32)], retprobe| -> Result<()> {
         if sites.is_empty() {
@@ -106,18 +113,25 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
         Ok(())
     };
     match programs {
-        Programs::Session { alloc, entry } => {
+        Programs::Session {
+            alloc,
+            entry,
+            throwing,
+        } => {
             attach_to(alloc, &with_return, false)?;
             attach_to(entry, &entry_only, false)?;
+            attach_to(throwing, &may_throw, false)?;
         }
         Programs::EntryReturn {
             alloc,
             alloc_return,
             entry,
+            throwing,
         } => {
             attach_to(alloc, &with_return, false)?;
             attach_to(alloc_return, &with_return, true)?;
             attach_to(entry, &entry_only, false)?;
+            attach_to(throwing, &may_throw, false)?;
         }
     }
     Ok(links)
@@ -160,7 +174,7 @@ fn attach_one(
             .collect(),
         cookies: sites.iter().map(cookie).collect(),
         retprobe,
-        session: method == Method::Session && sites[0].0.row.action.returns(),
+        session: method == Method::Session && sites[0].0.row.action.program() == Runs::EntryReturn,
         ..UprobeMultiOpts::default()
     };
     Ok(vec![

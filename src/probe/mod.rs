@@ -3,5 +3,8 @@
 
 pub mod attach;
 pub mod elf;
+pub mod follow;
 pub mod placement;
+pub mod sites;
+pub mod spec;
 pub mod table;

@@ -1,0 +1,484 @@
+//! Where a function returns: follows its code from the entry to every `ret` that leaves it. Pure: code in,
+//! addresses out.
+//!
+//! For functions that may throw, which must carry no return probe (the unwinder does not know the kernel's
+//! trampoline), and to see which functions leave all the work to others that are probed. Follows jumps,
+//! also those that leave the function for another one of the same file (tail calls), and not calls. The
+//! stack pointer is followed with them: a `ret` belongs to the function only where it is what it was at the
+//! entry. So what lies behind a call that never returns, which is some other function's code, does no harm.
+
+use std::collections::{BTreeSet, HashSet};
+
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
+
+/// A function with more instructions is given up: the operators of known allocators have a few hundred.
+const MAX_INSTRUCTIONS: usize = 8192;
+
+/// How far the calls of a function are looked into for calls of probed ones.
+const HELPER_DEPTH: usize = 2;
+
+/// The code of a file, and what is known of it.
+pub trait Text {
+    /// The code from an address on, as far as it goes; empty outside of the file's code.
+    fn code(&self, address: u64) -> &[u8];
+    /// What the loader puts into the pointer at this address.
+    fn pointer(&self, address: u64) -> Pointer;
+    /// What is at this address, if it is the entry of a function with a row in the table.
+    fn function(&self, address: u64) -> Option<Probed>;
+}
+
+/// What a pointer in a file's data points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pointer {
+    /// An address in the same file.
+    Here(u64),
+    /// A function that never returns.
+    NeverReturns,
+    /// A function of another file that carries a return probe there.
+    Probed,
+    Unknown,
+}
+
+/// What the table says of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probed {
+    /// It gives out blocks, and its return is probed.
+    Allocates,
+    /// The same, and may throw.
+    MayThrow,
+    Frees,
+}
+
+/// What following a function found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// Addresses of its `ret`s.
+    pub returns: BTreeSet<u64>,
+    /// Addresses of jumps that leave it for code that cannot be followed.
+    pub exits: BTreeSet<u64>,
+    /// Calls of, and jumps to, functions that give out blocks, from itself or what it calls.
+    pub inner: BTreeSet<u64>,
+    /// It never returns but by, or after a call of, such a function: that one's probes see all it does.
+    pub delegates: bool,
+}
+
+/// Why a function could not be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GaveUp {
+    /// It jumps to an address that it computes.
+    ComputedJump,
+    /// It is too long, or not code.
+    TooLong,
+    /// The architecture's code is not decoded.
+    NotDecoded,
+}
+
+/// A path through the code.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Path {
+    address: u64,
+    /// The jump that it has just come by; 0: none.
+    from: u64,
+    /// Bytes on the stack since the entry; unknown behind what aligns it.
+    depth: Option<i64>,
+    /// The same where the frame pointer was set.
+    frame: Option<i64>,
+    /// It has called, or written to memory: more than to look at an argument.
+    acted: bool,
+    /// It has called a function that does the work.
+    handed: bool,
+}
+
+/// Follows the function at `entry`. `frees` says which functions do its work: those that free, or those that
+/// allocate.
+///
+/// # Errors
+/// See [`GaveUp`].
+pub fn follow(text: &impl Text, entry: u64, frees: bool) -> Result<Followed, GaveUp> {
+    let mut walk = Walk {
+        text,
+        entry,
+        frees,
+        found: Followed::default(),
+        pending: vec![Path {
+            address: entry,
+            from: 0,
+            depth: Some(0),
+            frame: None,
+            acted: false,
+            handed: false,
+        }],
+        seen: HashSet::new(),
+        callees: BTreeSet::new(),
+        taken: BTreeSet::new(),
+        own_return: false,
+        computed: Vec::new(),
+    };
+    walk.run()?;
+    // A jump through a register that leaves the function: to what it was given an address of.
+    for path in std::mem::take(&mut walk.computed) {
+        if walk.taken.is_empty() {
+            walk.found.exits.insert(path.from);
+        }
+        for &address in &walk.taken {
+            walk.pending.push(Path { address, ..path });
+        }
+    }
+    walk.run()?;
+    for path in std::mem::take(&mut walk.computed) {
+        walk.found.exits.insert(path.from);
+    }
+    walk.found.delegates =
+        !walk.own_return && walk.found.exits.is_empty() && !walk.found.inner.is_empty();
+    walk.found.inner.extend(calls_below(text, walk.callees));
+    Ok(walk.found)
+}
+
+/// The calls of functions that give out blocks, from the function at `entry` or what it calls.
+pub fn inner_calls(text: &impl Text, entry: u64) -> BTreeSet<u64> {
+    calls_below(text, BTreeSet::from([entry]))
+}
+
+fn calls_below(text: &impl Text, functions: BTreeSet<u64>) -> BTreeSet<u64> {
+    let (mut inner, mut level, mut seen) = (BTreeSet::new(), functions.clone(), functions);
+    for _ in 0..HELPER_DEPTH {
+        let mut next = BTreeSet::new();
+        for &function in &level {
+            calls_in(text, function, &mut inner, &mut next);
+        }
+        level = next.difference(&seen).copied().collect();
+        seen.extend(&level);
+    }
+    inner
+}
+
+struct Walk<'text, T> {
+    text: &'text T,
+    entry: u64,
+    frees: bool,
+    found: Followed,
+    pending: Vec<Path>,
+    seen: HashSet<Path>,
+    /// Functions that it calls.
+    callees: BTreeSet<u64>,
+    /// Code whose address it takes.
+    taken: BTreeSet<u64>,
+    /// A `ret` has been found that no function which does the work comes before.
+    own_return: bool,
+    /// Where a register is jumped to with the stack as at the entry.
+    computed: Vec<Path>,
+}
+
+/// Where control goes from an instruction.
+enum Next {
+    On,
+    Stop,
+    Jump(u64),
+}
+
+impl<T: Text> Walk<'_, T> {
+    fn run(&mut self) -> Result<(), GaveUp> {
+        while let Some(mut path) = self.pending.pop() {
+            loop {
+                if !self.seen.insert(Path { from: 0, ..path }) {
+                    break;
+                }
+                if self.seen.len() > MAX_INSTRUCTIONS {
+                    return Err(GaveUp::TooLong);
+                }
+                let Some(instruction) = decode(self.text, path.address) else {
+                    // Not code: what lies behind a call that never returns.
+                    break;
+                };
+                match self.step(&instruction, &mut path)? {
+                    Next::On => {
+                        path.address = instruction.next_ip();
+                        if instruction.mnemonic() != Mnemonic::Endbr64 {
+                            path.from = 0;
+                        }
+                    }
+                    Next::Jump(target) => path.address = target,
+                    Next::Stop => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, instruction: &Instruction, path: &mut Path) -> Result<Next, GaveUp> {
+        match instruction.flow_control() {
+            FlowControl::Next => {
+                self.take_addresses(instruction);
+                path.acted |= writes_memory(instruction);
+                move_stack(instruction, path);
+                Ok(Next::On)
+            }
+            FlowControl::Call => Ok(self.call(instruction, instruction.near_branch_target(), path)),
+            FlowControl::IndirectCall => {
+                if instruction.is_ip_rel_memory_operand() {
+                    match self.text.pointer(instruction.ip_rel_memory_address()) {
+                        Pointer::Here(target) => return Ok(self.call(instruction, target, path)),
+                        Pointer::NeverReturns => return Ok(Next::Stop),
+                        Pointer::Probed | Pointer::Unknown => {}
+                    }
+                }
+                path.acted = true;
+                Ok(Next::On)
+            }
+            FlowControl::ConditionalBranch => {
+                self.pending.push(Path {
+                    address: instruction.near_branch_target(),
+                    ..*path
+                });
+                Ok(Next::On)
+            }
+            FlowControl::UnconditionalBranch => {
+                path.from = instruction.ip();
+                Ok(self.jump(instruction.near_branch_target(), path))
+            }
+            FlowControl::IndirectBranch => self.indirect(instruction, path),
+            FlowControl::Return => {
+                if path.depth.is_none_or(|depth| depth == 0) {
+                    self.found.returns.insert(instruction.ip());
+                    // A free may look at its argument and return; that takes nobody's work.
+                    self.own_return |= !path.handed && (path.acted || !self.frees);
+                }
+                Ok(Next::Stop)
+            }
+            FlowControl::Exception | FlowControl::Interrupt | FlowControl::XbeginXabortXend => {
+                Ok(Next::Stop)
+            }
+        }
+    }
+
+    /// Whether this function does the work of the one that is followed, and how.
+    fn does_the_work(&self, address: u64) -> Option<Probed> {
+        if address == self.entry {
+            return None;
+        }
+        let probed = self.text.function(address)?;
+        ((probed == Probed::Frees) == self.frees).then_some(probed)
+    }
+
+    fn call(&mut self, instruction: &Instruction, target: u64, path: &mut Path) -> Next {
+        let target = match self.through_stub(target) {
+            Pointer::Here(target) => target,
+            Pointer::NeverReturns => return Next::Stop,
+            Pointer::Probed | Pointer::Unknown => {
+                path.acted = true;
+                return Next::On;
+            }
+        };
+        path.acted = true;
+        if self.does_the_work(target).is_some() {
+            path.handed = true;
+            self.found.inner.insert(instruction.ip());
+        } else {
+            self.callees.insert(target);
+        }
+        Next::On
+    }
+
+    /// A jump to a known place; `path.from` is where from.
+    fn jump(&mut self, target: u64, path: &mut Path) -> Next {
+        let as_at_entry = path.depth.is_none_or(|depth| depth == 0);
+        if as_at_entry {
+            match self.does_the_work(target) {
+                // Its own probes take over.
+                Some(Probed::Allocates | Probed::Frees) => {
+                    self.found.inner.insert(path.from);
+                    return Next::Stop;
+                }
+                // It may or may not be left to that one; its returns are wanted in any case.
+                Some(Probed::MayThrow) => {
+                    self.found.inner.insert(path.from);
+                    path.handed = true;
+                }
+                None => {}
+            }
+        }
+        Next::Jump(target)
+    }
+
+    fn indirect(&mut self, instruction: &Instruction, path: &mut Path) -> Result<Next, GaveUp> {
+        let as_at_entry = path.depth.is_none_or(|depth| depth == 0);
+        // Everybody comes by a stub: what counts is who jumped to it.
+        if path.from == 0 {
+            path.from = instruction.ip();
+        }
+        if instruction.is_ip_rel_memory_operand() {
+            return Ok(
+                match self.text.pointer(instruction.ip_rel_memory_address()) {
+                    Pointer::Here(target) => self.jump(target, path),
+                    Pointer::NeverReturns => Next::Stop,
+                    // Allocators there take over as those here do.
+                    Pointer::Probed if as_at_entry => {
+                        self.own_return |= !path.handed;
+                        Next::Stop
+                    }
+                    Pointer::Probed | Pointer::Unknown => {
+                        self.found.exits.insert(path.from);
+                        Next::Stop
+                    }
+                },
+            );
+        }
+        if !as_at_entry || instruction.op0_kind() != OpKind::Register {
+            // A table of jumps within the function.
+            return Err(GaveUp::ComputedJump);
+        }
+        path.from = instruction.ip();
+        self.computed.push(*path);
+        Ok(Next::Stop)
+    }
+
+    /// Through the stub by which a file calls what another one may define.
+    fn through_stub(&self, target: u64) -> Pointer {
+        let mut address = target;
+        for _ in 0..2 {
+            match decode(self.text, address) {
+                Some(instruction) if instruction.mnemonic() == Mnemonic::Endbr64 => {
+                    address = instruction.next_ip();
+                }
+                Some(instruction)
+                    if instruction.flow_control() == FlowControl::IndirectBranch
+                        && instruction.is_ip_rel_memory_operand() =>
+                {
+                    return self.text.pointer(instruction.ip_rel_memory_address());
+                }
+                _ => break,
+            }
+        }
+        Pointer::Here(target)
+    }
+
+    /// Notes code whose address is taken: it may be jumped to later.
+    fn take_addresses(&mut self, instruction: &Instruction) {
+        if !instruction.is_ip_rel_memory_operand() {
+            return;
+        }
+        let address = instruction.ip_rel_memory_address();
+        let target = match instruction.mnemonic() {
+            Mnemonic::Lea => Pointer::Here(address),
+            Mnemonic::Mov if instruction.op0_kind() == OpKind::Register => {
+                self.text.pointer(address)
+            }
+            _ => return,
+        };
+        if let Pointer::Here(target) = target
+            && !self.text.code(target).is_empty()
+        {
+            self.taken.insert(target);
+        }
+    }
+}
+
+/// Notes the calls of allocating functions in a function that lies anywhere, and what else it calls.
+fn calls_in(text: &impl Text, entry: u64, inner: &mut BTreeSet<u64>, callees: &mut BTreeSet<u64>) {
+    let mut pending = vec![entry];
+    let mut seen = HashSet::new();
+    while let Some(mut address) = pending.pop() {
+        while seen.len() < MAX_INSTRUCTIONS && seen.insert(address) {
+            let Some(instruction) = decode(text, address) else {
+                break;
+            };
+            let target = instruction.near_branch_target();
+            let allocates = |target| {
+                matches!(
+                    text.function(target),
+                    Some(Probed::Allocates | Probed::MayThrow)
+                )
+            };
+            match instruction.flow_control() {
+                FlowControl::Next | FlowControl::IndirectCall => {}
+                FlowControl::Call
+                | FlowControl::UnconditionalBranch
+                | FlowControl::ConditionalBranch
+                    if allocates(target) =>
+                {
+                    inner.insert(address);
+                }
+                FlowControl::Call => {
+                    callees.insert(target);
+                }
+                FlowControl::ConditionalBranch => pending.push(target),
+                FlowControl::UnconditionalBranch => {
+                    address = target;
+                    continue;
+                }
+                _ => break,
+            }
+            address = instruction.next_ip();
+        }
+    }
+}
+
+fn decode(text: &impl Text, address: u64) -> Option<Instruction> {
+    let code = text.code(address);
+    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    decoder
+        .can_decode()
+        .then(|| decoder.decode())
+        .filter(|instruction| !instruction.is_invalid())
+}
+
+fn writes_memory(instruction: &Instruction) -> bool {
+    instruction.op_count() > 0
+        && instruction.op0_kind() == OpKind::Memory
+        && !matches!(
+            instruction.mnemonic(),
+            Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Nop | Mnemonic::Bt
+        )
+}
+
+/// Keeps count of what an instruction puts on the stack, or takes off.
+fn move_stack(instruction: &Instruction, path: &mut Path) {
+    let displacement = instruction.memory_displacement64().cast_signed();
+    match instruction.code() {
+        Code::Mov_r64_rm64 | Code::Mov_rm64_r64
+            if instruction.op0_kind() == OpKind::Register
+                && instruction.op1_kind() == OpKind::Register =>
+        {
+            match (instruction.op0_register(), instruction.op1_register()) {
+                (Register::RBP, Register::RSP) => path.frame = path.depth,
+                (Register::RSP, Register::RBP) => path.depth = path.frame,
+                (Register::RSP, _) => path.depth = None,
+                _ => {}
+            }
+        }
+        Code::Leaveq => path.depth = path.frame.map(|frame| frame - 8),
+        Code::Lea_r64_m if instruction.op0_register() == Register::RSP => {
+            let base = match instruction.memory_base() {
+                Register::RSP => path.depth,
+                Register::RBP => path.frame,
+                _ => None,
+            };
+            let plain = instruction.memory_index() == Register::None;
+            path.depth = base.filter(|_| plain).map(|base| base - displacement);
+        }
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Add_rm64_imm8 | Code::Add_rm64_imm32
+            if instruction.op0_kind() == OpKind::Register
+                && instruction.op0_register() == Register::RSP =>
+        {
+            let bytes = instruction.immediate(1).cast_signed();
+            let grows = instruction.mnemonic() == Mnemonic::Sub;
+            path.depth = path
+                .depth
+                .map(|depth| if grows { depth + bytes } else { depth - bytes });
+        }
+        _ if instruction.is_stack_instruction() => {
+            let grows = -i64::from(instruction.stack_pointer_increment());
+            path.depth = path.depth.map(|depth| depth + grows);
+        }
+        _ if instruction.op_count() > 0
+            && instruction.op0_kind() == OpKind::Register
+            && instruction.op0_register().full_register() == Register::RSP
+            && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) =>
+        {
+            path.depth = None;
+        }
+        _ => {}
+    }
+}
