@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use glob::Pattern;
 use serde::Deserialize;
 
+use crate::text;
+
 /// Arguments that the programs can read: those that the calling convention passes in registers.
 const MAX_ARGUMENTS: usize = 5;
 
@@ -157,6 +159,11 @@ impl fmt::Display for Verb {
     }
 }
 
+/// What an error quotes, without line breaks and escape sequences.
+fn quoted(word: &str) -> String {
+    text::escaped(word.as_bytes())
+}
+
 /// Reads `SYMBOL` or `SYMBOL(size, block, …)`: an argument's word says what it means, `_` and `align` that
 /// nobody reads it. Without a list the arguments are those of malloc, realloc or free.
 ///
@@ -169,13 +176,13 @@ pub fn function(verb: Verb, text: &str) -> Result<Function, SpecError> {
         Some((symbol, rest)) => {
             let list = rest
                 .strip_suffix(')')
-                .ok_or_else(|| SpecError::Unclosed(text.to_owned()))?;
+                .ok_or_else(|| SpecError::Unclosed(quoted(text)))?;
             (symbol.trim_end(), Some(list))
         }
     };
     let is_symbol = |byte: u8| byte.is_ascii_alphanumeric() || b"_.$@".contains(&byte);
     if symbol.is_empty() || !symbol.bytes().all(is_symbol) {
-        return Err(SpecError::Symbol(symbol.to_owned()));
+        return Err(SpecError::Symbol(quoted(symbol)));
     }
     let replaces = matches!(
         verb,
@@ -199,21 +206,21 @@ pub fn function(verb: Verb, text: &str) -> Result<Function, SpecError> {
             "" if arguments.trim().is_empty() => continue,
             _ => {
                 return Err(SpecError::Argument {
-                    function: text.to_owned(),
-                    argument: argument.to_owned(),
+                    function: quoted(text),
+                    argument: quoted(argument),
                 });
             }
         };
         if *place != 0 {
             return Err(SpecError::Twice {
-                function: text.to_owned(),
-                argument: argument.to_owned(),
+                function: quoted(text),
+                argument: quoted(argument),
             });
         }
         if number > MAX_ARGUMENTS {
             return Err(SpecError::TooFar {
-                function: text.to_owned(),
-                argument: argument.to_owned(),
+                function: quoted(text),
+                argument: quoted(argument),
             });
         }
         *place = number as u8;
@@ -235,7 +242,7 @@ pub fn function(verb: Verb, text: &str) -> Result<Function, SpecError> {
     };
     if !complete {
         return Err(SpecError::Lacks {
-            function: text.to_owned(),
+            function: quoted(text),
             verb,
             wants,
         });
@@ -258,7 +265,7 @@ fn named(verb: &str, text: &str) -> Result<Function, SpecError> {
         ("realloc", true) => Verb::Renew,
         ("free", false) => Verb::FreeScope,
         ("free", true) => Verb::FreeScopeThrows,
-        (other, _) => return Err(SpecError::Verb(other.to_owned())),
+        (other, _) => return Err(SpecError::Verb(quoted(other))),
     };
     function(verb, text)
 }
@@ -278,14 +285,14 @@ pub fn parse(text: &str) -> Result<Spec, SpecError> {
         let is_toml = text.len() > ".toml".len() && text.ends_with(".toml");
         return match is_toml {
             true => Ok(Spec::File(PathBuf::from(text))),
-            false => Err(SpecError::NoFunction(text.to_owned())),
+            false => Err(SpecError::NoFunction(quoted(text))),
         };
     };
     let mut functions = Vec::new();
     for part in split_functions(&text[at + 1..]) {
         let (verb, function) = part
             .split_once('=')
-            .ok_or_else(|| SpecError::Verb(part.trim().to_owned()))?;
+            .ok_or_else(|| SpecError::Verb(quoted(part.trim())))?;
         functions.push(named(verb, function)?);
     }
     allocator(&text[..at], functions, text.to_owned()).map(Spec::One)
@@ -314,7 +321,7 @@ fn allocator(
     functions: Vec<Function>,
     given_as: String,
 ) -> Result<Allocator, SpecError> {
-    let wrong = || SpecError::File(file.to_owned());
+    let wrong = || SpecError::File(quoted(file));
     let pattern = if file.is_empty() || file.ends_with('/') {
         return Err(wrong());
     } else if file.contains('/') {
@@ -324,7 +331,7 @@ fn allocator(
     };
     let allocates = |function: &Function| function.action.size != 0;
     if !functions.iter().any(allocates) {
-        return Err(SpecError::NothingAllocates(given_as));
+        return Err(SpecError::NothingAllocates(quoted(&given_as)));
     }
     Ok(Allocator {
         file: pattern,
