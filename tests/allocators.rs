@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 
 use common::expected::counts;
-use common::{Counts, Job, Report, code, compile, compile_with, fixture};
+use common::fixtures::compile_with;
+use common::{Counts, Job, Report, code, compile, fixture};
 
 /// What the C++ runtime allocates for a `bad_alloc`: its header, and a pointer to its table of functions.
 const EXCEPTION: u64 = 128 + 8;

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use counter::Kind;
-pub use fixtures::{compile, compile_with, fixture};
+pub use fixtures::{compile, fixture};
 
 /// A run that takes longer hangs.
 const TIMEOUT: Duration = Duration::from_secs(120);
