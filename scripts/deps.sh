@@ -32,6 +32,8 @@ test  | mimalloc     | library mimalloc      | libmimalloc-dev       | mimalloc-
 test  | redis-server | command redis-server  | redis-server          | redis
 test  | static libc  | static-libc           | libc6-dev             | glibc-static
 test  | musl-gcc     | command musl-gcc      | musl-tools            | musl-gcc
+test  | objcopy      | command objcopy       | binutils              | binutils
+test  | xz           | command xz            | xz-utils              | xz
 test  | python3      | command python3       | python3               | python3
 test  | git          | command git           | git                   | git-core
 test  | perl         | command perl          | perl                  | perl-interpreter

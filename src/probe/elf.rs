@@ -6,25 +6,36 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use object::Endianness;
-use object::elf::{PT_INTERP, SHT_DYNSYM, SHT_SYMTAB, STB_LOCAL, STT_FUNC, SectionHeader64, Sym64};
-use object::read::ReadCache;
-use object::read::elf::{ElfFile64, ProgramHeader, SectionHeader, Sym};
+use object::elf::DT_DEBUG;
 
 use super::sites::{self, Found, Site};
+use super::symbols::{self, Companions, Function, Names, Source};
 use super::table::{Family, FileTable, Table};
+use crate::elf_file::{ElfFile, Shape};
+use crate::root::Root;
 
 /// How a process comes by a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It is what is executed. A static one has its allocator in it, and symbols that nobody binds to.
     Program,
-    /// The loader maps it for a program.
+    /// The loader maps it for a program, or it is the loader.
     Library,
 }
 
+impl Role {
+    fn of(elf: &ElfFile) -> Self {
+        match elf.shape() {
+            Shape::Static | Shape::StaticPie => Role::Program,
+            // A library may have an interpreter, too (libc has); a program wants a place for `_r_debug`.
+            Shape::Dynamic if elf.dynamic().get(DT_DEBUG).is_some() => Role::Program,
+            Shape::Dynamic | Shape::Library => Role::Library,
+        }
+    }
+}
+
 /// What a look at a file's symbols found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     pub sites: Vec<Site>,
     /// What every C library must define, and this file does not.
@@ -32,116 +43,109 @@ pub struct Findings {
     /// The user's functions that this file should define and does not, each with the description that names
     /// it.
     pub user_missing: Vec<(String, String)>,
-    /// Whether the user names functions of it.
-    pub named_by_user: bool,
+    /// Whether its functions give blocks and take them back; a static program need not free.
     allocates: bool,
     /// Whether it is a static program: what it lacks, it never calls.
     pub is_static: bool,
+    /// Whether it is a static program of which neither a symbol table nor debug data names any function: it
+    /// may have an allocator all the same.
+    pub stripped: bool,
+    /// Whether it is a dynamic loader.
+    pub is_loader: bool,
+    /// Where a loader tells of what it has mapped before it runs any of it: offsets in the file.
+    pub loader_hooks: Vec<u64>,
+    /// Whether it starts programs, as the C library does.
+    pub is_libc: bool,
 }
 
-type Elf<'data> = ElfFile64<'data, Endianness, &'data ReadCache<File>>;
-
 impl Findings {
-    /// Whether the file is an allocator: see [`sites::is_allocator`]. A static program need not free.
+    /// Whether the file is an allocator. A loader's own (glibc's up to 2.30 exports it) serves the loader until
+    /// the C library is there; musl's loader is the C library.
     pub fn is_allocator(&self) -> bool {
-        self.allocates
+        self.allocates && (!self.is_loader || self.is_libc)
     }
 }
 
-/// Looks for the functions of a table in an open ELF file. `path` is for messages only.
+/// The name by which a C library is known: a loader that has it is one.
+const START: &str = "__libc_start_main";
+
+/// Looks for the functions of a table in an open ELF file. `path` is where those who map the file see it below
+/// `root`, for messages and to find what was split off the file.
 ///
 /// # Errors
-/// The file is not a 64-bit ELF file of an architecture that memleak knows, or is damaged.
-pub fn find_sites(file: File, path: &Path, role: Role, table: &Table) -> Result<Findings> {
-    let table = table.for_file(path, &file);
-    let reading = file
-        .try_clone()
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    let cache = ReadCache::new(file);
-    let elf: Elf<'_> = ElfFile64::parse(&cache)
-        .with_context(|| format!("cannot read {} as ELF", path.display()))?;
-    let is_static = role == Role::Program && !has_interpreter(&elf);
-    let functions = symbols_of(&elf, role, is_static, &table)
+/// The file is no ELF file of this machine ([`Unreadable`] says what it is), or is damaged.
+///
+/// [`Unreadable`]: crate::elf_file::Unreadable
+pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Result<Findings> {
+    let elf = ElfFile::open(file).with_context(|| format!("cannot read {}", path.display()))?;
+    let role = Role::of(&elf);
+    let is_static = role == Role::Program && !elf.has_interpreter();
+    let table = table.for_file(path, file);
+    let names = Names::new(table.symbols().chain([symbols::DEBUG_STATE, START]));
+    // A library's users find its functions by what it exports; a program's own need no such names.
+    let companions = (role == Role::Program).then_some(Companions { root, path });
+    let found = symbols::find(&elf, &names, companions)
         .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
+    let exports = |name| {
+        let mut functions = found.functions.iter();
+        functions.any(|function| function.source == Source::Exported && function.name == name)
+    };
+    let is_loader = exports(symbols::DEBUG_STATE) || symbols::exports(&elf, "_rtld_global");
+    let is_libc = exports(START);
+    let functions = by_address(&found.functions, is_static, role, &table);
     let rows = functions.values().map(|found| &found.row);
-    let is_users = |found: &Found| matches!(found.row.family, Family::User(_));
-    let named_by_user = functions.values().any(is_users);
+    let mut families = rows.clone().map(|row| row.family);
+    let named_by_user = families.any(|family| matches!(family, Family::User(_)));
     let has_malloc = rows
         .clone()
         .any(|row| row.family == Family::Prefix("") && row.name == "malloc");
+    let allocates = named_by_user || sites::is_allocator(rows.clone()) || (is_static && has_malloc);
+    let missing = table.missing(rows.clone());
+    let user_missing = table.user_missing(rows);
     Ok(Findings {
-        allocates: named_by_user || sites::is_allocator(rows.clone()) || (is_static && has_malloc),
-        missing: table.missing(rows.clone()),
-        user_missing: table.user_missing(rows),
-        named_by_user,
+        sites: sites::place(&elf, path, role, functions, &table)?,
+        missing,
+        user_missing,
+        allocates,
         is_static,
-        sites: sites::place(&reading, path, role, functions, &table)?,
+        stripped: is_static && !found.has_functions,
+        is_loader,
+        loader_hooks: symbols::loader_hooks(&elf)?,
+        is_libc,
     })
 }
 
-/// The defined global functions that a row names, each address once.
-///
-/// Reads the symbols and their names in one piece each: a look at every name by itself would be thousands
-/// of system calls.
-fn symbols_of(
-    elf: &Elf<'_>,
-    role: Role,
+/// The functions that the table names, by address.
+fn by_address(
+    functions: &[Function],
     is_static: bool,
+    role: Role,
     table: &FileTable<'_>,
-) -> object::Result<BTreeMap<u64, Found>> {
-    let (endian, data) = (elf.endian(), elf.data());
+) -> BTreeMap<u64, Found> {
     let mut found: BTreeMap<u64, (usize, Found)> = BTreeMap::new();
-    let sections = elf.elf_section_table();
-    let names_functions = |section: &&SectionHeader64<Endianness>| {
-        matches!(section.sh_type(endian), SHT_DYNSYM | SHT_SYMTAB)
-    };
-    for section in sections.iter().filter(names_functions) {
-        let exported = section.sh_type(endian) == SHT_DYNSYM || role == Role::Program;
-        let symbols: &[Sym64<Endianness>] = section.data_as_array(endian, data)?;
-        let names = sections.section(section.link(endian))?.data(endian, data)?;
-        for symbol in symbols {
-            let address = symbol.st_value(endian);
-            let is_function = symbol.st_type() == STT_FUNC;
-            if !is_function || symbol.is_undefined(endian) || address == 0 {
-                continue;
-            }
-            let Some(name) = name_at(names, symbol.st_name(endian)) else {
-                continue;
+    for function in functions {
+        let Some((row, rank)) = table.find(function.name) else {
+            continue;
+        };
+        // In a static program the linker makes hidden functions local; elsewhere a local one of a common
+        // name is a function of the file's own.
+        let local =
+            function.local || (role == Role::Library && function.source != Source::Exported);
+        if local && !is_static && !row.may_be_local() {
+            continue;
+        }
+        // An address with several names goes by the one whose row comes first.
+        if (found.get(&function.address)).is_none_or(|(other, _)| rank < *other) {
+            let named = Found {
+                row: row.clone(),
+                symbol: function.name.to_owned(),
+                size: function.size,
             };
-            let Some((row, rank)) = table.find(name) else {
-                continue;
-            };
-            // In a static program the linker makes hidden functions local; nobody else could have
-            // such names.
-            let local = symbol.st_bind() == STB_LOCAL || !exported;
-            if local && !is_static && !row.may_be_local() {
-                continue;
-            }
-            // An address with several names goes by the one whose row comes first.
-            if found.get(&address).is_none_or(|(other, _)| rank < *other) {
-                let function = Found {
-                    row: row.clone(),
-                    symbol: name.to_owned(),
-                    size: symbol.st_size(endian),
-                };
-                found.insert(address, (rank, function));
-            }
+            found.insert(function.address, (rank, named));
         }
     }
-    Ok(found
-        .into_iter()
-        .map(|(address, (_, function))| (address, function))
-        .collect())
-}
-
-fn has_interpreter(elf: &Elf<'_>) -> bool {
-    let segments = elf.elf_program_headers();
-    segments
-        .iter()
-        .any(|segment| segment.p_type(elf.endian()) == PT_INTERP)
-}
-
-fn name_at(names: &[u8], at: u32) -> Option<&str> {
-    let rest = names.get(usize::try_from(at).ok()?..)?;
-    std::str::from_utf8(rest.split(|&byte| byte == 0).next()?).ok()
+    let named = found.into_iter();
+    named
+        .map(|(address, (_, found))| (address, found))
+        .collect()
 }

@@ -16,13 +16,16 @@ use iced_x86::{
 /// A function with more instructions is given up: the operators of known allocators have a few hundred.
 const MAX_INSTRUCTIONS: usize = 8192;
 
+/// No instruction has more bytes than this.
+pub const LONGEST: usize = 15;
+
 /// How far the calls of a function are looked into for calls of probed ones.
 const HELPER_DEPTH: usize = 2;
 
 /// The code of a file, and what is known of it.
 pub trait Text {
-    /// The code from an address on, as far as it goes; empty outside of the file's code.
-    fn code(&self, address: u64) -> &[u8];
+    /// The code from an address on, as much of it as an instruction may have; empty outside of the file's code.
+    fn code<'b>(&self, address: u64, buffer: &'b mut [u8; LONGEST]) -> &'b [u8];
     /// What the loader puts into the pointer at this address.
     fn pointer(&self, address: u64) -> Pointer;
     /// What is at this address, if it is the entry of a function with a row in the table.
@@ -368,7 +371,7 @@ impl<T: Text> Walk<'_, T> {
             _ => return,
         };
         if let Pointer::Here(target) = target
-            && !self.text.code(target).is_empty()
+            && !self.text.code(target, &mut [0; LONGEST]).is_empty()
         {
             self.taken.insert(target);
         }
@@ -416,7 +419,8 @@ fn calls_in(text: &impl Text, entry: u64, inner: &mut BTreeSet<u64>, callees: &m
 }
 
 fn decode(text: &impl Text, address: u64) -> Option<Instruction> {
-    let code = text.code(address);
+    let mut buffer = [0; LONGEST];
+    let code = text.code(address, &mut buffer);
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     decoder
         .can_decode()
@@ -495,9 +499,12 @@ mod tests {
     const BASE: u64 = 0x1000;
 
     impl Text for Fake {
-        fn code(&self, address: u64) -> &[u8] {
+        fn code<'b>(&self, address: u64, buffer: &'b mut [u8; LONGEST]) -> &'b [u8] {
             let at = address.checked_sub(BASE).map(|at| at as usize);
-            at.and_then(|at| self.0.get(at..)).unwrap_or_default()
+            let code = at.and_then(|at| self.0.get(at..)).unwrap_or_default();
+            let length = code.len().min(LONGEST);
+            buffer[..length].copy_from_slice(&code[..length]);
+            &buffer[..length]
         }
 
         fn pointer(&self, address: u64) -> Pointer {

@@ -7,4 +7,5 @@ pub mod follow;
 pub mod placement;
 pub mod sites;
 pub mod spec;
+pub mod symbols;
 pub mod table;

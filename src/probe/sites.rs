@@ -3,29 +3,35 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use object::elf::{PF_X, PT_LOAD};
-use object::read::ReadCache;
-use object::read::elf::{ElfFile64, ProgramHeader};
-use object::{
-    Architecture, Endianness, Object, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget,
+use anyhow::{Context, Result};
+use object::LittleEndian as LE;
+use object::elf::{
+    DT_JMPREL, DT_PLTRELSZ, DT_RELA, DT_RELASZ, DT_STRTAB, DT_SYMTAB, DynamicTag, Rela64, Sym64,
 };
+use object::read::elf::{Rela, Sym};
 
 use super::elf::Role;
-use super::follow::{self, Followed, GaveUp, Pointer, Probed, Text};
+use super::follow::{self, Followed, GaveUp, LONGEST, Pointer, Probed, Text};
 use super::placement::{Kind, Placement, Reason, WINDOW, place_at_entry, place_x86_64};
 use super::spec::{Action, Verb};
 use super::table::{Family, FileTable, Program, Row};
+use crate::elf_file::{ElfFile, Segment, string_in};
 
 /// How much of a function is decoded at the most: enough to see the jumps that land near its entry.
 const DECODED: u64 = 4096;
 
 /// Code is read in pieces of this size, and a bit more: an instruction may reach into the next one.
 const PAGE: u64 = 4096;
-const OVERLAP: u64 = 16;
+
+/// Relocations that are looked at, in pieces: a large library has some hundred thousand.
+const RELOCATIONS: u64 = 1 << 18;
+const RELOCATIONS_AT_ONCE: u64 = 1 << 12;
+const RELOCATION: u64 = size_of::<Rela64<LE>>() as u64;
+
+/// Names longer than this are those of no function that matters here.
+const LONGEST_NAME: u64 = 128;
 
 /// The length of a call, at the most: its return address lies so far behind its own.
 const CALL: u64 = 16;
@@ -57,39 +63,29 @@ pub struct Site {
 /// Where to probe the functions, which are named by their addresses.
 ///
 /// # Errors
-/// The file is damaged, or of an architecture that memleak does not know.
+/// The file is damaged.
 pub fn place(
-    file: &File,
+    elf: &ElfFile<'_>,
     path: &Path,
     role: Role,
     mut functions: BTreeMap<u64, Found>,
     table: &FileTable<'_>,
 ) -> Result<Vec<Site>> {
-    let context = || format!("cannot read {}", path.display());
-    let cache = ReadCache::new(file.try_clone().with_context(context)?);
-    let elf: Elf<'_> = ElfFile64::parse(&cache).with_context(context)?;
-    let decodes = match elf.architecture() {
-        Architecture::X86_64 => true,
-        Architecture::Aarch64 => false,
-        other => bail!(
-            "{} is for {other:?}, which memleak does not know",
-            path.display()
-        ),
-    };
+    let decodes = cfg!(target_arch = "x86_64");
     // An operator belongs to the allocator of its file; where there is none it calls another file's.
     let found = || functions.values().map(|found| &found.row);
     if !is_allocator(found()) {
         functions.retain(|_, found| found.row.family != Family::Operators);
     }
     let whole_text = role == Role::Library;
-    let file_text = FileText::new(&cache, &elf, &functions, table);
+    let file_text = FileText::new(elf, &functions, table);
     let bundled = functions.values().any(|found| {
         !matches!(found.row.family, Family::Prefix("") | Family::User(_))
             || found.row.name.ends_with("allocx")
     });
     let mut sites: BTreeMap<(u64, Program), Site> = BTreeMap::new();
     for (&address, found) in &functions {
-        let segment = file_text.segment(address).with_context(|| {
+        let segment = elf.text_segment(address).with_context(|| {
             format!(
                 "{} in {} lies outside its executable segment",
                 found.symbol,
@@ -117,14 +113,14 @@ pub fn place(
         }
         let placement = match decodes {
             true => place_x86_64(
-                segment.code(&cache, address, found.size)?,
+                &code(elf, segment, address, found.size)?,
                 &action.arguments(),
             ),
             false => place_at_entry(),
         };
         let mut own = Range::of_function(address, found.size);
         if whole_text || is_user {
-            own = segment.range();
+            own = Range::of_function(segment.address, segment.size);
         } else if let Some(Ok(Followed { inner, .. })) = &followed {
             own.extend(inner);
         } else if bundled && decodes && action.allocates() {
@@ -155,7 +151,10 @@ pub fn place(
                 ] {
                     for place in places {
                         let offset = place.wrapping_sub(address);
-                        add(place, file_text.placement(place, offset, reason), verb);
+                        // A tail call may have left the segment.
+                        if segment.address <= place && place - segment.address < segment.size {
+                            add(place, file_text.placement(place, offset, reason), verb);
+                        }
                     }
                 }
             }
@@ -200,7 +199,7 @@ impl Range {
     fn of_function(address: u64, size: u64) -> Self {
         Range {
             start: address,
-            end: address + size,
+            end: address.saturating_add(size),
         }
     }
 
@@ -208,110 +207,61 @@ impl Range {
     fn extend(&mut self, calls: &BTreeSet<u64>) {
         if let (Some(first), Some(last)) = (calls.first(), calls.last()) {
             self.start = self.start.min(*first);
-            self.end = self.end.max(last + CALL);
+            self.end = self.end.max(last.saturating_add(CALL));
         }
     }
 }
 
-type Elf<'data> = ElfFile64<'data, Endianness, &'data ReadCache<File>>;
-
-/// An executable segment.
-#[derive(Clone, Copy)]
-struct Segment {
-    /// Virtual address in the file, offset in the file, bytes in the file.
-    address: u64,
-    offset: u64,
-    size: u64,
-}
-
-impl Segment {
-    fn range(&self) -> Range {
-        Range {
-            start: self.address,
-            end: self.address + self.size,
-        }
-    }
-
-    /// The function at `address`, or as much of it as is decoded.
-    fn code<'data>(
-        &self,
-        cache: &'data ReadCache<File>,
-        address: u64,
-        function_size: u64,
-    ) -> Result<&'data [u8]> {
-        let start = address - self.address;
-        let wanted = if function_size == 0 {
-            WINDOW as u64
-        } else {
-            function_size
-        };
-        let size = wanted.min(DECODED).min(self.size - start);
-        cache
-            .read_bytes_at(self.offset + start, size)
-            .map_err(|()| anyhow::anyhow!("the file ends within a function"))
-    }
+/// The function at `address`, or as much of it as is decoded.
+fn code(elf: &ElfFile<'_>, segment: &Segment, address: u64, function_size: u64) -> Result<Vec<u8>> {
+    let in_segment = address - segment.address;
+    let wanted = if function_size == 0 {
+        WINDOW as u64
+    } else {
+        function_size
+    };
+    let size = wanted.min(DECODED).min(segment.size - in_segment);
+    (segment.offset.checked_add(in_segment))
+        .and_then(|offset| elf.read(offset, size))
+        .context("the file ends within a function")
 }
 
 /// A file's code for [`follow`].
-struct FileText<'a, 'data> {
-    cache: &'data ReadCache<File>,
-    elf: &'a Elf<'data>,
-    segments: Vec<Segment>,
+struct FileText<'a> {
+    elf: &'a ElfFile<'a>,
     functions: HashMap<u64, Probed>,
     table: &'a FileTable<'a>,
-    pages: RefCell<HashMap<u64, &'data [u8]>>,
-    pointers: OnceCell<HashMap<u64, Pointer>>,
+    pages: RefCell<HashMap<u64, Vec<u8>>>,
+    relocations: OnceCell<HashMap<u64, Rela64<LE>>>,
 }
 
-impl<'a, 'data> FileText<'a, 'data> {
+impl<'a> FileText<'a> {
     fn new(
-        cache: &'data ReadCache<File>,
-        elf: &'a Elf<'data>,
+        elf: &'a ElfFile<'a>,
         functions: &BTreeMap<u64, Found>,
         table: &'a FileTable<'a>,
     ) -> Self {
-        let endian = elf.endian();
-        let segments = elf
-            .elf_program_headers()
-            .iter()
-            .filter(|header| {
-                header.p_type(endian) == PT_LOAD && header.p_flags(endian).contains(PF_X)
-            })
-            .map(|header| Segment {
-                address: header.p_vaddr(endian),
-                offset: header.p_offset(endian),
-                size: header.p_filesz(endian),
-            })
-            .collect();
         let functions = functions
             .iter()
             .filter_map(|(&address, found)| Some((address, probed(found.row.action)?)))
             .collect();
         FileText {
-            cache,
             elf,
-            segments,
             functions,
             table,
             pages: RefCell::default(),
-            pointers: OnceCell::new(),
+            relocations: OnceCell::new(),
         }
-    }
-
-    fn segment(&self, address: u64) -> Option<Segment> {
-        let mut segments = self.segments.iter();
-        segments
-            .find(|segment| (segment.address..segment.address + segment.size).contains(&address))
-            .copied()
     }
 
     /// A placement at this very instruction.
     fn placement(&self, address: u64, offset: u64, reason: Reason) -> Placement {
-        let at_it = place_x86_64(self.code(address), &[]);
+        let mut buffer = [0; LONGEST];
+        let at_it = place_x86_64(self.code(address, &mut buffer), &[]);
         let emulated = at_it.kind == Kind::Emulated && at_it.offset == 0;
         Placement {
             offset,
-            instruction: super::placement::instruction_at(self.code(address)),
+            instruction: super::placement::instruction_at(&buffer),
             kind: match emulated {
                 true => Kind::Emulated,
                 false => Kind::SingleStepped,
@@ -320,28 +270,50 @@ impl<'a, 'data> FileText<'a, 'data> {
         }
     }
 
-    /// What the loader puts where: the relocations.
-    fn read_pointers(&self) -> HashMap<u64, Pointer> {
-        let mut pointers = HashMap::new();
-        let (Some(relocations), Some(symbols)) = (
-            self.elf.dynamic_relocations(),
-            self.elf.dynamic_symbol_table(),
-        ) else {
-            return pointers;
-        };
-        for (at, relocation) in relocations {
-            let pointer = match relocation.target() {
-                RelocationTarget::Symbol(index) => match symbols.symbol_by_index(index) {
-                    Ok(symbol) if symbol.is_definition() => Pointer::Here(symbol.address()),
-                    Ok(symbol) => self.elsewhere(symbol.name().unwrap_or_default()),
-                    Err(_) => Pointer::Unknown,
-                },
-                RelocationTarget::Absolute => Pointer::Here(relocation.addend().cast_unsigned()),
-                _ => Pointer::Unknown,
+    /// The relocations, by the address that they fill in.
+    fn read_relocations(&self) -> HashMap<u64, Rela64<LE>> {
+        let mut relocations = HashMap::new();
+        for (start, size) in [(DT_JMPREL, DT_PLTRELSZ), (DT_RELA, DT_RELASZ)] {
+            let (Some(mut at), Some(size)) = (self.table_at(start), self.elf.dynamic().get(size))
+            else {
+                continue;
             };
-            pointers.insert(at, pointer);
+            let mut left = (size / RELOCATION).min(RELOCATIONS);
+            while left > 0 {
+                let count = left.min(RELOCATIONS_AT_ONCE);
+                let Some(some) = self.elf.array::<Rela64<LE>>(at, count as usize) else {
+                    break;
+                };
+                relocations.extend(some.iter().map(|rela| (rela.r_offset.get(LE), *rela)));
+                at += count * RELOCATION;
+                left -= count;
+            }
         }
-        pointers
+        relocations
+    }
+
+    /// Where in the file the table is that the dynamic section has under this tag.
+    fn table_at(&self, tag: DynamicTag) -> Option<u64> {
+        let address = self.elf.dynamic().get(tag)?;
+        Some(self.elf.mapped_at(address)?.start)
+    }
+
+    fn resolve(&self, rela: &Rela64<LE>) -> Option<Pointer> {
+        let index = rela.symbol(LE, false);
+        let Some(index) = index else {
+            // Relative to where the file is mapped.
+            return Some(Pointer::Here(rela.r_addend.get(LE).cast_unsigned()));
+        };
+        let at = (index.0 as u64).checked_mul(size_of::<Sym64<LE>>() as u64)?;
+        let symbol: Sym64<LE> = self.elf.value(self.table_at(DT_SYMTAB)?.checked_add(at)?)?;
+        if !symbol.is_undefined(LE) {
+            return Some(Pointer::Here(symbol.st_value.get(LE)));
+        }
+        let name = u64::from(symbol.st_name.get(LE));
+        let at = self.table_at(DT_STRTAB)?.checked_add(name)?;
+        let length = LONGEST_NAME.min(self.elf.length().checked_sub(at)?);
+        let bytes = self.elf.read(at, length)?;
+        Some(self.elsewhere(std::str::from_utf8(string_in(&bytes, 0)?).ok()?))
     }
 
     fn elsewhere(&self, name: &str) -> Pointer {
@@ -356,28 +328,32 @@ impl<'a, 'data> FileText<'a, 'data> {
     }
 }
 
-impl Text for FileText<'_, '_> {
-    fn code(&self, address: u64) -> &[u8] {
-        let Some(segment) = self.segment(address) else {
+impl Text for FileText<'_> {
+    fn code<'b>(&self, address: u64, buffer: &'b mut [u8; LONGEST]) -> &'b [u8] {
+        let Some(segment) = self.elf.text_segment(address) else {
             return &[];
         };
         let at = address - segment.address;
         let page = at / PAGE * PAGE;
-        let code = *self
-            .pages
-            .borrow_mut()
-            .entry(segment.address + page)
-            .or_insert_with(|| {
-                let size = (PAGE + OVERLAP).min(segment.size - page);
-                let read = self.cache.read_bytes_at(segment.offset + page, size);
-                read.unwrap_or_default()
-            });
-        code.get((at - page) as usize..).unwrap_or_default()
+        let mut pages = self.pages.borrow_mut();
+        let code = pages.entry(segment.address + page).or_insert_with(|| {
+            let size = (PAGE + LONGEST as u64).min(segment.size - page);
+            let offset = segment.offset.checked_add(page);
+            offset
+                .and_then(|offset| self.elf.read(offset, size))
+                .unwrap_or_default()
+        });
+        let code = code.get((at - page) as usize..).unwrap_or_default();
+        let length = code.len().min(LONGEST);
+        buffer[..length].copy_from_slice(&code[..length]);
+        &buffer[..length]
     }
 
     fn pointer(&self, address: u64) -> Pointer {
-        let pointers = self.pointers.get_or_init(|| self.read_pointers());
-        pointers.get(&address).copied().unwrap_or(Pointer::Unknown)
+        let relocations = self.relocations.get_or_init(|| self.read_relocations());
+        let rela = relocations.get(&address);
+        rela.and_then(|rela| self.resolve(rela))
+            .unwrap_or(Pointer::Unknown)
     }
 
     fn function(&self, address: u64) -> Option<Probed> {

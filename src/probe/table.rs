@@ -91,7 +91,7 @@ impl Action {
     }
 
     /// The cookie by which the BPF programs know the function (`enum cookie_bits`).
-    pub fn cookie(self, file: u8, site: u32) -> u64 {
+    pub fn cookie(self, file: u16, site: u32) -> u64 {
         let what = match self.verb {
             Verb::Alloc => kind::KIND_ALLOC,
             Verb::New => kind::KIND_NEW,
@@ -462,6 +462,13 @@ pub struct FileTable<'table> {
 }
 
 impl<'table> FileTable<'table> {
+    /// All symbols that have a row.
+    pub fn symbols(&self) -> impl Iterator<Item = &'table str> {
+        let user = self.user.iter().flat_map(|user| &user.rows);
+        let user = user.map(|(symbol, _)| symbol.as_str());
+        user.chain(self.table.by_symbol.keys().map(String::as_str))
+    }
+
     /// The row of a symbol, and its rank: of several symbols at one address the one of the lowest counts.
     pub fn find(&self, symbol: &str) -> Option<(&'table Row, usize)> {
         let users = self.user.iter().flat_map(|user| &user.rows);
