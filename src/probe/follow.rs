@@ -61,8 +61,10 @@ pub struct Followed {
     pub returns: BTreeSet<u64>,
     /// Addresses of jumps that leave it for code that cannot be followed.
     pub exits: BTreeSet<u64>,
-    /// Calls of, and jumps to, functions that give out blocks, from itself or what it calls.
+    /// Calls of, and jumps to, functions that do the work.
     pub inner: BTreeSet<u64>,
+    /// Other functions of the file that it calls.
+    pub callees: BTreeSet<u64>,
     /// It never returns but by, or after a call of, such a function: that one's probes see all it does.
     pub delegates: bool,
 }
@@ -94,16 +96,26 @@ struct Path {
     handed: bool,
 }
 
-/// Follows the function at `entry`. `frees` says which functions do its work: those that free, or those that
-/// allocate.
+/// What a function is followed for: which others may do its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Allocates,
+    /// Frees, and it matters only whether it delegates.
+    Frees,
+    /// Frees, and may throw.
+    FreesAndThrows,
+}
+
+/// Follows the function at `entry`.
 ///
 /// # Errors
 /// See [`GaveUp`].
-pub fn follow(text: &impl Text, entry: u64, frees: bool) -> Result<Followed, GaveUp> {
+pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, GaveUp> {
     let mut walk = Walk {
         text,
         entry,
-        frees,
+        frees: work != Work::Allocates,
+        frees_alone: work == Work::Frees,
         found: Followed::default(),
         pending: vec![Path {
             address: entry,
@@ -114,7 +126,6 @@ pub fn follow(text: &impl Text, entry: u64, frees: bool) -> Result<Followed, Gav
             handed: false,
         }],
         seen: HashSet::new(),
-        callees: BTreeSet::new(),
         taken: BTreeSet::new(),
         own_return: false,
         computed: Vec::new(),
@@ -135,16 +146,11 @@ pub fn follow(text: &impl Text, entry: u64, frees: bool) -> Result<Followed, Gav
     }
     walk.found.delegates =
         !walk.own_return && walk.found.exits.is_empty() && !walk.found.inner.is_empty();
-    walk.found.inner.extend(calls_below(text, walk.callees));
     Ok(walk.found)
 }
 
-/// The calls of functions that give out blocks, from the function at `entry` or what it calls.
-pub fn inner_calls(text: &impl Text, entry: u64) -> BTreeSet<u64> {
-    calls_below(text, BTreeSet::from([entry]))
-}
-
-fn calls_below(text: &impl Text, functions: BTreeSet<u64>) -> BTreeSet<u64> {
+/// The calls of functions that give out blocks, from these functions or what they call.
+pub fn calls_below(text: &impl Text, functions: BTreeSet<u64>) -> BTreeSet<u64> {
     let (mut inner, mut level, mut seen) = (BTreeSet::new(), functions.clone(), functions);
     for _ in 0..HELPER_DEPTH {
         let mut next = BTreeSet::new();
@@ -161,11 +167,11 @@ struct Walk<'text, T> {
     text: &'text T,
     entry: u64,
     frees: bool,
+    /// Whether it is only asked if it delegates.
+    frees_alone: bool,
     found: Followed,
     pending: Vec<Path>,
     seen: HashSet<Path>,
-    /// Functions that it calls.
-    callees: BTreeSet<u64>,
     /// Code whose address it takes.
     taken: BTreeSet<u64>,
     /// A `ret` has been found that no function which does the work comes before.
@@ -195,7 +201,12 @@ impl<T: Text> Walk<'_, T> {
                     // Not code: what lies behind a call that never returns.
                     break;
                 };
-                match self.step(&instruction, &mut path)? {
+                let next = self.step(&instruction, &mut path)?;
+                // Of a free nothing else is asked.
+                if self.frees_alone && self.own_return {
+                    return Ok(());
+                }
+                match next {
                     Next::On => {
                         path.address = instruction.next_ip();
                         if instruction.mnemonic() != Mnemonic::Endbr64 {
@@ -279,7 +290,7 @@ impl<T: Text> Walk<'_, T> {
             path.handed = true;
             self.found.inner.insert(instruction.ip());
         } else {
-            self.callees.insert(target);
+            self.found.callees.insert(target);
         }
         Next::On
     }
@@ -542,7 +553,7 @@ mod tests {
     const POP_RBX: u8 = 0x5b;
 
     fn of(code: &[u8]) -> Result<Followed, GaveUp> {
-        follow(&Fake(code.to_vec()), BASE, false)
+        follow(&Fake(code.to_vec()), BASE, Work::Allocates)
     }
 
     fn returns(code: &[u8]) -> Vec<u64> {
@@ -653,7 +664,11 @@ mod tests {
 
     #[test]
     fn a_free_may_look_at_its_argument_before_it_delegates() {
-        let frees = |code: &[u8]| follow(&Fake(code.to_vec()), BASE, true).unwrap().delegates;
+        let frees = |code: &[u8]| {
+            follow(&Fake(code.to_vec()), BASE, Work::Frees)
+                .unwrap()
+                .delegates
+        };
         // test %rdi,%rdi; jne 1f; ret; 1: jmp free
         let mut code = vec![0x48, 0x85, 0xff, 0x75, 0x01, RET];
         code.extend(to(JMP, BASE + 6, 0x9200));
@@ -675,8 +690,12 @@ mod tests {
         code.extend(to(CALL, BASE + 12, 0x9000));
         code.push(RET);
         let found = of(&code).unwrap();
-        assert_eq!(found.inner, BTreeSet::from([BASE + 12]));
-        assert!(!found.delegates);
+        assert!(found.inner.is_empty() && !found.delegates);
+        let text = Fake(code.clone());
+        let below = calls_below(&text, BTreeSet::from([BASE]));
+        assert!(below.is_empty(), "three levels: {below:?}");
+        let below = calls_below(&text, found.callees.clone());
+        assert_eq!(below, BTreeSet::from([BASE + 12]));
         assert_eq!(found.returns, BTreeSet::from([BASE + 5]));
     }
 

@@ -13,7 +13,7 @@ use object::elf::{
 use object::read::elf::{Rela, Sym};
 
 use super::elf::Role;
-use super::follow::{self, Followed, GaveUp, LONGEST, Pointer, Probed, Text};
+use super::follow::{self, Followed, GaveUp, LONGEST, Pointer, Probed, Text, Work};
 use super::placement::{Kind, Placement, Reason, WINDOW, place_at_entry, place_x86_64};
 use super::spec::{Action, Verb};
 use super::table::{Family, FileTable, Program, Row};
@@ -94,14 +94,17 @@ pub fn place(
         })?;
         let action = found.row.action;
         let is_user = matches!(found.row.family, Family::User(_));
-        let follow = |frees| match decodes {
-            true => follow::follow(&file_text, address, frees),
+        let follow = |work| match decodes {
+            true => follow::follow(&file_text, address, work),
             false => Err(GaveUp::NotDecoded),
         };
         let followed = if action.may_throw() {
-            Some(follow(action.frees()))
+            Some(follow(match action.frees() {
+                true => Work::FreesAndThrows,
+                false => Work::Allocates,
+            }))
         } else if action.verb == Verb::Free && functions.len() > 1 {
-            follow(true).ok().map(Ok)
+            follow(Work::Frees).ok().map(Ok)
         } else {
             None
         };
@@ -121,10 +124,11 @@ pub fn place(
         let mut own = Range::of_function(address, found.size);
         if whole_text || is_user {
             own = Range::of_function(segment.address, segment.size);
-        } else if let Some(Ok(Followed { inner, .. })) = &followed {
+        } else if let Some(Ok(Followed { inner, callees, .. })) = &followed {
             own.extend(inner);
+            own.extend(&follow::calls_below(&file_text, callees.clone()));
         } else if bundled && decodes && action.allocates() {
-            own.extend(&follow::inner_calls(&file_text, address));
+            own.extend(&follow::calls_below(&file_text, BTreeSet::from([address])));
         }
         let mut add = |at: u64, placement: Placement, verb: Verb| {
             let row = Row {
