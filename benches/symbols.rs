@@ -2,7 +2,7 @@
 //! held still for it.
 //!
 //! `cargo bench --bench symbols` looks at the system's libraries, its programs, and what a python3 with many
-//! modules maps; `-- DIRECTORY…` at libraries elsewhere. Files are in the page cache; each time is the median
+//! modules maps; `-- DIRECTORY…` at programs elsewhere. Files are in the page cache; each time is the median
 //! of five and includes opening the file.
 
 use std::ffi::OsStr;

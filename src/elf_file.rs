@@ -32,6 +32,7 @@ const MAX_SEGMENTS: usize = 1024;
 const MAX_SECTIONS: usize = 1 << 16;
 const MAX_DYNAMIC: usize = 4096;
 const MAX_NOTES: usize = 1 << 18;
+const MAX_NOTE_SEGMENTS: usize = 16;
 
 #[cfg(target_arch = "x86_64")]
 const MACHINE: Machine = object::elf::EM_X86_64;
@@ -263,8 +264,12 @@ impl<'file> ElfFile<'file> {
         let names = self
             .section_names
             .get_or_init(|| self.read_section_names().unwrap_or_default());
-        let has_name =
-            |section: &&Section| string_in(names, section.name as usize) == Some(name.as_bytes());
+        // Without a search for where the name ends: it may be far, for many sections.
+        let has_name = |section: &&Section| {
+            let rest = names.get(section.name as usize..).unwrap_or_default();
+            rest.strip_prefix(name.as_bytes())
+                .is_some_and(|rest| rest.first() == Some(&0))
+        };
         self.sections().iter().find(has_name)
     }
 
@@ -327,6 +332,7 @@ impl<'file> ElfFile<'file> {
             .iter()
             .filter(|segment| segment.kind == PT_NOTE);
         notes
+            .take(MAX_NOTE_SEGMENTS)
             .flat_map(|segment| self.notes(segment.range()))
             .find(|note| note.kind == NT_GNU_BUILD_ID.0 && note.owner == b"GNU")
             .map(|note| note.content)

@@ -7,8 +7,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::allocator::{self, Examined, loader::Environment};
+use crate::allocator::{self, Examined, loader::Environment, mapped::Mapping};
 use crate::cli;
 use crate::collect::{Arrival, Collector, Holds, Settings};
 use crate::launch::Suspended;
@@ -19,6 +20,15 @@ use crate::probe::spec::{self, Spec};
 use crate::probe::table::Table;
 use crate::root::Root;
 use crate::say::say;
+
+/// Each file with probes takes two descriptors, and a tree may bring hundreds. The command, forked already,
+/// keeps the limit that it was given.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // What is not enough will show where it is not.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
 
 /// The kernel's side, and what is needed to look at files.
 pub struct Prober {
@@ -38,6 +48,7 @@ impl Prober {
     /// # Errors
     /// The kernel refuses, or there is nothing to probe.
     pub fn start(options: &cli::Run, command: &Suspended) -> Result<Self> {
+        raise_descriptor_limit();
         let environment = Environment::of_the_command();
         let mut settings = Settings {
             max_blocks: options.max_allocs,
@@ -111,9 +122,9 @@ impl Prober {
             Err(error) => {
                 let gone = error.kind() == io::ErrorKind::NotFound;
                 if !gone {
-                    let pid = arrival.mapping.pid;
+                    let Mapping { pid, inode, .. } = arrival.mapping;
                     say(&format!(
-                        "cannot open a file that process {pid} executes: {error}"
+                        "cannot examine a file (inode {inode}) that process {pid} executes: {error}"
                     ));
                 }
                 return self.collector.give_up(arrival, gone);

@@ -103,9 +103,11 @@ impl Numbers {
 /// The places whose values are believed: headers, dynamic section, hash tables, notes.
 fn believed(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     let elf = ElfFile::in_memory(bytes).unwrap();
-    let mut places: Vec<_> = vec![0..64 + 56 * elf.segments().len()];
     let sections = usize::from_le_bytes(bytes[40..48].try_into().unwrap());
-    places.push(sections..sections + 64 * elf.sections().len());
+    let mut places = vec![
+        0..64 + 56 * elf.segments().len(),
+        sections..sections + 64 * elf.sections().len(),
+    ];
     for name in [
         ".dynamic",
         ".gnu.hash",

@@ -149,3 +149,98 @@ fn by_address(
         .map(|(address, (_, found))| (address, found))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf_file::{Class, Unreadable};
+    use std::fs;
+
+    fn findings(path: &Path) -> Result<Findings> {
+        find_sites(
+            &File::open(path)?,
+            path,
+            &Root::ours(),
+            &Table::new(Vec::new()).unwrap(),
+        )
+    }
+
+    /// A library with these functions.
+    fn library(directory: &Path, names: &[&str]) -> Findings {
+        let path = directory.join("library");
+        let source: String = names
+            .iter()
+            .map(|name| format!("void {name}(void) {{}}\n"))
+            .collect();
+        let source_path = directory.join("library.c");
+        fs::write(&source_path, source).unwrap();
+        let output = std::process::Command::new("cc")
+            .args(["-shared", "-fPIC", "-nostdlib", "-fno-builtin", "-o"])
+            .args([&path, &source_path])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        findings(&path).unwrap()
+    }
+
+    #[test]
+    fn a_loader_is_an_allocator_only_if_it_is_the_c_library() {
+        let directory = tempfile::tempdir().unwrap();
+        let library = |names: &[&str]| library(directory.path(), names);
+        assert!(library(&["malloc", "free"]).is_allocator());
+        // glibc's until 2.30
+        for mark in ["_dl_debug_state", "_rtld_global"] {
+            let loader = library(&["malloc", "free", mark]);
+            assert!(loader.is_loader && !loader.is_allocator(), "{mark}");
+        }
+        // musl's
+        let loader = library(&["malloc", "free", "_dl_debug_state", START]);
+        assert!(loader.is_loader && loader.is_libc && loader.is_allocator());
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn this_systems_loaders_are_known() {
+        let glibc = findings(Path::new("/lib64/ld-linux-x86-64.so.2")).unwrap();
+        assert!(glibc.is_loader && !glibc.is_allocator());
+        let musl = findings(Path::new("/lib/ld-musl-x86_64.so.1")).unwrap();
+        assert!(musl.is_loader && musl.is_allocator());
+    }
+
+    #[test]
+    fn a_static_program_without_symbols_is_stripped() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        let script = "echo 'int main(void) { return 0; }' | cc -static -x c -o $0 -";
+        let sh = |script: &str| {
+            let status = std::process::Command::new("sh")
+                .args(["-ec", script])
+                .arg(&path)
+                .status();
+            assert!(status.unwrap().success());
+        };
+        sh(script);
+        let whole = findings(&path).unwrap();
+        assert!(whole.is_static && !whole.stripped && whole.is_allocator());
+        sh("strip $0");
+        let stripped = findings(&path).unwrap();
+        assert!(stripped.is_static && stripped.stripped && !stripped.is_allocator());
+    }
+
+    #[test]
+    fn what_a_file_is_can_be_told_from_the_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let mut bytes = b"\x7fELF\x01\x01\x01".to_vec();
+        bytes.resize(52, 0);
+        for (bytes, expected) in [(&bytes[..], Class::Bits32), (b"#!/bin/sh", Class::NotElf)] {
+            fs::write(&path, bytes).unwrap();
+            let error = findings(&path).unwrap_err();
+            let class = match error.downcast_ref::<Unreadable>() {
+                Some(Unreadable::Class(class)) => *class,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(class, expected);
+        }
+    }
+}

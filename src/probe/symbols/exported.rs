@@ -10,7 +10,7 @@ use object::elf::{
 use object::endian::{U32, U64};
 use object::read::elf::Sym;
 
-use super::{Function, Name, Names, Source, function, is_function, table};
+use super::{Function, Name, Names, Source, add, is_function, table};
 use crate::elf_file::{ElfFile, Unreadable};
 
 /// Entries of the chains that are looked at in one file. A chain has a handful; a damaged one may have no
@@ -123,11 +123,13 @@ impl<'elf, 'file> Exported<'elf, 'file> {
         }
         let mut steps = STEPS;
         for name in &names.names {
+            let mut result = Ok(());
             self.look_up(name, &mut steps, &mut |symbol| {
-                if is_function(symbol) {
-                    found.push(function(name.text, symbol, Source::Exported));
+                if is_function(symbol) && result.is_ok() {
+                    result = add(found, name.text, symbol, Source::Exported);
                 }
             })?;
+            result?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ mod exported;
 mod hooks;
 mod table;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use object::LittleEndian as LE;
@@ -26,8 +27,9 @@ pub use hooks::{DEBUG_STATE, loader_hooks};
 #[derive(Clone, Debug)]
 pub struct Names<'n> {
     names: Vec<Name<'n>>,
-    /// Which hashes of last bytes occur.
+    /// Which ends occur, and in which names.
     ends: Vec<bool>,
+    by_end: HashMap<usize, Vec<&'n str>>,
     longest: usize,
 }
 
@@ -49,13 +51,17 @@ impl<'n> Names<'n> {
             })
             .collect();
         let mut ends = vec![false; table::ENDS];
+        let mut by_end: HashMap<_, Vec<_>> = HashMap::new();
         for name in &names {
-            ends[table::end_of(name.text.as_bytes())] = true;
+            let end = table::end_of(name.text.as_bytes());
+            ends[end] = true;
+            by_end.entry(end).or_default().push(name.text);
         }
         let longest = names.iter().map(|name| name.text.len()).max().unwrap_or(0);
         Self {
             names,
             ends,
+            by_end,
             longest,
         }
     }
@@ -96,12 +102,16 @@ pub struct Companions<'a> {
     pub path: &'a Path,
 }
 
+/// More functions of wanted names than these no file has.
+const MAX_FUNCTIONS: usize = 1024;
+
 /// What a file says of its functions.
 #[derive(Debug, Default)]
 pub struct Found<'n> {
     /// In the order of their sources; each address and name once.
     pub functions: Vec<Function<'n>>,
-    /// Whether any function at all has a name, wanted or not.
+    /// Whether any function at all has a name, wanted or not. Looked into only with companions: whoever
+    /// has no use for debug data has none for this.
     pub has_functions: bool,
 }
 
@@ -120,7 +130,6 @@ pub fn find<'n>(
     let mut found = Found::default();
     if let Some(exported) = Exported::of(elf) {
         exported.find(names, &mut found.functions)?;
-        // Only where nothing else has any does it matter whether these are functions.
         found.has_functions = !found.functions.is_empty();
     } else if elf.dynamic().get(DT_SYMTAB).is_none() {
         // Without a dynamic section nobody links to these, but they are names all the same.
@@ -130,12 +139,14 @@ pub fn find<'n>(
     }
     let mut has_symtab = false;
     for section in table::of_kind(elf, SHT_SYMTAB) {
-        has_symtab |= table::find(elf, &section, names, Source::Symtab, &mut found)?;
+        // A loader does not read it: damage in there makes the file no less usable.
+        has_symtab |=
+            table::find(elf, &section, names, Source::Symtab, &mut found).unwrap_or(false);
     }
     if !has_symtab && let Some(companions) = companions {
         debug::find(elf, names, companions, &mut found);
     }
-    if !found.has_functions {
+    if !found.has_functions && companions.is_some() {
         found.has_functions = Exported::of(elf).is_some_and(|exported| exported.any_function());
     }
     let mut seen = Vec::new();
@@ -157,6 +168,20 @@ pub fn exports(elf: &ElfFile, name: &str) -> bool {
 /// at its address chooses the function.
 fn is_function(symbol: &Sym64<LE>) -> bool {
     symbol.st_type() == STT_FUNC && !symbol.is_undefined(LE) && symbol.st_value.get(LE) != 0
+}
+
+/// Adds a function to those found.
+fn add<'n>(
+    functions: &mut Vec<Function<'n>>,
+    name: &'n str,
+    symbol: &Sym64<LE>,
+    source: Source,
+) -> Result<(), Unreadable> {
+    if functions.len() == MAX_FUNCTIONS {
+        return Err(Unreadable::Damaged("the same functions again and again"));
+    }
+    functions.push(function(name, symbol, source));
+    Ok(())
 }
 
 fn function<'n>(name: &'n str, symbol: &Sym64<LE>, source: Source) -> Function<'n> {

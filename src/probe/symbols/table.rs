@@ -10,19 +10,26 @@ use std::ops::Range;
 use object::LittleEndian as LE;
 use object::elf::{SectionType, Sym64};
 
-use super::{Found, Names, Source, function, is_function};
+use super::{Found, Names, Source, add, is_function};
 use crate::elf_file::{ElfFile, Unreadable};
 
 /// Bytes that are read at a time; whole symbols fit in.
 const CHUNK: usize = SYMBOL * 8192;
 
-/// Longer tables are an attack, or a program of a size that nobody has seen.
-const MAX_TABLE: u64 = 512 << 20;
+/// Longer tables are not read: a file with holes may have tables of any length, and somebody waits.
+const MAX_TABLE: u64 = 256 << 20;
 
 /// Names that may be found: each linker writes a name once or twice.
 const MAX_PLACES: usize = 4096;
 
 const SYMBOL: usize = size_of::<Sym64<LE>>();
+
+/// More names than the longest table has symbols, nearly.
+const MAX_NAMES: usize = 1 << 24;
+
+/// Names with the end of a wanted one that are compared with it: more than any program has, so that a file
+/// made of them does not keep us busy.
+const MAX_COMPARED: usize = 1 << 19;
 
 /// How many different ends of names are told apart.
 pub const ENDS: usize = 1 << 12;
@@ -71,7 +78,7 @@ pub fn find<'n>(
     }
     let places = places_of(elf, &table.strings, names)?;
     let mut any = false;
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = vec![0; chunk_of(&table.symbols)];
     let mut at = table.symbols.start;
     while at < table.symbols.end && !(any && places.is_empty()) {
         let left = usize::try_from(table.symbols.end - at).unwrap_or(CHUNK);
@@ -87,12 +94,17 @@ pub fn find<'n>(
         for symbol in symbols.iter().filter(|symbol| is_function(symbol)) {
             any = true;
             if let Some(name) = places.get(&symbol.st_name.get(LE)) {
-                found.functions.push(function(name, symbol, source));
+                add(&mut found.functions, name, symbol, source)?;
             }
         }
     }
     found.has_functions |= any;
     Ok(any)
+}
+
+/// How much of a table is read at a time.
+fn chunk_of(range: &Range<u64>) -> usize {
+    usize::try_from(range.end.saturating_sub(range.start)).map_or(CHUNK, |size| size.min(CHUNK))
 }
 
 /// Where in the table of names the wanted ones begin. A name may be the end of a longer one.
@@ -102,9 +114,10 @@ fn places_of<'n>(
     names: &Names<'n>,
 ) -> Result<HashMap<u32, &'n str>, Unreadable> {
     let mut places = HashMap::new();
+    let (mut seen, mut compared) = (0, 0);
     // What is left of the chunk before: a name may begin in it.
     let overlap = names.longest;
-    let mut buffer = vec![0; overlap + CHUNK];
+    let mut buffer = vec![0; overlap + chunk_of(strings)];
     let mut kept = 0;
     let mut at = strings.start;
     while at < strings.end {
@@ -116,14 +129,24 @@ fn places_of<'n>(
         let base = at - strings.start;
         let text = &buffer[..filled];
         for end in memchr::memchr_iter(0, &text[kept..]).map(|end| kept + end) {
-            if !names.ends[end_of(&text[..end])] {
+            seen += 1;
+            if seen > MAX_NAMES {
+                return Err(Unreadable::Damaged("more names than symbols"));
+            }
+            let after_another = end > 0 && text[end - 1] == 0;
+            let ending = end_of(&text[..end]);
+            if after_another || !names.ends[ending] {
                 continue;
             }
-            for name in &names.names {
-                if text[..end].ends_with(name.text.as_bytes()) {
-                    let place = base + end as u64 - kept as u64 - name.text.len() as u64;
+            compared += 1;
+            if compared > MAX_COMPARED {
+                return Err(Unreadable::Damaged("nearly the same names again and again"));
+            }
+            for &name in names.by_end.get(&ending).into_iter().flatten() {
+                if text[..end].ends_with(name.as_bytes()) {
+                    let place = base + end as u64 - kept as u64 - name.len() as u64;
                     if let Ok(place) = u32::try_from(place) {
-                        places.insert(place, name.text);
+                        places.insert(place, name);
                     }
                 }
             }
