@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use memleak::elf_file::{Class, ElfFile, Unreadable};
 use memleak::probe::elf::find_sites;
-use memleak::probe::table::LIBC;
+use memleak::probe::table::Table;
 use memleak::root::Root;
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
@@ -34,8 +34,7 @@ fn main() {
     let directories: Vec<_> = arguments.iter().filter(|path| path.is_dir()).collect();
     println!("files                            count  median     max (µs)");
     for directory in &directories {
-        let what = directory.display().to_string();
-        measure(&what, in_directory(directory));
+        measure(&directory.display().to_string(), in_directory(directory));
     }
     if directories.is_empty() {
         measure(LIBRARIES, in_directory(Path::new(LIBRARIES)));
@@ -45,10 +44,11 @@ fn main() {
 }
 
 fn measure(what: &str, files: Vec<PathBuf>) {
+    let table = Table::new(Vec::new()).expect("the table can be read");
     let mut times: Vec<(Duration, PathBuf)> = files
         .into_iter()
         .filter(|path| is_native(path))
-        .filter_map(|path| Some((time(&path)?, path)))
+        .filter_map(|path| Some((time(&path, &table)?, path)))
         .collect();
     times.sort();
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
@@ -69,14 +69,14 @@ fn measure(what: &str, files: Vec<PathBuf>) {
     }
 }
 
-fn time(path: &Path) -> Option<Duration> {
+fn time(path: &Path, table: &Table) -> Option<Duration> {
     let root = Root::ours();
     let mut times = [Duration::ZERO; 5];
     // The first look brings the file into the page cache.
     for round in 0..=times.len() {
         let began = Instant::now();
         let file = File::open(path).ok()?;
-        let findings = find_sites(&file, path, &root, &LIBC);
+        let findings = find_sites(&file, path, &root, table);
         let time = began.elapsed();
         if let Err(error) = findings {
             println!("{}: {error:#}", path.display());

@@ -24,6 +24,30 @@ static __always_inline __u32 cookie_field(__u64 cookie, __u32 shift)
 	return (cookie >> shift) & 0xf;
 }
 
+static __always_inline __u32 kind_of(__u64 cookie)
+{
+	return cookie_field(cookie, COOKIE_KIND);
+}
+
+/*
+ * Functions that may throw carry no return probe: the unwinder does not know the trampoline, and
+ * the program would die of an exception that it would have caught. Their returns are probes of
+ * their own, on each `ret`; an exception that leaves them is noticed later.
+ */
+static __always_inline bool may_throw(__u64 cookie)
+{
+	__u32 kinds = 1 << KIND_NEW | 1 << KIND_RENEW | 1 << KIND_FREE_SCOPE_THROWS;
+
+	return kinds >> kind_of(cookie) & 1;
+}
+
+static __always_inline bool is_free_scope(__u64 cookie)
+{
+	__u32 kinds = 1 << KIND_FREE_SCOPE | 1 << KIND_FREE_SCOPE_THROWS;
+
+	return kinds >> kind_of(cookie) & 1;
+}
+
 /* The barrier keeps clang from reading at a computed place in the context, which the verifier
  * refuses. */
 #define ARGUMENT(n)                                                                                \
@@ -393,12 +417,17 @@ static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
  * Whether an open call is still inside its function: the kernel has replaced its return address by
  * the trampoline's, and it stands there until the function returns or its frame is gone. The
  * trampoline's first instructions write over it, so a call that a signal interrupts there is not
- * inside any more, and returns all the same.
+ * inside any more, and returns all the same. A function without return probe keeps its own return
+ * address there.
  */
 static __always_inline bool is_inside(struct task_struct *task, struct open_call *call)
 {
 #if defined(__TARGET_ARCH_x86)
-	return user_word(call->sp) == BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
+	__u64 back = user_word(call->sp);
+
+	if (may_throw(call->cookie) && back == call->back)
+		return true;
+	return back == BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
 #else
 	return true;
 #endif
@@ -406,15 +435,22 @@ static __always_inline bool is_inside(struct task_struct *task, struct open_call
 
 /*
  * Whether an open call can never return, seen from a new one at `sp`: it was jumped out of
- * (siglongjmp). Either its frame lies where the stack has been unwound since, or it was a
- * handler's, on the signal stack, and we are back on the thread's own.
+ * (siglongjmp, an exception). Either its frame lies where the stack has been unwound since, or it
+ * was a handler's, on the signal stack, and we are back on the thread's own.
  */
-static __always_inline bool is_gone(struct task_struct *task, struct open_call *call, __u64 sp)
+static __always_inline bool is_gone(struct task_struct *task, struct open_call *call, __u64 sp,
+				    __u64 cookie)
 {
 	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
 
 	if (call_alt != alt)
 		return call_alt;
+	/* It returns by its `ret` alone, and until then its return address stands. A loop that
+	 * catches comes back with the same one, but by the same function, which no tail call
+	 * does. */
+	if (may_throw(call->cookie))
+		return call->sp < sp || !is_inside(task, call) ||
+		       (call->sp == sp && call->cookie == cookie);
 	/* At the same place it is either the caller, by a tail call, or replaced by this one. */
 	return call->sp < sp || (call->sp == sp && !is_inside(task, call));
 }
@@ -446,7 +482,13 @@ __noinline int abandon(struct thread *thread)
 	call = open_call_at(thread, thread->depth - 1);
 	if (!call)
 		return 0;
-	thread->sum.lost_calls++;
+	if (is_free_scope(call->cookie))
+		;
+	else if (may_throw(call->cookie))
+		/* By its exception: it has allocated nothing. */
+		thread->sum.failed_allocs++;
+	else
+		thread->sum.lost_calls++;
 	/* Nobody knows whether the block is gone; if it is not, its free will come. */
 	if (call->old == OLD_RECORDED)
 		record_block(thread, call->old_block, call->old_size);
@@ -454,12 +496,19 @@ __noinline int abandon(struct thread *thread)
 	return 0;
 }
 
+static __always_inline bool has_return_probe(__u64 cookie)
+{
+	__u32 kinds = 1 << KIND_ALLOC | 1 << KIND_REALLOC | 1 << KIND_RESIZE | 1 << KIND_REALLOCF;
+
+	return kinds >> kind_of(cookie) & 1;
+}
+
 /*
  * Whether a call that is being entered is part of one already open, so that counting it would count
  * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted
  * an allocator calls from elsewhere.
  */
-__noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
+__noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct open_call *outer;
@@ -471,7 +520,7 @@ __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
 	sp = PT_REGS_SP(ctx);
 	for (i = 0; i < MAX_OPEN; i++) {
 		outer = open_call_at(thread, thread->depth - 1);
-		if (!outer || !is_gone(task, outer, sp))
+		if (!outer || !is_gone(task, outer, sp, cookie))
 			break;
 		abandon(thread);
 	}
@@ -481,8 +530,14 @@ __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
 			break;
 		if (!is_inside(task, outer))
 			continue;
-		if (outer->sp == sp)
+		if (outer->sp == sp) {
+			/* Returns of the outer one are not all probed: this one tells of both. */
+			if (i == 0 && may_throw(outer->cookie) && has_return_probe(cookie)) {
+				thread->depth--;
+				return 0;
+			}
 			return 1;
+		}
 #if defined(__TARGET_ARCH_x86)
 		back = user_word(sp);
 #else
@@ -514,6 +569,15 @@ static __always_inline __u64 product(__u64 size, __u64 count)
 	return size * count;
 }
 
+/* The block that a realloc replaced or freed, or a free with a return. */
+static __always_inline void old_block_gone(struct thread *thread, struct open_call *call)
+{
+	if (call->old == OLD_RECORDED)
+		freed(thread, call->old_size);
+	else if (call->old == OLD_UNRECORDED)
+		freed_unrecorded(thread);
+}
+
 /* A function with a return is entered. Returns whether its return is wanted. */
 static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
@@ -522,7 +586,7 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 	__u64 size, count;
 
 	saw_file(thread, cookie);
-	if (thread->depth && is_inner(ctx, thread))
+	if (thread->depth && is_inner(ctx, thread, cookie))
 		return false;
 	depth = thread->depth;
 	if (depth >= MAX_OPEN) {
@@ -545,24 +609,63 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 	call->inner_ip = 0;
 	call->out = argument(ctx, cookie_field(cookie, COOKIE_OUT));
 	call->old = OLD_NONE;
-	if (cookie_field(cookie, COOKIE_KIND) == KIND_REALLOC) {
+	n = cookie_field(cookie, COOKIE_BLOCK);
+	if (n) {
 		/* Out before anyone can be handed its address again. */
-		call->old_block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK));
+		call->old_block = argument(ctx, n);
 		if (call->old_block)
 			call->old = take_block(thread, call->old_block, &call->old_size)
 					? OLD_RECORDED
 					: OLD_UNRECORDED;
+		if (is_free_scope(cookie)) {
+			old_block_gone(thread, call);
+			call->old = OLD_NONE;
+		}
 	}
 	return true;
 }
 
-/* The block that a realloc replaced or freed. */
-static __always_inline void old_block_gone(struct thread *thread, struct open_call *call)
+/* The same for one that may throw. */
+static __always_inline void enter_throwing(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
-	if (call->old == OLD_RECORDED)
-		freed(thread, call->old_size);
-	else if (call->old == OLD_UNRECORDED)
-		freed_unrecorded(thread);
+	struct open_call *call;
+
+	if (!enter(ctx, thread, cookie))
+		return;
+	call = open_call_at(thread, thread->depth - 1);
+	if (call)
+		call->back = user_word(call->sp);
+}
+
+/* An open call is closed by its return, which gave `result`. */
+static __always_inline void close_call(struct thread *thread, struct open_call *call, __u64 result)
+{
+	__u32 kind = kind_of(call->cookie);
+	__u64 block = result;
+
+	thread->depth--;
+	if (call->out)
+		/* posix_memalign stores the block and returns 0, or an error number. */
+		block = (__u32)block ? 0 : user_word(call->out);
+	if (kind > KIND_REALLOC) {
+		if (kind == KIND_RESIZE)
+			block = result < call->size ? 0 : call->old_block;
+		if (is_free_scope(call->cookie))
+			return;
+	}
+	if (block) {
+		old_block_gone(thread, call);
+		allocated(thread, block, call->size);
+	} else if (call->old != OLD_NONE && !call->size) {
+		/* realloc(p, 0) that frees. */
+		old_block_gone(thread, call);
+	} else {
+		thread->sum.failed_allocs++;
+		if (kind == KIND_REALLOCF)
+			old_block_gone(thread, call);
+		else if (call->old == OLD_RECORDED)
+			record_block(thread, call->old_block, call->old_size);
+	}
 }
 
 /*
@@ -571,7 +674,7 @@ static __always_inline void old_block_gone(struct thread *thread, struct open_ca
  */
 static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
-	__u64 sp = PT_REGS_SP(ctx) - RETURN_POPS, block;
+	__u64 sp = PT_REGS_SP(ctx) - RETURN_POPS;
 	struct open_call *call;
 	int i;
 
@@ -587,21 +690,69 @@ found:
 	/* What was entered later was jumped out of on the way to this return. */
 	for (; i > 0; i--)
 		abandon(thread);
-	thread->depth--;
-	block = PT_REGS_RC(ctx);
-	if (call->out)
-		/* posix_memalign stores the block and returns 0, or an error number. */
-		block = (__u32)block ? 0 : user_word(call->out);
-	if (block) {
-		old_block_gone(thread, call);
-		allocated(thread, block, call->size);
-	} else if (call->old != OLD_NONE && !call->size) {
-		/* realloc(p, 0) that frees. */
-		old_block_gone(thread, call);
-	} else {
-		thread->sum.failed_allocs++;
-		if (call->old == OLD_RECORDED)
-			record_block(thread, call->old_block, call->old_size);
+	close_call(thread, call, PT_REGS_RC(ctx));
+}
+
+/*
+ * A place that only a function that may throw and is about to leave its frame comes to, or one that
+ * nobody followed: with its stack pointer at what it was at the entry.
+ */
+static __always_inline void leave_throwing(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
+	__u64 sp = PT_REGS_SP(ctx), failed;
+	struct open_call *call;
+	bool scope;
+	int i;
+
+	for (i = 0; i < MAX_OPEN; i++) {
+		call = open_call_at(thread, thread->depth - 1 - i);
+		if (!call)
+			return;
+		if (call->sp == sp && may_throw(call->cookie))
+			goto found;
+	}
+	return;
+found:
+	for (; i > 0; i--)
+		abandon(thread);
+	if (kind_of(cookie) == KIND_RETURN) {
+		close_call(thread, call, PT_REGS_RC(ctx));
+		return;
+	}
+	scope = is_free_scope(call->cookie);
+	failed = thread->sum.failed_allocs;
+	abandon(thread);
+	thread->sum.failed_allocs = failed;
+	if (!scope)
+		thread->sum.lost_calls++;
+}
+
+/* An allocation that can only be told to have been asked for. */
+static __always_inline void unfollowed(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
+	saw_file(thread, cookie);
+	if (!thread->depth || !is_inner(ctx, thread, cookie))
+		thread->sum.lost_calls++;
+}
+
+/*
+ * Counts as failed what exceptions have left, and nobody has noticed since: the thread ends. Where
+ * the return address still stands, the call may be under way, and is no more than that.
+ */
+static __always_inline void close_left(struct thread *thread)
+{
+	struct open_call *call;
+	__u64 back;
+	int i;
+
+	for (i = 0; i < MAX_OPEN; i++) {
+		call = open_call_at(thread, thread->depth - 1 - i);
+		if (!call)
+			return;
+		if (may_throw(call->cookie) && !is_free_scope(call->cookie) &&
+		    !bpf_probe_read_user(&back, sizeof(back), (void *)call->sp) &&
+		    back != call->back)
+			thread->sum.failed_allocs++;
 	}
 }
 
@@ -639,6 +790,28 @@ static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
 	return call >> 26 == 0x25 &&
 	       back - 4 + ((__s64)(__s32)(call << 6) >> 4) == ip - site->entry_before;
 #endif
+}
+
+/*
+ * Whether a free does the work of the one before it, for the same block: cfree may jump to free,
+ * operator delete call it.
+ */
+static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
+					    __u64 cookie)
+{
+	struct free_call *outer = &thread->freed;
+	__u64 sp = PT_REGS_SP(ctx), back;
+
+	if (outer->block != block || sp > outer->sp)
+		return false;
+	if (sp == outer->sp)
+		return cookie != outer->cookie;
+#if defined(__TARGET_ARCH_x86)
+	back = user_word(sp);
+#else
+	back = PT_REGS_RET(ctx);
+#endif
+	return in_text(back, outer->ip, outer->cookie);
 }
 
 /* Whether more than one file with an allocator has been at work in this heap. */
@@ -735,12 +908,16 @@ static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thr
 	if (!block)
 		return;
 	saw_file(thread, cookie);
-	if (thread->depth && is_inner(ctx, thread))
+	if (thread->depth && is_inner(ctx, thread, cookie))
 		return;
 	if (take_block(thread, block, &size)) {
+		thread->freed.block = block;
+		thread->freed.sp = PT_REGS_SP(ctx);
+		thread->freed.ip = PT_REGS_IP(ctx);
+		thread->freed.cookie = cookie;
 		freed(thread, size);
 	} else {
-		if (calls_itself(ctx, cookie))
+		if (is_rest_of_free(ctx, thread, block, cookie) || calls_itself(ctx, cookie))
 			return;
 		if (may_wrap(thread) && is_passed_on(ctx, thread, block))
 			return;

@@ -379,6 +379,7 @@ static __always_inline void exited(struct task_struct *task)
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		goto out;
+	close_left(thread);
 	if (!thread->borrowed) {
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);

@@ -15,10 +15,19 @@ struct open_call {
 	__u64 out; /* where the block's address will be stored; 0: it is returned */
 	__u64 ip;  /* the probe's address */
 	__u64 cookie;
+	__u64 back;	/* the address it returns to; only of kinds that may throw */
 	__u64 inner_ip; /* of a call within it, to another file; 0: none yet */
 	__u64 inner_cookie;
 	__u32 old; /* enum old_state */
 	__u32 pad;
+};
+
+/* The last free that found its block: its function may call another one to do the work. */
+struct free_call {
+	__u64 block;
+	__u64 sp; /* the stack pointer at entry */
+	__u64 ip; /* the probe's address */
+	__u64 cookie;
 };
 
 /* A free that has been entered, and has not been seen to return: nobody needs to know when. */
@@ -44,11 +53,12 @@ struct thread {
 	__u32 sole;	  /* this is the heap's only task: `live` is the heap's */
 	__u32 borrowed;	  /* the heap is that of another process (vfork, CLONE_VM) */
 	__u32 image;
-	__u32 pid, ppid;	 /* of its process, in memleak's pid namespace */
-	__u32 depth;		 /* calls in `open` */
-	__u32 free_count;	 /* frees in `frees` */
+	__u32 pid, ppid;  /* of its process, in memleak's pid namespace */
+	__u32 depth;	  /* calls in `open` */
+	__u32 free_count; /* frees in `frees` */
 	struct entered_free frees[MAX_FREES];
 	char old_comm[COMM_LEN]; /* comm before the last change of it */
+	struct free_call freed;
 	struct open_call open[MAX_OPEN];
 };
 
@@ -147,8 +157,8 @@ struct {
 	__type(value, struct site);
 } sites SEC(".maps");
 
-/* Executable files that have been looked at, or are being. 40,000 distinct ones fit, and cost memory
- * as they come; what does not fit is shown to user space again and again. */
+/* Executable files that have been looked at, or are being. 40,000 distinct ones fit, and cost
+ * memory as they come; what does not fit is shown to user space again and again. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -199,7 +209,7 @@ __u32 keeper = 0;	  /* memleak itself, in the initial pid namespace; found by `i
 __u32 nobody_answers = 0; /* memleak has gone, or is about to */
 __u64 answers = 0;	  /* raised by user space when it has put something into `files` */
 __u64 waited_in_vain = ~0ULL; /* what `answers` was when a wait for them took too long */
-__u64 holds = 0;	  /* times that a process waited for answers */
+__u64 holds = 0;	      /* times that a process waited for answers */
 __u64 longest_hold_ns = 0;
 
 __u64 last_heap = 0;	/* the newest heap's id; ids begin at 1 and are never used again */

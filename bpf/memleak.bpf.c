@@ -62,6 +62,30 @@ int entry_only(struct pt_regs *ctx)
 	return 0;
 }
 
+/* Functions that may throw, at their entries and wherever they return. */
+SEC("uprobe.multi")
+int throwing(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+	__u64 cookie;
+
+	if (!thread)
+		return 0;
+	cookie = bpf_get_attach_cookie(ctx);
+	switch (kind_of(cookie)) {
+	case KIND_RETURN:
+	case KIND_LEFT:
+		leave_throwing(ctx, thread, cookie);
+		break;
+	case KIND_UNFOLLOWED:
+		unfollowed(ctx, thread, cookie);
+		break;
+	default:
+		enter_throwing(ctx, thread, cookie);
+	}
+	return 0;
+}
+
 SEC("tp_btf/task_newtask")
 int BPF_PROG(task_newtask, struct task_struct *child, __u64 clone_flags)
 {

@@ -37,6 +37,19 @@ enum kind {
 	KIND_REALLOC = 2, /* replaces a block */
 	KIND_FREE = 3,
 	KIND_START = 4, /* allocates nothing; its call shows that the image uses the file */
+	/* As KIND_ALLOC and KIND_REALLOC, but it may throw: no return probe (see alloc.bpf.h). */
+	KIND_NEW = 5,
+	KIND_RENEW = 6,
+	KIND_RESIZE = 7,   /* changes a block's size where it is, and returns the size it has */
+	KIND_REALLOCF = 8, /* as KIND_REALLOC, but frees the old block if it fails */
+	/* A free whose own calls of other allocators are part of it, up to its return. */
+	KIND_FREE_SCOPE = 9,
+	KIND_FREE_SCOPE_THROWS = 10,
+	/* Places in the code of functions that may throw: */
+	KIND_RETURN = 11, /* its `ret` */
+	KIND_LEFT = 12,	  /* a jump to code that was not followed */
+	/* A function that may throw, of which not even that is known. */
+	KIND_UNFOLLOWED = 13,
 };
 
 /*
@@ -79,11 +92,11 @@ enum heap_flags {
 	HEAP_EXE_RELATIVE =
 	    16, /* exe is followed by the names of the directories it is relative to */
 	/* Why not all it did may have been counted: */
-	HEAP_LATE = 32,		/* it went on before a file of its was examined */
-	HEAP_UNEXAMINED = 64,	/* a file of its could not be examined */
-	HEAP_NO_SYMBOLS = 128,	/* its program has no symbols at all */
-	HEAP_32BIT = 256,	/* its program is a 32-bit one */
-	HEAP_UNHELD = 512,	/* it went on, and its dynamic loader has not held it since */
+	HEAP_LATE = 32,	       /* it went on before a file of its was examined */
+	HEAP_UNEXAMINED = 64,  /* a file of its could not be examined */
+	HEAP_NO_SYMBOLS = 128, /* its program has no symbols at all */
+	HEAP_32BIT = 256,      /* its program is a 32-bit one */
+	HEAP_UNHELD = 512,     /* it went on, and its dynamic loader has not held it since */
 };
 
 /* A file as the kernel tells it from others. */
@@ -161,7 +174,7 @@ struct heap {
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
-	__u32 file_count; /* of `files`; may exceed what fits */
+	__u32 file_count;	 /* of `files`; may exceed what fits */
 	__u16 files[HEAP_FILES]; /* probed files that it has mapped; one may be there twice */
 	char exe[EXE_LEN + NAME_LEN];
 };

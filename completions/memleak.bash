@@ -40,7 +40,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-o -q -v -h -V --max-allocs --wait-all --without-probe --floor --late-threads --holds --hold-delay --method --user --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
+            opts="-o -q -v -h -V --max-allocs --wait-all --allocator --without-probe --floor --late-threads --holds --hold-delay --method --user --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -51,6 +51,10 @@ _memleak() {
                     return 0
                     ;;
                 --wait-all)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allocator)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -29,6 +29,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -s V -l version -d 'Print 
 complete -c memleak -n "__fish_memleak_needs_command" -f -a "run" -d 'Launch a command and follow it and all its children to their ends'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks that can be told apart at one time; beyond that, leaks are known within bounds' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l wait-all -d 'Wait until no process of the tree is left, at most SECONDS; INT, TERM, HUP or QUIT ends it' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l allocator -d 'Count a program\'s own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as \'./app:alloc=pool_alloc(_, size),free=pool_free(_, block)\', or a .toml file with such; may be repeated' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l without-probe -d 'Leave a row out of the probe table, to see that its absence is noticed' -r -f -a "malloc\t''
 calloc\t''
 realloc\t''

@@ -23,6 +23,13 @@ build | clang (BPF)  | clang-bpf             | clang                 | clang
 build | libelf       | header libelf.h       | libelf-dev            | elfutils-libelf-devel
 build | zlib         | header zlib.h         | zlib1g-dev            | zlib-devel
 test  | gcc          | command gcc           | gcc                   | gcc
+test  | g++          | command g++           | g++                   | gcc-c++
+test  | static C++   | static-library stdc++ | g++                   | libstdc++-static
+test  | objcopy      | command objcopy       | binutils              | binutils
+test  | jemalloc     | library jemalloc      | libjemalloc-dev       | jemalloc-devel
+test  | tcmalloc     | library tcmalloc      | libgoogle-perftools-dev | gperftools-devel
+test  | mimalloc     | library mimalloc      | libmimalloc-dev       | mimalloc-devel
+test  | redis-server | command redis-server  | redis-server          | redis
 test  | static libc  | static-libc           | libc6-dev             | glibc-static
 test  | musl-gcc     | command musl-gcc      | musl-tools            | musl-gcc
 test  | objcopy      | command objcopy       | binutils              | binutils
@@ -74,6 +81,8 @@ found() { # found KIND [ARGUMENT]
 	# Some builds of clang leave the BPF target out.
 	clang-bpf) command -v clang >/dev/null && compiles 'int a;' clang -target bpf -c ;;
 	header) command -v cc >/dev/null && compiles "#include <$2>" cc -E ;;
+	library) command -v cc >/dev/null && compiles 'int main(void) { return 0; }' cc "-l$2" ;;
+	static-library) command -v g++ >/dev/null && [[ $(g++ -print-file-name="lib$2.a") == /* ]] ;;
 	static-libc) command -v gcc >/dev/null && [[ $(gcc -print-file-name=libc.a) == /* ]] ;;
 	*) die "no such check: $1" ;;
 	esac

@@ -16,7 +16,8 @@ use crate::gate::{CommGlob, Gate, GlobError, Limits};
 use crate::identity::{UserSpec, UserSpecError};
 use crate::manual;
 use crate::probe::attach::Method;
-use crate::probe::table::LIBC;
+use crate::probe::spec::{self, Spec, SpecError};
+use crate::probe::table::NAMES;
 use crate::report::{Format, Verbosity};
 use crate::status::{self, LeakExit};
 use crate::text;
@@ -62,8 +63,13 @@ pub struct Run {
     #[arg(default_missing_value = NO_LIMIT, value_parser = parse_wait)]
     pub wait_all: Option<WaitAll>,
 
+    /// Count a program's own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as './app:alloc=pool_alloc(_,
+    /// size),free=pool_free(_, block)', or a .toml file with such; may be repeated
+    #[arg(long, value_name = "SPEC", value_parser = spec::parse)]
+    pub allocator: Vec<Spec>,
+
     /// Leave a row out of the probe table, to see that its absence is noticed.
-    #[arg(long, value_name = "NAME", hide = true, value_parser = LIBC.map(|row| row.name))]
+    #[arg(long, value_name = "NAME", hide = true, value_parser = NAMES)]
     pub without_probe: Vec<String>,
 
     /// Attach programs that do nothing, to measure what any probes at these places cost.
@@ -306,7 +312,10 @@ fn what_is_wrong(error: &clap::Error) -> String {
     };
     // Our own errors name the value themselves, and name it harmlessly.
     if let Some(source) = error.source()
-        && (source.is::<SizeError>() || source.is::<GlobError>() || source.is::<UserSpecError>())
+        && (source.is::<SizeError>()
+            || source.is::<GlobError>()
+            || source.is::<UserSpecError>()
+            || source.is::<SpecError>())
         && let Some(option) = word(ContextKind::InvalidArg)
     {
         return format!("{option}: {source}");
@@ -600,6 +609,14 @@ mod tests {
                 "1..=134217728",
             ),
             (&["run", "--max-allocs", "many", "true"], "'many'"),
+            (
+                &["run", "--allocator", "./app:alloc=f(length)", "true"],
+                "--allocator <SPEC>: 'length' in 'f(length)' is not size, count,",
+            ),
+            (
+                &["run", "--allocator", "./a\npp", "true"],
+                r"'./a\x0app' names no function",
+            ),
             (
                 &["run", "--format", "\x1b[31m\n\nUsage: x", "true"],
                 r"\x1b[31m",

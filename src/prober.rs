@@ -1,11 +1,12 @@
 //! Keeps the probes where the allocators are: finds them before the command starts, and looks at what its
 //! tree brings later while it waits.
 
+use std::fs;
 use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::allocator::{self, Examined, loader::Environment, mapped::Mapping};
@@ -13,9 +14,10 @@ use crate::cli;
 use crate::collect::{Arrival, Collector, Settings};
 use crate::launch::Suspended;
 use crate::probe::attach::Target;
-use crate::probe::elf::Site;
 use crate::probe::placement::Placement;
-use crate::probe::table::LIBC;
+use crate::probe::sites::Site;
+use crate::probe::spec::{self, Spec};
+use crate::probe::table::Table;
 use crate::root::Root;
 use crate::say::say;
 
@@ -31,6 +33,8 @@ fn raise_descriptor_limit() {
 /// The kernel's side, and what is needed to look at files.
 pub struct Prober {
     pub collector: Collector,
+    /// The functions that are looked for.
+    table: Table,
     /// Rows of the table that get no probe, to see that this is noticed.
     left_out: Vec<String>,
     verbose: bool,
@@ -53,14 +57,16 @@ impl Prober {
             all_late: options.late_threads,
             holds: options.holds,
         };
+        let table = Table::new(user_allocators(&options.allocator)?)?;
         loop {
             let mut prober = Prober {
                 collector: Collector::load(&settings)?,
+                table: table.clone(),
                 left_out: options.without_probe.clone(),
                 verbose: options.report.verbose,
                 delay: Duration::from_millis(options.hold_delay),
             };
-            let expected = allocator::at_start(command.candidates(), &environment, &LIBC)?;
+            let expected = allocator::at_start(command.candidates(), &environment, &table)?;
             match prober.expect(expected) {
                 Ok(()) => {
                     prober.collector.follow(command.pidfd())?;
@@ -126,7 +132,16 @@ impl Prober {
         };
         // Where the process is gone, nobody needs what was split off its file.
         let root = Root::of_process(arrival.mapping.pid).unwrap_or_else(|_| Root::ours());
-        let examined = Examined::look(path, file, &root, &LIBC).map(|file| self.with_wanted(file));
+        let examined =
+            Examined::look(path, file, &root, &self.table).map(|file| self.with_wanted(file));
+        if let Ok(Examined { path, findings, .. }) = &examined {
+            for (symbol, given_as) in &findings.user_missing {
+                say(&format!(
+                    "--allocator {given_as}: {} has no function '{symbol}'",
+                    path.display()
+                ));
+            }
+        }
         match examined.and_then(|examined| self.collector.answer(arrival, examined)) {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -137,7 +152,7 @@ impl Prober {
     }
 
     fn with_wanted(&self, mut file: Examined) -> Examined {
-        let unwanted = |site: &Site| self.left_out.iter().any(|name| name == site.row.name);
+        let unwanted = |site: &Site| self.left_out.iter().any(|name| *name == site.row.name);
         file.findings.sites.retain(|site| !unwanted(site));
         file
     }
@@ -156,11 +171,29 @@ impl Prober {
                     reason,
                 } = &site.placement;
                 say(&format!(
-                    "probe {} in {}: +{offset} {instruction} ({kind}): {reason}",
+                    "probe {} in {}: {:+} {instruction} ({kind}): {reason}",
                     site.symbol,
                     path.display(),
+                    // Where a function returns may lie before it.
+                    offset.cast_signed(),
                 ));
             }
         }
     }
+}
+
+/// The allocators that the user describes.
+fn user_allocators(specs: &[Spec]) -> Result<Vec<spec::Allocator>> {
+    let mut allocators = Vec::new();
+    for spec in specs {
+        match spec {
+            Spec::One(allocator) => allocators.push(allocator.clone()),
+            Spec::File(path) => {
+                let context = || format!("--allocator {}", path.display());
+                let text = fs::read_to_string(path).with_context(context)?;
+                allocators.extend(spec::parse_toml(&text, path).with_context(context)?);
+            }
+        }
+    }
+    Ok(allocators)
 }

@@ -13,12 +13,12 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::elf_file::{self, Class};
 use crate::inherited;
 use crate::probe::elf::{Findings, find_sites};
-use crate::probe::table::Row;
+use crate::probe::table::Table;
 use crate::root::Root;
 use loader::Environment;
 
@@ -48,12 +48,12 @@ pub struct Identity {
 }
 
 impl Examined {
-    /// Looks for the functions of `rows` in an open file. `path` is where those who map the file see it below
+    /// Looks for the functions of a table in an open file. `path` is where those who map the file see it below
     /// `root`.
     ///
     /// # Errors
     /// The file cannot be read, or is damaged.
-    pub fn look(path: PathBuf, file: File, root: &Root, rows: &[Row]) -> Result<Self> {
+    pub fn look(path: PathBuf, file: File, root: &Root, table: &Table) -> Result<Self> {
         let context = || format!("cannot read {}", path.display());
         let metadata = file.metadata().with_context(context)?;
         let identity = Identity {
@@ -63,7 +63,7 @@ impl Examined {
         };
         let class = class_of(&file).with_context(context)?;
         let findings = match class {
-            Class::Native => find_sites(&file, &path, root, rows)?,
+            Class::Native => find_sites(&file, &path, root, table)?,
             Class::Bits32 | Class::OtherMachine | Class::NotElf => Findings::default(),
         };
         Ok(Examined {
@@ -88,11 +88,11 @@ fn class_of(file: &File) -> io::Result<Class> {
 /// map it either, or it will be looked at when it does.
 ///
 /// # Errors
-/// The C library lacks a function that it must have.
+/// The C library lacks a function that it must have, or a file one that the user names in it.
 pub fn at_start<'a>(
     candidates: impl Iterator<Item = &'a OsStr>,
     environment: &Environment,
-    rows: &[Row],
+    table: &Table,
 ) -> Result<Vec<Examined>> {
     let root = Root::ours();
     let mut files: Vec<PathBuf> = Vec::new();
@@ -113,7 +113,7 @@ pub fn at_start<'a>(
         let Ok(file) = File::open(&path) else {
             continue;
         };
-        let Ok(found) = Examined::look(path, file, &root, rows) else {
+        let Ok(found) = Examined::look(path, file, &root, table) else {
             continue;
         };
         if examined
@@ -133,6 +133,12 @@ pub fn at_start<'a>(
             found.path.display(),
             found.findings.missing.join(", ")
         );
+        if let Some((symbol, given_as)) = found.findings.user_missing.first() {
+            bail!(
+                "--allocator {given_as}: {} has no function '{symbol}' (nm and nm -D print those that it has)",
+                found.path.display()
+            );
+        }
         examined.push(found);
     }
     Ok(examined)

@@ -15,7 +15,7 @@ use crate::allocator::{Examined, Identity};
 use crate::bpf::types::{file_flags, file_id, file_state, file_version, limits, site};
 use crate::elf_file::Class;
 use crate::probe::attach::{Method, Programs, Target, attach, attach_hooks};
-use crate::probe::elf::Site;
+use crate::probe::sites::Site;
 
 /// A file that a process waits for to be examined.
 #[derive(Clone, Copy, Debug)]
@@ -239,15 +239,18 @@ impl Collector {
             (Some(floor), _) => Programs::Session {
                 alloc: &floor.progs.alloc_session,
                 entry: &floor.progs.entry_only,
+                throwing: &floor.progs.entry_only,
             },
             (None, Method::Session) => Programs::Session {
                 alloc: &progs.alloc_session,
                 entry: &progs.entry_only,
+                throwing: &progs.throwing,
             },
             (None, _) => Programs::EntryReturn {
                 alloc: &progs.alloc_enter,
                 alloc_return: &progs.alloc_return,
                 entry: &progs.entry_only,
+                throwing: &progs.throwing,
             },
         };
         attach(self.method, &programs, target, file)

@@ -218,7 +218,11 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
                 .set_attach_type(ProgramAttachType::TraceUprobeMulti);
         }
         Method::PerfEvent => {
-            for program in [&mut progs.entry_only, &mut progs.loader_maps] {
+            for program in [
+                &mut progs.entry_only,
+                &mut progs.throwing,
+                &mut progs.loader_maps,
+            ] {
                 program.set_attach_type(ProgramAttachType::CgroupInetIngress);
             }
         }

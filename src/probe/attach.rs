@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, ProgramImpl, UprobeMultiOpts, UprobeOpts};
 
-use super::elf::Site;
+use super::sites::Site;
+use super::table::Program as Runs;
 
 /// The kinds of uprobes, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -63,11 +64,13 @@ pub enum Programs<'a, 'obj> {
     Session {
         alloc: &'a Program<'obj>,
         entry: &'a Program<'obj>,
+        throwing: &'a Program<'obj>,
     },
     EntryReturn {
         alloc: &'a Program<'obj>,
         alloc_return: &'a Program<'obj>,
         entry: &'a Program<'obj>,
+        throwing: &'a Program<'obj>,
     },
 }
 
@@ -85,11 +88,15 @@ pub fn attach(
     target: &Target,
     file: &File,
 ) -> Result<Vec<Link>> {
-    let (with_return, entry_only): (Vec<_>, Vec<_>) = target
-        .sites
-        .iter()
-        .zip(target.first_site..)
-        .partition(|(site, _)| site.row.action.returns());
+    let sites_of = |runs| -> Vec<(&Site, u32)> {
+        let sites = target.sites.iter().zip(target.first_site..);
+        sites
+            .filter(|(site, _)| site.row.action.program() == runs)
+            .collect()
+    };
+    let with_return = sites_of(Runs::EntryReturn);
+    let entry_only = sites_of(Runs::Entry);
+    let may_throw = sites_of(Runs::Throwing);
     let mut links = Vec::new();
     let mut attach_to = |program, sites: &[(&Site, u32)], retprobe| -> Result<()> {
         if sites.is_empty() {
@@ -98,7 +105,8 @@ pub fn attach(
         let kind = Kind {
             method,
             retprobe,
-            session: method == Method::Session && sites[0].0.row.action.returns(),
+            session: method == Method::Session
+                && sites[0].0.row.action.program() == Runs::EntryReturn,
         };
         let cookie = |site: &Site, number| site.row.action.cookie(target.index, number);
         let probes: Vec<_> = sites
@@ -121,18 +129,25 @@ pub fn attach(
         Ok(())
     };
     match programs {
-        Programs::Session { alloc, entry } => {
+        Programs::Session {
+            alloc,
+            entry,
+            throwing,
+        } => {
             attach_to(alloc, &with_return, false)?;
             attach_to(entry, &entry_only, false)?;
+            attach_to(throwing, &may_throw, false)?;
         }
         Programs::EntryReturn {
             alloc,
             alloc_return,
             entry,
+            throwing,
         } => {
             attach_to(alloc, &with_return, false)?;
             attach_to(alloc_return, &with_return, true)?;
             attach_to(entry, &entry_only, false)?;
+            attach_to(throwing, &may_throw, false)?;
         }
     }
     Ok(links)

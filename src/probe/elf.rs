@@ -8,33 +8,15 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use object::elf::DT_DEBUG;
 
-use super::placement::{Placement, place_at_entry, place_x86_64};
+use super::sites::{self, Found, Site};
 use super::symbols::{self, Companions, Function, Names, Source};
-use super::table::Row;
-use crate::elf_file::{ElfFile, Segment, Shape};
+use super::table::{Family, FileTable, Table};
+use crate::elf_file::{ElfFile, Shape};
 use crate::root::Root;
-
-/// How much of a function is decoded at the most: enough to see the jumps that land near its entry.
-const DECODED: u64 = 4096;
-
-/// A function to probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
-    pub row: Row,
-    /// The symbol found at this address; of several, the first in the row.
-    pub symbol: String,
-    /// The probe's offset in the file.
-    pub file_offset: u64,
-    pub placement: Placement,
-    /// Bytes of the allocator's code before the probe, and from it on: of the executable segment in a
-    /// library, of the function in a program, whose segment is its own code, too.
-    pub text_before: u64,
-    pub text_after: u64,
-}
 
 /// How a process comes by a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+pub enum Role {
     /// It is what is executed. A static one has its allocator in it, and symbols that nobody binds to.
     Program,
     /// The loader maps it for a program, or it is the loader.
@@ -56,8 +38,13 @@ impl Role {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     pub sites: Vec<Site>,
-    /// Names of required rows without a symbol.
+    /// What every C library must define, and this file does not.
     pub missing: Vec<&'static str>,
+    /// The user's functions that this file should define and does not, each with the description that names
+    /// it.
+    pub user_missing: Vec<(String, String)>,
+    /// Whether its functions give blocks and take them back; a static program need not free.
+    allocates: bool,
     /// Whether it is a static program: what it lacks, it never calls.
     pub is_static: bool,
     /// Whether it is a static program of which neither a symbol table nor debug data names any function: it
@@ -72,35 +59,29 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Whether the file is an allocator: it gives blocks and takes them back. One that defines only some of
-    /// the functions (a tool that intercepts malloc, say) passes its calls on to one that is.
-    /// A loader's own allocator (glibc's up to 2.30 exports it) serves the loader until the C library is there;
-    /// musl's loader is the C library.
+    /// Whether the file is an allocator. A loader's own (glibc's up to 2.30 exports it) serves the loader until
+    /// the C library is there; musl's loader is the C library.
     pub fn is_allocator(&self) -> bool {
-        if self.is_loader && !self.is_libc {
-            return false;
-        }
-        let has = |name| self.sites.iter().any(|site| site.row.name == name);
-        has("malloc") && (has("free") || self.is_static)
+        self.allocates && (!self.is_loader || self.is_libc)
     }
 }
 
 /// The name by which a C library is known: a loader that has it is one.
 const START: &str = "__libc_start_main";
 
-/// Looks for the functions of `rows` in an open ELF file. `path` is where those who map the file see it below
+/// Looks for the functions of a table in an open ELF file. `path` is where those who map the file see it below
 /// `root`, for messages and to find what was split off the file.
 ///
 /// # Errors
 /// The file is no ELF file of this machine ([`Unreadable`] says what it is), or is damaged.
 ///
 /// [`Unreadable`]: crate::elf_file::Unreadable
-pub fn find_sites(file: &File, path: &Path, root: &Root, rows: &[Row]) -> Result<Findings> {
+pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Result<Findings> {
     let elf = ElfFile::open(file).with_context(|| format!("cannot read {}", path.display()))?;
     let role = Role::of(&elf);
     let is_static = role == Role::Program && !elf.has_interpreter();
-    let of_rows = rows.iter().flat_map(|row| row.symbols).copied();
-    let names = Names::new(of_rows.chain([symbols::DEBUG_STATE, START]));
+    let table = table.for_file(path, file);
+    let names = Names::new(table.symbols().chain([symbols::DEBUG_STATE, START]));
     // A library's users find its functions by what it exports; a program's own need no such names.
     let companions = (role == Role::Program).then_some(Companions { root, path });
     let found = symbols::find(&elf, &names, companions)
@@ -111,49 +92,21 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, rows: &[Row]) -> Result
     };
     let is_loader = exports(symbols::DEBUG_STATE) || symbols::exports(&elf, "_rtld_global");
     let is_libc = exports(START);
-    let by_address = by_address(&found.functions, is_static, rows);
-    let missing = rows
-        .iter()
-        .filter(|row| {
-            row.required
-                && !by_address
-                    .values()
-                    .any(|(found, ..)| found.name == row.name)
-        })
-        .map(|row| row.name)
-        .collect();
-    let mut sites = Vec::new();
-    for (address, (row, symbol, size)) in by_address {
-        let segment = elf.text_segment(address).with_context(|| {
-            format!(
-                "{symbol} in {} lies outside its executable segment",
-                path.display()
-            )
-        })?;
-        let in_segment = address - segment.address;
-        let placement = if cfg!(target_arch = "x86_64") {
-            let code = code(&elf, segment, in_segment, size)?;
-            place_x86_64(&code, &row.action.arguments())
-        } else {
-            place_at_entry()
-        };
-        let before = in_segment + placement.offset;
-        let (text_before, text_after) = match role {
-            Role::Library => (before, segment.size - before),
-            Role::Program => (placement.offset, size.saturating_sub(placement.offset)),
-        };
-        sites.push(Site {
-            row: *row,
-            symbol,
-            file_offset: segment.offset + before,
-            text_before,
-            text_after,
-            placement,
-        });
-    }
+    let functions = by_address(&found.functions, is_static, role, &table);
+    let rows = functions.values().map(|found| &found.row);
+    let mut families = rows.clone().map(|row| row.family);
+    let named_by_user = families.any(|family| matches!(family, Family::User(_)));
+    let has_malloc = rows
+        .clone()
+        .any(|row| row.family == Family::Prefix("") && row.name == "malloc");
+    let allocates = named_by_user || sites::is_allocator(rows.clone()) || (is_static && has_malloc);
+    let missing = table.missing(rows.clone());
+    let user_missing = table.user_missing(rows);
     Ok(Findings {
-        sites,
+        sites: sites::place(&elf, path, role, functions, &table)?,
         missing,
+        user_missing,
+        allocates,
         is_static,
         stripped: is_static && !found.has_functions,
         is_loader,
@@ -162,60 +115,54 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, rows: &[Row]) -> Result
     })
 }
 
-/// The functions that a row names, each address once.
-fn by_address<'row>(
+/// The functions that the table names, by address.
+fn by_address(
     functions: &[Function],
     is_static: bool,
-    rows: &'row [Row],
-) -> BTreeMap<u64, (&'row Row, String, u64)> {
-    let mut found: BTreeMap<u64, (&Row, usize, &Function)> = BTreeMap::new();
+    role: Role,
+    table: &FileTable<'_>,
+) -> BTreeMap<u64, Found> {
+    let mut found: BTreeMap<u64, (usize, Found)> = BTreeMap::new();
     for function in functions {
-        // In a static program the linker makes hidden functions local; elsewhere a local one of such a name
-        // is a function of the file's own.
-        if function.local && !is_static {
+        let Some((row, rank)) = table.find(function.name) else {
+            continue;
+        };
+        // In a static program the linker makes hidden functions local; elsewhere a local one of a common
+        // name is a function of the file's own.
+        let local =
+            function.local || (role == Role::Library && function.source != Source::Exported);
+        if local && !is_static && !row.may_be_local() {
             continue;
         }
-        let place = rows.iter().find_map(|row| {
-            row.symbols
-                .iter()
-                .position(|&candidate| candidate == function.name)
-                .map(|at| (row, at))
-        });
-        let Some((row, at)) = place else { continue };
-        // An address with several of a row's names goes by the first of them.
-        let better = |(_, other, _): &(_, usize, _)| at < *other;
-        if found.get(&function.address).is_none_or(better) {
-            found.insert(function.address, (row, at, function));
+        // An address with several names goes by the one whose row comes first.
+        if (found.get(&function.address)).is_none_or(|(other, _)| rank < *other) {
+            let named = Found {
+                row: row.clone(),
+                symbol: function.name.to_owned(),
+                size: function.size,
+            };
+            found.insert(function.address, (rank, named));
         }
     }
-    let of_address = |(address, (row, _, function)): (u64, (_, _, &Function))| {
-        (address, (row, function.name.to_owned(), function.size))
-    };
-    found.into_iter().map(of_address).collect()
-}
-
-/// The function at `address`, or as much of it as is decoded.
-fn code(elf: &ElfFile, segment: &Segment, in_segment: u64, function_size: u64) -> Result<Vec<u8>> {
-    let wanted = if function_size == 0 {
-        super::placement::WINDOW as u64
-    } else {
-        function_size
-    };
-    let size = wanted.min(DECODED).min(segment.size - in_segment);
-    (segment.offset.checked_add(in_segment))
-        .and_then(|offset| elf.read(offset, size))
-        .context("the file ends within a function")
+    let named = found.into_iter();
+    named
+        .map(|(address, (_, found))| (address, found))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::elf_file::{Class, Unreadable};
-    use crate::probe::table::LIBC;
     use std::fs;
 
     fn findings(path: &Path) -> Result<Findings> {
-        find_sites(&File::open(path)?, path, &Root::ours(), &LIBC)
+        find_sites(
+            &File::open(path)?,
+            path,
+            &Root::ours(),
+            &Table::new(Vec::new()).unwrap(),
+        )
     }
 
     /// A library with these functions.

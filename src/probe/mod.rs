@@ -3,6 +3,9 @@
 
 pub mod attach;
 pub mod elf;
+pub mod follow;
 pub mod placement;
+pub mod sites;
+pub mod spec;
 pub mod symbols;
 pub mod table;

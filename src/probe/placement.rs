@@ -52,6 +52,12 @@ pub enum Reason {
     NoneFound,
     /// The architecture's instructions are not looked into: the entry is used.
     NotDecoded,
+    /// Not a function's entry: where one that may throw returns.
+    Returns,
+    /// Where one that may throw goes to code that could not be followed.
+    Leaves,
+    /// A function that may throw and could not be followed: each call is a loss.
+    Unfollowed,
 }
 
 impl fmt::Display for Kind {
@@ -75,6 +81,13 @@ impl fmt::Display for Reason {
             Reason::JumpLands => "at entry: a jump lands before the first emulated instruction",
             Reason::NoneFound => "at entry: no emulated instruction near",
             Reason::NotDecoded => "at entry: this architecture's code is not decoded",
+            Reason::Returns => "it may throw, so there is no return probe; it returns here",
+            Reason::Leaves => {
+                "it may throw, and goes to code that is not followed: such calls are lost"
+            }
+            Reason::Unfollowed => {
+                "it may throw, and its code cannot be followed: its calls are lost"
+            }
         })
     }
 }
@@ -143,6 +156,12 @@ pub fn place_x86_64(code: &[u8], arguments: &[u8]) -> Placement {
         }
     }
     at_entry(Reason::NoneFound)
+}
+
+/// The instruction that begins `code`, in AT&T syntax.
+pub fn instruction_at(code: &[u8]) -> String {
+    let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
+    text(&decoder.decode())
 }
 
 /// A placement at the entry, where the code is not looked into.

@@ -9,6 +9,11 @@ use std::sync::Mutex;
 /// Compiles `source` (relative to the repository) to `name` below cargo's directory for such things,
 /// unless that is done; tells where the result is. Tests of several processes may do so at a time.
 pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    compile_with("cc", source, name, flags)
+}
+
+/// The same with another compiler than `cc`. C++ is told by the source's name.
+pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) -> PathBuf {
     // Threads of one process wait for each other rather than compile the same thing twice.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE
@@ -41,20 +46,17 @@ pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
         .next()
         .and_then(|line| line.strip_prefix("// cflags:"))
         .unwrap_or("");
+    let standard = match source.extension().and_then(OsStr::to_str) {
+        Some("cc") => "-std=gnu++17",
+        _ => "-std=gnu11",
+    };
     let unfinished = tempfile::Builder::new()
         .prefix(&format!("{name}."))
         .tempfile_in(&directory)
         .expect("target/tmp can be written")
         .into_temp_path();
-    let output = Command::new("cc")
-        .args([
-            "-std=gnu11",
-            "-g",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-pthread",
-        ])
+    let output = Command::new(compiler)
+        .args([standard, "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
         // The compiler knows what malloc is and would drop a malloc that no one uses; and these sizes
         // are nonsense on purpose.
         .args(["-fno-builtin", "-Wno-alloc-size-larger-than"])
@@ -65,7 +67,7 @@ pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
         .arg(&source)
         .arg("-ldl")
         .output()
-        .expect("a C compiler is needed as `cc`: `make install-deps`");
+        .unwrap_or_else(|error| panic!("{compiler}: {error}; see `make install-deps`"));
     assert!(
         output.status.success(),
         "cannot compile {}:\n{}",

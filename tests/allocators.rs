@@ -1,0 +1,470 @@
+//! Allocators other than the C library's: preloaded, linked, bundled under other names, in static programs, and
+//! a program's own. What a fixture does is known from its source; what an allocator, a runtime or the
+//! fixture's language allocates at the start is what the same program allocates when it is told to do nothing.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+
+use common::expected::counts;
+use common::fixtures::compile_with;
+use common::{Counts, Job, Report, code, compile, fixture};
+
+/// What the C++ runtime allocates for a `bad_alloc`: its header, and a pointer to its table of functions.
+const EXCEPTION: u64 = 128 + 8;
+
+const LIBRARIES: [&str; 4] = ["jemalloc", "tcmalloc_minimal", "tcmalloc", "mimalloc"];
+
+/// The file that the linker takes for `-lNAME`.
+fn library(name: &str) -> PathBuf {
+    compiled_in(&format!("lib{name}.so"))
+}
+
+/// A file of the compiler's or the system's.
+fn compiled_in(name: &str) -> PathBuf {
+    let output = Command::new("cc")
+        .arg(format!("-print-file-name={name}"))
+        .output()
+        .expect("a C compiler is needed as `cc`: `make install-deps`");
+    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    assert!(
+        path.is_absolute(),
+        "{name} is not there: `make install-deps`"
+    );
+    fs::canonicalize(path).expect("the linker's file is there")
+}
+
+/// Runs a job that must be complete and exit with 0, and gives what its only image did.
+#[track_caller]
+fn complete(job: &Job) -> (Counts, Report) {
+    let report = job.run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    (report.only_row().counts, report)
+}
+
+/// What a job does beyond an idle one of the same start.
+#[track_caller]
+fn more_than(idle: &Job, job: &Job) -> Counts {
+    let (idle, (all, _)) = (complete(idle).0, complete(job));
+    Counts {
+        total_allocs_bytes: all.total_allocs_bytes - idle.total_allocs_bytes,
+        alloc_count: all.alloc_count - idle.alloc_count,
+        free_count: all.free_count - idle.free_count,
+        leaked_bytes: all.leaked_bytes - idle.leaked_bytes,
+        leaked_blocks: all.leaked_blocks - idle.leaked_blocks,
+        failed_allocs: all.failed_allocs - idle.failed_allocs,
+        unknown_frees: all.unknown_frees - idle.unknown_frees,
+    }
+}
+
+fn failed(counts: Counts, failed_allocs: u64) -> Counts {
+    Counts {
+        failed_allocs,
+        ..counts
+    }
+}
+
+// ---- preloaded and linked ----------------------------------------------------------------------------
+
+/// `whole_family`, see there.
+fn whole_family() -> Counts {
+    failed(counts(31_111_151, 11, 2, 31_111_143, 9), 1)
+}
+
+#[test]
+fn a_preloaded_allocator_is_counted_to_the_byte() {
+    for name in LIBRARIES {
+        let with = |fixture| Job::fixture(fixture, &[]).env("LD_PRELOAD", library(name));
+        let found = more_than(&with("allocates_nothing"), &with("whole_family"));
+        assert_eq!(found, whole_family(), "{name}");
+    }
+}
+
+#[test]
+fn a_linked_allocator_is_counted_to_the_byte() {
+    for name in LIBRARIES {
+        let linked = |fixture: &str| {
+            let flags = ["-O1", "-Wl,--no-as-needed", &format!("-l{name}")];
+            let program = compile(
+                &format!("fixtures/{fixture}.c"),
+                &format!("{fixture}.{name}"),
+                &flags,
+            );
+            Job::new::<&str>(program, [])
+        };
+        let found = more_than(&linked("allocates_nothing"), &linked("whole_family"));
+        assert_eq!(found, whole_family(), "{name}");
+    }
+}
+
+#[test]
+fn a_row_names_the_allocator_that_was_used() {
+    for name in LIBRARIES {
+        let job = Job::fixture("leaks_2mb", &[]).env("LD_PRELOAD", library(name));
+        let report = complete(&job).1;
+        let allocators = &report.only_row().allocators;
+        assert!(
+            allocators.contains(&library(name)),
+            "{name}: {allocators:?}"
+        );
+    }
+}
+
+// ---- C++ ---------------------------------------------------------------------------------------------
+
+fn operators(flags: &[&str]) -> PathBuf {
+    let name = format!("operators{}", flags.concat().replace(['/', ' '], "_"));
+    let own = ["-O1", "-Wl,--no-as-needed"];
+    compile_with(
+        "c++",
+        "fixtures/operators.cc",
+        &name,
+        &[&own, flags].concat(),
+    )
+}
+
+/// `operators use`, see there.
+fn used() -> Counts {
+    counts(7_211_937, 1020, 1012, 7_111_511, 8)
+}
+
+/// `operators catch`: 20 failures and as many exceptions.
+fn caught() -> Counts {
+    failed(counts(20 * EXCEPTION, 20, 20, 0, 0), 20)
+}
+
+#[test]
+fn each_operator_of_cpp_counts_once() {
+    for name in LIBRARIES {
+        let job = |what| Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
+        assert_eq!(more_than(&job("idle"), &job("use")), used(), "{name}");
+    }
+    for name in LIBRARIES {
+        let program = operators(&[&format!("-l{name}")]);
+        let job = |what| Job::new(&program, [what]);
+        let found = more_than(&job("idle"), &job("use"));
+        assert_eq!(found, used(), "{name}, linked");
+    }
+}
+
+#[test]
+fn the_operators_of_the_runtime_count_as_the_calls_of_malloc_that_they_are() {
+    let job = |what| Job::new(operators(&[]), [what]);
+    assert_eq!(more_than(&job("idle"), &job("use")), used());
+    assert_eq!(more_than(&job("idle"), &job("catch")), caught());
+    // An exception is thrown and caught within.
+    assert_eq!(more_than(&job("idle"), &job("nothrow")), caught());
+
+    let job = |what| Job::new(operators(&["-static"]), [what]);
+    assert_eq!(more_than(&job("idle"), &job("use")), used());
+    // The unwinder that is in the program sorts its tables, in blocks of its own.
+    let found = more_than(&job("idle"), &job("catch"));
+    assert_eq!((found.failed_allocs, found.leaked_bytes), (20, 0));
+    assert_eq!(found.alloc_count, found.free_count);
+}
+
+#[test]
+fn a_bad_alloc_that_the_program_catches_does_not_end_it() {
+    for name in LIBRARIES {
+        let job = |what| Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
+        // mimalloc is written in C: it ends the process itself.
+        if name == "mimalloc" {
+            let report = job("catch").run();
+            assert_eq!(report.status.signal(), Some(libc::SIGABRT));
+        } else {
+            assert_eq!(more_than(&job("idle"), &job("catch")), caught(), "{name}");
+        }
+        let quiet = more_than(&job("idle"), &job("nothrow"));
+        assert_eq!(quiet.failed_allocs, 20, "{name}");
+        assert_eq!((quiet.leaked_bytes, quiet.unknown_frees), (0, 0), "{name}");
+        assert_eq!(quiet.alloc_count, quiet.free_count, "{name}");
+    }
+}
+
+#[test]
+fn operators_are_counted_by_every_method() {
+    for method in ["session", "multi", "perf-event"] {
+        for name in ["jemalloc", "tcmalloc_minimal"] {
+            let job = |what| {
+                let job = Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
+                job.options(["--method", method])
+            };
+            let what = format!("{name} by {method}");
+            assert_eq!(more_than(&job("idle"), &job("use")), used(), "{what}");
+            assert_eq!(more_than(&job("idle"), &job("catch")), caught(), "{what}");
+        }
+    }
+}
+
+// ---- part of the program -----------------------------------------------------------------------------
+
+/// jemalloc as an archive, with its functions under other names and without its operators.
+fn renamed_jemalloc(prefix: &str) -> PathBuf {
+    const NAMES: [&str; 13] = [
+        "malloc",
+        "calloc",
+        "realloc",
+        "free",
+        "posix_memalign",
+        "aligned_alloc",
+        "memalign",
+        "valloc",
+        "mallocx",
+        "rallocx",
+        "xallocx",
+        "dallocx",
+        "sdallocx",
+    ];
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let target = directory.join(format!("lib{prefix}jemalloc.a"));
+    if target.exists() {
+        return target;
+    }
+    let unfinished = tempfile::NamedTempFile::new_in(directory).unwrap();
+    run(Command::new("objcopy")
+        .args(NAMES.map(|name| format!("--redefine-sym={name}={prefix}{name}")))
+        .arg(compiled_in("libjemalloc_pic.a"))
+        .arg(unfinished.path()));
+    run(Command::new("ar")
+        .arg("d")
+        .arg(unfinished.path())
+        .arg("jemalloc_cpp.pic.o"));
+    unfinished.persist(&target).unwrap();
+    target
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let status = command
+        .status()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}; see `make install-deps`"));
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+/// All of an archive, wherever it stands among the compiler's words.
+fn whole(archive: &Path) -> String {
+    format!(
+        "-Wl,--whole-archive,{},--no-whole-archive",
+        archive.display()
+    )
+}
+
+#[test]
+fn a_bundled_allocator_is_found_under_its_prefix() {
+    for (prefix, flags) in [
+        ("je_", &[][..]),
+        ("je_", &["-static"]),
+        ("_rjem_", &["-rdynamic"]),
+    ] {
+        let (define, archive) = (format!("-DPREFIX={prefix}"), renamed_jemalloc(prefix));
+        let own = ["-O1", &define, &whole(&archive), "-lm"];
+        let name = format!("bundled.{prefix}{}", flags.concat());
+        let program = compile("fixtures/bundled.c", &name, &[&own, flags].concat());
+        let name = format!("allocates_nothing{}", flags.concat());
+        let idle = compile("fixtures/allocates_nothing.c", &name, flags);
+        let found = more_than(&Job::new::<&str>(idle, []), &Job::new::<&str>(program, []));
+        let expected = failed(counts(654_731, 13, 7, 654_321, 6), 1);
+        assert_eq!(found, expected, "{prefix} {flags:?}");
+    }
+}
+
+#[test]
+fn the_global_allocator_of_a_rust_program_is_counted() {
+    let archive = renamed_jemalloc("_rjem_");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = directory.join("bundled_rust");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/bundled.rs");
+    run(Command::new("rustc")
+        .args(["--edition=2024", "-O", "-Clink-arg=-lm"])
+        .arg(format!("-Clink-arg={}", archive.display()))
+        .arg("-o")
+        .arg(&program)
+        .arg(source));
+    let job = |count| Job::new(&program, [count]);
+    // The words of the command line are strings, too: as long as each other.
+    let found = more_than(&job("0"), &job("9"));
+    // The vector: 8 bytes, 16, 64, 4096.
+    assert_eq!(found, counts(9000 + 4184, 13, 4, 9000, 9));
+}
+
+#[test]
+fn an_allocator_that_is_part_of_a_program_counts_its_operators_once() {
+    let archive = compiled_in("libjemalloc_pic.a");
+    let program = operators(&[&whole(&archive)]);
+    let job = |what| Job::new(&program, [what]);
+    assert_eq!(more_than(&job("idle"), &job("use")), used());
+    assert_eq!(more_than(&job("idle"), &job("catch")), caught());
+    let report = complete(&job("use")).1;
+    assert!(report.only_row().allocators.contains(&program));
+}
+
+#[test]
+fn a_static_program_is_counted_whatever_c_library_is_in_it() {
+    for (compiler, flags) in [
+        ("cc", &["-static"][..]),
+        ("cc", &["-static-pie"]),
+        ("musl-gcc", &["-static"]),
+        ("musl-gcc", &["-static-pie"]),
+        ("musl-gcc", &[]),
+    ] {
+        let job = |fixture: &str| {
+            let name = format!("{fixture}.{compiler}{}", flags.concat());
+            let source = format!("fixtures/{fixture}.c");
+            let flags = [&["-O1"], flags].concat();
+            Job::new::<&str>(compile_with(compiler, &source, &name, &flags), [])
+        };
+        // musl allocates nothing by itself, so that a static program which does not, has no allocator.
+        let idle = (compiler == "cc").then(|| job("allocates_nothing"));
+        let what = format!("{compiler} {flags:?}");
+        for (fixture, expected) in [
+            ("leaks_2mb", counts(2_000_000, 1, 0, 2_000_000, 1)),
+            ("frees_all", counts(10_500_500, 1010, 1010, 0, 0)),
+            ("calloc_overflows", failed(counts(64, 1, 0, 64, 1), 2)),
+        ] {
+            let found = match &idle {
+                Some(idle) => more_than(idle, &job(fixture)),
+                None => complete(&job(fixture)).0,
+            };
+            assert_eq!(found, expected, "{fixture} by {what}");
+        }
+    }
+}
+
+#[test]
+fn a_server_of_the_distribution_is_counted_in_the_allocator_that_it_uses() {
+    let directory = tempfile::tempdir().unwrap();
+    let job = Job::new(
+        "redis-server",
+        ["--port", "0", "--save", "", "--unixsocket", "socket"],
+    );
+    let running = job.in_directory(directory.path()).start();
+    let socket = directory.path().join("socket");
+    let until = Instant::now() + Duration::from_secs(30);
+    while !socket.exists() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(20));
+    }
+    // It goes on to the server.
+    kill(running.pid(), Signal::SIGTERM).unwrap();
+    let report = running.wait();
+    let row = report
+        .rows
+        .iter()
+        .find(|row| row.comm.starts_with("redis-server"))
+        .expect("a row of redis-server");
+    assert!(row.complete, "{row:#?}");
+    assert!(row.counts.total_allocs_bytes > 100_000, "{row:#?}");
+    let by_jemalloc = row
+        .allocators
+        .iter()
+        .any(|file| file.to_string_lossy().contains("libjemalloc"));
+    assert!(by_jemalloc, "{row:#?}");
+}
+
+// ---- a program's own ---------------------------------------------------------------------------------
+
+/// What the pool's functions do in `fixtures/pool.c`.
+const POOL: &str = "alloc=pool_alloc(_, size),alloc=pool_array(size, _, count, out),\
+    realloc=pool_realloc(_, block, size),free=pool_free(_, block)";
+
+fn pool() -> Counts {
+    failed(counts(100_337, 104, 51, 50_327, 53), 1)
+}
+
+#[test]
+fn a_programs_own_allocator_is_counted_instead_of_what_it_takes_from_malloc() {
+    let program = fixture("pool");
+    for file in [&*program.to_string_lossy(), "pool", "poo?"] {
+        let job = Job::fixture("pool", &[]).options(["--allocator", &format!("{file}:{POOL}")]);
+        assert_eq!(complete(&job).0, pool(), "{file}");
+    }
+    // Its name alone, where it is not what is meant: the chunks are counted, and what it asks for to free.
+    let other =
+        complete(&Job::fixture("pool", &[]).options(["--allocator", &format!("another:{POOL}")]));
+    assert_eq!(
+        other.0,
+        counts(65_536 * 2 + 51 * 16 + 7, 54, 51, 131_079, 3)
+    );
+}
+
+#[test]
+fn a_file_in_toml_says_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pools.toml");
+    let text = format!(
+        r#"
+        [[allocator]]
+        file = "{}"
+        alloc = ["pool_alloc(_, size)", "pool_array(size, _, count, out)"]
+        realloc = ["pool_realloc(_, block, size)"]
+        free = ["pool_free(_, block)"]
+
+        [[allocator]]
+        file = "another"
+        alloc = ["f"]
+        "#,
+        fixture("pool").display()
+    );
+    fs::write(&file, text).unwrap();
+    let job = Job::fixture("pool", &[]).options([Path::new("--allocator"), &file]);
+    assert_eq!(complete(&job).0, pool());
+}
+
+#[test]
+fn an_allocator_that_throws_is_counted_and_the_program_goes_on() {
+    let program = compile_with("c++", "fixtures/pool_throws.cc", "pool_throws", &["-O1"]);
+    let spec = format!(
+        "{}:alloc=_ZN4Pool5allocEm(_, size),free=_ZN4Pool4freeEPv(_, block)",
+        program.display()
+    );
+    for method in ["session", "multi", "perf-event"] {
+        let job = |arguments: &[&str]| {
+            Job::new(&program, arguments).options(["--allocator", &spec, "--method", method])
+        };
+        let found = more_than(&job(&["idle"]), &job(&[]));
+        let expected = counts(10_000 + 4 * EXCEPTION, 20 + 4, 15 + 4, 2500, 5);
+        assert_eq!(found, failed(expected, 4), "{method}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_description_is_said_before_the_command_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let toml = directory.path().join("wrong.toml");
+    fs::write(
+        &toml,
+        "[[allocator]]\nfile = \"pool\"\nalloc = [\"f(x)\"]\n",
+    )
+    .unwrap();
+    let (program, toml) = (fixture("pool"), toml.to_string_lossy().into_owned());
+    for (spec, says) in [
+        (
+            format!("{}:alloc=frob", program.display()),
+            "has no function 'frob'",
+        ),
+        (
+            "pool:alloc=pool_alloc(_, length)".to_owned(),
+            "'length' in 'pool_alloc(_, length)'",
+        ),
+        (toml.clone(), "'x' in 'f(x)'"),
+        ("/nowhere/pools.toml".to_owned(), "No such file"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
+            .args(["run", "--allocator", &spec, "--"])
+            .arg(&program)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{spec}: {said}");
+        assert!(said.contains(says), "{spec}: {said}");
+        assert_eq!(said.lines().count(), 1, "{spec}: {said}");
+    }
+}
