@@ -9,6 +9,11 @@ use std::sync::Mutex;
 /// Compiles `source` (relative to the repository) to `name` below cargo's directory for such things,
 /// unless that is done; tells where the result is. Tests of several processes may do so at a time.
 pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
+    compile_with("cc", source, name, flags)
+}
+
+/// As `compile`, with a compiler that takes the same flags.
+pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) -> PathBuf {
     // Threads of one process wait for each other rather than compile the same thing twice.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE
@@ -46,7 +51,9 @@ pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
         .tempfile_in(&directory)
         .expect("target/tmp can be written")
         .into_temp_path();
-    let output = Command::new("cc")
+    let own_flags: Vec<_> = own_flags.split_whitespace().collect();
+    let mut command = Command::new(compiler);
+    command
         .args([
             "-std=gnu11",
             "-g",
@@ -59,13 +66,16 @@ pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
         // are nonsense on purpose.
         .args(["-fno-builtin", "-Wno-alloc-size-larger-than"])
         .args(flags)
-        .args(own_flags.split_whitespace())
+        .args(&own_flags)
         .arg("-o")
         .arg(&unfinished)
-        .arg(&source)
-        .arg("-ldl")
+        .arg(&source);
+    if !own_flags.contains(&"-nostdlib") {
+        command.arg("-ldl");
+    }
+    let output = command
         .output()
-        .expect("a C compiler is needed as `cc`: `make install-deps`");
+        .unwrap_or_else(|error| panic!("{compiler} is needed ({error}): `make install-deps`"));
     assert!(
         output.status.success(),
         "cannot compile {}:\n{}",
