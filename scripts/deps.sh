@@ -33,6 +33,10 @@ test  | unshare      | command unshare       | util-linux            | util-linu
 test  | setpriv      | command setpriv       | util-linux            | util-linux
 test  | setcap       | command setcap        | libcap2-bin           | libcap
 test  | sudo         | command sudo          | sudo                  | sudo
+test  | strip        | command strip         | binutils              | binutils
+test  | gdb          | command gdb           | gdb                   | gdb
+test  | strace       | command strace        | strace                | strace
+test  | jemalloc     | library libjemalloc.so.2 | libjemalloc2       | jemalloc
 lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
 lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
 bench | python3      | command python3       | python3               | python3
@@ -72,6 +76,7 @@ found() { # found KIND [ARGUMENT]
 	# Some builds of clang leave the BPF target out.
 	clang-bpf) command -v clang >/dev/null && compiles 'int a;' clang -target bpf -c ;;
 	header) command -v cc >/dev/null && compiles "#include <$2>" cc -E ;;
+	library) [[ $(gcc -print-file-name="$2") == /* ]] ;;
 	static-libc) command -v gcc >/dev/null && [[ $(gcc -print-file-name=libc.a) == /* ]] ;;
 	*) die "no such check: $1" ;;
 	esac
