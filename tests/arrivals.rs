@@ -307,6 +307,32 @@ fn a_chain_of_executions_is_exact_image_by_image() {
 }
 
 #[test]
+fn newcomers_that_threads_spawn_are_exact() {
+    let place = Place::new();
+    let kinds = [Kind::Static, Kind::MuslStatic, Kind::Static, Kind::Musl];
+    let programs: Vec<_> = (1..)
+        .zip(kinds)
+        .map(|(n, kind)| (n, kind, place.newcomer(kind, &format!("newcomer{n}"))))
+        .collect();
+    let script = "
+import subprocess, sys, threading
+def spawn(n, program):
+    for bytes in n, n + 100:
+        subprocess.run([program, str(bytes)], check=True)
+threads = [threading.Thread(target=spawn, args=pair) for pair in enumerate(sys.argv[1:], 1)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+";
+    let words = ["-c".as_ref(), script.as_ref()].into_iter();
+    let words = words.chain(programs.iter().map(|(_, _, program)| program.as_os_str()));
+    let report = Job::new("python3", words).run();
+    let lives = programs.iter().flat_map(|(n, kind, program)| {
+        [*n, n + 100].map(|bytes| of(program, life(*kind, program, bytes)))
+    });
+    assert_lives(&report, lives);
+}
+
+#[test]
 fn an_interpreter_reached_through_two_scripts_is_exact() {
     for kind in [Kind::Static, Kind::Dynamic] {
         let place = Place::new();
@@ -389,6 +415,13 @@ fn by_library(bytes: u64) -> Counts {
     counts(1000 + 60 + bytes + 60, 4, 2, 1000 + bytes, 2)
 }
 
+/// A library with an allocator of its own.
+fn bump() -> PathBuf {
+    let source = "fixtures/bump_allocator.c";
+    compile(source, "libbump_allocator.so", &["-O1"])
+}
+
+/// A library that allocates.
 fn library(place: &Place, name: &str, flags: &[&str]) -> PathBuf {
     place.copy(
         &compile(
@@ -405,12 +438,7 @@ fn an_allocator_that_is_opened_and_called_by_its_address_is_exact() {
     let place = Place::new();
     let jemalloc = run(Command::new("gcc").arg("-print-file-name=libjemalloc.so.2"));
     let jemalloc = place.copy(Path::new(jemalloc.trim_end()), "libjemalloc.so.2");
-    let bump = compile(
-        "fixtures/bump_allocator.c",
-        "libbump_allocator.so",
-        &["-O1"],
-    );
-    let bump = place.copy(&bump, "libbump.so");
+    let bump = place.copy(&bump(), "libbump.so");
     for allocator in [jemalloc, bump] {
         let counted = opens("malloc", &allocator, 3000).run_counted();
         let exe = fixture("opens_libraries");
@@ -433,11 +461,7 @@ fn an_allocator_that_is_opened_and_called_by_its_address_is_exact() {
 #[test]
 fn a_constructor_of_an_opened_library_is_counted_by_the_allocator_that_it_brings() {
     let place = Place::new();
-    let bump = compile(
-        "fixtures/bump_allocator.c",
-        "libbump_allocator.so",
-        &["-O1"],
-    );
+    let bump = bump();
     let directory = bump.parent().expect("a directory").display().to_string();
     let bump = place.copy(&bump, "libbump_allocator.so");
     let links = [
@@ -484,6 +508,22 @@ fn a_library_in_a_namespace_of_its_own_may_bring_another_libc() {
         row.allocators.iter().any(|file| same_file(file, &libc)),
         "{row:#?}"
     );
+}
+
+#[test]
+fn threads_go_on_while_one_of_them_opens_an_allocator() {
+    let place = Place::new();
+    let bump = place.copy(&bump(), "libbump.so");
+    let exe = fixture("opens_beside_threads");
+    let words = [bump.as_os_str(), "3000".as_ref()];
+    let job = Job::new(&exe, words).options(["--hold-delay", "300"]);
+    let counted = job.run_counted();
+    assert_eq!(
+        beyond_the_counter(&counted, &exe),
+        counts(3000, 1, 0, 3000, 1)
+    );
+    let meanwhile: u64 = counted.report.stdout.trim().parse().expect("a number");
+    assert!(meanwhile > 1000, "only {meanwhile} in 300 ms");
 }
 
 // ---- another libc --------------------------------------------------------------------------------------
@@ -738,6 +778,62 @@ fn a_file_that_an_overlay_has_copied_up_is_another() {
     let script = overlay(&place, &world.root, "overlay") + &run + &copy_up + &run;
     let report = shell_with_mounts(&script).run();
     assert_lives(&report, (0..2).flat_map(|_| lives_in_root()));
+}
+
+#[test]
+fn programs_in_a_root_that_replaced_the_old_one_are_exact() {
+    let place = Place::new();
+    let world = root(&place, "root");
+    place.directory("root/old");
+    // As containers do it: nothing of the old root can be reached any more.
+    let script = format!(
+        "cp --parents $(ldd /bin/sh /bin/umount | grep -o '/[^ :]*' | sort -u) {root}
+         cd {root}; mount --bind . .; cd .; cd {root}; pivot_root . old
+         exec chroot . /bin/sh -c '/bin/umount -l /old; bin/dynamic 10; bin/static 20; bin/dynamic 30; exit 0'",
+        root = world.root.display()
+    );
+    let report = shell_with_mounts(&script).run();
+    assert_lives(&report, lives_in_root());
+}
+
+#[test]
+fn programs_on_a_file_system_that_was_detached_are_exact() {
+    let place = Place::new();
+    let mount = place.directory("mount");
+    let program = place.newcomer(Kind::MuslStatic, "newcomer");
+    let script = format!(
+        "mount -t tmpfs none {mount}; cp {program} {mount}; cd {mount}; umount -l {mount}
+         ./newcomer 10; ./newcomer 20",
+        mount = mount.display(),
+        program = program.display()
+    );
+    let report = shell_with_mounts(&script).run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    assert_covered(&report);
+    let found = report.rows.iter().filter(|row| row.comm == "newcomer");
+    let found: Vec<_> = found.map(|row| row.counts).collect();
+    assert_eq!(found, [own(10), own(20)]);
+}
+
+#[test]
+fn a_file_system_can_be_unmounted_when_what_was_on_it_has_run() {
+    let place = Place::new();
+    let mount = place.directory("mount");
+    let program = mount.join("newcomer");
+    let mut script = String::new();
+    let mut lives = Vec::new();
+    for (bytes, kind) in (1..).zip([Kind::Static, Kind::MuslStatic, Kind::Static]) {
+        let newcomer = place.newcomer(kind, &format!("{bytes}"));
+        // The next one's file has this one's numbers.
+        script += &format!(
+            "mount -t tmpfs none {mount}; cp {newcomer} {program}; {program} {bytes}; umount {mount}\n",
+            mount = mount.display(),
+            newcomer = newcomer.display(),
+            program = program.display()
+        );
+        lives.push(of(&program, life(kind, &program, bytes)));
+    }
+    assert_lives(&shell_with_mounts(&script).run(), lives);
 }
 
 #[test]
