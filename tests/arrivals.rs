@@ -785,11 +785,15 @@ fn programs_in_a_root_that_replaced_the_old_one_are_exact() {
     let place = Place::new();
     let world = root(&place, "root");
     place.directory("root/old");
+    place.directory("root/proc");
+    // The tools that are needed there, with all that they map.
+    let copy = r#"cp --parents $(ldd /bin/sh /bin/umount | grep -o '/[^ :]*' | sort -u) "$1""#;
+    run(Command::new("sh").args(["-c", copy, "sh"]).arg(&world.root));
     // As containers do it: nothing of the old root can be reached any more.
+    let within = "/bin/umount -l /old; bin/dynamic 10; bin/static 20; bin/dynamic 30; exit 0";
     let script = format!(
-        "cp --parents $(ldd /bin/sh /bin/umount | grep -o '/[^ :]*' | sort -u) {root}
-         cd {root}; mount --bind . .; cd .; cd {root}; pivot_root . old
-         exec chroot . /bin/sh -c '/bin/umount -l /old; bin/dynamic 10; bin/static 20; bin/dynamic 30; exit 0'",
+        "cd {root}; mount --bind . .; cd ..; cd {root}; mount -t proc none proc
+         pivot_root . old; exec /bin/sh -ec '{within}'",
         root = world.root.display()
     );
     let report = shell_with_mounts(&script).run();
