@@ -69,18 +69,36 @@ static __always_inline struct heap *heap_by_id(__u64 id)
 	return bpf_map_lookup_elem(&heaps, &id);
 }
 
-/* Remembers in the heap that a file's functions are used: the row names its allocators. */
-static __always_inline void saw_file(struct thread *thread, __u64 cookie)
+/* Remembers in the heap that it has a probed file: the row names its allocators. */
+static __always_inline void heap_has_file(struct thread *thread, struct heap *heap, __u32 file)
 {
-	__u64 bit = 1ULL << ((cookie >> COOKIE_FILE) & (MAX_FILES - 1));
-	struct heap *heap;
+	__u64 bit = 1ULL << (file & 63);
+	__u32 at;
+	int i;
 
 	if (thread->files & bit)
 		return;
 	thread->files |= bit;
+	for (i = 0; i < HEAP_FILES && i < heap->file_count; i++) {
+		if (heap->files[i] == file)
+			return;
+	}
+	at = __sync_fetch_and_add(&heap->file_count, 1);
+	if (at < HEAP_FILES)
+		heap->files[at] = file;
+}
+
+/* The same, from a function of the file that is at work. */
+static __always_inline void saw_file(struct thread *thread, __u64 cookie)
+{
+	__u32 file = (cookie >> COOKIE_FILE) & (MAX_FILES - 1);
+	struct heap *heap;
+
+	if (thread->files & 1ULL << (file & 63))
+		return;
 	heap = heap_by_id(thread->heap);
 	if (heap)
-		__sync_fetch_and_or(&heap->files, bit);
+		heap_has_file(thread, heap, file);
 }
 
 static __always_inline struct live_cell *live_cell_of(__u64 heap)
@@ -470,7 +488,13 @@ __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread)
 #else
 		back = PT_REGS_RET(ctx);
 #endif
-		return in_text(back, outer->ip, outer->cookie);
+		if (in_text(back, outer->ip, outer->cookie)) {
+			/* One that wraps another: what that calls is a part of the call, too. */
+			outer->inner_ip = PT_REGS_IP(ctx);
+			outer->inner_cookie = bpf_get_attach_cookie(ctx);
+			return 1;
+		}
+		return outer->inner_ip && in_text(back, outer->inner_ip, outer->inner_cookie);
 	}
 	return 0;
 }
@@ -518,6 +542,7 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 	call->ip = PT_REGS_IP(ctx);
 	call->size = size;
 	call->cookie = cookie;
+	call->inner_ip = 0;
 	call->out = argument(ctx, cookie_field(cookie, COOKIE_OUT));
 	call->old = OLD_NONE;
 	if (cookie_field(cookie, COOKIE_KIND) == KIND_REALLOC) {
@@ -616,6 +641,93 @@ static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
 #endif
 }
 
+/* Whether more than one file with an allocator has been at work in this heap. */
+static __always_inline bool may_wrap(struct thread *thread)
+{
+	return thread->files & (thread->files - 1);
+}
+
+static __always_inline struct entered_free *free_at(struct thread *thread, __u32 at)
+{
+	__u64 index = at;
+
+	if (at >= MAX_FREES)
+		return 0;
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(MAX_FREES - 1));
+	return &thread->frees[index];
+}
+
+/* Notes a free, so that one that it passes the block on to can be told from it. */
+__noinline int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct entered_free *last;
+	bool alt, last_alt;
+	__u64 sp;
+	int i;
+
+	if (!ctx || !thread)
+		return 0;
+	sp = PT_REGS_SP(ctx);
+	alt = on_signal_stack(task, sp);
+	for (i = 0; i < MAX_FREES; i++) {
+		last = free_at(thread, thread->free_count - 1);
+		if (!last)
+			break;
+		/* It has returned, if the stack has been given back to where it was. */
+		last_alt = on_signal_stack(task, last->sp);
+		if (last_alt == alt ? last->sp > sp : alt)
+			break;
+		thread->free_count--;
+	}
+	if (thread->free_count >= MAX_FREES) {
+		/* The first has most likely returned, and the stack only grown since. */
+		for (i = 1; i < MAX_FREES; i++)
+			thread->frees[i - 1] = thread->frees[i];
+		thread->free_count = MAX_FREES - 1;
+	}
+	last = free_at(thread, thread->free_count);
+	if (!last)
+		return 0;
+	thread->free_count++;
+	last->sp = sp;
+	last->ip = PT_REGS_IP(ctx);
+	last->cookie = bpf_get_attach_cookie(ctx);
+	last->block = block;
+	return 0;
+}
+
+/*
+ * A free of an allocator that wraps another one passes the block on, as it is or with a header
+ * before it: by a tail call, or by a call from its own file.
+ */
+__noinline int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
+{
+	struct entered_free *outer;
+	__u64 sp, back;
+	int i;
+
+	if (!ctx || !thread)
+		return 0;
+	sp = PT_REGS_SP(ctx);
+#if defined(__TARGET_ARCH_x86)
+	back = user_word(sp);
+#else
+	back = PT_REGS_RET(ctx);
+#endif
+	for (i = 0; i < MAX_FREES; i++) {
+		outer = free_at(thread, i);
+		if (!outer || i >= thread->free_count)
+			break;
+		if (outer->sp < sp)
+			continue;
+		if (outer->sp == sp ? outer->block == block && outer->ip != PT_REGS_IP(ctx)
+				    : in_text(back, outer->ip, outer->cookie))
+			return 1;
+	}
+	return 0;
+}
+
 static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	__u64 block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK)), size;
@@ -625,10 +737,17 @@ static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thr
 	saw_file(thread, cookie);
 	if (thread->depth && is_inner(ctx, thread))
 		return;
-	if (take_block(thread, block, &size))
+	if (take_block(thread, block, &size)) {
 		freed(thread, size);
-	else if (!calls_itself(ctx, cookie))
+	} else {
+		if (calls_itself(ctx, cookie))
+			return;
+		if (may_wrap(thread) && is_passed_on(ctx, thread, block))
+			return;
 		freed_unrecorded(thread);
+	}
+	if (may_wrap(thread))
+		note_free(ctx, thread, block);
 }
 
 #endif

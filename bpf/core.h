@@ -34,6 +34,15 @@ enum {
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_EXIST = 2 };
 enum { BPF_F_NO_PREALLOC = 1 };
 enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
+enum { BPF_RB_FORCE_WAKEUP = 2 };
+
+/* Opaque to programs: an object in a map by which the kernel calls back in a task's own context. */
+struct bpf_task_work {
+	__u64 __opaque;
+} __attribute__((aligned(8)));
+struct bpf_iter_task_vma {
+	__u64 __opaque[1];
+} __attribute__((aligned(8)));
 
 /* include/uapi/asm-generic/errno-base.h */
 enum { ENOENT = 2 };
@@ -43,6 +52,15 @@ enum { CLONE_VM = 0x00000100, CLONE_THREAD = 0x00010000 };
 
 /* include/linux/sched/signal.h */
 enum { SIGNAL_GROUP_EXIT = 0x00000004 };
+
+/* include/uapi/asm-generic/signal.h */
+enum { SIGKILL = 9 };
+
+/* include/uapi/linux/stat.h */
+enum { S_IFMT = 0170000, S_IFREG = 0100000 };
+
+/* include/linux/mm.h */
+enum { VM_EXEC = 0x00000004 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -135,6 +153,60 @@ struct uprobes_state {
 
 struct mm_struct {
 	struct uprobes_state uprobes_state;
+	unsigned long start_code;
+};
+
+struct super_block {
+	__u32 s_dev;
+};
+
+struct inode {
+	__u16 i_mode;
+	struct super_block *i_sb;
+	unsigned long i_ino;
+	__u32 i_generation;
+};
+
+/* When an inode last changed, as kernels name it: since 6.11, since 6.6, and before. */
+struct inode___sec {
+	__s64 i_ctime_sec;
+	__u32 i_ctime_nsec;
+};
+
+struct timespec64 {
+	__s64 tv_sec;
+	long tv_nsec;
+};
+
+struct inode___hidden {
+	struct timespec64 __i_ctime;
+};
+
+struct inode___plain {
+	struct timespec64 i_ctime;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start, vm_end;
+	unsigned long vm_flags;
+	struct file *vm_file;
+};
+
+/* Only to name it: a prototype of the kernel's has it. */
+struct bpf_map {
+	__u32 id;
+};
+
+typedef struct {
+	unsigned long sig[1];
+} sigset_t;
+
+struct sigpending {
+	sigset_t signal;
 };
 
 struct task_struct {
@@ -149,6 +221,7 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct fs_struct *fs;
 	const struct cred *real_cred;
+	struct sigpending pending;
 	unsigned long sas_ss_sp;
 	__u64 sas_ss_size;
 };

@@ -44,6 +44,17 @@ static __always_inline __u32 own_pid_of(struct task_struct *leader)
 	return upid.ns == own_ns ? upid.nr : 0;
 }
 
+/* The process id as /proc has it, where memleak looks at it. */
+static __always_inline __u32 proc_pid_of(struct task_struct *leader)
+{
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	__u32 nr = 0;
+
+	if (pid && BPF_CORE_READ(pid, level) >= proc_level)
+		bpf_core_read(&nr, sizeof(nr), &pid->numbers[proc_level].nr);
+	return nr;
+}
+
 /* The id of a new heap that has one user, `thread`; 0 if it cannot be followed. */
 static __noinline __u64 start_heap(struct heap *heap)
 {
@@ -83,6 +94,7 @@ static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool s
 	thread->sole = sole;
 	thread->borrowed = 0;
 	thread->depth = 0;
+	thread->free_count = 0;
 }
 
 /* The row is on its way, or waits in the map until user space asks for it. */
@@ -180,6 +192,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 			}
 		}
 		enter_heap(thread, parent->heap, false);
+		thread->files = parent->files;
 	}
 	if (clone_flags & CLONE_THREAD) {
 		thread->borrowed = parent->borrowed;
@@ -202,8 +215,11 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	fresh->ppid = thread->ppid;
 	fresh->exe_len = 0;
 	if (heap) {
-		fresh->files = heap->files;
-		fresh->flags = heap->flags & HEAP_EXE_RELATIVE;
+		fresh->file_count = heap->file_count;
+		__builtin_memcpy(fresh->files, heap->files, sizeof(fresh->files));
+		/* What its parent has mapped, it has too. */
+		fresh->flags = heap->flags & (HEAP_EXE_RELATIVE | HEAP_LATE | HEAP_UNHELD |
+					      HEAP_UNEXAMINED | HEAP_NO_SYMBOLS | HEAP_32BIT);
 		length = heap->exe_len;
 		if (length <= sizeof(fresh->exe) &&
 		    !bpf_probe_read_kernel(fresh->exe, length, heap->exe))
@@ -211,7 +227,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	}
 	id = start_heap(fresh);
 	enter_heap(thread, id, true);
-	thread->files = fresh->files;
+	thread->files = parent->files;
 	/* A fork in a signal handler inside an allocator: the child, too, returns from that call.
 	 */
 	if (parent->depth) {
@@ -355,6 +371,9 @@ static __always_inline void exited(struct task_struct *task)
 	__u64 key = (__u64)task;
 	struct heap *heap;
 
+	/* Its threads come and go, and a group exit is its end. */
+	if (task->tgid == keeper && BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
+		nobody_answers = 1;
 	if (!thread)
 		return;
 	heap = heap_by_id(thread->heap);

@@ -15,8 +15,18 @@ struct open_call {
 	__u64 out; /* where the block's address will be stored; 0: it is returned */
 	__u64 ip;  /* the probe's address */
 	__u64 cookie;
+	__u64 inner_ip; /* of a call within it, to another file; 0: none yet */
+	__u64 inner_cookie;
 	__u32 old; /* enum old_state */
 	__u32 pad;
+};
+
+/* A free that has been entered, and has not been seen to return: nobody needs to know when. */
+struct entered_free {
+	__u64 sp;
+	__u64 ip;
+	__u64 cookie;
+	__u64 block;
 };
 
 /* The old block of a realloc. */
@@ -30,12 +40,14 @@ struct thread {
 	__u64 heap; /* id of the heap it uses; 0: none yet (launched, not yet executed) */
 	struct counters sum;
 	struct live live; /* the heap's, while this is its only task: see `sole` */
-	__u64 files;	  /* what it has already set in its heap's `files` */
+	__u64 files;	  /* of what is in its heap's `files`, a bit for each 64th */
 	__u32 sole;	  /* this is the heap's only task: `live` is the heap's */
 	__u32 borrowed;	  /* the heap is that of another process (vfork, CLONE_VM) */
 	__u32 image;
 	__u32 pid, ppid;	 /* of its process, in memleak's pid namespace */
 	__u32 depth;		 /* calls in `open` */
+	__u32 free_count;	 /* frees in `frees` */
+	struct entered_free frees[MAX_FREES];
 	char old_comm[COMM_LEN]; /* comm before the last change of it */
 	struct open_call open[MAX_OPEN];
 };
@@ -135,6 +147,34 @@ struct {
 	__type(value, struct site);
 } sites SEC(".maps");
 
+/* Executable files that have been looked at, or are being. 40,000 distinct ones fit, and cost memory
+ * as they come; what does not fit is shown to user space again and again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 40000);
+	__type(key, struct file_id);
+	__type(value, struct file_state);
+} files SEC(".maps");
+
+/* Files on their way to user space: a process that starts brings some fifty, at the most. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 64 * 1024);
+} arrivals SEC(".maps");
+
+/* Processes that are to wait before they are back from their exec, by their task's address. */
+struct errand {
+	struct bpf_task_work work;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct errand);
+} errands SEC(".maps");
+
 /* Where a heap is put together: too large for the stack. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -153,6 +193,14 @@ struct vocabulary *vocabulary = 0; /* never set */
 /* memleak's own pid namespace, found by `identify`. */
 struct pid_namespace *own_ns = 0;
 __u32 own_level = 0;
+__u32 proc_level = 0; /* the level of the one that /proc shows; may be above memleak's */
+
+__u32 keeper = 0;	  /* memleak itself, in the initial pid namespace; found by `identify` */
+__u32 nobody_answers = 0; /* memleak has gone, or is about to */
+__u64 answers = 0;	  /* raised by user space when it has put something into `files` */
+__u64 waited_in_vain = ~0ULL; /* what `answers` was when a wait for them took too long */
+__u64 holds = 0;	  /* times that a process waited for answers */
+__u64 longest_hold_ns = 0;
 
 __u64 last_heap = 0;	/* the newest heap's id; ids begin at 1 and are never used again */
 __u64 rows_lost = 0;	/* images that could not be followed */

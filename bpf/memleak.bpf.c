@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The programs: where the kernel calls us. What they do is in the headers. */
 #include "alloc.bpf.h"
+#include "arrivals.bpf.h"
 #include "lifecycle.bpf.h"
 #include "signals.bpf.h"
 
@@ -82,6 +83,33 @@ int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct l
 	return 0;
 }
 
+/* After the one above: the new image has its heap. */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(exec_holds, struct task_struct *task)
+{
+	if (!image_arrived())
+		return 0;
+	hold_on_return();
+	return 0;
+}
+
+/* The same for kernels that do not call back in a task's context (before 6.18). */
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(exec_shows, struct task_struct *task)
+{
+	if (image_arrived())
+		unheld();
+	return 0;
+}
+
+/* In a dynamic loader, where it tells debuggers what it has mapped. */
+SEC("uprobe.multi.s")
+int loader_maps(struct pt_regs *ctx)
+{
+	libraries_arrived(ctx);
+	return 0;
+}
+
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
@@ -103,7 +131,10 @@ int identify(void *ctx)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 
+	keeper = task->tgid;
 	own_level = BPF_CORE_READ(pid, level);
+	/* User space has put in how many levels /proc is above us. */
+	proc_level = own_level - proc_level;
 	bpf_core_read(&own_ns, sizeof(own_ns), &pid->numbers[own_level].ns);
 	return 0;
 }

@@ -12,13 +12,21 @@ enum limits {
 	EXE_LEN = 1024,
 	/* One path component (NAME_MAX) and its NUL: the slack that a last append may need. */
 	NAME_LEN = 256,
-	/* Files with probes: one bit each in `files`. */
-	MAX_FILES = 64,
+	/* Files with probes: what a cookie has room for. */
+	MAX_FILES = 4096,
 	/* Functions with probes, over all files. */
-	MAX_SITES = 1024,
+	MAX_SITES = 32768,
+	/* Files with probes that one heap can name. */
+	HEAP_FILES = 16,
+	/* Stands for no file. */
+	NO_INDEX = 0xffffffff,
+	/* How long a process may be held for files that it has mapped to be examined. */
+	HOLD_SECONDS = 2,
 	/* Allocator calls open at one time in one thread: a call, one more in a signal handler, …
 	 */
 	MAX_OPEN = 8,
+	/* Frees entered at one time in one thread: the same, where one allocator wraps another. */
+	MAX_FREES = 4,
 	/* A power of two: heaps with several tasks at one time that need not look their heap up. */
 	LIVE_CELLS = 4096,
 };
@@ -41,7 +49,7 @@ enum cookie_bits {
 	COOKIE_COUNT = 8,  /* 4 bits: the argument to multiply it by */
 	COOKIE_BLOCK = 12, /* 4 bits: the argument with the old block */
 	COOKIE_OUT = 16,   /* 4 bits: the argument that points to where the block is stored */
-	COOKIE_FILE = 20,  /* 8 bits: index of the file */
+	COOKIE_FILE = 20,  /* 12 bits: index of the file */
 	COOKIE_SITE = 32,  /* 32 bits: index in the table of sites */
 };
 
@@ -70,6 +78,50 @@ enum heap_flags {
 	HEAP_EXEC = 8,	      /* its owner left it by an exec */
 	HEAP_EXE_RELATIVE =
 	    16, /* exe is followed by the names of the directories it is relative to */
+	/* Why not all it did may have been counted: */
+	HEAP_LATE = 32,		/* it went on before a file of its was examined */
+	HEAP_UNEXAMINED = 64,	/* a file of its could not be examined */
+	HEAP_NO_SYMBOLS = 128,	/* its program has no symbols at all */
+	HEAP_32BIT = 256,	/* its program is a 32-bit one */
+	HEAP_UNHELD = 512,	/* it went on, and its dynamic loader has not held it since */
+};
+
+/* A file as the kernel tells it from others. */
+struct file_id {
+	__u64 inode;
+	__u64 device; /* as the kernel encodes it: major << 20 | minor */
+};
+
+/* It is the same file, but is it still what was looked at? */
+struct file_version {
+	__s64 changed_sec; /* ctime */
+	__u32 changed_nsec;
+	__u32 pad;
+};
+
+enum file_flags {
+	FILE_NO_SYMBOLS = 1, /* a static program without any */
+	FILE_32BIT = 2,
+	FILE_UNEXAMINED = 4, /* could not be opened or read, or its probes not be placed */
+};
+
+/* What is known of a file that can be executed. */
+struct file_state {
+	struct file_version version;
+	__u32 index; /* among the files with probes; NO_INDEX: has none */
+	__u32 flags; /* enum file_flags */
+	__u32 asked; /* user space has been shown it, and has not answered */
+	__u32 pad;
+};
+
+/* A file that nobody has looked at, mapped by a process that waits for it to be looked at. */
+struct arrival {
+	struct file_id file;
+	struct file_version version;
+	__u64 heap;
+	__u64 start, end; /* where it is mapped */
+	__u32 pid;	  /* in the pid namespace that /proc shows; 0: none there */
+	__u32 pad;
 };
 
 /* Bytes live now, and the most there ever were. */
@@ -99,7 +151,6 @@ struct heap {
 	__u64 lost_bytes;
 	__u64 lost_freed; /* of lost_blocks, how many were freed since */
 	struct live live; /* see struct thread */
-	__u64 files;	  /* one bit for each probed file seen at work */
 	__u32 users;	  /* tasks that use it */
 	__u32 owners;	  /* those of them that are threads of its process */
 	__u32 flags;	  /* enum heap_flags */
@@ -110,7 +161,8 @@ struct heap {
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
-	__u32 pad;
+	__u32 file_count; /* of `files`; may exceed what fits */
+	__u16 files[HEAP_FILES]; /* probed files that it has mapped; one may be there twice */
 	char exe[EXE_LEN + NAME_LEN];
 };
 
@@ -133,7 +185,9 @@ struct vocabulary {
 	enum kind kind;
 	enum cookie_bits cookie_bits;
 	enum heap_flags heap_flags;
+	enum file_flags file_flags;
 	struct thread_sum thread_sum;
+	struct arrival arrival;
 };
 
 #endif

@@ -40,7 +40,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-o -q -v -h -V --max-allocs --wait-all --without-probe --floor --late-threads --method --user --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
+            opts="-o -q -v -h -V --max-allocs --wait-all --without-probe --floor --late-threads --holds --hold-delay --method --user --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -56,6 +56,14 @@ _memleak() {
                     ;;
                 --without-probe)
                     COMPREPLY=($(compgen -W "malloc calloc realloc reallocarray posix_memalign memalign valloc pvalloc free start" -- "${cur}"))
+                    return 0
+                    ;;
+                --holds)
+                    COMPREPLY=($(compgen -W "nowhere loader everywhere" -- "${cur}"))
+                    return 0
+                    ;;
+                --hold-delay)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --method)

@@ -39,6 +39,10 @@ valloc\t''
 pvalloc\t''
 free\t''
 start\t''"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l holds -d 'Where processes are held until their files have been examined, at the most' -r -f -a "nowhere\t'Nowhere: only what is found before the command starts is probed in time'
+loader\t'Where the dynamic loader tells what it has mapped. A static program goes on unheld'
+everywhere\t'There, and after every exec'"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l hold-delay -d 'Leave those who are held waiting for so many milliseconds more' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
 multi\t'One link for all entries, one for all returns (6.6)'
 perf-event\t'A perf event for each function, entry and return'"

@@ -25,6 +25,8 @@ build | zlib         | header zlib.h         | zlib1g-dev            | zlib-deve
 test  | gcc          | command gcc           | gcc                   | gcc
 test  | static libc  | static-libc           | libc6-dev             | glibc-static
 test  | musl-gcc     | command musl-gcc      | musl-tools            | musl-gcc
+test  | objcopy      | command objcopy       | binutils              | binutils
+test  | xz           | command xz            | xz-utils              | xz
 test  | python3      | command python3       | python3               | python3
 test  | git          | command git           | git                   | git-core
 test  | perl         | command perl          | perl                  | perl-interpreter

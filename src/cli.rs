@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::collect::Holds;
 use crate::gate::{CommGlob, Gate, GlobError, Limits};
 use crate::identity::{UserSpec, UserSpecError};
 use crate::manual;
@@ -72,6 +73,20 @@ pub struct Run {
     /// Keep all threads that are started in the table for those that come at a bad time.
     #[arg(long, hide = true)]
     pub late_threads: bool,
+
+    /// Where processes are held until their files have been examined, at the most.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        default_value = "everywhere",
+        hide = true
+    )]
+    pub holds: Holds,
+
+    /// Leave those who are held waiting for so many milliseconds more.
+    #[arg(long, value_name = "MS", default_value_t = 0, hide = true)]
+    pub hold_delay: u64,
 
     /// How to attach the probes, instead of the best way that works.
     #[arg(long, value_enum, value_name = "METHOD", hide = true)]

@@ -58,7 +58,7 @@ impl Bounds {
         let lower = image.counters.leaked_bytes;
         let bounded = image.losses.calls_without_return == 0
             && image.losses.rows_lost == 0
-            && !image.allocators.is_empty()
+            && image.uncovered.is_none()
             && image.from == From::Start;
         Self {
             lower,
@@ -358,6 +358,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::image::Uncovered;
     use crate::image::samples::{any_image, image};
 
     fn limits(process: Option<u64>, total: Option<u64>) -> Limits {
@@ -447,7 +448,7 @@ mod tests {
         let spoilers: [fn(&mut Image); 4] = [
             |image| image.losses.calls_without_return = 1,
             |image| image.losses.rows_lost = 1,
-            |image| image.allocators.clear(),
+            |image| image.uncovered = Some(Uncovered::NoAllocator),
             |image| image.from = From::Attach,
         ];
         for spoil in spoilers {

@@ -33,6 +33,8 @@ pub struct Image {
     pub counters: Counters,
     /// Files with a probed allocator that this image mapped.
     pub allocators: Vec<PathBuf>,
+    /// Why the image, or a part of it, was not followed at all.
+    pub uncovered: Option<Uncovered>,
     pub losses: Losses,
 }
 
@@ -40,8 +42,23 @@ impl Image {
     /// Whether everything the image did with its allocator was counted: nothing lost, an allocator
     /// known, and there from the image's first instruction.
     pub fn complete(&self) -> bool {
-        self.losses.is_empty() && !self.allocators.is_empty() && self.from == From::Start
+        self.losses.is_empty() && self.uncovered.is_none() && self.from == From::Start
     }
+}
+
+/// Why calls of an image's allocator were not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Uncovered {
+    /// It mapped no file with an allocator that is known.
+    NoAllocator,
+    /// It is a static program without symbols: where its allocator is cannot be told.
+    NoSymbols,
+    /// It is a 32-bit program.
+    ThirtyTwoBit,
+    /// It went on before a file that it had mapped was examined.
+    Late,
+    /// A file that it had mapped could not be examined.
+    Unexamined,
 }
 
 /// How an image ended.
@@ -128,7 +145,7 @@ impl std::ops::AddAssign for Losses {
 pub(crate) mod samples {
     use proptest::prelude::*;
 
-    use super::{Counters, Duration, End, From, Image, Losses};
+    use super::{Counters, Duration, End, From, Image, Losses, Uncovered};
 
     /// A complete image that leaks nothing and exited with 0.
     pub(crate) fn image() -> Image {
@@ -152,6 +169,7 @@ pub(crate) mod samples {
                 ..Counters::default()
             },
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
+            uncovered: None,
             losses: Losses::default(),
         }
     }
@@ -190,6 +208,7 @@ pub(crate) mod samples {
                     }
                     if blind {
                         image.allocators.clear();
+                        image.uncovered = Some(Uncovered::NoAllocator);
                     }
                     image
                 },

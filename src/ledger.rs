@@ -3,8 +3,10 @@
 //! Fed each image as its record arrives, the ledger keeps sums and a short list of names, never the
 //! images. The figures of one image are the kernel's and are not questioned here.
 
+use std::collections::BTreeMap;
+
 use crate::gate::{Bounds, Gate, Judgement, Verdict};
-use crate::image::{End, From, Image, Losses};
+use crate::image::{End, From, Image, Losses, Uncovered};
 use crate::status::Outcome;
 
 /// How many of the processes that still run are named; the rest is counted. A closing line is to be
@@ -17,7 +19,7 @@ pub struct Ledger {
     processes: u64,
     complete_processes: u64,
     incomplete_images: u64,
-    without_allocator: u64,
+    uncovered: BTreeMap<Uncovered, u64>,
     attached: u64,
     total_allocs_bytes: u64,
     leaked: Bounds,
@@ -40,7 +42,7 @@ impl Ledger {
             processes: 0,
             complete_processes: 0,
             incomplete_images: 0,
-            without_allocator: 0,
+            uncovered: BTreeMap::new(),
             attached: 0,
             total_allocs_bytes: 0,
             leaked: Bounds::ZERO,
@@ -60,7 +62,9 @@ impl Ledger {
             .saturating_add(image.counters.total_allocs_bytes);
         self.losses += image.losses;
         self.incomplete_images += u64::from(!complete);
-        self.without_allocator += u64::from(image.allocators.is_empty());
+        if let Some(why) = image.uncovered {
+            *self.uncovered.entry(why).or_default() += 1;
+        }
         self.attached += u64::from(image.from == From::Attach);
         if image.end != End::Exec {
             self.processes += 1;
@@ -97,7 +101,7 @@ impl Ledger {
             outcome,
             processes: self.processes,
             complete_processes: self.complete_processes,
-            without_allocator: self.without_allocator,
+            uncovered: self.uncovered,
             attached: self.attached,
             total_allocs_bytes: self.total_allocs_bytes,
             leaked: self.leaked,
@@ -118,8 +122,8 @@ pub struct Summary {
     pub processes: u64,
     /// Those whose last image was counted completely.
     pub complete_processes: u64,
-    /// Images that had mapped no probed allocator.
-    pub without_allocator: u64,
+    /// Images of which not every call was seen, by the reason.
+    pub uncovered: BTreeMap<Uncovered, u64>,
     /// Images that were there before memleak.
     pub attached: u64,
     /// Bytes allocated by all images, those that an exec replaced and running ones included.

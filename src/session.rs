@@ -1,7 +1,6 @@
 //! `memleak run` from beginning to end: launch, probe, release, follow, report.
 
-use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,19 +8,17 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use users::{Users, UsersCache};
 
-use crate::allocator::{self, loader::Environment};
 use crate::cli::{self, WaitAll};
-use crate::collect::{self, Collector, Settings};
+use crate::collect;
 use crate::identity::Identity;
 use crate::image::{Image, Losses};
 use crate::launch::{self, Ended, Running, Stderr, Suspended};
 use crate::ledger::Ledger;
 use crate::output::{self, Output};
 use crate::privilege;
-use crate::probe::elf::Site;
-use crate::probe::placement::Placement;
-use crate::probe::table::LIBC;
+use crate::prober::Prober;
 use crate::report::{Options, Report, Verbosity};
+use crate::say::say;
 use crate::signals::{Event, Signals};
 use crate::status::{self, Finish, Outcome};
 
@@ -45,8 +42,8 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
     let command = Suspended::fork(&options.command, user.as_ref())?;
     let mut signals = Signals::take_over()?;
     let report = output::open(options.report.output.as_deref())?;
-    let mut collector = match collect(options, &command) {
-        Ok(collector) => collector,
+    let mut prober = match Prober::start(options, &command) {
+        Ok(prober) => prober,
         Err(error) => {
             if options.report.verbose {
                 say(collect::take_messages().trim_end());
@@ -55,7 +52,7 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         }
     };
     if options.report.verbose {
-        explain(&collector);
+        say(&format!("attached by {}", prober.collector.method()));
     }
     // What -v still has to say needs it, too.
     let keep = if report.is_stderr || options.report.verbose {
@@ -66,15 +63,9 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
     let mut books = Books::open(options, report);
     let outcome = match command.release(keep) {
         Ok(mut running) => {
-            let ended = follow(&mut running, &mut signals, &mut collector, &mut books);
+            let ended = follow(&mut running, &mut signals, &mut prober, &mut books);
             if let Some(limit) = options.wait_all {
-                wait_all(
-                    limit,
-                    &mut running,
-                    &mut signals,
-                    &mut collector,
-                    &mut books,
-                );
+                wait_all(limit, &mut running, &mut signals, &mut prober, &mut books);
             }
             match ended {
                 Ended::Exited(code) => Outcome::Exited(code),
@@ -84,6 +75,7 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         }
         Err(error) => not_executed(&error),
     };
+    let mut collector = prober.collector;
     match collector.take_all() {
         Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
         Err(error) => books.fail(&error),
@@ -100,52 +92,15 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
     Ok(finish)
 }
 
-/// Loads the programs, puts the probes in, and follows the command from its exec on.
-fn collect(options: &cli::Run, command: &Suspended) -> Result<Collector> {
-    let environment = Environment::of_the_command();
-    let mut allocators = allocator::find(command.candidates(), &environment, &LIBC)?;
-    let left_out = |site: &Site| {
-        let mut names = options.without_probe.iter();
-        names.any(|name| name == site.row.name)
-    };
-    for allocator in &mut allocators {
-        allocator.findings.sites.retain(|site| !left_out(site));
-    }
-    let mut settings = Settings {
-        max_blocks: options.max_allocs,
-        method: options.method,
-        floor: options.floor,
-        all_late: options.late_threads,
-    };
-    loop {
-        let mut collector = Collector::load(&settings)?;
-        match allocators
-            .iter()
-            .try_for_each(|allocator| collector.probe(allocator))
-        {
-            Ok(()) => {
-                collector.follow(command.pidfd())?;
-                collector.watch_signals(command.pid());
-                return Ok(collector);
-            }
-            // What loads need not be something that this kernel can attach.
-            Err(error) => match collector.method().next_best() {
-                Some(next) if options.method.is_none() => settings.method = Some(next),
-                _ => return Err(error),
-            },
-        }
-    }
-}
-
 /// Follows the command to its end.
 fn follow(
     command: &mut Running,
     signals: &mut Signals,
-    collector: &mut Collector,
+    prober: &mut Prober,
     books: &mut Books,
 ) -> Ended {
     loop {
-        for event in turn(TICK, command, signals, collector, books) {
+        for event in turn(TICK, command, signals, prober, books) {
             if let Event::Ended(ended) = event {
                 return ended;
             }
@@ -159,13 +114,13 @@ fn wait_all(
     limit: WaitAll,
     command: &mut Running,
     signals: &mut Signals,
-    collector: &mut Collector,
+    prober: &mut Prober,
     books: &mut Books,
 ) {
     let began = Instant::now();
     // Each row that comes wakes us, that of the last process too; the tick is for a last process that
     // could not be given a row.
-    while collector.anyone_lives() {
+    while prober.collector.anyone_lives() {
         let rest = match limit {
             WaitAll::Unlimited => TICK,
             WaitAll::AtMost(limit) => limit.saturating_sub(began.elapsed()).min(TICK),
@@ -173,7 +128,7 @@ fn wait_all(
         if rest.is_zero() {
             break;
         }
-        let events = turn(rest, command, signals, collector, books);
+        let events = turn(rest, command, signals, prober, books);
         if events
             .iter()
             .any(|event| matches!(event, Event::Interrupted(_)))
@@ -188,14 +143,14 @@ fn turn(
     timeout: Duration,
     command: &mut Running,
     signals: &mut Signals,
-    collector: &mut Collector,
+    prober: &mut Prober,
     books: &mut Books,
 ) -> Vec<Event> {
-    // SAFETY: the ring's descriptor is open for as long as the collector is.
-    let ring = unsafe { BorrowedFd::borrow_raw(collector.fd()) };
+    let [ended, arrivals] = prober.collector.fds();
     let mut ready = [
         PollFd::new(signals.fd(), PollFlags::POLLIN),
-        PollFd::new(ring, PollFlags::POLLIN),
+        PollFd::new(ended, PollFlags::POLLIN),
+        PollFd::new(arrivals, PollFlags::POLLIN),
     ];
     // Rounded up: a rest of less than a millisecond is no reason to turn without waiting.
     let timeout = timeout.as_micros().div_ceil(1000) as u16;
@@ -204,6 +159,11 @@ fn turn(
     {
         books.fail(&anyhow::Error::new(error).context("cannot wait for events"));
     }
+    // First: somebody waits for it.
+    if let Err(error) = prober.examine_arrivals() {
+        books.fail(&error);
+    }
+    let collector = &mut prober.collector;
     let events = signals.dispatch(command, &mut collector.signals_seen());
     // Whatever of the tree had ended before the command did is in the ring by now.
     match collector.take_ended() {
@@ -314,29 +274,4 @@ impl Books {
 fn not_executed(error: &launch::ExecError) -> Outcome {
     say(&error.to_string());
     error.outcome()
-}
-
-/// Says where each probe sits, and why there.
-fn explain(collector: &Collector) {
-    for target in collector.targets() {
-        for site in &target.sites {
-            let Placement {
-                offset,
-                instruction,
-                kind,
-                reason,
-            } = &site.placement;
-            say(&format!(
-                "probe {} in {}: +{offset} {instruction} ({kind}): {reason}",
-                site.symbol,
-                target.path.display(),
-            ));
-        }
-    }
-    say(&format!("attached by {}", collector.method()));
-}
-
-/// Says a line on standard error. That nobody may read it changes nothing.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "memleak: {line}");
 }

@@ -102,16 +102,18 @@ fn case_16_what_was_lost_makes_a_gate_unknown_and_is_told_without_one() {
 /// The command is held until everything is attached; what comes after is another's test.
 #[test]
 fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
+    const ROUNDS: u64 = 20;
     let directory = TempDir::new().unwrap();
     let done = |round: u64| directory.path().join(round.to_string());
-    for round in 0..20 {
+    for round in 0..ROUNDS {
         let mut memleak = Command::new(MEMLEAK)
             .args(["run", "-q", "--", "sh", "-c", "sleep 0.1; : >\"$0\""])
             .arg(done(round))
             .spawn()
             .unwrap();
         let children = format!("/proc/{0}/task/{0}/children", memleak.id());
-        sleep(Duration::from_millis(round * 10));
+        // The last ones long enough for the command to run on any machine.
+        sleep(Duration::from_millis(round * 10 + round.pow(4) / 200));
         let child = std::fs::read_to_string(children).unwrap_or_default();
         memleak.kill().unwrap();
         memleak.wait().unwrap();
@@ -130,7 +132,7 @@ fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
     }
     sleep(Duration::from_millis(500));
     assert!(
-        done(19).exists(),
+        done(ROUNDS - 1).exists(),
         "the last was killed too early to have run"
     );
 }

@@ -3,11 +3,12 @@
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
 use common::expected::case;
-use common::{Counts, Job, Losses, Row, code, compare, fixture};
+use common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
 
 /// The row with which the one process of this name ended, whatever else there was.
@@ -160,11 +161,20 @@ fn calls_that_were_jumped_out_of_are_named_and_leave_the_gate_undecided() {
     assert_eq!(gated("1GB"), 125);
 }
 
+/// A static program in which nothing can be found.
+fn stripped() -> PathBuf {
+    compile(
+        "fixtures/static_leak.c",
+        "stripped_leak",
+        &["-static", "-s"],
+    )
+}
+
 #[test]
-fn a_static_child_is_not_taken_for_one_that_allocates_nothing() {
-    let job = Job::new(fixture("runs"), [fixture("static_leak")]);
+fn a_stripped_static_child_is_not_taken_for_one_that_allocates_nothing() {
+    let job = Job::new(fixture("runs"), [stripped()]);
     let mut counted = job.run_counted();
-    let child = row_of(&counted.report.rows, "static_leak").clone();
+    let child = row_of(&counted.report.rows, "stripped_leak").clone();
     assert!(child.allocators.is_empty() && !child.complete, "{child:#?}");
     assert_eq!(
         (&*child.end, child.image, child.losses),
@@ -172,7 +182,10 @@ fn a_static_child_is_not_taken_for_one_that_allocates_nothing() {
     );
     assert!(!counted.report.summary.complete);
     // Everything else is as exact as ever.
-    counted.report.rows.retain(|row| row.comm != "static_leak");
+    counted
+        .report
+        .rows
+        .retain(|row| row.comm != "stripped_leak");
     assert_eq!(compare(&counted.report.rows, &counted.images), Ok(()));
     assert!(row_of(&counted.report.rows, "runs").counts.leaked_bytes == 100);
 
@@ -181,15 +194,19 @@ fn a_static_child_is_not_taken_for_one_that_allocates_nothing() {
 }
 
 #[test]
-fn the_table_says_no_probed_allocator() {
-    let (status, stderr) = Job::new(fixture("runs"), [fixture("static_leak")])
+fn the_table_says_no_allocator_symbols() {
+    let (status, stderr) = Job::new(fixture("runs"), [stripped()])
         .run_under(env!("CARGO_BIN_EXE_memleak"), &["run", "--"]);
     assert!(status.success(), "{stderr}");
     let line = stderr
         .lines()
-        .find(|line| line.contains("static_leak"))
+        .find(|line| line.contains("stripped_leak"))
         .unwrap_or_default();
-    assert!(line.contains("no probed allocator"), "{stderr}");
+    assert!(line.contains("no allocator symbols"), "{stderr}");
+    assert!(
+        stderr.contains("1 of 2 processes fully covered"),
+        "{stderr}"
+    );
 }
 
 /// In a pid namespace of its own memleak and the command have small pids, and in the kernel's eyes others.

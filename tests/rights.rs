@@ -498,18 +498,28 @@ fn with_file_capabilities_a_user_needs_no_sudo_and_the_counts_are_right() {
     let report = world.path("home/report");
     let options = ["--format", "json", "-o", report.to_str().unwrap()];
     let words = world.memleak(&options, &[copy.to_str().unwrap()]);
-    stdout_of(&mut world.alice(words));
-    let report = fs::read_to_string(&report).unwrap();
-    let rows: Vec<serde_json::Value> = report
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let rows = |mode| -> Vec<serde_json::Value> {
+        fs::set_permissions(&copy, fs::Permissions::from_mode(mode)).unwrap();
+        stdout_of(&mut world.alice(&words));
+        let report = fs::read_to_string(&report).unwrap();
+        let lines = report.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    // Who may not read a program cannot tell whether it has an allocator of its own.
+    let unreadable = rows(0o711);
+    assert_eq!(unreadable[0]["uncovered"], "unexamined", "{unreadable:#?}");
+    assert_eq!(unreadable[0]["complete"], false);
+    assert_eq!(unreadable[0]["leaked_bytes"], 250_000);
+
+    let rows = rows(0o755);
     let leaked: Vec<_> = rows
         .iter()
         .map(|row| row["leaked_bytes"].as_u64())
         .collect();
     assert_eq!(leaked, [Some(250_000), Some(1_000_000), Some(1_250_000)]);
-    assert!(rows.iter().all(|row| row["complete"] == true), "{report}");
+    assert!(rows.iter().all(|row| row["complete"] == true), "{rows:#?}");
     assert_eq!(rows[0]["uid"], ALICE);
     assert_eq!(rows[0]["user"], "alice");
 }

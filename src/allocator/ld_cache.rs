@@ -18,21 +18,66 @@ const FLAGS: u32 = 0x0303;
 #[cfg(target_arch = "aarch64")]
 const FLAGS: u32 = 0x0a03;
 
+/// In an entry's word for the processor: the rest of it is the index of a subdirectory's name
+/// (`DL_CACHE_HWCAP_EXTENSION`).
+const HAS_SUBDIRECTORY: u64 = 1 << 62;
+
+/// Where the header says where the extensions begin, and what those begin with.
+const EXTENSIONS: usize = 32;
+const EXTENSIONS_MAGIC: u32 = 0xeaa4_2174;
+/// The extension that holds the names of subdirectories (`cache_extension_tag_glibc_hwcaps`).
+const SUBDIRECTORIES: u32 = 1;
+
 /// The path that the cache names for `soname`. `None` if it names none, or the cache is not one.
-pub fn look_up(cache: &[u8], soname: &[u8]) -> Option<PathBuf> {
+///
+/// `hwcaps` are the subdirectories of `glibc-hwcaps` with variants that the processor can run, best first.
+pub fn look_up(cache: &[u8], soname: &[u8], hwcaps: &[&str]) -> Option<PathBuf> {
     let cache = current_format(cache)?;
     let entries = usize::try_from(word(cache, MAGIC.len())?).ok()?;
+    let rank = |entry: &[u8]| match double_word(entry, 16)? {
+        0 => Some(hwcaps.len()),
+        hwcap if hwcap & HAS_SUBDIRECTORY != 0 => {
+            let name = subdirectory(cache, hwcap as u32)?;
+            hwcaps.iter().position(|known| known.as_bytes() == name)
+        }
+        // Variants in the way of glibc before 2.33, whose processors we do not know.
+        _ => None,
+    };
     (0..entries)
         .map_while(|n| {
             n.checked_mul(ENTRY)?
                 .checked_add(HEADER)
-                .and_then(|at| cache.get(at..at + ENTRY))
+                .and_then(|at| cache.get(at..at.checked_add(ENTRY)?))
         })
-        // Variants for certain processors (hwcap) are other builds of the same library.
-        .filter(|entry| word(entry, 0) == Some(FLAGS) && entry[16..24] == [0; 8])
-        .find(|entry| string(cache, entry, 4) == Some(soname))
-        .and_then(|entry| string(cache, entry, 8))
+        .filter(|entry| word(entry, 0) == Some(FLAGS))
+        .filter(|entry| string(cache, entry, 4) == Some(soname))
+        .filter_map(|entry| Some((rank(entry)?, entry)))
+        .min_by_key(|(rank, _)| *rank)
+        .and_then(|(_, entry)| string(cache, entry, 8))
         .map(|path| Path::new(OsStr::from_bytes(path)).to_owned())
+}
+
+/// The name of the subdirectory of this index.
+fn subdirectory(cache: &[u8], index: u32) -> Option<&[u8]> {
+    let at = usize::try_from(word(cache, EXTENSIONS)?).ok()?;
+    let extensions = cache.get(at..).filter(|_| at != 0)?;
+    if word(extensions, 0)? != EXTENSIONS_MAGIC {
+        return None;
+    }
+    let count = usize::try_from(word(extensions, 4)?).ok()?;
+    // Each has a tag, flags, a place in the cache, and a size.
+    let names = extensions
+        .get(8..)?
+        .chunks_exact(16)
+        .take(count)
+        .find(|extension| word(extension, 0) == Some(SUBDIRECTORIES))?;
+    let (start, size) = (word(names, 8)?, word(names, 12)?);
+    let place = index.checked_mul(4).filter(|&place| place < size)?;
+    string(
+        cache,
+        cache,
+        usize::try_from(start.checked_add(place)?).ok()?,
+    )
 }
 
 fn current_format(cache: &[u8]) -> Option<&[u8]> {
@@ -52,7 +97,13 @@ fn current_format(cache: &[u8]) -> Option<&[u8]> {
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+    Some(u32::from_ne_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
+}
+
+fn double_word(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 /// The string whose place in the cache stands at `at` of an entry.
@@ -93,10 +144,37 @@ mod tests {
             (FLAGS, 0, "libc.so.6", "/lib/libc.so.6"),
         ]);
         assert_eq!(
-            look_up(&cache, b"libc.so.6"),
+            look_up(&cache, b"libc.so.6", &[]),
             Some(PathBuf::from("/lib/libc.so.6"))
         );
-        assert_eq!(look_up(&cache, b"libm.so.6"), None);
+        assert_eq!(look_up(&cache, b"libm.so.6", &[]), None);
+    }
+
+    #[test]
+    fn the_best_variant_for_the_processor_is_taken() {
+        let entry = |hwcap, path| (FLAGS, hwcap, "libx.so", path);
+        let mut cache = cache(&[
+            entry(HAS_SUBDIRECTORY | 1, "/v3"),
+            entry(HAS_SUBDIRECTORY, "/v2"),
+            entry(0, "/any"),
+            entry(HAS_SUBDIRECTORY | 9, "/beyond"),
+        ]);
+        let names = cache.len() as u32;
+        cache.extend(b"x86-64-v2\0x86-64-v3\0\0\0");
+        let indices = cache.len() as u32;
+        cache.extend([names, names + 10].iter().flat_map(|at| at.to_ne_bytes()));
+        let extensions = cache.len() as u32;
+        for word in [EXTENSIONS_MAGIC, 1, SUBDIRECTORIES, 0, indices, 8] {
+            cache.extend(word.to_ne_bytes());
+        }
+        cache[EXTENSIONS..EXTENSIONS + 4].copy_from_slice(&extensions.to_ne_bytes());
+        let found = |hwcaps: &[&str]| look_up(&cache, b"libx.so", hwcaps).unwrap();
+        assert_eq!(found(&["x86-64-v3", "x86-64-v2"]), Path::new("/v3"));
+        assert_eq!(found(&["x86-64-v2"]), Path::new("/v2"));
+        assert_eq!(found(&[]), Path::new("/any"));
+        for length in 0..cache.len() {
+            look_up(&cache[..length], b"libx.so", &["x86-64-v2"]);
+        }
     }
 
     #[test]
@@ -111,7 +189,7 @@ mod tests {
         assert_eq!(start % 8, 0);
         old.extend(new);
         assert_eq!(
-            look_up(&old, b"libc.so.6"),
+            look_up(&old, b"libc.so.6", &[]),
             Some(PathBuf::from("/lib/libc.so.6"))
         );
     }
@@ -120,11 +198,11 @@ mod tests {
     fn damage_is_not_found_rather_than_a_panic() {
         let whole = cache(&[(FLAGS, 0, "libc.so.6", "/lib/libc.so.6")]);
         for length in 0..whole.len() {
-            look_up(&whole[..length], b"libc.so.6");
+            look_up(&whole[..length], b"libc.so.6", &[]);
         }
         let mut many = whole;
         many[MAGIC.len()..MAGIC.len() + 4].fill(0xff);
-        look_up(&many, b"libm.so.6");
+        look_up(&many, b"libm.so.6", &[]);
     }
 
     #[test]
@@ -132,6 +210,6 @@ mod tests {
         let Ok(cache) = std::fs::read("/etc/ld.so.cache") else {
             return;
         };
-        assert!(look_up(&cache, b"libc.so.6").is_some_and(|path| path.is_file()));
+        assert!(look_up(&cache, b"libc.so.6", &[]).is_some_and(|path| path.is_file()));
     }
 }

@@ -1,24 +1,28 @@
 //! Which files the dynamic loader will map when a program starts: the program, its libraries and
-//! preloaded ones, searched for as ld.so(8) does.
+//! preloaded ones, searched for as ld.so(8) does, or musl's loader, whichever the program names.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use object::Endianness;
-use object::elf::{DT_NEEDED, DT_RPATH, DT_RUNPATH};
-use object::read::ReadCache;
-use object::read::elf::{Dyn, ElfFile64, FileHeader, ProgramHeader};
+use object::elf::{DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB};
 
 use super::ld_cache;
+use crate::elf_file::{ElfFile, string_in};
+use crate::root::Root;
 
 /// More libraries than this no program has; a tree of files that seems to is not followed further.
 const MAX_FILES: usize = 4096;
 
-/// Where the loader looks last. Those that a system does not have do no harm.
+/// No name or path in a dynamic section is longer.
+const MAX_STRING: u64 = 1 << 16;
+
+/// No system's cache, or list of directories, is longer.
+const MAX_CACHE: u64 = 64 << 20;
+
+/// Where glibc's loader looks last. Those that a system does not have do no harm.
 #[cfg(target_arch = "x86_64")]
 const DEFAULT_DIRECTORIES: [&str; 6] = [
     "/lib/x86_64-linux-gnu",
@@ -38,6 +42,19 @@ const DEFAULT_DIRECTORIES: [&str; 6] = [
     "/usr/lib",
 ];
 
+/// Where musl's loader looks last, and the file that says otherwise.
+const MUSL_DIRECTORIES: &str = "/lib:/usr/local/lib:/usr/lib";
+#[cfg(target_arch = "x86_64")]
+const MUSL_PATHS: &str = "/etc/ld-musl-x86_64.path";
+#[cfg(target_arch = "aarch64")]
+const MUSL_PATHS: &str = "/etc/ld-musl-aarch64.path";
+
+/// Libraries that are in musl's loader itself.
+const IN_MUSL: [&str; 7] = ["c", "pthread", "rt", "m", "dl", "util", "xnet"];
+
+/// What `$PLATFORM` stands for.
+const PLATFORM: &str = std::env::consts::ARCH;
+
 /// The variables that decide what is mapped.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
@@ -56,110 +73,220 @@ struct Dynamic {
     runpath: Vec<u8>,
 }
 
-/// The files mapped at the start of the ELF program at `program`, itself first, each once.
+/// The files mapped at the start of the ELF program at `program`, itself first, each once. All paths are
+/// those seen below `root`.
 ///
 /// # Errors
 /// The program cannot be read, or is no ELF file.
-pub fn mapped_at_start(program: &Path, environment: &Environment) -> Result<Vec<PathBuf>> {
-    let main = read_dynamic(program)?;
+pub fn mapped_at_start(
+    program: &Path,
+    environment: &Environment,
+    root: &Root,
+) -> Result<Vec<PathBuf>> {
+    let main = read_dynamic(program, root)?;
     let mut files = vec![program.to_owned()];
     let Some(interpreter) = main.interpreter.clone() else {
         return Ok(files);
     };
-    let search = Search {
-        library_path: split(environment.library_path.as_bytes()),
-        cache: fs::read("/etc/ld.so.cache").unwrap_or_default(),
-    };
-    let main_rpath = directories(&main.rpath, program);
-    let mut queue: VecDeque<(PathBuf, Dynamic)> = VecDeque::new();
-    let add = |path: PathBuf, files: &mut Vec<PathBuf>, queue: &mut VecDeque<_>| {
-        if files.len() < MAX_FILES
-            && !files.contains(&path)
-            && let Ok(dynamic) = read_dynamic(&path)
-        {
-            files.push(path.clone());
-            queue.push_back((path, dynamic));
-        }
-    };
-    for name in preloaded(environment) {
-        if let Some(path) = search.find(&name, &main_rpath, &[]) {
-            add(path, &mut files, &mut queue);
-        }
-    }
-    queue.push_front((program.to_owned(), main));
-    while let Some((path, dynamic)) = queue.pop_front() {
-        let runpath = directories(&dynamic.runpath, &path);
-        // A RUNPATH makes the loader ignore the RPATHs, the program's included.
-        let mut rpath = Vec::new();
-        if dynamic.runpath.is_empty() {
-            rpath = directories(&dynamic.rpath, &path);
-            rpath.extend(main_rpath.iter().cloned());
-        }
-        for name in &dynamic.needed {
-            if let Some(found) = search.find(name, &rpath, &runpath) {
-                add(found, &mut files, &mut queue);
+    let search = Search::new(&interpreter, environment, root);
+    let wanted_by_main = search.wanted_by(program, &main, &[]);
+    // Each with the files' names and where those are looked for.
+    let mut queue: VecDeque<Wanted> = VecDeque::new();
+    queue.push_back(Wanted {
+        names: search.preloaded(environment),
+        ..wanted_by_main.clone()
+    });
+    queue.push_back(wanted_by_main);
+    while let Some(wanted) = queue.pop_front() {
+        for name in &wanted.names {
+            if let Some(path) = search.find(name, &wanted)
+                && files.len() < MAX_FILES
+                && !files.contains(&path)
+                && let Ok(dynamic) = read_dynamic(&path, root)
+            {
+                queue.push_back(search.wanted_by(&path, &dynamic, &wanted.rpath));
+                files.push(path);
             }
         }
     }
-    // The interpreter allocates by itself only before libc is there. Musl's is libc.
+    // Musl's is libc; glibc's maps the libraries.
     if !files.contains(&interpreter) {
-        let is_libc = interpreter
-            .as_os_str()
-            .as_bytes()
-            .windows(7)
-            .any(|part| part == b"ld-musl");
-        if is_libc {
-            files.push(interpreter);
-        }
+        files.push(interpreter);
     }
     Ok(files)
 }
 
-struct Search {
-    library_path: Vec<PathBuf>,
-    cache: Vec<u8>,
+/// What one file needs, and where its directories are.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    names: Vec<Vec<u8>>,
+    /// Its own, and of those that made the loader map it.
+    rpath: Vec<PathBuf>,
+    /// Its own only.
+    runpath: Vec<PathBuf>,
 }
 
-impl Search {
-    fn find(&self, name: &[u8], rpath: &[PathBuf], runpath: &[PathBuf]) -> Option<PathBuf> {
-        if name.contains(&b'/') {
-            return Some(PathBuf::from(OsStr::from_bytes(name)));
+struct Search<'root> {
+    root: &'root Root,
+    interpreter: PathBuf,
+    is_musl: bool,
+    library_path: Vec<PathBuf>,
+    cache: Vec<u8>,
+    last: Vec<PathBuf>,
+    /// Subdirectories of `glibc-hwcaps` with libraries that this processor can run, best first.
+    hwcaps: Vec<&'static str>,
+}
+
+impl<'root> Search<'root> {
+    fn new(interpreter: &Path, environment: &Environment, root: &'root Root) -> Self {
+        let name = interpreter.file_name().unwrap_or_default().as_bytes();
+        let is_musl = name.starts_with(b"ld-musl");
+        let read = |path: &str| root.read(Path::new(path), MAX_CACHE).ok();
+        Self {
+            root,
+            interpreter: interpreter.to_owned(),
+            is_musl,
+            library_path: split(environment.library_path.as_bytes()),
+            cache: (!is_musl)
+                .then(|| read("/etc/ld.so.cache"))
+                .flatten()
+                .unwrap_or_default(),
+            last: if is_musl {
+                let list = read(MUSL_PATHS).unwrap_or_else(|| MUSL_DIRECTORIES.into());
+                split_at(list.trim_ascii(), b":\n")
+            } else {
+                DEFAULT_DIRECTORIES.map(PathBuf::from).to_vec()
+            },
+            hwcaps: if is_musl { Vec::new() } else { hwcaps() },
         }
-        let in_directory = |directory: &Path| {
-            let path = directory.join(OsStr::from_bytes(name));
-            path.is_file().then_some(path)
+    }
+
+    fn find(&self, name: &[u8], wanted: &Wanted) -> Option<PathBuf> {
+        let path = Path::new(OsStr::from_bytes(name));
+        if name.contains(&b'/') {
+            return Some(path.to_owned());
+        }
+        if self.is_musl && is_in_musl(name) {
+            return Some(self.interpreter.clone());
+        }
+        let in_directory = |directory: &PathBuf| {
+            let variants = self
+                .hwcaps
+                .iter()
+                .map(|variant| directory.join("glibc-hwcaps").join(variant));
+            variants
+                .chain([directory.clone()])
+                .map(|directory| directory.join(path))
+                .find(|path| self.is_library(path))
         };
-        let listed = rpath.iter().chain(&self.library_path).chain(runpath);
+        let (early, late) = if self.is_musl {
+            // Musl's knows no difference between the two, and asks them after the variable.
+            (&[][..], [&wanted.rpath[..], &wanted.runpath])
+        } else {
+            (&wanted.rpath[..], [&[][..], &wanted.runpath])
+        };
+        let listed = early.iter().chain(&self.library_path);
         listed
-            .map(PathBuf::as_path)
+            .chain(late.into_iter().flatten())
             .find_map(in_directory)
-            .or_else(|| ld_cache::look_up(&self.cache, name))
-            .or_else(|| {
-                DEFAULT_DIRECTORIES
-                    .iter()
-                    .map(Path::new)
-                    .find_map(in_directory)
-            })
+            .or_else(|| ld_cache::look_up(&self.cache, name, &self.hwcaps))
+            .or_else(|| self.last.iter().find_map(in_directory))
+    }
+
+    /// Whether there is an ELF file of this machine: the loader passes over others.
+    fn is_library(&self, path: &Path) -> bool {
+        let file = self.root.open(path);
+        file.is_ok_and(|file| ElfFile::open(&file).is_ok())
+    }
+
+    /// What the file at `path` needs. `inherited` is the RPATH of those that led to it.
+    fn wanted_by(&self, path: &Path, dynamic: &Dynamic, inherited: &[PathBuf]) -> Wanted {
+        // A RUNPATH makes glibc's loader ignore the file's RPATH, and the inherited ones. Those who
+        // inherit from this file have no use for its RUNPATH.
+        let runpath = directories(&dynamic.runpath, path, self.root);
+        let mut rpath = Vec::new();
+        if runpath.is_empty() {
+            rpath = directories(&dynamic.rpath, path, self.root);
+            rpath.extend_from_slice(inherited);
+        }
+        Wanted {
+            names: dynamic.needed.clone(),
+            rpath,
+            runpath,
+        }
+    }
+
+    fn preloaded(&self, environment: &Environment) -> Vec<Vec<u8>> {
+        let list = (!self.is_musl).then(|| {
+            let list = Path::new("/etc/ld.so.preload");
+            self.root.read(list, MAX_STRING).unwrap_or_default()
+        });
+        let separator = |byte: &u8| *byte == b':' || byte.is_ascii_whitespace();
+        [environment.preload.as_bytes(), &list.unwrap_or_default()]
+            .into_iter()
+            .flat_map(|list| list.split(separator))
+            .filter(|name| !name.is_empty())
+            .map(<[u8]>::to_vec)
+            .collect()
     }
 }
 
-fn preloaded(environment: &Environment) -> Vec<Vec<u8>> {
-    let file = fs::read("/etc/ld.so.preload").unwrap_or_default();
-    let separator = |byte: &u8| *byte == b':' || byte.is_ascii_whitespace();
-    [environment.preload.as_bytes(), &file]
+/// Whether musl's loader takes a name such as `libc.so.6` or `libpthread.so` for itself.
+fn is_in_musl(name: &[u8]) -> bool {
+    let stem = name
+        .strip_prefix(b"lib")
+        .and_then(|rest| rest.split(|&byte| byte == b'.').next());
+    stem.is_some_and(|stem| {
+        stem.len() + 3 < name.len() && IN_MUSL.iter().any(|known| known.as_bytes() == stem)
+    })
+}
+
+/// The variants of libraries that glibc's loader takes on this processor (`sysdeps/x86_64/dl-hwcaps-subdirs.c`).
+#[cfg(target_arch = "x86_64")]
+fn hwcaps() -> Vec<&'static str> {
+    use std::arch::is_x86_feature_detected as has;
+    let v2 = has!("cmpxchg16b")
+        && has!("popcnt")
+        && has!("sse3")
+        && has!("sse4.1")
+        && has!("sse4.2")
+        && has!("ssse3");
+    let v3 = v2
+        && has!("avx")
+        && has!("avx2")
+        && has!("bmi1")
+        && has!("bmi2")
+        && has!("f16c")
+        && has!("fma")
+        && has!("lzcnt")
+        && has!("movbe");
+    let v4 = v3
+        && has!("avx512f")
+        && has!("avx512bw")
+        && has!("avx512cd")
+        && has!("avx512dq")
+        && has!("avx512vl");
+    [(v4, "x86-64-v4"), (v3, "x86-64-v3"), (v2, "x86-64-v2")]
         .into_iter()
-        .flat_map(|list| list.split(separator))
-        .filter(|name| !name.is_empty())
-        .map(<[u8]>::to_vec)
+        .filter_map(|(has, name)| has.then_some(name))
         .collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn hwcaps() -> Vec<&'static str> {
+    Vec::new()
 }
 
 /// Splits a list of directories; an empty one means the current directory.
 fn split(list: &[u8]) -> Vec<PathBuf> {
+    split_at(list, b":;")
+}
+
+fn split_at(list: &[u8], separators: &[u8]) -> Vec<PathBuf> {
     if list.is_empty() {
         return Vec::new();
     }
-    list.split(|&byte| byte == b':' || byte == b';')
+    list.split(|byte| separators.contains(byte))
         .map(|directory| match directory {
             b"" => PathBuf::from("."),
             _ => PathBuf::from(OsStr::from_bytes(directory)),
@@ -167,29 +294,35 @@ fn split(list: &[u8]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The directories of an RPATH or RUNPATH, with `$ORIGIN` and `$LIB` put in.
-fn directories(list: &[u8], file: &Path) -> Vec<PathBuf> {
-    let origin = fs::canonicalize(file)
+/// The directories of an RPATH or RUNPATH, with `$ORIGIN`, `$LIB` and `$PLATFORM` put in.
+fn directories(list: &[u8], file: &Path, root: &Root) -> Vec<PathBuf> {
+    if !list.contains(&b'$') {
+        return split(list);
+    }
+    let origin = root
+        .canonical(file)
         .ok()
         .and_then(|path| path.parent().map(Path::to_owned))
         .unwrap_or_default();
-    // On Debian $LIB is lib/<triplet>, elsewhere lib64.
-    let lib = DEFAULT_DIRECTORIES[if Path::new(DEFAULT_DIRECTORIES[0]).is_dir() {
-        0
-    } else {
-        2
-    }];
+    // On Debian $LIB is lib/<triplet>, elsewhere lib64: as the C library's own directory is called.
+    let lib =
+        DEFAULT_DIRECTORIES[if root.is_file(&Path::new(DEFAULT_DIRECTORIES[0]).join("libc.so.6")) {
+            0
+        } else {
+            2
+        }];
+    let tokens = [
+        ("ORIGIN", origin.as_os_str().as_bytes()),
+        ("LIB", lib.trim_start_matches('/').as_bytes()),
+        ("PLATFORM", PLATFORM.as_bytes()),
+    ];
     split(list)
         .into_iter()
         .map(|directory| {
             let mut text = directory.into_os_string().into_vec();
-            for (token, value) in [
-                (&b"$ORIGIN"[..], origin.as_os_str().as_bytes()),
-                (b"${ORIGIN}", origin.as_os_str().as_bytes()),
-                (b"$LIB", lib.trim_start_matches('/').as_bytes()),
-                (b"${LIB}", lib.trim_start_matches('/').as_bytes()),
-            ] {
-                text = replace(&text, token, value);
+            for (token, value) in tokens {
+                text = replace(&text, format!("${token}").as_bytes(), value);
+                text = replace(&text, format!("${{{token}}}").as_bytes(), value);
             }
             PathBuf::from(OsString::from_vec(text))
         })
@@ -208,49 +341,47 @@ fn replace(text: &[u8], token: &[u8], value: &[u8]) -> Vec<u8> {
     out
 }
 
-fn read_dynamic(path: &Path) -> Result<Dynamic> {
+/// Reads the dynamic section as the loader does: through the segments.
+fn read_dynamic(path: &Path, root: &Root) -> Result<Dynamic> {
     let context = || format!("cannot read {} as ELF", path.display());
-    let cache = ReadCache::new(File::open(path).with_context(context)?);
-    let elf: ElfFile64<'_, Endianness, _> = ElfFile64::parse(&cache).with_context(context)?;
-    let endian = elf.endian();
-    let header = elf.elf_header();
-    let mut dynamic = Dynamic::default();
-    for segment in elf.elf_program_headers() {
-        if let Ok(Some(interpreter)) = segment.interpreter(endian, &cache) {
-            dynamic.interpreter = Some(PathBuf::from(OsStr::from_bytes(interpreter)));
-        }
-    }
-    let sections = header.sections(endian, &cache).with_context(context)?;
-    let Some((entries, link)) = sections.dynamic(endian, &cache).with_context(context)? else {
-        return Ok(dynamic);
+    let file = root.open(path).with_context(context)?;
+    let elf = ElfFile::open(&file).with_context(context)?;
+    let entries = elf.dynamic();
+    let strings = entries
+        .get(DT_STRTAB)
+        .and_then(|address| elf.mapped_at(address));
+    let string = |at: u64| {
+        let strings = strings.clone()?;
+        let start = strings.start.checked_add(at)?;
+        let size = strings.end.checked_sub(start)?.min(MAX_STRING);
+        Some(string_in(&elf.read(start, size)?, 0)?.to_vec())
     };
-    let strings = sections
-        .strings(endian, &cache, link)
-        .with_context(context)?;
-    for entry in entries {
-        let string = || {
-            entry
-                .string(endian, strings)
-                .map(<[u8]>::to_vec)
-                .unwrap_or_default()
-        };
-        match entry.tag(endian) {
-            DT_NEEDED => dynamic.needed.push(string()),
-            DT_RPATH => dynamic.rpath = string(),
-            DT_RUNPATH => dynamic.runpath = string(),
-            _ => {}
-        }
-    }
-    Ok(dynamic)
+    let one = |tag| entries.get(tag).and_then(string).unwrap_or_default();
+    Ok(Dynamic {
+        interpreter: elf
+            .interpreter()
+            .map(|name| PathBuf::from(OsString::from_vec(name))),
+        needed: entries
+            .entries
+            .iter()
+            .filter(|(tag, _)| *tag == DT_NEEDED)
+            .filter_map(|(_, at)| string(*at))
+            .collect(),
+        rpath: one(DT_RPATH),
+        runpath: one(DT_RUNPATH),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn the_shell_maps_the_c_library() {
-        let files = mapped_at_start(Path::new("/bin/sh"), &Environment::default()).unwrap();
+        let files =
+            mapped_at_start(Path::new("/bin/sh"), &Environment::default(), &Root::ours()).unwrap();
         assert_eq!(files[0], Path::new("/bin/sh"));
         assert!(
             files.iter().any(|file| file.ends_with("libc.so.6")),
@@ -263,7 +394,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let copy = directory.path().join("libpreloaded.so");
         fs::copy(
-            &mapped_at_start(Path::new("/bin/sh"), &Environment::default()).unwrap()[1],
+            &mapped_at_start(Path::new("/bin/sh"), &Environment::default(), &Root::ours()).unwrap()
+                [1],
             &copy,
         )
         .unwrap();
@@ -271,14 +403,15 @@ mod tests {
             preload: copy.clone().into(),
             ..Environment::default()
         };
-        let files = mapped_at_start(Path::new("/bin/sh"), &environment).unwrap();
+        let files = mapped_at_start(Path::new("/bin/sh"), &environment, &Root::ours()).unwrap();
         assert_eq!(files[1], copy);
     }
 
     #[test]
     fn a_library_path_is_searched_before_the_cache() {
         let directory = tempfile::tempdir().unwrap();
-        let libc = mapped_at_start(Path::new("/bin/sh"), &Environment::default()).unwrap();
+        let libc =
+            mapped_at_start(Path::new("/bin/sh"), &Environment::default(), &Root::ours()).unwrap();
         let libc = libc
             .iter()
             .find(|file| file.ends_with("libc.so.6"))
@@ -288,7 +421,7 @@ mod tests {
             library_path: directory.path().into(),
             ..Environment::default()
         };
-        let files = mapped_at_start(Path::new("/bin/sh"), &environment).unwrap();
+        let files = mapped_at_start(Path::new("/bin/sh"), &environment, &Root::ours()).unwrap();
         assert!(
             files.contains(&directory.path().join("libc.so.6")),
             "{files:?}"
@@ -297,7 +430,11 @@ mod tests {
 
     #[test]
     fn origin_is_the_directory_of_the_file() {
-        let found = directories(b"$ORIGIN/../lib:${ORIGIN}/x:/y", Path::new("/bin/sh"));
+        let found = directories(
+            b"$ORIGIN/../lib:${ORIGIN}/x:/y",
+            Path::new("/bin/sh"),
+            &Root::ours(),
+        );
         let origin = fs::canonicalize("/bin/sh")
             .unwrap()
             .parent()
@@ -309,8 +446,145 @@ mod tests {
         );
     }
 
+    /// A directory with what `script` builds there. `$CC` makes an empty library.
+    fn built(script: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-ec", script])
+            .current_dir(&directory)
+            .env(
+                "CC",
+                "cc -shared -nostdlib -x c /dev/null -Wl,--no-as-needed",
+            )
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        directory
+    }
+
+    /// What of `directory` a program in it maps, which is not found in the root but below it.
+    fn mapped(directory: &Path, program: &str, library_path: &str) -> Vec<String> {
+        let root = Root::at(directory).unwrap();
+        let environment = Environment {
+            library_path: library_path.into(),
+            ..Environment::default()
+        };
+        let files = mapped_at_start(Path::new(program), &environment, &root).unwrap();
+        files
+            .iter()
+            .map(|file| file.components().collect::<PathBuf>())
+            .map(|file| file.display().to_string())
+            .collect()
+    }
+
+    const PROGRAM: &str = "cc -nostdlib -nostartfiles -x c /dev/null -x none -Wl,--no-as-needed \
+        -Wl,--dynamic-linker=/ld.so -Wl,-rpath-link=sub ";
+
+    #[test]
+    fn a_runpath_is_not_inherited_and_an_rpath_is() {
+        let directory = built(&format!(
+            "mkdir sub
+            $CC -o sub/libinner.so -Wl,-soname,libinner.so
+            $CC -o sub/libouter.so -Wl,-soname,libouter.so -Lsub -linner
+            {PROGRAM} -o runpath -Lsub -louter -Wl,--enable-new-dtags,-rpath,'$ORIGIN/sub'
+            {PROGRAM} -o rpath -Lsub -louter -Wl,--disable-new-dtags,-rpath,'$ORIGIN/sub'"
+        ));
+        assert_eq!(
+            mapped(directory.path(), "/runpath", ""),
+            ["/runpath", "/sub/libouter.so", "/ld.so"]
+        );
+        assert_eq!(
+            mapped(directory.path(), "/rpath", ""),
+            ["/rpath", "/sub/libouter.so", "/sub/libinner.so", "/ld.so"]
+        );
+    }
+
+    #[test]
+    fn a_file_without_section_headers_is_understood() {
+        let directory = built(&format!(
+            "mkdir sub
+            $CC -o sub/libouter.so -Wl,-soname,libouter.so
+            {PROGRAM} -o program -Lsub -louter -Wl,-rpath,/sub
+            # e_shoff; e_shnum and e_shstrndx
+            printf '\\0\\0\\0\\0\\0\\0\\0\\0' | dd of=program bs=1 seek=40 conv=notrunc
+            printf '\\0\\0\\0\\0' | dd of=program bs=1 seek=60 conv=notrunc"
+        ));
+        assert_eq!(
+            mapped(directory.path(), "/program", ""),
+            ["/program", "/sub/libouter.so", "/ld.so"]
+        );
+    }
+
+    #[test]
+    fn a_file_for_another_machine_is_passed_over() {
+        let directory = built(&format!(
+            "mkdir sub good
+            $CC -o sub/libouter.so -Wl,-soname,libouter.so
+            {PROGRAM} -o program -Lsub -louter
+            mv sub/libouter.so good
+            echo text > sub/libouter.so"
+        ));
+        assert_eq!(
+            mapped(directory.path(), "/program", "/sub:/good"),
+            ["/program", "/good/libouter.so", "/ld.so"]
+        );
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_variant_for_this_processor_is_taken() {
+        let directory = built(&format!(
+            "mkdir -p sub/glibc-hwcaps/x86-64-v2 sub/glibc-hwcaps/x86-64-v9
+            $CC -o sub/libouter.so -Wl,-soname,libouter.so
+            {PROGRAM} -o program -Lsub -louter
+            cp sub/libouter.so sub/glibc-hwcaps/x86-64-v2
+            cp sub/libouter.so sub/glibc-hwcaps/x86-64-v9"
+        ));
+        let expected = if hwcaps().is_empty() {
+            "/sub/libouter.so"
+        } else {
+            "/sub/glibc-hwcaps/x86-64-v2/libouter.so"
+        };
+        assert_eq!(mapped(directory.path(), "/program", "/sub")[1], expected);
+    }
+
+    #[test]
+    fn musls_loader_is_its_c_library() {
+        let directory = built(&format!(
+            "mkdir sub
+            $CC -o sub/libouter.so -Wl,-soname,libouter.so
+            $CC -o sub/libc.so -Wl,-soname,libc.so
+            {PROGRAM} -o program -Lsub -louter -lc -Wl,--dynamic-linker=/ld-musl-test.so.1"
+        ));
+        let files = mapped(directory.path(), "/program", "/sub");
+        assert_eq!(
+            files,
+            ["/program", "/sub/libouter.so", "/ld-musl-test.so.1"]
+        );
+        assert!(is_in_musl(b"libpthread.so.0") && is_in_musl(b"libc.so"));
+        assert!(!is_in_musl(b"libcurl.so") && !is_in_musl(b"libc") && !is_in_musl(b"libm-2.so"));
+    }
+
+    #[test]
+    fn the_platform_is_this_machine() {
+        let found = directories(b"/x/$PLATFORM/${PLATFORM}", Path::new("/"), &Root::ours());
+        let machine = std::env::consts::ARCH;
+        assert_eq!(found, [Path::new("/x").join(machine).join(machine)]);
+    }
+
     #[test]
     fn a_file_that_is_no_elf_file_is_an_error() {
-        assert!(mapped_at_start(Path::new("/etc/passwd"), &Environment::default()).is_err());
+        assert!(
+            mapped_at_start(
+                Path::new("/etc/passwd"),
+                &Environment::default(),
+                &Root::ours()
+            )
+            .is_err()
+        );
     }
 }

@@ -1,42 +1,101 @@
-//! Which files hold the allocator that a command is about to use.
+//! What a file has to do with allocating: found before the command starts, or when a process maps it.
 //!
 //! Answers with files; where probes go in them is the business of `probe`.
 
 pub mod command;
 pub mod ld_cache;
 pub mod loader;
+pub mod mapped;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::iter;
-use std::os::unix::fs::MetadataExt;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::elf_file::{self, Class};
 use crate::inherited;
-use crate::probe::elf::{Findings, Role, find_sites};
+use crate::probe::elf::{Findings, find_sites};
 use crate::probe::table::Row;
+use crate::root::Root;
 use loader::Environment;
 
-/// A file with an allocator in it, open, so that it stays the one that was looked at.
-pub struct Allocator {
+/// Bytes of an ELF file's header.
+const HEAD: usize = 64;
+
+/// An executable file that has been looked at, open, so that it stays the one that was looked at.
+#[derive(Debug)]
+pub struct Examined {
     pub path: PathBuf,
     pub file: File,
+    pub identity: Identity,
+    pub class: Class,
+    /// Whether it gives blocks and takes them back.
+    pub is_allocator: bool,
+    /// Nothing where the class is not [`Class::Native`].
     pub findings: Findings,
 }
 
-/// Finds the files whose allocator functions a command, or the shell that may start for it, will map.
-/// `candidates` are the paths at which the command is looked for, in order.
+/// A file as stat(2) tells it from others, and whether it is still what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+    /// When it changed last (ctime), in seconds and nanoseconds.
+    pub changed: (i64, i64),
+}
+
+impl Examined {
+    /// Looks for the functions of `rows` in an open file. `path` is where those who map the file see it below
+    /// `root`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn look(path: PathBuf, file: File, root: &Root, rows: &[Row]) -> Result<Self> {
+        let context = || format!("cannot read {}", path.display());
+        let metadata = file.metadata().with_context(context)?;
+        let identity = Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        };
+        let class = class_of(&file).with_context(context)?;
+        let findings = match class {
+            Class::Native => find_sites(&file, &path, root, rows)?,
+            Class::Bits32 | Class::OtherMachine | Class::NotElf => Findings::default(),
+        };
+        Ok(Examined {
+            path,
+            file,
+            identity,
+            class,
+            is_allocator: findings.is_allocator(),
+            findings,
+        })
+    }
+}
+
+fn class_of(file: &File) -> io::Result<Class> {
+    let mut head = [0; HEAD];
+    let length = file.read_at(&mut head, 0)?;
+    Ok(elf_file::class(&head[..length]))
+}
+
+/// Looks at the files that a command, and the shell that may start for it, will map. `candidates` are the
+/// paths at which the command is looked for, in order. What cannot be read is left out: the command cannot
+/// map it either, or it will be looked at when it does.
 ///
 /// # Errors
-/// No file that defines `rows` was found, or the one that must (the C library) lacks a required function.
-pub fn find<'a>(
+/// The C library lacks a function that it must have.
+pub fn at_start<'a>(
     candidates: impl Iterator<Item = &'a OsStr>,
     environment: &Environment,
     rows: &[Row],
-) -> Result<Vec<Allocator>> {
-    let mut files = Vec::new();
+) -> Result<Vec<Examined>> {
+    let root = Root::ours();
+    let mut files: Vec<PathBuf> = Vec::new();
     // The command may be a script, a static program, or not there at all: then its children, or
     // nobody, use the system's C library, which is the one that the shell uses.
     for program in [
@@ -44,54 +103,39 @@ pub fn find<'a>(
         Some(PathBuf::from("/bin/sh")),
     ] {
         if let Some(program) = program
-            && let Ok(mapped) = loader::mapped_at_start(&program, environment)
+            && let Ok(mapped) = loader::mapped_at_start(&program, environment, &root)
         {
-            let roles = iter::once(Role::Program).chain(iter::repeat(Role::Library));
-            files.extend(mapped.into_iter().zip(roles));
+            files.extend(mapped);
         }
     }
-    let mut seen = Vec::new();
-    let mut found = Vec::new();
-    for (path, role) in files {
+    let mut examined: Vec<Examined> = Vec::new();
+    for path in files {
         let Ok(file) = File::open(&path) else {
             continue;
         };
-        let Ok(metadata) = file.metadata() else {
+        let Ok(found) = Examined::look(path, file, &root, rows) else {
             continue;
         };
-        let identity = (metadata.dev(), metadata.ino());
-        if seen.contains(&identity) {
+        if examined
+            .iter()
+            .any(|other| other.identity == found.identity)
+        {
             continue;
         }
-        seen.push(identity);
-        let reading = file
-            .try_clone()
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        // What is no ELF file of ours cannot be mapped by the command either.
-        let Ok(findings) = find_sites(reading, &path, role, rows) else {
-            continue;
-        };
-        let is_libc = path.file_name().is_some_and(|name| name == "libc.so.6");
+        let is_libc = found
+            .path
+            .file_name()
+            .is_some_and(|name| name == "libc.so.6");
         ensure!(
-            !is_libc || findings.missing.is_empty(),
+            !is_libc || found.findings.missing.is_empty(),
             "{} has no symbol for {}: its symbol table is not the C library's; reinstall the package \
              that it belongs to",
-            path.display(),
-            findings.missing.join(", ")
+            found.path.display(),
+            found.findings.missing.join(", ")
         );
-        if findings.is_allocator() {
-            found.push(Allocator {
-                path,
-                file,
-                findings,
-            });
-        }
+        examined.push(found);
     }
-    ensure!(
-        !found.is_empty(),
-        "no C library found: neither the command nor /bin/sh is a dynamically linked program"
-    );
-    Ok(found)
+    Ok(examined)
 }
 
 impl Environment {

@@ -5,14 +5,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::bpf::types::{counters, heap, heap_flags, live_cell, thread_sum};
-use crate::image::{Counters, End, From, Image, Losses};
+use crate::bpf::types::{arrival, counters, heap, heap_flags, live_cell, thread_sum};
+use crate::image::{Counters, End, From, Image, Losses, Uncovered};
 
 /// What is needed to read a record, besides the record.
 pub struct Context {
     /// The Unix time at which CLOCK_MONOTONIC began.
     pub clock_offset: Duration,
-    /// The probed files, by their number in a heap's `files`.
+    /// The probed files, by their numbers, of which a heap keeps its own.
     pub files: Vec<PathBuf>,
 }
 
@@ -37,6 +37,13 @@ pub fn live_cell_from_bytes(bytes: &[u8]) -> Option<live_cell> {
     // SAFETY: as long as the type, a C struct of integers; read_unaligned asks for no more.
     (bytes.len() == size_of::<live_cell>())
         .then(|| unsafe { bytes.as_ptr().cast::<live_cell>().read_unaligned() })
+}
+
+/// Reads a file's arrival off the ring.
+pub fn arrival_from_bytes(bytes: &[u8]) -> Option<arrival> {
+    // SAFETY: as long as the type, a C struct of integers; read_unaligned asks for no more.
+    (bytes.len() == size_of::<arrival>())
+        .then(|| unsafe { bytes.as_ptr().cast::<arrival>().read_unaligned() })
 }
 
 /// Splits what the iterator over living tasks wrote.
@@ -121,13 +128,8 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             failed_allocs: sum.failed_allocs,
             unknown_frees: sum.unknown_frees,
         },
-        allocators: context
-            .files
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| record.files >> index & 1 != 0)
-            .map(|(_, path)| path.clone())
-            .collect(),
+        allocators: allocators(record, context),
+        uncovered: uncovered(record),
         losses: Losses {
             blocks_not_recorded: record.lost_blocks,
             bytes_not_recorded: record.lost_bytes,
@@ -135,6 +137,32 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             rows_lost: 0,
         },
     }
+}
+
+fn allocators(record: &heap, context: &Context) -> Vec<PathBuf> {
+    let count = record.files.len().min(record.file_count as usize);
+    let mut numbers = record.files[..count].to_vec();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+        .into_iter()
+        .filter_map(|number| context.files.get(usize::from(number)).cloned())
+        .collect()
+}
+
+/// What kept calls of the image from being counted, the worst first.
+fn uncovered(record: &heap) -> Option<Uncovered> {
+    [
+        (heap_flags::HEAP_LATE, Uncovered::Late),
+        (heap_flags::HEAP_UNHELD, Uncovered::Late),
+        (heap_flags::HEAP_UNEXAMINED, Uncovered::Unexamined),
+        (heap_flags::HEAP_32BIT, Uncovered::ThirtyTwoBit),
+        (heap_flags::HEAP_NO_SYMBOLS, Uncovered::NoSymbols),
+    ]
+    .into_iter()
+    .find(|(flag, _)| record.flags & flag.0 != 0)
+    .map(|(_, why)| why)
+    .or_else(|| (record.file_count == 0).then_some(Uncovered::NoAllocator))
 }
 
 fn add(to: &mut counters, from: &counters) {
@@ -198,6 +226,12 @@ fn bytes_of(chars: &[i8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn files<const N: usize>(some: [u16; N]) -> [u16; 16] {
+        let mut files = [0; 16];
+        files[..N].copy_from_slice(&some);
+        files
+    }
     use crate::bpf::types::live;
 
     fn context() -> Context {
@@ -213,7 +247,8 @@ mod tests {
             start_ns: 1_000_000_000,
             end_ns: 2_000_000_000,
             pid: 12,
-            files: 2,
+            file_count: 1,
+            files: files([1]),
             sum: counters {
                 alloc_bytes: 1000,
                 alloc_count: 10,
@@ -271,7 +306,7 @@ mod tests {
     fn an_image_that_used_no_probed_file_is_not_complete() {
         let image = ended_image(
             &heap {
-                files: 0,
+                file_count: 0,
                 ..record()
             },
             &context(),

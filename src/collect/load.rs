@@ -1,5 +1,6 @@
 //! Loads the BPF objects, by the best method that this kernel takes.
 
+use std::fs;
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{ErrorKind, Link, PrintLevel, ProgramAttachType, ProgramInput, set_print};
 
+use crate::allocator::mapped::levels_of_proc_above;
 use crate::bpf::{FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder};
 use crate::probe::attach::Method;
 
@@ -21,6 +23,39 @@ pub struct Settings {
     pub floor: bool,
     /// Keep every thread that is started in the slower table.
     pub all_late: bool,
+    /// Where processes are to be held at the most; fewer places where this kernel cannot.
+    pub holds: Holds,
+}
+
+/// Where a process can be held until the files that it has mapped have been examined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Holds {
+    /// Nowhere: only what is found before the command starts is probed in time.
+    Nowhere,
+    /// Where the dynamic loader tells what it has mapped. A static program goes on unheld.
+    Loader,
+    /// There, and after every exec.
+    Everywhere,
+}
+
+impl Holds {
+    pub(super) fn at_loader(self) -> bool {
+        self >= Holds::Loader
+    }
+
+    /// What this kernel can do: by the functions that it has for programs, as distributions take them
+    /// back into older versions.
+    fn of_this_kernel() -> Self {
+        let btf = fs::read(BTF).unwrap_or_default();
+        let has = |name: &[u8]| memchr::memmem::find(&btf, name).is_some();
+        if !has(b"\0bpf_iter_task_vma_new\0") {
+            Holds::Nowhere
+        } else if !has(b"\0bpf_task_work_schedule_resume_impl\0") {
+            Holds::Loader
+        } else {
+            Holds::Everywhere
+        }
+    }
 }
 
 /// Why the programs cannot be loaded. Each names its remedy.
@@ -79,6 +114,7 @@ pub(super) struct Loaded {
     pub skel: MemleakSkel<'static>,
     pub floor: Option<FloorSkel<'static>>,
     pub method: Method,
+    pub holds: Holds,
     /// Those of the tracepoints.
     pub links: Vec<Link>,
 }
@@ -149,6 +185,10 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
     progs.alloc_session.set_autoload(session);
     progs.alloc_enter.set_autoload(!session);
     progs.alloc_return.set_autoload(!session);
+    let holds = settings.holds.min(Holds::of_this_kernel());
+    progs.exec_holds.set_autoload(holds == Holds::Everywhere);
+    progs.exec_shows.set_autoload(holds == Holds::Loader);
+    progs.loader_maps.set_autoload(holds.at_loader());
     match method {
         Method::Session => {}
         Method::Multi => {
@@ -159,16 +199,27 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
                 .alloc_return
                 .set_attach_type(ProgramAttachType::TraceUprobeMulti);
         }
-        Method::PerfEvent => progs
-            .entry_only
-            .set_attach_type(ProgramAttachType::CgroupInetIngress),
+        Method::PerfEvent => {
+            for program in [&mut progs.entry_only, &mut progs.loader_maps] {
+                program.set_attach_type(ProgramAttachType::CgroupInetIngress);
+            }
+        }
     }
-    let skel = open.load().map_err(fail)?;
+    let mut skel = open.load().map_err(fail)?;
+    if let Some(bss) = skel.maps.bss_data.as_deref_mut() {
+        bss.proc_level = levels_of_proc_above();
+    }
     skel.progs
         .identify
         .test_run(ProgramInput::default())
         .map_err(fail)?;
     let progs = &skel.progs;
+    // In this order they are called: a new image has its heap before its files are looked at.
+    let after_exec = match holds {
+        Holds::Everywhere => Some(&progs.exec_holds),
+        Holds::Loader => Some(&progs.exec_shows),
+        Holds::Nowhere => None,
+    };
     let links = [
         &progs.task_newtask,
         &progs.task_rename,
@@ -177,6 +228,7 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
         &progs.signal_generate,
     ]
     .into_iter()
+    .chain(after_exec)
     .map(|program| program.attach())
     .collect::<Result<_, _>>()
     .map_err(fail)?;
@@ -192,6 +244,7 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
         skel,
         floor,
         method,
+        holds,
         links,
     })
 }

@@ -1,6 +1,7 @@
 //! The kernel's side at work: loads the programs, attaches them, and hands out images as they end. With
 //! `probe`, the only modules that touch libbpf.
 
+mod arrivals;
 pub mod event;
 mod load;
 mod witness;
@@ -8,27 +9,28 @@ mod witness;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread as threads;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use libbpf_rs::{Iter, Link, MapCore, MapFlags, RingBuffer, RingBufferBuilder};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
-use crate::allocator::Allocator;
-use crate::bpf::types::{bss, heap, heap_flags, limits, live_cell, site, thread, thread_sum};
+use crate::bpf::types::{arrival, bss, heap, heap_flags, limits, live_cell, thread, thread_sum};
 use crate::bpf::{FloorSkel, MemleakSkel};
 use crate::image::{Image, Losses};
-use crate::probe::attach::{Method, Programs, Target, attach};
+use crate::probe::attach::{Method, Target};
+use arrivals::Known;
 use event::Context;
 
-pub use load::{LoadError, Settings, take_messages};
+pub use arrivals::Arrival;
+pub use load::{Holds, LoadError, Settings, take_messages};
 pub use witness::SignalsSeen;
 
 /// Blocks of ended heaps are swept when they fill this share of the table of live blocks. The kernel
@@ -49,9 +51,13 @@ pub struct Collector {
     skel: MemleakSkel<'static>,
     floor: Option<FloorSkel<'static>>,
     method: Method,
+    holds: Holds,
     links: Vec<Link>,
     ring: RingBuffer<'static>,
+    arrivals: RingBuffer<'static>,
     arrived: Rc<RefCell<Vec<heap>>>,
+    unseen: Rc<RefCell<Vec<arrival>>>,
+    known: Known,
     context: Context,
     targets: Vec<Target>,
     rows_taken_from_map: u64,
@@ -75,13 +81,28 @@ impl Collector {
             })
             .map_err(LoadError::ring)?;
         let ring = builder.build().map_err(LoadError::ring)?;
+        let unseen: Rc<RefCell<Vec<arrival>>> = Rc::default();
+        let mut builder = RingBufferBuilder::new();
+        let sink = Rc::clone(&unseen);
+        builder
+            .add(&loaded.skel.maps.arrivals, move |bytes| {
+                sink.borrow_mut().extend(event::arrival_from_bytes(bytes));
+                0
+            })
+            .map_err(LoadError::ring)?;
+        // Rings of their own: who takes the ended must not take an arrival off unnoticed.
+        let arrivals = builder.build().map_err(LoadError::ring)?;
         Ok(Collector {
             skel: loaded.skel,
             floor: loaded.floor,
             method: loaded.method,
+            holds: loaded.holds,
             links: loaded.links,
             ring,
+            arrivals,
             arrived,
+            unseen,
+            known: Known::default(),
             context: Context {
                 clock_offset: clock_offset(),
                 files: Vec::new(),
@@ -97,67 +118,14 @@ impl Collector {
         self.method
     }
 
+    /// Where processes are held until their files have been examined.
+    pub fn holds(&self) -> Holds {
+        self.holds
+    }
+
     /// The files that carry probes.
     pub fn targets(&self) -> &[Target] {
         &self.targets
-    }
-
-    /// Puts probes on an allocator.
-    ///
-    /// # Errors
-    /// The kernel refuses, or there are more files than a heap can name.
-    pub fn probe(&mut self, allocator: &Allocator) -> Result<()> {
-        let first_site: usize = self.targets.iter().map(|target| target.sites.len()).sum();
-        let sites = allocator.findings.sites.clone();
-        ensure!(
-            self.targets.len() < limits::MAX_FILES.0 as usize
-                && first_site + sites.len() <= limits::MAX_SITES.0 as usize,
-            "{}: more than {} files with allocators",
-            allocator.path.display(),
-            limits::MAX_FILES.0
-        );
-        let target = Target {
-            index: self.targets.len() as u8,
-            first_site: first_site as u32,
-            path: allocator.path.clone(),
-            file: allocator
-                .file
-                .try_clone()
-                .with_context(|| format!("cannot open {}", allocator.path.display()))?,
-            sites,
-        };
-        for (found, number) in target.sites.iter().zip(target.first_site..) {
-            let value = site {
-                text_before: found.text_before,
-                text_after: found.text_after,
-                entry_before: found.placement.offset,
-            };
-            self.skel
-                .maps
-                .sites
-                .update(&number.to_ne_bytes(), bytes_of(&value), MapFlags::ANY)
-                .context("cannot fill the table of probe sites")?;
-        }
-        let progs = &self.skel.progs;
-        let programs = match (&self.floor, self.method) {
-            (Some(floor), _) => Programs::Session {
-                alloc: &floor.progs.alloc_session,
-                entry: &floor.progs.entry_only,
-            },
-            (None, Method::Session) => Programs::Session {
-                alloc: &progs.alloc_session,
-                entry: &progs.entry_only,
-            },
-            (None, Method::Multi | Method::PerfEvent) => Programs::EntryReturn {
-                alloc: &progs.alloc_enter,
-                alloc_return: &progs.alloc_return,
-                entry: &progs.entry_only,
-            },
-        };
-        self.links.extend(attach(self.method, &programs, &target)?);
-        self.context.files.push(target.path.clone());
-        self.targets.push(target);
-        Ok(())
     }
 
     /// Follows a task from its next exec on, and all that it starts.
@@ -194,9 +162,10 @@ impl Collector {
         SignalsSeen::new(&self.skel.maps.signals_seen)
     }
 
-    /// Readable when images have ended.
-    pub fn fd(&self) -> RawFd {
-        self.ring.epoll_fd()
+    /// Readable when images have ended, and when processes wait for files to be examined.
+    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        // SAFETY: the descriptors are open for as long as the rings are.
+        [&self.ring, &self.arrivals].map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
     }
 
     /// The images that have ended since the last call, in the order of their ends as far as they came by the ring.
@@ -406,8 +375,16 @@ impl Collector {
     }
 
     /// What took a slower way, and lost nothing by it: how many, and of what. For `-v`.
-    pub fn detours(&self) -> [(u64, &'static str); 2] {
+    pub fn detours(&self) -> [(u64, &'static str); 4] {
         [
+            (
+                self.counter(|bss| &bss.holds),
+                "times a process waited for files of its to be examined",
+            ),
+            (
+                self.counter(|bss| &bss.longest_hold_ns) / 1000,
+                "microseconds was the longest of these waits",
+            ),
             (
                 self.counter(|bss| &bss.rows_waiting),
                 "rows found the ring full and waited in the map",
@@ -435,9 +412,20 @@ impl Collector {
     /// Takes the probes off. Links are closed side by side: the kernel takes some 50 ms for each, waiting
     /// for whoever may be running the program.
     pub fn detach(&mut self) {
-        let links = std::mem::take(&mut self.links);
+        self.stop_answering();
+        let mut links = std::mem::take(&mut self.links);
+        links.extend(self.known.take_links());
+        close(links);
+    }
+}
+
+/// How many links are closed side by side: a thread for each of them.
+const CLOSED_AT_ONCE: usize = 64;
+
+fn close(mut links: Vec<Link>) {
+    while !links.is_empty() {
         threads::scope(|scope| {
-            for link in links {
+            for link in links.drain(..links.len().min(CLOSED_AT_ONCE)) {
                 scope.spawn(move || drop(link));
             }
         });

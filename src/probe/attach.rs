@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, ProgramImpl, UprobeMultiOpts, UprobeOpts};
@@ -52,8 +52,8 @@ impl fmt::Display for Method {
 pub struct Target {
     pub path: PathBuf,
     pub file: File,
-    /// Its number in the `files` bits of a heap.
-    pub index: u8,
+    /// Its number among the files with probes; a heap names its own by it.
+    pub index: u16,
     pub sites: Vec<Site>,
     /// Number of its first site in the table of all sites.
     pub first_site: u32,
@@ -90,7 +90,17 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
         if sites.is_empty() {
             return Ok(());
         }
-        let made = attach_one(method, program, target, sites, retprobe);
+        let kind = Kind {
+            method,
+            retprobe,
+            session: method == Method::Session && sites[0].0.row.action.returns(),
+        };
+        let cookie = |site: &Site, number| site.row.action.cookie(target.index, number);
+        let probes: Vec<_> = sites
+            .iter()
+            .map(|&(site, number)| (site.file_offset, cookie(site, number)))
+            .collect();
+        let made = attach_one(kind, program, &target.file, &probes);
         links.extend(made.with_context(|| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
             let remedy = match method {
@@ -123,44 +133,62 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
     Ok(links)
 }
 
-fn attach_one(
+/// Attaches a program to the places where a dynamic loader tells of what it has mapped.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn attach_hooks(
     method: Method,
     program: &Program<'_>,
-    target: &Target,
-    sites: &[(&Site, u32)],
+    loader: &Path,
+    file: &File,
+    offsets: &[u64],
+) -> Result<Vec<Link>> {
+    let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
+    let kind = Kind {
+        method,
+        retprobe: false,
+        session: false,
+    };
+    attach_one(kind, program, file, &probes)
+        .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
+}
+
+/// What sort of uprobe.
+#[derive(Clone, Copy)]
+struct Kind {
+    method: Method,
     retprobe: bool,
+    session: bool,
+}
+
+/// Attaches a program to offsets in a file, each with its cookie.
+fn attach_one(
+    kind: Kind,
+    program: &Program<'_>,
+    file: &File,
+    probes: &[(u64, u64)],
 ) -> Result<Vec<Link>> {
     // The kernel follows this to the very file that we examined.
-    let path = format!("/proc/self/fd/{}", target.file.as_raw_fd());
-    let cookie = |(site, number): &(&Site, u32)| site.row.action.cookie(target.index, *number);
-    if method == Method::PerfEvent {
-        return sites
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if kind.method == Method::PerfEvent {
+        return probes
             .iter()
-            .map(|site| {
+            .map(|&(offset, cookie)| {
                 let opts = UprobeOpts {
-                    cookie: cookie(site),
-                    retprobe,
+                    cookie,
+                    retprobe: kind.retprobe,
                     ..UprobeOpts::default()
                 };
-                Ok(
-                    program.attach_uprobe_with_opts(
-                        -1,
-                        &path,
-                        site.0.file_offset as usize,
-                        opts,
-                    )?,
-                )
+                Ok(program.attach_uprobe_with_opts(-1, &path, offset as usize, opts)?)
             })
             .collect();
     }
     let opts = UprobeMultiOpts {
-        offsets: sites
-            .iter()
-            .map(|(site, _)| site.file_offset as usize)
-            .collect(),
-        cookies: sites.iter().map(cookie).collect(),
-        retprobe,
-        session: method == Method::Session && sites[0].0.row.action.returns(),
+        offsets: probes.iter().map(|&(offset, _)| offset as usize).collect(),
+        cookies: probes.iter().map(|&(_, cookie)| cookie).collect(),
+        retprobe: kind.retprobe,
+        session: kind.session,
         ..UprobeMultiOpts::default()
     };
     Ok(vec![

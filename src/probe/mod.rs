@@ -4,4 +4,5 @@
 pub mod attach;
 pub mod elf;
 pub mod placement;
+pub mod symbols;
 pub mod table;

@@ -54,7 +54,7 @@ impl Action {
     }
 
     /// The cookie by which the BPF programs know the function (`enum cookie_bits`).
-    pub fn cookie(self, file: u8, site: u32) -> u64 {
+    pub fn cookie(self, file: u16, site: u32) -> u64 {
         let (what, size, count, block, out) = match self {
             Action::Allocate { size, count, out } => (kind::KIND_ALLOC, size, count, 0, out),
             Action::Reallocate { block, size, count } => {

@@ -17,7 +17,7 @@ use std::path::Path;
 use csv::WriterBuilder;
 use serde::Serialize;
 
-use super::json::{exit_code, from_name, outcome_name, seconds, signal};
+use super::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
 use super::{Render, SCHEMA, end_name};
 use crate::gate::Verdict;
 use crate::image::{Image, Losses};
@@ -91,6 +91,8 @@ struct Row {
     gate_limit_bytes: Option<u64>,
     gate_total_limit_bytes: Option<u64>,
     gate_verdict: Option<&'static str>,
+    uncovered: Option<&'static str>,
+    covered_processes: Option<u64>,
 }
 
 impl Row {
@@ -126,6 +128,7 @@ impl Row {
             unknown_frees: Some(counters.unknown_frees),
             allocators: Some(inert(allocators.join(":"))),
             complete: image.complete(),
+            uncovered: image.uncovered.map(uncovered_name),
             ..Self::default()
         }
         .with(image.losses)
@@ -144,6 +147,7 @@ impl Row {
             code: summary.outcome.code(),
             core: Some(core),
             processes: Some(summary.processes),
+            covered_processes: Some(summary.complete_processes),
             gate_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.process),
             gate_total_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.total),
             gate_verdict: summary.verdict().map(Verdict::as_str),

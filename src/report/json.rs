@@ -15,7 +15,7 @@ use serde_json::ser::Formatter;
 
 use super::{Render, SCHEMA, end_name};
 use crate::gate::{Judgement, Verdict};
-use crate::image::{End, From, Image, Losses};
+use crate::image::{End, From, Image, Losses, Uncovered};
 use crate::ledger::Summary;
 use crate::status::Outcome;
 use crate::text;
@@ -60,6 +60,8 @@ struct ProcessLine<'a> {
     unknown_frees: u64,
     allocators: Vec<Cow<'a, str>>,
     complete: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uncovered: Option<&'static str>,
     losses: LossesObject,
 }
 
@@ -99,6 +101,7 @@ impl<'a> ProcessLine<'a> {
                 .map(|file| text::text(file.as_os_str().as_bytes()))
                 .collect(),
             complete: image.complete(),
+            uncovered: image.uncovered.map(uncovered_name),
             losses: image.losses.into(),
         }
     }
@@ -113,6 +116,7 @@ struct SummaryLine {
     signal: Option<u8>,
     core: bool,
     processes: u64,
+    covered_processes: u64,
     total_allocs_bytes: u64,
     leaked_bytes: u64,
     gate: Option<GateObject>,
@@ -131,6 +135,7 @@ impl SummaryLine {
             signal,
             core,
             processes: summary.processes,
+            covered_processes: summary.complete_processes,
             total_allocs_bytes: summary.total_allocs_bytes,
             leaked_bytes: summary.leaked.lower,
             gate: summary.gate.as_ref().map(GateObject::new),
@@ -203,6 +208,16 @@ pub(super) fn signal(end: End) -> Option<u8> {
     match end {
         End::Signaled { signal, .. } => Some(signal),
         End::Exited(_) | End::Exec | End::Running => None,
+    }
+}
+
+pub(super) fn uncovered_name(why: Uncovered) -> &'static str {
+    match why {
+        Uncovered::NoAllocator => "no_allocator",
+        Uncovered::NoSymbols => "no_symbols",
+        Uncovered::ThirtyTwoBit => "32_bit",
+        Uncovered::Late => "late",
+        Uncovered::Unexamined => "unexamined",
     }
 }
 

@@ -7,7 +7,7 @@ use comfy_table::{ColumnConstraint, Width};
 
 use super::{Options, Render, Verbosity};
 use crate::gate::{Bounds, Verdict};
-use crate::image::{End, From, Image};
+use crate::image::{End, From, Image, Uncovered};
 use crate::ledger::Summary;
 use crate::status::{self, Outcome};
 use crate::text;
@@ -145,8 +145,8 @@ fn exit(end: End) -> String {
 
 fn note(image: &Image) -> String {
     let mut notes = Vec::new();
-    if image.allocators.is_empty() {
-        notes.push("no probed allocator".to_owned());
+    if let Some(why) = image.uncovered {
+        notes.push(uncovered(why).to_owned());
     }
     if !image.losses.is_empty() {
         notes.push(format!("incomplete: {} lost", image.losses.count()));
@@ -155,6 +155,16 @@ fn note(image: &Image) -> String {
         notes.push("incomplete: counted from attach".to_owned());
     }
     notes.join("; ")
+}
+
+fn uncovered(why: Uncovered) -> &'static str {
+    match why {
+        Uncovered::NoAllocator => "no probed allocator",
+        Uncovered::NoSymbols => "no allocator symbols",
+        Uncovered::ThirtyTwoBit => "32-bit program",
+        Uncovered::Late => "allocator probed late",
+        Uncovered::Unexamined => "allocator not examined",
+    }
 }
 
 fn counted(count: u64, one: &str, many: &str) -> String {
@@ -196,14 +206,20 @@ fn lost(summary: &Summary) -> Option<String> {
     if losses.rows_lost > 0 {
         parts.push(format!("{} lost", counted(losses.rows_lost, "row", "rows")));
     }
-    if summary.without_allocator > 0 {
-        let images = counted(summary.without_allocator, "image", "images");
-        parts.push(format!("{images} with no probed allocator"));
+    for (&why, &count) in &summary.uncovered {
+        let images = counted(count, "image", "images");
+        parts.push(format!("{images}: {}", uncovered(why)));
     }
     if summary.attached > 0 {
         let images = counted(summary.attached, "image", "images");
         parts.push(format!("{images} counted from attach"));
     }
+    let covered = format!(
+        "{} of {} fully covered",
+        summary.complete_processes,
+        counted(summary.processes, "process", "processes")
+    );
+    parts.insert(0, covered);
     Some(format!("incomplete: {}", parts.join(", ")))
 }
 

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::gate::{Gate, Limits};
 use crate::image::samples::image;
-use crate::image::{From, Losses};
+use crate::image::{From, Losses, Uncovered};
 use crate::ledger::Ledger;
 use crate::status::{ExecError, Outcome};
 
@@ -82,6 +82,7 @@ fn images() -> Vec<Image> {
 
     let mut blind = named(12348, b"static");
     blind.allocators.clear();
+    blind.uncovered = Some(Uncovered::NoSymbols);
     blind.counters = Default::default();
     blind.exe = None;
     blind.counters.peak_live_bytes = Some(0);
@@ -304,7 +305,7 @@ fn a_json_line_has_the_fields_of_the_schema_in_their_order() {
         lines[1],
         concat!(
             r#"{"schema":"memleak/1","type":"summary","outcome":"exited","code":0,"signal":null,"#,
-            r#""core":false,"processes":1,"total_allocs_bytes":7208122,"leaked_bytes":440807,"#,
+            r#""core":false,"processes":1,"covered_processes":1,"total_allocs_bytes":7208122,"leaked_bytes":440807,"#,
             r#""gate":{"limit_bytes":1000000,"verdict":"passed"},"complete":true,"losses":{}}"#,
             "\n"
         )
@@ -314,21 +315,21 @@ fn a_json_line_has_the_fields_of_the_schema_in_their_order() {
 #[test]
 fn the_gate_of_a_summary_has_the_limits_that_were_asked_for() {
     for (gate, json, csv) in [
-        (gate(None, None), r#""gate":null"#, ",,,"),
+        (gate(None, None), r#""gate":null"#, ",,,,,1"),
         (
             gate(Some(5), None),
             r#""gate":{"limit_bytes":5,"verdict":"passed"}"#,
-            ",5,,passed",
+            ",5,,passed,,1",
         ),
         (
             gate(None, Some(6)),
             r#""gate":{"limit_bytes":null,"total_limit_bytes":6,"verdict":"passed"}"#,
-            ",,6,passed",
+            ",,6,passed,,1",
         ),
         (
             gate(Some(5), Some(6)),
             r#""gate":{"limit_bytes":5,"total_limit_bytes":6,"verdict":"passed"}"#,
-            ",5,6,passed",
+            ",5,6,passed,,1",
         ),
     ] {
         let last = |format| {
@@ -471,7 +472,7 @@ fn quiet_is_silent_unless_the_gate_failed_or_is_unknown() {
         said,
         [
             "memleak: gate unknown: whether any of 1 process leaked more than 0 bytes cannot be told; \
-          incomplete: 1 call without return\n"
+          incomplete: 0 of 1 process fully covered, 1 call without return\n"
         ]
     );
 }
@@ -499,13 +500,13 @@ fn a_closing_line_says_no_more_than_is_known() {
     assert_eq!(
         closing(bounded.clone()),
         "memleak: 1 process, 7.208 MB allocated, 0.000 to 0.002 MB leaked; \
-         incomplete: 1 block of 2000 bytes not recorded (raise --max-allocs)\n"
+         incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs)\n"
     );
     bounded.losses.rows_lost = 3;
     assert_eq!(
         closing(bounded),
         "memleak: 1 process, 7.208 MB allocated, at least 0.000 MB leaked; \
-         incomplete: 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows lost\n"
+         incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows lost\n"
     );
 }
 

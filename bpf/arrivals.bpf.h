@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Files that a followed process maps to execute. One that was not seen before is shown to user
+ * space, which looks whether it is an allocator and puts probes on it; the process waits for that,
+ * before it has run any of the file's code.
+ */
+#ifndef MEMLEAK_ARRIVALS_H
+#define MEMLEAK_ARRIVALS_H
+
+#include "lifecycle.bpf.h"
+
+#define SECOND_NS 1000000000ULL
+/* A mebi of looks takes about half a second, so this outlasts HOLD_NS; nobody may wait for ever. */
+#define MAX_LOOKS (1 << 23)
+
+/* kernel/bpf/task_iter.c (6.7) */
+extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task,
+				 __u64 addr) __ksym __weak;
+extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
+extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
+
+/* kernel/bpf/helpers.c (6.18) */
+extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work,
+					      void *map,
+					      int (*callback)(struct bpf_map *, void *, void *),
+					      void *aux) __ksym __weak;
+
+static __always_inline void version_of(struct inode *inode, struct file_version *version)
+{
+	struct inode___sec *split = (void *)inode;
+	struct inode___hidden *hidden = (void *)inode;
+	struct inode___plain *plain = (void *)inode;
+
+	if (bpf_core_field_exists(split->i_ctime_sec)) {
+		version->changed_sec = BPF_CORE_READ(split, i_ctime_sec);
+		version->changed_nsec = BPF_CORE_READ(split, i_ctime_nsec);
+	} else if (bpf_core_field_exists(hidden->__i_ctime)) {
+		version->changed_sec = BPF_CORE_READ(hidden, __i_ctime.tv_sec);
+		version->changed_nsec = BPF_CORE_READ(hidden, __i_ctime.tv_nsec);
+	} else {
+		version->changed_sec = BPF_CORE_READ(plain, i_ctime.tv_sec);
+		version->changed_nsec = BPF_CORE_READ(plain, i_ctime.tv_nsec);
+	}
+	/* I_CTIME_QUERIED: whether somebody has looked at it since. */
+	version->changed_nsec &= ~(1U << 31);
+}
+
+/* Whether the file behind `arrival` is known, as it is now; what a look at it found if so. */
+static __always_inline struct file_state *known_file(struct arrival *arrival)
+{
+	struct file_state *state = bpf_map_lookup_elem(&files, &arrival->file);
+
+	if (!state || state->version.changed_sec != arrival->version.changed_sec ||
+	    state->version.changed_nsec != arrival->version.changed_nsec)
+		return 0;
+	return state;
+}
+
+/* Shows a file to user space. False if that cannot be. */
+static __always_inline bool show(struct arrival *arrival)
+{
+	struct file_state asked = {.version = arrival->version, .asked = 1};
+
+	/* The answer must find the question there. */
+	if (bpf_map_update_elem(&files, &arrival->file, &asked, BPF_ANY))
+		return false;
+	if (!bpf_ringbuf_output(&arrivals, arrival, sizeof(*arrival), BPF_RB_FORCE_WAKEUP))
+		return true;
+	bpf_map_delete_elem(&files, &arrival->file);
+	return false;
+}
+
+static __always_inline void note_file(struct thread *thread, struct heap *heap,
+				      struct file_state *state, bool program)
+{
+	if (state->index != NO_INDEX)
+		heap_has_file(thread, heap, state->index);
+	if (state->flags & FILE_UNEXAMINED)
+		__sync_fetch_and_or(&heap->flags, HEAP_UNEXAMINED);
+	/* Of a program that is its own C library it tells that there is nothing to count. */
+	if (program && state->flags & FILE_NO_SYMBOLS)
+		__sync_fetch_and_or(&heap->flags, HEAP_NO_SYMBOLS);
+	if (program && state->flags & FILE_32BIT)
+		__sync_fetch_and_or(&heap->flags, HEAP_32BIT);
+}
+
+/*
+ * Goes through what the current process has mapped to execute, and notes in its heap what is known
+ * of it. Returns how many files are not known yet; those that nobody was shown before are now. -1:
+ * the mappings cannot be read at the moment.
+ */
+__noinline int survey(struct thread *thread)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct arrival arrival = {};
+	struct heap *heap;
+	struct file_state *state;
+	struct bpf_iter_task_vma it;
+	struct vm_area_struct *vma;
+	struct inode *inode, *last = 0;
+	struct file *file;
+	__u64 entry;
+	int unknown = 0;
+
+	if (!thread)
+		return 0;
+	heap = heap_by_id(thread->heap);
+	if (!heap)
+		return 0;
+	arrival.pid = proc_pid_of(BPF_CORE_READ(task, group_leader));
+	arrival.heap = heap->id;
+	entry = BPF_CORE_READ(task, mm, start_code);
+	if (bpf_iter_task_vma_new(&it, task, 0))
+		unknown = -1;
+	while ((vma = bpf_iter_task_vma_next(&it))) {
+		file = BPF_CORE_READ(vma, vm_file);
+		if (!file || !(BPF_CORE_READ(vma, vm_flags) & VM_EXEC))
+			continue;
+		inode = BPF_CORE_READ(file, f_inode);
+		if (inode == last)
+			continue;
+		last = inode;
+		/* A device is no program, and to open one may do things. */
+		if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
+			continue;
+		arrival.start = BPF_CORE_READ(vma, vm_start);
+		arrival.end = BPF_CORE_READ(vma, vm_end);
+		arrival.file.inode = BPF_CORE_READ(inode, i_ino);
+		arrival.file.device = BPF_CORE_READ(inode, i_sb, s_dev);
+		version_of(inode, &arrival.version);
+		state = known_file(&arrival);
+		if (state && !state->asked)
+			note_file(thread, heap, state,
+				  arrival.start <= entry && entry < arrival.end);
+		else if (state || show(&arrival))
+			unknown++;
+		else
+			__sync_fetch_and_or(&heap->flags, HEAP_LATE);
+	}
+	bpf_iter_task_vma_destroy(&it);
+	return unknown;
+}
+
+static __always_inline bool is_killed(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, pending.signal.sig[0]) & 1UL << (SIGKILL - 1);
+}
+
+struct hold {
+	__u64 until_ns;
+	__u64 answers; /* when the mappings were last looked at */
+	__u64 stack;   /* an address that can be read */
+	bool waiting;
+};
+
+/* One look at whether the wait is over. Ends it by returning 1. */
+static long look_again(__u32 round, struct hold *hold)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread;
+	__u64 now_answered = *(volatile __u64 *)&answers;
+	int unknown;
+	char byte;
+
+	if (round == 0 || now_answered != hold->answers) {
+		thread = thread_of(task);
+		unknown = thread ? survey(thread) : 0;
+		hold->waiting = unknown;
+		if (!unknown)
+			return 1;
+		/* Unread mappings are to be read soon. */
+		hold->answers = unknown < 0 ? now_answered - 1 : now_answered;
+	}
+	if (*(volatile __u32 *)&nobody_answers || bpf_ktime_get_ns() > hold->until_ns ||
+	    is_killed(task))
+		return 1;
+	/*
+	 * Reading one's own memory in this way is where the kernel lets others run: a kernel
+	 * without preemption would not, and what we wait for may need this very CPU.
+	 */
+	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)hold->stack, task, 0);
+	return 0;
+}
+
+static __always_inline void mark_heap(__u32 flag)
+{
+	struct thread *thread = thread_of(bpf_get_current_task_btf());
+	struct heap *heap = thread ? heap_by_id(thread->heap) : 0;
+
+	if (heap)
+		__sync_fetch_and_or(&heap->flags, flag);
+}
+
+/*
+ * The current process waits until all that it has mapped is known. It may be interrupted while it
+ * waits, but not stopped, and it takes no signal; it has not got back to its own code.
+ */
+static __always_inline void hold(struct task_struct *task, __u64 stack)
+{
+	struct hold hold = {.stack = stack};
+	__u64 began = bpf_ktime_get_ns(), waited;
+
+	/* Who has not answered in all that time does not now. */
+	hold.until_ns = began;
+	if (waited_in_vain != answers)
+		hold.until_ns += HOLD_SECONDS * SECOND_NS;
+	bpf_loop(MAX_LOOKS, look_again, &hold, 0);
+	waited = bpf_ktime_get_ns() - began;
+	__sync_fetch_and_add(&holds, 1);
+	if (waited > longest_hold_ns)
+		longest_hold_ns = waited;
+	if (!hold.waiting || is_killed(task))
+		return;
+	waited_in_vain = hold.answers;
+	mark_heap(HEAP_LATE);
+}
+
+/* Runs in the process that has executed something, on its way back from the kernel. */
+static int hold_after_exec(struct bpf_map *map, void *key, void *value)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	__u64 id = (__u64)task;
+
+	hold(task, PT_REGS_SP_CORE(regs));
+	bpf_map_delete_elem(&errands, &id);
+	return 0;
+}
+
+/* A new image is mapped: program and interpreter. Whether it brings anything that is not known. */
+static __always_inline bool image_arrived(void)
+{
+	struct thread *thread = thread_of(bpf_get_current_task_btf());
+
+	return thread && survey(thread);
+}
+
+/* The current process waits on its way back from the kernel. */
+static __always_inline void hold_on_return(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct errand blank = {}, *errand;
+	__u64 id = (__u64)task;
+
+	if (!bpf_map_update_elem(&errands, &id, &blank, BPF_ANY)) {
+		errand = bpf_map_lookup_elem(&errands, &id);
+		if (errand && !bpf_task_work_schedule_resume_impl(task, &errand->work, &errands,
+								  hold_after_exec, 0))
+			return;
+	}
+	mark_heap(HEAP_LATE);
+}
+
+/*
+ * The current process goes on, though it has files that are not known. If it has a dynamic loader
+ * that is, that will hold it; a static program is late.
+ */
+static __always_inline void unheld(void)
+{
+	mark_heap(HEAP_UNHELD);
+}
+
+/* The dynamic loader has mapped what it was asked for, and called none of it yet. */
+static __always_inline void libraries_arrived(struct pt_regs *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread = thread_of(task);
+	struct heap *heap;
+
+	if (thread && survey(thread))
+		hold(task, PT_REGS_SP(ctx));
+	heap = thread ? heap_by_id(thread->heap) : 0;
+	if (heap && heap->flags & HEAP_UNHELD)
+		__sync_fetch_and_and(&heap->flags, ~HEAP_UNHELD);
+}
+
+#endif
