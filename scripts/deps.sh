@@ -38,7 +38,7 @@ test  | sudo         | command sudo          | sudo                  | sudo
 test  | strip        | command strip         | binutils              | binutils
 test  | gdb          | command gdb           | gdb                   | gdb
 test  | strace       | command strace        | strace                | strace
-test  | jemalloc     | library libjemalloc.so.2 | libjemalloc2       | jemalloc
+test  | jemalloc     | library jemalloc      | libjemalloc-dev       | jemalloc-devel
 lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
 lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
 bench | python3      | command python3       | python3               | python3
@@ -78,7 +78,7 @@ found() { # found KIND [ARGUMENT]
 	# Some builds of clang leave the BPF target out.
 	clang-bpf) command -v clang >/dev/null && compiles 'int a;' clang -target bpf -c ;;
 	header) command -v cc >/dev/null && compiles "#include <$2>" cc -E ;;
-	library) [[ $(gcc -print-file-name="$2") == /* ]] ;;
+	library) command -v cc >/dev/null && compiles 'int main(void) { return 0; }' cc "-l$2" ;;
 	static-libc) command -v gcc >/dev/null && [[ $(gcc -print-file-name=libc.a) == /* ]] ;;
 	*) die "no such check: $1" ;;
 	esac
