@@ -52,13 +52,18 @@ struct Tree {
 impl Tree {
     /// Starts a shell script under memleak.
     fn start(place: &Place, options: &[&str], script: &str) -> Self {
+        Self::start_command(place, options, &["sh", "-c", script])
+    }
+
+    fn start_command(place: &Place, options: &[&str], command: &[&str]) -> Self {
         root::require_root();
         let report = place.path("report.json");
         let mut memleak = Command::new(MEMLEAK)
             .args(["run", "--format", "json", "-o"])
             .arg(&report)
             .args(options)
-            .args(["--", "sh", "-c", script])
+            .arg("--")
+            .args(command)
             .env_remove("LD_LIBRARY_PATH")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -196,12 +201,18 @@ fn prints_signals(place: &Place, kind: Kind) -> PathBuf {
 /// A static program, and one whose loader brings what has to be looked at.
 const HELD: [Kind; 2] = [Kind::Static, Kind::Musl];
 
-/// Starts a newcomer that is held for longer than any bound, and returns when it is.
+/// Starts a newcomer that is held for longer than any bound, and returns when it is. `$P` in the command is
+/// the newcomer; of the others memleak must know all before it starts, as it would hold those, too.
 #[track_caller]
-fn held(place: &Place, kind: Kind, script: &str) -> (Tree, PathBuf, Pid) {
+fn held(place: &Place, kind: Kind, command: &[&str]) -> (Tree, PathBuf, Pid) {
     let program = prints_signals(place, kind);
-    let script = script.replace("$P", &program.display().to_string());
-    let tree = Tree::start(place, &["--hold-delay", "20000"], &script);
+    let name = program.display().to_string();
+    let command: Vec<_> = command
+        .iter()
+        .map(|word| word.replace("$P", &name))
+        .collect();
+    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    let tree = Tree::start_command(place, &["--hold-delay", "20000"], &command);
     let pid = process_of(&program);
     tree.assert_silent(A_WHILE);
     (tree, program, pid)
@@ -211,7 +222,7 @@ fn held(place: &Place, kind: Kind, script: &str) -> (Tree, PathBuf, Pid) {
 fn case_31_memleak_killed_while_a_process_is_held_lets_it_go_at_once() {
     for kind in HELD {
         let place = Place::new();
-        let (mut tree, program, pid) = held(&place, kind, "$P; exit 0");
+        let (mut tree, program, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
         let began = Instant::now();
         tree.memleak.kill().expect("it runs");
         assert_eq!(tree.line_within(AT_ONCE), format!("ready {pid}"));
@@ -360,8 +371,8 @@ fn a_deadly_signal_ends_who_is_held_at_once() {
             let place = Place::new();
             // Its parent says how it ended; it blocks nothing yet.
             let watch = common::fixture("watches_for_stops");
-            let script = format!("{} $P; exit 0", watch.display());
-            let (tree, _, pid) = held(&place, kind, &script);
+            let watch = watch.to_str().expect("a name of ours");
+            let (tree, _, pid) = held(&place, kind, &[watch, "$P"]);
             let began = Instant::now();
             kill(pid, signal).expect("it runs");
             let line = tree.line_within(AT_ONCE);
@@ -412,7 +423,7 @@ fn a_signal_that_does_not_kill_comes_when_the_hold_is_over_and_once() {
 fn who_is_held_runs_in_everybodys_eyes() {
     for kind in HELD {
         let place = Place::new();
-        let (tree, _, pid) = held(&place, kind, "$P; exit 0");
+        let (tree, _, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
         for _ in 0..20 {
             let process = Process::of(pid).expect("it is held");
             assert_eq!(process.state, 'R', "{kind:?}");
