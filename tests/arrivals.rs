@@ -597,6 +597,23 @@ fn programs_that_bring_their_libc_are_exact_however_they_find_it() {
 }
 
 #[test]
+fn eight_programs_that_start_at_once_with_a_libc_each_are_all_exact() {
+    let place = Place::new();
+    let programs: Vec<_> = (1..=8)
+        .map(|n| World::new(&place, &format!("world{n}")).program("newcomer", NEWCOMER, &[]))
+        .collect();
+    let mut script = String::new();
+    for (n, program) in (1..).zip(&programs) {
+        script += &format!("{} {n} & ", program.display());
+    }
+    let report = shell(&(script + "wait")).run();
+    assert_lives(
+        &report,
+        (1..).zip(&programs).map(|(n, program)| of(program, own(n))),
+    );
+}
+
+#[test]
 fn a_libc_named_by_an_environment_variable_is_exact() {
     let place = Place::new();
     let world = World::new(&place, "world");
