@@ -48,10 +48,9 @@ impl fmt::Display for Method {
     }
 }
 
-/// A file to be probed, held open: its path may come to mean another one.
+/// A file to be probed.
 pub struct Target {
     pub path: PathBuf,
-    pub file: File,
     /// Its number among the files with probes; a heap names its own by it.
     pub index: u16,
     pub sites: Vec<Site>,
@@ -75,11 +74,17 @@ pub enum Programs<'a, 'obj> {
 /// A loaded program whose links can be made.
 pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 
-/// Attaches the programs to all sites of a file.
+/// Attaches the programs to all sites of the target, which is open as `file`: its path may have come to mean
+/// another one.
 ///
 /// # Errors
 /// The kernel refuses: it lacks the method, or the rights are not enough. Nothing stays attached.
-pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> Result<Vec<Link>> {
+pub fn attach(
+    method: Method,
+    programs: &Programs<'_, '_>,
+    target: &Target,
+    file: &File,
+) -> Result<Vec<Link>> {
     let (with_return, entry_only): (Vec<_>, Vec<_>) = target
         .sites
         .iter()
@@ -100,7 +105,7 @@ pub fn attach(method: Method, programs: &Programs<'_, '_>, target: &Target) -> R
             .iter()
             .map(|&(site, number)| (site.file_offset, cookie(site, number)))
             .collect();
-        let made = attach_one(kind, program, &target.file, &probes);
+        let made = attach_one(kind, program, file, &probes);
         links.extend(made.with_context(|| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
             let remedy = match method {

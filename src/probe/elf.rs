@@ -214,8 +214,8 @@ mod tests {
     use crate::probe::table::LIBC;
     use std::fs;
 
-    fn findings(path: &Path, role: Role) -> Result<Findings> {
-        find_sites(&File::open(path)?, path, &Root::ours(), role, &LIBC)
+    fn findings(path: &Path) -> Result<Findings> {
+        find_sites(&File::open(path)?, path, &Root::ours(), &LIBC)
     }
 
     /// A library with these functions.
@@ -233,7 +233,7 @@ mod tests {
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
-        findings(&path, Role::Library).unwrap()
+        findings(&path).unwrap()
     }
 
     #[test]
@@ -254,9 +254,9 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn this_systems_loaders_are_known() {
-        let glibc = findings(Path::new("/lib64/ld-linux-x86-64.so.2"), Role::Library).unwrap();
+        let glibc = findings(Path::new("/lib64/ld-linux-x86-64.so.2")).unwrap();
         assert!(glibc.is_loader && !glibc.is_allocator());
-        let musl = findings(Path::new("/lib/ld-musl-x86_64.so.1"), Role::Library).unwrap();
+        let musl = findings(Path::new("/lib/ld-musl-x86_64.so.1")).unwrap();
         assert!(musl.is_loader && musl.is_allocator());
     }
 
@@ -273,10 +273,10 @@ mod tests {
             assert!(status.unwrap().success());
         };
         sh(script);
-        let whole = findings(&path, Role::Program).unwrap();
+        let whole = findings(&path).unwrap();
         assert!(whole.is_static && !whole.stripped && whole.is_allocator());
         sh("strip $0");
-        let stripped = findings(&path, Role::Program).unwrap();
+        let stripped = findings(&path).unwrap();
         assert!(stripped.is_static && stripped.stripped && !stripped.is_allocator());
     }
 
@@ -288,7 +288,7 @@ mod tests {
         bytes.resize(52, 0);
         for (bytes, expected) in [(&bytes[..], Class::Bits32), (b"#!/bin/sh", Class::NotElf)] {
             fs::write(&path, bytes).unwrap();
-            let error = findings(&path, Role::Library).unwrap_err();
+            let error = findings(&path).unwrap_err();
             let class = match error.downcast_ref::<Unreadable>() {
                 Some(Unreadable::Class(class)) => *class,
                 other => panic!("{other:?}"),
