@@ -35,20 +35,20 @@ fn main() {
     println!("files                            count  median     max (µs)");
     for directory in &directories {
         let what = directory.display().to_string();
-        measure(&what, Role::Program, in_directory(directory));
+        measure(&what, in_directory(directory));
     }
     if directories.is_empty() {
-        measure(LIBRARIES, Role::Library, in_directory(Path::new(LIBRARIES)));
-        measure(PROGRAMS, Role::Program, in_directory(Path::new(PROGRAMS)));
-        measure("mapped by python3", Role::Library, mapped_by_python());
+        measure(LIBRARIES, in_directory(Path::new(LIBRARIES)));
+        measure(PROGRAMS, in_directory(Path::new(PROGRAMS)));
+        measure("mapped by python3", mapped_by_python());
     }
 }
 
-fn measure(what: &str, role: Role, files: Vec<PathBuf>) {
+fn measure(what: &str, files: Vec<PathBuf>) {
     let mut times: Vec<(Duration, PathBuf)> = files
         .into_iter()
         .filter(|path| is_native(path))
-        .filter_map(|path| Some((time(&path, role)?, path)))
+        .filter_map(|path| Some((time(&path)?, path)))
         .collect();
     times.sort();
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
@@ -69,14 +69,14 @@ fn measure(what: &str, role: Role, files: Vec<PathBuf>) {
     }
 }
 
-fn time(path: &Path, role: Role) -> Option<Duration> {
+fn time(path: &Path) -> Option<Duration> {
     let root = Root::ours();
     let mut times = [Duration::ZERO; 5];
     // The first look brings the file into the page cache.
     for round in 0..=times.len() {
         let began = Instant::now();
         let file = File::open(path).ok()?;
-        let findings = find_sites(&file, path, &root, role, &LIBC);
+        let findings = find_sites(&file, path, &root, &LIBC);
         let time = began.elapsed();
         if let Err(error) = findings {
             println!("{}: {error:#}", path.display());

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::allocator::{self, Examined, loader::Environment, mapped::Mapping};
 use crate::cli;
@@ -17,6 +18,15 @@ use crate::probe::placement::Placement;
 use crate::probe::table::LIBC;
 use crate::root::Root;
 use crate::say::say;
+
+/// Each file with probes takes two descriptors, and a tree may bring hundreds. The command, forked already,
+/// keeps the limit that it was given.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // What is not enough will show where it is not.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
 
 /// The kernel's side, and what is needed to look at files.
 pub struct Prober {
@@ -34,6 +44,7 @@ impl Prober {
     /// # Errors
     /// The kernel refuses, or there is nothing to probe.
     pub fn start(options: &cli::Run, command: &Suspended) -> Result<Self> {
+        raise_descriptor_limit();
         let environment = Environment::of_the_command();
         let mut settings = Settings {
             max_blocks: options.max_allocs,

@@ -183,9 +183,9 @@ impl Collector {
                 known.hooks = hooks;
             }
             if !sites.is_empty() {
-                let target = self.target(examined.path, examined.file, sites.clone())?;
+                let target = self.target(examined.path, sites.clone())?;
                 known.index = Some(target.index);
-                known.links.extend(self.attach(&target)?);
+                known.links.extend(self.attach(&target, &examined.file)?);
                 known.sites = sites;
                 self.context.files.push(target.path.clone());
                 self.targets.push(target);
@@ -203,7 +203,7 @@ impl Collector {
     }
 
     /// A file with probes to be, with its number and those of its sites.
-    fn target(&mut self, path: PathBuf, file: File, sites: Vec<Site>) -> Result<Target> {
+    fn target(&mut self, path: PathBuf, sites: Vec<Site>) -> Result<Target> {
         let first_site = self.known.sites;
         let next_site = first_site + sites.len() as u32;
         ensure!(
@@ -229,12 +229,11 @@ impl Collector {
             index: self.targets.len() as u16,
             first_site,
             path,
-            file,
             sites,
         })
     }
 
-    fn attach(&self, target: &Target) -> Result<Vec<Link>> {
+    fn attach(&self, target: &Target, file: &File) -> Result<Vec<Link>> {
         let progs = &self.skel.progs;
         let programs = match (&self.floor, self.method) {
             (Some(floor), _) => Programs::Session {
@@ -251,7 +250,7 @@ impl Collector {
                 entry: &progs.entry_only,
             },
         };
-        attach(self.method, &programs, target)
+        attach(self.method, &programs, target, file)
     }
 
     fn attach_hooks(&self, path: &Path, file: &File, hooks: &[u64]) -> Result<Vec<Link>> {

@@ -379,7 +379,7 @@ impl Collector {
         [
             (
                 self.counter(|bss| &bss.holds),
-                "times a process waited for files of its to be examined",
+                "times a process waited for its files to be examined",
             ),
             (
                 self.counter(|bss| &bss.longest_hold_ns) / 1000,
