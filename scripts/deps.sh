@@ -42,6 +42,10 @@ test  | unshare      | command unshare       | util-linux            | util-linu
 test  | setpriv      | command setpriv       | util-linux            | util-linux
 test  | setcap       | command setcap        | libcap2-bin           | libcap
 test  | sudo         | command sudo          | sudo                  | sudo
+test  | strip        | command strip         | binutils              | binutils
+test  | gdb          | command gdb           | gdb                   | gdb
+test  | strace       | command strace        | strace                | strace
+test  | jemalloc     | library jemalloc      | libjemalloc-dev       | jemalloc-devel
 lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
 lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
 bench | python3      | command python3       | python3               | python3

@@ -83,7 +83,7 @@ fn workloads(results: &[Measured]) -> String {
             let cell = match measured.cell(tool) {
                 Cell::Took { median, .. } if tool == Tool::Bare => time(*median),
                 Cell::Took { median, .. } => against(*median, bare),
-                Cell::Absent | Cell::Unable => "–".to_owned(),
+                Cell::Absent | Cell::Unable | Cell::NotTried => "–".to_owned(),
                 Cell::Failed(_) => "failed".to_owned(),
             };
             text += &format!(" {cell} |");
@@ -113,6 +113,11 @@ fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
             match measured.cell(tool) {
                 Cell::Unable => lines.push(format!(
                     "{} does not follow children: “{}”.",
+                    tool.name(),
+                    measured.title
+                )),
+                Cell::NotTried => lines.push(format!(
+                    "{} would take too long: “{}”.",
                     tool.name(),
                     measured.title
                 )),

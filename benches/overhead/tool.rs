@@ -262,6 +262,9 @@ pub fn output_of(line: &[OsString]) -> Result<Output> {
         // The name changed with bpftrace 0.20; each version knows one of them.
         .env("BPFTRACE_MAP_KEYS_MAX", BPFTRACE_MAP_KEYS)
         .env("BPFTRACE_MAX_MAP_KEYS", BPFTRACE_MAP_KEYS)
+        // Under `make bench` this make is not the first, and would share the other's jobs.
+        .env_remove("MAKEFLAGS")
+        .env_remove("MAKELEVEL")
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", program.display()))

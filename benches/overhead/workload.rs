@@ -10,7 +10,9 @@ use crate::tool::{Tool, Toolbox, first_line, output_of};
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/bench");
 const BUILT: &str = env!("CARGO_TARGET_TMPDIR");
-const PROGRAMS: [&str; 4] = ["pairs", "grow", "hold", "spawn"];
+const PROGRAMS: [&str; 5] = ["pairs", "grow", "hold", "spawn", "starts"];
+/// A small C project: this many files, and a Makefile.
+const PROJECT_FILES: usize = 30;
 
 /// A program to run under every tool.
 pub struct Workload {
@@ -18,25 +20,37 @@ pub struct Workload {
     pub title: &'static str,
     /// Its command line, `{}` standing for the number of operations.
     command: &'static [&'static str],
-    /// Operations under each tool; `None`: the tool cannot do it. Costs differ by three orders of
-    /// magnitude, so each gets as many as take it some tenths of a second.
-    operations: fn(Tool) -> Option<u64>,
+    /// Operations under each tool. Costs differ by three orders of magnitude, so each gets as many as
+    /// take it some tenths of a second.
+    operations: fn(Tool) -> Asked,
     /// Allocations that a report must show at least, per operation.
     allocations: u64,
 }
+
+/// What a tool is asked to do.
+#[derive(Clone, Copy)]
+enum Asked {
+    Operations(u64),
+    /// It does not follow a child that execs, or no child.
+    CannotFollow,
+    /// One operation would take it longer than all else together.
+    TooSlow,
+}
+
+use Asked::{CannotFollow, Operations, TooSlow};
 
 pub fn all() -> Vec<Workload> {
     vec![
         Workload {
             title: "malloc+free, mixed sizes, one thread, a pair",
             command: &["pairs", "1", "{}"],
-            operations: |tool| Some(by_cost(tool, 20_000_000, 200_000, 20_000)),
+            operations: |tool| Operations(by_cost(tool, 20_000_000, 200_000, 20_000)),
             allocations: 1,
         },
         Workload {
             title: "the same in two threads at once, a pair of each",
             command: &["pairs", "2", "{}"],
-            operations: |tool| Some(by_cost(tool, 20_000_000, 200_000, 10_000)),
+            operations: |tool| Operations(by_cost(tool, 20_000_000, 200_000, 10_000)),
             allocations: 2,
         },
         Workload {
@@ -44,25 +58,25 @@ pub fn all() -> Vec<Workload> {
             command: &["grow", "{}"],
             operations: |tool| match tool {
                 // Copies the block in every call.
-                Tool::Valgrind => Some(20_000),
-                tool => Some(by_cost(tool, 5_000_000, 200_000, 20_000)),
+                Tool::Valgrind => Operations(20_000),
+                tool => Operations(by_cost(tool, 5_000_000, 200_000, 20_000)),
             },
             allocations: 1,
         },
         Workload {
             title: "1,000,000 blocks held, freed in random order, a block",
             command: &["hold", "{}"],
-            operations: |tool| Some(by_cost(tool, 1_000_000, 1_000_000, 30_000)),
+            operations: |tool| Operations(by_cost(tool, 1_000_000, 1_000_000, 30_000)),
             allocations: 1,
         },
         Workload {
             title: "300 short processes (`/bin/true`), a process",
             command: &["spawn", "{}"],
             operations: |tool| match tool {
-                Tool::Bare | Tool::Floor | Tool::Memleak => Some(300),
-                Tool::Valgrind => Some(3),
+                Tool::Bare | Tool::Floor | Tool::Memleak => Operations(300),
+                Tool::Valgrind => Operations(3),
                 // Neither follows a child that execs.
-                Tool::Heaptrack | Tool::Bpftrace => None,
+                Tool::Heaptrack | Tool::Bpftrace => CannotFollow,
             },
             allocations: 0,
         },
@@ -70,20 +84,62 @@ pub fn all() -> Vec<Workload> {
             title: "2,000 forks that allocate twice and end, a process",
             command: &["spawn", "{}", "fork"],
             operations: |tool| match tool {
-                Tool::Bare | Tool::Floor | Tool::Memleak => Some(2_000),
-                Tool::Valgrind => Some(20),
+                Tool::Bare | Tool::Floor | Tool::Memleak => Operations(2_000),
+                Tool::Valgrind => Operations(20),
                 // Neither follows a child.
-                Tool::Heaptrack | Tool::Bpftrace => None,
+                Tool::Heaptrack | Tool::Bpftrace => CannotFollow,
             },
             allocations: 2,
         },
         Workload {
             title: "python3, 2,000 records through JSON, a record",
             command: &["python3", "records.py", "{}"],
-            operations: |tool| Some(by_cost(tool, 2_000, 2_000, 200)),
+            operations: |tool| Operations(by_cost(tool, 2_000, 2_000, 200)),
             allocations: 10,
         },
+        Workload {
+            title: "python3 that imports all of its extension modules, its first start",
+            command: &["starts", "{}", "python3", "-E", "imports.py"],
+            operations: |tool| followed(tool, 1, 1),
+            allocations: 1000,
+        },
+        Workload {
+            title: "the same ten times, a start",
+            command: &["starts", "{}", "python3", "-E", "imports.py"],
+            operations: |tool| followed(tool, 10, 1),
+            allocations: 1000,
+        },
+        Workload {
+            title: "`make -j2` of thirty C files, a build",
+            command: &["starts", "{}", "make", "-s", "-B", "-j2", "-C", "project"],
+            operations: |tool| match followed(tool, 1, 1) {
+                Operations(_) if tool == Tool::Valgrind => TooSlow,
+                asked => asked,
+            },
+            allocations: 1000,
+        },
+        Workload {
+            title: "100 programs never executed before, a start",
+            command: &["starts", "{}", "fresh", "hello"],
+            operations: |tool| followed(tool, 100, 3),
+            allocations: 1,
+        },
+        Workload {
+            title: "100 static programs never executed before, a start",
+            command: &["starts", "{}", "fresh", "hello-static"],
+            operations: |tool| followed(tool, 100, 3),
+            allocations: 1,
+        },
     ]
+}
+
+/// Operations of children, which some tools do not see.
+fn followed(tool: Tool, most: u64, valgrind: u64) -> Asked {
+    match tool {
+        Tool::Bare | Tool::Floor | Tool::Memleak => Operations(most),
+        Tool::Valgrind => Operations(valgrind),
+        Tool::Heaptrack | Tool::Bpftrace => CannotFollow,
+    }
 }
 
 fn by_cost(tool: Tool, bare: u64, probed: u64, single_stepped: u64) -> u64 {
@@ -94,20 +150,60 @@ fn by_cost(tool: Tool, bare: u64, probed: u64, single_stepped: u64) -> u64 {
     }
 }
 
-/// Compiles the C workloads.
+/// Compiles the C workloads, and writes the project that one of them compiles.
 pub fn compile() -> Result<()> {
     for name in PROGRAMS {
-        let output = Command::new("cc")
-            .args(["-O2", "-pthread", "-o"])
-            .arg(built(name))
-            .arg(format!("{SOURCES}/{name}.c"))
-            .output()
-            .context("cannot run cc")?;
-        if !output.status.success() {
-            bail!("cannot compile {name}.c: {}", first_line(&output.stderr));
-        }
+        compile_one(name, name, &[])?;
+    }
+    compile_one("hello", "hello", &[])?;
+    compile_one("hello", "hello-static", &["-static"])?;
+    write_project()
+}
+
+fn compile_one(source: &str, name: &str, flags: &[&str]) -> Result<()> {
+    let output = Command::new("cc")
+        .args(["-O2", "-pthread", "-o"])
+        .arg(built(name))
+        .arg(format!("{SOURCES}/{source}.c"))
+        .args(flags)
+        .output()
+        .context("cannot run cc")?;
+    if !output.status.success() {
+        bail!("cannot compile {source}.c: {}", first_line(&output.stderr));
     }
     Ok(())
+}
+
+/// Files as small projects have them: a few functions each, and the headers that everybody includes.
+fn write_project() -> Result<()> {
+    let directory = built("project");
+    let write = |name: String, text: String| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let mut main = String::new();
+    let mut sum = String::new();
+    for file in 0..PROJECT_FILES {
+        let mut text =
+            String::from("#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n");
+        for function in 0..10 {
+            text += &format!(
+                "int f{file}_{function}(const char *text)\n{{\n\tint sum = {function};\n\n\
+                 \tfor (size_t i = 0; i < strlen(text); i++)\n\t\tsum = sum * 31 + text[i];\n\
+                 \tif (sum == {file})\n\t\tprintf(\"%s\\n\", text);\n\treturn sum;\n}}\n"
+            );
+        }
+        write(format!("f{file}.c"), text)?;
+        main += &format!("int f{file}_0(const char *);\n");
+        sum += &format!(" + f{file}_0(\"a\")");
+    }
+    main += &format!("int main(void)\n{{\n\treturn (0{sum}) == 0;\n}}\n");
+    write("main.c".to_owned(), main)?;
+    let makefile = "objects := $(patsubst %.c,%.o,$(wildcard *.c))\n\
+                    program: $(objects)\n\tcc -o $@ $^\n%.o: %.c\n\tcc -O1 -c -o $@ $<\n";
+    write("Makefile".to_owned(), makefile.to_owned())
 }
 
 pub fn built(name: &str) -> PathBuf {
@@ -126,7 +222,8 @@ impl Workload {
             .map(|&word| match word {
                 "{}" => Ok(operations.to_string().into()),
                 "python3" => python(),
-                "records.py" => Ok(format!("{SOURCES}/{word}").into()),
+                script if script.ends_with(".py") => Ok(format!("{SOURCES}/{script}").into()),
+                "project" | "hello" | "hello-static" => Ok(built(word).into()),
                 word if PROGRAMS.contains(&word) => Ok(built(word).into()),
                 word => Ok(word.into()),
             })
@@ -160,8 +257,10 @@ pub enum Cell {
     },
     /// The tool is not there (see the toolbox for why).
     Absent,
-    /// The tool cannot do what the workload asks.
+    /// The tool does not see what the workload's children do.
     Unable,
+    /// It would take too long.
+    NotTried,
     /// It failed, and this is why.
     Failed(String),
 }
@@ -196,7 +295,7 @@ pub fn measure(workload: &Workload, toolbox: &Toolbox, rounds: usize) -> Measure
     let mut failures: Vec<Option<String>> = vec![None; Tool::ALL.len()];
     for _ in 0..rounds {
         for (index, tool) in Tool::ALL.into_iter().enumerate() {
-            let Some(operations) = (workload.operations)(tool) else {
+            let Operations(operations) = (workload.operations)(tool) else {
                 continue;
             };
             if !toolbox.has(tool) || failures[index].is_some() {
@@ -215,9 +314,10 @@ pub fn measure(workload: &Workload, toolbox: &Toolbox, rounds: usize) -> Measure
         .map(|(tool, (samples, failure))| {
             let cell = match ((workload.operations)(tool), failure) {
                 _ if !toolbox.has(tool) => Cell::Absent,
-                (None, _) => Cell::Unable,
+                (CannotFollow, _) => Cell::Unable,
+                (TooSlow, _) => Cell::NotTried,
                 (_, Some(reason)) => Cell::Failed(reason),
-                (Some(operations), None) => Cell::Took {
+                (Operations(operations), None) => Cell::Took {
                     median: median(samples),
                     lowest: samples[0],
                     highest: samples[samples.len() - 1],
@@ -270,6 +370,7 @@ fn print(measured: &Measured) {
             }
             Cell::Absent => "not measured: see above".to_owned(),
             Cell::Unable => "cannot follow this".to_owned(),
+            Cell::NotTried => "would take too long".to_owned(),
             Cell::Failed(reason) => format!("FAILED: {reason}"),
         };
         println!("  {:<10} {text}", tool.name());

@@ -55,17 +55,22 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
         .tempfile_in(&directory)
         .expect("target/tmp can be written")
         .into_temp_path();
-    let output = Command::new(compiler)
+    let own_flags: Vec<_> = own_flags.split_whitespace().collect();
+    let mut command = Command::new(compiler);
+    command
         .args([standard, "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
         // The compiler knows what malloc is and would drop a malloc that no one uses; and these sizes
         // are nonsense on purpose.
         .args(["-fno-builtin", "-Wno-alloc-size-larger-than"])
         .args(flags)
-        .args(own_flags.split_whitespace())
+        .args(&own_flags)
         .arg("-o")
         .arg(&unfinished)
-        .arg(&source)
-        .arg("-ldl")
+        .arg(&source);
+    if !own_flags.contains(&"-nostdlib") {
+        command.arg("-ldl");
+    }
+    let output = command
         .output()
         .unwrap_or_else(|error| panic!("{compiler}: {error}; see `make install-deps`"));
     assert!(

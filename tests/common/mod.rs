@@ -4,6 +4,7 @@
 pub mod counter;
 pub mod expected;
 pub mod fixtures;
+pub mod newcomers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -84,6 +85,8 @@ pub struct Row {
     pub peak_live_bytes: Option<u64>,
     pub allocators: Vec<PathBuf>,
     pub complete: bool,
+    /// Why not all of its allocations were counted; there only where that is so.
+    pub uncovered: Option<String>,
     pub losses: Losses,
 }
 
@@ -93,6 +96,8 @@ pub struct Summary {
     pub outcome: String,
     pub code: Option<i32>,
     pub processes: u64,
+    /// Those of them whose allocations were all counted.
+    pub covered_processes: Option<u64>,
     pub total_allocs_bytes: u64,
     pub leaked_bytes: u64,
     pub gate: Option<Gate>,
@@ -394,6 +399,8 @@ impl Job {
 
     /// Settings that are the same however it is run.
     fn finish(&self, mut command: Command) -> Command {
+        // Cargo's, for what it builds: other programs would search those directories, too.
+        command.env_remove("LD_LIBRARY_PATH");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);

@@ -1,0 +1,736 @@
+//! A process that brings an allocator waits until memleak has looked at it. Nobody can see that: not its
+//! shell, not its parent, not a debugger, not the process itself; and nobody waits for a memleak that is
+//! gone.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+#[allow(dead_code, reason = "each test file uses a part of it")]
+#[path = "common/proc.rs"]
+mod proc;
+#[allow(dead_code, reason = "each test file uses a part of it")]
+#[path = "common/pty.rs"]
+mod pty;
+#[path = "common/root.rs"]
+mod root;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Job;
+use common::newcomers::{Kind, Place, life};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proc::Process;
+use pty::{PROMPT, Terminal};
+use serde_json::Value;
+
+const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
+/// A run that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// In which what must not happen would have.
+const A_WHILE: Duration = Duration::from_millis(300);
+/// In which whoever waits for a memleak that is gone must go on, and in which the killed must end.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+// ---- runs ----------------------------------------------------------------------------------------------
+
+/// A tree under memleak that goes on, in a process group of its own. Dropped, it is ended.
+struct Tree {
+    memleak: Child,
+    input: Option<ChildStdin>,
+    lines: Receiver<String>,
+    report: PathBuf,
+}
+
+impl Tree {
+    /// Starts a shell script under memleak.
+    fn start(place: &Place, options: &[&str], script: &str) -> Self {
+        Self::start_command(place, options, &["sh", "-c", script])
+    }
+
+    fn start_command(place: &Place, options: &[&str], command: &[&str]) -> Self {
+        root::require_root();
+        let report = place.path("report.json");
+        let mut memleak = Command::new(MEMLEAK)
+            .args(["run", "--format", "json", "-o"])
+            .arg(&report)
+            .args(options)
+            .arg("--")
+            .args(command)
+            .env_remove("LD_LIBRARY_PATH")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .process_group(0)
+            .spawn()
+            .expect("it can be started");
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(memleak.stdout.take().expect("a pipe"));
+        thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            input: memleak.stdin.take(),
+            memleak,
+            lines,
+            report,
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.memleak.id().cast_signed())
+    }
+
+    #[track_caller]
+    fn line(&self) -> String {
+        self.line_within(PATIENCE)
+    }
+
+    #[track_caller]
+    fn line_within(&self, time: Duration) -> String {
+        self.lines
+            .recv_timeout(time)
+            .unwrap_or_else(|_| panic!("nothing was said within {time:?}"))
+    }
+
+    #[track_caller]
+    fn assert_silent(&self, time: Duration) {
+        if let Ok(line) = self.lines.recv_timeout(time) {
+            panic!("it runs, and said {line:?}");
+        }
+    }
+
+    #[track_caller]
+    fn wait(&mut self) -> ExitStatus {
+        drop(self.input.take());
+        let mut status = None;
+        let ended = eventually(|| {
+            status = self.memleak.try_wait().expect("a child can be waited for");
+            status.is_some()
+        });
+        assert!(ended, "hangs: not done after {PATIENCE:?}");
+        status.expect("it has ended")
+    }
+
+    /// Gives the script a line to read.
+    fn say_line(&mut self) {
+        let input = self.input.as_mut().expect("it was not closed");
+        input.write_all(b"go on\n").expect("it reads");
+    }
+
+    /// The report, after the end.
+    fn rows(&self) -> Vec<Value> {
+        let text = fs::read_to_string(&self.report).expect("there is a report");
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    }
+
+    #[track_caller]
+    fn row_of(&self, exe: &Path) -> Value {
+        let exe = exe.to_str().expect("a name of ours");
+        let rows = self.rows();
+        let mut found = rows.iter().filter(|row| row["exe"] == exe);
+        let row = found.next();
+        assert!(found.next().is_none(), "more than one: {rows:#?}");
+        row.unwrap_or_else(|| panic!("no row of {exe}: {rows:#?}"))
+            .clone()
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let group = self.pid();
+        // Continued first, as one of them may be stopped.
+        let _ = kill(group, Signal::SIGCONT);
+        proc::end_all(|process| process.group == group);
+        let _ = self.memleak.wait();
+    }
+}
+
+fn eventually(is_so: impl FnMut() -> bool) -> bool {
+    within(PATIENCE, is_so)
+}
+
+fn within(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + time;
+    loop {
+        if is_so() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for a process that has executed `program`.
+#[track_caller]
+fn process_of(program: &Path) -> Pid {
+    let mut found = None;
+    let is_it = |process: &Process| {
+        fs::read_link(format!("/proc/{}/exe", process.pid)).is_ok_and(|exe| exe == program)
+    };
+    let there = eventually(|| {
+        found = proc::all().into_iter().find(is_it);
+        found.is_some()
+    });
+    assert!(there, "nobody executes {}", program.display());
+    found.expect("it is there").pid
+}
+
+/// A program that says "ready PID" first of all, and then every signal that it gets; never seen before.
+fn prints_signals(place: &Place, kind: Kind) -> PathBuf {
+    place.copy(&kind.build("prints_signals"), "newcomer")
+}
+
+// ---- memleak goes away ---------------------------------------------------------------------------------
+
+/// A static program, and one whose loader brings what has to be looked at.
+const HELD: [Kind; 2] = [Kind::Static, Kind::Musl];
+
+/// Starts a newcomer that is held for longer than any bound, and returns when it is. `$P` in the command is
+/// the newcomer; of the others memleak must know all before it starts, as it would hold those, too.
+#[track_caller]
+fn held(place: &Place, kind: Kind, command: &[&str]) -> (Tree, PathBuf, Pid) {
+    let program = prints_signals(place, kind);
+    let name = program.display().to_string();
+    let command: Vec<_> = command
+        .iter()
+        .map(|word| word.replace("$P", &name))
+        .collect();
+    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    let tree = Tree::start_command(place, &["--hold-delay", "20000"], &command);
+    let pid = process_of(&program);
+    tree.assert_silent(A_WHILE);
+    (tree, program, pid)
+}
+
+#[test]
+fn case_31_memleak_killed_while_a_process_is_held_lets_it_go_at_once() {
+    for kind in HELD {
+        let place = Place::new();
+        let (mut tree, program, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
+        let began = Instant::now();
+        tree.memleak.kill().expect("it runs");
+        assert_eq!(tree.line_within(AT_ONCE), format!("ready {pid}"));
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+        // It is whole, and was sent nothing.
+        tree.assert_silent(A_WHILE);
+        kill(pid, Signal::SIGUSR1).expect("it runs");
+        assert_eq!(tree.line(), "got 10");
+        assert_eq!(tree.memleak.wait().expect("a child").signal(), Some(9));
+        kill(pid, Signal::SIGKILL).expect("it runs");
+        assert!(eventually(|| !Process::is_alive(pid)));
+
+        // musl's libc is that of the other tests, too.
+        if kind == Kind::Static {
+            assert_no_probes_in(&program);
+        }
+    }
+}
+
+#[test]
+fn eight_held_at_once_go_on_at_once_when_memleak_is_killed() {
+    let place = Place::new();
+    let program = prints_signals(&place, Kind::Static);
+    let script = "for i in 1 2 3 4 5 6 7 8; do $P & done; wait";
+    let script = script.replace("$P", &program.display().to_string());
+    let mut tree = Tree::start(&place, &["--hold-delay", "20000"], &script);
+    process_of(&program);
+    tree.assert_silent(A_WHILE);
+    tree.memleak.kill().expect("it runs");
+    let deadline = Instant::now() + AT_ONCE;
+    for _ in 0..8 {
+        let line = tree.line_within(deadline.saturating_duration_since(Instant::now()));
+        assert!(line.starts_with("ready "), "{line}");
+    }
+}
+
+#[test]
+fn a_memleak_that_does_not_answer_is_not_waited_for_longer_than_the_bound() {
+    for kind in HELD {
+        let place = Place::new();
+        let program = place.newcomer(kind, "newcomer");
+        let script = "echo ready; read line; $P 500; echo done; read line; exit 4";
+        let script = script.replace("$P", &program.display().to_string());
+        let mut tree = Tree::start(&place, &["--fail-on-leak", "1GB"], &script);
+        assert_eq!(tree.line(), "ready");
+        kill(tree.pid(), Signal::SIGSTOP).expect("it runs");
+        let is_stopped = || Process::of(tree.pid()).is_some_and(|process| process.state == 'T');
+        assert!(eventually(is_stopped));
+        let began = Instant::now();
+        tree.say_line();
+        assert_eq!(tree.line_within(Duration::from_secs(10)), "done");
+        let took = began.elapsed();
+        assert!(
+            took > Duration::from_secs(1) && took < Duration::from_secs(4),
+            "held for {took:?}, not for two seconds"
+        );
+        kill(tree.pid(), Signal::SIGCONT).expect("it runs");
+        tree.say_line();
+        assert_eq!(tree.wait().code(), Some(4));
+        let row = tree.row_of(&program);
+        assert_eq!(row["uncovered"], "late", "{row:#}");
+        assert_eq!(row["complete"], false);
+        assert_eq!(row["exit_code"], 0);
+        let summary = tree.rows().pop().expect("a summary");
+        assert_eq!(summary["complete"], false);
+        assert_eq!(summary["covered_processes"], 1);
+        assert_eq!(summary["gate"]["verdict"], "unknown");
+    }
+}
+
+#[test]
+fn a_late_row_says_so_in_the_table() {
+    let place = Place::new();
+    let program = place.newcomer(Kind::Static, "newcomer");
+    let (status, table) = Job::shell(&format!("{} 500; exit 0", program.display()))
+        .run_under(MEMLEAK, &["run", "--hold-delay", "3000", "--"]);
+    assert!(status.success(), "{table}");
+    let line = table.lines().find(|line| line.contains("newcomer"));
+    assert!(
+        line.is_some_and(|line| line.ends_with("allocator probed late")),
+        "{table}"
+    );
+    let last = table.lines().last().unwrap_or_default();
+    assert!(last.contains("1 of 2 processes fully covered"), "{table}");
+}
+
+#[test]
+fn memleak_killed_leaves_no_breakpoint_behind() {
+    for kind in [Kind::Static, Kind::MuslStatic] {
+        let place = Place::new();
+        let waits = place.copy(&kind.build("leaks_before_and_after_reading"), "waits");
+        let mut tree = Tree::start(&place, &[], &format!("{} 100; echo $?", waits.display()));
+        assert!(tree.line().starts_with("ready "));
+        let pid = process_of(&waits);
+        assert!(has_probes(pid), "it was not probed");
+        tree.memleak.kill().expect("it runs");
+        tree.memleak.wait().expect("a child");
+        assert_no_probes_in(&waits);
+        // Whoever ran under it goes on, and ends as it would.
+        drop(tree.input.take());
+        assert_eq!((tree.line(), tree.line()), ("done".into(), "0".into()));
+
+        let report = Job::shell(&format!("{} 100; exit 0", waits.display())).run();
+        report.assert_complete();
+        let row = report.rows.iter().find(|row| row.comm == "waits");
+        let counts = row.expect("a row").counts;
+        let start = common::newcomers::start(kind, &waits);
+        let expected = common::expected::counts(200, 2, 0, 200, 2);
+        assert_eq!(counts, common::newcomers::plus(expected, start), "{kind:?}");
+    }
+}
+
+/// Whether the kernel has put breakpoints into the code of a process.
+fn has_probes(pid: Pid) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
+    maps.contains("[uprobes]")
+}
+
+/// Fails unless a process that executes this file, by nobody's order, soon finds no breakpoint in it.
+#[track_caller]
+fn assert_no_probes_in(program: &Path) {
+    let unprobed = within(Duration::from_secs(5), || {
+        let mut child = Command::new(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it can be executed");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        assert!(line.starts_with("ready "), "{line}");
+        let probed = has_probes(Pid::from_raw(child.id().cast_signed()));
+        child.kill().expect("it runs");
+        child.wait().expect("a child");
+        !probed
+    });
+    assert!(unprobed, "{} is still probed", program.display());
+}
+
+// ---- signals to who is held ----------------------------------------------------------------------------
+
+#[test]
+fn a_deadly_signal_ends_who_is_held_at_once() {
+    for kind in HELD {
+        for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+            let place = Place::new();
+            // Its parent says how it ended; it blocks nothing yet.
+            let watch = common::fixture("watches_for_stops");
+            let watch = watch.to_str().expect("a name of ours");
+            let (tree, _, pid) = held(&place, kind, &[watch, "$P"]);
+            let began = Instant::now();
+            kill(pid, signal).expect("it runs");
+            let line = tree.line_within(AT_ONCE);
+            assert_eq!(line, format!("killed {}", signal as i32), "{kind:?}");
+            assert!(began.elapsed() < AT_ONCE);
+            assert_eq!(tree.line(), "1 signals, 1 news");
+        }
+    }
+}
+
+#[test]
+fn who_is_killed_while_it_is_held_has_a_row_that_says_so() {
+    let place = Place::new();
+    let program = prints_signals(&place, Kind::Static);
+    let script = format!("{}; exit 6", program.display());
+    let mut tree = Tree::start(&place, &["--hold-delay", "1500"], &script);
+    let pid = process_of(&program);
+    tree.assert_silent(A_WHILE);
+    kill(pid, Signal::SIGTERM).expect("it runs");
+    assert_eq!(tree.wait().code(), Some(6));
+    let row = tree.row_of(&program);
+    assert_eq!(
+        (&row["end"], &row["signal"]),
+        (&"signaled".into(), &15.into())
+    );
+    assert_eq!(row["alloc_count"], 0, "it never ran: {row:#}");
+}
+
+#[test]
+fn a_signal_that_does_not_kill_comes_when_the_hold_is_over_and_once() {
+    let place = Place::new();
+    let program = prints_signals(&place, Kind::Static);
+    let ignoring = common::fixture("with_signals");
+    // Blocked before the exec, so that the program finds it pending.
+    let script = format!("{} block 10 -- {}", ignoring.display(), program.display());
+    let tree = Tree::start(&place, &["--hold-delay", "1000"], &script);
+    let pid = process_of(&program);
+    kill(pid, Signal::SIGUSR1).expect("it runs");
+    tree.assert_silent(A_WHILE);
+    assert_eq!(tree.line(), format!("ready {pid}"));
+    assert_eq!(tree.line(), "got 10");
+    tree.assert_silent(A_WHILE);
+}
+
+// ---- what others see -----------------------------------------------------------------------------------
+
+#[test]
+fn who_is_held_runs_in_everybodys_eyes() {
+    for kind in HELD {
+        let place = Place::new();
+        let (tree, _, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
+        for _ in 0..20 {
+            let process = Process::of(pid).expect("it is held");
+            assert_eq!(process.state, 'R', "{kind:?}");
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is held");
+            let fields: BTreeMap<_, _> = status
+                .lines()
+                .filter_map(|line| line.split_once(":\t"))
+                .collect();
+            assert_eq!(fields["TracerPid"], "0");
+            assert_eq!(fields["State"], "R (running)");
+            for pending in ["SigPnd", "ShdPnd", "SigBlk"] {
+                assert_eq!(fields[pending], "0000000000000000", "{pending}");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(tree);
+    }
+}
+
+#[test]
+fn a_parent_that_waits_for_stops_sees_none() {
+    let watch = common::fixture("watches_for_stops");
+    for kind in [Kind::Static, Kind::MuslStatic, Kind::Musl] {
+        for options in [&[][..], &["--hold-delay", "300"]] {
+            let place = Place::new();
+            let program = place.newcomer(kind, "newcomer");
+            let words = [watch.as_os_str(), program.as_os_str(), "70".as_ref()];
+            let report = Job::new(words[0], &words[1..]).options(options).run();
+            assert_eq!(report.stdout, "exited 0\n1 signals, 1 news\n", "{kind:?}");
+            report.assert_complete();
+            let row = report.rows.iter().find(|row| row.comm == "newcomer");
+            assert_eq!(
+                row.expect("a row").counts,
+                life(kind, &program, 70),
+                "{kind:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn who_was_held_finds_its_status_as_it_would_be() {
+    let place = Place::new();
+    for kind in [Kind::Static, Kind::Dynamic, Kind::Musl] {
+        let program = place.copy(&kind.build("shows_its_status"), &format!("{kind:?}"));
+        let script = format!("nice -n 3 {}; exit 0", program.display());
+        let job = Job::shell(&script);
+        let (status, bare) = run_bare(&script);
+        assert!(
+            status.success() && bare.contains("TracerPid:\t0\n"),
+            "{bare}"
+        );
+        for options in [&[][..], &["--hold-delay", "200"]] {
+            let report = job.clone().options(options).run();
+            assert_eq!(report.stdout, bare, "{kind:?}");
+        }
+    }
+}
+
+fn run_bare(script: &str) -> (ExitStatus, String) {
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .stdin(Stdio::null())
+        .output()
+        .expect("a shell");
+    (
+        output.status,
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
+}
+
+// ---- debuggers in the tree -----------------------------------------------------------------------------
+
+#[test]
+fn strace_in_the_tree_sees_what_it_always_sees() {
+    for kind in [Kind::Static, Kind::StaticPie, Kind::Musl] {
+        let place = Place::new();
+        let program = place.newcomer(kind, "newcomer");
+        let trace = place.path("trace");
+        let script = format!(
+            "strace -f -o {} sh -c '{1} 50; {1} 60; exit 0'",
+            trace.display(),
+            program.display()
+        );
+        let report = Job::shell(&script).run();
+        assert_eq!(common::code(report.status), 0, "{}", report.stderr);
+        report.assert_complete();
+        let mut counts: Vec<_> = report
+            .rows
+            .iter()
+            .filter(|row| row.comm == "newcomer")
+            .map(|row| row.counts)
+            .collect();
+        counts.sort();
+        let expected = [50, 60].map(|bytes| life(kind, &program, bytes));
+        assert_eq!(counts, expected, "{kind:?}");
+        let trace = fs::read_to_string(trace).expect("strace has written");
+        assert_eq!(trace.matches("+++ exited with 0 +++").count(), 3, "{trace}");
+        let signals: Vec<_> = trace
+            .lines()
+            .filter(|line| line.contains("--- SIG") && !line.contains("SIGCHLD"))
+            .collect();
+        assert_eq!(signals, [""; 0]);
+    }
+}
+
+#[test]
+fn gdb_in_the_tree_debugs_what_it_always_debugs() {
+    for kind in [Kind::Static, Kind::StaticPie, Kind::Dynamic] {
+        let place = Place::new();
+        let program = place.newcomer(kind, "newcomer");
+        let script = format!(
+            "gdb -nx -q -batch -ex 'set startup-with-shell off' -ex 'break main' -ex run -ex next \
+             -ex 'print argc' -ex 'break last' -ex continue -ex backtrace -ex delete -ex continue \
+             --args {} 50; exit 0",
+            program.display()
+        );
+        let report = Job::shell(&script).run();
+        let said = &report.stdout;
+        assert!(said.contains("exited normally"), "{kind:?}: {said}");
+        assert!(said.contains("$1 = 2"), "{kind:?}: {said}");
+        // Not a function with a probe: a debugger takes a breakpoint on top of one for the program's code.
+        assert!(said.contains("Breakpoint 2, last ()"), "{kind:?}: {said}");
+        report.assert_complete();
+        let row = report.rows.iter().find(|row| row.comm == "newcomer");
+        assert_eq!(
+            row.expect("a row").counts,
+            life(kind, &program, 50),
+            "{kind:?}"
+        );
+    }
+}
+
+// ---- on a terminal -------------------------------------------------------------------------------------
+
+/// An interactive bash under memleak, in a terminal whose own shell is an interactive bash.
+fn bash_under_memleak(report: &Path) -> Terminal {
+    root::require_root();
+    let mut terminal = Terminal::open();
+    terminal.output_of("unset LD_LIBRARY_PATH");
+    terminal.output_of(&format!(
+        "{MEMLEAK} run --format json -o {} -- bash --norc --noprofile --noediting -i",
+        report.display()
+    ));
+    terminal
+}
+
+#[test]
+fn an_interactive_shell_under_memleak_starts_newcomers_as_it_starts_anything() {
+    let place = Place::new();
+    let report = place.path("report.json");
+    let mut programs = Vec::new();
+    let mut newcomer = |kind: Kind| {
+        let program = place.newcomer(kind, &format!("newcomer{}", programs.len()));
+        programs.push((kind, program.clone()));
+        program.display().to_string()
+    };
+    let mut terminal = bash_under_memleak(&report);
+    let mut shown = String::new();
+    let mut does = |terminal: &mut Terminal, line: &str| {
+        let output = terminal.output_of(line);
+        shown += &output;
+        output
+    };
+
+    // In the foreground.
+    for kind in [Kind::Static, Kind::MuslStatic, Kind::Musl] {
+        let line = format!("{} 0; echo code $?", newcomer(kind));
+        assert_eq!(does(&mut terminal, &line), "code 0\n");
+    }
+    // In a pipeline.
+    let line = format!(
+        "{} 0 | {} 0 | {} 0; echo codes ${{PIPESTATUS[*]}}",
+        newcomer(Kind::Static),
+        newcomer(Kind::MuslStatic),
+        newcomer(Kind::Static)
+    );
+    assert_eq!(does(&mut terminal, &line), "codes 0 0 0\n");
+    // In the background.
+    let line = format!("{} 0 &", newcomer(Kind::Static));
+    let output = does(&mut terminal, &line);
+    assert!(output.starts_with("[1] "), "{output}");
+    let output = does(&mut terminal, "wait %1; echo code $?");
+    assert!(output.contains("code 0\n"), "{output}");
+    // In a subshell, a substitution, and with an exit code of its own.
+    let line = format!("({} 0; exit 7); echo code $?", newcomer(Kind::Static));
+    assert_eq!(does(&mut terminal, &line), "code 7\n");
+    let line = format!("x=$({} 0); echo code $?", newcomer(Kind::MuslStatic));
+    assert_eq!(does(&mut terminal, &line), "code 0\n");
+    assert_eq!(does(&mut terminal, "jobs"), "");
+    // The terminal is still the shell's, and the shell alive.
+    assert_eq!(
+        does(&mut terminal, "[ -t 0 ]; echo terminal $?"),
+        "terminal 0\n"
+    );
+    terminal.line("exit 5");
+    terminal.expect(PROMPT);
+    assert_eq!(terminal.output_of("echo code $?"), "code 5\n");
+    for word in ["Stopped", "Continued", "Killed", "Trace"] {
+        assert!(!shown.contains(word), "{shown}");
+    }
+
+    let text = fs::read_to_string(&report).expect("a report");
+    let rows: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    for (kind, program) in &programs {
+        let exe = program.to_str().expect("a name of ours");
+        let row = rows.iter().find(|row| row["exe"] == exe);
+        let row = row.unwrap_or_else(|| panic!("no row of {exe}"));
+        let expected = life(*kind, program, 0);
+        assert_eq!(
+            (
+                &row["total_allocs_bytes"],
+                &row["leaked_bytes"],
+                &row["complete"]
+            ),
+            (
+                &expected.total_allocs_bytes.into(),
+                &expected.leaked_bytes.into(),
+                &true.into()
+            ),
+            "{kind:?}: {row:#}"
+        );
+    }
+    assert_eq!(rows.last().expect("a summary")["complete"], true);
+}
+
+#[test]
+fn keys_reach_a_newcomer_on_a_terminal_once() {
+    let place = Place::new();
+    let mut terminal = bash_under_memleak(&place.path("report.json"));
+    // Each a file that nobody has executed.
+    let newcomer = |n: u32| {
+        let program = Kind::Static.build("prints_signals");
+        place
+            .copy(&program, &format!("newcomer{n}"))
+            .display()
+            .to_string()
+    };
+    terminal.line(&newcomer(1));
+    terminal.expect("ready ");
+    terminal.press("\x03");
+    terminal.expect("got 2\r\n");
+    assert_eq!(terminal.shown_within(A_WHILE), "");
+    // It blocks all but what cannot be blocked.
+    terminal.press("\x1c");
+    terminal.expect("got 3\r\n");
+    let pid = process_of(&place.path("newcomer1"));
+    kill(pid, Signal::SIGKILL).expect("it runs");
+    terminal.expect("Killed");
+    terminal.expect(PROMPT);
+
+    // Ctrl-C ends one that takes it, and the shell goes on.
+    let waits = place.copy(
+        &Kind::MuslStatic.build("leaks_before_and_after_reading"),
+        "waits",
+    );
+    terminal.line(&format!("{} 5", waits.display()));
+    terminal.expect("ready ");
+    terminal.press("\x03");
+    terminal.expect(PROMPT);
+    assert_eq!(terminal.output_of("echo code $?"), "code 130\n");
+
+    // Ctrl-Z stops one, and `fg` brings it back: what is typed then reaches it.
+    let waits = place.copy(
+        &Kind::Static.build("leaks_before_and_after_reading"),
+        "again",
+    );
+    terminal.line(&format!("{} 5", waits.display()));
+    terminal.expect("ready ");
+    terminal.press("\x1a");
+    terminal.expect("Stopped");
+    terminal.expect(PROMPT);
+    terminal.line("fg");
+    terminal.expect("again");
+    let pid = process_of(&waits);
+    assert!(eventually(
+        || Process::of(pid).is_some_and(|process| process.state == 'S')
+    ));
+    terminal.press("\x04");
+    terminal.expect("done");
+    terminal.expect(PROMPT);
+    assert_eq!(terminal.output_of("echo code $?"), "code 0\n");
+    terminal.line("exit 0");
+    terminal.expect(PROMPT);
+}
+
+#[test]
+fn ctrl_c_ends_a_newcomer_that_is_held() {
+    let place = Place::new();
+    root::require_root();
+    let mut terminal = Terminal::open();
+    let program = prints_signals(&place, Kind::Static);
+    terminal.output_of(&format!(
+        "{MEMLEAK} run -q --hold-delay 1500 -- bash --norc --noprofile --noediting -i"
+    ));
+    terminal.line(&program.display().to_string());
+    let pid = process_of(&program);
+    terminal.press("\x03");
+    assert!(
+        within(AT_ONCE, || !Process::is_alive(pid)),
+        "it is still held"
+    );
+    terminal.expect(PROMPT);
+    assert_eq!(terminal.output_of("echo code $?"), "code 130\n");
+    terminal.line("exit 0");
+    terminal.expect(PROMPT);
+}
