@@ -260,37 +260,18 @@ static __always_inline void unheld(void)
 	mark_heap(HEAP_UNHELD);
 }
 
-/* What went on unheld is held now, before it has run anything that is not known. */
-static __always_inline void hold_unheld(struct task_struct *task, __u64 stack)
-{
-	struct thread *thread = thread_of(task);
-	struct heap *heap;
-
-	if (!thread)
-		return;
-	if (survey(thread))
-		hold(task, stack);
-	heap = heap_by_id(thread->heap);
-	if (heap && heap->flags & HEAP_UNHELD)
-		__sync_fetch_and_and(&heap->flags, ~HEAP_UNHELD);
-}
-
 /* The dynamic loader has mapped what it was asked for, and called none of it yet. */
 static __always_inline void libraries_arrived(struct pt_regs *ctx)
 {
-	hold_unheld(bpf_get_current_task_btf(), PT_REGS_SP(ctx));
-}
-
-/* An exec is over; whether it has failed, the mappings tell. */
-static __always_inline void held_after_exec(void)
-{
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	struct thread *thread = thread_of(task);
-	struct heap *heap = thread ? heap_by_id(thread->heap) : 0;
+	struct heap *heap;
 
+	if (thread && survey(thread))
+		hold(task, PT_REGS_SP(ctx));
+	heap = thread ? heap_by_id(thread->heap) : 0;
 	if (heap && heap->flags & HEAP_UNHELD)
-		hold_unheld(task, PT_REGS_SP_CORE(regs));
+		__sync_fetch_and_and(&heap->flags, ~HEAP_UNHELD);
 }
 
 #endif

@@ -244,13 +244,6 @@ struct bpf_iter__task {
 	struct task_struct *task;
 } __attribute__((preserve_access_index));
 
-/* What the kernel's functions of system calls begin with (arch/…/include/asm/syscall_wrapper.h). */
-#if defined(__TARGET_ARCH_x86)
-#define SYSCALL_PREFIX "__x64_"
-#elif defined(__TARGET_ARCH_arm64)
-#define SYSCALL_PREFIX "__arm64_"
-#endif
-
 /* Makes libbpf's macros use the kernel's names for registers, as above. */
 #define __VMLINUX_H__
 #include <bpf/bpf_helpers.h>

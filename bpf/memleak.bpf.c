@@ -126,21 +126,6 @@ int BPF_PROG(exec_shows, struct task_struct *task)
 	return 0;
 }
 
-/* There the system calls themselves, where a kernel lets programs that may sleep follow them. */
-SEC("fexit.s/" SYSCALL_PREFIX "sys_execve")
-int BPF_PROG(execve_holds)
-{
-	held_after_exec();
-	return 0;
-}
-
-SEC("fexit.s/" SYSCALL_PREFIX "sys_execveat")
-int BPF_PROG(execveat_holds)
-{
-	held_after_exec();
-	return 0;
-}
-
 /* In a dynamic loader, where it tells debuggers what it has mapped. */
 SEC("uprobe.multi.s")
 int loader_maps(struct pt_regs *ctx)

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::allocator::{self, Examined, loader::Environment, mapped::Mapping};
 use crate::cli;
-use crate::collect::{Arrival, Collector, Settings};
+use crate::collect::{Arrival, Collector, Holds, Settings};
 use crate::launch::Suspended;
 use crate::probe::attach::Target;
 use crate::probe::placement::Placement;
@@ -89,7 +89,7 @@ impl Prober {
             self.collector.expect(file)?;
         }
         ensure!(
-            !self.collector.targets().is_empty() || self.collector.holds().at_exec(),
+            !self.collector.targets().is_empty() || self.collector.holds() == Holds::Everywhere,
             "no C library found: neither the command nor /bin/sh is a dynamically linked program"
         );
         self.explain(0);

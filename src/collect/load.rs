@@ -34,21 +34,13 @@ pub enum Holds {
     Nowhere,
     /// Where the dynamic loader tells what it has mapped. A static program goes on unheld.
     Loader,
-    /// There, and where the system calls that execute something return (6.7, with
-    /// CONFIG_FUNCTION_ERROR_INJECTION).
-    Syscall,
-    /// In the loader, and on the way back from every exec (6.18).
+    /// There, and after every exec.
     Everywhere,
 }
 
 impl Holds {
     pub(super) fn at_loader(self) -> bool {
         self >= Holds::Loader
-    }
-
-    /// Whether every exec is held.
-    pub fn at_exec(self) -> bool {
-        self >= Holds::Syscall
     }
 
     /// What this kernel can do: by the functions that it has for programs, as distributions take them
@@ -59,8 +51,7 @@ impl Holds {
         if !has(b"\0bpf_iter_task_vma_new\0") {
             Holds::Nowhere
         } else if !has(b"\0bpf_task_work_schedule_resume_impl\0") {
-            // Whether the kernel takes these programs is seen when it does.
-            Holds::Syscall
+            Holds::Loader
         } else {
             Holds::Everywhere
         }
@@ -155,14 +146,8 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
         return Err(LoadError::NoBtf);
     }
     let mut method = settings.method.unwrap_or(Method::BEST);
-    let mut holds = settings.holds.min(Holds::of_this_kernel());
     loop {
-        match load_for(method, holds, settings) {
-            // Some kernels refuse such programs as if the rights were missing.
-            Err(LoadError::Kernel { .. } | LoadError::Rights(_)) if holds == Holds::Syscall => {
-                take_messages();
-                holds = Holds::Loader;
-            }
+        match load_for(method, settings) {
             // Another method would fail in the same way.
             Err(error @ (LoadError::Rights(_) | LoadError::Memory { .. } | LoadError::NoBtf)) => {
                 return Err(error);
@@ -176,7 +161,7 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
 }
 
-fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
+fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
     // Loaded once, needed until memleak ends.
     let mut open = MemleakSkelBuilder::default()
@@ -200,12 +185,9 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     progs.alloc_session.set_autoload(session);
     progs.alloc_enter.set_autoload(!session);
     progs.alloc_return.set_autoload(!session);
+    let holds = settings.holds.min(Holds::of_this_kernel());
     progs.exec_holds.set_autoload(holds == Holds::Everywhere);
-    progs
-        .exec_shows
-        .set_autoload(matches!(holds, Holds::Loader | Holds::Syscall));
-    progs.execve_holds.set_autoload(holds == Holds::Syscall);
-    progs.execveat_holds.set_autoload(holds == Holds::Syscall);
+    progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_maps.set_autoload(holds.at_loader());
     match method {
         Method::Session => {}
@@ -237,15 +219,10 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         .map_err(fail)?;
     let progs = &skel.progs;
     // In this order they are called: a new image has its heap before its files are looked at.
-    let after_exec: &[_] = match holds {
-        Holds::Everywhere => &[&progs.exec_holds],
-        Holds::Syscall => &[
-            &progs.exec_shows,
-            &progs.execve_holds,
-            &progs.execveat_holds,
-        ],
-        Holds::Loader => &[&progs.exec_shows],
-        Holds::Nowhere => &[],
+    let after_exec = match holds {
+        Holds::Everywhere => Some(&progs.exec_holds),
+        Holds::Loader => Some(&progs.exec_shows),
+        Holds::Nowhere => None,
     };
     let links = [
         &progs.task_newtask,
@@ -255,7 +232,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         &progs.signal_generate,
     ]
     .into_iter()
-    .chain(after_exec.iter().copied())
+    .chain(after_exec)
     .map(|program| program.attach())
     .collect::<Result<_, _>>()
     .map_err(fail)?;
