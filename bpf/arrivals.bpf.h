@@ -19,6 +19,9 @@ extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struc
 extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
 extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
 
+extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak;
+extern void bpf_task_release(struct task_struct *task) __ksym __weak;
+
 /* kernel/bpf/helpers.c (6.18) */
 extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work,
 					      void *map,
@@ -43,6 +46,23 @@ static __always_inline void version_of(struct inode *inode, struct file_version 
 	}
 	/* I_CTIME_QUERIED: whether somebody has looked at it since. */
 	version->changed_nsec &= ~(1U << 31);
+}
+
+static __always_inline void identify_inode(struct inode *inode, struct arrival *arrival)
+{
+	arrival->file.inode = BPF_CORE_READ(inode, i_ino);
+	arrival->file.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	version_of(inode, &arrival->version);
+}
+
+static long identify_mapping(struct task_struct *task, struct vm_area_struct *vma,
+			     struct arrival *arrival)
+{
+	struct file *file = BPF_CORE_READ(vma, vm_file);
+
+	if (file)
+		identify_inode(BPF_CORE_READ(file, f_inode), arrival);
+	return 0;
 }
 
 /* Whether the file behind `arrival` is known, as it is now; what a look at it found if so. */
@@ -125,14 +145,14 @@ __noinline int survey(struct thread *thread)
 			continue;
 		arrival.start = BPF_CORE_READ(vma, vm_start);
 		arrival.end = BPF_CORE_READ(vma, vm_end);
-		arrival.file.inode = BPF_CORE_READ(inode, i_ino);
-		arrival.file.device = BPF_CORE_READ(inode, i_sb, s_dev);
-		version_of(inode, &arrival.version);
+		identify_inode(inode, &arrival);
 		state = known_file(&arrival);
-		if (state && !state->asked)
+		if (state && !state->asked) {
 			note_file(thread, heap, state,
 				  arrival.start <= entry && entry < arrival.end);
-		else if (state || show(&arrival))
+			if (state->flags & FILE_FORGET)
+				bpf_map_delete_elem(&files, &arrival.file);
+		} else if (state || show(&arrival))
 			unknown++;
 		else
 			__sync_fetch_and_or(&heap->flags, HEAP_LATE);
@@ -153,32 +173,60 @@ struct hold {
 	bool waiting;
 };
 
-/* One look at whether the wait is over. Ends it by returning 1. */
-static long look_again(__u32 round, struct hold *hold)
+/* One look at whether the wait is over. */
+static __always_inline bool is_over(__u32 round, struct hold *hold)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *thread;
 	__u64 now_answered = *(volatile __u64 *)&answers;
+	struct thread *thread;
 	int unknown;
-	char byte;
 
 	if (round == 0 || now_answered != hold->answers) {
+		/* Who answers is at it: what is asked may come next. */
+		if (round && now_answered != hold->answers)
+			hold->until_ns = bpf_ktime_get_ns() + HOLD_SECONDS * SECOND_NS;
 		thread = thread_of(task);
 		unknown = thread ? survey(thread) : 0;
 		hold->waiting = unknown;
 		if (!unknown)
-			return 1;
+			return true;
 		/* Unread mappings are to be read soon. */
 		hold->answers = unknown < 0 ? now_answered - 1 : now_answered;
 	}
-	if (*(volatile __u32 *)&nobody_answers || bpf_ktime_get_ns() > hold->until_ns ||
-	    is_killed(task))
+	return *(volatile __u32 *)&nobody_answers || bpf_ktime_get_ns() > hold->until_ns ||
+	       is_killed(task);
+}
+
+/*
+ * A look at it that lets others run. The kernel does so where a process's memory is read in this
+ * way; without preemption nowhere else, and what we wait for may need this very CPU. The process is
+ * the current one, whose mappings are locked meanwhile, though its breakpoints are to be put there.
+ */
+static long look_again(__u32 round, struct hold *hold)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	char byte;
+
+	if (is_over(round, hold))
 		return 1;
-	/*
-	 * Reading one's own memory in this way is where the kernel lets others run: a kernel
-	 * without preemption would not, and what we wait for may need this very CPU.
-	 */
 	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)hold->stack, task, 0);
+	return 0;
+}
+
+/* The same, with memleak as the process: its mappings change less. Not allowed in uprobes. */
+static long look_again_after_exec(__u32 round, struct hold *hold)
+{
+	struct task_struct *task;
+	char byte;
+
+	if (is_over(round, hold))
+		return 1;
+	task = bpf_task_from_pid(keeper);
+	if (!task)
+		return 1;
+	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)BPF_CORE_READ(task, mm, start_code),
+				task, 0);
+	bpf_task_release(task);
 	return 0;
 }
 
@@ -195,7 +243,7 @@ static __always_inline void mark_heap(__u32 flag)
  * The current process waits until all that it has mapped is known. It may be interrupted while it
  * waits, but not stopped, and it takes no signal; it has not got back to its own code.
  */
-static __always_inline void hold(struct task_struct *task, __u64 stack)
+static __always_inline void hold(struct task_struct *task, __u64 stack, bool after_exec)
 {
 	struct hold hold = {.stack = stack};
 	__u64 began = bpf_ktime_get_ns(), waited;
@@ -204,7 +252,10 @@ static __always_inline void hold(struct task_struct *task, __u64 stack)
 	hold.until_ns = began;
 	if (waited_in_vain != answers)
 		hold.until_ns += HOLD_SECONDS * SECOND_NS;
-	bpf_loop(MAX_LOOKS, look_again, &hold, 0);
+	if (after_exec)
+		bpf_loop(MAX_LOOKS, look_again_after_exec, &hold, 0);
+	else
+		bpf_loop(MAX_LOOKS, look_again, &hold, 0);
 	waited = bpf_ktime_get_ns() - began;
 	__sync_fetch_and_add(&holds, 1);
 	if (waited > longest_hold_ns)
@@ -219,10 +270,9 @@ static __always_inline void hold(struct task_struct *task, __u64 stack)
 static int hold_after_exec(struct bpf_map *map, void *key, void *value)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	__u64 id = (__u64)task;
 
-	hold(task, PT_REGS_SP_CORE(regs));
+	hold(task, 0, true);
 	bpf_map_delete_elem(&errands, &id);
 	return 0;
 }
@@ -268,7 +318,7 @@ static __always_inline void libraries_arrived(struct pt_regs *ctx)
 	struct heap *heap;
 
 	if (thread && survey(thread))
-		hold(task, PT_REGS_SP(ctx));
+		hold(task, PT_REGS_SP(ctx), false);
 	heap = thread ? heap_by_id(thread->heap) : 0;
 	if (heap && heap->flags & HEAP_UNHELD)
 		__sync_fetch_and_and(&heap->flags, ~HEAP_UNHELD);

@@ -163,6 +163,20 @@ int identify(void *ctx)
 	return 0;
 }
 
+/*
+ * Run by memleak, which has mapped a file at the address that is the argument: what does the kernel
+ * know the file by? stat(2) tells other numbers where one file system lies over another.
+ */
+SEC("raw_tp")
+int identify_file(__u64 *ctx)
+{
+	struct arrival found = {};
+
+	bpf_find_vma(bpf_get_current_task_btf(), ctx[0], identify_mapping, &found, 0);
+	identified = found;
+	return 0;
+}
+
 /* The living tasks' shares of their heaps, for images that still run when memleak leaves. */
 SEC("iter/task")
 int living(struct bpf_iter__task *ctx)

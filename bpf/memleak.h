@@ -116,6 +116,7 @@ enum file_flags {
 	FILE_NO_SYMBOLS = 1, /* a static program without any */
 	FILE_32BIT = 2,
 	FILE_UNEXAMINED = 4, /* could not be opened or read, or its probes not be placed */
+	FILE_FORGET = 8,     /* true for who asked; the next one is to ask again */
 };
 
 /* What is known of a file that can be executed. */

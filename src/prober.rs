@@ -110,8 +110,8 @@ impl Prober {
         let known = self.collector.targets().len();
         for arrival in &arrivals {
             self.examine(arrival)?;
+            self.collector.answered();
         }
-        self.collector.answered();
         self.explain(known);
         Ok(())
     }

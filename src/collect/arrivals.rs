@@ -3,15 +3,19 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
+use std::thread as threads;
 
 use anyhow::{Context as _, Result, ensure};
-use libbpf_rs::{Link, MapCore, MapFlags};
+use libbpf_rs::{Link, MapCore, MapFlags, ProgramInput};
 
 use super::{Collector, bytes_of, close, shared};
-use crate::allocator::mapped::Mapping;
-use crate::allocator::{Examined, Identity};
+use crate::allocator::Examined;
+use crate::allocator::mapped::{Mapping, in_own_mount, restore};
 use crate::bpf::types::{file_flags, file_id, file_state, file_version, limits, site};
 use crate::elf_file::Class;
 use crate::probe::attach::{Method, Programs, Target, attach, attach_hooks};
@@ -25,12 +29,15 @@ pub struct Arrival {
     version: file_version,
 }
 
-/// What is known of the files examined so far, by their device and inode.
+/// What is known of the files with probes, by the kernel's numbers of their devices and inodes.
 #[derive(Default)]
 pub(super) struct Known {
-    files: HashMap<(u64, u64), Entry>,
+    files: HashMap<Key, Entry>,
     sites: u32,
 }
+
+/// The kernel's numbers of a file's device and inode.
+pub(super) type Key = (u64, u64);
 
 /// A file that carries probes.
 #[derive(Default)]
@@ -81,22 +88,31 @@ impl Collector {
     /// # Errors
     /// The kernel refuses the probes, or there are more files than it can number.
     pub fn expect(&mut self, examined: Examined) -> Result<()> {
-        let identity = examined.identity;
-        let state = self.probe(examined)?;
-        // The kernel's number of a device, as stat(2) tells it: where a file system has several under one
-        // name (btrfs, overlayfs), the file will be asked about when it comes.
-        let device =
-            u64::from(libc::major(identity.device)) << 20 | u64::from(libc::minor(identity.device));
-        let file = file_id {
-            inode: identity.inode,
-            device,
-        };
-        let version = file_version {
-            changed_sec: identity.changed.0,
-            changed_nsec: identity.changed.1 as u32,
-            ..file_version::default()
-        };
+        let (file, version) = self
+            .identify(&examined.file)
+            .with_context(|| format!("cannot map {}", examined.path.display()))?;
+        let state = self.probe(&file, examined, None)?;
         self.learn(&file, file_state { version, ..state })
+    }
+
+    /// What the kernel knows an open file by, and the time of its last change.
+    fn identify(&self, file: &File) -> Result<(file_id, file_version)> {
+        let mapping = Mapped::of(file)?;
+        let mut arguments = [mapping.address.as_ptr() as u64];
+        // SAFETY: as long as the array, which outlives it; any bytes are integers.
+        let context = unsafe {
+            std::slice::from_raw_parts_mut(arguments.as_mut_ptr().cast(), size_of_val(&arguments))
+        };
+        self.skel.progs.identify_file.test_run(ProgramInput {
+            context_in: Some(context),
+            ..ProgramInput::default()
+        })?;
+        let identified = self.skel.maps.bss_data.as_deref().map(|bss| {
+            // SAFETY: a reference is valid and aligned; the program that writes there has ended.
+            unsafe { std::ptr::read_volatile(&raw const bss.identified) }
+        });
+        let identified = identified.unwrap_or_default();
+        Ok((identified.file, identified.version))
     }
 
     /// Tells the kernel what a file is that a process waits for, and puts probes on it if it has anything to
@@ -105,7 +121,8 @@ impl Collector {
     /// # Errors
     /// The kernel refuses the probes, or there are more files than it can number: [`give_up`](Self::give_up).
     pub fn answer(&mut self, arrival: &Arrival, examined: Examined) -> Result<()> {
-        let state = self.probe(examined)?;
+        let pid = arrival.mapping.pid;
+        let state = self.probe(&arrival.file, examined, Some(pid))?;
         let version = arrival.version;
         self.learn(&arrival.file, file_state { version, ..state })
     }
@@ -154,7 +171,12 @@ impl Collector {
 
     /// Probes a file, unless that was done before. Returns what the kernel is to know of it, but for its
     /// version.
-    fn probe(&mut self, examined: Examined) -> Result<file_state> {
+    fn probe(
+        &mut self,
+        file: &file_id,
+        examined: Examined,
+        pid: Option<u32>,
+    ) -> Result<file_state> {
         let mut flags = 0;
         if examined.findings.stripped {
             flags |= file_flags::FILE_NO_SYMBOLS.0;
@@ -162,12 +184,14 @@ impl Collector {
         if examined.class == Class::Bits32 {
             flags |= file_flags::FILE_32BIT.0;
         }
-        let Identity { device, inode, .. } = examined.identity;
-        let mut known = self
-            .known
-            .files
-            .remove(&(device, inode))
-            .unwrap_or_default();
+        let key = (file.device, file.inode);
+        if let Some(old) = self.closing.remove(&key)
+            && !old.is_finished()
+        {
+            self.closing.insert(key, old);
+            return Ok(unexamined_for_now());
+        }
+        let mut known = self.known.files.remove(&key).unwrap_or_default();
         let findings = examined.findings;
         let mut sites = Vec::new();
         if examined.is_allocator {
@@ -175,17 +199,22 @@ impl Collector {
         }
         let hooks = findings.loader_hooks;
         if known.sites != sites || known.hooks != hooks {
-            // Another file has been written over it: the old probes would sit inside its instructions.
-            close(std::mem::take(&mut known.links));
+            if !known.links.is_empty() {
+                let (path, file) = (&examined.path, &examined.file);
+                return self.written_over(key, known, path, file, pid);
+            }
+            // What cannot have a mount of its own keeps the one that it has.
+            let own = in_own_mount(&examined.file, pid);
+            let file = own.as_ref().unwrap_or(&examined.file);
             known = Entry::default();
             if !hooks.is_empty() {
-                known.links = self.attach_hooks(&examined.path, &examined.file, &hooks)?;
+                known.links = self.attach_hooks(&examined.path, file, &hooks)?;
                 known.hooks = hooks;
             }
             if !sites.is_empty() {
                 let target = self.target(examined.path, sites.clone())?;
                 known.index = Some(target.index);
-                known.links.extend(self.attach(&target, &examined.file)?);
+                known.links.extend(self.attach(&target, file)?);
                 known.sites = sites;
                 self.context.files.push(target.path.clone());
                 self.targets.push(target);
@@ -193,13 +222,44 @@ impl Collector {
         }
         let index = known.index.map_or(limits::NO_INDEX.0, u32::from);
         if !known.links.is_empty() {
-            self.known.files.insert((device, inode), known);
+            self.known.files.insert(key, known);
         }
         Ok(file_state {
             index,
             flags,
             ..file_state::default()
         })
+    }
+
+    /// A file with probes has other content now, and the probes sit inside its instructions. They are taken out
+    /// and the process that has just mapped it gets back what the file has there. New probes must wait until
+    /// the kernel has forgotten the old ones, which it does not while a process is held: this one is told to be
+    /// uncovered, and the next who maps the file asks again.
+    fn written_over(
+        &mut self,
+        key: Key,
+        old: Entry,
+        path: &Path,
+        file: &File,
+        pid: Option<u32>,
+    ) -> Result<file_state> {
+        let offsets: Vec<u64> = old
+            .sites
+            .iter()
+            .map(|site| site.file_offset)
+            .chain(old.hooks)
+            .collect();
+        self.closing
+            .insert(key, threads::spawn(move || close(old.links)));
+        if let Some(pid) = pid {
+            restore(pid, file, &offsets).with_context(|| {
+                format!(
+                    "cannot take old breakpoints out of {}, which was written over",
+                    path.display()
+                )
+            })?;
+        }
+        Ok(unexamined_for_now())
     }
 
     /// A file with probes to be, with its number and those of its sites.
@@ -263,6 +323,48 @@ impl Collector {
         let program = &self.skel.progs.loader_maps;
         attach_hooks(self.method, program, path, file, hooks)
     }
+}
+
+/// The first bytes of a file, mapped.
+struct Mapped {
+    address: NonNull<libc::c_void>,
+}
+
+impl Mapped {
+    const LENGTH: usize = 1;
+
+    fn of(file: &File) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::LENGTH,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(address)
+            .map(|address| Self { address })
+            .ok_or_else(|| io::ErrorKind::Other.into())
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody has a reference into it.
+        unsafe { libc::munmap(self.address.as_ptr(), Self::LENGTH) };
+    }
+}
+
+fn unexamined_for_now() -> file_state {
+    let mut state = unexamined();
+    state.flags |= file_flags::FILE_FORGET.0;
+    state
 }
 
 fn unexamined() -> file_state {

@@ -55,6 +55,8 @@ pub struct Collector {
     links: Vec<Link>,
     ring: RingBuffer<'static>,
     arrivals: RingBuffer<'static>,
+    /// Threads that close links which nobody may wait for.
+    closing: HashMap<arrivals::Key, threads::JoinHandle<()>>,
     arrived: Rc<RefCell<Vec<heap>>>,
     unseen: Rc<RefCell<Vec<arrival>>>,
     known: Known,
@@ -100,6 +102,7 @@ impl Collector {
             links: loaded.links,
             ring,
             arrivals,
+            closing: HashMap::new(),
             arrived,
             unseen,
             known: Known::default(),
@@ -416,6 +419,10 @@ impl Collector {
         let mut links = std::mem::take(&mut self.links);
         links.extend(self.known.take_links());
         close(links);
+        for (_, thread) in self.closing.drain() {
+            // It has nothing to say.
+            let _ = thread.join();
+        }
     }
 }
 
