@@ -208,9 +208,9 @@ __u32 proc_level = 0; /* the level of the one that /proc shows; may be above mem
 __u32 keeper = 0;	  /* memleak itself, in the initial pid namespace; found by `identify` */
 __u32 nobody_answers = 0; /* memleak has gone, or is about to */
 struct arrival identified = {}; /* what `identify_file` found */
-__u64 answers = 0;	  /* raised by user space when it has put something into `files` */
-__u64 waited_in_vain = ~0ULL; /* what `answers` was when a wait for them took too long */
-__u64 holds = 0;	      /* times that a process waited for answers */
+__u64 answers = 0;		/* raised by user space when it has put something into `files` */
+__u64 waited_in_vain = ~0ULL;	/* what `answers` was when a wait for them took too long */
+__u64 holds = 0;		/* times that a process waited for answers */
 __u64 longest_hold_ns = 0;
 
 __u64 last_heap = 0;	/* the newest heap's id; ids begin at 1 and are never used again */
