@@ -10,7 +10,7 @@
 #include "lifecycle.bpf.h"
 
 #define SECOND_NS 1000000000ULL
-/* A mebi of looks takes about half a second, so this outlasts HOLD_NS; nobody may wait for ever. */
+/* These take some three seconds, so more than HOLD_SECONDS; and nobody may wait for ever. */
 #define MAX_LOOKS (1 << 23)
 
 /* kernel/bpf/task_iter.c (6.7) */
@@ -170,6 +170,7 @@ struct hold {
 	__u64 until_ns;
 	__u64 answers; /* when the mappings were last looked at */
 	__u64 stack;   /* an address that can be read */
+	bool unread;   /* the mappings could not be looked at then */
 	bool waiting;
 };
 
@@ -181,17 +182,19 @@ static __always_inline bool is_over(__u32 round, struct hold *hold)
 	struct thread *thread;
 	int unknown;
 
-	if (round == 0 || now_answered != hold->answers) {
-		/* Who answers is at it: what is asked may come next. */
-		if (round && now_answered != hold->answers)
-			hold->until_ns = bpf_ktime_get_ns() + HOLD_SECONDS * SECOND_NS;
+	/* Who answers is at it: what is asked may come next. */
+	if (round && now_answered != hold->answers)
+		hold->until_ns = bpf_ktime_get_ns() + HOLD_SECONDS * SECOND_NS;
+	if (round == 0 || hold->unread || now_answered != hold->answers) {
+		hold->answers = now_answered;
 		thread = thread_of(task);
 		unknown = thread ? survey(thread) : 0;
-		hold->waiting = unknown;
-		if (!unknown)
+		if (!unknown) {
+			hold->waiting = false;
 			return true;
-		/* Unread mappings are to be read soon. */
-		hold->answers = unknown < 0 ? now_answered - 1 : now_answered;
+		}
+		hold->waiting = true;
+		hold->unread = unknown < 0;
 	}
 	return *(volatile __u32 *)&nobody_answers || bpf_ktime_get_ns() > hold->until_ns ||
 	       is_killed(task);
