@@ -2,6 +2,7 @@
 //! `probe`, the only modules that touch libbpf.
 
 mod arrivals;
+mod batch;
 pub mod event;
 mod load;
 mod witness;
@@ -27,6 +28,7 @@ use crate::bpf::{FloorSkel, MemleakSkel};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Method, Target};
 use arrivals::Known;
+use batch::Entries;
 use event::Context;
 
 pub use arrivals::Arrival;
@@ -228,7 +230,8 @@ impl Collector {
 
     /// Images that found the ring full stay in the map until they are taken here.
     fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<()> {
-        for record in self.heaps()? {
+        for record in self.heaps() {
+            let record = record?;
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
                 self.skel
                     .maps
@@ -242,27 +245,30 @@ impl Collector {
     }
 
     /// The heaps that are in their map, read as they are asked for.
-    fn heaps(&self) -> Result<impl Iterator<Item = heap>> {
-        let entries = self
-            .skel
-            .maps
-            .heaps
-            .lookup_batch(BATCH / 16, MapFlags::ANY, MapFlags::ANY)
-            .context("cannot read the table of images")?;
-        Ok(entries.filter_map(|(_, value)| event::heap_from_bytes(&value)))
+    fn heaps(&self) -> impl Iterator<Item = Result<heap>> {
+        Entries::of(&self.skel.maps.heaps, BATCH / 16).filter_map(|entry| {
+            entry
+                .context("cannot read the table of images")
+                .map(|(_, value)| event::heap_from_bytes(&value))
+                .transpose()
+        })
     }
 
     /// Drops the blocks of ended heaps from the table of live blocks. Walks by buckets, not from key to
     /// key: such a walk begins again whenever its key is deleted under it.
     fn sweep(&mut self) -> Result<()> {
         let maps = &self.skel.maps;
-        let entries = maps
-            .blocks
-            .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
-            .context("cannot walk the table of live blocks")?;
         let mut ended: HashMap<[u8; 8], bool> = HashMap::new();
         let mut dropped = 0;
-        for (key, _) in entries {
+        let mut failed = None;
+        for entry in Entries::of(&maps.blocks, BATCH) {
+            let key = match entry {
+                Ok((key, _)) => key,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            };
             let Some(id) = key.first_chunk() else {
                 continue;
             };
@@ -281,7 +287,9 @@ impl Collector {
             }
         }
         self.count_dropped(dropped);
-        Ok(())
+        failed
+            .map_or(Ok(()), Err)
+            .context("cannot walk the table of live blocks")
     }
 
     /// The images that have ended since the last [`take_ended`](Self::take_ended), then those that still run.
@@ -337,8 +345,10 @@ impl Collector {
 
     fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
         let living = |record: &heap| record.flags & heap_flags::HEAP_ENDED.0 == 0;
-        let heaps = self.heaps()?.filter(living);
-        Ok(heaps.map(|record| (record.id, record)).collect())
+        self.heaps()
+            .filter(|record| record.as_ref().map_or(true, living))
+            .map(|record| record.map(|record| (record.id, record)))
+            .collect()
     }
 
     /// The counters of the living threads, by heap.
