@@ -30,21 +30,9 @@ const HEAD: usize = 64;
 pub struct Examined {
     pub path: PathBuf,
     pub file: File,
-    pub identity: Identity,
     pub class: Class,
-    /// Whether it gives blocks and takes them back.
-    pub is_allocator: bool,
     /// Nothing where the class is not [`Class::Native`].
     pub findings: Findings,
-}
-
-/// A file as stat(2) tells it from others, and whether it is still what it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Identity {
-    pub device: u64,
-    pub inode: u64,
-    /// When it changed last (ctime), in seconds and nanoseconds.
-    pub changed: (i64, i64),
 }
 
 impl Examined {
@@ -55,12 +43,6 @@ impl Examined {
     /// The file cannot be read, or is damaged.
     pub fn look(path: PathBuf, file: File, root: &Root, table: &Table) -> Result<Self> {
         let context = || format!("cannot read {}", path.display());
-        let metadata = file.metadata().with_context(context)?;
-        let identity = Identity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        };
         let class = class_of(&file).with_context(context)?;
         let findings = match class {
             Class::Native => find_sites(&file, &path, root, table)?,
@@ -69,9 +51,7 @@ impl Examined {
         Ok(Examined {
             path,
             file,
-            identity,
             class,
-            is_allocator: findings.is_allocator(),
             findings,
         })
     }
@@ -108,20 +88,23 @@ pub fn at_start<'a>(
             files.extend(mapped);
         }
     }
-    let mut examined: Vec<Examined> = Vec::new();
+    let mut seen = Vec::new();
+    let mut examined = Vec::new();
     for path in files {
         let Ok(file) = File::open(&path) else {
             continue;
         };
+        let Ok(metadata) = file.metadata() else {
+            continue;
+        };
+        let identity = (metadata.dev(), metadata.ino());
+        if seen.contains(&identity) {
+            continue;
+        }
+        seen.push(identity);
         let Ok(found) = Examined::look(path, file, &root, table) else {
             continue;
         };
-        if examined
-            .iter()
-            .any(|other| other.identity == found.identity)
-        {
-            continue;
-        }
         let is_libc = found
             .path
             .file_name()

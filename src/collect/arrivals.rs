@@ -185,16 +185,15 @@ impl Collector {
             flags |= file_flags::FILE_32BIT.0;
         }
         let key = (file.device, file.inode);
-        if let Some(old) = self.closing.remove(&key)
-            && !old.is_finished()
-        {
-            self.closing.insert(key, old);
+        let closing = self.closing.get(&key);
+        if closing.is_some_and(|old| !old.is_finished()) {
             return Ok(unexamined_for_now());
         }
         let mut known = self.known.files.remove(&key).unwrap_or_default();
+        let is_allocator = examined.findings.is_allocator();
         let findings = examined.findings;
         let mut sites = Vec::new();
-        if examined.is_allocator {
+        if is_allocator {
             sites = findings.sites;
         }
         let hooks = findings.loader_hooks;
@@ -296,19 +295,18 @@ impl Collector {
     fn attach(&self, target: &Target, file: &File) -> Result<Vec<Link>> {
         let progs = &self.skel.progs;
         let programs = match (&self.floor, self.method) {
-            (Some(floor), _) => Programs::Session {
+            (Some(floor), _) => Programs {
                 alloc: &floor.progs.alloc_session,
+                alloc_return: None,
                 entry: &floor.progs.entry_only,
                 throwing: &floor.progs.entry_only,
             },
-            (None, Method::Session) => Programs::Session {
-                alloc: &progs.alloc_session,
-                entry: &progs.entry_only,
-                throwing: &progs.throwing,
-            },
-            (None, _) => Programs::EntryReturn {
-                alloc: &progs.alloc_enter,
-                alloc_return: &progs.alloc_return,
+            (None, method) => Programs {
+                alloc: match method {
+                    Method::Session => &progs.alloc_session,
+                    Method::Multi | Method::PerfEvent => &progs.alloc_enter,
+                },
+                alloc_return: (method != Method::Session).then_some(&progs.alloc_return),
                 entry: &progs.entry_only,
                 throwing: &progs.throwing,
             },

@@ -146,12 +146,15 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
         return Err(LoadError::NoBtf);
     }
     let mut method = settings.method.unwrap_or(Method::BEST);
+    let mut holds = settings.holds;
     loop {
-        match load_for(method, settings) {
+        match load_for(method, holds, settings) {
             // Another method would fail in the same way.
             Err(error @ (LoadError::Rights(_) | LoadError::Memory { .. } | LoadError::NoBtf)) => {
                 return Err(error);
             }
+            // Looked up only now: the type information has megabytes.
+            Err(_) if holds > Holds::of_this_kernel() => holds = Holds::of_this_kernel(),
             Err(error) => match method.next_best() {
                 Some(next) if settings.method.is_none() => method = next,
                 _ => return Err(error),
@@ -161,7 +164,7 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
 }
 
-fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
+fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
     // Loaded once, needed until memleak ends.
     let mut open = MemleakSkelBuilder::default()
@@ -185,7 +188,6 @@ fn load_for(method: Method, settings: &Settings) -> Result<Loaded, LoadError> {
     progs.alloc_session.set_autoload(session);
     progs.alloc_enter.set_autoload(!session);
     progs.alloc_return.set_autoload(!session);
-    let holds = settings.holds.min(Holds::of_this_kernel());
     progs.exec_holds.set_autoload(holds == Holds::Everywhere);
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_maps.set_autoload(holds.at_loader());

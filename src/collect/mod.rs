@@ -59,8 +59,8 @@ pub struct Collector {
     arrivals: RingBuffer<'static>,
     /// Threads that close links which nobody may wait for.
     closing: HashMap<arrivals::Key, threads::JoinHandle<()>>,
-    arrived: Rc<RefCell<Vec<heap>>>,
-    unseen: Rc<RefCell<Vec<arrival>>>,
+    arrived: Taken<heap>,
+    unseen: Taken<arrival>,
     known: Known,
     context: Context,
     targets: Vec<Target>,
@@ -75,34 +75,16 @@ impl Collector {
     /// See [`LoadError`].
     pub fn load(settings: &Settings) -> Result<Self, LoadError> {
         let loaded = load::load(settings)?;
-        let arrived: Rc<RefCell<Vec<heap>>> = Rc::default();
-        let sink = Rc::clone(&arrived);
-        let mut builder = RingBufferBuilder::new();
-        builder
-            .add(&loaded.skel.maps.ended, move |bytes| {
-                sink.borrow_mut().extend(event::heap_from_bytes(bytes));
-                0
-            })
-            .map_err(LoadError::ring)?;
-        let ring = builder.build().map_err(LoadError::ring)?;
-        let unseen: Rc<RefCell<Vec<arrival>>> = Rc::default();
-        let mut builder = RingBufferBuilder::new();
-        let sink = Rc::clone(&unseen);
-        builder
-            .add(&loaded.skel.maps.arrivals, move |bytes| {
-                sink.borrow_mut().extend(event::arrival_from_bytes(bytes));
-                0
-            })
-            .map_err(LoadError::ring)?;
         // Rings of their own: who takes the ended must not take an arrival off unnoticed.
-        let arrivals = builder.build().map_err(LoadError::ring)?;
+        let (ended, arrived) = ring(&loaded.skel.maps.ended, event::heap_from_bytes)?;
+        let (arrivals, unseen) = ring(&loaded.skel.maps.arrivals, event::arrival_from_bytes)?;
         Ok(Collector {
             skel: loaded.skel,
             floor: loaded.floor,
             method: loaded.method,
             holds: loaded.holds,
             links: loaded.links,
-            ring,
+            ring: ended,
             arrivals,
             closing: HashMap::new(),
             arrived,
@@ -434,6 +416,26 @@ impl Collector {
             let _ = thread.join();
         }
     }
+}
+
+/// Taken off a ring, and not yet looked at.
+type Taken<T> = Rc<RefCell<Vec<T>>>;
+
+/// A ring, and where its records go when it is read.
+fn ring<T: 'static>(
+    map: &dyn MapCore,
+    decode: fn(&[u8]) -> Option<T>,
+) -> Result<(RingBuffer<'static>, Taken<T>), LoadError> {
+    let taken = Taken::default();
+    let sink = Rc::clone(&taken);
+    let mut builder = RingBufferBuilder::new();
+    builder
+        .add(map, move |bytes| {
+            sink.borrow_mut().extend(decode(bytes));
+            0
+        })
+        .map_err(LoadError::ring)?;
+    Ok((builder.build().map_err(LoadError::ring)?, taken))
 }
 
 /// How many links are closed side by side: a thread for each of them.

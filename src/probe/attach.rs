@@ -60,18 +60,13 @@ pub struct Target {
 }
 
 /// The programs to attach, as far as the method needs them.
-pub enum Programs<'a, 'obj> {
-    Session {
-        alloc: &'a Program<'obj>,
-        entry: &'a Program<'obj>,
-        throwing: &'a Program<'obj>,
-    },
-    EntryReturn {
-        alloc: &'a Program<'obj>,
-        alloc_return: &'a Program<'obj>,
-        entry: &'a Program<'obj>,
-        throwing: &'a Program<'obj>,
-    },
+pub struct Programs<'a, 'obj> {
+    /// At functions with a return.
+    pub alloc: &'a Program<'obj>,
+    /// At their returns; nothing where `alloc` is there as well.
+    pub alloc_return: Option<&'a Program<'obj>>,
+    pub entry: &'a Program<'obj>,
+    pub throwing: &'a Program<'obj>,
 }
 
 /// A loaded program whose links can be made.
@@ -128,28 +123,12 @@ pub fn attach(
         })?);
         Ok(())
     };
-    match programs {
-        Programs::Session {
-            alloc,
-            entry,
-            throwing,
-        } => {
-            attach_to(alloc, &with_return, false)?;
-            attach_to(entry, &entry_only, false)?;
-            attach_to(throwing, &may_throw, false)?;
-        }
-        Programs::EntryReturn {
-            alloc,
-            alloc_return,
-            entry,
-            throwing,
-        } => {
-            attach_to(alloc, &with_return, false)?;
-            attach_to(alloc_return, &with_return, true)?;
-            attach_to(entry, &entry_only, false)?;
-            attach_to(throwing, &may_throw, false)?;
-        }
+    attach_to(programs.alloc, &with_return, false)?;
+    if let Some(alloc_return) = programs.alloc_return {
+        attach_to(alloc_return, &with_return, true)?;
     }
+    attach_to(programs.entry, &entry_only, false)?;
+    attach_to(programs.throwing, &may_throw, false)?;
     Ok(links)
 }
 
