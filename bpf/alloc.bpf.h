@@ -80,12 +80,20 @@ static __always_inline struct thread *thread_of(struct task_struct *task)
 	return thread;
 }
 
+/* See join.bpf.h. */
+int join(void);
+
 /* The current thread, if it runs in a heap that is counted. */
 static __always_inline struct thread *current_thread(void)
 {
-	struct thread *thread = thread_of(bpf_get_current_task_btf());
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread = thread_of(task);
 
-	return thread && thread->heap ? thread : 0;
+	if (thread && thread->heap)
+		return thread;
+	if (scope == SCOPE_TREE || !join())
+		return 0;
+	return thread_of(task);
 }
 
 static __always_inline struct heap *heap_by_id(__u64 id)
@@ -94,35 +102,46 @@ static __always_inline struct heap *heap_by_id(__u64 id)
 }
 
 /* Remembers in the heap that it has a probed file: the row names its allocators. */
-static __always_inline void heap_has_file(struct thread *thread, struct heap *heap, __u32 file)
+__noinline int add_file(struct heap *heap, __u32 file)
 {
-	__u64 bit = 1ULL << (file & 63);
 	__u32 at;
 	int i;
 
-	if (thread->files & bit)
-		return;
-	thread->files |= bit;
+	if (!heap)
+		return 0;
 	for (i = 0; i < HEAP_FILES && i < heap->file_count; i++) {
 		if (heap->files[i] == file)
-			return;
+			return 0;
 	}
 	at = __sync_fetch_and_add(&heap->file_count, 1);
 	if (at < HEAP_FILES)
 		heap->files[at] = file;
+	return 0;
+}
+
+/* The thread has seen all that its heap remembers. */
+static __always_inline void knows_files(struct thread *thread, struct heap *heap)
+{
+	int i;
+
+	for (i = 0; i < HEAP_FILES && i < heap->file_count; i++)
+		thread->files |= 1ULL << (heap->files[i] & 63);
 }
 
 /* The same, from a function of the file that is at work. */
 static __always_inline void saw_file(struct thread *thread, __u64 cookie)
 {
 	__u32 file = (cookie >> COOKIE_FILE) & (MAX_FILES - 1);
+	__u64 bit = 1ULL << (file & 63);
 	struct heap *heap;
 
-	if (thread->files & 1ULL << (file & 63))
+	if (thread->files & bit)
 		return;
 	heap = heap_by_id(thread->heap);
-	if (heap)
-		heap_has_file(thread, heap, file);
+	if (!heap)
+		return;
+	thread->files |= bit;
+	add_file(heap, file);
 }
 
 static __always_inline struct live_cell *live_cell_of(__u64 heap)

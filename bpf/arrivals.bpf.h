@@ -90,11 +90,10 @@ static __always_inline bool show(struct arrival *arrival)
 	return false;
 }
 
-static __always_inline void note_file(struct thread *thread, struct heap *heap,
-				      struct file_state *state, bool program)
+static __always_inline void note_file(struct heap *heap, struct file_state *state, bool program)
 {
 	if (state->index != NO_INDEX)
-		heap_has_file(thread, heap, state->index);
+		add_file(heap, state->index);
 	if (state->flags & FILE_UNEXAMINED)
 		__sync_fetch_and_or(&heap->flags, HEAP_UNEXAMINED);
 	/* Of a program that is its own C library it tells that there is nothing to count. */
@@ -105,15 +104,14 @@ static __always_inline void note_file(struct thread *thread, struct heap *heap,
 }
 
 /*
- * Goes through what the current process has mapped to execute, and notes in its heap what is known
- * of it. Returns how many files are not known yet; those that nobody was shown before are now. -1:
- * the mappings cannot be read at the moment.
+ * Goes through what a process has mapped to execute, and notes in its heap what is known of it.
+ * Returns how many files are not known yet; those that nobody was shown before are now. -1: the
+ * mappings cannot be read at the moment. Who does not wait for what is not known is late; told
+ * here, as the verifier would go through every number of files that a caller could ask about.
  */
-__noinline int survey(struct thread *thread)
+static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	struct arrival arrival = {};
-	struct heap *heap;
 	struct file_state *state;
 	struct bpf_iter_task_vma it;
 	struct vm_area_struct *vma;
@@ -122,10 +120,7 @@ __noinline int survey(struct thread *thread)
 	__u64 entry;
 	int unknown = 0;
 
-	if (!thread)
-		return 0;
-	heap = heap_by_id(thread->heap);
-	if (!heap)
+	if (!bpf_iter_task_vma_new)
 		return 0;
 	arrival.pid = proc_pid_of(BPF_CORE_READ(task, group_leader));
 	arrival.heap = heap->id;
@@ -148,16 +143,31 @@ __noinline int survey(struct thread *thread)
 		identify_inode(inode, &arrival);
 		state = known_file(&arrival);
 		if (state && !state->asked) {
-			note_file(thread, heap, state,
-				  arrival.start <= entry && entry < arrival.end);
+			note_file(heap, state, arrival.start <= entry && entry < arrival.end);
 			if (state->flags & FILE_FORGET)
 				bpf_map_delete_elem(&files, &arrival.file);
-		} else if (state || show(&arrival))
+		} else if ((state || show(&arrival)) && waits)
 			unknown++;
 		else
 			__sync_fetch_and_or(&heap->flags, HEAP_LATE);
 	}
 	bpf_iter_task_vma_destroy(&it);
+	return unknown;
+}
+
+/* The same for the current process. */
+__noinline int survey(struct thread *thread)
+{
+	struct heap *heap;
+	int unknown;
+
+	if (!thread)
+		return 0;
+	heap = heap_by_id(thread->heap);
+	if (!heap)
+		return 0;
+	unknown = survey_of(bpf_get_current_task_btf(), heap, true);
+	knows_files(thread, heap);
 	return unknown;
 }
 
@@ -320,6 +330,7 @@ static __always_inline void libraries_arrived(struct pt_regs *ctx)
 	struct thread *thread = thread_of(task);
 	struct heap *heap;
 
+	/* One that may join has: before the loader maps a library, it allocates. */
 	if (thread && survey(thread))
 		hold(task, PT_REGS_SP(ctx), false);
 	heap = thread ? heap_by_id(thread->heap) : 0;

@@ -53,6 +53,9 @@ enum { CLONE_VM = 0x00000100, CLONE_THREAD = 0x00010000 };
 /* include/linux/sched/signal.h */
 enum { SIGNAL_GROUP_EXIT = 0x00000004 };
 
+/* include/linux/sched.h */
+enum { PF_KTHREAD = 0x00200000 };
+
 /* include/uapi/asm-generic/signal.h */
 enum { SIGKILL = 9 };
 
@@ -104,9 +107,21 @@ struct cred {
 	kuid_t uid;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct task_struct;
 struct signal_struct {
+	atomic_t live; /* threads that have not begun to exit */
 	unsigned int flags;
 	int group_exit_code;
+	struct task_struct *group_exec_task;
+};
+
+/* Before 5.17. */
+struct signal_struct___exit {
+	struct task_struct *group_exit_task;
 };
 
 struct qstr {
@@ -154,6 +169,7 @@ struct uprobes_state {
 struct mm_struct {
 	struct uprobes_state uprobes_state;
 	unsigned long start_code;
+	struct file *exe_file;
 };
 
 struct super_block {
@@ -188,6 +204,7 @@ struct inode___plain {
 
 struct file {
 	struct inode *f_inode;
+	struct path f_path;
 };
 
 struct vm_area_struct {
@@ -209,10 +226,36 @@ struct sigpending {
 	sigset_t signal;
 };
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup *ancestors[1];
+};
+
+/* Before 6.1. */
+struct cgroup___ids {
+	__u64 ancestor_ids[1];
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+struct completion;
+
 struct task_struct {
+	unsigned int flags;
+	int exit_state;
 	int pid;
 	int tgid;
 	int exit_code;
+	__u64 start_time; /* CLOCK_MONOTONIC */
+	struct completion *vfork_done;
+	struct css_set *cgroups;
 	char comm[16];
 	struct task_struct *real_parent;
 	struct task_struct *group_leader;

@@ -12,6 +12,11 @@
 #define MAX_DIRECTORIES 48
 
 static const struct thread no_thread;
+static const struct heap no_heap;
+
+/* See join.bpf.h. */
+static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader);
+static __always_inline bool is_outside(struct task_struct *task);
 
 static __always_inline struct thread *new_thread(struct task_struct *task)
 {
@@ -29,6 +34,16 @@ static __always_inline struct thread *new_thread(struct task_struct *task)
 	if (thread)
 		__sync_fetch_and_add(&living_tasks, 1);
 	return thread;
+}
+
+/* A task that is not followed any more. Last: where none is, every row is on its way. */
+static __always_inline void thread_gone(struct task_struct *task)
+{
+	__u64 key = (__u64)task;
+
+	if (late_count)
+		bpf_map_delete_elem(&late_threads, &key);
+	__sync_fetch_and_add(&living_tasks, -1);
 }
 
 /* The process id as memleak sees it; 0 where the process is not in memleak's pid namespace. */
@@ -55,22 +70,29 @@ static __always_inline __u32 proc_pid_of(struct task_struct *leader)
 	return nr;
 }
 
-/* The id of a new heap that has one user, `thread`; 0 if it cannot be followed. */
+static __always_inline __u64 put_heap(const struct heap *heap, __u64 id)
+{
+	if (!bpf_map_update_elem(&heaps, &id, heap, BPF_NOEXIST))
+		return id;
+	__sync_fetch_and_add(&rows_lost, 1);
+	return 0;
+}
+
+static __always_inline __u64 next_heap(void)
+{
+	return __sync_fetch_and_add(&last_heap, 1) + 1;
+}
+
+/* The id of a new heap that has one user; 0 if it cannot be followed. */
 static __noinline __u64 start_heap(struct heap *heap)
 {
-	__u64 id = __sync_fetch_and_add(&last_heap, 1) + 1;
-
 	if (!heap)
 		return 0;
-	heap->id = id;
+	heap->id = next_heap();
 	heap->start_ns = bpf_ktime_get_ns();
 	heap->users = 1;
 	heap->owners = 1;
-	if (bpf_map_update_elem(&heaps, &id, heap, BPF_NOEXIST)) {
-		__sync_fetch_and_add(&rows_lost, 1);
-		return 0;
-	}
-	return id;
+	return put_heap(heap, heap->id);
 }
 
 static __always_inline struct heap *blank_heap(void)
@@ -122,12 +144,17 @@ static __always_inline void owner_leaves(struct task_struct *task, struct heap *
 {
 	heap->end_ns = bpf_ktime_get_ns();
 	heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
+	if (is_outside(task))
+		flags |= HEAP_OUTSIDE;
 	/* After the rest: user space may look at any time. */
 	__sync_fetch_and_or(&heap->flags, flags | HEAP_OWNER_GONE);
 }
 
-/* A task leaves its heap for good. Its sums go to the heap; the last task out ends it. */
-static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
+/*
+ * A task leaves its heap for good, as so many users of it. Its sums go to the heap; the last one
+ * out ends it.
+ */
+static __always_inline void leave_heap(struct thread *thread, struct heap *heap, __u32 leaving)
 {
 	struct live_cell *cell;
 	__u64 id = heap->id;
@@ -141,7 +168,7 @@ static __always_inline void leave_heap(struct thread *thread, struct heap *heap)
 	__sync_fetch_and_add(&heap->sum.unknown_frees, thread->sum.unknown_frees);
 	__sync_fetch_and_add(&heap->sum.lost_calls, thread->sum.lost_calls);
 	thread->heap = 0;
-	users = __sync_fetch_and_add(&heap->users, -1) - 1;
+	users = __sync_fetch_and_add(&heap->users, -leaving) - leaving;
 	if (users) {
 		cell = live_cell_of(id);
 		/* A hint: who is left will look whether it is true. */
@@ -164,16 +191,23 @@ static __always_inline __u32 wait_status(struct task_struct *task)
 	return BPF_CORE_READ(task, group_leader, exit_code);
 }
 
+/* The current thread, though it may not have executed anything yet. */
+static __always_inline struct thread *current_or_launched(void)
+{
+	if (scope == SCOPE_TREE)
+		return thread_of(bpf_get_current_task_btf());
+	return current_thread();
+}
+
 static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *parent = thread_of(task), *thread;
+	struct thread *parent = current_or_launched(), *thread;
 	struct heap *heap, *fresh;
 	__u32 length;
 	__u64 id;
 	int i;
 
-	if (!parent)
+	if (!parent || (no_children && !(clone_flags & CLONE_VM)))
 		return;
 	thread = new_thread(child);
 	if (!thread) {
@@ -294,6 +328,21 @@ __noinline int step_up(struct heap *heap, struct walk *walk)
 	return 0;
 }
 
+/* Appends the names on the way up to the root. Where that cannot be reached, the path is unknown.
+ */
+__noinline int walk_up(struct heap *heap, struct walk *walk)
+{
+	int i, found = 0;
+
+	if (!heap || !walk)
+		return 0;
+	for (i = 0; i < MAX_DIRECTORIES && !found; i++)
+		found = step_up(heap, walk);
+	if (found <= 0)
+		heap->exe_len = 0;
+	return 0;
+}
+
 /*
  * The path given to execve. Behind a relative one follow the names of the directories it is
  * relative to, innermost first, as far as the process's root.
@@ -304,7 +353,6 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 	struct walk walk = {};
 	long length;
-	int i, found;
 
 	length = bpf_probe_read_kernel_str(heap->exe, EXE_LEN, BPF_CORE_READ(bprm, filename));
 	/* One that fills the buffer has probably been cut. */
@@ -318,14 +366,23 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 	walk.mnt = BPF_CORE_READ(fs, pwd.mnt);
 	walk.root_dentry = BPF_CORE_READ(fs, root.dentry);
 	walk.root_mnt = BPF_CORE_READ(fs, root.mnt);
-	for (i = 0; i < MAX_DIRECTORIES; i++) {
-		found = step_up(heap, &walk);
-		if (found > 0)
-			return;
-		if (found < 0)
-			break;
-	}
-	heap->exe_len = 0;
+	walk_up(heap, &walk);
+}
+
+/*
+ * How many users the process is of its heap beside its threads, from now on none any more: 1 where
+ * it was there before us, and this is its end. Of those who see the end only one gets it.
+ */
+static __always_inline __u32 process_leaves(struct heap *heap)
+{
+	if (!(heap->flags & HEAP_PROCESS))
+		return 0;
+	return !!(__sync_fetch_and_and(&heap->flags, ~HEAP_PROCESS) & HEAP_PROCESS);
+}
+
+static __always_inline struct process *process_of(struct task_struct *leader)
+{
+	return bpf_task_storage_get(&processes, leader, 0, 0);
 }
 
 /*
@@ -335,8 +392,21 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 static __always_inline void executed(struct task_struct *task, struct linux_binprm *bprm)
 {
 	struct thread *thread = thread_of(task);
+	struct process *process = 0;
 	struct heap *heap, *fresh;
+	__u32 leaving = 1;
+	bool followed;
 
+	if (scope == SCOPE_ALL)
+		followed = is_wanted(task, task);
+	else
+		followed = thread && !(no_children && thread->borrowed);
+	if (scope != SCOPE_TREE)
+		process = process_of(task);
+	if (process)
+		process->heap = 0;
+	if (!thread && followed)
+		thread = new_thread(task);
 	if (!thread)
 		return;
 	heap = heap_by_id(thread->heap);
@@ -346,15 +416,21 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 			if (!(heap->flags & HEAP_LEADER_GONE))
 				__builtin_memcpy(heap->comm, thread->old_comm, COMM_LEN);
 			owner_leaves(task, heap, HEAP_EXEC);
+			leaving += process_leaves(heap);
 			thread->image++;
 		}
-		leave_heap(thread, heap);
+		leave_heap(thread, heap, leaving);
+	}
+	if (!followed) {
+		bpf_task_storage_delete(&threads, task);
+		thread_gone(task);
+		return;
 	}
 	fresh = blank_heap();
 	if (!fresh)
 		return;
 	if (!thread->pid) {
-		/* The command itself: it was there before we could see its fork. */
+		/* Nobody has seen its fork. */
 		thread->pid = own_pid_of(task);
 		thread->ppid = own_pid_of(BPF_CORE_READ(task, real_parent, group_leader));
 	}
@@ -365,10 +441,51 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	enter_heap(thread, start_heap(fresh), true);
 }
 
-static __always_inline void exited(struct task_struct *task)
+/*
+ * Whether another thread's exec is what ends this one, a leader. The others have ended before, and
+ * their image ends with it.
+ */
+static __always_inline bool ends_by_exec(struct task_struct *task)
+{
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct signal_struct___exit *before = (void *)signal;
+
+	if (BPF_CORE_READ(signal, flags) & SIGNAL_GROUP_EXIT)
+		return false;
+	if (bpf_core_field_exists(signal->group_exec_task))
+		return BPF_CORE_READ(signal, group_exec_task);
+	return BPF_CORE_READ(before, group_exit_task);
+}
+
+/*
+ * Whether a task that exits is the last of its process, and knows how that ends: its leader's exit
+ * code stands once the leader has been here.
+ */
+static __always_inline bool is_end_of_process(struct task_struct *task, struct heap *heap)
+{
+	if (BPF_CORE_READ(task, signal, live.counter))
+		return task->pid == task->tgid && ends_by_exec(task);
+	return task->pid == task->tgid || heap->flags & HEAP_LEADER_GONE ||
+	       BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT ||
+	       BPF_CORE_READ(task, group_leader, exit_state);
+}
+
+/* A thread that exits, of a heap that it may never have used, but has to tell of. */
+static __always_inline struct thread *exiting_thread(struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
-	__u64 key = (__u64)task;
+
+	if (scope == SCOPE_TREE || (thread && thread->heap))
+		return thread;
+	if (task->pid != task->tgid && BPF_CORE_READ(task, signal, live.counter))
+		return thread;
+	return join() ? thread_of(task) : thread;
+}
+
+static __always_inline void exited(struct task_struct *task)
+{
+	struct thread *thread = exiting_thread(task);
+	__u32 leaving = 1;
 	struct heap *heap;
 
 	/* Its threads come and go, and a group exit is its end. */
@@ -385,24 +502,29 @@ static __always_inline void exited(struct task_struct *task)
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
 			__sync_fetch_and_or(&heap->flags, HEAP_LEADER_GONE);
 		}
+		if (heap->flags & HEAP_PROCESS && is_end_of_process(task, heap))
+			leaving += process_leaves(heap);
 		/* Only the last of them sees for certain how the process ends. */
-		if (__sync_fetch_and_add(&heap->owners, -1) == 1) {
+		if (__sync_fetch_and_add(&heap->owners, -leaving) == leaving) {
 			heap->status = wait_status(task);
-			owner_leaves(task, heap, 0);
+			owner_leaves(task, heap,
+				     heap->flags & HEAP_ATTACHED && ends_by_exec(task) ? HEAP_EXEC
+										       : 0);
 		}
 	}
-	leave_heap(thread, heap);
+	leave_heap(thread, heap, leaving);
 out:
-	if (late_count)
-		bpf_map_delete_elem(&late_threads, &key);
-	/* Last: where there are none, every row is on its way. */
-	__sync_fetch_and_add(&living_tasks, -1);
+	thread_gone(task);
 }
 
 static __always_inline void renamed(struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
 
+	/* By an exec, perhaps, before the kernel has let the old image go altogether. */
+	if (!thread && scope != SCOPE_TREE && task == bpf_get_current_task_btf() &&
+	    task->pid == task->tgid && join())
+		thread = thread_of(task);
 	if (thread)
 		bpf_core_read(thread->old_comm, COMM_LEN, &task->comm);
 }

@@ -84,6 +84,37 @@ struct {
 	__type(value, struct thread);
 } late_threads SEC(".maps");
 
+/* A process that was there before it was followed. Its threads join its heap one by one. */
+struct process {
+	__u64 heap; /* id of its heap; 0: none yet */
+	__u32 chosen;
+	__u32 pad;
+};
+
+/* Kept by the leader of the process. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct process);
+} processes SEC(".maps");
+
+/* The users whose processes are followed, if not everyone's are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u8);
+} wanted_uids SEC(".maps");
+
+/* Which command names are followed, if not all are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct name_automaton);
+} wanted_names SEC(".maps");
+
 /*
  * Living images, and ended ones that found the ring full. Takes memory as it is used (1.4 kB each)
  * and 16 B × max_entries at the start; more processes than this at one time lose rows, which is
@@ -198,6 +229,12 @@ const volatile __u64 max_blocks = 1;  /* max_entries of `blocks` */
 const volatile __u32 slot_mask = 0;   /* max_entries of `slots`, a power of two, less one */
 const volatile bool all_late = false; /* every thread that is started goes to `late_threads` */
 
+const volatile __u32 scope = SCOPE_TREE; /* enum scope */
+const volatile bool no_children = false;
+const volatile bool by_uid = false, by_name = false;
+const volatile __u32 cgroup_count = 0;
+const volatile struct cgroup_place wanted_cgroups[MAX_CGROUPS] = {};
+
 struct vocabulary *vocabulary = 0; /* never set */
 
 /* memleak's own pid namespace, found by `identify`. */
@@ -212,6 +249,8 @@ __u64 answers = 0;		/* raised by user space when it has put something into `file
 __u64 waited_in_vain = ~0ULL;	/* what `answers` was when a wait for them took too long */
 __u64 holds = 0;		/* times that a process waited for answers */
 __u64 longest_hold_ns = 0;
+
+__u32 joining = 0; /* processes that are there may be joined: all their probes are in place */
 
 __u64 last_heap = 0;	/* the newest heap's id; ids begin at 1 and are never used again */
 __u64 rows_lost = 0;	/* images that could not be followed */

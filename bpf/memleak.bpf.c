@@ -2,6 +2,7 @@
 /* The programs: where the kernel calls us. What they do is in the headers. */
 #include "alloc.bpf.h"
 #include "arrivals.bpf.h"
+#include "join.bpf.h"
 #include "lifecycle.bpf.h"
 #include "signals.bpf.h"
 
@@ -177,25 +178,46 @@ int identify_file(__u64 *ctx)
 	return 0;
 }
 
-/* The living tasks' shares of their heaps, for images that still run when memleak leaves. */
+/* Gives every process that is there and wanted its heap. */
+SEC("iter/task")
+int adopt_all(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+
+	if (task && task->pid == task->tgid)
+		adopt_leader(task);
+	return 0;
+}
+
+/* The living tasks' shares of their heaps, for images that still run. */
 SEC("iter/task")
 int living(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct thread_sum sum = {};
+	struct process *process = 0;
 	struct thread *thread;
 
 	if (!task)
 		return 0;
 	thread = thread_of(task);
-	if (!thread || !thread->heap)
+	sum.leader = task->pid == task->tgid;
+	if (thread && thread->heap) {
+		sum.heap = thread->heap;
+		sum.sum = thread->sum;
+		sum.live = thread->live;
+		sum.sole = thread->sole;
+		sum.leader &= !thread->borrowed;
+		sum.joined = 1;
+	} else if (sum.leader) {
+		/* It may have a heap that it has not joined. */
+		process = process_of(task);
+		sum.heap = process ? process->heap : 0;
+	}
+	if (!sum.heap)
 		return 0;
-	sum.heap = thread->heap;
-	sum.sum = thread->sum;
-	sum.live = thread->live;
-	sum.sole = thread->sole;
-	sum.leader = !thread->borrowed && task->pid == task->tgid;
 	sum.uid = BPF_CORE_READ(task, real_cred, uid.val);
+	sum.outside = is_outside(task);
 	bpf_core_read(sum.comm, COMM_LEN, &task->comm);
 	bpf_seq_write(ctx->meta->seq, &sum, sizeof(sum));
 	return 0;

@@ -29,6 +29,17 @@ enum limits {
 	MAX_FREES = 4,
 	/* A power of two: heaps with several tasks at one time that need not look their heap up. */
 	LIVE_CELLS = 4096,
+	/* Control groups that -a can be limited to. */
+	MAX_CGROUPS = 8,
+	/* States of the automaton that knows the command names that -a is limited to. */
+	NAME_STATES = 128,
+};
+
+/* Who is followed. */
+enum scope {
+	SCOPE_TREE,   /* a command, from its exec on, and all that it starts */
+	SCOPE_CHOSEN, /* processes that are there, named by their ids, and all that they start */
+	SCOPE_ALL,    /* every process of the machine but memleak, or those that the filters want */
 };
 
 /* What a probed function does. */
@@ -97,6 +108,11 @@ enum heap_flags {
 	HEAP_NO_SYMBOLS = 128, /* its program has no symbols at all */
 	HEAP_32BIT = 256,      /* its program is a 32-bit one */
 	HEAP_UNHELD = 512,     /* it went on, and its dynamic loader has not held it since */
+	HEAP_ATTACHED = 1024,  /* its process was there before it was followed */
+	/* Its process is a user and an owner itself, for the threads that have not joined it yet.
+	 */
+	HEAP_PROCESS = 2048,
+	HEAP_OUTSIDE = 4096, /* its process is in none of the control groups that were named */
 };
 
 /* A file as the kernel tells it from others. */
@@ -190,12 +206,30 @@ struct thread_sum {
 	__u32 leader; /* it leads its process, so comm and uid are the process's */
 	__u32 uid;
 	char comm[COMM_LEN];
+	__u32 joined;  /* it is one of the heap's users */
+	__u32 outside; /* as HEAP_OUTSIDE */
 	__u32 pad;
+};
+
+/* A control group (version 2), and how deep below the root it lies. */
+struct cgroup_place {
+	__u64 id;
+	__u32 level;
+	__u32 pad;
+};
+
+/*
+ * Says of a command name whether it is wanted: the state that follows a state and a byte. The end
+ * of the name, a NUL, leads to 1 if it is, else to 0. It begins in state 0.
+ */
+struct name_automaton {
+	__u8 next[NAME_STATES][256];
 };
 
 /* Names everything above that no map holds, so that it gets into the BTF and from there to Rust. */
 struct vocabulary {
 	enum limits limits;
+	enum scope scope;
 	enum kind kind;
 	enum cookie_bits cookie_bits;
 	enum heap_flags heap_flags;

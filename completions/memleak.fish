@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= without-probe= late-threads holds= hold-delay= method= o/output= format= q/quiet v/verbose color= uid= user-name= comm= cgroup= min-leak= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -24,11 +24,51 @@ function __fish_memleak_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c memleak -n "__fish_memleak_needs_command" -s h -l help -d 'Print help'
+complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this process, from now on, and all that it starts; several: -p 1,2 or -p 1 -p 2' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many of these, those that grew most' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks that can be told apart at one time; beyond that, leaks are known within bounds' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as \'./app:alloc=pool_alloc(_, size),free=pool_free(_, block)\', or a .toml file with such; may be repeated' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l without-probe -d 'Leave a row out of the probe table, to see that its absence is noticed' -r -f -a "malloc\t''
+calloc\t''
+realloc\t''
+reallocarray\t''
+posix_memalign\t''
+memalign\t''
+valloc\t''
+pvalloc\t''
+free\t''
+start\t''"
+complete -c memleak -n "__fish_memleak_needs_command" -l holds -d 'Where processes are held until their files have been examined, at the most' -r -f -a "nowhere\t'Nowhere: only what is found before the command starts is probed in time'
+loader\t'Where the dynamic loader tells what it has mapped. A static program goes on unheld'
+everywhere\t'There, and after every exec'"
+complete -c memleak -n "__fish_memleak_needs_command" -l hold-delay -d 'Leave those who are held waiting for so many milliseconds more' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
+multi\t'One link for all entries, one for all returns (6.6)'
+perf-event\t'A perf event for each function, entry and return'"
+complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write the report to FILE instead of standard error (run) or output (-p, -a); %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'What the report looks like' -r -f -a "table\t'Columns for people'
+json\t'One JSON object a line'
+csv\t'Comma-separated values with one header'"
+complete -c memleak -n "__fish_memleak_needs_command" -l color -d 'When to use colour; auto: where the report goes to a terminal and `NO_COLOR` is not set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes of this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l user-name -d 'Only processes of this user; may be repeated' -r -f -a "(__fish_complete_users)"
+complete -c memleak -n "__fish_memleak_needs_command" -l comm -d 'Only processes whose command name matches (!GLOB: does not match); may be repeated' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l cgroup -d 'Only processes in this control group (version 2) and those below it; may be repeated' -r -f -a "(__fish_complete_directories)"
+complete -c memleak -n "__fish_memleak_needs_command" -l min-leak -d 'Report only processes that have not freed SIZE or more' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine but memleak, those that start later too'
+complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch the processes of -p alone, not what they start'
+complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, report the processes that still run too: what they hold, and how much more than before'
+complete -c memleak -n "__fish_memleak_needs_command" -l late-threads -d 'Keep all threads that are started in the table for those that come at a bad time'
+complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Report errors and a failed or unknown gate, nothing else'
+complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Tell about probes too, and about images that an exec replaced'
+complete -c memleak -n "__fish_memleak_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_needs_command" -s V -l version -d 'Print version'
-complete -c memleak -n "__fish_memleak_needs_command" -f -a "run" -d 'Launch a command and follow it and all its children to their ends'
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks that can be told apart at one time; beyond that, leaks are known within bounds' -r
+complete -c memleak -n "__fish_memleak_needs_command" -a "run" -d 'Launch a command and follow it and all its children to their ends'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l wait-all -d 'Wait until no process of the tree is left, at most SECONDS; INT, TERM, HUP or QUIT ends it' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l user -d 'Run the command as this user, with the user\'s groups and no capabilities; sudo: as whoever called sudo' -r -f -a "(__fish_complete_users)"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks that can be told apart at one time; beyond that, leaks are known within bounds' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allocator -d 'Count a program\'s own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as \'./app:alloc=pool_alloc(_, size),free=pool_free(_, block)\', or a .toml file with such; may be repeated' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l without-probe -d 'Leave a row out of the probe table, to see that its absence is noticed' -r -f -a "malloc\t''
 calloc\t''
@@ -47,8 +87,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l hold-delay -d 'L
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
 multi\t'One link for all entries, one for all returns (6.6)'
 perf-event\t'A perf event for each function, entry and return'"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l user -d 'Run the command as this user, with the user\'s groups and no capabilities; sudo: as whoever called sudo' -r -f -a "(__fish_complete_users)"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write the report to FILE instead of standard error; %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write the report to FILE instead of standard error (run) or output (-p, -a); %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'What the report looks like' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'"

@@ -13,4 +13,4 @@ mod floor {
 }
 
 pub use floor::{FloorSkel, FloorSkelBuilder};
-pub use memleak::{MemleakSkel, MemleakSkelBuilder, types};
+pub use memleak::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};

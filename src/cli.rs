@@ -5,16 +5,18 @@
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use crate::collect::Holds;
-use crate::gate::{CommGlob, Gate, GlobError, Limits};
+use crate::collect::{Holds, MAX_CGROUPS};
+use crate::gate::{Gate, Limits};
 use crate::identity::{UserSpec, UserSpecError};
 use crate::manual;
+use crate::names::{CommGlob, GlobError, Names};
 use crate::probe::attach::Method;
 use crate::probe::spec::{self, Spec, SpecError};
 use crate::probe::table::NAMES;
@@ -30,22 +32,37 @@ pub const DEFAULT_MAX_ALLOCS: u32 = 2_097_152;
 /// and the kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
 pub const MAX_MAX_ALLOCS: u32 = 1 << 27;
 
+/// How many running processes `--live` shows.
+pub const DEFAULT_TOP: usize = 20;
+
 /// What `--wait-all` without a number stands for.
 const NO_LIMIT: &str = "unlimited";
 
-/// A leak monitor for Linux: counts what a command and all its children allocate and never free.
+/// A leak monitor for Linux: counts what processes allocate and never free.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(name = "memleak", version, propagate_version = true)]
 #[command(disable_help_subcommand = true, args_override_self = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_value_name = "run")]
+#[command(override_usage = manual::USAGE, after_help = manual::after_watch_help())]
 pub struct Cli {
     #[command(subcommand)]
-    pub mode: Mode,
+    mode: Option<Mode>,
+
+    #[command(flatten)]
+    watch: Watch,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
-pub enum Mode {
+enum Mode {
     /// Launch a command and follow it and all its children to their ends
     Run(Run),
+}
+
+/// What memleak is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    Run(Run),
+    Watch(Watch),
 }
 
 /// The options of `memleak run`.
@@ -53,15 +70,112 @@ pub enum Mode {
 #[command(after_help = manual::after_help(), args_override_self = true)]
 #[command(override_usage = "memleak run [OPTIONS] [--] COMMAND [ARGS]...")]
 pub struct Run {
-    /// Live blocks that can be told apart at one time; beyond that, leaks are known within bounds
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ALLOCS)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
-    pub max_allocs: u32,
-
     /// Wait until no process of the tree is left, at most SECONDS; INT, TERM, HUP or QUIT ends it
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = NO_LIMIT, value_parser = parse_wait)]
     pub wait_all: Option<WaitAll>,
+
+    /// Run the command as this user, with the user's groups and no capabilities; sudo: as whoever called
+    /// sudo
+    #[arg(long, value_name = "NAME|UID[:GID]|sudo", value_hint = ValueHint::Username)]
+    pub user: Option<UserSpec>,
+
+    /// Attach programs that do nothing, to measure what any probes at these places cost.
+    #[arg(long, hide = true)]
+    pub floor: bool,
+
+    /// The command and its arguments; options of memleak end at its first word
+    #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
+
+    #[command(flatten)]
+    pub probing: Probing,
+
+    // Last, since the heading of a flattened group is kept by whatever follows it.
+    #[command(flatten)]
+    pub report: ReportArgs,
+
+    #[command(flatten)]
+    pub gate: GateArgs,
+}
+
+/// The options of `memleak -p` and `memleak -a`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Watch {
+    /// Watch this process, from now on, and all that it starts; several: -p 1,2 or -p 1 -p 2
+    #[arg(
+        short,
+        long,
+        value_name = "PID",
+        value_delimiter = ',',
+        conflicts_with = "all"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    pub pid: Vec<u32>,
+
+    /// Watch every process of the machine but memleak, those that start later too
+    #[arg(short, long)]
+    pub all: bool,
+
+    /// Seconds from one report to the next
+    #[arg(value_name = "INTERVAL", default_value = "5", value_parser = parse_interval)]
+    pub interval: Duration,
+
+    /// Watch the processes of -p alone, not what they start
+    #[arg(long, conflicts_with = "all")]
+    pub no_children: bool,
+
+    /// Each interval, report the processes that still run too: what they hold, and how much more than before
+    #[arg(long)]
+    pub live: bool,
+
+    /// How many of these, those that grew most
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP)]
+    pub top: usize,
+
+    #[command(flatten)]
+    pub probing: Probing,
+
+    #[command(flatten)]
+    pub report: ReportArgs,
+
+    #[command(flatten)]
+    pub filters: Filters,
+}
+
+/// Which processes are watched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Filters")]
+pub struct Filters {
+    /// Only processes of this real user id; several: --uid 1,2 or --uid 1 --uid 2
+    #[arg(long, value_name = "UID", value_delimiter = ',')]
+    pub uid: Vec<u32>,
+
+    /// Only processes of this user; may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_hint = ValueHint::Username)]
+    pub user_name: Vec<String>,
+
+    /// Only processes whose command name matches (!GLOB: does not match); may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub comm: Vec<CommGlob>,
+
+    /// Only processes in this control group (version 2) and those below it; may be repeated
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub cgroup: Vec<PathBuf>,
+
+    /// Report only processes that have not freed SIZE or more
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub min_leak: Option<u64>,
+}
+
+/// How allocators are found and probed.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Probing {
+    /// Live blocks that can be told apart at one time; beyond that, leaks are known within bounds
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ALLOCS)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
+    pub max_allocs: u32,
 
     /// Count a program's own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as './app:alloc=pool_alloc(_,
     /// size),free=pool_free(_, block)', or a .toml file with such; may be repeated
@@ -71,10 +185,6 @@ pub struct Run {
     /// Leave a row out of the probe table, to see that its absence is noticed.
     #[arg(long, value_name = "NAME", hide = true, value_parser = NAMES)]
     pub without_probe: Vec<String>,
-
-    /// Attach programs that do nothing, to measure what any probes at these places cost.
-    #[arg(long, hide = true)]
-    pub floor: bool,
 
     /// Keep all threads that are started in the table for those that come at a bad time.
     #[arg(long, hide = true)]
@@ -97,23 +207,6 @@ pub struct Run {
     /// How to attach the probes, instead of the best way that works.
     #[arg(long, value_enum, value_name = "METHOD", hide = true)]
     pub method: Option<Method>,
-
-    /// Run the command as this user, with the user's groups and no capabilities; sudo: as whoever called
-    /// sudo
-    #[arg(long, value_name = "NAME|UID[:GID]|sudo", value_hint = ValueHint::Username)]
-    pub user: Option<UserSpec>,
-
-    /// The command and its arguments; options of memleak end at its first word
-    #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
-    #[arg(value_hint = ValueHint::CommandWithArguments)]
-    pub command: Vec<OsString>,
-
-    // Last, since the heading of a flattened group is kept by whatever follows it.
-    #[command(flatten)]
-    pub report: ReportArgs,
-
-    #[command(flatten)]
-    pub gate: GateArgs,
 }
 
 /// How long to wait for what the command leaves behind.
@@ -123,11 +216,15 @@ pub enum WaitAll {
     AtMost(Duration),
 }
 
-/// Reads a number of seconds, whole or with decimals.
 fn parse_wait(text: &str) -> Result<WaitAll, String> {
     if text == NO_LIMIT {
         return Ok(WaitAll::Unlimited);
     }
+    parse_seconds(text).map(WaitAll::AtMost)
+}
+
+/// Reads a number of seconds, whole or with decimals.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
     let why = || "it is a number of seconds, as 60 or 0.5".to_owned();
     // f64 would take "inf" and "1e3" too.
     if !text
@@ -137,15 +234,27 @@ fn parse_wait(text: &str) -> Result<WaitAll, String> {
         return Err(why());
     }
     let seconds = text.parse().map_err(|_| why())?;
-    let limit = Duration::try_from_secs_f64(seconds).map_err(|_| why())?;
-    Ok(WaitAll::AtMost(limit))
+    Duration::try_from_secs_f64(seconds).map_err(|_| why())
+}
+
+/// The shortest and the longest time from one report to the next.
+const INTERVALS: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(86_400);
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_seconds(text)?;
+    if INTERVALS.contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("it is a number of seconds from 0.1 to 86400".to_owned())
+    }
 }
 
 /// Where the report goes and what it looks like.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Report")]
 pub struct ReportArgs {
-    /// Write the report to FILE instead of standard error; %p: memleak's pid, %h: the host, %q{VAR}: a
+    /// Write the report to FILE instead of standard error (run) or output (-p, -a); %p: memleak's pid, %h: the host, %q{VAR}: a
     /// variable
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
@@ -233,7 +342,7 @@ impl GateArgs {
             process: self.fail_on_leak,
             total: self.fail_on_total_leak,
         };
-        Gate::new(limits, self.gate_comm.clone())
+        Gate::new(limits, Names::new(self.gate_comm.clone()))
     }
 
     pub fn leak_exit(&self) -> LeakExit {
@@ -284,28 +393,47 @@ impl Stop {
 ///
 /// # Errors
 /// [`Stop`], when there is nothing to do.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     let words: Vec<OsString> = words.into_iter().collect();
     let help = match words.get(1) {
         Some(mode) if mode == "run" => "memleak run --help",
         _ => "memleak --help",
     };
     let wrong = |what: String| Stop::Wrong(format!("memleak: {what} (see '{help}')"));
+    if words.len() < 2 {
+        return Err(wrong(NOTHING_TO_DO.to_owned()));
+    }
+    let watches = words.iter().skip(1).any(|word| {
+        let word = word.as_encoded_bytes();
+        ["-p", "-a", "--pid", "--all"]
+            .iter()
+            .any(|option| word.starts_with(option.as_bytes()))
+    });
     let cli = Cli::try_parse_from(words).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(error.to_string()),
-        _ => wrong(what_is_wrong(&error)),
+        _ => wrong(what_is_wrong(&error, watches)),
     })?;
-    let Mode::Run(run) = &cli.mode;
-    if let Some(option) = run.gate.without_effect() {
-        return Err(wrong(format!(
-            "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-total-leak SIZE"
-        )));
+    match cli.mode {
+        Some(Mode::Run(run)) => match run.gate.without_effect() {
+            None => Ok(Task::Run(run)),
+            Some(option) => Err(wrong(format!(
+                "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-total-leak SIZE"
+            ))),
+        },
+        None if cli.watch.pid.is_empty() && !cli.watch.all => Err(wrong(NOTHING_TO_DO.to_owned())),
+        None if cli.watch.filters.cgroup.len() > MAX_CGROUPS => Err(wrong(format!(
+            "--cgroup can be given {MAX_CGROUPS} times: name one above them"
+        ))),
+        None => Ok(Task::Watch(cli.watch)),
     }
-    Ok(cli)
 }
 
+const NOTHING_TO_DO: &str = "nothing to do: memleak run -- COMMAND launches a command and follows it, \
+     memleak -p PID watches a process, memleak -a every process";
+
 /// clap's error, which is a paragraph or two, in one line.
-fn what_is_wrong(error: &clap::Error) -> String {
+/// `watches`: it names processes.
+fn what_is_wrong(error: &clap::Error, watches: bool) -> String {
     let word = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => Some(text::escaped(word.as_bytes())),
         _ => None,
@@ -321,14 +449,16 @@ fn what_is_wrong(error: &clap::Error) -> String {
         return format!("{option}: {source}");
     }
     match error.kind() {
-        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            return "nothing to do: memleak run -- COMMAND launches a command and follows it"
-                .to_owned();
-        }
-        ErrorKind::InvalidSubcommand => {
-            if let Some(mode) = word(ContextKind::InvalidSubcommand) {
+        // A word after the interval may be a subcommand, for clap.
+        ErrorKind::ArgumentConflict | ErrorKind::UnknownArgument if watches => {
+            let number = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg]
+                .into_iter()
+                .filter_map(word)
+                .find(|word| word.parse::<u32>().is_ok());
+            if let Some(number) = number {
                 return format!(
-                    "'{mode}' is not something memleak does: to launch a command, write memleak run -- COMMAND"
+                    "unexpected argument '{number}': after PID there is one INTERVAL; several processes are \
+                     -p 1,2 or -p 1 -p 2"
                 );
             }
         }
@@ -347,6 +477,11 @@ fn what_is_wrong(error: &clap::Error) -> String {
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             let value = word(ContextKind::InvalidValue).filter(|value| !value.is_empty());
             if let (Some(option), Some(value)) = (word(ContextKind::InvalidArg), value) {
+                if !watches && option == "[INTERVAL]" {
+                    return format!(
+                        "'{value}' is not something memleak does: to launch a command, write memleak run -- COMMAND"
+                    );
+                }
                 let why = match (error.get(ContextKind::ValidValue), error.source()) {
                     (Some(ContextValue::Strings(valid)), _) => {
                         format!("; it is one of {}", valid.join(", "))
@@ -388,10 +523,24 @@ mod tests {
         parse(words).unwrap_err()
     }
 
+    fn launched(words: impl IntoIterator<Item = OsString>) -> Run {
+        match parse(words).unwrap() {
+            Task::Run(run) => run,
+            Task::Watch(watch) => panic!("{watch:?}"),
+        }
+    }
+
+    fn watch(line: &[&str]) -> Watch {
+        let words = ["memleak"].iter().chain(line).map(OsString::from);
+        match parse(words).unwrap() {
+            Task::Watch(watch) => watch,
+            Task::Run(run) => panic!("{run:?}"),
+        }
+    }
+
     fn run(line: &[&str]) -> Run {
         let words = ["memleak", "run"].iter().chain(line).map(OsString::from);
-        let Mode::Run(run) = parse(words).unwrap().mode;
-        run
+        launched(words)
     }
 
     fn wrong(line: &[&str]) -> String {
@@ -425,7 +574,7 @@ mod tests {
             &[b"memleak", b"run", b"-v", b"--"],
         ];
         for prefix in prefixes {
-            let Mode::Run(run) = parse(words(&[prefix, given].concat())).unwrap().mode;
+            let run = launched(words(&[prefix, given].concat()));
             assert_eq!(run.command, words(given), "{prefix:?}");
             assert_eq!(run.report.format, Format::Table);
             assert!(!run.report.quiet);
@@ -436,7 +585,7 @@ mod tests {
     fn after_two_dashes_even_an_option_is_a_command() {
         for command in [&b"-x"[..], b"--help", b"", b"\xff", b"run"] {
             let line = words(&[b"memleak", b"run", b"--", command, b"--", b"--version"]);
-            let Mode::Run(run) = parse(line).unwrap().mode;
+            let run = launched(line);
             assert_eq!(run.command, words(&[command, b"--", b"--version"]));
         }
     }
@@ -450,8 +599,8 @@ mod tests {
         assert_eq!(run.report.color, Color::Auto);
         assert!(run.gate.gate().is_none());
         assert_eq!(run.gate.leak_exit(), LeakExit::default());
-        assert_eq!(run.max_allocs, DEFAULT_MAX_ALLOCS);
-        assert!(run.without_probe.is_empty());
+        assert_eq!(run.probing.max_allocs, DEFAULT_MAX_ALLOCS);
+        assert!(run.probing.without_probe.is_empty());
     }
 
     #[test]
@@ -501,8 +650,8 @@ mod tests {
         );
         assert!(run.gate.allow_drain);
         assert_eq!(run.user, Some(UserSpec::Name("alice".to_owned(), None)));
-        assert_eq!(run.max_allocs, 100);
-        assert_eq!(run.without_probe, ["free", "calloc"]);
+        assert_eq!(run.probing.max_allocs, 100);
+        assert_eq!(run.probing.without_probe, ["free", "calloc"]);
         assert_eq!(run.command, ["true"]);
     }
 
@@ -655,12 +804,105 @@ mod tests {
     }
 
     #[test]
+    fn every_option_of_watching_reaches_its_value() {
+        let one = watch(&["-p", "1234"]);
+        assert_eq!((&one.pid[..], one.all), (&[1234][..], false));
+        assert_eq!(one.interval, Duration::from_secs(5));
+        assert_eq!(one.filters, Filters::default());
+        assert_eq!(one.top, DEFAULT_TOP);
+        for line in [&["-p", "1,2", "0.5"][..], &["-p", "1", "-p", "2", "0.5"]] {
+            let two = watch(line);
+            assert_eq!(two.pid, [1, 2]);
+            assert_eq!(two.interval, Duration::from_millis(500));
+        }
+        let all = watch(&[
+            "-a",
+            "30",
+            "--live",
+            "--top",
+            "3",
+            "--uid",
+            "1,2",
+            "--user-name",
+            "root",
+            "--comm",
+            "a*",
+            "--comm",
+            "!ab",
+            "--cgroup",
+            "/x",
+            "--min-leak",
+            "1kB",
+            "--format",
+            "json",
+            "-o",
+            "f",
+            "--max-allocs",
+            "9",
+            "-v",
+        ]);
+        assert!(all.all && all.live && all.report.verbose);
+        assert_eq!((all.interval.as_secs(), all.top), (30, 3));
+        assert_eq!(all.filters.uid, [1, 2]);
+        assert_eq!(all.filters.user_name, ["root"]);
+        assert_eq!(all.filters.comm.len(), 2);
+        assert_eq!(all.filters.cgroup, [PathBuf::from("/x")]);
+        assert_eq!(all.filters.min_leak, Some(1000));
+        assert_eq!(all.probing.max_allocs, 9);
+        assert!(watch(&["-p1", "--no-children"]).no_children);
+    }
+
+    #[test]
+    fn bad_words_about_watching_are_one_line_too() {
+        for (line, says) in [
+            (&["-q"][..], "nothing to do: memleak run -- COMMAND"),
+            (
+                &["--uid", "1"],
+                "memleak -p PID watches a process, memleak -a every",
+            ),
+            (&["7"], "nothing to do"),
+            (&["-p"], "--pid"),
+            (&["-p", "x"], "--pid <PID> cannot be 'x'"),
+            (&["-p", "0"], "--pid <PID> cannot be '0'"),
+            (&["-p", "1,"], "--pid"),
+            (
+                &["-p", "1", "2", "5"],
+                "unexpected argument '5': after PID there is one INTERVAL; several processes are -p 1,2 or -p 1 -p 2",
+            ),
+            (&["-p", "1", "-a"], "cannot be used with"),
+            (&["-a", "--no-children"], "cannot be used with"),
+            (&["-a", "run", "true"], "cannot be used with: --all"),
+            (
+                &["-a", "soon"],
+                "[INTERVAL] cannot be 'soon'; it is a number of seconds",
+            ),
+            (&["-a", "0"], "0.1 to 86400"),
+            (&["-a", "86401"], "0.1 to 86400"),
+            (
+                &["-a", "--comm", "["],
+                "--comm <GLOB>: '[' is not a pattern",
+            ),
+            (
+                &["-a", "--min-leak", "1M"],
+                "--min-leak <SIZE>: '1M' is not a size",
+            ),
+            (&["-a", "--top", "-1"], "-1"),
+            (&["-a", "--fail-on-leak", "1"], "'--fail-on-leak'"),
+        ] {
+            let said = wrong(line);
+            assert!(said.contains(says), "{line:?}: {said}");
+            assert!(said.ends_with("(see 'memleak --help')"), "{line:?}: {said}");
+        }
+        let many = ["--cgroup", "/x"].repeat(MAX_CGROUPS + 1);
+        let line = [&["-a"][..], &many].concat();
+        assert!(wrong(&line).contains("--cgroup can be given 8 times"));
+    }
+
+    #[test]
     fn an_option_value_that_is_not_utf8_is_an_error_and_a_file_name_is_not() {
         let line = words(&[b"memleak", b"run", b"--fail-on-leak", b"\xff", b"true"]);
         assert!(matches!(parse(line), Err(Stop::Wrong(_))));
-        let Mode::Run(run) = parse(words(&[b"memleak", b"run", b"-o", b"\xff", b"true"]))
-            .unwrap()
-            .mode;
+        let run = launched(words(&[b"memleak", b"run", b"-o", b"\xff", b"true"]));
         assert_eq!(
             run.report.output,
             Some(PathBuf::from(OsString::from_vec(vec![0xff])))
@@ -688,6 +930,10 @@ mod tests {
             panic!("no help");
         };
         insta::assert_snapshot!("run_help", help);
+        let Stop::Told(help) = stop(&["--help"]) else {
+            panic!("no help");
+        };
+        insta::assert_snapshot!("help", help);
     }
 
     #[test]

@@ -5,16 +5,10 @@
 //! it. What a verdict does to the exit code is decided in `status`.
 
 use std::fmt;
-use std::str::FromStr;
-
-use glob::Pattern;
-use thiserror::Error;
 
 use crate::image::{End, From, Image, Losses};
+use crate::names::Names;
 use crate::text;
-
-/// The longest command name that the kernel keeps, in bytes (`TASK_COMM_LEN` less its NUL).
-const COMM_MAX: usize = 15;
 
 /// What a gate says. In the order of how much they weigh: of several verdicts the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,78 +95,11 @@ pub struct Limits {
     pub total: Option<u64>,
 }
 
-/// A pattern of command names, as `--gate-comm` takes it: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`, and a
-/// leading `!` to exclude what matches. A name that is not UTF-8 is matched as JSON shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommGlob {
-    exclude: bool,
-    pattern: Pattern,
-}
-
-impl CommGlob {
-    fn matches(&self, comm: &[u8]) -> bool {
-        self.pattern.matches(&text::text(comm))
-    }
-}
-
-/// Why a text is not a pattern of command names.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum GlobError {
-    #[error(
-        "the pattern is empty: write a command name, * and ? in it if need be, ! before it to exclude"
-    )]
-    Empty,
-    #[error(
-        "'{}' is not a pattern ({reason}): * and ? are wildcards, [abc] is one of a, b and c",
-        text::escaped(.glob.as_bytes())
-    )]
-    Invalid { glob: String, reason: &'static str },
-    #[error(
-        "'{}' can match no process: the kernel keeps {COMM_MAX} bytes of a command name; try '{}'",
-        text::escaped(.glob.as_bytes()),
-        text::escaped(.shorter.as_bytes())
-    )]
-    TooLong { glob: String, shorter: String },
-}
-
-impl FromStr for CommGlob {
-    type Err = GlobError;
-
-    fn from_str(glob: &str) -> Result<Self, GlobError> {
-        let (exclude, wanted) = match glob.strip_prefix('!') {
-            Some(wanted) => (true, wanted),
-            None => (false, glob),
-        };
-        if wanted.is_empty() {
-            return Err(GlobError::Empty);
-        }
-        let pattern = Pattern::new(wanted).map_err(|error| GlobError::Invalid {
-            glob: glob.to_owned(),
-            reason: error.msg,
-        })?;
-        // A gate that waits for a name that cannot be would pass for ever. Patterns with brackets or
-        // with the escapes of a name that is not UTF-8 are longer than what they match: not judged.
-        let shortest = wanted.bytes().filter(|byte| *byte != b'*').count();
-        if shortest > COMM_MAX && !wanted.contains(['[', '\\', '?']) {
-            let whole = (0..=COMM_MAX)
-                .rev()
-                .find(|end| wanted.is_char_boundary(*end));
-            let kept = &wanted[..whole.unwrap_or(0)];
-            let bang = if exclude { "!" } else { "" };
-            return Err(GlobError::TooLong {
-                glob: glob.to_owned(),
-                shorter: format!("{bang}{}*", kept.trim_end_matches('*')),
-            });
-        }
-        Ok(Self { exclude, pattern })
-    }
-}
-
 /// Judges images one by one, in constant memory.
 #[derive(Clone, Debug)]
 pub struct Gate {
     limits: Limits,
-    globs: Vec<CommGlob>,
+    names: Names,
     judged: u64,
     over: u64,
     worst: Option<Culprit>,
@@ -191,15 +118,14 @@ pub struct Culprit {
 }
 
 impl Gate {
-    /// A gate over the processes that the globs choose: those that one of the including globs matches
-    /// (all, if there is none), without those that an excluding one matches. `None` without a limit.
-    pub fn new(limits: Limits, globs: Vec<CommGlob>) -> Option<Self> {
+    /// A gate over the processes of these names. `None` without a limit.
+    pub fn new(limits: Limits, names: Names) -> Option<Self> {
         if limits == Limits::default() {
             return None;
         }
         Some(Self {
             limits,
-            globs,
+            names,
             judged: 0,
             over: 0,
             worst: None,
@@ -214,7 +140,7 @@ impl Gate {
     pub fn judge(&mut self, image: &Image) -> Option<Verdict> {
         // Whoever lost a row: what is missing could have been anyone.
         self.rows_lost |= image.losses.rows_lost > 0;
-        if matches!(image.end, End::Exec | End::Running) || !self.chooses(&image.comm) {
+        if matches!(image.end, End::Exec | End::Running) || !self.names.choose(&image.comm) {
             return None;
         }
         self.judged += 1;
@@ -237,16 +163,6 @@ impl Gate {
             }
         }
         Some(verdict)
-    }
-
-    fn chooses(&self, comm: &[u8]) -> bool {
-        let mut including = self.globs.iter().filter(|glob| !glob.exclude).peekable();
-        let included = including.peek().is_none() || including.any(|glob| glob.matches(comm));
-        included
-            && !self
-                .globs
-                .iter()
-                .any(|glob| glob.exclude && glob.matches(comm))
     }
 
     /// The verdict over everything. `losses` are those that no image carries; `ran` is whether the
@@ -365,8 +281,8 @@ mod tests {
         Limits { process, total }
     }
 
-    fn globs(globs: &[&str]) -> Vec<CommGlob> {
-        globs.iter().map(|glob| glob.parse().unwrap()).collect()
+    fn names(globs: &[&str]) -> Names {
+        Names::new(globs.iter().map(|glob| glob.parse().unwrap()).collect())
     }
 
     fn leaking(bytes: u64) -> Image {
@@ -376,7 +292,7 @@ mod tests {
     }
 
     fn judgement(limits: Limits, comms: &[&str], images: &[Image]) -> Judgement {
-        let mut gate = Gate::new(limits, globs(comms)).unwrap();
+        let mut gate = Gate::new(limits, names(comms)).unwrap();
         for image in images {
             gate.judge(image);
         }
@@ -385,9 +301,9 @@ mod tests {
 
     #[test]
     fn without_a_limit_there_is_no_gate() {
-        assert!(Gate::new(Limits::default(), globs(&["sh"])).is_none());
-        assert!(Gate::new(limits(Some(0), None), Vec::new()).is_some());
-        assert!(Gate::new(limits(None, Some(0)), Vec::new()).is_some());
+        assert!(Gate::new(Limits::default(), names(&["sh"])).is_none());
+        assert!(Gate::new(limits(Some(0), None), Names::default()).is_some());
+        assert!(Gate::new(limits(None, Some(0)), Names::default()).is_some());
     }
 
     #[test]
@@ -471,7 +387,7 @@ mod tests {
         };
         for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
             for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
-                let mut gate = Gate::new(limits, Vec::new()).unwrap();
+                let mut gate = Gate::new(limits, Names::default()).unwrap();
                 gate.judge(&leaking(leaked));
                 assert_eq!(gate.finish(lost, true).verdict(), verdict, "{limits:?}");
             }
@@ -497,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_command_that_never_ran_leaves_its_gate_unknown() {
-        let gate = Gate::new(limits(Some(1_000), None), Vec::new()).unwrap();
+        let gate = Gate::new(limits(Some(1_000), None), Names::default()).unwrap();
         assert_eq!(
             gate.finish(Losses::default(), false).verdict(),
             Verdict::Unknown
@@ -570,31 +486,6 @@ mod tests {
                 judgement.verdict() == Verdict::Failed,
                 judged,
                 "{comms:?} {comm:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_pattern_that_can_match_no_command_name_is_refused_with_one_that_can() {
-        let error = |glob: &str| glob.parse::<CommGlob>().unwrap_err().to_string();
-        assert!("fifteen_bytes__".parse::<CommGlob>().is_ok());
-        assert!("*fifteen_bytes__*".parse::<CommGlob>().is_ok());
-        assert!("[a-zA-Z0-9_][a-zA-Z0-9_]*".parse::<CommGlob>().is_ok());
-        assert_eq!(
-            error("my_very_long_program"),
-            "'my_very_long_program' can match no process: the kernel keeps 15 bytes of a command name; \
-             try 'my_very_long_pr*'"
-        );
-        assert!(error("!my_very_long_program").ends_with("try '!my_very_long_pr*'"));
-        // Cut before a character, never within one.
-        assert!(error("fourteen_bytesüü").ends_with("try 'fourteen_bytes*'"));
-        for glob in ["", "!"] {
-            assert_eq!(glob.parse::<CommGlob>(), Err(GlobError::Empty));
-        }
-        for glob in ["[", "a***", "a**b", "![z"] {
-            assert!(
-                error(glob).starts_with(&format!("'{glob}' is not a pattern (")),
-                "{glob}"
             );
         }
     }

@@ -155,6 +155,7 @@ mod tests {
     use super::*;
     use crate::gate::Limits;
     use crate::image::samples::{any_image, image};
+    use crate::names::Names;
 
     const OK: Outcome = Outcome::Exited(0);
 
@@ -247,7 +248,7 @@ mod tests {
                     process: Some(0),
                     total: None,
                 },
-                Vec::new(),
+                Names::default(),
             )
         };
         let summary = Ledger::new(gate()).finish(Losses::default(), OK);
@@ -264,7 +265,7 @@ mod tests {
             process: Some(100),
             total: Some(1),
         };
-        let mut ledger = Ledger::new(Gate::new(limits, Vec::new()));
+        let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
         assert_eq!(
             ledger.record(&leaking(100, End::Exited(0))),
             Some(Verdict::Passed)
@@ -296,7 +297,7 @@ mod tests {
             limit in 0..60_000_u64,
         ) {
             let limits = Limits { process: Some(limit), total: None };
-            let mut ledger = Ledger::new(Gate::new(limits, Vec::new()));
+            let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
             let verdicts: Vec<_> = images.iter().map(|image| ledger.record(image)).collect();
             let global = Losses { rows_lost: lost, ..Losses::default() };
             let summary = ledger.finish(global, OK);

@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use memleak::cli::{self, Mode, Stop};
+use memleak::cli::{self, Stop, Task};
 use memleak::status::{Finish, TOOL_ERROR};
 use memleak::{session, signals};
 
 fn main() -> ExitCode {
-    let mode = match cli::parse(std::env::args_os()) {
-        Ok(cli) => cli.mode,
+    let task = match cli::parse(std::env::args_os()) {
+        Ok(task) => task,
         Err(stop) => {
             // There is nobody to tell that nobody can be told.
             let _ = match &stop {
@@ -19,8 +19,11 @@ fn main() -> ExitCode {
             return ExitCode::from(stop.code());
         }
     };
-    let Mode::Run(options) = mode;
-    match session::run(&options) {
+    let done = match &task {
+        Task::Run(options) => session::run(options),
+        Task::Watch(options) => session::watch(options).map(|()| Finish::Exit(0)),
+    };
+    match done {
         Ok(Finish::Exit(code)) => ExitCode::from(code),
         Ok(Finish::Signal(signal)) => signals::die_of(signal),
         Err(error) => {

@@ -43,6 +43,29 @@ pub const SIGNALS: [&str; 4] = [
 /// How sizes are written.
 pub const SIZES: &str = "Sizes are whole numbers: 512, 100kB, 1MB, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
 
+/// How memleak is called.
+pub const USAGE: &str = "memleak run [OPTIONS] [--] COMMAND [ARGS]...\n       \
+     memleak -p PID [INTERVAL] [OPTIONS]\n       \
+     memleak -a [INTERVAL] [OPTIONS]";
+
+/// What the reports of -p and -a are, a paragraph each.
+pub const WATCHING: [&str; 4] = [
+    "With -p and -a, the processes that have ended are reported every INTERVAL seconds, if any have. What a \
+     process did before memleak came is not counted: its row says 'since attach', and its totals begin there. \
+     What starts later is counted from its beginning.",
+    "-p ends when the last process that it watches has ended; INT, TERM, HUP or QUIT end both, after the report \
+     of the last window. The exit code is 0, or 125 for what memleak could not do.",
+    "USR1 shows, once, what runs: what each process holds, and how much more than when it was last shown.",
+    "Filters are decided before a process is counted, where that is possible, so that it costs the others least: \
+     by what it is at that time. The rows are those of processes that the filters keep in the end.",
+];
+
+/// What `memleak --help` says after the options.
+pub fn after_watch_help() -> String {
+    let paragraphs: Vec<_> = WATCHING.iter().map(|text| wrapped(text, 0)).collect();
+    paragraphs.join("\n\n") + "\n\n" + SIZES
+}
+
 /// The width of a line of help.
 const WIDTH: usize = 90;
 

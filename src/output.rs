@@ -1,4 +1,4 @@
-//! Where the report goes: the file that `-o` names, or standard error.
+//! Where the report goes: the file that `-o` names, or standard output or error.
 //!
 //! The file is opened with the rights of the user who called memleak, under sudo the one who called sudo:
 //! a name in a directory that others write to, such as /tmp, may be a link that one of them put there.
@@ -28,18 +28,32 @@ pub struct Output {
     pub is_stderr: bool,
 }
 
-/// Opens the file that `-o` names, or standard error. To be called while there is one thread.
+/// Where a report goes without `-o`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standard {
+    Output,
+    Error,
+}
+
+/// Opens the file that `-o` names, or what a report goes to without it. To be called while there is one thread.
 ///
 /// # Errors
 /// The name's `%` parts make no sense, or the user may not create or write the file.
-pub fn open(file: Option<&Path>) -> Result<Output> {
+pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
     let Some(pattern) = file else {
-        let stderr = io::stderr();
-        return Ok(Output {
-            terminal: stderr.is_terminal(),
-            writer: Box::new(stderr),
-            name: "standard error".to_owned(),
-            is_stderr: true,
+        return Ok(match standard {
+            Standard::Output => Output {
+                terminal: io::stdout().is_terminal(),
+                writer: Box::new(io::stdout()),
+                name: "standard output".to_owned(),
+                is_stderr: false,
+            },
+            Standard::Error => Output {
+                terminal: io::stderr().is_terminal(),
+                writer: Box::new(io::stderr()),
+                name: "standard error".to_owned(),
+                is_stderr: true,
+            },
         });
     };
     let path = expand(pattern, inherited::variable)?;

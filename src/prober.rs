@@ -1,6 +1,7 @@
-//! Keeps the probes where the allocators are: finds them before the command starts, and looks at what its
-//! tree brings later while it waits.
+//! Keeps the probes where the allocators are: finds them before the command starts, or in what processes have
+//! mapped, and looks at what these bring later while they wait.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::thread::sleep;
@@ -11,7 +12,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::allocator::{self, Examined, loader::Environment, mapped::Mapping};
 use crate::cli;
-use crate::collect::{Arrival, Collector, Holds, Settings};
+use crate::collect::{Arrival, Collector, Holds, Scope, Settings, Wanted};
+use crate::elf_file::Class;
 use crate::launch::Suspended;
 use crate::probe::attach::Target;
 use crate::probe::placement::Placement;
@@ -19,6 +21,7 @@ use crate::probe::sites::Site;
 use crate::probe::spec::{self, Spec};
 use crate::probe::table::Table;
 use crate::root::Root;
+use crate::running::{self, Process};
 use crate::say::say;
 
 /// Each file with probes takes two descriptors, and a tree may bring hundreds. The command, forked already,
@@ -48,38 +51,155 @@ impl Prober {
     /// # Errors
     /// The kernel refuses, or there is nothing to probe.
     pub fn start(options: &cli::Run, command: &Suspended) -> Result<Self> {
-        raise_descriptor_limit();
         let environment = Environment::of_the_command();
-        let mut settings = Settings {
-            max_blocks: options.max_allocs,
-            method: options.method,
-            floor: options.floor,
-            all_late: options.late_threads,
-            holds: options.holds,
+        let mut settings = settings(&options.probing);
+        settings.floor = options.floor;
+        let verbose = options.report.verbose;
+        let mut prober = Self::load(&options.probing, settings, verbose, |prober| {
+            let table = &prober.table;
+            let expected = allocator::at_start(command.candidates(), &environment, table)?;
+            prober.expect(expected)
+        })?;
+        prober.collector.follow(command.pidfd())?;
+        prober.collector.watch_signals(command.pid());
+        Ok(prober)
+    }
+
+    /// Loads the programs, puts probes on what these processes have mapped, and follows them from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses, or a process has nothing to probe.
+    pub fn watch(options: &cli::Watch, wanted: &Wanted, processes: &[Process]) -> Result<Self> {
+        let mut settings = settings(&options.probing);
+        settings.scope = Scope::Chosen {
+            children: !options.no_children,
         };
+        settings.wanted = wanted.clone();
+        let verbose = options.report.verbose;
+        let mut prober = Self::load(&options.probing, settings, verbose, |prober| {
+            for process in processes {
+                prober.expect_mapped_by(process)?;
+            }
+            prober.explain(0);
+            Ok(())
+        })?;
+        for process in processes {
+            prober.collector.choose(process)?;
+        }
+        prober.collector.adopt()?;
+        Ok(prober)
+    }
+
+    /// The same for every process of the machine, as far as it is wanted.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn watch_all(options: &cli::Watch, wanted: &Wanted) -> Result<Self> {
+        let mut settings = settings(&options.probing);
+        settings.scope = Scope::All;
+        settings.wanted = wanted.clone();
+        let verbose = options.report.verbose;
+        let mut prober = Self::load(&options.probing, settings, verbose, Self::expect_all)?;
+        prober.collector.adopt()?;
+        Ok(prober)
+    }
+
+    /// Loads the programs by the best method by which `expect` can put its probes in.
+    fn load(
+        options: &cli::Probing,
+        mut settings: Settings,
+        verbose: bool,
+        expect: impl Fn(&mut Self) -> Result<()>,
+    ) -> Result<Self> {
+        raise_descriptor_limit();
         let table = Table::new(user_allocators(&options.allocator)?)?;
         loop {
             let mut prober = Prober {
                 collector: Collector::load(&settings)?,
                 table: table.clone(),
                 left_out: options.without_probe.clone(),
-                verbose: options.report.verbose,
+                verbose,
                 delay: Duration::from_millis(options.hold_delay),
             };
-            let expected = allocator::at_start(command.candidates(), &environment, &table)?;
-            match prober.expect(expected) {
-                Ok(()) => {
-                    prober.collector.follow(command.pidfd())?;
-                    prober.collector.watch_signals(command.pid());
-                    return Ok(prober);
-                }
+            match expect(&mut prober) {
+                Ok(()) => return Ok(prober),
                 // What loads need not be something that this kernel can attach.
                 Err(error) => match prober.collector.method().next_best() {
-                    Some(next) if options.method.is_none() => settings.method = Some(next),
+                    Some(next) if options.method.is_none() && !error.is::<Unwatchable>() => {
+                        settings.method = Some(next);
+                    }
                     _ => return Err(error),
                 },
             }
         }
+    }
+
+    /// Puts probes on what a process has mapped.
+    fn expect_mapped_by(&mut self, process: &Process) -> Result<()> {
+        let mut classes = Vec::new();
+        let mut stripped = false;
+        let mut allocators = 0;
+        for mapping in process.mapped()? {
+            let Some(examined) = self.look(&mapping)? else {
+                continue;
+            };
+            classes.push(examined.class);
+            stripped |= examined.findings.stripped;
+            allocators += usize::from(examined.findings.is_allocator());
+            self.collector.expect(examined)?;
+        }
+        let pid = process.pid;
+        let why = if allocators > 0 {
+            return Ok(());
+        } else if classes.contains(&Class::Bits32) {
+            "it is a 32-bit program"
+        } else if stripped {
+            "its program is static and has no symbols; --allocator can name functions of one that has"
+        } else {
+            "no file that it has mapped has one (--allocator names functions of a program's own)"
+        };
+        Err(Unwatchable { pid, why }.into())
+    }
+
+    /// Puts probes on what the processes of the machine have mapped. Those that start meanwhile do not have to
+    /// wait for that. A file that cannot be examined or probed shows in the rows of those who use it.
+    fn expect_all(&mut self) -> Result<()> {
+        let mut seen = HashSet::new();
+        for pid in running::all()? {
+            // A process that is gone, or that has no memory, has nothing mapped.
+            for (mapping, device) in running::mapped(pid).unwrap_or_default() {
+                if !seen.insert((device, mapping.inode)) {
+                    continue;
+                }
+                if let Ok(Some(examined)) = self.look(&mapping)
+                    && let Err(error) = self.collector.expect(examined)
+                {
+                    // Where the first one fails, all do.
+                    ensure!(!self.collector.targets().is_empty(), error);
+                    say(&format!("{error:#}"));
+                }
+            }
+            self.examine_arrivals()?;
+        }
+        self.explain(0);
+        Ok(())
+    }
+
+    /// Looks at what is mapped; `None` where that is gone.
+    fn look(&self, mapping: &Mapping) -> Result<Option<Examined>> {
+        let (path, file) = match mapping.open() {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                let Mapping { pid, inode, .. } = mapping;
+                return Err(error).with_context(|| {
+                    format!("cannot examine a file (inode {inode}) that process {pid} executes")
+                });
+            }
+        };
+        // Where the process is gone, nobody needs what was split off its file.
+        let root = Root::of_process(mapping.pid).unwrap_or_else(|_| Root::ours());
+        Examined::look(path, file, &root, &self.table).map(|file| Some(self.with_wanted(file)))
     }
 
     /// Puts probes on the files that the command is known to map.
@@ -117,23 +237,11 @@ impl Prober {
     }
 
     fn examine(&mut self, arrival: &Arrival) -> Result<()> {
-        let (path, file) = match arrival.mapping.open() {
-            Ok(opened) => opened,
-            Err(error) => {
-                let gone = error.kind() == io::ErrorKind::NotFound;
-                if !gone {
-                    let Mapping { pid, inode, .. } = arrival.mapping;
-                    say(&format!(
-                        "cannot examine a file (inode {inode}) that process {pid} executes: {error}"
-                    ));
-                }
-                return self.collector.give_up(arrival, gone);
-            }
+        let examined = match self.look(&arrival.mapping) {
+            Ok(None) => return self.collector.give_up(arrival, true),
+            Ok(Some(examined)) => Ok(examined),
+            Err(error) => Err(error),
         };
-        // Where the process is gone, nobody needs what was split off its file.
-        let root = Root::of_process(arrival.mapping.pid).unwrap_or_else(|_| Root::ours());
-        let examined =
-            Examined::look(path, file, &root, &self.table).map(|file| self.with_wanted(file));
         if let Ok(Examined { path, findings, .. }) = &examined {
             for (symbol, given_as) in &findings.user_missing {
                 say(&format!(
@@ -179,6 +287,26 @@ impl Prober {
                 ));
             }
         }
+    }
+}
+
+/// Why a process cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("process {pid} has no allocator that can be probed: {why}")]
+struct Unwatchable {
+    pid: u32,
+    why: &'static str,
+}
+
+fn settings(options: &cli::Probing) -> Settings {
+    Settings {
+        max_blocks: options.max_allocs,
+        method: options.method,
+        floor: false,
+        all_late: options.late_threads,
+        holds: options.holds,
+        scope: Scope::Tree,
+        wanted: Wanted::default(),
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Outcome {
     ExecError(ExecError),
     /// memleak failed before the command was let go, which therefore never ran.
     ToolError,
+    /// There was no command: processes were watched until they ended, or somebody asked memleak to stop.
+    Watched,
 }
 
 impl Outcome {
@@ -42,15 +44,16 @@ impl Outcome {
     pub fn signal(self) -> (Option<u8>, bool) {
         match self {
             Self::Signaled { signal, core } => (Some(signal), core),
-            Self::Exited(_) | Self::ExecError(_) | Self::ToolError => (None, false),
+            Self::Exited(_) | Self::ExecError(_) | Self::ToolError | Self::Watched => (None, false),
         }
     }
 
-    /// The exit code that stands for this outcome; `None` for a signal, which is passed on as one.
+    /// The exit code that stands for this outcome; `None` for a signal, which is passed on as one, and where
+    /// there was no command.
     pub fn code(self) -> Option<u8> {
         match self {
             Self::Exited(code) => Some(code),
-            Self::Signaled { .. } => None,
+            Self::Signaled { .. } | Self::Watched => None,
             Self::ExecError(error) => Some(error.code()),
             Self::ToolError => Some(TOOL_ERROR),
         }
@@ -129,6 +132,7 @@ pub fn finish(outcome: Outcome, verdict: Option<Verdict>, leak: LeakExit) -> Fin
         Outcome::Signaled { signal, .. } => Finish::Signal(signal),
         Outcome::ExecError(error) => Finish::Exit(error.code()),
         Outcome::ToolError => Finish::Exit(TOOL_ERROR),
+        Outcome::Watched => Finish::Exit(0),
         Outcome::Exited(code) => Finish::Exit(match (code, verdict) {
             (1.., Some(Verdict::Failed)) if leak.wins => leak.code,
             (1.., _) => code,

@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 use memleak::cli::Cli;
-use memleak::manual::{EXIT_CODES, SIGNALS, SIZES, SLURM};
+use memleak::manual::{EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
 
 /// Compares a file of this tree with what it should be, or writes it where `make docs` asks for that.
 #[track_caller]
@@ -59,6 +59,9 @@ fn manual_page() -> Vec<u8> {
     let (memleak, run) = command_line();
     let about = memleak.get_about().expect("it says what it is").to_string();
     let version = memleak.get_version().expect("it has a version").to_owned();
+    // What -p and -a take is what comes without a subcommand.
+    let watching = memleak.clone().disable_version_flag(true);
+    let watching = clap_mangen::Man::new(watching);
     let options = clap_mangen::Man::new(run);
     let mut page = format!(".TH memleak 1 \"\" \"memleak {version}\"\n").into_bytes();
     section(&mut page, "NAME", |roff| {
@@ -66,13 +69,15 @@ fn manual_page() -> Vec<u8> {
         roff.text([roman(format!("memleak - {what}"))]);
     });
     section(&mut page, "SYNOPSIS", |roff| {
-        let [arguments, help] = [
+        for arguments in [
             " run [OPTIONS] [--] COMMAND [ARGS]...",
+            " -p PID [INTERVAL] [OPTIONS]",
+            " -a [INTERVAL] [OPTIONS]",
             " --help | --version",
-        ];
-        roff.text([bold("memleak"), roman(arguments)]);
-        roff.control("br", []);
-        roff.text([bold("memleak"), roman(help)]);
+        ] {
+            roff.text([bold("memleak"), roman(arguments)]);
+            roff.control("br", []);
+        }
     });
     section(&mut page, "DESCRIPTION", |roff| {
         paragraphs(
@@ -82,12 +87,25 @@ fn manual_page() -> Vec<u8> {
                  allocates and never frees, prints a row for each as it ends, and ends as the command does. \
                  Nothing is recompiled, preloaded or traced by ptrace. The report goes to standard error \
                  or to a file, never to the command's standard output.",
+                "memleak -p joins processes that run already, memleak -a every process of the machine, and both \
+                 report, window by window, those that have ended.",
                 "It takes root, or a memleak whose file has the capabilities CAP_BPF and CAP_PERFMON.",
                 SIZES,
             ],
         );
     });
     options.render_options_section(&mut page).unwrap();
+    let mut of_watching = Vec::new();
+    watching.render_options_section(&mut of_watching).unwrap();
+    let of_watching = String::from_utf8(of_watching).unwrap();
+    let heading = ".SH OPTIONS";
+    assert!(of_watching.contains(heading), "{of_watching}");
+    page.extend(
+        of_watching
+            .replace(heading, ".SH \"OPTIONS OF -p AND -a\"")
+            .into_bytes(),
+    );
+    section(&mut page, "WATCHING", |roff| paragraphs(roff, &WATCHING));
     section(&mut page, "EXIT STATUS", |roff| {
         for (code, meaning) in EXIT_CODES {
             tagged(roff, code, meaning);
@@ -127,6 +145,14 @@ fn manual_page() -> Vec<u8> {
                 "sudo memleak run --fail-on-leak 1MB --gate-comm 'my_app*' -- make check",
                 "As a gate in CI.",
             ),
+            (
+                "sudo memleak -p 1234 10",
+                "What runs already, and all that it starts: every ten seconds, who has ended.",
+            ),
+            (
+                "sudo memleak -a 5 --live --user-name alice",
+                "All that a user runs, and what it holds.",
+            ),
         ] {
             tagged(roff, line, what);
         }
@@ -159,8 +185,9 @@ fn the_manual_page_tells_every_option_exit_code_and_signal_rule() {
         .replace("\\fI", "")
         .replace("\\*(Aq", "'")
         .replace("\\(aq", "'");
-    let (_, run) = command_line();
-    for option in run.get_arguments().filter(|option| !option.is_hide_set()) {
+    let (memleak, run) = command_line();
+    let options = memleak.get_arguments().chain(run.get_arguments());
+    for option in options.filter(|option| !option.is_hide_set()) {
         if let Some(long) = option.get_long() {
             assert!(read.contains(&format!("--{long}")), "--{long}");
         }
@@ -215,6 +242,7 @@ fn offered_by_bash(words: &[&str]) -> Vec<String> {
 #[test]
 fn bash_completes_options_and_their_values() {
     assert_eq!(offered_by_bash(&["memleak", "ru"]), ["run"]);
+    assert_eq!(offered_by_bash(&["memleak", "-a", "--li"]), ["--live"]);
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--fail"]),
         ["--fail-on-leak", "--fail-on-total-leak"]

@@ -95,6 +95,25 @@ pub fn running_image(
     image(&record, End::Running, now_ns, context)
 }
 
+/// Whether the process of a heap is in none of the control groups that were asked for.
+pub fn is_outside(record: &heap, threads: &[thread_sum]) -> bool {
+    record.flags & heap_flags::HEAP_OUTSIDE.0 != 0
+        || threads
+            .iter()
+            .any(|thread| thread.leader != 0 && thread.outside != 0)
+}
+
+/// How many threads use a heap; its process, which may count as one, is none.
+pub fn users(record: &heap) -> u32 {
+    let process = record.flags & heap_flags::HEAP_PROCESS.0 != 0;
+    record.users.saturating_sub(u32::from(process))
+}
+
+/// How many of the threads that may use a heap do.
+pub fn joined(threads: &[thread_sum]) -> u32 {
+    threads.iter().map(|thread| thread.joined).sum()
+}
+
 fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
     let sum = &record.sum;
     let recorded_frees = sum.free_count.saturating_sub(record.lost_freed);
@@ -108,7 +127,10 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
         exe: exe(record),
         image: record.image,
         end,
-        from: From::Start,
+        from: match record.flags & heap_flags::HEAP_ATTACHED.0 {
+            0 => From::Start,
+            _ => From::Attach,
+        },
         start_time: context.clock_offset + Duration::from_nanos(record.start_ns),
         end_time: context.clock_offset + Duration::from_nanos(end_ns),
         counters: Counters {

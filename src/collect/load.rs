@@ -6,10 +6,14 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, Link, PrintLevel, ProgramAttachType, ProgramInput, set_print};
+use libbpf_rs::{
+    ErrorKind, Link, MapCore, MapFlags, PrintLevel, ProgramAttachType, ProgramInput, set_print,
+};
 
 use crate::allocator::mapped::levels_of_proc_above;
-use crate::bpf::{FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder};
+use crate::bpf::types::{limits, scope as scopes};
+use crate::bpf::{FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel};
+use crate::names::NameAutomaton;
 use crate::probe::attach::Method;
 
 /// How the programs are to be loaded.
@@ -25,7 +29,42 @@ pub struct Settings {
     pub all_late: bool,
     /// Where processes are to be held at the most; fewer places where this kernel cannot.
     pub holds: Holds,
+    pub scope: Scope,
+    pub wanted: Wanted,
 }
+
+/// Whom the kernel follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// A command, from its exec on, and all that it starts.
+    Tree,
+    /// Processes that are there already, and all that they start, unless without `children`.
+    Chosen { children: bool },
+    /// Every process of the machine but memleak itself, as far as it is wanted.
+    All,
+}
+
+/// Which processes are wanted. Where a list is empty, it leaves nobody out. Out of all, only these are
+/// followed; of those that are chosen, the kernel tells who is in none of the control groups.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Real user ids, as the initial user namespace has them.
+    pub uids: Vec<u32>,
+    pub cgroups: Vec<Cgroup>,
+    /// `None`: every command name, or too many patterns of them for the kernel.
+    pub names: Option<NameAutomaton>,
+}
+
+/// A control group (version 2), as the kernel knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    pub id: u64,
+    /// How deep it lies below the root.
+    pub level: u32,
+}
+
+/// How many control groups there can be.
+pub const MAX_CGROUPS: usize = limits::MAX_CGROUPS.0 as usize;
 
 /// Where a process can be held until the files that it has mapped have been examined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -183,6 +222,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         rodata.slot_mask = slots(settings.max_blocks) - 1;
         rodata.all_late = settings.all_late;
     }
+    limit_to(&mut open, settings);
     let progs = &mut open.progs;
     let session = method == Method::Session;
     progs.alloc_session.set_autoload(session);
@@ -191,6 +231,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     progs.exec_holds.set_autoload(holds == Holds::Everywhere);
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_maps.set_autoload(holds.at_loader());
+    progs.adopt_all.set_autoload(settings.scope != Scope::Tree);
     match method {
         Method::Session => {}
         Method::Multi => {
@@ -212,6 +253,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         }
     }
     let mut skel = open.load().map_err(fail)?;
+    name_wanted(&skel, &settings.wanted).map_err(fail)?;
     if let Some(bss) = skel.maps.bss_data.as_deref_mut() {
         bss.proc_level = levels_of_proc_above();
     }
@@ -253,6 +295,41 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         holds,
         links,
     })
+}
+
+/// Tells the programs whom to follow, before they are loaded.
+fn limit_to(open: &mut OpenMemleakSkel, Settings { scope, wanted, .. }: &Settings) {
+    let Some(rodata) = open.maps.rodata_data.as_deref_mut() else {
+        return;
+    };
+    rodata.scope = match scope {
+        Scope::Tree => scopes::SCOPE_TREE.0,
+        Scope::Chosen { .. } => scopes::SCOPE_CHOSEN.0,
+        Scope::All => scopes::SCOPE_ALL.0,
+    };
+    rodata.no_children = *scope == Scope::Chosen { children: false };
+    rodata.by_uid = !wanted.uids.is_empty();
+    rodata.by_name = wanted.names.is_some();
+    rodata.cgroup_count = wanted.cgroups.len().min(MAX_CGROUPS) as u32;
+    for (place, cgroup) in rodata.wanted_cgroups.iter_mut().zip(&wanted.cgroups) {
+        place.id = cgroup.id;
+        place.level = cgroup.level;
+    }
+}
+
+/// The same, for what is looked up in maps.
+fn name_wanted(skel: &MemleakSkel, wanted: &Wanted) -> libbpf_rs::Result<()> {
+    for uid in &wanted.uids {
+        let uids = &skel.maps.wanted_uids;
+        uids.update(&uid.to_ne_bytes(), &[1], MapFlags::ANY)?;
+    }
+    if let Some(names) = &wanted.names {
+        let zero = 0_u32.to_ne_bytes();
+        skel.maps
+            .wanted_names
+            .update(&zero, names.as_bytes(), MapFlags::ANY)?;
+    }
+    Ok(())
 }
 
 /// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.

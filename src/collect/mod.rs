@@ -9,8 +9,9 @@ mod witness;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,21 +19,22 @@ use std::thread as threads;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{Iter, Link, MapCore, MapFlags, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{Iter, Link, MapCore, MapFlags, ProgramMut, RingBuffer, RingBufferBuilder};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
 use crate::bpf::types::{arrival, bss, heap, heap_flags, limits, live_cell, thread, thread_sum};
-use crate::bpf::{FloorSkel, MemleakSkel};
+use crate::bpf::{FloorSkel, MemleakSkel, types};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Method, Target};
+use crate::running::Process;
 use arrivals::Known;
 use batch::Entries;
 use event::Context;
 
 pub use arrivals::Arrival;
-pub use load::{Holds, LoadError, Settings, take_messages};
+pub use load::{Cgroup, Holds, LoadError, MAX_CGROUPS, Scope, Settings, Wanted, take_messages};
 pub use witness::SignalsSeen;
 
 /// Blocks of ended heaps are swept when they fill this share of the table of live blocks. The kernel
@@ -47,6 +49,9 @@ const AT_ONCE: usize = 64;
 
 /// How often the counters of a living process are read until no thread left it or came meanwhile.
 const SNAPSHOTS: u32 = 10;
+
+/// The same, where it will be looked at again soon.
+const GLANCES: u32 = 3;
 
 /// Loaded programs, their links, and the ring of ended images.
 pub struct Collector {
@@ -135,6 +140,34 @@ impl Collector {
             .context("cannot tell the kernel which process to follow")
     }
 
+    /// Chooses a process that is there already, to be followed from [`adopt`](Self::adopt) on.
+    ///
+    /// # Errors
+    /// The process is gone, or the kernel has no memory for it.
+    pub fn choose(&self, process: &Process) -> Result<()> {
+        let chosen = types::process {
+            chosen: 1,
+            ..types::process::default()
+        };
+        let key = process.as_fd().as_raw_fd().to_ne_bytes();
+        let processes = &self.skel.maps.processes;
+        processes
+            .update(&key, bytes_of(&chosen), MapFlags::ANY)
+            .with_context(|| format!("cannot follow process {}: it may have ended", process.pid))
+    }
+
+    /// Begins to count the processes that are there. To be called when all that they have mapped is
+    /// probed: where the allocations of one were seen before its frees were, it would seem to leak.
+    ///
+    /// # Errors
+    /// The kernel does not list its tasks.
+    pub fn adopt(&mut self) -> Result<()> {
+        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
+            bss.joining = 1;
+        }
+        self.iterate(&self.skel.progs.adopt_all).map(|_| ())
+    }
+
     /// Watches what is sent to memleak and to `command`.
     pub fn watch_signals(&mut self, command: Pid) {
         if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
@@ -172,23 +205,23 @@ impl Collector {
             let taken = usize::try_from(taken).map_err(|_| Errno::from_raw(-taken));
             let taken = taken.context("cannot read the ring of ended images")?;
             let records = std::mem::take(&mut *self.arrived.borrow_mut());
-            ended.extend(records.iter().map(|record| self.ended(record)));
+            ended.extend(records.iter().filter_map(|record| self.ended(record)));
             if taken < AT_ONCE {
                 break;
             }
         }
         let waiting = self.counter(|bss| &bss.rows_waiting);
         if waiting > self.rows_taken_from_map {
-            let before = ended.len();
-            self.take_waiting(&mut ended)?;
-            self.rows_taken_from_map += (ended.len() - before) as u64;
+            self.rows_taken_from_map += self.take_waiting(&mut ended)?;
             ended.sort_by_key(|(_, image)| image.end_time);
         }
         Ok(ended)
     }
 
-    fn ended(&self, record: &heap) -> (u64, Image) {
-        (record.id, event::ended_image(record, &self.context))
+    /// What a record tells, unless it is of nobody's interest.
+    fn ended(&self, record: &heap) -> Option<(u64, Image)> {
+        (!event::is_outside(record, &[]))
+            .then(|| (record.id, event::ended_image(record, &self.context)))
     }
 
     /// Drops the blocks of ended heaps where they fill much of the table of live blocks. That may take some
@@ -210,8 +243,9 @@ impl Collector {
         self.counter(|bss| &bss.living_tasks) > 0
     }
 
-    /// Images that found the ring full stay in the map until they are taken here.
-    fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<()> {
+    /// Images that found the ring full stay in the map until they are taken here. Returns how many were.
+    fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<u64> {
+        let mut taken = 0;
         for record in self.heaps() {
             let record = record?;
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
@@ -220,10 +254,11 @@ impl Collector {
                     .heaps
                     .delete(&record.id.to_ne_bytes())
                     .context("cannot take an ended image")?;
-                ended.push(self.ended(&record));
+                taken += 1;
+                ended.extend(self.ended(&record));
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// The heaps that are in their map, read as they are asked for.
@@ -285,29 +320,9 @@ impl Collector {
             if !self.anyone_lives() {
                 break;
             }
-            let before = self.living_heaps()?;
-            let threads = self.thread_sums()?;
-            let after = self.living_heaps()?;
-            let now = monotonic().as_nanos() as u64;
-            // Until nobody comes or goes meanwhile: who comes may be the child of one who goes.
-            let mut settled = before.keys().all(|id| after.contains_key(id));
-            for (id, record) in &after {
-                let threads = threads.get(id).map_or(&[][..], Vec::as_slice);
-                // A thread that leaves takes its sums to the heap: they must not be taken twice.
-                let sure = before.get(id).is_some_and(|before| {
-                    bytes_of(&before.sum) == bytes_of(&record.sum)
-                        && [before.users, record.users] == [threads.len() as u32; 2]
-                });
-                settled &= sure;
-                if sure || (round == SNAPSHOTS && !running.contains_key(id)) {
-                    let cell = self.live_cell(*id);
-                    let image =
-                        event::running_image(record, threads, cell.as_ref(), now, &self.context);
-                    running.insert(*id, image);
-                }
-            }
+            let mut settled = self.snapshot(round == SNAPSHOTS, &mut running)?;
             let gone = self.take_records()?;
-            settled &= gone.iter().all(|(id, _)| !after.contains_key(id));
+            settled &= gone.iter().all(|(id, _)| !running.contains_key(id));
             ended.extend(gone);
             if settled {
                 break;
@@ -318,15 +333,60 @@ impl Collector {
         for (id, _) in &ended {
             running.remove(id);
         }
-        let mut running: Vec<_> = running.into_values().collect();
-        running.sort_by_key(|image| image.start_time);
         let mut images: Vec<_> = ended.into_iter().map(|(_, image)| image).collect();
-        images.append(&mut running);
+        images.extend(oldest_first(running).into_iter().map(|(_, image)| image));
         Ok(images)
     }
 
+    /// The images that run at the moment, each with the id of its heap, which is its own for ever.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be read.
+    pub fn running(&self) -> Result<Vec<(u64, Image)>> {
+        let mut running = HashMap::new();
+        for round in 1..=GLANCES {
+            if self.snapshot(round == GLANCES, &mut running)? {
+                break;
+            }
+        }
+        Ok(oldest_first(running))
+    }
+
+    /// Looks at who runs. False if somebody came or went meanwhile: whose counters are not certain is left
+    /// out then, but for the `last` time.
+    fn snapshot(&self, last: bool, running: &mut HashMap<u64, Image>) -> Result<bool> {
+        let before = self.living_heaps()?;
+        let threads = self.thread_sums()?;
+        let after = self.living_heaps()?;
+        let now = monotonic().as_nanos() as u64;
+        // Until nobody comes or goes meanwhile: who comes may be the child of one who goes.
+        let mut settled = before.keys().all(|id| after.contains_key(id));
+        running.retain(|id, _| after.contains_key(id));
+        for (id, record) in &after {
+            let threads = threads.get(id).map_or(&[][..], Vec::as_slice);
+            // A thread that leaves takes its sums to the heap: they must not be taken twice.
+            let sure = before.get(id).is_some_and(|before| {
+                bytes_of(&before.sum) == bytes_of(&record.sum)
+                    && [before, record].map(event::users) == [event::joined(threads); 2]
+            });
+            settled &= sure;
+            if event::is_outside(record, threads) {
+                continue;
+            }
+            if sure || (last && !running.contains_key(id)) {
+                let cell = self.live_cell(*id);
+                let image =
+                    event::running_image(record, threads, cell.as_ref(), now, &self.context);
+                running.insert(*id, image);
+            }
+        }
+        Ok(settled)
+    }
+
     fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
-        let living = |record: &heap| record.flags & heap_flags::HEAP_ENDED.0 == 0;
+        // Without users it is being made.
+        let living =
+            |record: &heap| record.flags & heap_flags::HEAP_ENDED.0 == 0 && record.users > 0;
         self.heaps()
             .filter(|record| record.as_ref().map_or(true, living))
             .map(|record| record.map(|record| (record.id, record)))
@@ -335,22 +395,23 @@ impl Collector {
 
     /// The counters of the living threads, by heap.
     fn thread_sums(&self) -> Result<HashMap<u64, Vec<thread_sum>>> {
-        let link = self
-            .skel
-            .progs
-            .living
-            .attach()
-            .context("cannot list the living tasks")?;
-        let mut bytes = Vec::new();
-        Iter::new(&link)
-            .context("cannot list the living tasks")?
-            .read_to_end(&mut bytes)
-            .context("cannot read the counters of the living tasks")?;
+        let bytes = self.iterate(&self.skel.progs.living)?;
         let mut threads: HashMap<u64, Vec<thread_sum>> = HashMap::new();
         for sum in event::thread_sums_from_bytes(&bytes) {
             threads.entry(sum.heap).or_default().push(sum);
         }
         Ok(threads)
+    }
+
+    /// Runs a program for each task of the machine, and returns what it wrote.
+    fn iterate(&self, program: &ProgramMut<'_>) -> Result<Vec<u8>> {
+        let link = program.attach().context("cannot list the living tasks")?;
+        let mut bytes = Vec::new();
+        Iter::new(&link)
+            .context("cannot list the living tasks")?
+            .read_to_end(&mut bytes)
+            .context("cannot read the counters of the living tasks")?;
+        Ok(bytes)
     }
 
     /// Where the threads of a heap may share its live bytes.
@@ -391,6 +452,22 @@ impl Collector {
         ]
     }
 
+    /// How many bytes of the kernel's memory the maps take, as far as it tells that.
+    pub fn kernel_memory(&self) -> u64 {
+        let entries = fs::read_dir("/proc/self/fdinfo").into_iter().flatten();
+        let of_map = |info: String| {
+            info.contains("map_type:").then(|| {
+                let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+                bytes.and_then(|bytes| bytes.trim().parse::<u64>().ok())
+            })
+        };
+        entries
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
+            .filter_map(of_map)
+            .flatten()
+            .sum()
+    }
+
     /// One of the programs' global counters.
     fn counter(&self, of: impl FnOnce(&bss) -> &u64) -> u64 {
         let bss = self.skel.maps.bss_data.as_deref();
@@ -416,6 +493,12 @@ impl Collector {
             let _ = thread.join();
         }
     }
+}
+
+fn oldest_first(running: HashMap<u64, Image>) -> Vec<(u64, Image)> {
+    let mut running: Vec<_> = running.into_iter().collect();
+    running.sort_by_key(|(_, image)| image.start_time);
+    running
 }
 
 /// Taken off a ring, and not yet looked at.

@@ -18,10 +18,11 @@ use csv::WriterBuilder;
 use serde::Serialize;
 
 use super::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
-use super::{Render, SCHEMA, end_name};
+use super::{Render, SCHEMA, Window, end_name};
 use crate::gate::Verdict;
 use crate::image::{Image, Losses};
 use crate::ledger::Summary;
+use crate::live::Live;
 use crate::text;
 
 #[derive(Default)]
@@ -36,6 +37,29 @@ impl Render for Csv {
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
         self.lines(&Row::summary(summary))
+    }
+
+    fn window(&mut self, window: &Window) -> io::Result<Vec<u8>> {
+        let lines: io::Result<Vec<_>> = window
+            .images
+            .iter()
+            .map(|image| self.lines(&Row::image(image)))
+            .collect();
+        Ok(lines?.concat())
+    }
+
+    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>> {
+        let lines: io::Result<Vec<_>> = live
+            .rows
+            .iter()
+            .map(|row| {
+                self.lines(&Row {
+                    growth_bytes: Some(row.growth),
+                    ..Row::image(&row.image)
+                })
+            })
+            .collect();
+        Ok(lines?.concat())
     }
 }
 
@@ -93,6 +117,7 @@ struct Row {
     gate_verdict: Option<&'static str>,
     uncovered: Option<&'static str>,
     covered_processes: Option<u64>,
+    growth_bytes: Option<i64>,
 }
 
 impl Row {
@@ -143,7 +168,7 @@ impl Row {
             total_allocs_bytes: summary.total_allocs_bytes,
             leaked_bytes: summary.leaked.lower,
             complete: summary.complete,
-            outcome: Some(outcome_name(summary.outcome)),
+            outcome: outcome_name(summary.outcome),
             code: summary.outcome.code(),
             core: Some(core),
             processes: Some(summary.processes),

@@ -13,10 +13,11 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-use super::{Render, SCHEMA, end_name};
+use super::{Render, SCHEMA, Window, end_name};
 use crate::gate::{Judgement, Verdict};
 use crate::image::{End, From, Image, Losses, Uncovered};
 use crate::ledger::Summary;
+use crate::live::Live;
 use crate::status::Outcome;
 use crate::text;
 
@@ -29,6 +30,29 @@ impl Render for Json {
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
         line(&SummaryLine::new(summary))
+    }
+
+    fn window(&mut self, window: &Window) -> io::Result<Vec<u8>> {
+        let lines: io::Result<Vec<_>> = window
+            .images
+            .iter()
+            .map(|image| line(&ProcessLine::new(image)))
+            .collect();
+        Ok(lines?.concat())
+    }
+
+    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>> {
+        let lines: io::Result<Vec<_>> = live
+            .rows
+            .iter()
+            .map(|row| {
+                line(&ProcessLine {
+                    growth_bytes: Some(row.growth),
+                    ..ProcessLine::new(&row.image)
+                })
+            })
+            .collect();
+        Ok(lines?.concat())
     }
 }
 
@@ -55,6 +79,8 @@ struct ProcessLine<'a> {
     free_count: u64,
     leaked_bytes: u64,
     leaked_blocks: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth_bytes: Option<i64>,
     peak_live_bytes: Option<u64>,
     failed_allocs: u64,
     unknown_frees: u64,
@@ -92,6 +118,7 @@ impl<'a> ProcessLine<'a> {
             free_count: counters.free_count,
             leaked_bytes: counters.leaked_bytes,
             leaked_blocks: counters.leaked_blocks,
+            growth_bytes: None,
             peak_live_bytes: counters.peak_live_bytes,
             failed_allocs: counters.failed_allocs,
             unknown_frees: counters.unknown_frees,
@@ -111,7 +138,7 @@ impl<'a> ProcessLine<'a> {
 struct SummaryLine {
     schema: &'static str,
     r#type: &'static str,
-    outcome: &'static str,
+    outcome: Option<&'static str>,
     code: Option<u8>,
     signal: Option<u8>,
     core: bool,
@@ -228,13 +255,14 @@ pub(super) fn from_name(from: From) -> &'static str {
     }
 }
 
-pub(super) fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
+pub(super) fn outcome_name(outcome: Outcome) -> Option<&'static str> {
+    Some(match outcome {
+        Outcome::Watched => return None,
         Outcome::Exited(_) => "exited",
         Outcome::Signaled { .. } => "signaled",
         Outcome::ExecError(_) => "exec_error",
         Outcome::ToolError => "tool_error",
-    }
+    })
 }
 
 /// Seconds with microseconds: as much as a double holds for a time of these centuries.

@@ -8,13 +8,17 @@ mod csv;
 mod json;
 mod table;
 
+pub use table::closing_line;
+
 use std::io::{self, Write};
+use std::time::Duration;
 
 use clap::ValueEnum;
 
 use crate::gate::Verdict;
 use crate::image::{End, Image};
 use crate::ledger::Summary;
+use crate::live::Live;
 
 /// The name and version of what JSON and CSV say.
 const SCHEMA: &str = "memleak/1";
@@ -46,6 +50,16 @@ pub struct Options {
     pub verbosity: Verbosity,
     /// Whether the table may use colour: what is over a gate in red.
     pub color: bool,
+    /// Whether the table of what runs takes the place of the one before, as a terminal can show it.
+    pub refresh: bool,
+}
+
+/// Who has ended from one time to another, since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub start: Duration,
+    pub end: Duration,
+    pub images: Vec<Image>,
 }
 
 /// Turns values into whole lines; empty where a format has nothing to say to a value.
@@ -53,6 +67,8 @@ trait Render: Send {
     /// `verdict` is what the gate's limit for one process says to the image.
     fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>>;
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>>;
+    fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
+    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>>;
 }
 
 /// A report on its way to where the user wants it.
@@ -86,6 +102,30 @@ impl Report {
             return Ok(());
         }
         let lines = self.render.image(image, verdict)?;
+        self.write(&lines)
+    }
+
+    /// Reports who has ended in a window.
+    ///
+    /// # Errors
+    /// What the writer says.
+    pub fn window(&mut self, window: &Window) -> io::Result<()> {
+        if self.verbosity == Verbosity::Quiet {
+            return Ok(());
+        }
+        let lines = self.render.window(window)?;
+        self.write(&lines)
+    }
+
+    /// Reports what runs.
+    ///
+    /// # Errors
+    /// What the writer says.
+    pub fn live(&mut self, live: &Live) -> io::Result<()> {
+        if self.verbosity == Verbosity::Quiet {
+            return Ok(());
+        }
+        let lines = self.render.live(live)?;
         self.write(&lines)
     }
 

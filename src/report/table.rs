@@ -1,14 +1,16 @@
 //! The table, for people (and for awk: one row a line, columns split by spaces).
 
 use std::io;
+use std::time::Duration;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ColumnConstraint, Width};
 
-use super::{Options, Render, Verbosity};
+use super::{Options, Render, Verbosity, Window};
 use crate::gate::{Bounds, Verdict};
 use crate::image::{End, From, Image, Uncovered};
 use crate::ledger::Summary;
+use crate::live::{Growing, Live};
 use crate::status::{self, Outcome};
 use crate::text;
 use crate::units::megabytes;
@@ -17,15 +19,38 @@ use crate::units::megabytes;
 /// widens its own row. Later rows are not known when the header is written, so no column ever depends
 /// on what the rows hold.
 const COLUMNS: [(&str, u16); 8] = [
-    ("UID", 8),
-    ("USER", 12),
-    ("PID", 6),
-    ("COMM", 16),
-    ("TOTAL_ALLOCS_MB", 15),
+    UID,
+    USER,
+    PID,
+    COMM,
+    TOTAL,
     ("MEM_LEAK_MB", 11),
     ("EXIT", 9),
-    ("NOTE", 0),
+    NOTE,
 ];
+
+/// The columns of a window. The note has no heading where nobody has one.
+const WINDOW_COLUMNS: [(&str, u16); 7] = [UID, USER, PID, COMM, TOTAL, ("MEM_LEAK_MB", 11), NOTE];
+
+/// The columns of what runs.
+const LIVE_COLUMNS: [(&str, u16); 9] = [
+    UID,
+    USER,
+    PID,
+    COMM,
+    TOTAL,
+    ("LIVE_MB", 11),
+    ("GROWTH_MB", 11),
+    ("AGE", 7),
+    NOTE,
+];
+
+const UID: (&str, u16) = ("UID", 8);
+const USER: (&str, u16) = ("USER", 12);
+const PID: (&str, u16) = ("PID", 6);
+const COMM: (&str, u16) = ("COMM", 16);
+const TOTAL: (&str, u16) = ("TOTAL_ALLOCS_MB", 15);
+const NOTE: (&str, u16) = ("NOTE", 0);
 
 /// A command name may be empty; a cell may not, or the columns of its row would shift. A lone `\0` is
 /// what no other name is shown as.
@@ -35,9 +60,15 @@ const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
 const PLAIN: &str = "\x1b[0m";
 
+/// Lets a terminal cut lines off, or break them again.
+pub(super) const NO_WRAP: &str = "\x1b[?7l";
+pub(super) const WRAP: &str = "\x1b[?7h";
+
 pub(super) struct Table {
     options: Options,
     began: bool,
+    /// Lines of what runs that are to be replaced.
+    drawn: usize,
 }
 
 impl Table {
@@ -45,6 +76,15 @@ impl Table {
         Self {
             options,
             began: false,
+            drawn: 0,
+        }
+    }
+
+    /// What takes the lines that are to be replaced off the terminal.
+    fn erased(&mut self) -> String {
+        match std::mem::take(&mut self.drawn) {
+            0 => String::new(),
+            lines => format!("\x1b[{lines}F\x1b[J"),
         }
     }
 
@@ -71,22 +111,22 @@ impl Render for Table {
         let mut lines = String::new();
         if !self.began {
             self.began = true;
-            lines.push_str(&row(COLUMNS.map(|(name, _)| name.to_owned())));
+            lines.push_str(&row(COLUMNS, names(COLUMNS)));
             lines.push('\n');
         }
-        let row = row([
-            image.uid.to_string(),
-            image
-                .user
-                .as_ref()
-                .map_or_else(|| image.uid.to_string(), |user| name(user.as_bytes())),
-            image.pid.to_string(),
-            name(&image.comm),
-            megabytes(image.counters.total_allocs_bytes),
-            megabytes(image.counters.leaked_bytes),
+        let [uid, user, pid, comm, total] = who(image);
+        let leaked = megabytes(image.counters.leaked_bytes);
+        let cells = [
+            uid,
+            user,
+            pid,
+            comm,
+            total,
+            leaked,
             exit(image.end),
             note(image),
-        ]);
+        ];
+        let row = row(COLUMNS, cells);
         lines.push_str(&self.painted(row, verdict.filter(|verdict| *verdict == Verdict::Failed)));
         lines.push('\n');
         Ok(lines.into_bytes())
@@ -99,31 +139,139 @@ impl Render for Table {
         {
             return Ok(Vec::new());
         }
-        let mut clauses = Vec::new();
-        if self.options.verbosity != Verbosity::Quiet {
-            clauses.push(sums(summary));
+        // Nobody asked for more than the windows.
+        if summary.outcome == Outcome::Watched {
+            return Ok(Vec::new());
         }
-        if let Some(gate) = &summary.gate {
-            clauses.push(self.painted(gate.to_string(), Some(gate.verdict())));
+        let gate = summary
+            .gate
+            .as_ref()
+            .map(|gate| self.painted(gate.to_string(), Some(gate.verdict())));
+        let line = match self.options.verbosity {
+            Verbosity::Quiet => gate.into_iter().chain(lost(summary)).collect(),
+            Verbosity::Normal | Verbosity::Verbose => clauses(summary, gate),
+        };
+        Ok(format!("memleak: {}\n", line.join("; ")).into_bytes())
+    }
+
+    fn window(&mut self, window: &Window) -> io::Result<Vec<u8>> {
+        let shown = |image: &&Image| match image.end {
+            End::Exited(_) | End::Signaled { .. } => true,
+            End::Exec | End::Running => self.options.verbosity == Verbosity::Verbose,
+        };
+        let images: Vec<&Image> = window.images.iter().filter(shown).collect();
+        if images.is_empty() {
+            return Ok(Vec::new());
         }
-        clauses.extend(lost(summary));
-        if self.options.verbosity != Verbosity::Quiet {
-            clauses.extend(running(summary));
+        let mut lines = self.erased();
+        lines.push_str(&format!(
+            "[{} - {}] Report Of Memory Allocation Of Process Finished In The Time Window\n",
+            window.start.as_secs(),
+            window.end.as_secs()
+        ));
+        let mut heading = names(WINDOW_COLUMNS);
+        if images.iter().all(|image| note(image).is_empty())
+            && let Some(note) = heading.last_mut()
+        {
+            note.clear();
         }
-        Ok(format!("memleak: {}\n", clauses.join("; ")).into_bytes())
+        let rows = images.iter().map(|image| {
+            let [uid, user, pid, comm, total] = who(image);
+            let leaked = megabytes(image.counters.leaked_bytes);
+            [uid, user, pid, comm, total, leaked, note(image)]
+        });
+        for cells in std::iter::once(heading).chain(rows) {
+            lines.push_str(&row(WINDOW_COLUMNS, cells));
+            lines.push('\n');
+        }
+        Ok(lines.into_bytes())
+    }
+
+    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>> {
+        let mut block = format!(
+            "[{}] Memory Of Running Processes, Growth Since {}\n",
+            live.time.as_secs(),
+            live.since.as_secs()
+        );
+        let rows = live.rows.iter().map(|Growing { image, growth }| {
+            let [uid, user, pid, comm, total] = who(image);
+            let held = megabytes(image.counters.leaked_bytes);
+            let sign = if *growth < 0 { "-" } else { "" };
+            let growth = format!("{sign}{}", megabytes(growth.unsigned_abs()));
+            let age = age(live.time.saturating_sub(image.start_time));
+            [uid, user, pid, comm, total, held, growth, age, note(image)]
+        });
+        for cells in std::iter::once(names(LIVE_COLUMNS)).chain(rows) {
+            block.push_str(&row(LIVE_COLUMNS, cells));
+            block.push('\n');
+        }
+        if live.more > 0 {
+            let more = counted(live.more as u64, "more process", "more processes");
+            block.push_str(&format!("and {more}\n"));
+        }
+        if !self.options.refresh {
+            return Ok(block.into_bytes());
+        }
+        let erased = self.erased();
+        self.drawn = block.lines().count();
+        Ok(format!("{erased}{NO_WRAP}{block}{WRAP}").into_bytes())
     }
 }
 
-fn row(cells: [String; COLUMNS.len()]) -> String {
+/// What the closing line says, without colours, however the report looks.
+pub fn closing_line(summary: &Summary) -> String {
+    clauses(summary, summary.gate.as_ref().map(ToString::to_string)).join("; ")
+}
+
+fn clauses(summary: &Summary, gate: Option<String>) -> Vec<String> {
+    let mut clauses = vec![sums(summary)];
+    clauses.extend(gate);
+    clauses.extend(lost(summary));
+    clauses.extend(running(summary));
+    clauses
+}
+
+fn names<const N: usize>(columns: [(&str, u16); N]) -> [String; N] {
+    columns.map(|(name, _)| name.to_owned())
+}
+
+/// The columns that every table begins with.
+fn who(image: &Image) -> [String; 5] {
+    let user = image.user.as_ref();
+    [
+        image.uid.to_string(),
+        user.map_or_else(|| image.uid.to_string(), |user| name(user.as_bytes())),
+        image.pid.to_string(),
+        name(&image.comm),
+        megabytes(image.counters.total_allocs_bytes),
+    ]
+}
+
+fn row<const N: usize>(columns: [(&str, u16); N], cells: [String; N]) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(NOTHING);
     table.add_row(cells);
-    for (column, (_, width)) in table.column_iter_mut().zip(COLUMNS) {
+    for (column, (_, width)) in table.column_iter_mut().zip(columns) {
         // The space between columns is padding, and a constraint counts the padding too.
         column.set_padding((0, 1));
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
     }
     table.trim_fmt()
+}
+
+/// The two largest units of a time: `12s`, `3m12s`, `4h05m`, `2d03h`.
+fn age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    if days > 0 {
+        format!("{days}d{:02}h", hours % 24)
+    } else if hours > 0 {
+        format!("{hours}h{:02}m", minutes % 60)
+    } else if minutes > 0 {
+        format!("{minutes}m{:02}s", seconds % 60)
+    } else {
+        format!("{seconds}s")
+    }
 }
 
 fn name(name: &[u8]) -> String {
@@ -152,7 +300,7 @@ fn note(image: &Image) -> String {
         notes.push(format!("incomplete: {} lost", image.losses.count()));
     }
     if image.from == From::Attach {
-        notes.push("incomplete: counted from attach".to_owned());
+        notes.push("since attach".to_owned());
     }
     notes.join("; ")
 }

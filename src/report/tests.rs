@@ -1,10 +1,12 @@
 use std::sync::{Arc, Mutex};
 
+use super::table::{NO_WRAP, WRAP};
 use super::*;
 use crate::gate::{Gate, Limits};
 use crate::image::samples::image;
 use crate::image::{From, Losses, Uncovered};
 use crate::ledger::Ledger;
+use crate::live::Growing;
 use crate::status::{ExecError, Outcome};
 
 /// Remembers every write, and can be told to fail as a pipe without a reader does.
@@ -116,11 +118,15 @@ fn images() -> Vec<Image> {
 }
 
 fn options(verbosity: Verbosity, color: bool) -> Options {
-    Options { verbosity, color }
+    Options {
+        verbosity,
+        color,
+        refresh: false,
+    }
 }
 
 fn gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
-    Gate::new(Limits { process, total }, Vec::new())
+    Gate::new(Limits { process, total }, crate::names::Names::default())
 }
 
 /// The writes of a report over these images.
@@ -340,7 +346,9 @@ fn the_gate_of_a_summary_has_the_limits_that_were_asked_for() {
         };
         assert!(last(Format::Json).contains(json), "{}", last(Format::Json));
         assert!(
-            last(Format::Csv).trim_end().ends_with(csv),
+            last(Format::Csv)
+                .trim_end_matches([',', '\n'])
+                .ends_with(csv),
             "{}",
             last(Format::Csv)
         );
@@ -534,4 +542,126 @@ fn a_reader_that_went_away_is_told_to_the_caller() {
         let error = report.summary(&summary).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
+}
+
+// ---- windows, and what runs ------------------------------------------------------------------------------
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn window(images: Vec<Image>) -> Window {
+    Window {
+        start: at(1_761_153_780),
+        end: at(1_761_153_785),
+        images,
+    }
+}
+
+fn live() -> Live {
+    let rows = images()
+        .into_iter()
+        .zip([3_000_000, 0, -1_234])
+        .zip([7, 60 * 3 + 5, 86_400 * 2 + 3_600])
+        .map(|((mut image, growth), age)| {
+            image.end = End::Running;
+            image.start_time = at(1_761_153_785 - age);
+            Growing { image, growth }
+        })
+        .collect();
+    Live {
+        time: at(1_761_153_785),
+        since: at(1_761_153_780),
+        rows,
+        more: 12,
+    }
+}
+
+/// What a report of two windows, with what runs after each, writes.
+fn watched(format: Format, options: Options) -> Vec<String> {
+    let sink = Sink::default();
+    let mut report = Report::new(format, options, Box::new(sink.clone()));
+    let mut attached = image();
+    attached.from = From::Attach;
+    for images in [images(), vec![image()], vec![attached], Vec::new()] {
+        report.window(&window(images)).unwrap();
+        report.live(&live()).unwrap();
+    }
+    let summary = Ledger::new(None).finish(Losses::default(), Outcome::Watched);
+    report.summary(&summary).unwrap();
+    std::mem::take(&mut sink.writes.lock().unwrap())
+}
+
+#[test]
+fn windows_and_what_runs_as_tables() {
+    insta::assert_snapshot!(watched(Format::Table, options(NORMAL, false)).concat());
+}
+
+#[test]
+fn windows_and_what_runs_as_json_lines() {
+    insta::assert_snapshot!(watched(Format::Json, options(NORMAL, false)).concat());
+}
+
+#[test]
+fn windows_and_what_runs_as_csv() {
+    insta::assert_snapshot!(watched(Format::Csv, options(NORMAL, false)).concat());
+}
+
+#[test]
+fn the_columns_of_a_window_are_the_six() {
+    let mut report = table::Table::new(options(NORMAL, false));
+    let lines = report.window(&window(vec![image()])).unwrap();
+    let lines = String::from_utf8(lines).unwrap();
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(
+        lines[..2],
+        [
+            "[1761153780 - 1761153785] Report Of Memory Allocation Of Process Finished In The Time Window",
+            "UID      USER         PID    COMM             TOTAL_ALLOCS_MB MEM_LEAK_MB",
+        ]
+    );
+    assert_eq!(lines.len(), 3);
+}
+
+#[test]
+fn a_window_in_which_nobody_ended_is_no_line() {
+    let mut exec = image();
+    exec.end = End::Exec;
+    for images in [vec![], vec![exec]] {
+        let lines = table::Table::new(options(NORMAL, false)).window(&window(images));
+        assert_eq!(lines.unwrap(), b"");
+    }
+}
+
+#[test]
+fn on_a_terminal_what_runs_is_replaced_and_windows_stay() {
+    let options = Options {
+        refresh: true,
+        ..options(NORMAL, false)
+    };
+    let writes = watched(Format::Table, options);
+    let [window, live, ..] = &writes[..] else {
+        panic!("{writes:?}");
+    };
+    assert!(!window.contains('\x1b'));
+    // A heading of two lines, three processes, and how many more there are.
+    let erased = "\x1b[6F\x1b[J";
+    assert!(
+        live.starts_with(NO_WRAP) && live.ends_with(WRAP),
+        "{live:?}"
+    );
+    assert!(writes[2].starts_with(erased) && writes[2].contains("[1761153780 - "));
+    assert!(
+        !writes[3].starts_with(erased),
+        "already erased for the window"
+    );
+    // The last window is empty.
+    assert!(writes.last().unwrap().starts_with(erased));
+}
+
+#[test]
+fn a_quiet_watch_reports_nothing() {
+    let quiet = options(Verbosity::Quiet, false);
+    assert!(watched(Format::Table, quiet).is_empty());
+    assert!(watched(Format::Json, quiet).is_empty());
 }

@@ -1,23 +1,20 @@
 //! `memleak run` from beginning to end: launch, probe, release, follow, report.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use users::{Users, UsersCache};
 
+use super::{Books, say_detours, started};
 use crate::cli::{self, WaitAll};
-use crate::collect;
 use crate::identity::Identity;
-use crate::image::{Image, Losses};
+use crate::image::Losses;
 use crate::launch::{self, Ended, Running, Stderr, Suspended};
-use crate::ledger::Ledger;
-use crate::output::{self, Output};
+use crate::output::{self, Standard};
 use crate::privilege;
 use crate::prober::Prober;
-use crate::report::{Options, Report, Verbosity};
+use crate::report::Verbosity;
 use crate::say::say;
 use crate::signals::{Event, Signals};
 use crate::status::{self, Finish, Outcome};
@@ -41,26 +38,20 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         .transpose()?;
     let command = Suspended::fork(&options.command, user.as_ref())?;
     let mut signals = Signals::take_over()?;
-    let report = output::open(options.report.output.as_deref())?;
-    let mut prober = match Prober::start(options, &command) {
-        Ok(prober) => prober,
-        Err(error) => {
-            if options.report.verbose {
-                say(collect::take_messages().trim_end());
-            }
-            return Err(error);
-        }
-    };
-    if options.report.verbose {
-        say(&format!("attached by {}", prober.collector.method()));
-    }
+    let report = output::open(options.report.output.as_deref(), Standard::Error)?;
+    let mut prober = started(Prober::start(options, &command), options.report.verbose)?;
     // What -v still has to say needs it, too.
     let keep = if report.is_stderr || options.report.verbose {
         Stderr::Keep
     } else {
         Stderr::GiveUp
     };
-    let mut books = Books::open(options, report);
+    let verbosity = match options.floor {
+        // Programs that do nothing have nothing to report.
+        true => Verbosity::Quiet,
+        false => options.report.verbosity(),
+    };
+    let mut books = Books::open(&options.report, verbosity, options.gate.gate(), report);
     let outcome = match command.release(keep) {
         Ok(mut running) => {
             let ended = follow(&mut running, &mut signals, &mut prober, &mut books);
@@ -81,13 +72,9 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         Err(error) => books.fail(&error),
     }
     if options.report.verbose {
-        for (count, what) in collector.detours() {
-            if count > 0 {
-                say(&format!("{count} {what}"));
-            }
-        }
+        say_detours(&collector);
     }
-    let finish = books.close(collector.losses(), outcome, &options.gate);
+    let finish = close(books, collector.losses(), outcome, &options.gate);
     collector.detach();
     Ok(finish)
 }
@@ -184,91 +171,20 @@ fn turn(
     events
 }
 
-/// The sums and the report of them.
-struct Books {
-    ledger: Ledger,
-    report: Report,
-    users: UsersCache,
-    /// What messages call the report's destination.
-    name: String,
-    /// Whether the report could not be written: said once.
-    unwritten: bool,
-    /// Failures of memleak's own since the release.
-    failures: u64,
-}
-
-impl Books {
-    fn open(options: &cli::Run, output: Output) -> Self {
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let look = Options {
-            // Programs that do nothing have nothing to report.
-            verbosity: match options.floor {
-                true => Verbosity::Quiet,
-                false => options.report.verbosity(),
-            },
-            color: options.report.color.wanted(output.terminal, no_color),
-        };
-        Books {
-            ledger: Ledger::new(options.gate.gate()),
-            report: Report::new(options.report.format, look, output.writer),
-            users: UsersCache::new(),
-            name: output.name,
-            unwritten: false,
-            failures: 0,
-        }
+/// Closes the books over the command's end, and decides memleak's own.
+fn close(books: Books, losses: Losses, outcome: Outcome, gate: &cli::GateArgs) -> Finish {
+    let verdict = books.close(losses, outcome).verdict();
+    let leak = gate.leak_exit();
+    let context = std::env::var_os(SLURM_CONTEXT).unwrap_or_default();
+    let counts = status::that_counts(verdict, &context, gate.allow_drain);
+    let finish = status::finish(outcome, counts, leak);
+    if finish != status::finish(outcome, verdict, leak) {
+        say(&format!(
+            "the gate does not count, as a failure of Slurm's {} drains the node (see --allow-drain)",
+            context.display()
+        ));
     }
-
-    fn enter(&mut self, mut image: Image) {
-        let user = self.users.get_user_by_uid(image.uid);
-        image.user = user.map(|user| user.name().to_string_lossy().into_owned());
-        let verdict = self.ledger.record(&image);
-        let written = self.report.image(&image, verdict);
-        self.check(written);
-    }
-
-    /// Something that memleak could not do while the command ran: the result is incomplete, the command is
-    /// not disturbed.
-    fn fail(&mut self, error: &anyhow::Error) {
-        if self.failures == 0 {
-            say(&format!("{error:#}"));
-        }
-        self.failures += 1;
-    }
-
-    fn close(mut self, mut losses: Losses, outcome: Outcome, gate: &cli::GateArgs) -> Finish {
-        losses.rows_lost += self.failures;
-        let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
-        let summary = ledger.finish(losses, outcome);
-        let written = self.report.summary(&summary);
-        self.check(written);
-        let verdict = summary.verdict();
-        let leak = gate.leak_exit();
-        let context = std::env::var_os(SLURM_CONTEXT).unwrap_or_default();
-        let counts = status::that_counts(verdict, &context, gate.allow_drain);
-        let finish = status::finish(outcome, counts, leak);
-        if finish != status::finish(outcome, verdict, leak) {
-            say(&format!(
-                "the gate does not count, as a failure of Slurm's {} drains the node (see --allow-drain)",
-                context.display()
-            ));
-        }
-        finish
-    }
-
-    /// A reader that has gone away is no failure; a full disk is one, of the report and not of the
-    /// command.
-    fn check(&mut self, written: io::Result<()>) {
-        if let Err(error) = written
-            && error.kind() != io::ErrorKind::BrokenPipe
-            && !self.unwritten
-        {
-            self.unwritten = true;
-            say(&format!(
-                "cannot write the report to {}: {error}",
-                self.name
-            ));
-        }
-    }
+    finish
 }
 
 fn not_executed(error: &launch::ExecError) -> Outcome {

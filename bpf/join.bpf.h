@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Processes that are there before they are followed: which of them are wanted, and how they come to
+ * a heap. A process gets its heap when memleak starts or, where the filters have come to want it
+ * since, at its next call of an allocator. Each thread joins by itself, at its own next call:
+ * nobody but the thread ever writes to its counters.
+ */
+#ifndef MEMLEAK_JOIN_H
+#define MEMLEAK_JOIN_H
+
+#include "arrivals.bpf.h"
+
+/* Whether the task is in one of the control groups that were named, or below. */
+static __always_inline bool in_wanted_cgroup(struct task_struct *task)
+{
+	struct cgroup *group = BPF_CORE_READ(task, cgroups, dfl_cgrp), *ancestor = 0;
+	struct cgroup___ids *ids = (void *)group;
+	__u64 level, id;
+	__u32 i;
+
+	for (i = 0; i < MAX_CGROUPS && i < cgroup_count; i++) {
+		level = wanted_cgroups[i].level;
+		if (BPF_CORE_READ(group, level) < (int)level)
+			continue;
+		id = 0;
+		if (bpf_core_field_exists(group->ancestors)) {
+			bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
+					      &group->ancestors[level]);
+			id = BPF_CORE_READ(ancestor, kn, id);
+		} else {
+			bpf_probe_read_kernel(&id, sizeof(id), &ids->ancestor_ids[level]);
+		}
+		if (id == wanted_cgroups[i].id)
+			return true;
+	}
+	return false;
+}
+
+/* Whether a process is not to be reported, though it is followed for the sake of its children. */
+static __always_inline bool is_outside(struct task_struct *task)
+{
+	return scope == SCOPE_CHOSEN && cgroup_count && !in_wanted_cgroup(task);
+}
+
+static __always_inline bool has_wanted_name(struct task_struct *leader)
+{
+	struct name_automaton *names;
+	char comm[COMM_LEN] = {};
+	__u32 zero = 0, state = 0;
+	int i;
+
+	names = bpf_map_lookup_elem(&wanted_names, &zero);
+	if (!names)
+		return true;
+	bpf_core_read(comm, sizeof(comm), &leader->comm);
+	for (i = 0; i < COMM_LEN; i++) {
+		state = names->next[state & (NAME_STATES - 1)][(__u8)comm[i]];
+		if (!comm[i])
+			break;
+	}
+	return state;
+}
+
+/* Whether a process is to be followed, as it is at the moment; where all are but for the filters.
+ */
+static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader)
+{
+	__u32 uid;
+
+	if (task->tgid == keeper || task->flags & PF_KTHREAD)
+		return false;
+	if (by_uid) {
+		uid = BPF_CORE_READ(task, real_cred, uid.val);
+		if (!bpf_map_lookup_elem(&wanted_uids, &uid))
+			return false;
+	}
+	if (cgroup_count && !in_wanted_cgroup(task))
+		return false;
+	return !by_name || has_wanted_name(leader);
+}
+
+/* The program that a process executes: its name and those of the directories that it lies in. */
+static __always_inline void name_running_exe(struct heap *heap, struct task_struct *task)
+{
+	struct file *file = BPF_CORE_READ(task, mm, exe_file);
+	struct walk walk = {};
+
+	if (!file)
+		return;
+	walk.dentry = BPF_CORE_READ(file, f_path.dentry);
+	walk.mnt = BPF_CORE_READ(file, f_path.mnt);
+	walk.root_dentry = BPF_CORE_READ(task, fs, root.dentry);
+	walk.root_mnt = BPF_CORE_READ(task, fs, root.mnt);
+	heap->flags |= HEAP_EXE_RELATIVE;
+	walk_up(heap, &walk);
+}
+
+/*
+ * Puts a new heap of a process that is there into the map; its process is its one user. Its id, 0
+ * if that cannot be. Made in its place: what we run in may be preempted, so there is no scratch
+ * room.
+ */
+static __always_inline __u64 heap_of_running(struct task_struct *task, struct task_struct *leader)
+{
+	__u64 id = put_heap(&no_heap, next_heap());
+	struct heap *heap = id ? heap_by_id(id) : 0;
+
+	if (!heap)
+		return 0;
+	heap->id = id;
+	heap->start_ns = BPF_CORE_READ(leader, start_time);
+	heap->pid = own_pid_of(leader);
+	heap->ppid = own_pid_of(BPF_CORE_READ(leader, real_parent, group_leader));
+	heap->flags = HEAP_ATTACHED | HEAP_PROCESS;
+	if (BPF_CORE_READ(leader, exit_state)) {
+		heap->flags |= HEAP_LEADER_GONE;
+		bpf_core_read(heap->comm, COMM_LEN, &leader->comm);
+	}
+	name_running_exe(heap, task);
+	heap->owners = 1;
+	/* Last: who walks the map takes a heap without users for one that is not there yet. */
+	heap->users = 1;
+	return id;
+}
+
+/*
+ * The heap of a process that is there; made if it has none and is wanted. `leader` is that of
+ * `task`, who is any of its threads.
+ */
+static __always_inline __u64 adopt(struct task_struct *task, struct task_struct *leader)
+{
+	struct process *process = bpf_task_storage_get(&processes, leader, 0, 0);
+	__u64 id, first;
+
+	if (process && process->heap)
+		return process->heap;
+	if (scope == SCOPE_CHOSEN ? !process || !process->chosen : !is_wanted(task, leader))
+		return 0;
+	if (!process)
+		process =
+		    bpf_task_storage_get(&processes, leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!process)
+		return 0;
+	id = heap_of_running(task, leader);
+	if (!id)
+		return 0;
+	/* Another thread of the process may have been faster. */
+	first = __sync_val_compare_and_swap(&process->heap, 0, id);
+	if (!first)
+		return id;
+	bpf_map_delete_elem(&heaps, &id);
+	return first;
+}
+
+/*
+ * The current thread joins the heap of its process, if that is followed, or is to be. Returns
+ * whether it did.
+ */
+__noinline int join(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf(), *leader;
+	struct thread *thread;
+	struct heap *heap;
+	__u64 id;
+
+	/* Until its exec, a child of vfork uses the memory of its parent, who waits. */
+	if (!joining || task->vfork_done)
+		return 0;
+	leader = task->group_leader;
+	id = adopt(task, leader);
+	heap = id ? heap_by_id(id) : 0;
+	if (!heap || heap->flags & HEAP_OWNER_GONE)
+		return 0;
+	thread = thread_of(task);
+	if (!thread)
+		thread = new_thread(task);
+	if (!thread)
+		return 0;
+	__sync_fetch_and_add(&heap->users, 1);
+	__sync_fetch_and_add(&heap->owners, 1);
+	thread->pid = heap->pid;
+	thread->ppid = heap->ppid;
+	thread->image = 0;
+	enter_heap(thread, id, false);
+	/* Alone in its process, and only itself could change that. */
+	if (BPF_CORE_READ(task, signal, live.counter) == 1) {
+		unshare_live(heap, &thread->live);
+		thread->sole = 1;
+	}
+	if (!heap->file_count)
+		survey_of(task, heap, false);
+	knows_files(thread, heap);
+	return 1;
+}
+
+/* Gives the process of `leader` its heap, before any of its threads has joined. */
+static __always_inline void adopt_leader(struct task_struct *leader)
+{
+	struct process *process;
+	struct heap *heap;
+	__u64 id;
+
+	/* One that has ended has told of its end already, or was not followed until then. */
+	if (!BPF_CORE_READ(leader, signal, live.counter) || thread_of(leader))
+		return;
+	process = bpf_task_storage_get(&processes, leader, 0, 0);
+	if (process && process->heap)
+		return;
+	id = adopt(leader, leader);
+	heap = id ? heap_by_id(id) : 0;
+	if (heap)
+		survey_of(leader, heap, false);
+}
+
+#endif

@@ -1,0 +1,146 @@
+//! What memleak does from beginning to end: `run` launches a command, `watch` joins what runs already.
+
+mod run;
+mod watch;
+
+use std::io;
+use std::time::Duration;
+
+use anyhow::Result;
+use users::{Users, UsersCache};
+
+pub use run::run;
+pub use watch::watch;
+
+use crate::cli::ReportArgs;
+use crate::collect::{self, Collector};
+use crate::gate::Gate;
+use crate::image::{Image, Losses};
+use crate::ledger::{Ledger, Summary};
+use crate::live::Live;
+use crate::output::Output;
+use crate::prober::Prober;
+use crate::report::{Format, Options, Report, Verbosity, Window};
+use crate::say::say;
+use crate::status::Outcome;
+
+/// Says, where that is wanted, what the kernel and libbpf have to say to a start.
+fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
+    if verbose {
+        match &prober {
+            Ok(prober) => say(&format!("attached by {}", prober.collector.method())),
+            Err(_) => say(collect::take_messages().trim_end()),
+        }
+    }
+    prober
+}
+
+fn say_detours(collector: &Collector) {
+    for (count, what) in collector.detours() {
+        if count > 0 {
+            say(&format!("{count} {what}"));
+        }
+    }
+}
+
+/// The sums and the report of them.
+struct Books {
+    ledger: Ledger,
+    report: Report,
+    users: UsersCache,
+    /// What messages call the report's destination.
+    name: String,
+    /// Whether the report could not be written: said once.
+    unwritten: bool,
+    /// Whether nobody reads the report any more.
+    unread: bool,
+    /// Failures of memleak's own since it began.
+    failures: u64,
+}
+
+impl Books {
+    /// `refresh`: a terminal shows one table of what runs, and no history of them.
+    fn open(args: &ReportArgs, verbosity: Verbosity, gate: Option<Gate>, output: Output) -> Self {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let look = Options {
+            verbosity,
+            color: args.color.wanted(output.terminal, no_color),
+            refresh: output.terminal && args.format == Format::Table,
+        };
+        Books {
+            ledger: Ledger::new(gate),
+            report: Report::new(args.format, look, output.writer),
+            users: UsersCache::new(),
+            name: output.name,
+            unwritten: false,
+            unread: false,
+            failures: 0,
+        }
+    }
+
+    fn name_user(&self, image: &mut Image) {
+        let user = self.users.get_user_by_uid(image.uid);
+        image.user = user.map(|user| user.name().to_string_lossy().into_owned());
+    }
+
+    /// An image has ended, or is left running.
+    fn enter(&mut self, mut image: Image) {
+        self.name_user(&mut image);
+        let verdict = self.ledger.record(&image);
+        let written = self.report.image(&image, verdict);
+        self.check(written);
+    }
+
+    /// Images have ended from one time to another, since the Unix epoch.
+    fn enter_window(&mut self, start: Duration, end: Duration, mut images: Vec<Image>) {
+        for image in &mut images {
+            self.name_user(image);
+            self.ledger.record(image);
+        }
+        let written = self.report.window(&Window { start, end, images });
+        self.check(written);
+    }
+
+    fn show(&mut self, mut live: Live) {
+        for row in &mut live.rows {
+            self.name_user(&mut row.image);
+        }
+        let written = self.report.live(&live);
+        self.check(written);
+    }
+
+    /// Something that memleak could not do meanwhile: the result is incomplete, nobody else is disturbed.
+    fn fail(&mut self, error: &anyhow::Error) {
+        if self.failures == 0 {
+            say(&format!("{error:#}"));
+        }
+        self.failures += 1;
+    }
+
+    /// Closes the sums, and reports them.
+    fn close(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
+        losses.rows_lost += self.failures;
+        let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
+        let summary = ledger.finish(losses, outcome);
+        let written = self.report.summary(&summary);
+        self.check(written);
+        summary
+    }
+
+    /// A reader that has gone away is no failure; a full disk is one, of the report and not of the
+    /// command.
+    fn check(&mut self, written: io::Result<()>) {
+        let Err(error) = written else {
+            return;
+        };
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            self.unread = true;
+        } else if !self.unwritten {
+            self.unwritten = true;
+            say(&format!(
+                "cannot write the report to {}: {error}",
+                self.name
+            ));
+        }
+    }
+}

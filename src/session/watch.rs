@@ -1,0 +1,240 @@
+//! `memleak -p` and `-a`: join what runs, report window by window who has ended in it.
+
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::{Books, say_detours, started};
+use crate::cli;
+use crate::filter::{self, Filter};
+use crate::image::Image;
+use crate::live::Growth;
+use crate::output::{self, Standard};
+use crate::privilege;
+use crate::prober::Prober;
+use crate::report::closing_line;
+use crate::requests::{Request, Requests};
+use crate::running::Process;
+use crate::say::say;
+use crate::status::Outcome;
+use crate::units::megabytes;
+
+/// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Watches until the processes that were named have ended, or somebody asks for the end.
+///
+/// # Errors
+/// Nobody can be watched.
+pub fn watch(options: &cli::Watch) -> Result<()> {
+    privilege::keep_what_is_used()?;
+    let (wanted, filter) = filter::resolve(&options.filters)?;
+    let processes: Result<Vec<_>> = options.pid.iter().map(|pid| Process::open(*pid)).collect();
+    let processes = processes?;
+    let mut requests = Requests::take_over()?;
+    let report = output::open(options.report.output.as_deref(), Standard::Output)?;
+    let clock = Instant::now();
+    let report_is_terminal = report.terminal;
+    let prober = if options.all {
+        Prober::watch_all(options, &wanted)
+    } else {
+        Prober::watch(options, &wanted, &processes)
+    };
+    let prober = started(prober, options.report.verbose)?;
+    let began = now();
+    let mut watching = Watching {
+        prober,
+        books: Books::open(&options.report, options.report.verbosity(), None, report),
+        filter,
+        ended: Vec::new(),
+        opened: began,
+        growth: Growth::since(began),
+        room: if report_is_terminal {
+            room()
+        } else {
+            usize::MAX
+        },
+        options,
+    };
+    watching.follow(processes, &mut requests);
+    watching.close(clock);
+    Ok(())
+}
+
+struct Watching<'a> {
+    prober: Prober,
+    books: Books,
+    filter: Filter,
+    /// Who has ended in the window that is open.
+    ended: Vec<Image>,
+    /// When it was opened, since the Unix epoch.
+    opened: Duration,
+    growth: Growth,
+    /// How many processes the table of what runs has room for, where it replaces the one before.
+    room: usize,
+    options: &'a cli::Watch,
+}
+
+impl Watching<'_> {
+    /// Follows until there is nobody left of whom to follow, or somebody asks for the end.
+    fn follow(&mut self, mut processes: Vec<Process>, requests: &mut Requests) {
+        let interval = self.options.interval;
+        let mut due = Instant::now() + interval;
+        loop {
+            let rest = due.saturating_duration_since(Instant::now());
+            self.wait(rest.min(TICK), &mut processes, requests);
+            // First: somebody waits for it.
+            if let Err(error) = self.prober.examine_arrivals() {
+                self.books.fail(&error);
+            }
+            let asked = requests.take().unwrap_or_else(|error| {
+                self.books.fail(&error);
+                Vec::new()
+            });
+            // Before the rows are taken: whoever has ended by now has left its row.
+            let over =
+                !self.options.all && processes.is_empty() && !self.prober.collector.anyone_lives();
+            self.take();
+            if asked.contains(&Request::Show) {
+                self.show();
+            }
+            if over || asked.contains(&Request::Stop) || self.books.unread {
+                return;
+            }
+            if Instant::now() >= due {
+                self.close_window();
+                if self.options.live {
+                    self.show();
+                }
+                // A window that could not be closed in time is longer, and those after it are not shorter.
+                due = (due + interval).max(Instant::now());
+            }
+            if let Err(error) = self.prober.collector.sweep_if_due() {
+                self.books.fail(&error);
+            }
+        }
+    }
+
+    /// Waits for something to happen, and takes those who have ended off the list.
+    fn wait(&mut self, timeout: Duration, processes: &mut Vec<Process>, requests: &Requests) {
+        let fds = self.prober.collector.fds();
+        let mut ready: Vec<_> = fds
+            .into_iter()
+            .chain([requests.as_fd()])
+            .chain(processes.iter().map(AsFd::as_fd))
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        // Rounded up: a rest of less than a millisecond is no reason to turn without waiting.
+        let timeout = timeout.as_micros().div_ceil(1000) as u16;
+        if let Err(error) = poll(&mut ready, PollTimeout::from(timeout)) {
+            if error != Errno::EINTR {
+                let error = anyhow::Error::new(error).context("cannot wait for events");
+                self.books.fail(&error);
+            }
+            return;
+        }
+        let ended: Vec<bool> = ready[ready.len() - processes.len()..]
+            .iter()
+            .map(|fd| fd.any().unwrap_or_default())
+            .collect();
+        let mut ended = ended.into_iter();
+        processes.retain(|_| !ended.next().unwrap_or_default());
+    }
+
+    /// Takes the rows of those who have ended.
+    fn take(&mut self) {
+        match self.prober.collector.take_ended() {
+            Ok(images) => {
+                let kept = images.into_iter().filter(|image| self.filter.keeps(image));
+                self.ended.extend(kept);
+            }
+            Err(error) => self.books.fail(&error),
+        }
+    }
+
+    fn close_window(&mut self) {
+        let end = now();
+        let ended = std::mem::take(&mut self.ended);
+        self.books.enter_window(self.opened, end, ended);
+        self.opened = end;
+    }
+
+    /// Shows who still runs.
+    fn show(&mut self) {
+        match self.prober.collector.running() {
+            Ok(running) => {
+                let kept = |image: &Image| self.filter.keeps(image);
+                let top = self.options.top.min(self.room);
+                let live = self.growth.look(now(), running, kept, top);
+                self.books.show(live);
+            }
+            Err(error) => self.books.fail(&error),
+        }
+    }
+
+    /// Reports the window that is still open, and says what is to be said in the end.
+    fn close(mut self, began: Instant) {
+        self.take();
+        self.close_window();
+        let report = &self.options.report;
+        let mut collector = self.prober.collector;
+        if report.verbose {
+            say_detours(&collector);
+        }
+        let kernel = collector.kernel_memory();
+        let summary = self.books.close(collector.losses(), Outcome::Watched);
+        if report.verbose || (!report.quiet && !summary.losses.is_empty()) {
+            say(&closing_line(&summary));
+        }
+        if report.verbose
+            && let Some(cost) = own_cost(began.elapsed(), kernel)
+        {
+            say(&cost);
+        }
+        collector.detach();
+    }
+}
+
+/// How many processes fit on the terminal, between two headings and a line of how many more there are.
+fn room() -> usize {
+    const LINES_BESIDE: usize = 4;
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: the call fills in the structure, of integers, which are something even where it does not.
+    let lines = unsafe {
+        libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, size.as_mut_ptr());
+        usize::from(size.assume_init().ws_row)
+    };
+    match lines {
+        0 => usize::MAX,
+        lines => lines.saturating_sub(LINES_BESIDE).max(1),
+    }
+}
+
+/// Since the Unix epoch.
+fn now() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// What watching has cost: `elapsed` is how long it took, `kernel` what maps and programs take, in bytes.
+fn own_cost(elapsed: Duration, kernel: u64) -> Option<String> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    let seconds = |time: TimeVal| time.num_microseconds() as f64 / 1e6;
+    let cpu = seconds(usage.user_time()) + seconds(usage.system_time());
+    let elapsed = elapsed.as_secs_f64();
+    // getrusage(2) tells kilobytes of 1024.
+    let resident = megabytes(usage.max_rss().unsigned_abs() * 1024);
+    let kernel = megabytes(kernel);
+    Some(format!(
+        "{cpu:.2} s of CPU in {elapsed:.1} s ({:.1} %), {resident} MB of memory at the most, {kernel} MB in the \
+         kernel's maps",
+        cpu / elapsed * 100.0,
+    ))
+}
