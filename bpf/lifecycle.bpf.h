@@ -370,6 +370,37 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 }
 
 /*
+ * The thread, by its address, whose exec is what ends this one; 0 if none is. The leader, too, ends
+ * so where it is not the one that executes, and the process's image with it.
+ */
+static __always_inline __u64 successor_of(struct task_struct *task)
+{
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct signal_struct___exit *before = (void *)signal;
+
+	if (BPF_CORE_READ(signal, flags) & SIGNAL_GROUP_EXIT)
+		return 0;
+	if (bpf_core_field_exists(signal->group_exec_task))
+		return (__u64)BPF_CORE_READ(signal, group_exec_task);
+	return (__u64)BPF_CORE_READ(before, group_exit_task);
+}
+
+/* Whether the task is one of `successors`; not any more after this. */
+static __always_inline bool is_successor(struct task_struct *task)
+{
+	__u64 key = (__u64)task;
+
+	return scope == SCOPE_CHOSEN && !bpf_map_delete_elem(&successors, &key);
+}
+
+static __always_inline void hand_over(__u64 successor)
+{
+	__u8 yes = 1;
+
+	bpf_map_update_elem(&successors, &successor, &yes, BPF_ANY);
+}
+
+/*
  * How many users the process is of its heap beside its threads, from now on none any more: 1 where
  * it was there before us, and this is its end. Of those who see the end only one gets it.
  */
@@ -394,13 +425,13 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	struct thread *thread = thread_of(task);
 	struct process *process = 0;
 	struct heap *heap, *fresh;
+	bool followed, succeeds = is_successor(task);
 	__u32 leaving = 1;
-	bool followed;
 
 	if (scope == SCOPE_ALL)
 		followed = is_wanted(task, task);
 	else
-		followed = thread && !(no_children && thread->borrowed);
+		followed = thread ? !(no_children && thread->borrowed) : succeeds;
 	if (scope != SCOPE_TREE)
 		process = process_of(task);
 	if (process)
@@ -442,29 +473,13 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 }
 
 /*
- * Whether another thread's exec is what ends this one, a leader. The others have ended before, and
- * their image ends with it.
- */
-static __always_inline bool ends_by_exec(struct task_struct *task)
-{
-	struct signal_struct *signal = BPF_CORE_READ(task, signal);
-	struct signal_struct___exit *before = (void *)signal;
-
-	if (BPF_CORE_READ(signal, flags) & SIGNAL_GROUP_EXIT)
-		return false;
-	if (bpf_core_field_exists(signal->group_exec_task))
-		return BPF_CORE_READ(signal, group_exec_task);
-	return BPF_CORE_READ(before, group_exit_task);
-}
-
-/*
  * Whether a task that exits is the last of its process, and knows how that ends: its leader's exit
  * code stands once the leader has been here.
  */
 static __always_inline bool is_end_of_process(struct task_struct *task, struct heap *heap)
 {
 	if (BPF_CORE_READ(task, signal, live.counter))
-		return task->pid == task->tgid && ends_by_exec(task);
+		return task->pid == task->tgid && successor_of(task);
 	return task->pid == task->tgid || heap->flags & HEAP_LEADER_GONE ||
 	       BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT ||
 	       BPF_CORE_READ(task, group_leader, exit_state);
@@ -485,6 +500,7 @@ static __always_inline struct thread *exiting_thread(struct task_struct *task)
 static __always_inline void exited(struct task_struct *task)
 {
 	struct thread *thread = exiting_thread(task);
+	__u64 successor = 0;
 	__u32 leaving = 1;
 	struct heap *heap;
 
@@ -498,6 +514,11 @@ static __always_inline void exited(struct task_struct *task)
 		goto out;
 	close_left(thread);
 	if (!thread->borrowed) {
+		/* Else the thread that executes is an owner, and tells of it. */
+		if (heap->flags & HEAP_ATTACHED)
+			successor = successor_of(task);
+		if (successor && scope == SCOPE_CHOSEN)
+			hand_over(successor);
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
 			__sync_fetch_and_or(&heap->flags, HEAP_LEADER_GONE);
@@ -507,9 +528,7 @@ static __always_inline void exited(struct task_struct *task)
 		/* Only the last of them sees for certain how the process ends. */
 		if (__sync_fetch_and_add(&heap->owners, -leaving) == leaving) {
 			heap->status = wait_status(task);
-			owner_leaves(task, heap,
-				     heap->flags & HEAP_ATTACHED && ends_by_exec(task) ? HEAP_EXEC
-										       : 0);
+			owner_leaves(task, heap, successor ? HEAP_EXEC : 0);
 		}
 	}
 	leave_heap(thread, heap, leaving);

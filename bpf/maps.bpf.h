@@ -99,6 +99,17 @@ struct {
 	__type(value, struct process);
 } processes SEC(".maps");
 
+/*
+ * Tasks, by their addresses, that execute something though they do not lead their process, which is
+ * followed: what it was chosen by goes with the leader. A few at one time, at the most.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u8);
+} successors SEC(".maps");
+
 /* The users whose processes are followed, if not everyone's are. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

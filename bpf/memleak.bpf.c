@@ -172,10 +172,11 @@ SEC("raw_tp")
 int identify_file(__u64 *ctx)
 {
 	struct arrival found = {};
+	long error;
 
-	bpf_find_vma(bpf_get_current_task_btf(), ctx[0], identify_mapping, &found, 0);
+	error = bpf_find_vma(bpf_get_current_task_btf(), ctx[0], identify_mapping, &found, 0);
 	identified = found;
-	return 0;
+	return error;
 }
 
 /* Gives every process that is there and wanted its heap. */

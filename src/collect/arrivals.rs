@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::thread as threads;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{Link, MapCore, MapFlags, ProgramInput};
+use nix::errno::Errno;
 
 use super::{Collector, bytes_of, close, shared};
 use crate::allocator::Examined;
@@ -35,6 +37,9 @@ pub(super) struct Known {
     files: HashMap<Key, Entry>,
     sites: u32,
 }
+
+/// How long the kernel may be too busy to look at a mapping of our own.
+const IDENTIFIED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The kernel's numbers of a file's device and inode.
 pub(super) type Key = (u64, u64);
@@ -99,14 +104,28 @@ impl Collector {
     fn identify(&self, file: &File) -> Result<(file_id, file_version)> {
         let mapping = Mapped::of(file)?;
         let mut arguments = [mapping.address.as_ptr() as u64];
-        // SAFETY: as long as the array, which outlives it; any bytes are integers.
-        let context = unsafe {
-            std::slice::from_raw_parts_mut(arguments.as_mut_ptr().cast(), size_of_val(&arguments))
-        };
-        self.skel.progs.identify_file.test_run(ProgramInput {
-            context_in: Some(context),
-            ..ProgramInput::default()
-        })?;
+        let began = Instant::now();
+        loop {
+            // SAFETY: as long as the array, which outlives it; any bytes are integers.
+            let context = unsafe {
+                std::slice::from_raw_parts_mut(
+                    arguments.as_mut_ptr().cast(),
+                    size_of_val(&arguments),
+                )
+            };
+            let run = self.skel.progs.identify_file.test_run(ProgramInput {
+                context_in: Some(context),
+                ..ProgramInput::default()
+            })?;
+            // The kernel has one lock for this on each CPU, which it lets go at an interrupt.
+            match Errno::from_raw(run.return_value.cast_signed().wrapping_neg()) {
+                Errno::UnknownErrno => break,
+                Errno::EBUSY if began.elapsed() < IDENTIFIED_WITHIN => {
+                    threads::sleep(Duration::from_micros(100));
+                }
+                error => return Err(error.into()),
+            }
+        }
         let identified = self.skel.maps.bss_data.as_deref().map(|bss| {
             // SAFETY: a reference is valid and aligned; the program that writes there has ended.
             unsafe { std::ptr::read_volatile(&raw const bss.identified) }
