@@ -122,7 +122,8 @@ static __always_inline int survey_of(struct task_struct *task, struct heap *heap
 
 	if (!bpf_iter_task_vma_new)
 		return 0;
-	arrival.pid = proc_pid_of(BPF_CORE_READ(task, group_leader));
+	/* Where the leader has left, its own entries in /proc show no memory any more. */
+	arrival.pid = proc_pid_of(task);
 	arrival.heap = heap->id;
 	entry = BPF_CORE_READ(task, mm, start_code);
 	if (bpf_iter_task_vma_new(&it, task, 0))

@@ -59,10 +59,10 @@ static __always_inline __u32 own_pid_of(struct task_struct *leader)
 	return upid.ns == own_ns ? upid.nr : 0;
 }
 
-/* The process id as /proc has it, where memleak looks at it. */
-static __always_inline __u32 proc_pid_of(struct task_struct *leader)
+/* The id of a task as /proc has it, where memleak looks at it. */
+static __always_inline __u32 proc_pid_of(struct task_struct *task)
 {
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 	__u32 nr = 0;
 
 	if (pid && BPF_CORE_READ(pid, level) >= proc_level)
@@ -385,19 +385,22 @@ static __always_inline __u64 successor_of(struct task_struct *task)
 	return (__u64)BPF_CORE_READ(before, group_exit_task);
 }
 
-/* Whether the task is one of `successors`; not any more after this. */
-static __always_inline bool is_successor(struct task_struct *task)
+/* Which image of its process the task is about to begin, if it is one of `successors`; else 0. */
+static __always_inline __u32 inherited_image(struct task_struct *task)
 {
 	__u64 key = (__u64)task;
+	__u32 *image = successor_count ? bpf_map_lookup_elem(&successors, &key) : 0;
+	__u32 number = image ? *image : 0;
 
-	return scope == SCOPE_CHOSEN && !bpf_map_delete_elem(&successors, &key);
+	if (image)
+		bpf_map_delete_elem(&successors, &key);
+	return number;
 }
 
-static __always_inline void hand_over(__u64 successor)
+static __always_inline void hand_over(__u64 successor, __u32 image)
 {
-	__u8 yes = 1;
-
-	bpf_map_update_elem(&successors, &successor, &yes, BPF_ANY);
+	if (!bpf_map_update_elem(&successors, &successor, &image, BPF_ANY))
+		__sync_fetch_and_add(&successor_count, 1);
 }
 
 /*
@@ -425,19 +428,22 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	struct thread *thread = thread_of(task);
 	struct process *process = 0;
 	struct heap *heap, *fresh;
-	bool followed, succeeds = is_successor(task);
-	__u32 leaving = 1;
+	__u32 leaving = 1, inherited = inherited_image(task);
+	bool followed;
 
 	if (scope == SCOPE_ALL)
 		followed = is_wanted(task, task);
 	else
-		followed = thread ? !(no_children && thread->borrowed) : succeeds;
+		followed = thread ? !(no_children && thread->borrowed) : inherited;
 	if (scope != SCOPE_TREE)
 		process = process_of(task);
 	if (process)
 		process->heap = 0;
-	if (!thread && followed)
+	if (!thread && followed) {
 		thread = new_thread(task);
+		if (thread)
+			thread->image = inherited;
+	}
 	if (!thread)
 		return;
 	heap = heap_by_id(thread->heap);
@@ -507,6 +513,9 @@ static __always_inline void exited(struct task_struct *task)
 	/* Its threads come and go, and a group exit is its end. */
 	if (task->tgid == keeper && BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
 		nobody_answers = 1;
+	/* Its exec has failed, too late for it to go on: whoever has its address next is another
+	 * one. */
+	inherited_image(task);
 	if (!thread)
 		return;
 	heap = heap_by_id(thread->heap);
@@ -517,8 +526,8 @@ static __always_inline void exited(struct task_struct *task)
 		/* Else the thread that executes is an owner, and tells of it. */
 		if (heap->flags & HEAP_ATTACHED)
 			successor = successor_of(task);
-		if (successor && scope == SCOPE_CHOSEN)
-			hand_over(successor);
+		if (successor)
+			hand_over(successor, thread->image + 1);
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
 			__sync_fetch_and_or(&heap->flags, HEAP_LEADER_GONE);

@@ -101,13 +101,14 @@ struct {
 
 /*
  * Tasks, by their addresses, that execute something though they do not lead their process, which is
- * followed: what it was chosen by goes with the leader. A few at one time, at the most.
+ * followed, and the number of the image that they begin: the leader takes with it what was known.
+ * A few at one time, at the most.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u64);
-	__type(value, __u8);
+	__type(value, __u32);
 } successors SEC(".maps");
 
 /* The users whose processes are followed, if not everyone's are. */
@@ -263,11 +264,12 @@ __u64 longest_hold_ns = 0;
 
 __u32 joining = 0; /* processes that are there may be joined: all their probes are in place */
 
-__u64 last_heap = 0;	/* the newest heap's id; ids begin at 1 and are never used again */
-__u64 rows_lost = 0;	/* images that could not be followed */
-__u64 rows_waiting = 0; /* heaps with HEAP_ENDED that did not fit into the ring, ever */
-__u64 late_count = 0;	/* entries that `late_threads` ever had */
-__u64 dead_blocks = 0;	/* entries of `blocks` whose heap has ended */
-__u64 living_tasks = 0; /* followed tasks that have not exited */
+__u64 last_heap = 0;	   /* the newest heap's id; ids begin at 1 and are never used again */
+__u64 rows_lost = 0;	   /* images that could not be followed */
+__u64 rows_waiting = 0;	   /* heaps with HEAP_ENDED that did not fit into the ring, ever */
+__u64 late_count = 0;	   /* entries that `late_threads` ever had */
+__u64 successor_count = 0; /* the same of `successors` */
+__u64 dead_blocks = 0;	   /* entries of `blocks` whose heap has ended */
+__u64 living_tasks = 0;	   /* followed tasks that have not exited */
 
 #endif

@@ -53,9 +53,9 @@ impl Process {
         let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
         let fdinfo = fdinfo.with_context(|| format!("cannot read of process {pid} in /proc"))?;
         let proc_pid = field(&fdinfo, "Pid:").unwrap_or_default();
-        let (state, flags) =
+        let (_, flags) =
             stat(proc_pid).with_context(|| format!("process {pid} cannot be found in /proc"))?;
-        ensure!(!matches!(state, 'Z' | 'X'), "process {pid} has ended");
+        ensure!(living_thread(proc_pid).is_some(), "process {pid} has ended");
         ensure!(
             flags & PF_KTHREAD == 0,
             "process {pid} is a thread of the kernel, which has no memory of its own to watch"
@@ -107,17 +107,18 @@ pub fn all() -> Result<Vec<u32>> {
 /// # Errors
 /// It has ended, or there are no rights to look at it.
 pub fn mapped(pid: u32) -> io::Result<Vec<(Mapping, String)>> {
-    let maps = fs::read(format!("/proc/{pid}/maps"))?;
+    let thread = living_thread(pid).ok_or(io::ErrorKind::NotFound)?;
+    let maps = fs::read(format!("/proc/{thread}/maps"))?;
     let mut seen = HashSet::new();
     let mappings = maps
         .split(|&byte| byte == b'\n')
-        .filter_map(|line| executable(pid, line))
+        .filter_map(|line| executable(thread, line))
         .filter(|(mapping, device)| seen.insert((*device, mapping.inode)))
         .map(|(mapping, device)| (mapping, device.to_owned()));
     Ok(mappings.collect())
 }
 
-/// A line of /proc/PID/maps, with its device, if it maps a file to be executed.
+/// A line of /proc/PID/maps, with its device, if it maps a file to be executed. `pid` may be a thread's.
 fn executable(pid: u32, line: &[u8]) -> Option<(Mapping, &str)> {
     // The path at the end may be any bytes.
     let mut words = line
@@ -135,6 +136,19 @@ fn executable(pid: u32, line: &[u8]) -> Option<(Mapping, &str)> {
         inode: words.next()?.parse().ok()?,
     };
     (access.contains('x') && mapping.inode != 0).then_some((mapping, device))
+}
+
+/// A thread of a process that has not left: the process, where that has not. Who has left has nothing mapped any
+/// more, though the others go on.
+fn living_thread(pid: u32) -> Option<u32> {
+    let lives = |task: u32| stat(task).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
+    if lives(pid) {
+        return Some(pid);
+    }
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    tasks
+        .filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok())
+        .find(|task| lives(*task))
 }
 
 fn open_pidfd(pid: u32) -> nix::Result<OwnedFd> {

@@ -526,6 +526,19 @@ fn threads_go_on_while_one_of_them_opens_an_allocator() {
     assert!(meanwhile > 1000, "only {meanwhile} in 300 ms");
 }
 
+#[test]
+fn an_allocator_is_opened_by_a_thread_whose_leader_has_left() {
+    let place = Place::new();
+    let bump = place.copy(&bump(), "libbump.so");
+    let exe = fixture("opens_without_its_leader");
+    let words = [bump.as_os_str(), "3000".as_ref()];
+    let counted = Job::new(&exe, words).run_counted();
+    assert_eq!(
+        beyond_the_counter(&counted, &exe),
+        counts(3000, 1, 0, 3000, 1)
+    );
+}
+
 // ---- another libc --------------------------------------------------------------------------------------
 
 const NEWCOMER: &str = "allocates_from_start_to_end";

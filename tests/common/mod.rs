@@ -5,6 +5,7 @@ pub mod counter;
 pub mod expected;
 pub mod fixtures;
 pub mod newcomers;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -72,16 +73,20 @@ pub struct Row {
     pub pid: u32,
     pub ppid: u32,
     pub uid: u32,
+    pub user: Option<String>,
     pub comm: String,
     pub exe: Option<PathBuf>,
     pub image: u32,
     pub end: String,
     pub exit_code: Option<i32>,
     pub signal: Option<i32>,
+    pub from: String,
     pub start_time: f64,
     pub end_time: f64,
     #[serde(flatten)]
     pub counts: Counts,
+    /// Only of what runs.
+    pub growth_bytes: Option<i64>,
     pub peak_live_bytes: Option<u64>,
     pub allocators: Vec<PathBuf>,
     pub complete: bool,
@@ -93,7 +98,8 @@ pub struct Row {
 /// The line of type `summary`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Summary {
-    pub outcome: String,
+    /// `None` where nothing was launched.
+    pub outcome: Option<String>,
     pub code: Option<i32>,
     pub processes: u64,
     /// Those of them whose allocations were all counted.
@@ -134,7 +140,14 @@ pub struct Report {
 }
 
 impl Report {
+    /// Of a tree, from its beginning.
     fn new(json: &str, output: Output) -> Self {
+        let report = Self::read(json, output);
+        report.check_sums();
+        report
+    }
+
+    fn read(json: &str, output: Output) -> Self {
         let mut rows = Vec::new();
         let mut summary = None;
         for line in json.lines() {
@@ -162,15 +175,13 @@ impl Report {
                 output.status, output.stderr
             );
         };
-        let report = Report {
+        Report {
             rows,
             summary,
             status: output.status,
             stdout: output.stdout,
             stderr: output.stderr,
-        };
-        report.check_sums();
-        report
+        }
     }
 
     /// The summary is the sum of the rows, and the images of each process are numbered from 0 without a

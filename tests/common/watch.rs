@@ -1,0 +1,341 @@
+//! Runs of `memleak -p` and `-a`, and processes that are there before them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::counter;
+use super::{Counts, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
+
+// ---- processes that are there ------------------------------------------------------------------------
+
+/// A process that has said that it is ready, and waits for its standard input to end. Killed when dropped.
+pub struct Waiting {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+    pid: u32,
+}
+
+impl Waiting {
+    /// A fixture that says "ready PID".
+    #[track_caller]
+    pub fn fixture(name: &str, arguments: &[&str]) -> Self {
+        Self::start(Command::new(fixture(name)).args(arguments))
+    }
+
+    /// A command that says so.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Self {
+        command
+            .env_remove("LD_LIBRARY_PATH")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        let mut waiting = Waiting {
+            stdin: child.stdin.take(),
+            stdout: BufReader::new(child.stdout.take().expect("a pipe")),
+            pid: 0,
+            child,
+        };
+        let line = waiting.line();
+        let pid = line.trim().strip_prefix("ready ");
+        waiting.pid = pid
+            .and_then(|pid| pid.parse().ok())
+            .unwrap_or_else(|| panic!("{command:?} said {line:?}"));
+        waiting
+    }
+
+    /// What it says it is: its own idea of its pid.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// That of the process that was started, who may not be the one that said something.
+    pub fn started_pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout
+            .read_line(&mut line)
+            .expect("a pipe can be read");
+        line
+    }
+
+    /// Gives it a line, and waits for the one that it answers with.
+    pub fn ask(&mut self) -> String {
+        let stdin = self.stdin.as_mut().expect("not gone on yet");
+        stdin.write_all(b"\n").expect("it reads");
+        self.line()
+    }
+
+    /// Lets it go on.
+    pub fn go(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Lets it go on to its end. What it said, too.
+    #[track_caller]
+    pub fn finish(mut self) -> (ExitStatus, String) {
+        self.go();
+        let mut said = String::new();
+        self.stdout
+            .read_to_string(&mut said)
+            .expect("a pipe can be read");
+        (self.child.wait().expect("a child can be waited for"), said)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// ---- who watches -------------------------------------------------------------------------------------
+
+/// A memleak that watches, and has attached.
+pub struct Watch {
+    child: Child,
+    stdout: JoinHandle<String>,
+    stderr: Receiver<String>,
+    said: String,
+    json: PathBuf,
+    _scratch: TempDir,
+}
+
+/// With which it says that it has attached.
+const ATTACHED: &str = "attached by";
+
+impl Watch {
+    #[track_caller]
+    pub fn start<A: AsRef<OsStr>>(options: impl IntoIterator<Item = A>) -> Self {
+        Self::start_under(&[], options)
+    }
+
+    /// A process from now on, with an interval that is not over before the test is.
+    #[track_caller]
+    pub fn pid(pid: u32, options: &[&str]) -> Self {
+        let pid = pid.to_string();
+        Self::start([&["-p", &pid, "600"], options].concat())
+    }
+
+    /// Every process.
+    #[track_caller]
+    pub fn all(options: &[&str]) -> Self {
+        Self::start([&["-a", "600"], options].concat())
+    }
+
+    /// Run by another command.
+    #[track_caller]
+    pub fn start_under<A: AsRef<OsStr>>(
+        wrapper: &[&OsStr],
+        options: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let scratch = TempDir::new().expect("a temporary directory");
+        let json = scratch.path().join("report.json");
+        let memleak = OsStr::new(env!("CARGO_BIN_EXE_memleak"));
+        let words: Vec<&OsStr> = wrapper.iter().copied().chain([memleak]).collect();
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
+            .args(["-v", "--format", "json", "-o"])
+            .arg(&json)
+            .args(options)
+            .env_remove("LD_LIBRARY_PATH")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
+        );
+        let mut child = command.spawn().expect("memleak can be run");
+        let stdout = reader(child.stdout.take().expect("a pipe"));
+        let stderr = lines(child.stderr.take().expect("a pipe"));
+        let mut watch = Watch {
+            child,
+            stdout,
+            stderr,
+            said: String::new(),
+            json,
+            _scratch: scratch,
+        };
+        watch.wait_for(ATTACHED);
+        watch
+    }
+
+    /// Waits for it to say something on standard error.
+    #[track_caller]
+    pub fn wait_for(&mut self, what: &str) {
+        loop {
+            match self.stderr.recv_timeout(TIMEOUT) {
+                Ok(line) => {
+                    self.said += &line;
+                    if line.contains(what) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => panic!("it hangs: {}", self.said),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("it does not say {what:?}: {}", self.said)
+                }
+            }
+        }
+    }
+
+    pub fn own_pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The rows that it has reported so far.
+    pub fn rows(&self) -> Vec<Row> {
+        rows(&self.json)
+    }
+
+    /// Waits until it has reported rows that will do.
+    #[track_caller]
+    pub fn until(&self, enough: impl Fn(&[Row]) -> bool) -> Vec<Row> {
+        let began = std::time::Instant::now();
+        loop {
+            let rows = self.rows();
+            if enough(&rows) {
+                return rows;
+            }
+            assert!(began.elapsed() < TIMEOUT, "not reported: {rows:#?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it runs");
+    }
+
+    /// Asks it to stop, and waits for that.
+    #[track_caller]
+    pub fn stop(self) -> Report {
+        self.signal(Signal::SIGINT);
+        self.wait()
+    }
+
+    /// Waits for it to end.
+    #[track_caller]
+    pub fn wait(mut self) -> Report {
+        let status = wait_status(self.child);
+        self.said.extend(self.stderr);
+        let output = Output {
+            status,
+            stdout: self.stdout.join().expect("a pipe can be read"),
+            stderr: self.said,
+        };
+        let json = fs::read_to_string(&self.json).unwrap_or_default();
+        let report = Report::read(&json, output);
+        assert_eq!(report.status.code(), Some(0), "{}", report.stderr);
+        assert_eq!(report.summary.outcome, None);
+        report
+    }
+}
+
+/// The process lines of a report that is being written: whole lines, each in one write.
+fn rows(json: &Path) -> Vec<Row> {
+    let text = fs::read_to_string(json).expect("the report is there");
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let values = whole
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"));
+    values
+        .filter(|value| value["type"] == "process")
+        .map(|value| serde_json::from_value(value).expect("a line of the schema"))
+        .collect()
+}
+
+fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            if sender.send(text).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    });
+    receiver
+}
+
+impl Report {
+    /// The rows of a process, in the order of its images.
+    pub fn rows_of(&self, pid: u32) -> Vec<&Row> {
+        let mut rows: Vec<_> = self.rows.iter().filter(|row| row.pid == pid).collect();
+        rows.sort_by_key(|row| row.image);
+        rows
+    }
+
+    /// The one row of a process.
+    #[track_caller]
+    pub fn row_of(&self, pid: u32) -> &Row {
+        match self.rows_of(pid)[..] {
+            [row] => row,
+            ref rows => panic!("not one row of {pid}: {rows:#?} of {:#?}", self.rows),
+        }
+    }
+}
+
+// ---- the counter beside a memleak that watches -----------------------------------------------------------
+
+/// The words that run a command under the counter, which writes to a directory.
+pub fn under_counter<A: AsRef<OsStr>>(
+    directory: &Path,
+    command: impl IntoIterator<Item = A>,
+) -> Vec<OsString> {
+    let mut words = vec![
+        counter::preload().into_os_string(),
+        counter::library().into_os_string(),
+        directory.as_os_str().to_owned(),
+    ];
+    words.extend(command.into_iter().map(|word| word.as_ref().to_owned()));
+    words
+}
+
+/// The rows of the processes that the counter has seen, from when it has: without what went before the
+/// program that sets it up, and without that, which allocates nothing.
+#[track_caller]
+pub fn since_preload(report: &Report, images: &[counter::Image]) -> Vec<Row> {
+    let preload = counter::preload();
+    let mut kept = Vec::new();
+    for pid in images
+        .iter()
+        .map(|image| image.pid)
+        .collect::<std::collections::BTreeSet<_>>()
+    {
+        let rows = report.rows_of(pid);
+        let setup = rows
+            .iter()
+            .position(|row| row.exe.as_deref() == Some(&preload));
+        if let Some(place) = setup {
+            assert_eq!(rows[place].counts, Counts::default(), "{:#?}", rows[place]);
+        }
+        let first = setup.map_or(0, |place| place + 1);
+        kept.extend(rows[first..].iter().map(|row| (*row).clone()));
+    }
+    kept
+}

@@ -1,0 +1,551 @@
+//! `memleak -p`: processes that were there before memleak are counted from then on, and what they start from
+//! its beginning.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use common::expected::{End, counts};
+use common::newcomers::{Kind, Place, mapped, own};
+use common::watch::{Waiting, Watch, since_preload, under_counter};
+use common::{Counts, Losses, Row, compare, counter, fixture};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+/// What `joined_midway BEFORE AFTER` does when it has read its input.
+fn midway(before: u64, after: u64) -> Counts {
+    Counts {
+        unknown_frees: before + 1,
+        ..counts(
+            after * 10 + 300,
+            after + 1,
+            after / 2,
+            after.div_ceil(2) * 10 + 300,
+            after.div_ceil(2) + 1,
+        )
+    }
+}
+
+/// Of a process that was there before, of which nothing was lost since.
+#[track_caller]
+fn assert_since_attach(row: &Row, end: End, counts: Counts) {
+    assert_eq!(
+        (End::of(row), row.counts, &*row.from, row.losses),
+        (end, counts, "attach", Losses::default()),
+        "{row:#?}"
+    );
+    assert!(!row.complete && row.uncovered.is_none(), "{row:#?}");
+}
+
+/// Of a process that was followed from its beginning.
+#[track_caller]
+fn assert_from_start(row: &Row, end: End, counts: Counts) {
+    assert_eq!(
+        (End::of(row), row.counts, &*row.from),
+        (end, counts, "start"),
+        "{row:#?}"
+    );
+    assert!(row.complete, "{row:#?}");
+}
+
+// ---- what was there --------------------------------------------------------------------------------------
+
+#[test]
+fn a_process_that_was_there_is_counted_from_then_on_and_its_sums_are_never_negative() {
+    let target = Waiting::fixture("joined_midway", &["500", "11"]);
+    let pid = target.pid();
+    let watch = Watch::pid(pid, &[]);
+    let (status, _) = target.finish();
+    assert!(status.success());
+    let report = watch.wait();
+    let row = report.row_of(pid);
+    assert_since_attach(row, End::Exit(0), midway(500, 11));
+    assert_eq!(row.comm, "joined_midway");
+    assert_eq!(row.exe, Some(fixture("joined_midway")));
+    assert_eq!(row.image, 0);
+    assert_eq!(row.peak_live_bytes, Some(300 + 60));
+    assert_eq!(report.rows.len(), 1);
+    assert_eq!(report.summary.processes, 1);
+    assert!(!report.summary.complete);
+}
+
+#[test]
+fn threads_that_were_there_are_counted_each_from_its_next_call() {
+    for arguments in [&["5"][..], &["5", "leaderless"]] {
+        let mut target = Waiting::fixture("threads_joined_midway", arguments);
+        let pid = target.pid();
+        let watch = Watch::pid(pid, &[]);
+        target.go();
+        let report = watch.wait();
+        let expected = Counts {
+            unknown_frees: 5,
+            ..counts(5 * 1000 + 10 + 5000, 5 + 500, 500, 5010, 5)
+        };
+        let row = report.row_of(pid);
+        assert_since_attach(row, End::Exit(7), expected);
+        assert_eq!(
+            row.comm, "threads_joined_",
+            "the leader's, though it has left"
+        );
+    }
+}
+
+#[test]
+fn a_process_that_does_nothing_any_more_has_its_row_all_the_same() {
+    let target = Waiting::fixture("joined_midway", &["1", "1"]);
+    let pid = target.pid();
+    let watch = Watch::pid(pid, &[]);
+    drop(target);
+    let report = watch.wait();
+    let row = report.row_of(pid);
+    assert_since_attach(row, End::Signal(9), Counts::default());
+}
+
+#[test]
+fn what_the_process_executes_is_counted_from_its_beginning_whichever_thread_executes_it() {
+    let program = fixture("leaks_2mb");
+    let program = program.to_str().expect("a plain path");
+    let leak = counts(2_000_000, 1, 0, 2_000_000, 1);
+    for how in ["leader", "thread", "busy"] {
+        let mut target = Waiting::fixture("executes_after_reading", &[how, program]);
+        let pid = target.pid();
+        let watch = Watch::pid(pid, &[]);
+        target.go();
+        let report = watch.wait();
+        let rows = report.rows_of(pid);
+        let [before, after] = rows[..] else {
+            panic!("{how}: {rows:#?}")
+        };
+        let held = match how {
+            "busy" => counts(30, 1, 0, 30, 1),
+            _ => Counts::default(),
+        };
+        assert_since_attach(before, End::Exec, held);
+        assert_eq!(before.comm, "executes_after_", "{how}");
+        assert_from_start(after, End::Exit(0), leak);
+        assert_eq!((before.image, after.image), (0, 1), "{how}");
+        assert_eq!(report.summary.processes, 1, "{how}");
+        assert_eq!(report.summary.leaked_bytes, 2_000_000, "{how}");
+    }
+}
+
+#[test]
+fn what_a_process_starts_is_followed_unless_it_is_not_wanted() {
+    let program = fixture("leaks_2mb");
+    let program = program.to_str().expect("a plain path");
+    for (options, children) in [(&[][..], 1), (&["--no-children"], 0)] {
+        let mut target = Waiting::fixture("executes_after_reading", &["child", program]);
+        let pid = target.pid();
+        let watch = Watch::pid(pid, options);
+        target.go();
+        let report = watch.wait();
+        assert_since_attach(report.row_of(pid), End::Exit(0), Counts::default());
+        let others: Vec<_> = report.rows.iter().filter(|row| row.pid != pid).collect();
+        assert_eq!(others.len(), children * 2, "{others:#?}");
+        if let [forked, executed] = others[..] {
+            assert_from_start(forked, End::Exec, Counts::default());
+            assert_from_start(
+                executed,
+                End::Exit(0),
+                counts(2_000_000, 1, 0, 2_000_000, 1),
+            );
+            assert_eq!(executed.ppid, pid);
+        }
+    }
+}
+
+/// A shell that executes the words that follow, one time after the other, when its standard input has ended.
+fn shell_that_waits(script: &str, words: &[std::ffi::OsString]) -> Waiting {
+    let script = format!("echo ready $$; read -r line; {script}");
+    Waiting::start(Command::new("sh").args(["-c", &script, "sh"]).args(words))
+}
+
+#[test]
+fn a_tree_that_starts_after_memleak_is_counted_as_the_counter_does() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let tree = "ls -l / | sort | head -3 >/dev/null; python3 -c 'import subprocess; \
+                subprocess.run([\"git\", \"--version\"])'; for i in 1 2 3; do date; done";
+    let words = under_counter(directory.path(), ["sh", "-c", tree]);
+    let target = shell_that_waits(r#""$@"; exit 5"#, &words);
+    let pid = target.pid();
+    let watch = Watch::pid(pid, &[]);
+    let (status, _) = target.finish();
+    assert_eq!(status.code(), Some(5));
+    let report = watch.wait();
+    assert_eq!(report.row_of(pid).exit_code, Some(5));
+    let images = counter::read(directory.path());
+    assert!(images.len() >= 9, "{images:#?}");
+    if let Err(difference) = compare(&since_preload(&report, &images), &images) {
+        panic!("memleak and the counter differ:\n{difference}");
+    }
+}
+
+#[test]
+fn several_processes_are_watched_until_the_last_of_them_has_ended() {
+    for together in [true, false] {
+        let [mut first, mut last] =
+            [(); 2].map(|()| Waiting::fixture("joined_midway", &["3", "4"]));
+        let (a, b) = (first.pid(), last.pid());
+        let options = if together {
+            vec!["-p".to_owned(), format!("{a},{b}"), "0.2".to_owned()]
+        } else {
+            ["-p", &a.to_string(), "-p", &b.to_string(), "0.2"]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let watch = Watch::start(options);
+        first.go();
+        watch.until(|rows| rows.iter().any(|row| row.pid == a));
+        last.go();
+        let report = watch.wait();
+        for pid in [a, b] {
+            assert_since_attach(report.row_of(pid), End::Exit(0), midway(3, 4));
+        }
+    }
+}
+
+// ---- the file that it has mapped -----------------------------------------------------------------------------
+
+#[test]
+fn each_kind_of_program_is_probed_where_it_has_its_allocator() {
+    let place = Place::new();
+    for kind in [
+        Kind::Dynamic,
+        Kind::Static,
+        Kind::StaticPie,
+        Kind::Musl,
+        Kind::MuslStatic,
+    ] {
+        let program = place.copy(&kind.build("joined_midway"), &format!("{kind:?}"));
+        let target = Waiting::start(Command::new(&program).args(["9", "6"]));
+        let pid = target.pid();
+        let watch = Watch::pid(pid, &[]);
+        target.finish();
+        let report = watch.wait();
+        let row = report.row_of(pid);
+        assert_since_attach(row, End::Exit(0), midway(9, 6));
+        let own_file = row.allocators == [program];
+        assert_eq!(own_file, Kind::STATIC.contains(&kind), "{row:#?}");
+    }
+}
+
+#[test]
+fn a_library_or_program_that_was_deleted_or_replaced_is_probed_as_it_is_mapped() {
+    for replaced in [false, true] {
+        let place = Place::new();
+        let libraries = place.directory("lib");
+        let libc = place.copy(&mapped("libc.so."), "lib/libc.so.6");
+        let program = place.copy(&fixture("joined_midway"), "program");
+        let mut command = Command::new(mapped("ld-"));
+        command.arg("--library-path").arg(&libraries).arg(&program);
+        let target = Waiting::start(command.args(["2", "8"]));
+        fs::remove_file(&libc).expect("a file of ours");
+        fs::remove_file(&program).expect("a file of ours");
+        if replaced {
+            // Not the same file, though it has the name.
+            place.copy(Path::new("/bin/true"), "lib/libc.so.6");
+        }
+        let pid = target.pid();
+        let watch = Watch::pid(pid, &[]);
+        target.finish();
+        let report = watch.wait();
+        assert_since_attach(report.row_of(pid), End::Exit(0), midway(2, 8));
+    }
+}
+
+#[test]
+fn a_process_in_another_root_mount_and_pid_namespace_is_probed_there() {
+    // A libc of its own, at the path of ours, on a file system that only it can see.
+    const ENTER: &str = r#"
+        mount -t tmpfs none "$1" && cd "$1" && mkdir old proc || exit 99
+        cp --parents $(ldd /bin/sh /bin/umount "$2" | grep -o '/[^ :]*' | sort -u) . || exit 99
+        cp "$2" program && mount -t proc none proc && pivot_root . old || exit 99
+        exec /bin/sh -c '/bin/umount -l /old && exec /program 4 5'"#;
+    let place = Place::new();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child"])
+        .args(["sh", "-c", ENTER, "sh"])
+        .arg(place.path(""))
+        .arg(fixture("joined_midway"));
+    let target = Waiting::start(&mut command);
+    assert_eq!(target.pid(), 1, "in its own pid namespace");
+    let children = children(target.started_pid());
+    let [pid] = children[..] else {
+        panic!("{children:?}")
+    };
+    let watch = Watch::pid(pid, &[]);
+    target.finish();
+    let report = watch.wait();
+    let row = report.row_of(pid);
+    assert_since_attach(row, End::Exit(0), midway(4, 5));
+    assert_eq!(
+        row.exe,
+        Some(PathBuf::from("/program")),
+        "as the process sees it"
+    );
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let children = children.expect("it runs");
+    children
+        .split_whitespace()
+        .map(|pid| pid.parse().expect("a pid"))
+        .collect()
+}
+
+#[test]
+fn an_allocator_that_comes_later_is_probed_before_it_is_used() {
+    let place = Place::new();
+    let program = place.newcomer(Kind::MuslStatic, "later");
+    let program = program.to_str().expect("a plain path");
+    let target = Waiting::fixture("executes_after_reading", &["child", program, "50"]);
+    let watch = Watch::pid(target.pid(), &[]);
+    target.finish();
+    let report = watch.wait();
+    let found: Vec<_> = report
+        .rows
+        .iter()
+        .filter(|row| row.comm == "later")
+        .collect();
+    let [row] = found[..] else {
+        panic!("{:#?}", report.rows)
+    };
+    assert_from_start(row, End::Exit(0), own(50));
+}
+
+// ---- windows, what runs, signals -------------------------------------------------------------------------------
+
+#[test]
+fn a_signal_ends_it_with_the_window_that_is_open_and_leaves_the_process_alone() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        const SCRIPT: &str =
+            "echo ready $$; while read -r line; do \"$1\"; echo again; done; echo end";
+        let mut shell = Waiting::start(
+            Command::new("sh")
+                .args(["-c", SCRIPT, "sh"])
+                .arg(fixture("leaks_2mb")),
+        );
+        let watch = Watch::pid(shell.pid(), &[]);
+        assert_eq!(shell.ask(), "again\n");
+        let row = |row: &Row| row.comm == "leaks_2mb" && row.end == "exited";
+        assert!(watch.rows().is_empty(), "the window is open");
+        watch.signal(signal);
+        let report = watch.wait();
+        assert_eq!(report.rows.iter().filter(|found| row(found)).count(), 1);
+        assert!(report.rows_of(shell.pid()).is_empty(), "it still runs");
+        assert_eq!(shell.ask(), "again\n");
+        let (status, said) = shell.finish();
+        assert!(status.success() && said.ends_with("end\n"), "{said}");
+    }
+}
+
+#[test]
+fn what_runs_is_shown_each_interval_and_when_it_is_asked_for() {
+    let target = Waiting::fixture("leaks_before_and_after_reading", &["700"]);
+    let pid = target.pid();
+    let watch = Watch::start(["-p", &pid.to_string(), "0.1", "--live"]);
+    let rows = watch.until(|rows| rows.len() >= 2);
+    assert!(
+        rows.iter()
+            .all(|row| (&*row.end, row.growth_bytes) == ("running", Some(0)))
+    );
+    target.finish();
+    let report = watch.wait();
+    let [.., last] = &report.rows[..] else {
+        panic!("no rows")
+    };
+    assert_since_attach(last, End::Exit(0), counts(700, 1, 0, 700, 1));
+    assert_eq!(report.summary.leaked_bytes, 700, "what ran is no leak");
+    assert_eq!(report.summary.processes, 1);
+
+    let target = Waiting::fixture("leaks_before_and_after_reading", &["700"]);
+    let watch = Watch::pid(target.pid(), &[]);
+    watch.signal(Signal::SIGUSR1);
+    let rows = watch.until(|rows| !rows.is_empty());
+    assert_eq!(rows.len(), 1, "{rows:#?}");
+    assert_eq!((rows[0].pid, &*rows[0].end), (target.pid(), "running"));
+    watch.stop();
+}
+
+#[test]
+fn the_growth_is_since_the_last_window_and_the_most_comes_first() {
+    let mut growing =
+        [100, 300, 200].map(|bytes| Waiting::fixture("grows_by_line", &[&bytes.to_string()]));
+    let pids: Vec<_> = growing
+        .iter()
+        .map(|grows| grows.pid().to_string())
+        .collect();
+    let watch = Watch::start(["-p", &pids.join(","), "600", "--top", "2"]);
+    let expected = |rows: &[Row], first: i64, second: i64| {
+        let found: Vec<_> = rows.iter().map(|row| (row.pid, row.growth_bytes)).collect();
+        let of = |which: usize| pids[which].parse().expect("a pid");
+        assert_eq!(
+            found,
+            [(of(1), Some(first)), (of(2), Some(second))],
+            "{rows:#?}"
+        );
+    };
+    let more = |grows: &mut Waiting| assert_eq!(grows.ask(), "more\n");
+    for _ in 0..2 {
+        growing.iter_mut().for_each(more);
+    }
+    watch.signal(Signal::SIGUSR1);
+    expected(&watch.until(|rows| rows.len() >= 2), 600, 400);
+    growing.iter_mut().for_each(more);
+    watch.signal(Signal::SIGUSR1);
+    let rows = watch.until(|rows| rows.len() >= 4);
+    expected(&rows[2..], 300, 200);
+    assert_eq!(rows[2].counts.leaked_bytes, 900);
+    watch.stop();
+}
+
+#[test]
+fn the_table_has_a_block_for_each_window_in_which_somebody_ended() {
+    let target = Waiting::fixture("joined_midway", &["3", "1000"]);
+    let pid = target.pid();
+    let mut memleak = Command::new(env!("CARGO_BIN_EXE_memleak"));
+    memleak.args(["-p", &pid.to_string(), "0.3"]);
+    let memleak = memleak
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("memleak can be run");
+    // Some windows in which nobody ends.
+    sleep(Duration::from_secs(2));
+    target.finish();
+    let output = memleak
+        .wait_with_output()
+        .expect("memleak can be waited for");
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).expect("it is text");
+    let lines: Vec<_> = text.lines().collect();
+    let [title, heading, row] = lines[..] else {
+        panic!("{text}")
+    };
+    let (start, rest) = title
+        .strip_prefix('[')
+        .and_then(|title| title.split_once(" - "))
+        .expect("a window");
+    let (end, rest) = rest.split_once("] ").expect("a window");
+    let [start, end]: [u64; 2] = [start, end].map(|time| time.parse().expect("seconds"));
+    assert!(start <= end && end <= start + 1, "{title}");
+    assert_eq!(
+        rest,
+        "Report Of Memory Allocation Of Process Finished In The Time Window"
+    );
+    assert_eq!(
+        heading,
+        "UID      USER         PID    COMM             TOTAL_ALLOCS_MB MEM_LEAK_MB NOTE"
+    );
+    let expected = format!(
+        "0        root         {pid:<6} joined_midway    0.010           0.005       since attach"
+    );
+    assert_eq!(row, expected);
+    assert_eq!(output.stderr, b"", "nothing was lost");
+}
+
+// ---- what cannot be watched --------------------------------------------------------------------------------------
+
+/// Runs memleak and expects it to refuse, at once and in one line.
+#[track_caller]
+fn refused(words: &[&str]) -> String {
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .output()
+        .expect("memleak can be run");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert_eq!(
+        (output.stdout.len(), said.lines().count()),
+        (0, 1),
+        "{said}"
+    );
+    assert!(said.starts_with("memleak: "), "{said}");
+    said
+}
+
+#[test]
+fn who_cannot_be_watched_is_named_with_the_reason() {
+    let memleak = env!("CARGO_BIN_EXE_memleak");
+    let says = |pid: &str, what: &str| {
+        let said = refused(&[memleak, "-p", pid]);
+        assert!(said.contains(pid) && said.contains(what), "{said}");
+    };
+    says("2147483647", "does not exist");
+    says("2", "thread of the kernel");
+
+    let threads = Waiting::fixture("threads_joined_midway", &["1"]);
+    let tasks = fs::read_dir(format!("/proc/{}/task", threads.pid())).expect("it runs");
+    let tasks: Vec<u32> = tasks
+        .map(|task| {
+            task.expect("it runs")
+                .file_name()
+                .to_string_lossy()
+                .parse()
+                .expect("a number")
+        })
+        .collect();
+    let thread = tasks
+        .iter()
+        .find(|task| **task != threads.pid())
+        .expect("it has threads");
+    says(&thread.to_string(), &format!("-p {}", threads.pid()));
+
+    let place = Place::new();
+    let stripped = place.copy(&Kind::Static.build("joined_midway"), "stripped");
+    common::newcomers::run(Command::new("strip").arg(&stripped));
+    let target = Waiting::start(Command::new(&stripped).args(["1", "1"]));
+    says(&target.pid().to_string(), "no symbols");
+    drop(target);
+
+    // Nobody can be asked of a pid in a namespace above.
+    let target = Waiting::fixture("joined_midway", &["1", "1"]);
+    let pid = target.pid().to_string();
+    let said = refused(&["unshare", "--pid", "--fork", memleak, "-p", &pid]);
+    assert!(said.contains("another pid namespace"), "{said}");
+
+    for (words, what) in [
+        (
+            &["-p", &pid, "-p", "2147483647"][..],
+            "2147483647 does not exist",
+        ),
+        (&["-p", &pid, "-o", "/no/such/report"], "/no/such/report"),
+        (&["-p", &pid, "2", "5"], "-p 1,2 or -p 1 -p 2"),
+        (&["-p", &pid, "0"], "0.1 to 86400"),
+        (&["-a", "-p", &pid], "cannot be used with"),
+        (&["-p", "x"], "cannot be 'x'"),
+    ] {
+        let said = refused(&[&[memleak], words].concat());
+        assert!(said.contains(what), "{said}");
+    }
+    // It was left alone.
+    let (status, _) = target.finish();
+    assert!(status.success());
+}
+
+#[test]
+fn a_program_with_no_allocator_cannot_be_watched_and_its_own_can_be_named() {
+    let target = Waiting::fixture("pool_that_waits", &[]);
+    let pid = target.pid().to_string();
+    let spec = format!(
+        "{}:alloc=pool_alloc,free=pool_free",
+        fixture("pool_that_waits").display()
+    );
+    let said = refused(&[env!("CARGO_BIN_EXE_memleak"), "-p", &pid]);
+    assert!(
+        said.contains("no allocator") && said.contains("--allocator"),
+        "{said}"
+    );
+    let watch = Watch::pid(target.pid(), &["--allocator", &spec]);
+    target.finish();
+    let report = watch.wait();
+    let row = &report.rows[0];
+    assert_since_attach(row, End::Exit(0), counts(48, 2, 1, 32, 1));
+}
