@@ -10,27 +10,37 @@
 
 #include "arrivals.bpf.h"
 
+/* The id of a group's ancestor at a level that is not below the group's own. */
+static __always_inline __u64 ancestor_id(struct cgroup *group, __u64 level)
+{
+	struct cgroup___ids *ids = (void *)group;
+	struct cgroup *ancestor = 0;
+	__u64 id = 0;
+
+	/* The barriers keep what the other kind of kernel cannot do in the branch that it does not
+	 * take. */
+	if (bpf_core_field_exists(group->ancestors)) {
+		barrier_var(group);
+		bpf_probe_read_kernel(&ancestor, sizeof(ancestor), &group->ancestors[level]);
+		id = BPF_CORE_READ(ancestor, kn, id);
+	} else {
+		barrier_var(ids);
+		bpf_probe_read_kernel(&id, sizeof(id), &ids->ancestor_ids[level]);
+	}
+	return id;
+}
+
 /* Whether the task is in one of the control groups that were named, or below. */
 static __always_inline bool in_wanted_cgroup(struct task_struct *task)
 {
-	struct cgroup *group = BPF_CORE_READ(task, cgroups, dfl_cgrp), *ancestor = 0;
-	struct cgroup___ids *ids = (void *)group;
-	__u64 level, id;
+	struct cgroup *group = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	__u64 level;
 	__u32 i;
 
 	for (i = 0; i < MAX_CGROUPS && i < cgroup_count; i++) {
 		level = wanted_cgroups[i].level;
-		if (BPF_CORE_READ(group, level) < (int)level)
-			continue;
-		id = 0;
-		if (bpf_core_field_exists(group->ancestors)) {
-			bpf_probe_read_kernel(&ancestor, sizeof(ancestor),
-					      &group->ancestors[level]);
-			id = BPF_CORE_READ(ancestor, kn, id);
-		} else {
-			bpf_probe_read_kernel(&id, sizeof(id), &ids->ancestor_ids[level]);
-		}
-		if (id == wanted_cgroups[i].id)
+		if (BPF_CORE_READ(group, level) >= (int)level &&
+		    ancestor_id(group, level) == wanted_cgroups[i].id)
 			return true;
 	}
 	return false;

@@ -545,13 +545,24 @@ out:
 	thread_gone(task);
 }
 
+/* Whether the task is the current one and leads a process that has a heap which it has not joined.
+ */
+static __always_inline bool may_join(struct task_struct *task)
+{
+	struct process *process;
+
+	if (scope == SCOPE_TREE || task->pid != task->tgid || task != bpf_get_current_task_btf())
+		return false;
+	process = process_of(task);
+	return process && process->heap;
+}
+
 static __always_inline void renamed(struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
 
 	/* By an exec, perhaps, before the kernel has let the old image go altogether. */
-	if (!thread && scope != SCOPE_TREE && task == bpf_get_current_task_btf() &&
-	    task->pid == task->tgid && join())
+	if (!thread && may_join(task) && join())
 		thread = thread_of(task);
 	if (thread)
 		bpf_core_read(thread->old_comm, COMM_LEN, &task->comm);
