@@ -1,0 +1,171 @@
+//! What `memleak -a` bears: many processes, many blocks, and being started and stopped again and again. How long
+//! and how often can be set: MEMLEAK_SCALE_SECONDS, MEMLEAK_SCALE_STARTS.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use common::expected::{End, counts};
+use common::newcomers::{Place, mapped, run};
+use common::watch::{Waiting, Watch};
+use common::{Losses, fixture};
+
+/// One at a time: each needs the machine, and probes all of it.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+fn setting(name: &str, usual: u64) -> u64 {
+    std::env::var(name).map_or(usual, |value| value.parse().expect("a number"))
+}
+
+/// Of a run of `works_until_told`: how many blocks it allocated, a second.
+fn rate(said: &str) -> (u64, u64) {
+    let numbers: Vec<u64> = said
+        .split_whitespace()
+        .map(|number| number.parse().expect("a number"))
+        .collect();
+    (numbers[0], numbers[0] * 1000 / numbers[1].max(1))
+}
+
+#[test]
+fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() {
+    let _machine = MACHINE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let seconds = setting("MEMLEAK_SCALE_SECONDS", 5);
+    let watch = Watch::start(["-a", "1"]);
+    let mut holder = Waiting::fixture("works_until_told", &["0", "2000000", "7"]);
+    let mut churner = Waiting::fixture("works_until_told", &["1000000", "0", "9"]);
+    let lives = Command::new(fixture("lives_at_a_rate"))
+        .args([&seconds.to_string(), "200"])
+        .env_remove("LD_LIBRARY_PATH")
+        .output()
+        .expect("a fixture can be run");
+    let lives = String::from_utf8(lives.stdout).expect("it is text");
+    let (holder_pid, churner_pid) = (holder.pid(), churner.pid());
+    holder.go();
+    churner.go();
+    holder.finish();
+    let (_, said) = churner.finish();
+    let report = watch.stop();
+
+    let mut lines: Vec<&str> = lives.lines().collect();
+    let closing = lines.pop().expect("it says how many there were");
+    assert_eq!(lines.len() as u64, seconds * 200, "{closing}");
+    // A pid may come again, hence lists.
+    let mut expected: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    for line in lines {
+        let (pid, bytes) = line.split_once(' ').expect("PID BYTES");
+        let pid = pid.parse().expect("a pid");
+        let bytes = bytes.parse().expect("bytes");
+        expected.entry(pid).or_default().push(bytes);
+    }
+    let program = fixture("lives_at_a_rate");
+    let mut found: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    for row in &report.rows {
+        let child = expected.contains_key(&row.pid)
+            && row.exe.as_deref() == Some("/proc/self/exe".as_ref());
+        if child {
+            let bytes = row.counts.leaked_bytes;
+            assert_eq!(row.counts, counts(bytes, 1, 0, bytes, 1), "{row:#?}");
+            assert!(row.complete && row.end == "exited", "{row:#?}");
+            found.entry(row.pid).or_default().push(bytes);
+        }
+    }
+    assert_eq!(found, expected, "{}", program.display());
+    let (blocks, a_second) = rate(&said);
+    let churner = report.row_of(churner_pid);
+    assert_eq!(
+        (End::of(churner), churner.counts),
+        (
+            End::Exit(0),
+            counts(blocks * 24 + 9, blocks + 1, blocks, 9, 1)
+        )
+    );
+    let holder = report.row_of(holder_pid);
+    assert_eq!(holder.counts.total_allocs_bytes, 16_000_007);
+    // The table has room for its blocks and some more; others hold some, too.
+    let lost = holder.losses;
+    assert_eq!(
+        holder.counts.leaked_bytes + lost.bytes_not_recorded,
+        16_000_007
+    );
+    assert_eq!(report.summary.losses.rows_lost, 0);
+    assert_eq!(churner.losses, Losses::default());
+    println!(
+        "{a_second} blocks a second by one process; {closing}; {}",
+        report.stderr
+    );
+    assert!(report.stderr.contains("of CPU in"), "{}", report.stderr);
+}
+
+/// The code of a file that a process has mapped, as the process has it, and as the file has it.
+fn code_of(pid: u32, file: &PathBuf) -> (Vec<u8>, Vec<u8>) {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
+    let name = file.to_str().expect("a plain path");
+    let line = maps
+        .lines()
+        .find(|line| line.ends_with(name) && line.contains("r-xp"))
+        .expect("it has mapped the file");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let hex = |text| u64::from_str_radix(text, 16).expect("a number");
+    let (start, end) = words[0].split_once('-').expect("a range");
+    let (start, end, offset) = (hex(start), hex(end), hex(words[2]));
+    let read = |path: PathBuf, at| {
+        let mut bytes = vec![0; usize::try_from(end - start).expect("it fits")];
+        let file = File::open(path).expect("it is there");
+        // The last page may reach beyond the file's end.
+        let length = file.read_at(&mut bytes, at).expect("it can be read");
+        bytes.truncate(length);
+        bytes
+    };
+    let own = read(format!("/proc/{pid}/mem").into(), start);
+    let file = read(file.clone(), offset);
+    let length = own.len().min(file.len());
+    (own[..length].to_vec(), file[..length].to_vec())
+}
+
+#[test]
+fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behind() {
+    let _machine = MACHINE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let starts = setting("MEMLEAK_SCALE_STARTS", 20);
+    // A libc that nobody else has mapped.
+    let place = Place::new();
+    let libraries = place.directory("lib");
+    let libc = place.copy(&mapped("libc.so."), "lib/libc.so.6");
+    let start = |rate: &str| {
+        let mut command = Command::new(mapped("ld-"));
+        command.arg("--library-path").arg(&libraries);
+        Waiting::start(command.arg(fixture("works_until_told")).args([rate, "10"]))
+    };
+    let workloads = [start("1000000"), start("1000")];
+    let pids = workloads.each_ref().map(Waiting::pid);
+    let unprobed = || {
+        pids.map(|pid| code_of(pid, &libc))
+            .iter()
+            .all(|(own, file)| own == file)
+    };
+    assert!(unprobed());
+    for round in 0..starts {
+        let watch = Watch::all(&[]);
+        assert!(!unprobed(), "in round {round} there is no probe");
+        // At once, before it has seen anything, every other time.
+        if round % 2 == 0 {
+            run(Command::new(fixture("frees_all")).stdout(Stdio::null()));
+        }
+        watch.stop();
+        assert!(unprobed(), "in round {round} there are probes left");
+    }
+    for workload in workloads {
+        let (status, said) = workload.finish();
+        assert!(status.success(), "{status}");
+        assert!(rate(&said).0 > 0, "{said}");
+    }
+}
