@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
@@ -38,7 +38,8 @@ fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() 
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let seconds = setting("MEMLEAK_SCALE_SECONDS", 5);
-    let watch = Watch::start(["-a", "1"]);
+    // Room for what the rest of the machine may hold, too.
+    let watch = Watch::start(["-a", "1", "--max-allocs", "6000000"]);
     let mut holder = Waiting::fixture("works_until_told", &["0", "2000000", "7"]);
     let mut churner = Waiting::fixture("works_until_told", &["1000000", "0", "9"]);
     let lives = Command::new(fixture("lives_at_a_rate"))
@@ -105,7 +106,7 @@ fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() 
 }
 
 /// The code of a file that a process has mapped, as the process has it, and as the file has it.
-fn code_of(pid: u32, file: &PathBuf) -> (Vec<u8>, Vec<u8>) {
+fn code_of(pid: u32, file: &Path) -> (Vec<u8>, Vec<u8>) {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
     let name = file.to_str().expect("a plain path");
     let line = maps
@@ -125,7 +126,7 @@ fn code_of(pid: u32, file: &PathBuf) -> (Vec<u8>, Vec<u8>) {
         bytes
     };
     let own = read(format!("/proc/{pid}/mem").into(), start);
-    let file = read(file.clone(), offset);
+    let file = read(file.to_owned(), offset);
     let length = own.len().min(file.len());
     (own[..length].to_vec(), file[..length].to_vec())
 }

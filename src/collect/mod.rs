@@ -5,6 +5,7 @@ mod arrivals;
 mod batch;
 pub mod event;
 mod load;
+mod sweep;
 mod witness;
 
 use std::cell::RefCell;
@@ -30,8 +31,9 @@ use crate::image::{Image, Losses};
 use crate::probe::attach::{Method, Target};
 use crate::running::Process;
 use arrivals::Known;
-use batch::Entries;
+use batch::Walk;
 use event::Context;
+use sweep::Sweep;
 
 pub use arrivals::Arrival;
 pub use load::{Cgroup, Holds, LoadError, MAX_CGROUPS, Scope, Settings, Wanted, take_messages};
@@ -41,8 +43,8 @@ pub use witness::SignalsSeen;
 /// does it by itself when the table is full, in the middle of somebody's malloc; this is to spare it that.
 const SWEEP_SHARE: u64 = 4;
 
-/// How many entries a step of a walk over a map takes: a few hundred kilobytes.
-const BATCH: u32 = 4096;
+/// How many records of heaps are read at once: a few hundred kilobytes.
+const HEAPS_AT_ONCE: u32 = 256;
 
 /// How many records are taken off the ring before they are made images, a quarter of their size.
 const AT_ONCE: usize = 64;
@@ -70,6 +72,7 @@ pub struct Collector {
     context: Context,
     targets: Vec<Target>,
     rows_taken_from_map: u64,
+    sweep: Option<Sweep>,
     max_blocks: u64,
 }
 
@@ -101,6 +104,7 @@ impl Collector {
             },
             targets: Vec::new(),
             rows_taken_from_map: 0,
+            sweep: None,
             max_blocks: u64::from(settings.max_blocks),
         })
     }
@@ -224,17 +228,37 @@ impl Collector {
             .then(|| (record.id, event::ended_image(record, &self.context)))
     }
 
-    /// Drops the blocks of ended heaps where they fill much of the table of live blocks. That may take some
-    /// hundred milliseconds: to be done when rows are out.
+    /// Drops blocks of ended heaps where they fill much of the table of live blocks, or goes on with that: a part of
+    /// them, as it may take some hundred milliseconds to drop all. To be done when rows are out.
     ///
     /// # Errors
     /// The table cannot be walked.
     pub fn sweep_if_due(&mut self) -> Result<()> {
         let dead = self.counter(|bss| &bss.dead_blocks);
-        if dead.saturating_mul(SWEEP_SHARE) >= self.max_blocks {
-            self.sweep()?;
+        if !self.is_sweeping() && dead.saturating_mul(SWEEP_SHARE) < self.max_blocks {
+            return Ok(());
+        }
+        let mut sweep = self.sweep.take().unwrap_or_else(Sweep::new);
+        let maps = &self.skel.maps;
+        let step = sweep.step(&maps.blocks, &maps.heaps);
+        if let Some(dropped) = step.context("cannot walk the table of live blocks")? {
+            self.sweep = Some(sweep);
+            self.count_dropped(dropped);
         }
         Ok(())
+    }
+
+    /// How long to wait for something to happen, of so long: not at all, while there is something left to be swept.
+    pub fn patience(&self, most: Duration) -> Duration {
+        if self.is_sweeping() {
+            Duration::ZERO
+        } else {
+            most
+        }
+    }
+
+    fn is_sweeping(&self) -> bool {
+        self.sweep.is_some()
     }
 
     /// Whether anything is left of what is followed. Where nothing is, [`take_ended`](Self::take_ended) has
@@ -245,68 +269,36 @@ impl Collector {
 
     /// Images that found the ring full stay in the map until they are taken here. Returns how many were.
     fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<u64> {
-        let mut taken = 0;
-        for record in self.heaps() {
-            let record = record?;
+        let mut waiting = Vec::new();
+        self.for_each_heap(|record| {
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
-                self.skel
-                    .maps
-                    .heaps
-                    .delete(&record.id.to_ne_bytes())
-                    .context("cannot take an ended image")?;
-                taken += 1;
-                ended.extend(self.ended(&record));
+                waiting.push((record.id, self.ended(record)));
             }
+        })?;
+        for (id, _) in &waiting {
+            self.skel
+                .maps
+                .heaps
+                .delete(&id.to_ne_bytes())
+                .context("cannot take an ended image")?;
         }
+        let taken = waiting.len() as u64;
+        ended.extend(waiting.into_iter().filter_map(|(_, image)| image));
         Ok(taken)
     }
 
-    /// The heaps that are in their map, read as they are asked for.
-    fn heaps(&self) -> impl Iterator<Item = Result<heap>> {
-        Entries::of(&self.skel.maps.heaps, BATCH / 16).filter_map(|entry| {
-            entry
-                .context("cannot read the table of images")
-                .map(|(_, value)| event::heap_from_bytes(&value))
-                .transpose()
-        })
-    }
-
-    /// Drops the blocks of ended heaps from the table of live blocks. Walks by buckets, not from key to
-    /// key: such a walk begins again whenever its key is deleted under it.
-    fn sweep(&mut self) -> Result<()> {
-        let maps = &self.skel.maps;
-        let mut ended: HashMap<[u8; 8], bool> = HashMap::new();
-        let mut dropped = 0;
-        let mut failed = None;
-        for entry in Entries::of(&maps.blocks, BATCH) {
-            let key = match entry {
-                Ok((key, _)) => key,
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
-            };
-            let Some(id) = key.first_chunk() else {
-                continue;
-            };
-            // A heap is in its map before it has blocks: one that is not there now has ended.
-            let ended =
-                *ended
-                    .entry(*id)
-                    .or_insert_with(|| match maps.heaps.lookup(id, MapFlags::ANY) {
-                        Ok(Some(record)) => event::heap_from_bytes(&record)
-                            .is_some_and(|record| record.flags & heap_flags::HEAP_ENDED.0 != 0),
-                        Ok(None) => true,
-                        Err(_) => false,
-                    });
-            if ended && maps.blocks.delete(&key).is_ok() {
-                dropped += 1;
+    /// Reads the heaps that are in their map.
+    fn for_each_heap(&self, mut each: impl FnMut(&heap)) -> Result<()> {
+        let mut walk = Walk::new(HEAPS_AT_ONCE);
+        while let Some(batch) = walk
+            .next(&self.skel.maps.heaps)
+            .context("cannot read the table of images")?
+        {
+            for record in batch.values.filter_map(event::heap_from_bytes) {
+                each(&record);
             }
         }
-        self.count_dropped(dropped);
-        failed
-            .map_or(Ok(()), Err)
-            .context("cannot walk the table of live blocks")
+        Ok(())
     }
 
     /// The images that have ended since the last [`take_ended`](Self::take_ended), then those that still run.
@@ -384,13 +376,14 @@ impl Collector {
     }
 
     fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
-        // Without users it is being made.
-        let living =
-            |record: &heap| record.flags & heap_flags::HEAP_ENDED.0 == 0 && record.users > 0;
-        self.heaps()
-            .filter(|record| record.as_ref().map_or(true, living))
-            .map(|record| record.map(|record| (record.id, record)))
-            .collect()
+        let mut living = HashMap::new();
+        self.for_each_heap(|record| {
+            // Without users it is being made.
+            if record.flags & heap_flags::HEAP_ENDED.0 == 0 && record.users > 0 {
+                living.insert(record.id, *record);
+            }
+        })?;
+        Ok(living)
     }
 
     /// The counters of the living threads, by heap.

@@ -133,6 +133,7 @@ fn turn(
     prober: &mut Prober,
     books: &mut Books,
 ) -> Vec<Event> {
+    let timeout = prober.collector.patience(timeout);
     let [ended, arrivals] = prober.collector.fds();
     let mut ready = [
         PollFd::new(signals.fd(), PollFlags::POLLIN),

@@ -88,7 +88,8 @@ impl Watching<'_> {
         let mut due = Instant::now() + interval;
         loop {
             let rest = due.saturating_duration_since(Instant::now());
-            self.wait(rest.min(TICK), &mut processes, requests);
+            let rest = self.prober.collector.patience(rest.min(TICK));
+            self.wait(rest, &mut processes, requests);
             // First: somebody waits for it.
             if let Err(error) = self.prober.examine_arrivals() {
                 self.books.fail(&error);
