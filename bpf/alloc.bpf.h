@@ -515,6 +515,22 @@ __noinline int abandon(struct thread *thread)
 	return 0;
 }
 
+/*
+ * The same for so many. With the callers' own counter as the loop's, which clang derives from one
+ * that the verifier of 6.12 knows nothing of, it goes round until its limit of a million
+ * instructions.
+ */
+__noinline int abandon_newest(struct thread *thread, __u32 calls)
+{
+	__u32 i;
+
+	if (!thread)
+		return 0;
+	for (i = 0; i < MAX_OPEN && i < calls; i++)
+		abandon(thread);
+	return 0;
+}
+
 static __always_inline bool has_return_probe(__u64 cookie)
 {
 	__u32 kinds = 1 << KIND_ALLOC | 1 << KIND_REALLOC | 1 << KIND_RESIZE | 1 << KIND_REALLOCF;
@@ -707,8 +723,8 @@ static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __
 	return;
 found:
 	/* What was entered later was jumped out of on the way to this return. */
-	for (; i > 0; i--)
-		abandon(thread);
+	if (i)
+		abandon_newest(thread, i);
 	close_call(thread, call, PT_REGS_RC(ctx));
 }
 
@@ -732,8 +748,8 @@ static __always_inline void leave_throwing(struct pt_regs *ctx, struct thread *t
 	}
 	return;
 found:
-	for (; i > 0; i--)
-		abandon(thread);
+	if (i)
+		abandon_newest(thread, i);
 	if (kind_of(cookie) == KIND_RETURN) {
 		close_call(thread, call, PT_REGS_RC(ctx));
 		return;
