@@ -359,6 +359,8 @@ fn a_child_that_was_not_followed_to_the_end_says_nothing() {
     assert_check(&lost, Status::Fail, &["lost"]);
     let late = count(|ran| ran.images[2].uncovered = Some(Uncovered::Late));
     assert_check(&late, Status::Fail, &["before its allocator was probed"]);
+    let unread = count(|ran| ran.images[1].uncovered = Some(Uncovered::Unexamined));
+    assert_check(&unread, Status::Fail, &["may not read", "chmod a+r"]);
     let missing = count(|ran| ran.images.truncate(2));
     assert_check(&missing, Status::Fail, &["2 rows"]);
     let stuck = count(|ran| ran.ended = Err("it did not end".to_owned()));
@@ -421,7 +423,7 @@ fn what_cannot_be_attached_is_named_with_its_remedy_and_the_rest_is_not_found_ou
     assert_check(
         &probes,
         Status::Fail,
-        &["cannot attach to malloc; no such thing"],
+        &["cannot attach to malloc: no such thing; see what else"],
     );
     assert_eq!(probes.details, ["libbpf: no"]);
     assert_check(&named(checks.clone(), "programs"), Status::Ok, &[]);

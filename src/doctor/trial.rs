@@ -45,7 +45,7 @@ impl Trial {
 pub struct Refusal {
     pub stage: Stage,
     pub cause: Cause,
-    /// What is wrong, and after a colon what to do about it, where it says so.
+    /// What is wrong; where the programs could not be loaded, and after a colon what to do about it.
     pub error: String,
     /// What libbpf and the verifier said, line by line.
     pub said: Vec<String>,

@@ -41,11 +41,15 @@ pub fn trial(trial: &Trial) -> Vec<Check> {
 }
 
 fn refused(refusal: &Refusal) -> Vec<Check> {
-    // Errors that a person meets name the remedy behind a colon.
-    let (found, remedy) = match refusal.error.split_once(": ") {
-        Some((found, remedy)) => (found, remedy),
-        None => (&refusal.error[..], "see what else failed here"),
-    };
+    let (found, remedy) = match refusal.stage {
+        // These name their remedy behind a colon.
+        Stage::Load => refusal.error.split_once(": "),
+        Stage::Fork | Stage::Attach => None,
+    }
+    .unwrap_or((
+        &refusal.error,
+        "see what else is not ok here, and what -v shows",
+    ));
     let failed = |name| Check::fail(name, found, remedy).with_details(refusal.said.clone());
     match refusal.stage {
         Stage::Fork => vec![
@@ -137,10 +141,10 @@ fn count(ran: &Ran) -> Check {
             "its figures cannot be trusted: report this, with what run -v prints",
         );
     };
-    if let Some(why) = [bare, more].into_iter().find_map(incomplete) {
+    if let Some((why, remedy)) = [bare, more].into_iter().find_map(incomplete) {
         return fail(
             format!("the child was not counted to the end: {why}"),
-            "see what else is not ok here",
+            remedy,
         );
     }
     let counted = difference(&more.counters, &bare.counters);
@@ -178,12 +182,17 @@ fn count(ran: &Ran) -> Check {
     }
 }
 
-/// Why not all that an image allocated was counted; `None` where all was.
-fn incomplete(image: &Image) -> Option<&'static str> {
+/// Why not all that an image allocated was counted, and what to do about it; `None` where all was.
+fn incomplete(image: &Image) -> Option<(&'static str, &'static str)> {
+    const LOOK: &str = "see what else is not ok here";
     match image.uncovered {
-        Some(Uncovered::Late) => Some("it ran before its allocator was probed"),
-        Some(_) => Some("its allocator was not found or not examined"),
-        None => (!image.complete()).then_some("calls or blocks were lost"),
+        Some(Uncovered::Late) => Some(("it ran before its allocator was probed", LOOK)),
+        Some(Uncovered::Unexamined) => Some((
+            "memleak may not read what it executes, as its own file",
+            "let those who run memleak read its file (chmod a+r)",
+        )),
+        Some(_) => Some(("its allocator was not found", LOOK)),
+        None => (!image.complete()).then_some(("calls or blocks were lost", LOOK)),
     }
 }
 
