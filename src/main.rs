@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use memleak::cli::{self, Stop, Task};
 use memleak::status::{Finish, TOOL_ERROR};
-use memleak::{session, signals};
+use memleak::{doctor, session, signals};
 
 fn main() -> ExitCode {
     let task = match cli::parse(std::env::args_os()) {
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let done = match &task {
         Task::Run(options) => session::run(options),
         Task::Watch(options) => session::watch(options).map(|()| Finish::Exit(0)),
+        Task::Doctor(options) => doctor::doctor(options).map(Finish::Exit),
     };
     match done {
         Ok(Finish::Exit(code)) => ExitCode::from(code),
