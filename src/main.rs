@@ -7,6 +7,11 @@ use memleak::cli::{self, Stop, Task};
 use memleak::status::{Finish, TOOL_ERROR};
 use memleak::{doctor, session, signals};
 
+/// The C library's allocator carries probes while memleak runs, memleak's own calls of it included, and these took
+/// half of its time.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let task = match cli::parse(std::env::args_os()) {
         Ok(task) => task,

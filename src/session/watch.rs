@@ -67,7 +67,7 @@ pub fn watch(options: &cli::Watch) -> Result<()> {
     Ok(())
 }
 
-/// Rows that wait for the end of their window at the most, some 500 bytes each. A window with more is reported in
+/// Rows that wait for the end of their window at the most, about a kilobyte each. A window with more is reported in
 /// parts, each with its own times.
 const MOST_HELD: usize = 32_768;
 
