@@ -16,6 +16,9 @@ _memleak() {
             ",$1")
                 cmd="memleak"
                 ;;
+            memleak,doctor)
+                cmd="memleak__subcmd__doctor"
+                ;;
             memleak,run)
                 cmd="memleak__subcmd__run"
                 ;;
@@ -26,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --without-probe --late-threads --holds --hold-delay --method --output --format --quiet --verbose --color --uid --user-name --comm --cgroup --min-leak --help --version run"
+            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --without-probe --late-threads --holds --hold-delay --method --output --format --quiet --verbose --color --uid --user-name --comm --cgroup --min-leak --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -126,6 +129,70 @@ _memleak() {
                     return 0
                     ;;
                 --min-leak)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        memleak__subcmd__doctor)
+            opts="-o -q -v -h -V --output --format --quiet --verbose --color --method --holds --patient --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --output)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                -o)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "table json" -- "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --method)
+                    COMPREPLY=($(compgen -W "session multi perf-event" -- "${cur}"))
+                    return 0
+                    ;;
+                --holds)
+                    COMPREPLY=($(compgen -W "nowhere loader everywhere" -- "${cur}"))
+                    return 0
+                    ;;
+                --patient)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

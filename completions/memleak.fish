@@ -66,6 +66,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Tell a
 complete -c memleak -n "__fish_memleak_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_needs_command" -s V -l version -d 'Print version'
 complete -c memleak -n "__fish_memleak_needs_command" -a "run" -d 'Launch a command and follow it and all its children to their ends'
+complete -c memleak -n "__fish_memleak_needs_command" -a "doctor" -d 'Try whether memleak run works here, and say what is in its way and what to do about it'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l wait-all -d 'Wait until no process of the tree is left, at most SECONDS; INT, TERM, HUP or QUIT ends it' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l user -d 'Run the command as this user, with the user\'s groups and no capabilities; sudo: as whoever called sudo' -r -f -a "(__fish_complete_users)"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks that can be told apart at one time; beyond that, leaks are known within bounds' -r
@@ -106,3 +107,20 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wi
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog too, which takes the node out of service'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s V -l version -d 'Print version'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s o -l output -d 'Write to FILE instead of standard output; %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l format -d 'What it looks like' -r -f -a "table\t'A line for each check'
+json\t'One JSON object a line'"
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l color -d 'When to use colour; auto: where it goes to a terminal and `NO_COLOR` is not set' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
+multi\t'One link for all entries, one for all returns (6.6)'
+perf-event\t'A perf event for each function, entry and return'"
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l holds -d 'Where processes are held until their files have been examined, at the most' -r -f -a "nowhere\t'Nowhere: only what is found before the command starts is probed in time'
+loader\t'Where the dynamic loader tells what it has mapped. A static program goes on unheld'
+everywhere\t'There, and after every exec'"
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l patient -d 'Be the child whose allocations are counted' -r
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s q -l quiet -d 'Print only what is not ok'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s v -l verbose -d 'Tell about each probe too, and what the kernel said to programs that it refused'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s V -l version -d 'Print version'

@@ -13,6 +13,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::collect::{Holds, MAX_CGROUPS};
+use crate::doctor::{self, Patient};
 use crate::gate::{Gate, Limits};
 use crate::identity::{UserSpec, UserSpecError};
 use crate::manual;
@@ -55,7 +56,9 @@ pub struct Cli {
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 enum Mode {
     /// Launch a command and follow it and all its children to their ends
-    Run(Run),
+    Run(Box<Run>),
+    /// Try whether memleak run works here, and say what is in its way and what to do about it
+    Doctor(Doctor),
 }
 
 /// What memleak is asked to do.
@@ -63,6 +66,7 @@ enum Mode {
 pub enum Task {
     Run(Run),
     Watch(Watch),
+    Doctor(Doctor),
 }
 
 /// The options of `memleak run`.
@@ -142,6 +146,49 @@ pub struct Watch {
 
     #[command(flatten)]
     pub filters: Filters,
+}
+
+/// The options of `memleak doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = manual::after_doctor_help(), args_override_self = true)]
+pub struct Doctor {
+    /// Write to FILE instead of standard output; %p: memleak's pid, %h: the host, %q{VAR}: a variable
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+
+    /// What it looks like
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub format: doctor::Format,
+
+    /// Print only what is not ok
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Tell about each probe too, and what the kernel said to programs that it refused
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    /// When to use colour; auto: where it goes to a terminal and `NO_COLOR` is not set
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub color: Color,
+
+    /// How to attach the probes, instead of the best way that works.
+    #[arg(long, value_enum, value_name = "METHOD", hide = true)]
+    pub method: Option<Method>,
+
+    /// Where processes are held until their files have been examined, at the most.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        default_value = "everywhere",
+        hide = true
+    )]
+    pub holds: Holds,
+
+    /// Be the child whose allocations are counted.
+    #[arg(long, value_parser = Patient::parse, value_name = "PART", hide = true)]
+    pub patient: Option<Patient>,
 }
 
 /// Which processes are watched.
@@ -397,6 +444,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     let words: Vec<OsString> = words.into_iter().collect();
     let help = match words.get(1) {
         Some(mode) if mode == "run" => "memleak run --help",
+        Some(mode) if mode == "doctor" => "memleak doctor --help",
         _ => "memleak --help",
     };
     let wrong = |what: String| Stop::Wrong(format!("memleak: {what} (see '{help}')"));
@@ -415,11 +463,12 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     })?;
     match cli.mode {
         Some(Mode::Run(run)) => match run.gate.without_effect() {
-            None => Ok(Task::Run(run)),
+            None => Ok(Task::Run(*run)),
             Some(option) => Err(wrong(format!(
                 "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-total-leak SIZE"
             ))),
         },
+        Some(Mode::Doctor(doctor)) => Ok(Task::Doctor(doctor)),
         None if cli.watch.pid.is_empty() && !cli.watch.all => Err(wrong(NOTHING_TO_DO.to_owned())),
         None if cli.watch.filters.cgroup.len() > MAX_CGROUPS => Err(wrong(format!(
             "--cgroup can be given {MAX_CGROUPS} times: name one above them"
@@ -526,7 +575,7 @@ mod tests {
     fn launched(words: impl IntoIterator<Item = OsString>) -> Run {
         match parse(words).unwrap() {
             Task::Run(run) => run,
-            Task::Watch(watch) => panic!("{watch:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -534,7 +583,7 @@ mod tests {
         let words = ["memleak"].iter().chain(line).map(OsString::from);
         match parse(words).unwrap() {
             Task::Watch(watch) => watch,
-            Task::Run(run) => panic!("{run:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -853,6 +902,49 @@ mod tests {
     }
 
     #[test]
+    fn every_option_of_doctor_reaches_its_value() {
+        let doctor = |line: &[&str]| {
+            let words = ["memleak", "doctor"].iter().chain(line).map(OsString::from);
+            match parse(words).unwrap() {
+                Task::Doctor(doctor) => doctor,
+                other => panic!("{other:?}"),
+            }
+        };
+        let plain = doctor(&[]);
+        assert_eq!(
+            (&plain.output, plain.format),
+            (&None, doctor::Format::Table)
+        );
+        assert!(!plain.quiet && !plain.verbose && plain.method.is_none());
+        assert_eq!((plain.holds, plain.patient), (Holds::Everywhere, None));
+        let line = ["-o", "f", "--format", "json", "-v", "--color=always"];
+        let all = doctor(&line);
+        assert_eq!(
+            (all.output, all.format),
+            (Some("f".into()), doctor::Format::Json)
+        );
+        assert!(all.verbose && all.color == Color::Always);
+        assert!(doctor(&["-q"]).quiet);
+    }
+
+    #[test]
+    fn bad_words_about_doctor_are_one_line_too() {
+        for (line, says) in [
+            (
+                &["--format", "csv"][..],
+                "--format <FORMAT> cannot be 'csv'; it is one of table, json",
+            ),
+            (&["now"], "unexpected argument 'now'"),
+            (&["-q", "-v"], "cannot be used with"),
+            (&["--max-allocs", "1"], "'--max-allocs'"),
+        ] {
+            let said = wrong(&[&["doctor"], line].concat());
+            assert!(said.contains(says), "{line:?}: {said}");
+            assert!(said.ends_with("(see 'memleak doctor --help')"), "{said}");
+        }
+    }
+
+    #[test]
     fn bad_words_about_watching_are_one_line_too() {
         for (line, says) in [
             (&["-q"][..], "nothing to do: memleak run -- COMMAND"),
@@ -930,6 +1022,10 @@ mod tests {
             panic!("no help");
         };
         insta::assert_snapshot!("run_help", help);
+        let Stop::Told(help) = stop(&["doctor", "--help"]) else {
+            panic!("no help");
+        };
+        insta::assert_snapshot!("doctor_help", help);
         let Stop::Told(help) = stop(&["--help"]) else {
             panic!("no help");
         };

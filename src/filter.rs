@@ -66,6 +66,12 @@ pub fn resolve(options: &cli::Filters) -> Result<(Wanted, Filter)> {
 /// Where the tree of control groups is mounted, in the order of how usual that is.
 const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 
+/// Where there is a tree of control groups of version 2 that `--cgroup` can name.
+pub fn cgroup_tree() -> Option<&'static Path> {
+    let mut mounts = MOUNTS.iter().map(Path::new);
+    mounts.find(|mount| matches!(place(mount), Ok(Some(_))))
+}
+
 /// The control group of a path: that of its directory, or as /proc/PID/cgroup has it.
 fn cgroup(given: &Path) -> Result<Cgroup> {
     let name = text::escaped(given.as_os_str().as_encoded_bytes());

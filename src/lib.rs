@@ -6,6 +6,7 @@ pub mod allocator;
 mod bpf;
 pub mod cli;
 pub mod collect;
+pub mod doctor;
 pub mod elf_file;
 pub mod filter;
 pub mod gate;

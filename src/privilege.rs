@@ -10,9 +10,9 @@ use nix::unistd::{getegid, geteuid, getgid, getuid};
 
 use crate::inherited;
 
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
+pub const CAP_SYS_ADMIN: u32 = 21;
+pub const CAP_PERFMON: u32 = 38;
+pub const CAP_BPF: u32 = 39;
 
 /// What loading and attaching take: CAP_BPF for maps and programs, CAP_PERFMON for programs that trace,
 /// and where there are only perf-event uprobes (below Linux 6.6) CAP_SYS_ADMIN to open one.
@@ -81,6 +81,11 @@ impl Capabilities {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+
+    /// Whether capability number `n` can be used now.
+    pub fn has(self, n: u32) -> bool {
+        self.effective & 1 << n != 0
     }
 
     /// Without any that can be used now; inheritable ones do nothing by themselves.

@@ -16,7 +16,6 @@ use crate::collect::{Arrival, Collector, Holds, Scope, Settings, Wanted};
 use crate::elf_file::Class;
 use crate::launch::Suspended;
 use crate::probe::attach::Target;
-use crate::probe::placement::Placement;
 use crate::probe::sites::Site;
 use crate::probe::spec::{self, Spec};
 use crate::probe::table::Table;
@@ -272,18 +271,11 @@ impl Prober {
         }
         for Target { sites, path, .. } in &self.collector.targets()[from..] {
             for site in sites {
-                let Placement {
-                    offset,
-                    instruction,
-                    kind,
-                    reason,
-                } = &site.placement;
                 say(&format!(
-                    "probe {} in {}: {:+} {instruction} ({kind}): {reason}",
+                    "probe {} in {}: {}",
                     site.symbol,
                     path.display(),
-                    // Where a function returns may lie before it.
-                    offset.cast_signed(),
+                    site.placement,
                 ));
             }
         }

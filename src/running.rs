@@ -70,7 +70,10 @@ impl Process {
     pub fn mapped(&self) -> Result<Vec<Mapping>> {
         let pid = self.pid;
         let mapped = mapped(self.proc_pid).with_context(|| {
-            format!("cannot read what process {pid} has mapped (/proc/{pid}/maps)")
+            format!(
+                "cannot read what process {pid} has mapped (/proc/{pid}/maps; processes of other users take root, or \
+                 CAP_SYS_PTRACE)"
+            )
         })?;
         Ok(mapped.into_iter().map(|(mapping, _)| mapping).collect())
     }

@@ -71,7 +71,7 @@ fn valgrind_counts_the_same_in_fixtures_and_programs() {
 fn row(pid: u32, image: u32, counts: Counts) -> Row {
     let line = serde_json::json!({
         "pid": pid, "ppid": 1, "uid": 0, "comm": "x", "exe": null, "image": image, "end": "exited",
-        "exit_code": 0, "signal": null, "start_time": 0.0, "end_time": 1.0,
+        "exit_code": 0, "signal": null, "from": "start", "start_time": 0.0, "end_time": 1.0,
         "total_allocs_bytes": counts.total_allocs_bytes, "alloc_count": counts.alloc_count,
         "free_count": counts.free_count, "leaked_bytes": counts.leaked_bytes,
         "leaked_blocks": counts.leaked_blocks, "failed_allocs": counts.failed_allocs,

@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 use memleak::cli::Cli;
-use memleak::manual::{EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
+use memleak::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
 
 /// Compares a file of this tree with what it should be, or writes it where `make docs` asks for that.
 #[track_caller]
@@ -27,13 +27,15 @@ fn assert_matches(path: &str, wanted: &[u8]) {
     );
 }
 
-/// The command line as clap has it; `run` as people write it.
-fn command_line() -> (clap::Command, clap::Command) {
+/// The command line as clap has it; `run` and `doctor` as people write them.
+fn command_line() -> (clap::Command, [clap::Command; 2]) {
     let mut memleak = Cli::command();
     memleak.build();
-    let run = memleak.find_subcommand("run").expect("there is run");
-    let run = run.clone().disable_version_flag(true);
-    (memleak, run)
+    let modes = ["run", "doctor"].map(|mode| {
+        let mode = memleak.find_subcommand(mode).expect("there is this mode");
+        mode.clone().disable_version_flag(true)
+    });
+    (memleak, modes)
 }
 
 // ---- the manual page -----------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ fn tagged(roff: &mut Roff, tag: &str, text: &str) {
 }
 
 fn manual_page() -> Vec<u8> {
-    let (memleak, run) = command_line();
+    let (memleak, [run, doctor]) = command_line();
     let about = memleak.get_about().expect("it says what it is").to_string();
     let version = memleak.get_version().expect("it has a version").to_owned();
     // What -p and -a take is what comes without a subcommand.
@@ -73,6 +75,7 @@ fn manual_page() -> Vec<u8> {
             " run [OPTIONS] [--] COMMAND [ARGS]...",
             " -p PID [INTERVAL] [OPTIONS]",
             " -a [INTERVAL] [OPTIONS]",
+            " doctor [OPTIONS]",
             " --help | --version",
         ] {
             roff.text([bold("memleak"), roman(arguments)]);
@@ -95,17 +98,18 @@ fn manual_page() -> Vec<u8> {
         );
     });
     options.render_options_section(&mut page).unwrap();
-    let mut of_watching = Vec::new();
-    watching.render_options_section(&mut of_watching).unwrap();
-    let of_watching = String::from_utf8(of_watching).unwrap();
-    let heading = ".SH OPTIONS";
-    assert!(of_watching.contains(heading), "{of_watching}");
-    page.extend(
-        of_watching
-            .replace(heading, ".SH \"OPTIONS OF -p AND -a\"")
-            .into_bytes(),
-    );
+    let doctor = clap_mangen::Man::new(doctor);
+    for (part, of) in [(watching, "-p AND -a"), (doctor, "doctor")] {
+        let mut options = Vec::new();
+        part.render_options_section(&mut options).unwrap();
+        let options = String::from_utf8(options).unwrap();
+        let heading = ".SH OPTIONS";
+        assert!(options.contains(heading), "{options}");
+        let options = options.replace(heading, &format!(".SH \"OPTIONS OF {of}\""));
+        page.extend(options.into_bytes());
+    }
     section(&mut page, "WATCHING", |roff| paragraphs(roff, &WATCHING));
+    section(&mut page, "DOCTOR", |roff| paragraphs(roff, &DOCTOR));
     section(&mut page, "EXIT STATUS", |roff| {
         for (code, meaning) in EXIT_CODES {
             tagged(roff, code, meaning);
@@ -133,6 +137,10 @@ fn manual_page() -> Vec<u8> {
     section(&mut page, "EXAMPLES", |roff| {
         for (line, what) in [
             ("sudo memleak run -- ./my_app args", "What does it leak?"),
+            (
+                "sudo memleak doctor",
+                "Does it work here, and if not, what is to be done?",
+            ),
             (
                 "sudo memleak run --user sudo -- ./my_app args",
                 "The same, with the command run as yourself.",
@@ -185,14 +193,15 @@ fn the_manual_page_tells_every_option_exit_code_and_signal_rule() {
         .replace("\\fI", "")
         .replace("\\*(Aq", "'")
         .replace("\\(aq", "'");
-    let (memleak, run) = command_line();
-    let options = memleak.get_arguments().chain(run.get_arguments());
+    let (memleak, modes) = command_line();
+    let modes = modes.iter().flat_map(|mode| mode.get_arguments());
+    let options = memleak.get_arguments().chain(modes);
     for option in options.filter(|option| !option.is_hide_set()) {
         if let Some(long) = option.get_long() {
             assert!(read.contains(&format!("--{long}")), "--{long}");
         }
     }
-    for hidden in ["--without-probe", "--floor", "--method"] {
+    for hidden in ["--without-probe", "--floor", "--method", "--patient"] {
         assert!(!read.contains(hidden), "{hidden}");
     }
     for (code, _) in EXIT_CODES {
@@ -250,5 +259,9 @@ fn bash_completes_options_and_their_values() {
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--format", ""]),
         ["table", "json", "csv"]
+    );
+    assert_eq!(
+        offered_by_bash(&["memleak", "doctor", "--format", ""]),
+        ["table", "json"]
     );
 }

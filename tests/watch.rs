@@ -3,6 +3,12 @@
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod common;
+#[allow(dead_code, reason = "each test file uses a part of it")]
+#[path = "common/proc.rs"]
+mod proc;
+#[path = "common/pty.rs"]
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod pty;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -404,6 +410,38 @@ fn the_growth_is_since_the_last_window_and_the_most_comes_first() {
     expected(&rows[2..], 300, 200);
     assert_eq!(rows[2].counts.leaked_bytes, 900);
     watch.stop();
+}
+
+#[test]
+fn a_terminal_shows_one_table_of_what_runs_and_a_dumb_one_all_of_them() {
+    const AGAIN: &str = "\u{1b}[3F\u{1b}[J";
+    let target = Waiting::fixture("joined_midway", &["1", "1"]);
+    let pid = target.pid();
+    let memleak = format!(
+        "{} -p {pid} 0.2 --live --color never",
+        env!("CARGO_BIN_EXE_memleak")
+    );
+    let mut terminal = pty::Terminal::open();
+    terminal.line(&format!("TERM=xterm {memleak}"));
+    for _ in 0..3 {
+        terminal.expect("Memory Of Running Processes");
+        terminal.expect(&format!("{pid:<6} joined_midway"));
+        terminal.expect(AGAIN);
+    }
+    terminal.press("\u{3}");
+    terminal.expect(pty::PROMPT);
+
+    terminal.line(&memleak);
+    for _ in 0..3 {
+        let before = terminal.expect("Memory Of Running Processes");
+        assert!(!before.contains('\u{1b}'), "{before:?}");
+    }
+    // The window in which it ends stays.
+    target.finish();
+    let shown = terminal.expect(pty::PROMPT);
+    assert!(shown.contains("Finished In The Time Window"), "{shown:?}");
+    assert!(!shown.contains('\u{1b}'), "{shown:?}");
+    assert_eq!(terminal.output_of("echo $?"), "0\n");
 }
 
 #[test]

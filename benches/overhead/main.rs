@@ -13,6 +13,7 @@ mod crowd;
 mod latency;
 mod machine;
 mod neighbours;
+mod outside;
 mod table;
 mod tool;
 mod workload;
@@ -62,11 +63,20 @@ fn run(write: bool) -> Result<()> {
         .map(|workload| workload::measure(workload, &toolbox, rounds))
         .collect();
     let neighbours = neighbours::measure(&toolbox, rounds)?;
+    let outside = outside::measure(&toolbox, rounds)?;
     let latency = latency::measure(&toolbox, rounds)?;
 
     let crowd = crowd::measure(&toolbox)?;
 
-    let text = table::markdown(&toolbox, rounds, &results, &neighbours, &latency, &crowd);
+    let text = table::markdown(
+        &toolbox,
+        rounds,
+        &results,
+        &neighbours,
+        &outside,
+        &latency,
+        &crowd,
+    );
     println!("\n{text}");
     println!("Measured in {} s.", began.elapsed().as_secs());
     std::fs::write(OUTPUT, &text).with_context(|| format!("cannot write {OUTPUT}"))?;

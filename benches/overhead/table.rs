@@ -4,6 +4,7 @@ use crate::crowd::{self, Crowd};
 use crate::latency::Latency;
 use crate::machine;
 use crate::neighbours::Neighbours;
+use crate::outside::Outside;
 use crate::tool::{Tool, Toolbox};
 use crate::workload::{Cell, Measured};
 
@@ -15,6 +16,7 @@ pub fn markdown(
     rounds: usize,
     results: &[Measured],
     neighbours: &Neighbours,
+    outside: &Outside,
     latency: &Latency,
     crowd: &Crowd,
 ) -> String {
@@ -33,6 +35,11 @@ pub fn markdown(
             against(crowd.watched, Some(neighbours.alone)),
             against(crowd.bystander, Some(neighbours.alone)),
         );
+    }
+    text += "\n| beside a memleak that watches | a malloc+free pair |\n|---|--:|\n";
+    text += &format!("| no memleak | {} |\n", time(outside.alone));
+    for (name, taken) in &outside.watched {
+        text += &format!("| {name} | {} |\n", against(*taken, Some(outside.alone)));
     }
     text += "\n| | ms |\n|---|--:|\n";
     text += &format!("| `true` | {:.1} |\n", latency.bare);

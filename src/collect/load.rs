@@ -118,6 +118,10 @@ pub enum LoadError {
         #[source]
         source: libbpf_rs::Error,
     },
+    #[error(
+        "too few descriptors for the programs and their tables: raise the hard limit (ulimit -Hn)"
+    )]
+    Descriptors(#[source] libbpf_rs::Error),
     #[error("no memory for a table of {max_blocks} live blocks: give a lower --max-allocs")]
     Memory {
         max_blocks: u32,
@@ -141,12 +145,20 @@ impl LoadError {
                 max_blocks,
                 source: error,
             },
+            _ if ran_out_of_descriptors(&error) => LoadError::Descriptors(error),
             _ => LoadError::Kernel {
                 release: kernel_release(),
                 source: error,
             },
         }
     }
+}
+
+/// Whether an error says that this process may open no more files. libbpf-rs keeps the number in its text only.
+pub fn ran_out_of_descriptors(error: &dyn std::error::Error) -> bool {
+    let number = format!("(os error {})", libc::EMFILE);
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| format!("{error:#}").contains(&number))
 }
 
 pub(super) struct Loaded {
@@ -160,7 +172,8 @@ pub(super) struct Loaded {
 
 const MAX_SLOTS: u32 = 1 << 18;
 
-const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Where the kernel shows the types that it was built with.
+pub const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// What libbpf and the verifier said; for `-v`.
 static MESSAGES: Mutex<String> = Mutex::new(String::new());
@@ -189,7 +202,12 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     loop {
         match load_for(method, holds, settings) {
             // Another method would fail in the same way.
-            Err(error @ (LoadError::Rights(_) | LoadError::Memory { .. } | LoadError::NoBtf)) => {
+            Err(
+                error @ (LoadError::Rights(_)
+                | LoadError::Memory { .. }
+                | LoadError::NoBtf
+                | LoadError::Descriptors(_)),
+            ) => {
                 return Err(error);
             }
             // Looked up only now: the type information has megabytes.

@@ -3,6 +3,7 @@
 
 mod arrivals;
 mod batch;
+mod empty;
 pub mod event;
 mod load;
 mod sweep;
@@ -36,7 +37,11 @@ use event::Context;
 use sweep::Sweep;
 
 pub use arrivals::Arrival;
-pub use load::{Cgroup, Holds, LoadError, MAX_CGROUPS, Scope, Settings, Wanted, take_messages};
+pub use empty::EmptyProbes;
+pub use load::{
+    BTF, Cgroup, Holds, LoadError, MAX_CGROUPS, Scope, Settings, Wanted, ran_out_of_descriptors,
+    take_messages,
+};
 pub use witness::SignalsSeen;
 
 /// Blocks of ended heaps are swept when they fill this share of the table of live blocks. The kernel

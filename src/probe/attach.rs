@@ -143,6 +143,20 @@ pub fn attach_hooks(
     file: &File,
     offsets: &[u64],
 ) -> Result<Vec<Link>> {
+    attach_at(method, program, file, offsets)
+        .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
+}
+
+/// Attaches a program to offsets in a file, where they are entered.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn attach_at(
+    method: Method,
+    program: &Program<'_>,
+    file: &File,
+    offsets: &[u64],
+) -> Result<Vec<Link>> {
     let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
     let kind = Kind {
         method,
@@ -150,7 +164,6 @@ pub fn attach_hooks(
         session: false,
     };
     attach_one(kind, program, file, &probes)
-        .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
 }
 
 /// What sort of uprobe.

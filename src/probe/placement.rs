@@ -92,6 +92,20 @@ impl fmt::Display for Reason {
     }
 }
 
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Placement {
+            offset,
+            instruction,
+            kind,
+            reason,
+        } = self;
+        // Where a function returns may lie before it.
+        let offset = offset.cast_signed();
+        write!(f, "{offset:+} {instruction} ({kind}): {reason}")
+    }
+}
+
 /// Registers of the first arguments in the System V calling convention, from 1.
 const ARGUMENTS: [Register; 6] = [
     Register::RDI,

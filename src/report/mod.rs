@@ -21,7 +21,7 @@ use crate::ledger::Summary;
 use crate::live::Live;
 
 /// The name and version of what JSON and CSV say.
-const SCHEMA: &str = "memleak/1";
+pub const SCHEMA: &str = "memleak/1";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {

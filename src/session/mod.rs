@@ -56,16 +56,27 @@ struct Books {
     unread: bool,
     /// Failures of memleak's own since it began.
     failures: u64,
+    /// Whether a table of what runs replaces the one before.
+    refreshes: bool,
 }
 
 impl Books {
-    /// `refresh`: a terminal shows one table of what runs, and no history of them.
-    fn open(args: &ReportArgs, verbosity: Verbosity, gate: Option<Gate>, output: Output) -> Self {
+    /// `live`: what runs is shown again and again.
+    fn open(
+        args: &ReportArgs,
+        verbosity: Verbosity,
+        gate: Option<Gate>,
+        live: bool,
+        output: Output,
+    ) -> Self {
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        // A terminal shows one table of what runs, and no history of them, if it can move its cursor.
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let refreshes = live && output.terminal && !is_dumb && args.format == Format::Table;
         let look = Options {
             verbosity,
             color: args.color.wanted(output.terminal, no_color),
-            refresh: output.terminal && args.format == Format::Table,
+            refresh: refreshes,
         };
         Books {
             ledger: Ledger::new(gate),
@@ -75,6 +86,7 @@ impl Books {
             unwritten: false,
             unread: false,
             failures: 0,
+            refreshes,
         }
     }
 

@@ -51,7 +51,13 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         true => Verbosity::Quiet,
         false => options.report.verbosity(),
     };
-    let mut books = Books::open(&options.report, verbosity, options.gate.gate(), report);
+    let mut books = Books::open(
+        &options.report,
+        verbosity,
+        options.gate.gate(),
+        false,
+        report,
+    );
     let outcome = match command.release(keep) {
         Ok(mut running) => {
             let ended = follow(&mut running, &mut signals, &mut prober, &mut books);

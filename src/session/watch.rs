@@ -40,7 +40,6 @@ pub fn watch(options: &cli::Watch) -> Result<()> {
     let mut requests = Requests::take_over()?;
     let report = output::open(options.report.output.as_deref(), Standard::Output)?;
     let clock = Instant::now();
-    let report_is_terminal = report.terminal;
     let prober = if options.all {
         Prober::watch_all(options, &wanted)
     } else {
@@ -50,22 +49,27 @@ pub fn watch(options: &cli::Watch) -> Result<()> {
     let began = now();
     let mut watching = Watching {
         prober,
-        books: Books::open(&options.report, options.report.verbosity(), None, report),
+        books: Books::open(
+            &options.report,
+            options.report.verbosity(),
+            None,
+            options.live,
+            report,
+        ),
         filter,
         ended: Vec::new(),
         opened: began,
         growth: Growth::since(began),
-        room: if report_is_terminal {
-            room()
-        } else {
-            usize::MAX
-        },
         options,
     };
     watching.follow(processes, &mut requests);
     watching.close(clock);
     Ok(())
 }
+
+/// Rows that wait for the end of their window at the most, about a kilobyte each. A window with more is reported in
+/// parts, each with its own times.
+const MOST_HELD: usize = 32_768;
 
 struct Watching<'a> {
     prober: Prober,
@@ -76,8 +80,6 @@ struct Watching<'a> {
     /// When it was opened, since the Unix epoch.
     opened: Duration,
     growth: Growth,
-    /// How many processes the table of what runs has room for, where it replaces the one before.
-    room: usize,
     options: &'a cli::Watch,
 }
 
@@ -157,6 +159,10 @@ impl Watching<'_> {
             }
             Err(error) => self.books.fail(&error),
         }
+        // In parts, rather than in any amount of memory.
+        if self.ended.len() >= MOST_HELD {
+            self.close_window();
+        }
     }
 
     fn close_window(&mut self) {
@@ -171,7 +177,10 @@ impl Watching<'_> {
         match self.prober.collector.running() {
             Ok(running) => {
                 let kept = |image: &Image| self.filter.keeps(image);
-                let top = self.options.top.min(self.room);
+                let top = match self.books.refreshes {
+                    true => self.options.top.min(room()),
+                    false => self.options.top,
+                };
                 let live = self.growth.look(now(), running, kept, top);
                 self.books.show(live);
             }

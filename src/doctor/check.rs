@@ -1,0 +1,143 @@
+//! What was checked, as plain values.
+
+use crate::collect::Holds;
+use crate::probe::attach::Method;
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Ok,
+    /// It is in nobody's way now, and something is worse for it.
+    Warn,
+    /// `memleak run` does not work because of it.
+    Fail,
+    /// It could not be found out.
+    Unknown,
+}
+
+impl Status {
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Warn => "warn",
+            Status::Fail => "fail",
+            Status::Unknown => "unknown",
+        }
+    }
+}
+
+/// One thing that `memleak run` takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    pub name: &'static str,
+    pub status: Status,
+    pub found: String,
+    /// What to do about it, where it is not ok and something can be done.
+    pub remedy: Option<String>,
+    /// Numbers that were measured, each with its name.
+    pub figures: Vec<(&'static str, u64)>,
+    /// What `-v` shows beside.
+    pub details: Vec<String>,
+}
+
+impl Check {
+    fn new(name: &'static str, status: Status, found: String, remedy: Option<String>) -> Self {
+        Check {
+            name,
+            status,
+            found,
+            remedy,
+            figures: Vec::new(),
+            details: Vec::new(),
+        }
+    }
+
+    pub fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, Status::Ok, found.into(), None)
+    }
+
+    pub fn warn(
+        name: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<Option<String>>,
+    ) -> Self {
+        Self::new(name, Status::Warn, found.into(), remedy.into())
+    }
+
+    pub fn fail(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(name, Status::Fail, found.into(), Some(remedy.into()))
+    }
+
+    pub fn unknown(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, Status::Unknown, found.into(), None)
+    }
+
+    #[must_use]
+    pub fn with_figure(mut self, name: &'static str, value: u64) -> Self {
+        self.figures.push((name, value));
+        self
+    }
+
+    #[must_use]
+    pub fn with_details(mut self, details: Vec<String>) -> Self {
+        self.details = details;
+        self
+    }
+}
+
+/// All that was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnosis {
+    pub checks: Vec<Check>,
+    /// How the probes were attached; `None` where they could not be.
+    pub method: Option<Method>,
+    pub holds: Option<Holds>,
+}
+
+/// The check that decides: a child's allocations were counted, and the figures are right.
+pub const COUNT: &str = "count";
+
+impl Diagnosis {
+    /// Whether `memleak run` works.
+    pub fn works(&self) -> bool {
+        let counted = |check: &Check| check.name == COUNT && check.status == Status::Ok;
+        self.checks.iter().any(counted) && self.failed().next().is_none()
+    }
+
+    /// The names of what failed.
+    pub fn failed(&self) -> impl Iterator<Item = &'static str> {
+        let failed = self
+            .checks
+            .iter()
+            .filter(|check| check.status == Status::Fail);
+        failed.map(|check| check.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn diagnosis(checks: Vec<Check>) -> Diagnosis {
+        Diagnosis {
+            checks,
+            method: None,
+            holds: None,
+        }
+    }
+
+    #[test]
+    fn it_works_only_where_the_count_was_right_and_nothing_failed() {
+        let count = || Check::ok(COUNT, "right");
+        assert!(diagnosis(vec![count()]).works());
+        assert!(diagnosis(vec![Check::warn("kernel", "old", None), count()]).works());
+        assert!(diagnosis(vec![count(), Check::unknown("lockdown", "?")]).works());
+        assert!(!diagnosis(vec![]).works());
+        assert!(!diagnosis(vec![Check::ok("kernel", "new")]).works());
+        assert!(!diagnosis(vec![Check::unknown(COUNT, "not tried")]).works());
+        assert!(!diagnosis(vec![Check::fail(COUNT, "wrong", "report it")]).works());
+        let broken = diagnosis(vec![count(), Check::fail("btf", "none", "build it")]);
+        assert!(!broken.works());
+        assert_eq!(broken.failed().collect::<Vec<_>>(), ["btf"]);
+    }
+}

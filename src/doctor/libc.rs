@@ -1,0 +1,64 @@
+//! The C library that commands get here, and where its probes go: found as `memleak run` finds it for a shell.
+
+use std::io::Read;
+use std::iter;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::allocator::{self, Examined, loader::Environment};
+use crate::probe::sites::Site;
+use crate::probe::table::Table;
+
+/// More of a C library is not searched for its version.
+const SEARCHED: u64 = 16 << 20;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Libc {
+    pub path: PathBuf,
+    /// What it calls itself, as `glibc 2.36`.
+    pub name: String,
+    pub sites: Vec<Site>,
+}
+
+/// The C library of /bin/sh; `None` where that has none of its own file.
+///
+/// # Errors
+/// It lacks functions that it must have.
+pub fn find() -> Result<Option<Libc>> {
+    let table = Table::new(Vec::new())?;
+    let environment = Environment::of_the_command();
+    let files = allocator::at_start(iter::empty(), &environment, &table)?;
+    let libc = files
+        .into_iter()
+        .find(|file| file.findings.is_libc && file.findings.is_allocator());
+    Ok(libc.map(|file| Libc {
+        name: name(&file),
+        path: file.path,
+        sites: file.findings.sites,
+    }))
+}
+
+fn name(file: &Examined) -> String {
+    let is_musl = file.findings.is_loader;
+    if is_musl {
+        return "musl".to_owned();
+    }
+    match version(file) {
+        Some(version) => format!("glibc {version}"),
+        None => "glibc".to_owned(),
+    }
+}
+
+/// The version that glibc has in its banner: `GNU C Library (…) stable release version 2.36.`
+fn version(file: &Examined) -> Option<String> {
+    let mut bytes = Vec::new();
+    (&file.file).take(SEARCHED).read_to_end(&mut bytes).ok()?;
+    let banner = memchr::memmem::find(&bytes, b"GNU C Library ")?;
+    let banner = bytes.get(banner..)?.split(|&byte| byte == b'\n').next()?;
+    let banner = std::str::from_utf8(banner).ok()?;
+    let version = banner.split_once("release version ")?.1;
+    let other = |c: char| !c.is_ascii_digit() && c != '.';
+    let version = version.split(other).next()?;
+    Some(version.trim_end_matches('.').to_owned())
+}

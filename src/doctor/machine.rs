@@ -1,0 +1,142 @@
+//! What this kernel and this process say of themselves: read from /proc, /sys and system calls.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statfs::{SECURITYFS_MAGIC, statfs};
+use nix::sys::utsname::uname;
+
+use crate::allocator::mapped::levels_of_proc_above;
+use crate::collect::BTF;
+use crate::filter;
+use crate::privilege::Capabilities;
+
+/// The inode of the first user namespace (`PROC_USER_INIT_INO`).
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
+
+const SECURITYFS: &str = "/sys/kernel/security";
+
+/// What is so without trying anything. `None`: it cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    pub release: String,
+    /// As uname(2) names it.
+    pub architecture: String,
+    /// Bytes of the kernel's type information; `None` where there is none.
+    pub btf: Option<u64>,
+    pub capabilities: Option<Capabilities>,
+    /// Whether capabilities are those of the first user namespace, which alone count for BPF.
+    pub first_user_namespace: Option<bool>,
+    pub no_new_privs: bool,
+    /// Whether memleak itself is under a seccomp filter.
+    pub filtered: bool,
+    pub lockdown: Lockdown,
+    pub unprivileged_bpf_disabled: Option<i32>,
+    pub perf_event_paranoid: Option<i32>,
+    /// The hard limit of descriptors, to which memleak raises its own.
+    pub descriptors: Option<u64>,
+    /// The limit of locked memory, in bytes.
+    pub memlock: Option<u64>,
+    pub has_proc: bool,
+    /// How many levels the pid namespace that /proc shows is above our own.
+    pub proc_above: u32,
+    pub cgroup_tree: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lockdown {
+    /// The kernel was built without, or it is off.
+    Off,
+    Integrity,
+    Confidentiality,
+    /// securityfs is not mounted, or may not be read.
+    Hidden,
+}
+
+impl Machine {
+    pub fn look() -> Self {
+        let name = uname().ok();
+        let of_name = |part: Option<&std::ffi::OsStr>| {
+            part.map_or_else(
+                || "unknown".to_owned(),
+                |part| part.to_string_lossy().into_owned(),
+            )
+        };
+        let status = fs::read_to_string("/proc/self/status");
+        let field = |name: &str| {
+            let mut lines = status.iter().flat_map(|status| status.lines());
+            lines.find_map(|line| line.strip_prefix(name)?.trim().parse::<u32>().ok())
+        };
+        let namespace = fs::read_link("/proc/self/ns/user").ok();
+        let hard = |resource| getrlimit(resource).ok().map(|(_, hard)| hard);
+        Machine {
+            release: of_name(name.as_ref().map(|name| name.release())),
+            architecture: of_name(name.as_ref().map(|name| name.machine())),
+            btf: fs::metadata(BTF).ok().map(|metadata| metadata.len()),
+            capabilities: Capabilities::get().ok(),
+            first_user_namespace: namespace.map(|link| link == Path::new(FIRST_USER_NAMESPACE)),
+            no_new_privs: field("NoNewPrivs:") == Some(1),
+            filtered: field("Seccomp:") == Some(2),
+            lockdown: lockdown(),
+            unprivileged_bpf_disabled: sysctl("unprivileged_bpf_disabled"),
+            perf_event_paranoid: sysctl("perf_event_paranoid"),
+            descriptors: hard(Resource::RLIMIT_NOFILE),
+            memlock: hard(Resource::RLIMIT_MEMLOCK),
+            has_proc: status.is_ok(),
+            proc_above: levels_of_proc_above(),
+            cgroup_tree: filter::cgroup_tree().map(Path::to_owned),
+        }
+    }
+}
+
+fn sysctl(name: &str) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/sys/kernel/{name}"));
+    text.ok()?.trim().parse().ok()
+}
+
+fn lockdown() -> Lockdown {
+    if let Ok(text) = fs::read_to_string(format!("{SECURITYFS}/lockdown")) {
+        return lockdown_in(&text);
+    }
+    let mounted = statfs(SECURITYFS).is_ok_and(|fs| fs.filesystem_type() == SECURITYFS_MAGIC);
+    // Where the kernel has lockdown, the file is there.
+    match mounted && !Path::new(SECURITYFS).join("lockdown").exists() {
+        true => Lockdown::Off,
+        false => Lockdown::Hidden,
+    }
+}
+
+/// The level in brackets, as in `none [integrity] confidentiality`.
+fn lockdown_in(text: &str) -> Lockdown {
+    let level = text
+        .split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'));
+    match level {
+        Some(("none", _)) => Lockdown::Off,
+        Some(("integrity", _)) => Lockdown::Integrity,
+        Some(("confidentiality", _)) => Lockdown::Confidentiality,
+        _ => Lockdown::Hidden,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_level_of_lockdown_is_the_one_in_brackets() {
+        for (text, level) in [
+            ("[none] integrity confidentiality\n", Lockdown::Off),
+            ("none [integrity] confidentiality\n", Lockdown::Integrity),
+            (
+                "none integrity [confidentiality]\n",
+                Lockdown::Confidentiality,
+            ),
+            ("", Lockdown::Hidden),
+            ("[new]", Lockdown::Hidden),
+        ] {
+            assert_eq!(lockdown_in(text), level, "{text}");
+        }
+    }
+}

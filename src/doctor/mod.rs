@@ -1,0 +1,94 @@
+//! `memleak doctor`: whether `memleak run` works here, what is in its way, and what to do about it.
+//!
+//! What decides is a run in small (`trial`), of a child whose allocations are known (`patient`). The rest explains it:
+//! each fact is found out by itself (`machine`, `libc`, `price`), and what cannot be found out because of another
+//! one says so. What facts mean is decided by pure functions (`judge`, `verdict`) over plain values.
+
+mod check;
+mod judge;
+mod libc;
+mod machine;
+mod patient;
+mod price;
+mod report;
+mod trial;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::cli;
+use crate::output::{self, Output, Standard};
+use crate::privilege;
+use crate::report::Verbosity;
+use crate::status::TOOL_ERROR;
+use check::Diagnosis;
+use machine::Machine;
+use trial::Trial;
+
+pub use patient::Patient;
+pub use report::Format;
+
+/// Examines, reports, and says with what memleak is to end: 0 only if `memleak run` works.
+///
+/// # Errors
+/// The report cannot be written.
+pub fn doctor(options: &cli::Doctor) -> Result<u8> {
+    if let Some(patient) = options.patient {
+        return Ok(patient.live());
+    }
+    privilege::keep_what_is_used()?;
+    // A descriptor of its own: to let the child go is to give up standard output.
+    let standard = Path::new("/dev/stdout");
+    let file = options.output.as_deref().unwrap_or(standard);
+    let output = output::open(Some(file), Standard::Output)?;
+    let diagnosis = examine(options);
+    write(options, &diagnosis, output)?;
+    Ok(match diagnosis.works() {
+        true => 0,
+        false => TOOL_ERROR,
+    })
+}
+
+fn examine(options: &cli::Doctor) -> Diagnosis {
+    let machine = Machine::look();
+    let trial = trial::run(options);
+    let libc = libc::find().map_err(|error| format!("{error:#}"));
+    let mut checks = judge::machine(&machine, &trial);
+    checks.extend(verdict::libc(&libc));
+    checks.extend(verdict::trial(&trial));
+    checks.push(verdict::return_probes(&trial, &machine));
+    let measure = |method| price::measure(method).map_err(|error| format!("{error:#}"));
+    checks.push(match &trial {
+        Trial::Ran(ran) => verdict::price(&measure(ran.method)),
+        Trial::Refused(refusal) => verdict::not_tried(verdict::PRICE, refusal),
+    });
+    let ran = trial.ran();
+    Diagnosis {
+        checks,
+        method: ran.map(|ran| ran.method),
+        holds: ran.map(|ran| ran.holds),
+    }
+}
+
+fn write(options: &cli::Doctor, diagnosis: &Diagnosis, mut output: Output) -> Result<()> {
+    let verbosity = match (options.quiet, options.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (false, true) => Verbosity::Verbose,
+        (false, false) => Verbosity::Normal,
+    };
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let color = options.color.wanted(output.terminal, no_color);
+    let text = report::render(diagnosis, options.format, verbosity, color)?;
+    let written = output.writer.write_all(text.as_bytes());
+    match written.and_then(|()| output.writer.flush()) {
+        // Nobody wants to read it any more.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.with_context(|| format!("cannot write to {}", output.name)),
+    }
+}

@@ -1,0 +1,445 @@
+//! What facts mean, on facts made by hand.
+
+use std::path::PathBuf;
+
+use super::check::{COUNT, Check, Diagnosis, Status};
+use super::libc::Libc;
+use super::machine::{Lockdown, Machine};
+use super::patient::{BLOCK, BLOCKS, FREED, NOT_EXECUTED, NOT_FILTERED};
+use super::price::Price;
+use super::trial::{Cause, Ran, Refusal, Stage, Trial};
+use super::{judge, report, verdict};
+use crate::collect::Holds;
+use crate::image::{Image, Losses, Uncovered, samples::image};
+use crate::launch::Ended;
+use crate::privilege::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
+use crate::probe::attach::Method;
+use crate::report::Verbosity;
+
+fn capabilities(numbers: &[u32]) -> Option<Capabilities> {
+    Some(Capabilities {
+        effective: numbers.iter().map(|number| 1 << number).sum(),
+        ..Capabilities::default()
+    })
+}
+
+fn machine() -> Machine {
+    Machine {
+        release: "6.18.5-generic".to_owned(),
+        architecture: "x86_64".to_owned(),
+        btf: Some(5_520_272),
+        capabilities: capabilities(&[CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN]),
+        first_user_namespace: Some(true),
+        no_new_privs: false,
+        filtered: false,
+        lockdown: Lockdown::Off,
+        unprivileged_bpf_disabled: Some(2),
+        perf_event_paranoid: Some(4),
+        descriptors: Some(4096),
+        memlock: Some(8_388_608),
+        has_proc: true,
+        proc_above: 0,
+        cgroup_tree: Some(PathBuf::from("/sys/fs/cgroup")),
+    }
+}
+
+/// As the child is where every call of its was counted.
+fn images() -> Vec<Image> {
+    let with_more = |number, blocks: u64, freed: u64| {
+        let mut image = image();
+        image.image = number;
+        let counters = &mut image.counters;
+        counters.alloc_count = 20 + blocks;
+        counters.total_allocs_bytes = 3000 + blocks * BLOCK;
+        counters.free_count = 15 + freed;
+        counters.leaked_blocks = 5 + blocks - freed;
+        counters.leaked_bytes = 700 + (blocks - freed) * BLOCK;
+        image
+    };
+    vec![
+        with_more(0, 0, 0),
+        with_more(1, 0, 0),
+        with_more(2, BLOCKS, FREED),
+        with_more(3, BLOCKS, FREED),
+    ]
+}
+
+fn ran() -> Ran {
+    Ran {
+        method: Method::Session,
+        holds: Holds::Everywhere,
+        kernel_bytes: 43_041_032,
+        descriptors: 49,
+        images: images(),
+        ended: Ok(Ended::Exited(0)),
+    }
+}
+
+fn refused(stage: Stage, cause: Cause, error: &str) -> Trial {
+    Trial::Refused(Refusal {
+        stage,
+        cause,
+        error: error.to_owned(),
+        said: vec!["libbpf: no".to_owned()],
+    })
+}
+
+fn without_rights() -> Trial {
+    refused(
+        Stage::Load,
+        Cause::Rights,
+        "no right to load BPF programs: run memleak as root",
+    )
+}
+
+fn diagnosis(machine: &Machine, trial: &Trial, libc: &Result<Option<Libc>, String>) -> Diagnosis {
+    let price = Ok(Price {
+        emulated_ns: 300,
+        single_stepped_ns: 6000,
+    });
+    let mut checks = judge::machine(machine, trial);
+    checks.extend(verdict::libc(libc));
+    checks.extend(verdict::trial(trial));
+    checks.push(verdict::return_probes(trial, machine));
+    checks.push(match trial {
+        Trial::Ran(_) => verdict::price(&price),
+        Trial::Refused(refusal) => verdict::not_tried(verdict::PRICE, refusal),
+    });
+    let ran = trial.ran();
+    Diagnosis {
+        checks,
+        method: ran.map(|ran| ran.method),
+        holds: ran.map(|ran| ran.holds),
+    }
+}
+
+fn shown(diagnosis: &Diagnosis) -> String {
+    let format = report::Format::Table;
+    report::render(diagnosis, format, Verbosity::Normal, false).unwrap()
+}
+
+fn glibc() -> Libc {
+    Libc {
+        path: PathBuf::from("/lib/libc.so.6"),
+        name: "glibc 2.36".to_owned(),
+        sites: Vec::new(),
+    }
+}
+
+#[track_caller]
+fn assert_check(check: &Check, status: Status, words: &[&str]) {
+    assert_eq!(check.status, status, "{check:?}");
+    let text = format!(
+        "{}; {}",
+        check.found,
+        check.remedy.clone().unwrap_or_default()
+    );
+    for word in words {
+        assert!(text.contains(word), "{word:?} is missing in {text:?}");
+    }
+}
+
+fn named(checks: Vec<Check>, name: &str) -> Check {
+    let mut checks = checks.into_iter();
+    checks.find(|check| check.name == name).unwrap()
+}
+
+#[test]
+fn a_machine_on_which_all_is_well() {
+    let diagnosis = diagnosis(&machine(), &Trial::Ran(ran()), &Ok(Some(glibc())));
+    assert!(diagnosis.works());
+    insta::assert_snapshot!(shown(&diagnosis));
+}
+
+#[test]
+fn a_user_without_rights() {
+    let mut machine = machine();
+    machine.capabilities = capabilities(&[]);
+    let diagnosis = diagnosis(&machine, &without_rights(), &Ok(Some(glibc())));
+    assert!(!diagnosis.works());
+    insta::assert_snapshot!(shown(&diagnosis));
+}
+
+#[test]
+fn a_kernel_on_which_nothing_is_well() {
+    let machine = Machine {
+        release: "5.4.0".to_owned(),
+        btf: None,
+        lockdown: Lockdown::Confidentiality,
+        unprivileged_bpf_disabled: None,
+        has_proc: false,
+        cgroup_tree: None,
+        ..machine()
+    };
+    let trial = refused(
+        Stage::Load,
+        Cause::Other,
+        "this kernel has no type information: use one that has",
+    );
+    let diagnosis = diagnosis(&machine, &trial, &Ok(None));
+    assert!(!diagnosis.works());
+    insta::assert_snapshot!(shown(&diagnosis));
+}
+
+#[test]
+fn every_line_that_is_not_ok_and_can_be_helped_says_how() {
+    let mut machine = machine();
+    machine.capabilities = capabilities(&[]);
+    machine.cgroup_tree = None;
+    let diagnosis = diagnosis(&machine, &without_rights(), &Ok(None));
+    for check in diagnosis.checks {
+        let wanted = matches!(check.status, Status::Fail | Status::Warn);
+        assert_eq!(check.remedy.is_some(), wanted, "{check:?}");
+    }
+}
+
+#[test]
+fn capabilities_are_enough_by_either_way() {
+    let refused = without_rights();
+    let check = |numbers: &[u32], change: fn(&mut Machine), trial: &Trial| {
+        let mut machine = machine();
+        machine.capabilities = capabilities(numbers);
+        change(&mut machine);
+        named(judge::machine(&machine, trial), "capabilities")
+    };
+    let both = [CAP_BPF, CAP_PERFMON];
+    assert_check(
+        &check(&both, |_| (), &refused),
+        Status::Ok,
+        &["CAP_BPF, CAP_PERFMON"],
+    );
+    assert_check(&check(&[CAP_SYS_ADMIN], |_| (), &refused), Status::Ok, &[]);
+    for lacking in [CAP_BPF, CAP_PERFMON] {
+        let check = check(&[lacking], |_| (), &refused);
+        assert_check(&check, Status::Fail, &["only CAP_", "setcap"]);
+    }
+    let nested = check(
+        &both,
+        |machine| machine.first_user_namespace = Some(false),
+        &refused,
+    );
+    assert_check(&nested, Status::Fail, &["user namespace", "outside"]);
+    let bound = check(&[], |machine| machine.no_new_privs = true, &refused);
+    assert_check(
+        &bound,
+        Status::Fail,
+        &["no_new_privs", "NoNewPrivileges=no"],
+    );
+    // What worked was not in the way.
+    let worked = Trial::Ran(ran());
+    let nested = check(
+        &both,
+        |machine| machine.first_user_namespace = Some(false),
+        &worked,
+    );
+    assert_check(&nested, Status::Ok, &[]);
+}
+
+#[test]
+fn a_filter_on_memleak_is_blamed_only_where_the_capabilities_would_do() {
+    let check = |numbers: &[u32], filtered, trial: &Trial| {
+        let mut machine = machine();
+        machine.capabilities = capabilities(numbers);
+        machine.filtered = filtered;
+        named(judge::machine(&machine, trial), "seccomp")
+    };
+    let all = [CAP_BPF, CAP_PERFMON];
+    let refused = without_rights();
+    assert_check(
+        &check(&all, true, &refused),
+        Status::Fail,
+        &["bpf(2)", "outside"],
+    );
+    assert_check(&check(&[], true, &refused), Status::Unknown, &[]);
+    assert_check(
+        &check(&all, true, &Trial::Ran(ran())),
+        Status::Ok,
+        &["lets bpf(2)"],
+    );
+    assert_check(&check(&all, false, &refused), Status::Ok, &["no filter"]);
+}
+
+#[test]
+fn lockdown_is_in_the_way_at_its_highest_level_and_where_nothing_ran() {
+    let check = |lockdown, trial: &Trial| {
+        let machine = Machine {
+            lockdown,
+            ..machine()
+        };
+        named(judge::machine(&machine, trial), "lockdown")
+    };
+    let (refused, worked) = (without_rights(), Trial::Ran(ran()));
+    assert_check(
+        &check(Lockdown::Confidentiality, &refused),
+        Status::Fail,
+        &["lockdown="],
+    );
+    assert_check(&check(Lockdown::Confidentiality, &worked), Status::Ok, &[]);
+    assert_check(
+        &check(Lockdown::Integrity, &refused),
+        Status::Ok,
+        &["integrity"],
+    );
+    assert_check(
+        &check(Lockdown::Hidden, &refused),
+        Status::Unknown,
+        &["securityfs"],
+    );
+}
+
+#[test]
+fn limits_are_blamed_for_what_was_refused_for_them() {
+    let trial = refused(Stage::Attach, Cause::Descriptors, "cannot attach: too many");
+    let few = named(judge::machine(&machine(), &trial), "descriptors");
+    assert_check(&few, Status::Fail, &["4096", "ulimit -Hn"]);
+    let trial = refused(Stage::Load, Cause::Memory, "no memory: give less");
+    let little = named(judge::machine(&machine(), &trial), "memory");
+    assert_check(&little, Status::Fail, &["--max-allocs"]);
+    let old = Machine {
+        release: "5.10.0".to_owned(),
+        ..machine()
+    };
+    let locked = named(judge::machine(&old, &without_rights()), "memory");
+    assert_check(&locked, Status::Warn, &["8.389 MB", "ulimit -l"]);
+}
+
+#[test]
+fn releases_have_two_numbers_that_count() {
+    for (release, version) in [
+        ("6.18.44-fc", Some((6, 18))),
+        ("5.14.0-427.el9.x86_64", Some((5, 14))),
+        ("6.1", Some((6, 1))),
+        ("7.0-rc1", Some((7, 0))),
+        ("unknown", None),
+        ("6", None),
+    ] {
+        assert_eq!(judge::version(release), version, "{release}");
+    }
+}
+
+fn count(change: impl FnOnce(&mut Ran)) -> Check {
+    let mut ran = ran();
+    change(&mut ran);
+    named(verdict::trial(&Trial::Ran(ran)), COUNT)
+}
+
+#[test]
+fn the_count_is_right_to_the_byte_or_wrong() {
+    assert_check(&count(|_| ()), Status::Ok, &["to the byte"]);
+    let wrong: [fn(&mut Ran); 5] = [
+        |ran| ran.images[2].counters.total_allocs_bytes -= 1,
+        |ran| ran.images[2].counters.alloc_count += 1,
+        |ran| ran.images[2].counters.free_count -= 1,
+        |ran| ran.images[2].counters.leaked_bytes += 1,
+        |ran| ran.images[2].counters.failed_allocs += 1,
+    ];
+    for change in wrong {
+        assert_check(
+            &count(change),
+            Status::Fail,
+            &["counted are", "report this"],
+        );
+    }
+    let fewer = count(|ran| ran.images[2].counters.alloc_count = 0);
+    assert_check(&fewer, Status::Fail, &["fewer than without"]);
+    assert!(fewer.figures.is_empty());
+    // The images that nothing is compared with may have any figures.
+    let other = count(|ran| ran.images[0].counters.alloc_count = 7);
+    assert_check(&other, Status::Ok, &[]);
+}
+
+#[test]
+fn a_child_that_was_not_followed_to_the_end_says_nothing() {
+    let lost = count(|ran| {
+        ran.images[1].losses = Losses {
+            rows_lost: 1,
+            ..Losses::default()
+        }
+    });
+    assert_check(&lost, Status::Fail, &["lost"]);
+    let late = count(|ran| ran.images[2].uncovered = Some(Uncovered::Late));
+    assert_check(&late, Status::Fail, &["before its allocator was probed"]);
+    let unread = count(|ran| ran.images[1].uncovered = Some(Uncovered::Unexamined));
+    assert_check(&unread, Status::Fail, &["may not read", "chmod a+r"]);
+    let missing = count(|ran| ran.images.truncate(2));
+    assert_check(&missing, Status::Fail, &["2 rows"]);
+    let stuck = count(|ran| ran.ended = Err("it did not end".to_owned()));
+    assert_check(&stuck, Status::Fail, &["it did not end"]);
+    let unable = count(|ran| ran.ended = Ok(Ended::Exited(NOT_EXECUTED)));
+    assert_check(&unable, Status::Fail, &["execute itself"]);
+}
+
+#[test]
+fn a_child_that_dies_under_a_filter_is_a_warning_and_no_failure() {
+    let died = |ran: &mut Ran| {
+        ran.ended = Ok(Ended::Signaled {
+            signal: 31,
+            core: false,
+        });
+        ran.images[3].counters.alloc_count = 20;
+    };
+    assert_check(&count(died), Status::Ok, &[]);
+    let check = |change: &dyn Fn(&mut Ran)| {
+        let mut ran = ran();
+        change(&mut ran);
+        verdict::return_probes(&Trial::Ran(ran), &machine())
+    };
+    assert_check(&check(&|_| ()), Status::Ok, &["lived"]);
+    assert_check(&check(&died), Status::Warn, &["signal 31", "cf6cb56ef244"]);
+    let unfiltered = |ran: &mut Ran| ran.ended = Ok(Ended::Exited(NOT_FILTERED));
+    assert_check(&check(&unfiltered), Status::Unknown, &["could not be put"]);
+    let unseen = |ran: &mut Ran| ran.images[3].counters.alloc_count = 20;
+    assert_check(&check(&unseen), Status::Unknown, &["no child came to them"]);
+}
+
+#[test]
+fn where_it_was_not_tried_the_version_warns() {
+    for (release, architecture, status) in [
+        ("6.10.14", "x86_64", Status::Unknown),
+        ("6.11.0", "x86_64", Status::Warn),
+        ("6.13.9", "x86_64", Status::Warn),
+        ("6.14.0", "x86_64", Status::Unknown),
+        ("6.12.0", "aarch64", Status::Unknown),
+    ] {
+        let machine = Machine {
+            release: release.to_owned(),
+            architecture: architecture.to_owned(),
+            ..machine()
+        };
+        let check = verdict::return_probes(&without_rights(), &machine);
+        assert_eq!(check.status, status, "{release} {architecture}");
+    }
+}
+
+#[test]
+fn what_cannot_be_attached_is_named_with_its_remedy_and_the_rest_is_not_found_out() {
+    let trial = refused(
+        Stage::Attach,
+        Cause::Other,
+        "cannot attach to malloc: no such thing",
+    );
+    let checks = verdict::trial(&trial);
+    let probes = named(checks.clone(), "probes");
+    assert_check(
+        &probes,
+        Status::Fail,
+        &["cannot attach to malloc: no such thing; see what else"],
+    );
+    assert_eq!(probes.details, ["libbpf: no"]);
+    assert_check(&named(checks.clone(), "programs"), Status::Ok, &[]);
+    for name in ["method", "holds", COUNT] {
+        assert_check(
+            &named(checks.clone(), name),
+            Status::Unknown,
+            &["not found out"],
+        );
+    }
+}
+
+#[test]
+fn a_c_library_without_functions_is_a_failure() {
+    let error = "/lib/libc.so.6 has no symbol for free: reinstall the package".to_owned();
+    let [libc, places] = verdict::libc(&Err(error));
+    assert_check(&libc, Status::Fail, &["no symbol for free; reinstall"]);
+    assert_check(&places, Status::Unknown, &[]);
+}

@@ -1,0 +1,187 @@
+//! `memleak run` in small: loads the real programs, attaches the real probes, lets a child of memleak's own
+//! go, and takes its rows.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+
+use super::patient::PROGRAM;
+use crate::cli::{self, Task};
+use crate::collect::{self, Holds, LoadError, ran_out_of_descriptors};
+use crate::image::Image;
+use crate::launch::{Ended, Running, Stderr, Suspended};
+use crate::probe::attach::Method;
+use crate::prober::Prober;
+
+/// A child that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between looks at a child that nothing is heard of.
+const STEP_MS: u8 = 100;
+
+/// How it went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// The programs could not be loaded, or the probes not be attached.
+    Refused(Refusal),
+    Ran(Ran),
+}
+
+impl Trial {
+    pub fn ran(&self) -> Option<&Ran> {
+        match self {
+            Trial::Ran(ran) => Some(ran),
+            Trial::Refused(_) => None,
+        }
+    }
+}
+
+/// Why nothing could be counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub stage: Stage,
+    pub cause: Cause,
+    /// What is wrong; where the programs could not be loaded, and after a colon what to do about it.
+    pub error: String,
+    /// What libbpf and the verifier said, line by line.
+    pub said: Vec<String>,
+}
+
+/// What could not be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Fork,
+    Load,
+    Attach,
+}
+
+/// What it was for want of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Rights,
+    Memory,
+    Descriptors,
+    Other,
+}
+
+/// What was seen of the child.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    pub method: Method,
+    pub holds: Holds,
+    /// Bytes of the kernel's memory that the maps take.
+    pub kernel_bytes: u64,
+    /// Open descriptors, with the probes attached.
+    pub descriptors: u64,
+    pub images: Vec<Image>,
+    pub ended: Result<Ended, String>,
+}
+
+/// Tries. To be called while the process has one thread; gives up memleak's standard input and output.
+pub fn run(options: &cli::Doctor) -> Trial {
+    let refused = |stage, error: &anyhow::Error| {
+        let said = collect::take_messages();
+        Trial::Refused(Refusal {
+            stage: match error.is::<LoadError>() {
+                true => Stage::Load,
+                false => stage,
+            },
+            cause: cause(error),
+            error: match error.downcast_ref::<LoadError>() {
+                Some(error) => error.to_string(),
+                None => format!("{error:#}"),
+            },
+            said: said.lines().map(str::to_owned).collect(),
+        })
+    };
+    let (run, command) = match suspended(options) {
+        Ok(forked) => forked,
+        Err(error) => return refused(Stage::Fork, &error),
+    };
+    match Prober::start(&run, &command) {
+        Ok(prober) => Trial::Ran(follow(command, prober)),
+        Err(error) => refused(Stage::Attach, &error),
+    }
+}
+
+/// The child, and the options of a run that has no others.
+fn suspended(options: &cli::Doctor) -> Result<(cli::Run, Suspended)> {
+    let program = OsStr::from_bytes(PROGRAM.to_bytes());
+    let words = ["memleak", "run", "--"].map(OsStr::new).into_iter();
+    let command = [program, OsStr::new("doctor"), OsStr::new("--patient=init")];
+    let mut run = match cli::parse(words.chain(command).map(OsString::from)) {
+        Ok(Task::Run(run)) => run,
+        other => bail!("a run cannot be described: {other:?}"),
+    };
+    run.probing.method = options.method;
+    run.probing.holds = options.holds;
+    let command = Suspended::fork(&run.command, None)?;
+    Ok((run, command))
+}
+
+fn cause(error: &anyhow::Error) -> Cause {
+    match error.downcast_ref::<LoadError>() {
+        Some(LoadError::Rights(_)) => Cause::Rights,
+        Some(LoadError::Memory { .. }) => Cause::Memory,
+        _ if ran_out_of_descriptors(error.as_ref()) => Cause::Descriptors,
+        _ => Cause::Other,
+    }
+}
+
+fn follow(command: Suspended, mut prober: Prober) -> Ran {
+    let ended = match command.release(Stderr::Keep) {
+        Ok(mut running) => {
+            let ended = wait(&mut running, &mut prober);
+            if ended.is_err() {
+                // A child of ours that is not reaped yet.
+                let _ = kill(running.pid(), Signal::SIGKILL);
+                let _ = running.wait();
+            }
+            ended
+        }
+        Err(error) => Err(error.into()),
+    };
+    let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count());
+    let collector = &mut prober.collector;
+    let images = collector.take_all();
+    let kernel_bytes = collector.kernel_memory();
+    collector.detach();
+    let (images, ended) = match (images, ended) {
+        (Ok(images), ended) => (images, ended),
+        (Err(error), Ok(_)) => (Vec::new(), Err(error)),
+        (Err(_), Err(error)) => (Vec::new(), Err(error)),
+    };
+    Ran {
+        method: prober.collector.method(),
+        holds: prober.collector.holds(),
+        kernel_bytes,
+        // The one by which they are counted is not one of them.
+        descriptors: descriptors.saturating_sub(1) as u64,
+        images,
+        ended: ended.map_err(|error| format!("{error:#}")),
+    }
+}
+
+/// Waits for the child's end, and for its rows.
+fn wait(running: &mut Running, prober: &mut Prober) -> Result<Ended> {
+    let began = Instant::now();
+    loop {
+        let [ended, arrivals] = prober.collector.fds();
+        let mut ready =
+            [running.pidfd(), ended, arrivals].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        poll(&mut ready, PollTimeout::from(STEP_MS)).context("cannot wait for the child")?;
+        prober.examine_arrivals()?;
+        if let Some(ended) = running.try_wait()? {
+            return Ok(ended);
+        }
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "the child did not end within {} s",
+            PATIENCE.as_secs()
+        );
+    }
+}
