@@ -243,6 +243,12 @@ impl Watch {
         self.wait()
     }
 
+    /// Ends it without a chance to do anything about it.
+    pub fn kill(self) {
+        self.signal(Signal::SIGKILL);
+        wait_status(self.child);
+    }
+
     /// Waits for it to end.
     #[track_caller]
     pub fn wait(mut self) -> Report {

@@ -1,0 +1,317 @@
+//! Faults of the machine and of others: nothing hangs, nothing lies, and the command lives.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::expected::{End, counts};
+use common::newcomers::Place;
+use common::watch::{Waiting, Watch};
+use common::{Job, Losses, Report, code, compile, fixture};
+
+const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
+
+#[track_caller]
+fn output(command: &mut Command) -> Output {
+    command
+        .env_remove("LD_LIBRARY_PATH")
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Of `nests_in_calloc`.
+fn nested(depth: u64) -> common::Counts {
+    counts(
+        depth * 200_016,
+        depth * 3,
+        depth,
+        depth * 100_016,
+        depth * 2,
+    )
+}
+
+#[test]
+fn calls_within_calls_are_exact_to_a_depth_and_lost_by_number_beyond_it() {
+    let run = |depth: u64| Job::fixture("nests_in_calloc", &[&depth.to_string()]).run();
+    let report = run(8);
+    report.assert_complete();
+    assert_eq!(report.only_row().counts, nested(8));
+    // The kernel takes 64 pending returns of a thread.
+    for depth in [9, 80] {
+        let report = run(depth);
+        assert_eq!(code(report.status), 0, "{}", report.stderr);
+        let row = report.only_row();
+        assert_eq!(row.counts.alloc_count, nested(8).alloc_count);
+        assert_eq!(row.losses.calls_without_return, (depth - 8) * 3);
+        assert!(!row.complete);
+    }
+}
+
+// ---- files and memory ------------------------------------------------------------------------------------
+
+#[test]
+fn a_disk_that_is_full_costs_the_report_and_neither_the_command_nor_the_verdict() {
+    const SCRIPT: &str = r#"
+        mount -t tmpfs -o size=16k none "$1" || exit 99
+        report=$1/report; shift
+        exec "$@" -o "$report" -- "$PROGRAM" 300"#;
+    for (options, expected) in [
+        (&[][..], 0),
+        (&["-v"], 0),
+        (&["--fail-on-leak", "90", "-v"], 23),
+    ] {
+        let place = Place::new();
+        let output = output(
+            Command::new("unshare")
+                .args(["--mount", "sh", "-c", SCRIPT, "sh"])
+                .arg(place.path(""))
+                .args([MEMLEAK, "run", "--format", "json"])
+                .args(options)
+                .env("PROGRAM", fixture("short_lives")),
+        );
+        let said = text(&output.stderr);
+        assert_eq!(code(output.status), expected, "{said}");
+        let told = said.lines().filter(|line| {
+            line.contains("cannot write the report to") && line.contains("No space left")
+        });
+        // With -o and without -v it has given up standard error, which may be somebody's pipe.
+        assert_eq!(told.count(), usize::from(options.contains(&"-v")), "{said}");
+    }
+}
+
+#[test]
+fn few_descriptors_are_memleaks_own_trouble_and_the_command_keeps_its_limit() {
+    let run = |limit: &str| {
+        output(
+            Command::new("prlimit")
+                .arg(format!("--nofile={limit}"))
+                .args([MEMLEAK, "run", "--", "sh", "-c", "ulimit -Sn; ulimit -Hn"]),
+        )
+    };
+    let enough = run("32:4096");
+    assert_eq!(code(enough.status), 0, "{}", text(&enough.stderr));
+    assert_eq!(text(&enough.stdout), "32\n4096\n");
+    let few = run("32:32");
+    let said = text(&few.stderr);
+    assert_eq!((code(few.status), few.stdout.len()), (125, 0), "{said}");
+    assert!(
+        said.contains("descriptors") && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
+/// A control group whose memory, the kernel's included, is limited.
+struct Limited(PathBuf);
+
+impl Limited {
+    fn new(name: &str, bytes: u64) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
+        let mut words = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>());
+        let (root, file) = words
+            .find_map(|words| {
+                let root = PathBuf::from(words[1]);
+                let first =
+                    words[2] == "cgroup" && words[3].split(',').any(|word| word == "memory");
+                if first {
+                    return Some((root, "memory.limit_in_bytes"));
+                }
+                let controllers = fs::read_to_string(root.join("cgroup.controllers"));
+                let second = words[2] == "cgroup2"
+                    && controllers
+                        .is_ok_and(|all| all.split_whitespace().any(|one| one == "memory"));
+                second.then(|| {
+                    fs::write(root.join("cgroup.subtree_control"), "+memory")
+                        .expect("memory can be limited");
+                    (root, "memory.max")
+                })
+            })
+            .expect("control groups that limit memory are mounted");
+        let path = root.join(format!("memleak-{name}-{}", std::process::id()));
+        fs::create_dir(&path).expect("control groups can be made");
+        fs::write(path.join(file), bytes.to_string()).expect("memory can be limited");
+        Self(path)
+    }
+
+    /// memleak in the group, and its command outside of it.
+    fn run(&self, options: &[&str], command: &[&str]) -> Output {
+        const ENTER: &str = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
+        output(
+            Command::new("sh")
+                .args(["-c", ENTER])
+                .arg(&self.0)
+                .args([MEMLEAK, "run", "--format", "json"])
+                .args(options)
+                .args(["--", "sh", "-c", ENTER])
+                .arg(self.0.parent().expect("it is no root"))
+                .args(command),
+        )
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn what_the_kernel_has_no_memory_to_record_is_lost_by_number() {
+    let group = Limited::new("few", 80_000_000);
+    let place = Place::new();
+    let report = place.path("report");
+    let program = fixture("holds_blocks");
+    // The program's own end is told, whatever becomes of memleak.
+    let script = r#""$0" 1000000 8; echo "ended $?""#;
+    let output = group.run(
+        &["-o", report.to_str().expect("a plain path")],
+        &["sh", "-c", script, program.to_str().expect("a plain path")],
+    );
+    let said = text(&output.stderr);
+    assert_eq!(text(&output.stdout), "ended 0\n", "{said}");
+    if code(output.status) == 137 {
+        // The kernel found memleak itself to be what takes memory.
+        return;
+    }
+    assert_eq!(code(output.status), 0, "{said}");
+    let rows = fs::read_to_string(&report).expect("there is a report");
+    let row = rows
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"))
+        .find(|row| row["comm"] == "holds_blocks" && row["end"] == "exited")
+        .expect("it has a row");
+    assert_eq!(row["total_allocs_bytes"], 8_000_000, "{row}");
+    let lost = row["losses"]["blocks_not_recorded"].as_u64();
+    let lost = lost.unwrap_or_default();
+    assert!(lost > 0, "the limit was none: {row}");
+    assert_eq!(
+        row["leaked_blocks"].as_u64(),
+        Some(1_000_000 - lost),
+        "{row}"
+    );
+    assert_eq!(row["complete"], false);
+}
+
+#[test]
+fn without_memory_for_the_tables_the_command_is_not_started() {
+    let group = Limited::new("none", 12_000_000);
+    let output = group.run(&[], &["sh", "-c", "echo started"]);
+    let said = text(&output.stderr);
+    // The kernel may have ended memleak for it.
+    assert!(matches!(code(output.status), 125 | 137), "{said}");
+    assert_eq!(text(&output.stdout), "");
+    if code(output.status) == 125 {
+        assert!(said.contains("--max-allocs"), "{said}");
+    }
+}
+
+// ---- several memleaks, and others that look into processes ----------------------------------------------------
+
+#[test]
+fn memleak_counts_under_memleak_and_both_are_exact() {
+    let place = Place::new();
+    let inner = place.path("inner");
+    let program = fixture("fork_1000_50");
+    let words = [
+        "run".as_ref(),
+        "--format".as_ref(),
+        "json".as_ref(),
+        "-o".as_ref(),
+        inner.as_os_str(),
+        "--".as_ref(),
+        program.as_os_str(),
+    ];
+    let outer = Job::new(MEMLEAK, words).run();
+    assert_eq!(code(outer.status), 0, "{}", outer.stderr);
+    let inner = fs::read_to_string(&inner).expect("there is a report");
+    let inner: Vec<serde_json::Value> = inner
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+        .collect();
+    assert_eq!(
+        inner.last().expect("a summary")["complete"],
+        true,
+        "{inner:#?}"
+    );
+    for bytes in [1000, 50] {
+        let ours = outer
+            .rows
+            .iter()
+            .filter(|row| row.exe.as_ref() == Some(&program) && row.end == "exited")
+            .filter(|row| row.counts.leaked_bytes == bytes)
+            .count();
+        let theirs = inner
+            .iter()
+            .filter(|row| row["leaked_bytes"] == bytes)
+            .count();
+        assert_eq!(
+            (ours, theirs),
+            (1, 1),
+            "{bytes}: {:#?} {inner:#?}",
+            outer.rows
+        );
+    }
+}
+
+#[test]
+fn two_memleaks_watch_one_process_and_one_of_them_may_be_killed() {
+    let mut target = Waiting::fixture("grows_by_line", &["100"]);
+    let pid = target.pid();
+    let [first, last] = [(); 2].map(|()| Watch::pid(pid, &[]));
+    target.ask();
+    first.kill();
+    target.ask();
+    let (status, _) = target.finish();
+    assert!(status.success(), "{status}");
+    let report = last.wait();
+    let row = report.row_of(pid);
+    assert_eq!(
+        (End::of(row), row.losses),
+        (End::Exit(0), Losses::default())
+    );
+    assert_eq!(row.counts, counts(200, 2, 0, 200, 2));
+}
+
+#[test]
+fn a_program_with_a_leak_sanitizer_finds_what_it_always_finds() {
+    let program = compile(
+        "fixtures/leak_known.c",
+        "leak_known.lsan",
+        &["-O1", "-fsanitize=leak"],
+    );
+    let bare = output(&mut Command::new(&program));
+    assert!(
+        text(&bare.stderr).contains("LeakSanitizer"),
+        "{}",
+        text(&bare.stderr)
+    );
+    let watched = Job::new(&program, [""; 0]).run();
+    assert_eq!(
+        code(watched.status),
+        code(bare.status),
+        "{}",
+        watched.stderr
+    );
+    let found = |said: &str| {
+        let lines = said.lines().filter(|line| line.contains("SUMMARY"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&watched.stderr), found(&text(&bare.stderr)));
+    let leaked = |report: &Report, bytes| {
+        let row = report
+            .rows
+            .iter()
+            .find(|row| row.counts.leaked_bytes >= bytes);
+        row.is_some()
+    };
+    assert!(leaked(&watched, 1_000_000), "{:#?}", watched.rows);
+    assert!(Path::new(&program).exists());
+}
