@@ -196,7 +196,7 @@ pub struct Doctor {
 #[command(next_help_heading = "Filters")]
 pub struct Filters {
     /// Only processes of this real user id; several: --uid 1,2 or --uid 1 --uid 2
-    #[arg(long, value_name = "UID", value_delimiter = ',')]
+    #[arg(long, value_name = "UID", value_delimiter = ',', value_parser = parse_uid)]
     pub uid: Vec<u32>,
 
     /// Only processes of this user; may be repeated
@@ -282,6 +282,11 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
     let seconds = text.parse().map_err(|_| why())?;
     Duration::try_from_secs_f64(seconds).map_err(|_| why())
+}
+
+fn parse_uid(text: &str) -> Result<u32, String> {
+    let why = |_| "it is a user's number (--user-name takes a name)".to_owned();
+    text.parse().map_err(why)
 }
 
 /// The shortest and the longest time from one report to the next.
