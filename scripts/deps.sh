@@ -46,6 +46,10 @@ test  | strip        | command strip         | binutils              | binutils
 test  | gdb          | command gdb           | gdb                   | gdb
 test  | strace       | command strace        | strace                | strace
 test  | jemalloc     | library jemalloc      | libjemalloc-dev       | jemalloc-devel
+test  | munged       | command munged        | munge                 | munge
+test  | slurmctld    | command slurmctld     | slurmctld             | slurm-slurmctld
+test  | slurmd       | command slurmd        | slurmd                | slurm-slurmd
+test  | sbatch       | command sbatch        | slurm-client          | slurm
 lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
 lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
 bench | python3      | command python3       | python3               | python3

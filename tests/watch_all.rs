@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::expected::{End, counts};
-use common::newcomers::{Kind, Place, run};
+use common::group::Group;
+use common::newcomers::{Kind, Place};
 use common::watch::{Waiting, Watch, since_preload, under_counter};
 use common::{Counts, Report, Row, compare, counter, fixture};
 use nix::sys::signal::Signal;
@@ -249,56 +250,6 @@ fn who_leaks_less_than_asked_for_is_not_reported() {
     let report = watch.stop();
     assert!(report.rows_of(pids[0]).is_empty());
     assert_leaked(&report, &[(pids[1], 1000)]);
-}
-
-/// A control group of the test's own.
-struct Group {
-    path: PathBuf,
-    mount: Option<TempDir>,
-}
-
-impl Group {
-    fn new() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
-        let there = mounts.lines().find_map(|line| {
-            let mut words = line.split(' ').skip(1);
-            let path = words.next()?;
-            (words.next() == Some("cgroup2")).then(|| PathBuf::from(path))
-        });
-        let (root, mount) = match there {
-            Some(root) => (root, None),
-            None => {
-                let mount = TempDir::new().expect("a temporary directory");
-                run(Command::new("mount")
-                    .args(["-t", "cgroup2", "none"])
-                    .arg(mount.path()));
-                (mount.path().to_owned(), Some(mount))
-            }
-        };
-        let mut unique = std::process::id().to_string();
-        while root.join(format!("memleak-test-{unique}")).exists() {
-            unique.push('x');
-        }
-        let path = root.join(format!("memleak-test-{unique}"));
-        fs::create_dir(&path).expect("control groups can be made");
-        Self { path, mount }
-    }
-
-    /// A shell in it executes the words.
-    fn enter(path: &Path) -> [String; 4] {
-        let script = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
-        ["sh", "-c", script, path.to_str().expect("a plain path")].map(str::to_owned)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(self.path.join("below"));
-        let _ = fs::remove_dir(&self.path);
-        if let Some(mount) = &self.mount {
-            let _ = Command::new("umount").arg("-l").arg(mount.path()).status();
-        }
-    }
 }
 
 #[test]

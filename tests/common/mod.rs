@@ -4,6 +4,7 @@
 pub mod counter;
 pub mod expected;
 pub mod fixtures;
+pub mod group;
 pub mod newcomers;
 pub mod watch;
 

@@ -268,7 +268,7 @@ impl Watch {
 }
 
 /// The process lines of a report that is being written: whole lines, each in one write.
-fn rows(json: &Path) -> Vec<Row> {
+pub fn rows(json: &Path) -> Vec<Row> {
     let text = fs::read_to_string(json).expect("the report is there");
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let values = whole

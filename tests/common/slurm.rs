@@ -1,0 +1,298 @@
+//! A Slurm of one node, on loopback: munged, slurmctld and slurmd with all that they have in one directory, and ports
+//! of their own. Whatever they started ends with it.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{Pid, User};
+
+use super::common::newcomers::{Place, run};
+use super::proc;
+
+/// What takes longer hangs.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where the daemons, and the jobs, find programs.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Three daemons at a time are enough for a small machine.
+static ONE: Mutex<()> = Mutex::new(());
+
+pub struct Cluster {
+    pub place: Place,
+    /// Who submits jobs.
+    pub user: User,
+    daemons: Vec<Child>,
+    /// All processes of the daemons, which have some.
+    own: Vec<Pid>,
+    _one: MutexGuard<'static, ()>,
+}
+
+impl Cluster {
+    /// With the scripts of `examples/slurm` as its prolog, epilog and task prolog, and these settings for them
+    /// beside that of the spool, which is `spool`.
+    #[track_caller]
+    pub fn start(settings: &str) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
+        );
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let user = User::from_name("games").expect("users can be looked up");
+        let mut cluster = Self {
+            place: Place::new(),
+            user: user.expect("Debian and Fedora have it"),
+            daemons: Vec::new(),
+            own: Vec::new(),
+            _one: one,
+        };
+        for name in ["state", "slurmd"] {
+            cluster.place.directory(name);
+        }
+        install(&cluster.place, settings);
+        let out = cluster.place.directory("out");
+        let (uid, gid) = (cluster.user.uid.as_raw(), cluster.user.gid.as_raw());
+        chown(&out, Some(uid), Some(gid)).expect("a directory of ours");
+        cluster.configure();
+        cluster.run_daemons();
+        cluster.own = cluster.processes();
+        cluster
+    }
+
+    fn configure(&self) {
+        let host = nix::unistd::gethostname().expect("a host has a name");
+        let host = host.to_str().expect("a plain name");
+        let host = host.split('.').next().expect("at least one part");
+        // Both held until both are known, so that they differ.
+        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        let [controller, node] = ports
+            .each_ref()
+            .map(|port| port.local_addr().expect("bound").port());
+        let at = self.place.path("");
+        let at = at.to_str().expect("a plain path").trim_end_matches('/');
+        let text = format!(
+            "ClusterName=memleak\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\n\
+             SlurmctldPort={controller}\nSlurmdPort={node}\n\
+             AuthType=auth/munge\nAuthInfo=socket={at}/munge.socket\n\
+             StateSaveLocation={at}/state\nSlurmdSpoolDir={at}/slurmd\n\
+             SlurmctldPidFile={at}/slurmctld.pid\nSlurmdPidFile={at}/slurmd.pid\n\
+             ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\n\
+             Prolog={at}/slurm/prolog.sh\nEpilog={at}/slurm/epilog.sh\nTaskProlog={at}/slurm/task_prolog.sh\n\
+             SchedulerParameters=bf_interval=1\n\
+             SelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\n\
+             SlurmdParameters=config_overrides\n\
+             NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4\n\
+             PartitionName=all Nodes=ALL Default=YES State=UP\n"
+        );
+        fs::write(self.place.path("slurm.conf"), text).expect("a file of ours");
+        let key = self.place.path("munge.key");
+        let random = fs::read("/proc/sys/kernel/random/uuid").expect("/proc is mounted");
+        fs::write(&key, random).expect("a file of ours");
+        fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("a file of ours");
+    }
+
+    fn run_daemons(&mut self) {
+        let at = |name: &str| self.place.path(name);
+        let option = |name: &str, file: &str| format!("--{name}={}", at(file).display());
+        let munged = [
+            "--foreground".to_owned(),
+            // Below /tmp, where others may write, but not into our directory.
+            "--force".to_owned(),
+            option("key-file", "munge.key"),
+            option("socket", "munge.socket"),
+            option("pid-file", "munged.pid"),
+            option("seed-file", "munge.seed"),
+            option("log-file", "munged.log"),
+        ];
+        self.run_daemon("munged", &munged);
+        self.until("munged listens", |cluster| {
+            cluster.place.path("munge.socket").exists()
+        });
+        self.run_daemon("slurmctld", &["-D".to_owned()]);
+        self.run_daemon("slurmd", &["-D", "-N", "node"].map(str::to_owned));
+        self.until("the node is idle", |cluster| cluster.node_state() == "idle");
+    }
+
+    fn run_daemon(&mut self, name: &str, arguments: &[String]) {
+        let log = File::create(self.place.path(&format!("{name}.out"))).expect("a file of ours");
+        let child = self
+            .command(name)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}; see `make install-deps`"));
+        self.daemons.push(child);
+    }
+
+    /// A command that knows this Slurm, as root.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command
+            .env_clear()
+            .envs([("PATH", PATH), ("LC_ALL", "C")])
+            .env("SLURM_CONF", self.place.path("slurm.conf"))
+            .current_dir(self.place.path("out"));
+        command
+    }
+
+    /// Waits for something; shows what the daemons say if it does not come.
+    #[track_caller]
+    pub fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !done(self) {
+            if began.elapsed() > TIMEOUT {
+                let logs = ["munged.out", "slurmctld.out", "slurmd.out", "spool/log"];
+                let logs = logs.map(|name| fs::read_to_string(self.place.path(name)));
+                panic!("not so: {what}: {logs:#?}");
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What sinfo says of the node: `idle`, `mixed`, `drained` …; nothing while slurmctld does not answer.
+    pub fn node_state(&self) -> String {
+        let output = self.command("sinfo").args(["-h", "-o", "%T"]).output();
+        let output = output.expect("sinfo can be run");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Submits a shell script from the directory `out`, as the user. The job's number.
+    #[track_caller]
+    pub fn submit(&self, options: &[&str], script: &str) -> String {
+        let login = format!("--reuid={}", self.user.uid);
+        let group = format!("--regid={}", self.user.gid);
+        let words = [&login, &group, "--clear-groups", "--", "sbatch"];
+        self.submit_by("setpriv", &words, options, script)
+    }
+
+    /// The same as root.
+    #[track_caller]
+    pub fn submit_as_root(&self, options: &[&str], script: &str) -> String {
+        self.submit_by("sbatch", &[], options, script)
+    }
+
+    fn submit_by(&self, program: &str, words: &[&str], options: &[&str], script: &str) -> String {
+        let said = run(self
+            .command(program)
+            .args(words)
+            .args(["--parsable", "--export=ALL"])
+            .args(options)
+            .arg(
+                self.place
+                    .script("job.sh", &format!("#!/bin/sh\n{script}\n")),
+            ));
+        said.trim().to_owned()
+    }
+
+    /// Waits until a job has ended, its epilog too. Its state.
+    #[track_caller]
+    pub fn finish(&self, job: &str) -> String {
+        let state = || {
+            let said = run(self.command("scontrol").args(["-o", "show", "job", job]));
+            let mut words = said.split_whitespace();
+            let state = words.find_map(|word| word.strip_prefix("JobState="));
+            state.unwrap_or_else(|| panic!("{said}")).to_owned()
+        };
+        let busy = ["PENDING", "CONFIGURING", "RUNNING", "COMPLETING"];
+        self.until("the job has ended", |_| !busy.contains(&&*state()));
+        self.until("the epilog has ended", |cluster| {
+            !cluster.is_running("epilog.sh")
+        });
+        state()
+    }
+
+    /// The pid of the memleak that a job's prolog left.
+    pub fn memleak_of(&self, job: &str) -> Option<Pid> {
+        let file = self.place.path(&format!("spool/job.{job}/process"));
+        let text = fs::read_to_string(file).ok()?;
+        let pid = text.split_whitespace().next()?.parse().ok()?;
+        Some(Pid::from_raw(pid))
+    }
+
+    /// What the prologs and epilogs had to say.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.place.path("spool/log")).unwrap_or_default()
+    }
+
+    /// Whether one of our processes has this in its command line.
+    pub fn is_running(&self, what: &str) -> bool {
+        let line = |pid: &Pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        self.processes()
+            .iter()
+            .any(|pid| String::from_utf8_lossy(&line(pid)).contains(what))
+    }
+
+    /// All that runs with this Slurm in its environment.
+    fn processes(&self) -> Vec<Pid> {
+        let ours = format!("SLURM_CONF={}", self.place.path("slurm.conf").display());
+        let environment = |pid: Pid| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        proc::all()
+            .into_iter()
+            .map(|process| process.pid)
+            .filter(|pid| String::from_utf8_lossy(&environment(*pid)).contains(&ours))
+            .collect()
+    }
+
+    /// Waits until nothing runs but the daemons.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        self.until("nothing is left", |cluster| {
+            let mut processes = cluster.processes().into_iter();
+            processes.all(|pid| cluster.own.contains(&pid))
+        });
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // slurmd first, or it would start what is next; twice, for what was being started.
+        for _ in 0..2 {
+            for daemon in self.daemons.iter_mut().rev() {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+            }
+            let ours = self.processes();
+            proc::end_all(|process| ours.contains(&process.pid));
+        }
+    }
+}
+
+/// The scripts of `examples/slurm`, as a site has them, in `slurm`, with settings: the spool is `spool`.
+pub fn install(place: &Place, settings: &str) {
+    let directory = place.directory("slurm");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/slurm");
+    for entry in fs::read_dir(from).expect("the scripts are there") {
+        let path = entry.expect("the scripts can be listed").path();
+        if path.extension().is_some_and(|extension| extension == "sh") {
+            let name = path.file_name().expect("a file").to_str().expect("plain");
+            place.copy(&path, &format!("slurm/{name}"));
+        }
+    }
+    set(&directory.join("memleak.conf"), place, settings);
+}
+
+/// Writes the settings anew.
+pub fn set(conf: &Path, place: &Place, settings: &str) {
+    let spool = place.path("spool");
+    let text = format!("MEMLEAK_SPOOL={}\n{settings}\n", spool.display());
+    fs::write(conf, text).expect("a file of ours");
+}
+
+/// What sets the program.
+pub fn program(path: &Path) -> String {
+    format!("MEMLEAK={}", path.display())
+}
+
+/// The setting of the memleak under test, and of a wait that it needs on a busy machine at most.
+pub fn memleak() -> String {
+    let program = program(&PathBuf::from(env!("CARGO_BIN_EXE_memleak")));
+    format!("{program}\nMEMLEAK_START_WAIT=30000")
+}

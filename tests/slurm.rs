@@ -1,0 +1,341 @@
+//! `examples/slurm`, in a Slurm that is there for it: what a job leaks is in the report beside its output, and
+//! nothing that goes wrong with memleak stops a job or takes a node out of service.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+#[allow(dead_code, reason = "each test file uses a part of it")]
+#[path = "common/proc.rs"]
+mod proc;
+#[path = "common/slurm.rs"]
+mod slurm;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::expected::{End, counts};
+use common::group::Group;
+use common::newcomers::{Place, run};
+use common::watch::rows;
+use common::{Counts, Row, fixture};
+use slurm::{Cluster, install, memleak, program, set};
+
+/// A job that takes longer to begin was held up.
+const HELD_UP: Duration = Duration::from_secs(10);
+
+/// The rows of a report of which `program` is the executable, by what they leaked. The report is finished.
+#[track_caller]
+fn leaks(report: &Path, program: &Path) -> Vec<Row> {
+    let text =
+        fs::read_to_string(report).unwrap_or_else(|error| panic!("{}: {error}", report.display()));
+    let last = text.lines().last().expect("a summary at least");
+    assert!(last.contains(r#""type":"summary""#), "cut off: {last}");
+    let mut rows = rows(report);
+    rows.retain(|row| row.exe.as_deref() == Some(program));
+    rows.sort_by_key(|row| row.counts.leaked_bytes);
+    rows
+}
+
+/// Fails unless these are all, each followed from its beginning to its end.
+#[track_caller]
+fn assert_leaks(rows: &[Row], uid: u32, expected: &[Counts]) {
+    let found: Vec<_> = rows.iter().map(|row| row.counts).collect();
+    assert_eq!(found, expected, "{rows:#?}");
+    for row in rows {
+        assert_eq!(
+            (End::of(row), &*row.from, row.uid, row.complete),
+            (End::Exit(0), "start", uid, true),
+            "{row:#?}"
+        );
+    }
+}
+
+fn leaked(blocks: u64, bytes: u64) -> Counts {
+    counts(blocks * bytes, blocks, 0, blocks * bytes, blocks)
+}
+
+/// A fixture that everybody may execute.
+fn copy(place: &Place, name: &str) -> PathBuf {
+    place.copy(&fixture(name), name)
+}
+
+#[test]
+fn the_report_beside_a_jobs_output_is_what_the_job_leaked() {
+    let cluster = Cluster::start(&memleak());
+    let program = copy(&cluster.place, "leak_known");
+    let out = cluster.place.path("out");
+    let script = format!("mkdir -p logs; {0} && srun {0}", program.display());
+    fs::create_dir(out.join("logs")).expect("a directory of ours");
+    let owner = (cluster.user.uid.as_raw(), cluster.user.gid.as_raw());
+    std::os::unix::fs::chown(out.join("logs"), Some(owner.0), Some(owner.1)).expect("as root");
+    let job = cluster.submit(&["-o", "logs/%j.out"], &script);
+    assert_eq!(cluster.finish(&job), "COMPLETED");
+
+    let report = out.join(format!("logs/memleak-{job}.node.json"));
+    let rows = leaks(&report, &program);
+    let (child, parent) = (
+        leaked(250, 1000),
+        counts(2_000_000, 2000, 1000, 1_000_000, 1000),
+    );
+    assert_leaks(&rows, owner.0, &[child, child, parent, parent]);
+    let file = report.metadata().expect("it is there");
+    assert_eq!(
+        (file.uid(), file.gid(), file.mode() & 0o777),
+        (owner.0, owner.1, 0o600)
+    );
+    // Nothing is left of the job: no process, no file in the spool, nothing to say.
+    cluster.assert_nothing_left();
+    assert!(!cluster.place.path(&format!("spool/job.{job}")).exists());
+    assert_eq!(cluster.log(), "");
+
+    // Each task of an array is a job with a report of its own.
+    let job = cluster.submit(&["--array=7,8"], &format!("{}", program.display()));
+    cluster.until("both have reports", |cluster| {
+        let names = fs::read_dir(cluster.place.path("out")).expect("it is there");
+        let reports = names.filter(|name| {
+            let name = name.as_ref().expect("a name").file_name();
+            name.to_string_lossy().ends_with(".node.json")
+        });
+        reports.count() == 2
+    });
+    cluster.finish(&format!("{job}_7"));
+    cluster.finish(&format!("{job}_8"));
+    assert_eq!(cluster.node_state(), "idle");
+}
+
+#[test]
+fn the_prolog_returns_and_its_memleak_stays_tied_to_nothing_of_slurmds() {
+    let cluster = Cluster::start("");
+    let conf = cluster.place.path("slurm/memleak.conf");
+    // The second time with one that does not come to watch in time.
+    let slow = cluster.place.script("slow", "#!/bin/sh\nexec sleep 20\n");
+    for setting in [memleak(), program(&slow)] {
+        set(&conf, &cluster.place, &setting);
+        let began = Instant::now();
+        let job = cluster.submit(
+            &[],
+            "touch began; until [ -e go ]; do sleep 0.1; done; rm began go",
+        );
+        let out = cluster.place.path("out");
+        cluster.until("the job runs", |_| out.join("began").exists());
+        assert!(began.elapsed() < HELD_UP, "{:?}", began.elapsed());
+
+        assert!(!cluster.is_running("prolog.sh"));
+        let pid = cluster.memleak_of(&job).expect("the prolog left its pid");
+        let process = proc::Process::of(pid).expect("it runs");
+        assert_eq!((process.session, process.group), (pid, pid), "{process:?}");
+        let log = cluster.place.path(&format!("spool/job.{job}/log"));
+        for (fd, leads_to) in [
+            (0, Path::new("/dev/null")),
+            (1, Path::new("/dev/null")),
+            (2, &log),
+        ] {
+            let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).expect("it is open");
+            assert_eq!(link, leads_to);
+        }
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs") {
+            let link = fs::read_link(entry.expect("a descriptor").path());
+            let link = link.unwrap_or_default();
+            assert!(!link.to_string_lossy().starts_with("pipe:"), "{link:?}");
+        }
+
+        fs::write(out.join("go"), "").expect("a file of ours");
+        assert_eq!(cluster.finish(&job), "COMPLETED");
+        assert!(!proc::Process::is_alive(pid));
+        cluster.assert_nothing_left();
+    }
+    assert!(cluster.log().contains("starts before memleak counts"));
+    assert!(cluster.log().contains("there is no report"));
+    assert_eq!(cluster.node_state(), "idle");
+}
+
+#[test]
+fn a_memleak_that_fails_stops_no_job_and_drains_no_node() {
+    let cluster = Cluster::start("");
+    let conf = cluster.place.path("slurm/memleak.conf");
+    let fails = "#!/bin/sh\necho 'memleak: no rights' >&2\nexit 125\n";
+    let fails = cluster.place.script("fails", fails);
+    let plain = cluster.place.path("plain");
+    fs::write(&plain, "").expect("a file of ours");
+    let missing = cluster.place.path("missing");
+    let no_spool = format!("{}\nMEMLEAK_SPOOL={}", memleak(), plain.display());
+    let open_spool = cluster.place.directory("open");
+    fs::set_permissions(&open_spool, PermissionsExt::from_mode(0o777)).expect("ours");
+    let open_spool = format!("{}\nMEMLEAK_SPOOL={}", memleak(), open_spool.display());
+    for (setting, why) in [
+        (
+            program(&fails),
+            Some("memleak ended with 125: memleak: no rights"),
+        ),
+        (program(&missing), Some("is no program")),
+        (program(&plain), Some("is no program")),
+        (no_spool, None),
+        (open_spool, None),
+        ("syntax error (".to_owned(), None),
+    ] {
+        set(&conf, &cluster.place, &setting);
+        let job = cluster.submit(&["-o", "%j.out"], "echo it ran");
+        assert_eq!(cluster.finish(&job), "COMPLETED", "{setting}");
+        let said = fs::read_to_string(cluster.place.path(&format!("out/{job}.out")));
+        assert_eq!(said.expect("its output"), "it ran\n");
+        let log = cluster.log();
+        if let Some(why) = why {
+            let line = log
+                .lines()
+                .find(|line| line.contains(&format!("job {job}: ")));
+            assert!(line.is_some_and(|line| line.contains(why)), "{why}: {log}");
+        }
+        assert_eq!(cluster.node_state(), "idle", "{setting}");
+    }
+    cluster.assert_nothing_left();
+    let in_the_open = fs::read_dir(cluster.place.path("open")).expect("it is there");
+    assert_eq!(in_the_open.count(), 0, "a spool that others may write");
+}
+
+#[test]
+fn a_failed_gate_in_a_prolog_drains_the_node_only_where_that_is_asked_for() {
+    let cluster = Cluster::start("");
+    let report = cluster.place.path("gate.json");
+    let leaks = copy(&cluster.place, "leak_known");
+    for (option, state) in [("", "idle"), ("--allow-drain", "drained")] {
+        let _ = fs::remove_file(&report);
+        let prolog = format!(
+            "#!/bin/sh\nexec {} run {option} --fail-on-leak 1kB --format json -o {} -- {}\n",
+            env!("CARGO_BIN_EXE_memleak"),
+            report.display(),
+            leaks.display(),
+        );
+        cluster.place.script("slurm/prolog.sh", &prolog);
+        let job = cluster.submit(&["--no-requeue"], "true");
+        if option.is_empty() {
+            assert_eq!(cluster.finish(&job), "COMPLETED");
+        }
+        cluster.until(state, |cluster| cluster.node_state() == state);
+        let said = fs::read_to_string(&report).expect("the prolog ran");
+        assert!(said.contains(r#""verdict":"failed""#), "{said}");
+    }
+}
+
+#[test]
+fn what_a_user_plants_at_the_reports_place_is_not_written_through() {
+    let cluster = Cluster::start(&memleak());
+    let program = copy(&cluster.place, "holds_blocks");
+    let out = cluster.place.path("out");
+    let precious = cluster.place.path("precious");
+    fs::write(&precious, "precious").expect("a file of ours");
+    let roots = cluster.place.directory("roots");
+    let uid = cluster.user.uid.as_raw();
+
+    let leak = format!("{} 3 100", program.display());
+    let planted = "memleak-$SLURM_JOB_ID.node";
+    let script = format!(
+        "ln -s {} {planted}.json; ln -s {}/new {planted}.1.json; {leak}",
+        precious.display(),
+        roots.display()
+    );
+    let job = cluster.submit(&[], &script);
+    assert_eq!(cluster.finish(&job), "COMPLETED");
+    let report = out.join(format!("memleak-{job}.node.2.json"));
+    assert_leaks(&leaks(&report, &program), uid, &[leaked(3, 100)]);
+    assert_eq!(report.symlink_metadata().expect("it is there").uid(), uid);
+
+    // A directory that is somebody else's by the end.
+    let script = format!(
+        "mkdir logs; cd ..; mv out/logs out/old; ln -s {} out/logs; {leak}",
+        roots.display()
+    );
+    let options = ["-o", "%j.out", "-D"];
+    let logs = out.join("logs");
+    let job = cluster.submit(
+        &[&options[..], &[logs.to_str().expect("plain")]].concat(),
+        &script,
+    );
+    cluster.finish(&job);
+    let kept = cluster.place.path(&format!("spool/job.{job}/report"));
+    assert!(kept.exists(), "{}", cluster.log());
+    let why = format!("job {job}: the report stays in");
+    assert!(cluster.log().contains(&why), "{}", cluster.log());
+
+    assert_eq!(fs::read_to_string(&precious).expect("ours"), "precious");
+    assert_eq!(fs::read_dir(&roots).expect("ours").count(), 0);
+    assert_eq!(cluster.node_state(), "idle");
+}
+
+#[test]
+fn each_task_has_a_report_of_its_own_where_the_job_asks_for_that() {
+    let cluster = Cluster::start(&memleak());
+    let program = copy(&cluster.place, "holds_blocks");
+    let script = format!(
+        "export {}\n\
+         srun -n2 memleak-task.sh sh -c 'exec {1} $((SLURM_PROCID + 1)) 100'\n\
+         srun -n1 memleak-task.sh {1} 5 1000",
+        slurm::program(Path::new(env!("CARGO_BIN_EXE_memleak"))),
+        program.display()
+    );
+    let job = cluster.submit_as_root(&["-n2"], &script);
+    assert_eq!(cluster.finish(&job), "COMPLETED");
+    for (name, blocks, bytes) in [("0", 1, 100), ("1", 2, 100), ("1.0", 5, 1000)] {
+        let report = cluster.place.path(&format!("out/{job}.{name}.json"));
+        assert_leaks(&leaks(&report, &program), 0, &[leaked(blocks, bytes)]);
+    }
+    // For the whole of root's job there is none: it would be one of the whole node.
+    assert!(cluster.log().contains("is not watched: it is root's"));
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn where_jobs_have_control_groups_other_processes_of_the_user_are_not_in_the_report() {
+    let place = Place::new();
+    let group = Group::new();
+    let scope = group.path.display();
+    install(&place, &format!("{}\nMEMLEAK_SCOPE={scope}", memleak()));
+    let leaker = copy(&place, "holds_blocks");
+    let uid = 65534;
+    let out = place.directory("out");
+    std::os::unix::fs::chown(&out, Some(uid), Some(uid)).expect("as root");
+    let script = |name: &str| {
+        let status = Command::new(place.path(&format!("slurm/{name}.sh")))
+            .env_clear()
+            .envs([("SLURM_JOB_ID", "77"), ("SLURMD_NODENAME", "node")])
+            .envs([("SLURM_JOB_UID", "65534"), ("SLURM_JOB_GID", "65534")])
+            .env("SLURM_JOB_WORK_DIR", &out)
+            .stdin(Stdio::null())
+            .status();
+        assert!(status.expect("it can be run").success());
+    };
+    let leak = |path: &Path, blocks: &str| {
+        run(Command::new("sh")
+            .args(&Group::enter(path)[1..])
+            .args(["setpriv", "--reuid=65534"])
+            .arg(&leaker)
+            .args([blocks, "100"])
+            .env_remove("LD_LIBRARY_PATH"));
+    };
+    script("prolog");
+    // Of a job there is one, even if Slurm should ask again.
+    script("prolog");
+    let log = fs::read_to_string(place.path("spool/log")).expect("there is something to say");
+    assert!(
+        log.contains("job 77: is not watched: it is already"),
+        "{log}"
+    );
+    // As Slurm does: it takes the job's group that is there, and makes one below it for each step.
+    let job = group.path.join("job_77");
+    for step in ["step_0", "step_1"] {
+        fs::create_dir(job.join(step)).expect("the prolog made the job's");
+    }
+    leak(&job.join("step_0"), "1");
+    leak(&group.path, "2");
+    leak(&job.join("step_1"), "3");
+    for step in ["step_0", "step_1"] {
+        fs::remove_dir(job.join(step)).expect("they are empty");
+    }
+    // A step that ends takes the job's group away if it can, and others would come that nobody watches.
+    assert!(fs::remove_dir(&job).is_err());
+    script("epilog");
+    let rows = leaks(&out.join("memleak-77.node.json"), &leaker);
+    assert_leaks(&rows, uid, &[leaked(1, 100), leaked(3, 100)]);
+    assert!(!job.exists());
+}
