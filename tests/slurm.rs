@@ -12,7 +12,7 @@ mod slurm;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use common::expected::{End, counts};
@@ -285,6 +285,31 @@ fn each_task_has_a_report_of_its_own_where_the_job_asks_for_that() {
     cluster.assert_nothing_left();
 }
 
+/// Job 77 of nobody's, without a Slurm. Its memleak ends when this is dropped, if not before.
+struct Job {
+    scripts: PathBuf,
+    out: PathBuf,
+}
+
+impl Job {
+    fn run(&self, script: &str) -> ExitStatus {
+        let status = Command::new(self.scripts.join(format!("{script}.sh")))
+            .env_clear()
+            .envs([("SLURM_JOB_ID", "77"), ("SLURMD_NODENAME", "node")])
+            .envs([("SLURM_JOB_UID", "65534"), ("SLURM_JOB_GID", "65534")])
+            .env("SLURM_JOB_WORK_DIR", &self.out)
+            .stdin(Stdio::null())
+            .status();
+        status.expect("it can be run")
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.run("epilog");
+    }
+}
+
 #[test]
 fn where_jobs_have_control_groups_other_processes_of_the_user_are_not_in_the_report() {
     let place = Place::new();
@@ -295,16 +320,11 @@ fn where_jobs_have_control_groups_other_processes_of_the_user_are_not_in_the_rep
     let uid = 65534;
     let out = place.directory("out");
     std::os::unix::fs::chown(&out, Some(uid), Some(uid)).expect("as root");
-    let script = |name: &str| {
-        let status = Command::new(place.path(&format!("slurm/{name}.sh")))
-            .env_clear()
-            .envs([("SLURM_JOB_ID", "77"), ("SLURMD_NODENAME", "node")])
-            .envs([("SLURM_JOB_UID", "65534"), ("SLURM_JOB_GID", "65534")])
-            .env("SLURM_JOB_WORK_DIR", &out)
-            .stdin(Stdio::null())
-            .status();
-        assert!(status.expect("it can be run").success());
+    let job = Job {
+        scripts: place.path("slurm"),
+        out: out.clone(),
     };
+    let script = |name: &str| assert!(job.run(name).success());
     let leak = |path: &Path, blocks: &str| {
         run(Command::new("sh")
             .args(&Group::enter(path)[1..])
@@ -322,20 +342,20 @@ fn where_jobs_have_control_groups_other_processes_of_the_user_are_not_in_the_rep
         "{log}"
     );
     // As Slurm does: it takes the job's group that is there, and makes one below it for each step.
-    let job = group.path.join("job_77");
+    let own = group.path.join("job_77");
     for step in ["step_0", "step_1"] {
-        fs::create_dir(job.join(step)).expect("the prolog made the job's");
+        fs::create_dir(own.join(step)).expect("the prolog made the job's");
     }
-    leak(&job.join("step_0"), "1");
+    leak(&own.join("step_0"), "1");
     leak(&group.path, "2");
-    leak(&job.join("step_1"), "3");
+    leak(&own.join("step_1"), "3");
     for step in ["step_0", "step_1"] {
-        fs::remove_dir(job.join(step)).expect("they are empty");
+        fs::remove_dir(own.join(step)).expect("they are empty");
     }
     // A step that ends takes the job's group away if it can, and others would come that nobody watches.
-    assert!(fs::remove_dir(&job).is_err());
+    assert!(fs::remove_dir(&own).is_err());
     script("epilog");
     let rows = leaks(&out.join("memleak-77.node.json"), &leaker);
     assert_leaks(&rows, uid, &[leaked(1, 100), leaked(3, 100)]);
-    assert!(!job.exists());
+    assert!(!own.exists());
 }
