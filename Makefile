@@ -7,7 +7,7 @@ SHELL := bash
 CARGO ?= cargo
 # The lock file is part of the tree: a build that would have to change it stops instead.
 CARGO_FLAGS ?= --locked
-# For whom install-deps and check-tools look: build, test, lint or bench.
+# For whom install-deps and check-tools look: build, test, lint, bench or kernels.
 FOR ?= test
 
 # Loading BPF programs takes root. Cargo runs every test and benchmark through this script, which is
@@ -40,6 +40,14 @@ test: ## Install what is missing, build, and run all tests (root, or sudo)
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	$(as_root) $(CARGO) test $(CARGO_FLAGS) $(TEST_ARGS)
 
+# Compiled as the user, as for test: the script's own build then finds nothing to do.
+.PHONY: test-kernels
+test-kernels: ## Test on Debian's kernels, emulated where need be (root; KERNELS="6.1 6.12": only these)
+	@scripts/as-root.sh
+	@scripts/deps.sh install kernels
+	$(CARGO) test $(CARGO_FLAGS) --no-run
+	scripts/as-root.sh scripts/test-kernels.sh $(KERNELS)
+
 .PHONY: bench
 bench: ## Measure against other tools where installed; WRITE=1 puts the tables into README.md
 	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
@@ -52,11 +60,11 @@ docs: ## Write the manual page and the completions anew, after a change of the c
 	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test documents
 
 .PHONY: check-tools
-check-tools: ## Say which tools are missing (FOR=build|test|lint|bench)
+check-tools: ## Say which tools are missing (FOR=build|test|lint|bench|kernels)
 	@scripts/deps.sh check $(FOR)
 
 .PHONY: install-deps
-install-deps: ## Install what is missing, with apt-get or dnf (FOR=build|test|lint|bench)
+install-deps: ## Install what is missing, with apt-get or dnf (FOR=build|test|lint|bench|kernels)
 	@scripts/deps.sh install $(FOR)
 
 .PHONY: fmt

@@ -68,7 +68,8 @@ static long identify_mapping(struct task_struct *task, struct vm_area_struct *vm
 /* Whether the file behind `arrival` is known, as it is now; what a look at it found if so. */
 static __always_inline struct file_state *known_file(struct arrival *arrival)
 {
-	struct file_state *state = bpf_map_lookup_elem(&files, &arrival->file);
+	struct file_id file = arrival->file;
+	struct file_state *state = bpf_map_lookup_elem(&files, &file);
 
 	if (!state || state->version.changed_sec != arrival->version.changed_sec ||
 	    state->version.changed_nsec != arrival->version.changed_nsec)
@@ -80,13 +81,14 @@ static __always_inline struct file_state *known_file(struct arrival *arrival)
 static __always_inline bool show(struct arrival *arrival)
 {
 	struct file_state asked = {.version = arrival->version, .asked = 1};
+	struct file_id file = arrival->file;
 
 	/* The answer must find the question there. */
-	if (bpf_map_update_elem(&files, &arrival->file, &asked, BPF_ANY))
+	if (bpf_map_update_elem(&files, &file, &asked, BPF_ANY))
 		return false;
 	if (!bpf_ringbuf_output(&arrivals, arrival, sizeof(*arrival), BPF_RB_FORCE_WAKEUP))
 		return true;
-	bpf_map_delete_elem(&files, &arrival->file);
+	bpf_map_delete_elem(&files, &file);
 	return false;
 }
 
@@ -104,15 +106,38 @@ static __always_inline void note_file(struct heap *heap, struct file_state *stat
 }
 
 /*
- * Goes through what a process has mapped to execute, and notes in its heap what is known of it.
- * Returns how many files are not known yet; those that nobody was shown before are now. -1: the
- * mappings cannot be read at the moment. Who does not wait for what is not known is late; told
- * here, as the verifier would go through every number of files that a caller could ask about.
+ * A file that a process has mapped to execute: what is known of it goes into the heap. Whether that
+ * is nothing yet, and the process waits for it; who does not wait is late. Global, and so verified
+ * once rather than at every turn of the loop that calls it (on 6.12 44,000 instructions a program).
+ */
+__noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int program, int waits)
+{
+	struct file_state *state;
+	struct file_id file;
+
+	if (!arrival || !heap)
+		return 0;
+	state = known_file(arrival);
+	if (state && !state->asked) {
+		note_file(heap, state, program);
+		file = arrival->file;
+		if (state->flags & FILE_FORGET)
+			bpf_map_delete_elem(&files, &file);
+		return 0;
+	}
+	if ((state || show(arrival)) && waits)
+		return 1;
+	__sync_fetch_and_or(&heap->flags, HEAP_LATE);
+	return 0;
+}
+
+/*
+ * Goes through what a process has mapped to execute. Returns how many files are not known yet;
+ * those that nobody was shown before are now. -1: the mappings cannot be read at the moment.
  */
 static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits)
 {
 	struct arrival arrival = {};
-	struct file_state *state;
 	struct bpf_iter_task_vma it;
 	struct vm_area_struct *vma;
 	struct inode *inode, *last = 0;
@@ -142,15 +167,9 @@ static __always_inline int survey_of(struct task_struct *task, struct heap *heap
 		arrival.start = BPF_CORE_READ(vma, vm_start);
 		arrival.end = BPF_CORE_READ(vma, vm_end);
 		identify_inode(inode, &arrival);
-		state = known_file(&arrival);
-		if (state && !state->asked) {
-			note_file(heap, state, arrival.start <= entry && entry < arrival.end);
-			if (state->flags & FILE_FORGET)
-				bpf_map_delete_elem(&files, &arrival.file);
-		} else if ((state || show(&arrival)) && waits)
+		if (must_wait_for(&arrival, heap, arrival.start <= entry && entry < arrival.end,
+				  waits))
 			unknown++;
-		else
-			__sync_fetch_and_or(&heap->flags, HEAP_LATE);
 	}
 	bpf_iter_task_vma_destroy(&it);
 	return unknown;

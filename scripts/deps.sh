@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The tools and libraries that this project needs from the system: says what is missing, or installs it.
 #
-#     scripts/deps.sh check   [build|test|lint|bench]
-#     scripts/deps.sh install [build|test|lint|bench]
+#     scripts/deps.sh check   [build|test|lint|bench|kernels]
+#     scripts/deps.sh install [build|test|lint|bench|kernels]
 #
 # build: to compile memleak · test: and to run its tests (the default) · lint: and to check formats ·
-# bench: and the tools that the benchmark compares with. Each takes in what is named before it, except
-# that bench does not need lint.
+# bench: and the tools that the benchmark compares with · kernels: and to test on other kernels. Each takes in
+# what is named before it, except that bench does not need lint, and kernels only build and test.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -57,6 +57,10 @@ bench | valgrind     | command valgrind      | valgrind              | valgrind
 bench | heaptrack    | command heaptrack     | heaptrack             | heaptrack
 bench | bpftrace     | command bpftrace      | bpftrace              | bpftrace
 bench | unshare      | command unshare       | util-linux            | util-linux
+kernels | qemu       | command qemu-system-x86_64 | qemu-system-x86  | qemu-system-x86-core
+kernels | cpio       | command cpio          | cpio                  | cpio
+kernels | apt-get    | command apt-get       | apt                   | apt
+kernels | dpkg-deb   | command dpkg-deb      | dpkg                  | dpkg
 '
 
 # The oldest Rust that compiles this, as Cargo.toml states it.
@@ -108,7 +112,8 @@ build) wanted=' build ' ;;
 test) wanted=' build test ' ;;
 lint) wanted=' build test lint ' ;;
 bench) wanted=' build bench ' ;;
-*) die "'$purpose' is none of build, test, lint, bench" ;;
+kernels) wanted=' build test kernels ' ;;
+*) die "'$purpose' is none of build, test, lint, bench, kernels" ;;
 esac
 
 if command -v apt-get >/dev/null; then
@@ -204,6 +209,6 @@ install)
 	fi
 	;;
 *)
-	die "usage: deps.sh check|install [build|test|lint|bench]"
+	die "usage: deps.sh check|install [build|test|lint|bench|kernels]"
 	;;
 esac

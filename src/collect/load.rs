@@ -81,19 +81,39 @@ impl Holds {
     pub(super) fn at_loader(self) -> bool {
         self >= Holds::Loader
     }
+}
 
-    /// What this kernel can do: by the functions that it has for programs, as distributions take them
-    /// back into older versions.
+/// The best that this kernel can do, by what its type information names, as distributions take features
+/// back into older versions.
+struct Best {
+    method: Method,
+    holds: Holds,
+}
+
+impl Best {
     fn of_this_kernel() -> Self {
-        let btf = fs::read(BTF).unwrap_or_default();
-        let has = |name: &[u8]| memchr::memmem::find(&btf, name).is_some();
-        if !has(b"\0bpf_iter_task_vma_new\0") {
+        Self::by_names(&fs::read(BTF).unwrap_or_default())
+    }
+
+    fn by_names(btf: &[u8]) -> Self {
+        let has = |name: &[u8]| memchr::memmem::find(btf, name).is_some();
+        // Not by the functions that sessions need: 6.10 has those, for kprobes only. And 6.1 loads a program
+        // for multi uprobes, and refuses only to attach it.
+        let method = if has(b"\0BPF_TRACE_UPROBE_SESSION\0") {
+            Method::Session
+        } else if has(b"\0BPF_TRACE_UPROBE_MULTI\0") {
+            Method::Multi
+        } else {
+            Method::PerfEvent
+        };
+        let holds = if !has(b"\0bpf_iter_task_vma_new\0") {
             Holds::Nowhere
         } else if !has(b"\0bpf_task_work_schedule_resume_impl\0") {
             Holds::Loader
         } else {
             Holds::Everywhere
-        }
+        };
+        Best { method, holds }
     }
 }
 
@@ -199,6 +219,7 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
     let mut method = settings.method.unwrap_or(Method::BEST);
     let mut holds = settings.holds;
+    let mut looked = false;
     loop {
         match load_for(method, holds, settings) {
             // Another method would fail in the same way.
@@ -210,12 +231,24 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
             ) => {
                 return Err(error);
             }
-            // Looked up only now: the type information has megabytes.
-            Err(_) if holds > Holds::of_this_kernel() => holds = Holds::of_this_kernel(),
-            Err(error) => match method.next_best() {
-                Some(next) if settings.method.is_none() => method = next,
-                _ => return Err(error),
-            },
+            Err(error) => {
+                let tried = (method, holds);
+                // Looked up only now: the type information has megabytes.
+                if !looked {
+                    let best = Best::of_this_kernel();
+                    holds = holds.min(best.holds);
+                    if settings.method.is_none() {
+                        method = method.max(best.method);
+                    }
+                    looked = true;
+                }
+                if (method, holds) == tried {
+                    match method.next_best() {
+                        Some(next) if settings.method.is_none() => method = next,
+                        _ => return Err(error),
+                    }
+                }
+            }
             loaded => return loaded,
         }
     }
@@ -359,4 +392,33 @@ fn kernel_release() -> String {
     nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_else(|_| "of unknown release".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_can_do_is_told_by_whole_names() {
+        let best = |names: &[&str]| {
+            let best = Best::by_names(format!("\0{}\0", names.join("\0")).as_bytes());
+            (best.method, best.holds)
+        };
+        let (multi, session) = ("BPF_TRACE_UPROBE_MULTI", "BPF_TRACE_UPROBE_SESSION");
+        let (mappings, work) = (
+            "bpf_iter_task_vma_new",
+            "bpf_task_work_schedule_resume_impl",
+        );
+        assert_eq!(best(&[]), (Method::PerfEvent, Holds::Nowhere));
+        assert_eq!(
+            best(&["bpf_iter_task_vma_new_impl", "NO_BPF_TRACE_UPROBE_MULTI"]),
+            (Method::PerfEvent, Holds::Nowhere)
+        );
+        assert_eq!(best(&[multi]), (Method::Multi, Holds::Nowhere));
+        assert_eq!(best(&[multi, mappings]), (Method::Multi, Holds::Loader));
+        assert_eq!(
+            best(&[multi, session, mappings, work]),
+            (Method::Session, Holds::Everywhere)
+        );
+    }
 }

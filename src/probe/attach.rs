@@ -15,7 +15,7 @@ use super::sites::Site;
 use super::table::Program as Runs;
 
 /// The kinds of uprobes, the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Method {
     /// One program at entry and return, one link for all functions (6.13).
     Session,

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Runs a plan's suites on the kernel that is here. What it prints is for test-kernels.sh to read.
+#
+#     kernel-tests.sh MEMLEAK PLAN
+#
+# A line of the plan has a suite's name, its program and options for that.
+set -u
+memleak=$1
+plan=$2
+
+echo "@kernel $(uname -r) $(uname -m)"
+"$memleak" run -v -- true 2>&1 | sed 's/^memleak: attached by /@method /'
+while read -r suite program options; do
+	echo "@suite $suite"
+	# shellcheck disable=SC2086 # no option has a blank in it
+	"$program" $options </dev/null 2>&1
+	echo "@ended $suite $?"
+done <"$plan"

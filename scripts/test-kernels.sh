@@ -1,0 +1,295 @@
+#!/usr/bin/env bash
+# Runs tests on other kernels than this machine's: boots Debian's packages under qemu, from an initramfs
+# with the binary, the tests and the tools that these call, and prints one table.
+#
+#     scripts/test-kernels.sh [KERNEL]…
+#
+# tests/kernels.conf says which kernels, which tests, and which ones not. Ends with 0 if every test that it
+# does not except ran on every kernel and passed, memleak attached by the expected method, and no kernel
+# complained. Takes root, as the tests do.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+conf=tests/kernels.conf
+work=$PWD/target/kernels
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+# Seconds for one kernel.
+limit=${LIMIT:-3600}
+
+die() {
+	printf 'test-kernels: %s\n' "$*" >&2
+	exit 1
+}
+say() { printf '%s\n' "$*" >&2; }
+
+rows() { # rows KIND: the lines of that kind, without the word
+	sed -n "s/^$1[[:space:]]\+//p" "$conf"
+}
+
+# ---- what is tested ----------------------------------------------------------------------------------
+
+declare -A program_of=() tests_in=()
+build() {
+	local -a flags=()
+	local suite line
+	for suite in $(rows suite); do
+		flags+=(--test "$suite")
+	done
+	line=$(cargo test --locked --no-run "${flags[@]}" 2>&1) || {
+		printf '%s\n' "$line" >&2
+		die 'the tests do not build'
+	}
+	memleak=$PWD/target/debug/memleak
+	for suite in $(rows suite); do
+		program_of[$suite]=$PWD/$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
+		tests_in[$suite]=$("${program_of[$suite]}" --list | grep -c ': test$')
+	done
+}
+
+exceptions() { # exceptions KERNEL SUITE: names of tests, or *
+	local kernel suite test
+	while read -r kernel suite test _; do
+		if [[ $kernel == "$1" && ($suite == "$2" || $suite == '*') ]]; then
+			printf '%s\n' "$test"
+		fi
+	done < <(rows unrun)
+}
+
+plan() { # plan KERNEL
+	local suite test options
+	for suite in $(rows suite); do
+		options='--exact'
+		while read -r test; do
+			[[ $test == '*' ]] && continue 2
+			options+=" --skip $test"
+		done < <(exceptions "$1" "$suite")
+		printf '%s %s %s\n' "$suite" "${program_of[$suite]}" "$options"
+	done
+}
+
+# ---- kernels from Debian's archive -------------------------------------------------------------------
+
+# Another suite's lists, beside this machine's own and without touching them.
+apt_of() { # apt_of SUITE COMMAND…: e.g. apt_of sid apt-get update
+	local tool=$2 dir=$work/apt/$1
+	shift 2
+	mkdir -p "$dir"/{state/lists/partial,cache/archives/partial}
+	"$tool" -q -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=- \
+		-o Dir::State="$dir/state" -o Dir::State::status=/dev/null -o Dir::Cache="$dir/cache" \
+		-o APT::Architecture=amd64 -o APT::Architectures=amd64 -o Acquire::Languages=none \
+		-o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o APT::Sandbox::User=root "$@"
+}
+
+mirror() {
+	local uri
+	# shellcheck disable=SC2016 # apt's own variables
+	uri=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
+		sed -n 's/^Debian //p' | head -n 1)
+	[[ -n $uri ]] || die "this machine's apt sources name no mirror of Debian"
+	printf '%s' "$uri"
+}
+
+# Prints where the kernel is.
+fetch_kernel() { # fetch_kernel SUITE PACKAGE
+	local suite=$1 dir=$work/apt/$1 package image uri
+	mkdir -p "$dir"
+	uri=$(mirror)
+	printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$uri" "$suite" >"$dir/sources.list"
+	if [[ -z $(find "$dir/updated" -mtime -1 2>/dev/null) ]]; then
+		apt_of "$suite" apt-get update >&2
+		touch "$dir/updated"
+	fi
+	package=$(apt_of "$suite" apt-cache pkgnames linux- | grep -xE -- "$2" | sort -V | tail -n 1)
+	[[ -n $package ]] || die "no package in Debian's $suite matches $2"
+	image=$work/images/$package
+	if [[ ! -e $image ]]; then
+		say "Fetching $package"
+		rm -rf "$work/debs"
+		mkdir -p "$work/images" "$work/debs"
+		(cd "$work/debs" && apt_of "$suite" apt-get download "$package" >&2)
+		# In sid it lies beside the modules.
+		dpkg-deb --fsys-tarfile "$work"/debs/"$package"_*.deb |
+			tar -x --to-stdout --wildcards --no-anchored 'vmlinuz*' >"$image.part"
+		rm -r "$work/debs"
+		mv "$image.part" "$image"
+	fi
+	printf '%s' "$image"
+}
+
+# ---- the initramfs -----------------------------------------------------------------------------------
+
+# Archives the files named on standard input, with the directories that they are in. Where / has links
+# such as /lib → usr/lib, that is where the kernel is to find what packages have in /lib.
+archive() {
+	sed -E 's#/+#/#g; s#^/(bin|sbin|lib|lib32|lib64|libx32)/#/usr/\1/#' |
+		awk '{ path = ""; count = split($0, names, "/")
+			for (i = 2; i <= count; i++) { path = path "/" names[i]; if (!seen[path]++) print substr(path, 2) } }' |
+		(cd / && cpio --quiet -o -H newc)
+}
+
+# Programs, and the libraries that they need: links, and what these lead to.
+with_libraries() {
+	local file
+	printf '%s\n' "$@"
+	for file in "$@"; do
+		ldd "$file" 2>/dev/null || true
+	done | grep -oE '/[^ :]+' | sort -u | tee >(xargs realpath)
+}
+
+# The tools and all that they depend on: made again only where other versions have been installed.
+tools_archive() {
+	local -a packages
+	[[ -L /bin && -L /lib ]] || die 'a Debian with /bin and /lib in /usr is needed here'
+	mapfile -t packages < <(rows tool | xargs apt-cache depends --recurse --installed --no-recommends \
+		--no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances |
+		grep -E '^[a-z0-9]' | sort -u)
+	local versions archive
+	versions=$(dpkg-query -W "${packages[@]}" 2>/dev/null | cat - "${BASH_SOURCE[0]}" | sha256sum)
+	archive=$work/tools-${versions:0:16}.cpio
+	if [[ ! -e $archive ]]; then
+		say 'Packing the tools that the tests call'
+		rm -f "$work"/tools-*
+		{
+			dpkg-query -L "${packages[@]}" 2>/dev/null | grep '^/' |
+				grep -vE '^/usr/share/(doc|man|info|locale|i18n|lintian|bug|perl/.*/pod|zoneinfo)/' |
+				while read -r file; do
+					[[ -e $file && ! -d $file ]] && printf '%s\n' "$file"
+				done
+			find /usr/bin -lname '/etc/alternatives/*'
+			find /etc/alternatives /etc/ld.so* -type f -o -type l
+			printf '%s\n' /bin /sbin /lib /lib64 /dev /proc /sys /tmp /etc/{passwd,group,nsswitch.conf,hosts}
+		} | archive >"$archive.part"
+		mv "$archive.part" "$archive"
+	fi
+	printf '%s' "$archive"
+}
+
+# The binary, the tests and what these have compiled, at the same places as here.
+tests_archive() {
+	local -a programs=("$memleak" "${program_of[@]}")
+	mapfile -t -O "${#programs[@]}" programs < <(find "$PWD/target/tmp/built" -type f)
+	{
+		with_libraries "${programs[@]}"
+		find "$PWD/fixtures" "$PWD/tests" "$PWD/scripts" -type f
+	} | archive
+}
+
+# ---- runs --------------------------------------------------------------------------------------------
+
+accelerator() {
+	# The device may be there without the processor's help.
+	if [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo; then
+		printf kvm
+	else
+		printf 'tcg,thread=multi'
+	fi
+}
+
+boot() { # boot KERNEL IMAGE
+	local dir=$work/runs/$1 root=$work/root
+	rm -rf "$root"
+	mkdir -p "$root"
+	cp scripts/kernel-init.sh "$root/init"
+	printf 'ROOT=%q\nMEMLEAK=%q\n' "$PWD" "$memleak" >"$root/kernel-test.env"
+	plan "$1" >"$root/kernel-test.plan"
+	{
+		cat "$(tools_archive)"
+		tests_archive
+		(cd "$root" && find . -type f | cpio --quiet -o -H newc)
+	} >"$work/initramfs"
+	# Without cmpxchg16b (cx16), whose emulation by qemu 7.2 crashes Linux 6.12 on its way up. A host that
+	# is busy makes a guest look hung: not the tests' business.
+	timeout "$limit" qemu-system-x86_64 -accel "$(accelerator)" -cpu max,-cx16 -smp 2 -m 4G \
+		-display none -no-reboot -nic none -serial file:"$dir/console" -serial file:"$dir/tests" \
+		-kernel "$2" -initrd "$work/initramfs" \
+		-append 'console=ttyS0 panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1' </dev/null ||
+		say "qemu ended with $?"
+	rm "$work/initramfs"
+}
+
+on_host() {
+	local dir=$work/runs/host
+	plan host >"$dir/plan"
+	# Among other things this compiles the fixtures for the other kernels.
+	sh scripts/kernel-tests.sh "$memleak" "$dir/plan" </dev/null >"$dir/tests" 2>&1
+	printf '@done\n' >>"$dir/tests"
+	: >"$dir/console"
+}
+
+table=()
+failures=()
+fail() { failures+=("$1: $2"); }
+
+judge() { # judge KERNEL METHOD SECONDS
+	local kernel=$1 dir=$work/runs/$1 passed=0 failed=0 unrun=0 word suite
+	local log release method
+	log=$(tr -d '\r' <"$dir/tests")
+	release=$(sed -n 's/^@kernel //p' <<<"$log")
+	method=$(sed -n 's/^@method //p' <<<"$log")
+	method=${method:-none}
+	for suite in $(rows suite); do
+		local result counts=(0 0 0) excepted
+		excepted=$(exceptions "$kernel" "$suite")
+		if [[ $'\n'$excepted$'\n' == *$'\n*\n'* ]]; then
+			unrun=$((unrun + tests_in[$suite]))
+			continue
+		fi
+		result=$(sed -n "/^@suite $suite\$/,/^@ended $suite /s/^test result: //p" <<<"$log")
+		if [[ $result =~ ([0-9]+)\ passed\;\ ([0-9]+)\ failed\;\ ([0-9]+)\ ignored\;.*\ ([0-9]+)\ filtered ]]; then
+			counts=("${BASH_REMATCH[@]:1:4}")
+			passed=$((passed + counts[0]))
+			failed=$((failed + counts[1]))
+			unrun=$((unrun + counts[2] + counts[3]))
+			((counts[2] == 0)) || fail "$kernel" "$suite ignores ${counts[2]} tests"
+			((counts[3] == $(grep -c . <<<"$excepted"))) ||
+				fail "$kernel" "$conf leaves out other tests than there are in $suite"
+			((counts[0] + counts[1] + counts[2] + counts[3] == tests_in[$suite])) ||
+				fail "$kernel" "$suite has ${tests_in[$suite]} tests, and did not tell of all"
+		else
+			unrun=$((unrun + tests_in[$suite]))
+			fail "$kernel" "$suite did not come to its end"
+		fi
+	done
+	while read -r word; do
+		fail "$kernel" "$word"
+	done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' <<<"$log")
+	grep -qx '@done' <<<"$log" || fail "$kernel" "did not end within $limit seconds, or crashed"
+	[[ $2 == any || ${method%% *} == "$2" ]] || fail "$kernel" "attached by '$method', not by $2"
+	while read -r word; do
+		fail "$kernel" "the kernel says: $word"
+	done < <(tr -d '\r' <"$dir/console" | grep -E 'WARNING: |BUG: |Oops|Kernel panic' | head -n 5)
+	table+=("$(printf '%-28s %-8s %-18s %6d %6d %6d %7d' "${release% *}" "${release##* }" "$method" \
+		"$passed" "$failed" "$unrun" "$3")")
+	say "${table[-1]}"
+}
+
+# ----------------------------------------------------------------------------------------------------
+
+while read -r kernel suite test reason; do
+	[[ -n $reason ]] || die "$conf: no reason is given for not running $suite $test on $kernel"
+done < <(rows unrun)
+((EUID == 0)) || die 'the tests load BPF programs and need root'
+chosen=" $* "
+build
+while read -r kernel _ method suite package; do
+	[[ $chosen == '  ' || $chosen == *" $kernel "* ]] || continue
+	rm -rf "$work/runs/$kernel"
+	mkdir -p "$work/runs/$kernel"
+	if [[ $kernel == host ]]; then
+		began=$SECONDS
+		on_host
+	else
+		image=$(fetch_kernel "$suite" "$package")
+		began=$SECONDS
+		boot "$kernel" "$image"
+	fi
+	judge "$kernel" "$method" $((SECONDS - began))
+done < <(rows kernel)
+
+printf '\n%-28s %-8s %-18s %6s %6s %6s %7s\n' kernel machine 'attached by' passed failed unrun seconds
+printf '%s\n' "${table[@]}"
+if ((${#failures[@]} > 0)); then
+	printf '\n'
+	printf 'FAILED: %s\n' "${failures[@]}"
+	exit 1
+fi
