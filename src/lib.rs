@@ -17,6 +17,7 @@ pub mod launch;
 pub mod ledger;
 pub mod live;
 pub mod manual;
+pub mod maps;
 pub mod names;
 pub mod output;
 mod privilege;
