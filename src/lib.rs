@@ -27,7 +27,7 @@ pub mod report;
 pub mod requests;
 pub mod root;
 pub mod running;
-mod say;
+pub mod say;
 pub mod session;
 pub mod signals;
 pub mod status;
