@@ -79,6 +79,13 @@ lint: ## Check formats, and let clippy and shellcheck look
 	$(if $(c_files),clang-format --dry-run --Werror $(c_files))
 	shellcheck $(shell_files)
 
+# Not a part of .ci/run: what it finds becomes a test (tests/found.rs), and that is.
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz: ## Feed all that reads unknown bytes made-up ones, SECONDS=60 each (TARGETS="elf code …")
+	@scripts/deps.sh check test >/dev/null || { scripts/deps.sh check test; exit 1; }
+	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
+
 # Tests that ran through sudo leave files that only root can remove.
 .PHONY: clean
 clean: ## Remove all that was built

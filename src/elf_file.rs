@@ -202,7 +202,16 @@ impl<'file> ElfFile<'file> {
             size: header.p_filesz.get(LE),
             address: header.p_vaddr.get(LE),
         };
-        Ok(headers.iter().map(segment).collect())
+        let segments: Vec<Segment> = headers.iter().map(segment).collect();
+        let wraps = |segment: &Segment| {
+            segment.kind == PT_LOAD
+                && (segment.address.checked_add(segment.size).is_none()
+                    || segment.offset.checked_add(segment.size).is_none())
+        };
+        if segments.iter().any(wraps) {
+            return Err(Unreadable::Damaged("a segment has no end"));
+        }
+        Ok(segments)
     }
 
     pub fn segments(&self) -> &[Segment] {

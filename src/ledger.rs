@@ -355,4 +355,137 @@ mod tests {
             prop_assert_eq!(summary.verdict(), Some(verdict));
         }
     }
+
+    /// A process as somebody knows it who saw everything, and as the kernel tells of it.
+    #[derive(Clone, Debug)]
+    struct Life {
+        images: Vec<Seen>,
+    }
+
+    #[derive(Clone, Debug)]
+    struct Seen {
+        image: Image,
+        /// What it really leaked.
+        leaked: u64,
+        /// When its record arrived, after those of its process before it.
+        after: u32,
+    }
+
+    fn any_seen() -> impl Strategy<Value = Seen> {
+        let lost = prop_oneof![3 => Just((0, 0)), 1 => (1..3_000_u64, 0..3_000_u64)];
+        let blind = prop_oneof![8 => Just(None), 1 => (0..9_000_u64, any::<bool>()).prop_map(Some)];
+        (0..5_000_u64, 0..3_000_u64, lost, blind, 0..50_u32).prop_map(
+            |(freed, recorded, (lost, held), blind, after)| {
+                let mut image = image();
+                let mut leaked = recorded + held.min(lost);
+                image.counters.total_allocs_bytes = freed + recorded + lost;
+                image.counters.leaked_bytes = recorded;
+                image.losses.bytes_not_recorded = lost;
+                image.losses.blocks_not_recorded = u64::from(lost > 0);
+                if let Some((unseen, is_call)) = blind {
+                    leaked += unseen;
+                    image.losses.calls_without_return = u64::from(is_call);
+                    image.uncovered = (!is_call).then_some(Uncovered::Late);
+                }
+                Seen {
+                    image,
+                    leaked,
+                    after,
+                }
+            },
+        )
+    }
+
+    fn any_life() -> impl Strategy<Value = Life> {
+        let end = prop_oneof![
+            5 => any::<u8>().prop_map(End::Exited),
+            1 => Just(End::Signaled { signal: 9, core: false }),
+            1 => Just(End::Running),
+        ];
+        (prop::collection::vec(any_seen(), 1..4), "[ab]", end).prop_map(
+            |(mut images, comm, end)| {
+                let last = images.len() - 1;
+                for (n, seen) in images.iter_mut().enumerate() {
+                    seen.image.image = n as u32;
+                    seen.image.comm = comm.clone().into_bytes();
+                    seen.image.end = if n == last { end } else { End::Exec };
+                }
+                Life { images }
+            },
+        )
+    }
+
+    /// The records of all lives in the order in which they arrive: those of one process in theirs.
+    fn arriving(lives: &[Life]) -> Vec<Image> {
+        let mut records = Vec::new();
+        for (pid, life) in (1..).zip(lives) {
+            let mut at = 0;
+            for seen in &life.images {
+                at += seen.after;
+                let image = Image {
+                    pid,
+                    ..seen.image.clone()
+                };
+                records.push((at, image));
+            }
+        }
+        records.sort_by_key(|(at, _)| *at);
+        records.into_iter().map(|(_, image)| image).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_arrives_in_whatever_order_is_never_judged_against_what_really_was(
+            lives in prop::collection::vec(any_life(), 0..8),
+            process in prop::option::of(0..6_000_u64),
+            total in prop::option::of(0..20_000_u64),
+            rows_lost in prop_oneof![4 => Just(0_u64), 1 => 1..3_u64],
+        ) {
+            let names = Names::new(vec!["a".parse().unwrap()]);
+            let mut ledger = Ledger::new(Gate::new(Limits { process, total }, names));
+            for image in arriving(&lives) {
+                let verdict = ledger.record(&image);
+                let is_judged = process.is_some()
+                    && image.comm == b"a"
+                    && !matches!(image.end, End::Exec | End::Running);
+                prop_assert_eq!(verdict.is_some(), is_judged);
+            }
+            let summary = ledger.finish(Losses { rows_lost, ..Losses::default() }, OK);
+
+            let images = || lives.iter().flat_map(|life| &life.images);
+            let last = |life: &Life| life.images[life.images.len() - 1].clone();
+            let runs = |life: &&Life| last(life).image.end == End::Running;
+            prop_assert_eq!(summary.processes, lives.len() as u64);
+            prop_assert_eq!(summary.running.len(), lives.iter().filter(runs).count());
+            prop_assert_eq!(
+                summary.total_allocs_bytes,
+                images().map(|seen| seen.image.counters.total_allocs_bytes).sum::<u64>()
+            );
+
+            // Only who ended can have leaked, and only by its last image.
+            let ended = lives.iter().filter(|life| !runs(life)).map(last);
+            let ended: Vec<Seen> = ended.collect();
+            let leaked: u64 = ended.iter().map(|seen| seen.leaked).sum();
+            prop_assert!(summary.leaked.lower <= leaked);
+            prop_assert!(summary.leaked.upper.is_none_or(|upper| leaked <= upper));
+            let lossless = |seen: &Seen| seen.image.complete();
+            let blind = rows_lost > 0 || lives.is_empty();
+            if ended.iter().all(lossless) && !blind {
+                prop_assert_eq!(summary.leaked, Bounds { lower: leaked, upper: Some(leaked) });
+            }
+
+            let judged: Vec<&Seen> = ended.iter().filter(|seen| seen.image.comm == b"a").collect();
+            let of_judged: u64 = judged.iter().map(|seen| seen.leaked).sum();
+            let over = process.is_some_and(|limit| judged.iter().any(|seen| seen.leaked > limit))
+                || total.is_some_and(|limit| of_judged > limit);
+            match summary.verdict() {
+                None => prop_assert!(process.is_none() && total.is_none()),
+                Some(Verdict::Passed) => prop_assert!(!over && !blind),
+                Some(Verdict::Failed) => prop_assert!(over),
+                Some(Verdict::Unknown) => {
+                    prop_assert!(blind || !judged.iter().all(|seen| lossless(seen)));
+                }
+            }
+        }
+    }
 }

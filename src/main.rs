@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use memleak::cli::{self, Stop, Task};
 use memleak::status::{Finish, TOOL_ERROR};
-use memleak::{doctor, session, signals};
+use memleak::{doctor, say, session, signals};
 
 /// The C library's allocator carries probes while memleak runs, memleak's own calls of it included, and these took
 /// half of its time.
@@ -16,11 +16,11 @@ fn main() -> ExitCode {
     let task = match cli::parse(std::env::args_os()) {
         Ok(task) => task,
         Err(stop) => {
-            // There is nobody to tell that nobody can be told.
-            let _ = match &stop {
-                Stop::Told(text) => write!(std::io::stdout(), "{text}"),
-                Stop::Wrong(line) => writeln!(std::io::stderr(), "{line}"),
-            };
+            match &stop {
+                // There is nobody to tell that nobody can be told.
+                Stop::Told(text) => drop(write!(std::io::stdout(), "{text}")),
+                Stop::Wrong(line) => say::tell(line),
+            }
             return ExitCode::from(stop.code());
         }
     };
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         Ok(Finish::Exit(code)) => ExitCode::from(code),
         Ok(Finish::Signal(signal)) => signals::die_of(signal),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "memleak: {error:#}");
+            say::say(&format!("{error:#}"));
             ExitCode::from(TOOL_ERROR)
         }
     }

@@ -1,7 +1,8 @@
 //! Where the report goes: the file that `-o` names, or standard output or error.
 //!
 //! The file is opened with the rights of the user who called memleak, under sudo the one who called sudo:
-//! a name in a directory that others write to, such as /tmp, may be a link that one of them put there.
+//! a name in a directory that others write to, such as /tmp, may be a link that one of them put there. And what an
+//! environment variable puts into the name is part of one: it leads to no other directory.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,8 +12,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use crate::identity::Identity;
 use crate::inherited::{self, Inherited};
@@ -71,11 +72,18 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
 }
 
 fn create(path: &Path) -> Result<File> {
-    let open = || {
-        // A terminal that is written to must not become ours.
+    let open = || -> io::Result<File> {
+        // A terminal that is written to must not become ours. A FIFO that nobody reads must not hold us up:
+        // anybody may have put it there.
         let mut options = File::options();
         options.write(true).create(true).truncate(true);
-        options.custom_flags(libc::O_NOCTTY).open(path)
+        let file = options
+            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+            .open(path)?;
+        // What is opened is written to as anything is.
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+        fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        Ok(file)
     };
     let name = path.display();
     match Identity::behind_sudo()? {
@@ -122,10 +130,13 @@ fn duplicate(fd: RawFd) -> Result<File> {
 }
 
 /// Puts in what the `%` parts of a file name stand for: `%p` memleak's pid, `%h` the host's name, `%q{VAR}` an
-/// environment variable, `%%` a percent sign.
+/// environment variable, `%%` a percent sign. A variable is a path only where the name begins with it (`%q{HOME}/…`):
+/// elsewhere whoever sets it, the user whose job an administrator's prolog reports on, would choose the directory.
 fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<PathBuf> {
     let mut out = Vec::new();
-    let mut rest = pattern.as_os_str().as_bytes();
+    let whole = pattern.as_os_str().as_bytes();
+    let (mut climbs, mut leads_away) = (ups(whole), false);
+    let mut rest = whole;
     while let Some(at) = rest.iter().position(|&byte| byte == b'%') {
         out.extend(&rest[..at]);
         rest = &rest[at + 1..];
@@ -156,7 +167,12 @@ fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Resu
                         name.display()
                     );
                 };
-                out.extend(value.as_bytes());
+                let value = value.as_bytes();
+                // Up to here nothing but its own percent sign has been read.
+                let begins = rest.len() + 1 == whole.len();
+                leads_away |= !begins && value.contains(&b'/');
+                climbs += if begins { ups(value) } else { 0 };
+                out.extend(value);
                 end + 3
             }
             _ => bail!(
@@ -167,7 +183,21 @@ fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Resu
         rest = &rest[used..];
     }
     out.extend(rest);
-    Ok(PathBuf::from(OsString::from_vec(out)))
+    let path = PathBuf::from(OsString::from_vec(out));
+    ensure!(
+        !leads_away && ups(path.as_os_str().as_bytes()) <= climbs,
+        "-o {}: it comes to {}, as a variable in it leads to another directory; one that is a path must stand at \
+         the beginning",
+        pattern.display(),
+        path.display()
+    );
+    Ok(path)
+}
+
+/// How often a path goes up.
+fn ups(path: &[u8]) -> usize {
+    let parts = path.split(|&byte| byte == b'/');
+    parts.filter(|part| *part == b"..").count()
 }
 
 #[cfg(test)]
@@ -175,8 +205,39 @@ mod tests {
     use super::*;
 
     fn expanded(pattern: &str) -> Result<String> {
-        let job = |name: &OsStr| (name == "JOB").then(|| OsString::from("42"));
+        with("42", pattern)
+    }
+
+    fn with(job: &str, pattern: &str) -> Result<String> {
+        let job = |name: &OsStr| (name == "JOB").then(|| OsString::from(job));
         Ok(expand(Path::new(pattern), job)?.display().to_string())
+    }
+
+    #[test]
+    fn a_variable_leads_to_another_directory_only_from_the_beginning() {
+        for (job, pattern) in [
+            ("../../etc/cron.d/x", "/var/spool/%q{JOB}"),
+            ("a/b", "%q{JOB}.%q{JOB}"),
+            ("/", "/tmp%q{JOB}x"),
+            ("..", "/var/%q{JOB}/report"),
+            ("..", "/var/spool/../%q{JOB}/report"),
+            (".", "/var/.%q{JOB}"),
+        ] {
+            let said = with(job, pattern).unwrap_err().to_string();
+            assert!(
+                said.contains("leads to another directory"),
+                "{pattern}: {said}"
+            );
+        }
+        for (job, pattern, path) in [
+            ("/home/a/..", "%q{JOB}/report", "/home/a/../report"),
+            ("..", "/var/x%q{JOB}/report", "/var/x../report"),
+            ("a", "../%q{JOB}", "../a"),
+            ("a..b", "../%q{JOB}", "../a..b"),
+            ("", "/tmp/%q{JOB}x", "/tmp/x"),
+        ] {
+            assert_eq!(with(job, pattern).unwrap(), path);
+        }
     }
 
     #[test]

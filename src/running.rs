@@ -1,8 +1,8 @@
 //! Processes that run already: which they are, and what they have mapped to execute.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 
 use crate::allocator::mapped::Mapping;
+use crate::maps;
 
 /// A thread of the kernel (include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
@@ -111,34 +112,22 @@ pub fn all() -> Result<Vec<u32>> {
 /// It has ended, or there are no rights to look at it.
 pub fn mapped(pid: u32) -> io::Result<Vec<(Mapping, String)>> {
     let thread = living_thread(pid).ok_or(io::ErrorKind::NotFound)?;
-    let maps = fs::read(format!("/proc/{thread}/maps"))?;
+    let maps = BufReader::new(File::open(format!("/proc/{thread}/maps"))?);
     let mut seen = HashSet::new();
-    let mappings = maps
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| executable(thread, line))
-        .filter(|(mapping, device)| seen.insert((*device, mapping.inode)))
-        .map(|(mapping, device)| (mapping, device.to_owned()));
-    Ok(mappings.collect())
-}
-
-/// A line of /proc/PID/maps, with its device, if it maps a file to be executed. `pid` may be a thread's.
-fn executable(pid: u32, line: &[u8]) -> Option<(Mapping, &str)> {
-    // The path at the end may be any bytes.
-    let mut words = line
-        .split(|&byte| byte == b' ')
-        .filter(|word| !word.is_empty())
-        .map_while(|word| std::str::from_utf8(word).ok());
-    let (start, end) = words.next()?.split_once('-')?;
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    let access = words.next()?;
-    let (_offset, device) = (words.next()?, words.next()?);
-    let mapping = Mapping {
-        pid,
-        start: hex(start)?,
-        end: hex(end)?,
-        inode: words.next()?.parse().ok()?,
-    };
-    (access.contains('x') && mapping.inode != 0).then_some((mapping, device))
+    let mut mappings = Vec::new();
+    maps::executables(maps, |found| {
+        if seen.insert((found.device.clone(), found.inode)) {
+            let mapping = Mapping {
+                pid: thread,
+                start: found.addresses.start,
+                end: found.addresses.end,
+                inode: found.inode,
+            };
+            mappings.push((mapping, found.device));
+        }
+        Ok(())
+    })?;
+    Ok(mappings)
 }
 
 /// A thread of a process that has not left: the process, where that has not. Who has left has nothing mapped any
@@ -190,24 +179,6 @@ fn field(text: &str, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_files_that_are_executed_count() {
-        let line = b"55d0c0001000-55d0c0003000 r-xp 00002000 fe:00 42       /bin/\xff b";
-        let mapping = Mapping {
-            pid: 7,
-            start: 0x55d0_c000_1000,
-            end: 0x55d0_c000_3000,
-            inode: 42,
-        };
-        assert_eq!(executable(7, line), Some((mapping, "fe:00")));
-        assert_eq!(
-            executable(7, b"7ffd-7fff r-xp 00000000 00:00 0 [vdso]"),
-            None
-        );
-        assert_eq!(executable(7, b"7ffd-7fff r--p 00000000 fe:00 42 /x"), None);
-        assert_eq!(executable(7, b""), None);
-    }
 
     #[test]
     fn we_have_mapped_our_program_and_the_c_library_once_each() {

@@ -2,7 +2,15 @@
 
 use std::io::{self, Write};
 
+use crate::text;
+
 /// Says a line on standard error. That nobody may read it changes nothing.
 pub fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "memleak: {line}");
+    tell(&format!("memleak: {line}"));
+}
+
+/// The same for a line that names memleak itself. Paths in it are anybody's: they change neither the terminal nor
+/// the number of lines.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", text::line(line));
 }

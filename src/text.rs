@@ -50,6 +50,21 @@ pub fn escaped(bytes: &[u8]) -> String {
     shown
 }
 
+/// A message as one line that no terminal acts on, whatever was put into it as it was (a path, an argument). What is
+/// printable stays, and a tab.
+pub fn line(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    for c in message.chars() {
+        match c {
+            '\t' => shown.push(c),
+            _ if is_printable(c) => shown.push(c),
+            _ if c.is_ascii() => push_bytes(&mut shown, c.encode_utf8(&mut [0; 4]).as_bytes()),
+            _ => shown.extend(c.escape_unicode()),
+        }
+    }
+    shown
+}
+
 fn push_bytes(shown: &mut String, bytes: &[u8]) {
     for byte in bytes {
         shown.push_str(&format!("\\x{byte:02x}"));
@@ -94,6 +109,14 @@ mod tests {
         ] {
             assert_eq!(escaped(name), shown);
         }
+    }
+
+    #[test]
+    fn a_message_is_one_line_and_what_is_escaped_in_it_stays() {
+        assert_eq!(
+            line("cannot read /a\x1b[2J\nmemleak: forged\u{9b}: \\x1b, 'größe'\t1"),
+            r"cannot read /a\x1b[2J\x0amemleak: forged\u{9b}: \x1b, 'größe'".to_owned() + "\t1"
+        );
     }
 
     #[test]

@@ -265,3 +265,44 @@ fn bash_completes_options_and_their_values() {
         ["table", "json"]
     );
 }
+
+// ---- what ARCHITECTURE.md claims -----------------------------------------------------------------------
+
+/// All Rust files below a directory.
+fn sources(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text.push_str(&sources(&path));
+        } else if path.extension() == Some(OsStr::new("rs")) {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn every_test_that_stands_for_a_threat_exists() {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let architecture = fs::read_to_string(tree.join("ARCHITECTURE.md")).unwrap();
+    let (_, security) = architecture.split_once("\n## SECURITY\n").unwrap();
+    let (security, _) = security.split_once("\n## ").unwrap();
+    let sources = sources(&tree.join("src")) + &sources(&tree.join("tests"));
+    let rows = security.lines().filter(|line| line.starts_with("| "));
+    let mut threats = 0;
+    // After the heading.
+    for row in rows.skip(1) {
+        let tests = row.trim_end_matches([' ', '|']).rsplit("| ").next();
+        let tests = tests.unwrap_or_default().split_whitespace();
+        let mut named = 0;
+        for test in tests {
+            let name = test.trim_matches('`');
+            assert!(sources.contains(&format!("fn {name}(")), "{name}: {row}");
+            named += 1;
+        }
+        assert!(named > 0, "no test: {row}");
+        threats += 1;
+    }
+    assert!(threats > 10, "{threats}");
+}

@@ -173,6 +173,57 @@ fn a_report_that_cannot_be_opened_is_named_with_its_option() {
 }
 
 #[test]
+fn a_fifo_that_nobody_reads_is_no_report_and_keeps_nobody_waiting() {
+    let directory = TempDir::new().unwrap();
+    let fifo = directory.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let name = fifo.to_str().unwrap();
+    assert_says(&refusal(&[], &["-o", name]), &[name, "No such device"]);
+
+    // With a reader it is one, written to at the reader's pace.
+    let mut reader = Command::new("sh")
+        .args(["-c", "exec 3<\"$0\"; sleep 0.3; exec cat <&3", name])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do (exit 0); done";
+    let run = || {
+        Command::new(MEMLEAK)
+            .args([
+                "run", "--format", "json", "-o", name, "--", "sh", "-c", script,
+            ])
+            .output()
+            .unwrap()
+    };
+    let mut output = run();
+    while output.status.code() == Some(125) && reader.try_wait().unwrap().is_none() {
+        output = run();
+    }
+    assert!(output.status.success(), "{output:?}");
+    let read = reader.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&read.stdout).lines().count(), 11);
+}
+
+#[test]
+fn a_variable_in_a_reports_name_leads_to_no_other_directory() {
+    let directory = TempDir::new().unwrap();
+    let pattern = format!("{}/%q{{JOB}}.json", directory.path().display());
+    for job in ["../evil", "/etc/evil", "a/../../b"] {
+        let variable = format!("JOB={job}");
+        let env = [OsStr::new("env"), OsStr::new(&variable)];
+        let line = refusal(&env, &["-o", &pattern]);
+        assert_says(&line, &["-o", job, "leads to another directory"]);
+    }
+    let long = format!("JOB={}", "x".repeat(100_000));
+    let env = [OsStr::new("env"), OsStr::new(&long)];
+    assert_says(
+        &refusal(&env, &["-o", &pattern]),
+        &["-o", "File name too long"],
+    );
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_size_that_is_none_is_named_with_its_option() {
     assert_says(
         &refusal(&[], &["--fail-on-leak", "1 potato"]),

@@ -295,7 +295,7 @@ fn report_of_name(name: &[u8], format: &str) -> Vec<u8> {
 #[test]
 fn no_name_forges_a_row_or_reaches_the_terminal() {
     // A name, and what the table, CSV and JSON make of it.
-    let names: [(&[u8], &str, &str, &str); 7] = [
+    let names: [(&[u8], &str, &str, &str); 8] = [
         (
             b"\x1b[2J\x1b[31mx",
             r"\x1b[2J\x1b[31mx",
@@ -321,6 +321,8 @@ fn no_name_forges_a_row_or_reaches_the_terminal() {
             r"\u{202e}x",
             "\u{202e}x",
         ),
+        // What a spreadsheet would run.
+        (b"=1+\"1\"", "=1+\"1\"", "\"'=1+\"\"1\"\"\"", "=1+\"1\""),
         (b"", r"\0", "", ""),
         // The kernel keeps 15 bytes.
         (
@@ -362,6 +364,198 @@ fn no_name_forges_a_row_or_reaches_the_terminal() {
         assert_eq!(row["comm"], json);
         assert_eq!(row["leaked_bytes"], 10);
     }
+}
+
+/// What would clear the screen and forge a line.
+const HOSTILE: &str = "\x1b[2J\nmemleak forged\u{9b}31m";
+/// As it is shown.
+const HARMLESS: &str = r"\x1b[2J\x0amemleak forged\u{9b}31m";
+
+#[test]
+fn no_path_forges_a_line_or_reaches_the_terminal() {
+    let top = TempDir::new().expect("a temporary directory");
+    let directory = top.path().join(HOSTILE);
+    fs::create_dir(&directory).expect("any name will do");
+    let program = directory.join("leaks_2mb");
+    fs::copy(fixture("leaks_2mb"), &program).expect("a fixture can be copied");
+    let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
+    let libc = maps.lines().find(|line| line.ends_with("/libc.so.6"));
+    let libc = libc.and_then(|line| line.split_whitespace().nth(5));
+    let libc = libc.expect("the tests run with glibc");
+    fs::copy(libc, directory.join("libc.so.6")).expect("it can be copied");
+    let said = |options: &[&str], program: &OsStr| {
+        let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
+            .arg("run")
+            .args(options)
+            .arg("--")
+            .arg(program)
+            .env("LD_LIBRARY_PATH", &directory)
+            .output()
+            .expect("memleak runs");
+        let said = String::from_utf8(output.stderr).expect("text");
+        let acts = |c: char| c.is_control() && c != '\n';
+        assert!(!said.contains(acts), "{said:?}");
+        let forged = |line: &str| line.starts_with("memleak forged");
+        assert!(!said.lines().any(forged), "{said}");
+        said
+    };
+    // Where each probe is.
+    let verbose = said(&["-v"], program.as_os_str());
+    let probes = verbose
+        .lines()
+        .filter(|line| line.contains("probe malloc in"));
+    let probes: Vec<_> = probes.collect();
+    assert!(
+        probes.iter().any(|line| line.contains(HARMLESS)),
+        "{verbose}"
+    );
+    let csv = said(&["--format", "csv"], program.as_os_str());
+    assert!(csv.contains(&format!("{HARMLESS}/leaks_2mb,")), "{csv}");
+    let json = said(&["--format", "json"], program.as_os_str());
+    let row: serde_json::Value = json.lines().next().map_or_else(Default::default, |line| {
+        serde_json::from_str(line).expect("JSON")
+    });
+    assert_eq!(row["exe"].as_str(), program.to_str());
+    // Errors: of what cannot be executed, opened, or understood.
+    let missing = directory.join("missing");
+    assert!(said(&[], missing.as_os_str()).contains(r"[2J\nmemleak forged"));
+    let report = missing.join("report");
+    let report = report.to_str().expect("text");
+    assert!(said(&["-o", report], OsStr::new("true")).contains(HARMLESS));
+    let pattern = format!("--format={HOSTILE}");
+    assert!(said(&[&pattern], OsStr::new("true")).contains(r"\x1b[2J"));
+}
+
+#[test]
+fn a_program_at_the_end_of_the_longest_path_is_counted_without_it() {
+    let top = TempDir::new().expect("a temporary directory");
+    let mut directory = top.path().to_path_buf();
+    // PATH_MAX is 4096, with a NUL; the kernel's side keeps 1024 bytes.
+    while directory.as_os_str().len() < 3800 {
+        directory.push("x".repeat(240));
+    }
+    fs::create_dir_all(&directory).expect("a deep directory");
+    let program = directory.join("leaks_2mb");
+    fs::copy(fixture("leaks_2mb"), &program).expect("a fixture can be copied");
+    let program = program.to_str().expect("text");
+    let report = Job::new(program, [""; 0]).run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    let row = row_of(&report, "leaks_2mb");
+    assert_eq!((row.exe.as_deref(), row.counts), (None, leaks(2_000_000)));
+}
+
+#[test]
+fn a_program_whose_loader_is_a_fifo_keeps_nobody_waiting() {
+    let top = TempDir::new().expect("a temporary directory");
+    let script = r#"
+        cd "$0" && mkfifo loader
+        echo 'int main(void) { return 0; }' | cc -x c -Wl,--dynamic-linker="$0/loader" -o program -"#;
+    let made = Command::new("sh")
+        .args(["-ec", script])
+        .arg(top.path())
+        .status();
+    assert!(made.expect("sh runs").success());
+    let report = Job::new(top.path().join("program"), [""; 0]).run();
+    assert_eq!(code(report.status), 126, "{}", report.stderr);
+    assert!(
+        report.stderr.contains("not an executable file"),
+        "{}",
+        report.stderr
+    );
+}
+
+#[test]
+fn an_environment_and_arguments_as_large_as_the_kernel_takes_reach_the_command() {
+    // A single string may have 128 KiB (MAX_ARG_STRLEN), all together a quarter of the stack's limit, of 8 MiB
+    // by default: 2 MiB, with the pointers to them.
+    let long = "x".repeat((128 << 10) - 100);
+    let mut job = Job::shell("env | wc -c; echo $#; exit 9").env("LONG", &long);
+    for n in 0..6 {
+        job = job.env(&format!("LONG{n}"), &long);
+    }
+    for n in 0..20_000 {
+        job = job.env(&format!("VARIABLE_{n}"), "a value");
+    }
+    let report = job.run();
+    assert_eq!(code(report.status), 9, "{}", report.stderr);
+    report.assert_complete();
+    let bytes = report.stdout.lines().next().map(str::parse::<usize>);
+    let bytes = bytes.expect("a line").expect("a number");
+    assert!(bytes > 7 * long.len() + 20_000 * 20, "{bytes}");
+
+    let arguments = vec![long.as_str(); 12];
+    let report = Job::fixture("prints_arguments", &arguments).run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    assert!(report.stdout.len() > 12 * long.len());
+    report.assert_complete();
+}
+
+#[test]
+fn a_file_that_is_made_to_be_bad_costs_a_warning_and_nothing_else() {
+    let top = TempDir::new().expect("a temporary directory");
+    // Two files that seem to be allocators: one whose code lies at the end of memory, and one that goes on for
+    // terabytes, with tables as long. Mapped to be executed, and then examined as a library is opened.
+    let script = r#"
+        cd "$0"
+        echo 'void *malloc(unsigned long n) { return 0; } void free(void *p) {}' > bad.c
+        cc -shared -fPIC -fno-builtin -nostdlib -o wraps.so bad.c && cp wraps.so huge.so
+        exec python3 -c '
+import mmap, os, struct
+def patch(path, change):
+    with open(path, "r+b") as file:
+        data = bytearray(file.read())
+        change(data)
+        file.seek(0)
+        file.write(data)
+def wraps(data):
+    for n in range(data[56]):
+        at = 64 + 56 * n
+        if data[at] == 1:
+            struct.pack_into("<QQQQ", data, at + 16, 2**64 - 0x800, 0, 2**63, 2**63)
+def huge(data):
+    start, = struct.unpack_from("<Q", data, 40)
+    for n in range(data[60]):
+        struct.pack_into("<Q", data, start + 64 * n + 32, 2**41)
+patch("wraps.so", wraps)
+patch("huge.so", huge)
+os.truncate("huge.so", 2**42)
+kept = []
+for path in "wraps.so", "huge.so":
+    file = os.open(path, os.O_RDONLY)
+    kept.append(mmap.mmap(file, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC))
+import ctypes
+ctypes.CDLL("libm.so.6")
+'"#;
+    let top = top.path().to_str().expect("a plain path");
+    // Without -v memleak has given standard error up, as the report goes to a file.
+    let job = Job::new("sh", ["-c", script, top]).options(["-v"]);
+    let began = Instant::now();
+    let running = job.start();
+    let memleak = running.pid();
+    let sampler = thread::spawn(move || {
+        let mut most = 0;
+        while let Some(resident) = resident_kb(memleak) {
+            most = most.max(resident);
+            sleep(Duration::from_millis(5));
+        }
+        most
+    });
+    let report = running.wait();
+    let most = sampler.join().expect("samples");
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    assert!(report.stderr.contains("wraps.so"), "{}", report.stderr);
+    assert!(report.stderr.contains("it is damaged"), "{}", report.stderr);
+    let rows = report.rows.iter().filter(|row| row.uncovered.is_some());
+    let rows: Vec<_> = rows.collect();
+    let [row] = rows[..] else {
+        panic!("not one row: {rows:#?}")
+    };
+    assert_eq!(row.comm, "python3");
+    assert_eq!(row.uncovered.as_deref(), Some("unexamined"), "{row:#?}");
+    assert_ne!(row.counts, Counts::default());
+    assert!(most < 100 << 10, "memleak took {most} kB");
+    assert!(began.elapsed() < Duration::from_secs(20));
 }
 
 // ---- ends and beginnings -------------------------------------------------------------------------------

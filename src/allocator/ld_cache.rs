@@ -34,11 +34,15 @@ const SUBDIRECTORIES: u32 = 1;
 pub fn look_up(cache: &[u8], soname: &[u8], hwcaps: &[&str]) -> Option<PathBuf> {
     let cache = current_format(cache)?;
     let entries = usize::try_from(word(cache, MAGIC.len())?).ok()?;
+    let names = subdirectories(cache);
     let rank = |entry: &[u8]| match double_word(entry, 16)? {
         0 => Some(hwcaps.len()),
         hwcap if hwcap & HAS_SUBDIRECTORY != 0 => {
-            let name = subdirectory(cache, hwcap as u32)?;
-            hwcaps.iter().position(|known| known.as_bytes() == name)
+            let index = usize::try_from(hwcap as u32).ok()?;
+            let at = word(names?, index.checked_mul(4)?)?;
+            hwcaps
+                .iter()
+                .position(|known| is_at(cache, at, known.as_bytes()))
         }
         // Variants in the way of glibc before 2.33, whose processors we do not know.
         _ => None,
@@ -50,15 +54,15 @@ pub fn look_up(cache: &[u8], soname: &[u8], hwcaps: &[&str]) -> Option<PathBuf> 
                 .and_then(|at| cache.get(at..at.checked_add(ENTRY)?))
         })
         .filter(|entry| word(entry, 0) == Some(FLAGS))
-        .filter(|entry| string(cache, entry, 4) == Some(soname))
+        .filter(|entry| word(entry, 4).is_some_and(|at| is_at(cache, at, soname)))
         .filter_map(|entry| Some((rank(entry)?, entry)))
         .min_by_key(|(rank, _)| *rank)
-        .and_then(|(_, entry)| string(cache, entry, 8))
+        .and_then(|(_, entry)| string(cache, word(entry, 8)?))
         .map(|path| Path::new(OsStr::from_bytes(path)).to_owned())
 }
 
-/// The name of the subdirectory of this index.
-fn subdirectory(cache: &[u8], index: u32) -> Option<&[u8]> {
+/// The places of the subdirectories' names, one word each.
+fn subdirectories(cache: &[u8]) -> Option<&[u8]> {
     let at = usize::try_from(word(cache, EXTENSIONS)?).ok()?;
     let extensions = cache.get(at..).filter(|_| at != 0)?;
     if word(extensions, 0)? != EXTENSIONS_MAGIC {
@@ -71,13 +75,9 @@ fn subdirectory(cache: &[u8], index: u32) -> Option<&[u8]> {
         .chunks_exact(16)
         .take(count)
         .find(|extension| word(extension, 0) == Some(SUBDIRECTORIES))?;
-    let (start, size) = (word(names, 8)?, word(names, 12)?);
-    let place = index.checked_mul(4).filter(|&place| place < size)?;
-    string(
-        cache,
-        cache,
-        usize::try_from(start.checked_add(place)?).ok()?,
-    )
+    let start = usize::try_from(word(names, 8)?).ok()?;
+    let size = usize::try_from(word(names, 12)?).ok()?;
+    cache.get(start..start.checked_add(size)?)
 }
 
 fn current_format(cache: &[u8]) -> Option<&[u8]> {
@@ -106,10 +106,20 @@ fn double_word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-/// The string whose place in the cache stands at `at` of an entry.
-fn string<'a>(cache: &'a [u8], entry: &[u8], at: usize) -> Option<&'a [u8]> {
-    let start = usize::try_from(word(entry, at)?).ok()?;
-    cache.get(start..)?.split(|&byte| byte == 0).next()
+/// The string at this place in the cache.
+fn string(cache: &[u8], at: u32) -> Option<&[u8]> {
+    cache
+        .get(usize::try_from(at).ok()?..)?
+        .split(|&byte| byte == 0)
+        .next()
+}
+
+/// Whether the string at this place is `text`. Without a search for its end: that may be far, for a million
+/// entries.
+fn is_at(cache: &[u8], at: u32, text: &[u8]) -> bool {
+    let rest = usize::try_from(at).ok().and_then(|at| cache.get(at..));
+    let rest = rest.and_then(|rest| rest.strip_prefix(text));
+    rest.is_some_and(|rest| rest.first().is_none_or(|&byte| byte == 0))
 }
 
 #[cfg(test)]
@@ -203,6 +213,22 @@ mod tests {
         let mut many = whole;
         many[MAGIC.len()..MAGIC.len() + 4].fill(0xff);
         look_up(&many, b"libm.so.6", &[]);
+    }
+
+    #[test]
+    fn a_cache_made_to_take_long_does_not() {
+        // All names are one string, which is long and has no end.
+        let entry = (FLAGS, 0, "", "");
+        let mut cache = cache(&vec![entry; 50_000]);
+        let place = (cache.len() as u32).to_ne_bytes();
+        cache.resize(cache.len() + (1 << 20), b'x');
+        for n in 0..50_000 {
+            let at = HEADER + n * ENTRY + 4;
+            cache[at..at + 4].copy_from_slice(&place);
+        }
+        let began = std::time::Instant::now();
+        assert_eq!(look_up(&cache, b"xxx", &[]), None);
+        assert!(began.elapsed().as_secs() < 3, "{:?}", began.elapsed());
     }
 
     #[test]

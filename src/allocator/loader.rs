@@ -1,6 +1,7 @@
 //! Which files the dynamic loader will map when a program starts: the program, its libraries and
 //! preloaded ones, searched for as ld.so(8) does, or musl's loader, whichever the program names.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,8 +17,15 @@ use crate::root::Root;
 /// More libraries than this no program has; a tree of files that seems to is not followed further.
 const MAX_FILES: usize = 4096;
 
-/// No name or path in a dynamic section is longer.
+/// No name or path in a dynamic section is longer: a list of directories, and one name (`PATH_MAX`).
 const MAX_STRING: u64 = 1 << 16;
+const MAX_NAME: u64 = 4096;
+
+/// Names, and directories to search, of all files of a program together; and how often a file is looked for.
+/// What was left out for that is found when it is mapped.
+const MAX_NAMES: usize = 1 << 14;
+const MAX_DIRECTORIES: usize = 1 << 16;
+const MAX_LOOKS: usize = 1 << 19;
 
 /// No system's cache, or list of directories, is longer.
 const MAX_CACHE: u64 = 64 << 20;
@@ -135,6 +143,17 @@ struct Search<'root> {
     last: Vec<PathBuf>,
     /// Subdirectories of `glibc-hwcaps` with libraries that this processor can run, best first.
     hwcaps: Vec<&'static str>,
+    /// How much more there may be of each.
+    names: Cell<usize>,
+    directories: Cell<usize>,
+    looks: Cell<usize>,
+}
+
+/// Takes as many as there may be off what is left.
+fn take(left: &Cell<usize>, wanted: usize) -> usize {
+    let taken = wanted.min(left.get());
+    left.set(left.get() - taken);
+    taken
 }
 
 impl<'root> Search<'root> {
@@ -158,6 +177,9 @@ impl<'root> Search<'root> {
                 DEFAULT_DIRECTORIES.map(PathBuf::from).to_vec()
             },
             hwcaps: if is_musl { Vec::new() } else { hwcaps() },
+            names: Cell::new(MAX_NAMES),
+            directories: Cell::new(MAX_DIRECTORIES),
+            looks: Cell::new(MAX_LOOKS),
         }
     }
 
@@ -195,6 +217,9 @@ impl<'root> Search<'root> {
 
     /// Whether there is an ELF file of this machine: the loader passes over others.
     fn is_library(&self, path: &Path) -> bool {
+        if take(&self.looks, 1) == 0 {
+            return false;
+        }
         let file = self.root.open(path);
         file.is_ok_and(|file| ElfFile::open(&file).is_ok())
     }
@@ -203,14 +228,18 @@ impl<'root> Search<'root> {
     fn wanted_by(&self, path: &Path, dynamic: &Dynamic, inherited: &[PathBuf]) -> Wanted {
         // A RUNPATH makes glibc's loader ignore the file's RPATH, and the inherited ones. Those who
         // inherit from this file have no use for its RUNPATH.
-        let runpath = directories(&dynamic.runpath, path, self.root);
+        let mut runpath = directories(&dynamic.runpath, path, self.root);
         let mut rpath = Vec::new();
         if runpath.is_empty() {
             rpath = directories(&dynamic.rpath, path, self.root);
             rpath.extend_from_slice(inherited);
         }
+        for list in [&mut runpath, &mut rpath] {
+            list.truncate(take(&self.directories, list.len()));
+        }
+        let names = take(&self.names, dynamic.needed.len());
         Wanted {
-            names: dynamic.needed.clone(),
+            names: dynamic.needed[..names].to_vec(),
             rpath,
             runpath,
         }
@@ -350,13 +379,16 @@ fn read_dynamic(path: &Path, root: &Root) -> Result<Dynamic> {
     let strings = entries
         .get(DT_STRTAB)
         .and_then(|address| elf.mapped_at(address));
-    let string = |at: u64| {
+    let string = |at: u64, longest: u64| {
         let strings = strings.clone()?;
         let start = strings.start.checked_add(at)?;
-        let size = strings.end.checked_sub(start)?.min(MAX_STRING);
+        let size = strings.end.checked_sub(start)?.min(longest);
         Some(string_in(&elf.read(start, size)?, 0)?.to_vec())
     };
-    let one = |tag| entries.get(tag).and_then(string).unwrap_or_default();
+    let list = |tag| {
+        let at = entries.get(tag)?;
+        string(at, MAX_STRING)
+    };
     Ok(Dynamic {
         interpreter: elf
             .interpreter()
@@ -365,10 +397,10 @@ fn read_dynamic(path: &Path, root: &Root) -> Result<Dynamic> {
             .entries
             .iter()
             .filter(|(tag, _)| *tag == DT_NEEDED)
-            .filter_map(|(_, at)| string(*at))
+            .filter_map(|(_, at)| string(*at, MAX_NAME))
             .collect(),
-        rpath: one(DT_RPATH),
-        runpath: one(DT_RUNPATH),
+        rpath: list(DT_RPATH).unwrap_or_default(),
+        runpath: list(DT_RUNPATH).unwrap_or_default(),
     })
 }
 

@@ -1,8 +1,7 @@
 //! Opens a file that another process has mapped: the very file, wherever its path may lead by now.
 
 use std::fs::{self, File};
-use std::io;
-use std::ops::Range;
+use std::io::{self, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::maps;
 
 /// Where a process has mapped a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,22 +139,26 @@ const REMOVAL: Duration = Duration::from_secs(1);
 /// The process's memory cannot be read or written, or the breakpoints stay.
 pub fn restore(pid: u32, file: &File, offsets: &[u64]) -> io::Result<()> {
     let inode = file.metadata()?.ino();
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let maps = BufReader::new(File::open(format!("/proc/{pid}/maps"))?);
     let memory = File::options()
         .read(true)
         .write(true)
         .open(format!("/proc/{pid}/mem"))?;
-    for (range, at) in maps.lines().filter_map(|line| executable(line, inode)) {
-        let mapped = at..at + (range.end - range.start);
+    maps::executables(maps, |found| {
+        if found.inode != inode {
+            return Ok(());
+        }
+        let size = found.addresses.end - found.addresses.start;
+        let mapped = found.offset..found.offset.saturating_add(size);
         for &offset in offsets.iter().filter(|offset| mapped.contains(offset)) {
             let mut bytes = vec![0; BREAKPOINT.min(mapped.end - offset) as usize];
             let length = file.read_at(&mut bytes, offset)?;
-            let address = range.start + (offset - at);
+            let address = found.addresses.start + (offset - found.offset);
             await_removal(&memory, address)?;
             memory.write_all_at(&bytes[..length], address)?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn await_removal(memory: &File, address: u64) -> io::Result<()> {
@@ -174,18 +179,6 @@ fn await_removal(memory: &File, address: u64) -> io::Result<()> {
         }
         thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// The addresses of a line of /proc/PID/maps and the offset in the file that they begin at, if it maps the file
-/// of this number to be executed.
-fn executable(line: &str, inode: u64) -> Option<(Range<u64>, u64)> {
-    let mut words = line.split_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let hex = |text| u64::from_str_radix(text, 16).ok();
-    let (range, access) = (hex(start)?..hex(end)?, words.next()?);
-    let (offset, _device) = (hex(words.next()?)?, words.next()?);
-    let same = words.next()?.parse() == Ok(inode);
-    (same && access.contains('x')).then_some((range, offset))
 }
 
 /// How many levels the pid namespace that /proc shows is above our own: more than none where ours has no
@@ -229,16 +222,6 @@ mod tests {
             ..mapping
         };
         assert_eq!(gone.open().unwrap_err().kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn only_what_is_executable_and_of_the_file_counts() {
-        let line = "55d0c0001000-55d0c0003000 r-xp 00002000 fe:00 42       /bin/a b";
-        let range = 0x55d0_c000_1000..0x55d0_c000_3000;
-        assert_eq!(executable(line, 42), Some((range, 0x2000)));
-        assert_eq!(executable(line, 43), None);
-        assert_eq!(executable(&line.replace("r-xp", "r--p"), 42), None);
-        assert_eq!(executable("7ffd-7fff r-xp", 0), None);
     }
 
     #[test]

@@ -91,7 +91,8 @@ pub fn at_start<'a>(
     let mut seen = Vec::new();
     let mut examined = Vec::new();
     for path in files {
-        let Ok(file) = File::open(&path) else {
+        // What a program names as its loader may be a FIFO.
+        let Ok(file) = root.open(&path) else {
             continue;
         };
         let Ok(metadata) = file.metadata() else {

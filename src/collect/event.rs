@@ -111,7 +111,8 @@ pub fn users(record: &heap) -> u32 {
 
 /// How many of the threads that may use a heap do.
 pub fn joined(threads: &[thread_sum]) -> u32 {
-    threads.iter().map(|thread| thread.joined).sum()
+    let joined = threads.iter().map(|thread| thread.joined);
+    joined.fold(0, u32::saturating_add)
 }
 
 fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
@@ -187,14 +188,16 @@ fn uncovered(record: &heap) -> Option<Uncovered> {
     .or_else(|| (record.file_count == 0).then_some(Uncovered::NoAllocator))
 }
 
+/// Saturating, as all sums are: what was counted must not end the report.
 fn add(to: &mut counters, from: &counters) {
-    to.alloc_bytes += from.alloc_bytes;
-    to.alloc_count += from.alloc_count;
-    to.free_bytes += from.free_bytes;
-    to.free_count += from.free_count;
-    to.failed_allocs += from.failed_allocs;
-    to.unknown_frees += from.unknown_frees;
-    to.lost_calls += from.lost_calls;
+    let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+    add(&mut to.alloc_bytes, from.alloc_bytes);
+    add(&mut to.alloc_count, from.alloc_count);
+    add(&mut to.free_bytes, from.free_bytes);
+    add(&mut to.free_count, from.free_count);
+    add(&mut to.failed_allocs, from.failed_allocs);
+    add(&mut to.unknown_frees, from.unknown_frees);
+    add(&mut to.lost_calls, from.lost_calls);
 }
 
 /// A wait(2) status: the signal in the low seven bits, bit 7 for a core dump, else the exit code.

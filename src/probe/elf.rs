@@ -208,6 +208,27 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_file_made_of_calls_takes_no_longer_than_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("library");
+        let script = r#"
+            for name in malloc calloc realloc free memalign aligned_alloc posix_memalign valloc; do
+                printf '.globl %s; .type %s,@function\n%s:\n.rept 3000\ncall 1f\n1:\n.endr\nret\n' \
+                    je_$name je_$name je_$name
+            done | cc -shared -nostdlib -x assembler -o "$0" -"#;
+        let made = std::process::Command::new("sh")
+            .args(["-ec", script])
+            .arg(&path)
+            .status();
+        assert!(made.unwrap().success());
+        let began = std::time::Instant::now();
+        let found = findings(&path).unwrap();
+        assert!(found.is_allocator() && found.sites.len() == 8);
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    }
+
+    #[test]
     fn a_static_program_without_symbols_is_stripped() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("program");

@@ -131,6 +131,10 @@ pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, Gave
         computed: Vec::new(),
     };
     walk.run()?;
+    // Each may lead to each: what was made to have thousands of both would take gigabytes.
+    if walk.computed.len() * walk.taken.len() > MAX_INSTRUCTIONS {
+        return Err(GaveUp::TooLong);
+    }
     // A jump through a register that leaves the function: to what it was given an address of.
     for path in std::mem::take(&mut walk.computed) {
         if walk.taken.is_empty() {

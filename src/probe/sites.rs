@@ -1,7 +1,7 @@
 //! From functions to the places that are probed: one for most of them; for those that may throw also where
 //! they return; none for those that leave all to others. Reads the file's code.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
@@ -24,6 +24,13 @@ const DECODED: u64 = 4096;
 
 /// Code is read in pieces of this size, and a bit more: an instruction may reach into the next one.
 const PAGE: u64 = 4096;
+
+/// Code that is kept at one time, in pages.
+const PAGES: usize = 4096;
+
+/// How many instructions of a file are decoded, those that are decoded again counted again. The libraries of
+/// jemalloc, mimalloc and tcmalloc take 900 to 2,100.
+const MAX_DECODED: usize = 1 << 20;
 
 /// Relocations that are looked at, in pieces: a large library has some hundred thousand.
 const RELOCATIONS: u64 = 1 << 18;
@@ -95,7 +102,8 @@ pub fn place(
         let action = found.row.action;
         let is_user = matches!(found.row.family, Family::User(_));
         let follow = |work| match decodes {
-            true => follow::follow(&file_text, address, work),
+            true => follow::follow(&file_text, address, work)
+                .and_then(|followed| file_text.whole().map(|()| followed)),
             false => Err(GaveUp::NotDecoded),
         };
         let followed = if action.may_throw() {
@@ -236,6 +244,8 @@ struct FileText<'a> {
     functions: HashMap<u64, Probed>,
     table: &'a FileTable<'a>,
     pages: RefCell<HashMap<u64, Vec<u8>>>,
+    /// How many more instructions may be decoded.
+    left: Cell<usize>,
     relocations: OnceCell<HashMap<u64, Rela64<LE>>>,
 }
 
@@ -254,8 +264,14 @@ impl<'a> FileText<'a> {
             functions,
             table,
             pages: RefCell::default(),
+            left: Cell::new(MAX_DECODED),
             relocations: OnceCell::new(),
         }
+    }
+
+    /// Whether what was decoded is all that was to be.
+    fn whole(&self) -> Result<(), GaveUp> {
+        (self.left.get() > 0).then_some(()).ok_or(GaveUp::TooLong)
     }
 
     /// A placement at this very instruction.
@@ -334,12 +350,17 @@ impl<'a> FileText<'a> {
 
 impl Text for FileText<'_> {
     fn code<'b>(&self, address: u64, buffer: &'b mut [u8; LONGEST]) -> &'b [u8] {
-        let Some(segment) = self.elf.text_segment(address) else {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        let Some(segment) = self.elf.text_segment(address).filter(|_| left > 0) else {
             return &[];
         };
         let at = address - segment.address;
         let page = at / PAGE * PAGE;
         let mut pages = self.pages.borrow_mut();
+        if pages.len() == PAGES {
+            pages.clear();
+        }
         let code = pages.entry(segment.address + page).or_insert_with(|| {
             let size = (PAGE + LONGEST as u64).min(segment.size - page);
             let offset = segment.offset.checked_add(page);

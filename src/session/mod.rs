@@ -29,7 +29,7 @@ fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
     if verbose {
         match &prober {
             Ok(prober) => say(&format!("attached by {}", prober.collector.method())),
-            Err(_) => say(collect::take_messages().trim_end()),
+            Err(_) => collect::take_messages().lines().for_each(say),
         }
     }
     prober

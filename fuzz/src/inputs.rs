@@ -1,0 +1,317 @@
+//! What is done with unknown bytes, one function an input: all that memleak would do with them, and what must
+//! hold of the result. For the fuzz targets, and for `tests/found.rs`, which feeds it what they found.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use memleak::allocator::loader::{Environment, mapped_at_start};
+use memleak::allocator::{Examined, ld_cache};
+use memleak::collect::event::{self, Context};
+use memleak::elf_file::ElfFile;
+use memleak::gate::{Gate, Limits};
+use memleak::image::{Image, Losses};
+use memleak::ledger::Ledger;
+use memleak::maps;
+use memleak::names::Names;
+use memleak::probe::follow::{self, LONGEST, Pointer, Probed, Text, Work};
+use memleak::probe::placement::{Kind, instruction_at, place_x86_64};
+use memleak::probe::spec::{self, Spec};
+use memleak::probe::symbols::{self, Companions};
+use memleak::probe::table::Table;
+use memleak::report::{Format, Options, Report, Verbosity, Window};
+use memleak::root::Root;
+use memleak::status::Outcome;
+
+/// The functions that are looked for, and some of a user's.
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let Ok(Spec::One(own)) = spec::parse("program:alloc=my_alloc,new=main,free=my_free") else {
+        panic!("the description is one");
+    };
+    Table::new(vec![own]).expect("the table has room")
+});
+
+/// A file that a process of the tree executes: its allocator, where it is probed, and what its loader would map.
+pub fn elf(bytes: &[u8]) {
+    // Whoever maps it has a root directory with nothing else in it.
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("program");
+    fs::write(&path, bytes).expect("it can be written");
+    let root = Root::at(directory.path()).expect("it is a directory");
+    let seen_as = PathBuf::from("/program");
+    let file = File::open(&path).expect("it is there");
+    if let Ok(examined) = Examined::look(seen_as.clone(), file, &root, &TABLE) {
+        for site in &examined.findings.sites {
+            assert!(site.file_offset < bytes.len() as u64, "{site:?}");
+            assert_one_line(&site.placement.to_string());
+        }
+    }
+    let environment = Environment {
+        library_path: "/lib".into(),
+        preload: "program".into(),
+    };
+    if let Ok(files) = mapped_at_start(&seen_as, &environment, &root) {
+        assert_eq!(files[0], seen_as);
+    }
+    let Ok(elf) = ElfFile::in_memory(bytes) else {
+        return;
+    };
+    let _ = (elf.shape(), elf.interpreter(), elf.build_id());
+    let _ = symbols::exports(&elf, "_rtld_global");
+    // As a program's, which has its debug data beside it, whatever it seems to be.
+    let names = symbols::Names::new(["malloc", "free", "_Znwm", "je_malloc", "main"]);
+    let companions = Companions {
+        root: &root,
+        path: &seen_as,
+    };
+    let _ = symbols::find(&elf, &names, Some(companions));
+}
+
+/// Code at the end of the addresses, or at their beginning, with functions and pointers where the bytes say.
+struct Code<'a> {
+    base: u64,
+    bytes: &'a [u8],
+}
+
+impl Code<'_> {
+    fn at(&self, address: u64) -> &[u8] {
+        let at = address
+            .checked_sub(self.base)
+            .and_then(|at| usize::try_from(at).ok());
+        at.and_then(|at| self.bytes.get(at..)).unwrap_or_default()
+    }
+}
+
+impl Text for Code<'_> {
+    fn code<'b>(&self, address: u64, buffer: &'b mut [u8; LONGEST]) -> &'b [u8] {
+        let code = self.at(address);
+        let length = code.len().min(LONGEST);
+        buffer[..length].copy_from_slice(&code[..length]);
+        &buffer[..length]
+    }
+
+    fn pointer(&self, address: u64) -> Pointer {
+        match *self.at(address) {
+            [0, low, high, ..] => Pointer::Here(
+                self.base
+                    .wrapping_add(u64::from(low) | u64::from(high) << 8),
+            ),
+            [1, ..] => Pointer::NeverReturns,
+            [2, ..] => Pointer::Probed,
+            _ => Pointer::Unknown,
+        }
+    }
+
+    fn function(&self, address: u64) -> Option<Probed> {
+        match address % 64 {
+            16 => Some(Probed::Allocates),
+            32 => Some(Probed::MayThrow),
+            48 => Some(Probed::Frees),
+            _ => None,
+        }
+    }
+}
+
+/// A function's code: where in it the probe goes, and where it returns.
+pub fn code(bytes: &[u8]) {
+    let Some((&place, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let placement = place_x86_64(bytes, &[place & 7, place >> 3 & 7]);
+    assert!(placement.offset == 0 || placement.offset < bytes.len() as u64);
+    assert!(placement.offset == 0 || placement.kind == Kind::Emulated);
+    assert_one_line(&placement.to_string());
+    assert_one_line(&instruction_at(bytes));
+    let base = match place >> 6 {
+        0 => 0,
+        1 => u64::MAX - (bytes.len() as u64).saturating_sub(1),
+        2 => 1 << 47,
+        _ => 0x1000,
+    };
+    let text = Code { base, bytes };
+    for work in [Work::Allocates, Work::Frees, Work::FreesAndThrows] {
+        let Ok(followed) = follow::follow(&text, base, work) else {
+            continue;
+        };
+        for at in followed.returns.iter().chain(&followed.exits) {
+            assert!(!text.at(*at).is_empty(), "{at:x} is not in the code");
+        }
+        follow::calls_below(&text, followed.callees);
+    }
+    follow::calls_below(&text, BTreeSet::from([base]));
+}
+
+/// The loader's cache, of the root that a command sees.
+pub fn ld_cache(bytes: &[u8]) {
+    // The name that is looked for is a library that there is, or any.
+    let length = usize::from(bytes.first().copied().unwrap_or_default() % 32);
+    let any = bytes.get(1..=length).unwrap_or_default();
+    for cache in [bytes, bytes.get(1 + length..).unwrap_or_default()] {
+        for name in [b"libc.so.6", any] {
+            if let Some(path) = ld_cache::look_up(cache, name, &["x86-64-v3", "x86-64-v2"]) {
+                assert!(path.as_os_str().len() <= cache.len());
+            }
+        }
+    }
+}
+
+/// What a process has mapped, as /proc shows it.
+pub fn maps(bytes: &[u8]) {
+    let lines = bytes.split(|&byte| byte == b'\n').count();
+    let mut found = 0;
+    let read = maps::executables(bytes, |mapping| {
+        found += 1;
+        assert!(mapping.inode != 0 && !mapping.addresses.is_empty());
+        Ok(())
+    });
+    assert!(read.is_ok() && found <= lines);
+}
+
+/// The description of an allocator, on the command line and in a file.
+pub fn allocators_toml(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let own = match spec::parse(text) {
+        Ok(Spec::One(allocator)) => vec![allocator],
+        Ok(Spec::File(_)) => Vec::new(),
+        Err(error) => {
+            assert_one_line(&error.to_string());
+            Vec::new()
+        }
+    };
+    let listed = spec::parse_toml(text, Path::new("allocators.toml")).unwrap_or_else(|error| {
+        assert_one_line(&error.to_string());
+        Vec::new()
+    });
+    for allocators in [own, listed] {
+        if let Err(error) = Table::new(allocators) {
+            assert_one_line(&error.to_string());
+        }
+    }
+}
+
+/// What the kernel's side sends, up to the report in every format.
+pub fn events(bytes: &[u8]) {
+    let Some((&shape, rest)) = bytes.split_first() else {
+        return;
+    };
+    let _ = event::arrival_from_bytes(rest);
+    let (threads, rest) = rest.split_at(rest.len().min(usize::from(shape & 3) * 128));
+    let threads = event::thread_sums_from_bytes(threads);
+    let (cell, rest) = rest.split_at(rest.len().min(usize::from(shape >> 2 & 1) * 64));
+    let cell = event::live_cell_from_bytes(cell);
+    let Some(record) = event::heap_from_bytes(rest) else {
+        return;
+    };
+    let context = Context {
+        clock_offset: Duration::from_secs(1_761_153_780),
+        files: vec!["/lib/libc.so.6".into(), "=lib\x1b[2J/jemalloc".into()],
+    };
+    event::is_outside(&record, &threads);
+    let _ = (event::users(&record), event::joined(&threads));
+    let ended = event::ended_image(&record, &context);
+    let running = event::running_image(&record, &threads, cell.as_ref(), u64::MAX, &context);
+    let named = Image {
+        user: Some(String::from_utf8_lossy(&ended.comm).into_owned()),
+        ..ended.clone()
+    };
+    let images = [ended, running, named];
+    let limits = Limits {
+        process: Some(1 << 20),
+        total: Some(u64::MAX),
+    };
+    for format in [Format::Table, Format::Json, Format::Csv] {
+        let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
+        let written = Written::default();
+        let options = Options {
+            verbosity: Verbosity::Verbose,
+            ..Options::default()
+        };
+        let mut report = Report::new(format, options, Box::new(written.clone()));
+        for image in &images {
+            let verdict = ledger.record(image);
+            report.image(image, verdict).expect("it can be written");
+        }
+        let window = Window {
+            start: Duration::ZERO,
+            end: Duration::MAX,
+            images: images.to_vec(),
+        };
+        report.window(&window).expect("it can be written");
+        let summary = ledger.finish(Losses::default(), Outcome::Exited(0));
+        report.summary(&summary).expect("it can be written");
+        check(format, &written.take());
+    }
+}
+
+/// A report has as many lines as it has things to say, and nothing in them that a terminal would act on.
+fn check(format: Format, report: &[u8]) {
+    let text = std::str::from_utf8(report).expect("a report is text");
+    let lines: Vec<&str> = text.lines().collect();
+    lines.iter().for_each(|line| assert_one_line(line));
+    // Images, as they end and in a window, and the summary; headings.
+    let headings = match format {
+        Format::Table => 3,
+        Format::Json => 0,
+        Format::Csv => 1,
+    };
+    assert_eq!(lines.len(), headings + 7, "{text}");
+    match format {
+        Format::Json => {
+            for line in lines {
+                serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+            }
+        }
+        Format::Csv => {
+            let fields = |line: &str| {
+                let mut quoted = false;
+                let is_comma = |c| {
+                    quoted ^= c == '"';
+                    c == ',' && !quoted
+                };
+                let fields = line.split(is_comma).map(|field| field.trim_matches('"'));
+                fields.map(str::to_owned).collect::<Vec<_>>()
+            };
+            for line in &lines {
+                let fields = fields(line);
+                assert_eq!(fields.len(), 39, "{line}");
+                // What a spreadsheet would take for a formula; of numbers only growth may be negative.
+                let formula = |field: &String| field.starts_with(['=', '+', '-', '@']);
+                assert!(!fields.iter().any(formula), "{line}");
+            }
+        }
+        Format::Table => {}
+    }
+}
+
+fn assert_one_line(text: &str) {
+    assert!(!text.contains(char::is_control), "{text:?}");
+}
+
+/// Keeps what is written to it.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().expect("nobody panicked"))
+    }
+}
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .lock()
+            .expect("nobody panicked")
+            .extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

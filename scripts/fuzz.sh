@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Feeds everything that reads unknown bytes what libFuzzer makes of real files, and stops at the first input that
+# makes it fail, hang or take too much memory.
+#
+#     scripts/fuzz.sh SECONDS [TARGET…]
+#
+# Needs no root and no nightly Rust: memleak's few unsafe blocks are not what this looks for, so there is no
+# sanitizer, but overflows and assertions are checked.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+duration=${1:?usage: scripts/fuzz.sh SECONDS [TARGET…]}
+shift
+targets=("$@")
+((${#targets[@]} > 0)) || targets=(elf code ld_cache maps allocators_toml events)
+
+work=target/fuzz
+tools=target/tools
+PATH=$PWD/$tools/bin:$PATH
+
+# Bytes of an input, at the most: what the code that reads it looks at.
+declare -A longest=([elf]=262144 [code]=4096 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048)
+
+# Seeds are real files, as this machine has them, no longer than an input may be.
+seed() { # seed TARGET: prints where they are
+	local target=$1 into=$work/seeds/$1 limit=${longest[$1]} file
+	rm -rf "$into" && mkdir -p "$into"
+	case $target in
+	elf)
+		local -a files
+		mapfile -t files < <(find -L /lib /lib64 /usr/lib /usr/bin -maxdepth 2 -type f -size -"$((limit / 1024))"k \
+			\( -name '*.so*' -o -perm -u+x \) 2>/dev/null | sort -u | awk 'NR % 40 == 1' | head -n 60)
+		for file in "${files[@]}" /lib64/ld-linux-x86-64.so.2; do
+			[[ $(head -c 4 "$file" 2>/dev/null | tr -d '\177') != ELF ]] || cp -L "$file" "$into/${file//\//_}"
+		done
+		small_elfs "$into"
+		;;
+	code)
+		# The functions of the C library, in pieces.
+		objcopy -O binary --only-section=.text "$(ldd /bin/sh | awk '/libc\.so/ { print $3 }')" "$into/text"
+		head -c 1000000 "$into/text" | split -a 4 -b 1000 - "$into/piece"
+		rm "$into/text"
+		;;
+	ld_cache) head -c "$limit" /etc/ld.so.cache >"$into/cache" ;;
+	maps)
+		for file in /proc/[0-9]*/maps; do
+			head -c "$limit" "$file" >"$into/${file//\//_}" 2>/dev/null || rm -f "$into/${file//\//_}"
+		done
+		;;
+	allocators_toml)
+		awk '/^    \[\[allocator\]\]/ { on = 1 } /^[^ ]/ { on = 0 } on { sub(/^    /, ""); print }' README.md >"$into/toml"
+		grep -o "[a-z./*]*:\(alloc\|new\)=[^ '\`]*" README.md src/probe/spec.rs |
+			split -l 1 -a 3 - "$into/spec"
+		;;
+	events)
+		# What the kernel sends is in no file. Records are as long as these, and mostly zeros and counts.
+		for size in 240 260 400 1400; do
+			head -c "$size" /dev/zero >"$into/zeros$size"
+			head -c "$size" /bin/ls >"$into/file$size"
+		done
+		;;
+	esac
+	find "$into" -empty -type f -delete
+}
+
+# Files of the kinds that allocators come in, small.
+small_elfs() { # small_elfs INTO
+	local into=$1 scratch
+	scratch=$(mktemp -d)
+	cat >"$scratch/library.c" <<-'C'
+		char pool[4096]; unsigned long used;
+		void *malloc(unsigned long n) { used += n; return pool + used; }
+		void *calloc(unsigned long n, unsigned long m) { return malloc(n * m); }
+		void *realloc(void *p, unsigned long n) { return malloc(n); }
+		void free(void *p) { if (p) used -= 1; }
+		void *_Znwm(unsigned long n) { void *p = malloc(n); if (!p) __builtin_trap(); return p; }
+		void *my_alloc(unsigned long n) { return malloc(n); }
+		void my_free(void *p) { free(p); }
+		void _dl_debug_state(void) {}
+		void map(void) { _dl_debug_state(); used = 1; _dl_debug_state(); }
+		void _start(void) { map(); for (;;) ; }
+	C
+	(
+		cd "$scratch"
+		local -a plain=(cc -O1 -fno-builtin -nostdlib "-Wl,--build-id" "-Wl,-z,noseparate-code")
+		"${plain[@]}" -shared -fPIC -Wl,--hash-style=gnu -o gnu.so library.c
+		"${plain[@]}" -shared -fPIC -Wl,--hash-style=sysv -Wl,-rpath,"\$ORIGIN/lib:/lib" -o sysv.so library.c
+		"${plain[@]}" -static -o static library.c
+		"${plain[@]}" -static-pie -fPIE -o static-pie library.c
+		objcopy --only-keep-debug static debug
+		xz -k debug
+		objcopy -S --add-section .gnu_debugdata=debug.xz static packed
+		objcopy -S --add-gnu-debuglink=debug static linked
+		rm library.c debug debug.xz
+	)
+	mv "$scratch"/* "$into"
+	rm -r "$scratch"
+}
+
+if ! command -v cargo-fuzz >/dev/null; then
+	echo "Installing cargo-fuzz into $tools"
+	cargo install --locked --quiet --debug --root "$tools" cargo-fuzz
+fi
+# The flags that cargo-fuzz gives the compiler are stable ones but for those of sanitizers.
+cargo fuzz build --dev --sanitizer none --target-dir target
+host=$(rustc -vV | sed -n 's/^host: //p')
+
+for target in "${targets[@]}"; do
+	seed "$target"
+	corpus=$work/corpus/$target failures=$work/failures/$target
+	mkdir -p "$corpus" "$failures"
+	printf '\n=== %s, %s s ===\n' "$target" "$duration"
+	log=$work/$target.log
+	if ! "target/$host/debug/$target" "$corpus" "fuzz/found/$target" "$work/seeds/$target" \
+		-max_total_time="$duration" -max_len="${longest[$target]}" -timeout=5 -rss_limit_mb=512 \
+		-artifact_prefix="$failures/" -print_final_stats=1 >"$log" 2>&1; then
+		grep -E 'panicked|ERROR|SUMMARY' -A 2 "$log" | head -n 20
+		echo "FAILED: the input is in $failures, what was said in $log."
+		echo "Once it is mended, the input, minimised, belongs into fuzz/found/$target:"
+		echo "    cargo fuzz tmin --dev --sanitizer none --target-dir target $target $failures/…"
+		exit 1
+	fi
+	grep -E '^stat::(number_of_executed_units|average_exec_per_sec|new_units_added|peak_rss_mb)' "$log"
+done

@@ -1,0 +1,97 @@
+//! What a process has mapped to execute: reads `/proc/PID/maps` (proc_pid_maps(5)), line by line. Pure.
+//!
+//! Its lines are anybody's: a path in it is any bytes, and there may be a million of them, 4 kB long.
+
+use std::io::{self, BufRead};
+use std::ops::Range;
+
+/// A file, mapped to be executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executable {
+    pub addresses: Range<u64>,
+    /// Where in the file they begin.
+    pub offset: u64,
+    /// As the kernel writes it, `fe:00`.
+    pub device: String,
+    /// The file's number on the device.
+    pub inode: u64,
+}
+
+/// What is mapped to be executed, in order. Lines that make no sense are passed over.
+///
+/// # Errors
+/// What the reader says.
+pub fn executables(
+    mut maps: impl BufRead,
+    mut each: impl FnMut(Executable) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut line = Vec::new();
+    while maps.read_until(b'\n', &mut line)? > 0 {
+        if let Some(found) = executable(&line) {
+            each(found)?;
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+fn executable(line: &[u8]) -> Option<Executable> {
+    let mut words = line
+        .trim_ascii_end()
+        .split(|&byte| byte == b' ')
+        .filter(|word| !word.is_empty())
+        .map_while(|word| std::str::from_utf8(word).ok());
+    let (start, end) = words.next()?.split_once('-')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let addresses = hex(start)?..hex(end)?;
+    let access = words.next()?;
+    let (offset, device) = (hex(words.next()?)?, words.next()?);
+    let inode = words.next()?.parse().ok()?;
+    let is_file = access.contains('x') && inode != 0 && !addresses.is_empty();
+    is_file.then(|| Executable {
+        addresses,
+        offset,
+        device: device.to_owned(),
+        inode,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_that_are_executed_count() {
+        let line = b"55d0c0001000-55d0c0003000 r-xp 00002000 fe:00 42       /bin/\xff b\n";
+        let found = Executable {
+            addresses: 0x55d0_c000_1000..0x55d0_c000_3000,
+            offset: 0x2000,
+            device: "fe:00".to_owned(),
+            inode: 42,
+        };
+        assert_eq!(executable(line), Some(found));
+        for line in [
+            &b"7ffd-7fff r-xp 00000000 00:00 0 [vdso]"[..],
+            b"7ffd-7fff r--p 00000000 fe:00 42 /x",
+            b"7fff-7ffd r-xp 00000000 fe:00 42 /x",
+            b"7ffd-7fff r-xp",
+            b"",
+        ] {
+            assert_eq!(executable(line), None, "{}", line.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_line_break_in_a_path_is_written_as_an_escape_and_forges_no_line() {
+        // As the kernel writes the path "/a\n1-2 r-xp 0 fe:00 9".
+        let maps =
+            b"1000-2000 r-xp 0 fe:00 42 /a\\0121-2 r-xp 0 fe:00 9\n3000-4000 r-xp 0 fe:00 43 /b";
+        let mut inodes = Vec::new();
+        executables(&maps[..], |found| {
+            inodes.push(found.inode);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(inodes, [42, 43]);
+    }
+}

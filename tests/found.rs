@@ -1,0 +1,168 @@
+//! Inputs that were bad once, or are made to be: whatever reads unknown bytes reads each of them in bounded time
+//! and memory. `make fuzz` looks for more; what it finds goes, minimised, to `fuzz/found/`.
+
+#[path = "../fuzz/src/inputs.rs"]
+mod inputs;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeSet;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+/// Counts what is held, and the most there was.
+struct Watching;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: what System does, with a note of the size.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Relaxed) + layout.size();
+        MOST.fetch_max(held, Relaxed);
+        // SAFETY: the caller keeps System's conditions, which are this function's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watching = Watching;
+
+/// What an input may take: unpacked symbols and the dictionary for them.
+const ENOUGH: usize = 160 << 20;
+
+/// How long, in a build that is not optimised, on a machine that has other things to do.
+const LONG: Duration = Duration::from_secs(5);
+
+type Target = fn(&[u8]);
+
+const TARGETS: [(&str, Target); 6] = [
+    ("elf", inputs::elf),
+    ("code", inputs::code),
+    ("ld_cache", inputs::ld_cache),
+    ("maps", inputs::maps),
+    ("allocators_toml", inputs::allocators_toml),
+    ("events", inputs::events),
+];
+
+/// Says what is wrong with how an input is read.
+fn judge(target: Target, bytes: Vec<u8>, long: Duration) -> Result<(), String> {
+    let before = HELD.load(Relaxed);
+    MOST.store(before, Relaxed);
+    let (done, finished) = channel();
+    thread::spawn(move || {
+        let read = catch_unwind(AssertUnwindSafe(|| target(&bytes)));
+        // Nobody listens any more where it took too long.
+        let _ = done.send(read.is_ok());
+    });
+    match finished.recv_timeout(long) {
+        Ok(true) => {}
+        Ok(false) => return Err("it panics".to_owned()),
+        Err(RecvTimeoutError::Timeout) => return Err(format!("it takes more than {long:?}")),
+        Err(RecvTimeoutError::Disconnected) => return Err("it ends the thread".to_owned()),
+    }
+    match MOST.load(Relaxed).saturating_sub(before) {
+        most if most > ENOUGH => Err(format!("it takes {most} bytes")),
+        _ => Ok(()),
+    }
+}
+
+/// What is made to be bad and is too long to lie in the tree: its name, who reads it, and what it is.
+fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
+    let mut inputs: Vec<(&str, Target, Vec<u8>)> = Vec::new();
+    // lea n(%rip),%rax and je to the next one; je to a jmp *%rax each
+    let mut jumps = vec![0x80];
+    for n in 0_u32..1500 {
+        jumps.extend([0x48, 0x8d, 0x05]);
+        jumps.extend(n.to_le_bytes());
+        jumps.extend([0x74, 0x02, 0xff, 0xe0]);
+    }
+    inputs.push(("jumps from everywhere to everywhere", inputs::code, jumps));
+    // Each calls what lies behind it.
+    let calls = [&[0x80][..], &[0xe8, 0, 0, 0, 0].repeat(500)].concat();
+    inputs.push(("calls of everything", inputs::code, calls));
+
+    let mut endless = Vec::new();
+    for _ in 0..100_000 {
+        endless.extend(b"1-2 r-xp 0 0:0 1 /\\012 \xff\x1b[2J\n");
+    }
+    inputs.push(("many mappings of one file", inputs::maps, endless));
+    inputs.push((
+        "a line without an end",
+        inputs::maps,
+        [b"1-2 r-xp 0 0:0 1 ".as_slice(), &vec![b'x'; 1 << 20]].concat(),
+    ));
+
+    for (name, text) in [
+        ("brackets in brackets", "[".repeat(20_000)),
+        ("arrays in arrays", format!("a={}", "[".repeat(50_000))),
+        ("tables in tables", format!("a={}", "{a=".repeat(20_000))),
+        ("names in names", format!("{}=1", "a.".repeat(20_000))),
+        ("parentheses", format!("x:alloc={}", "(".repeat(50_000))),
+        ("commas", format!("x:alloc=f{}", ",".repeat(50_000))),
+        (
+            "a name that clears the screen",
+            "\x1b[2J\u{9b}2J:alloc=f(\x1b[2J)".to_owned(),
+        ),
+    ] {
+        inputs.push((name, inputs::allocators_toml, text.into_bytes()));
+    }
+
+    for (name, byte) in [
+        ("all counts at their limit", 0xff),
+        ("nothing but zeros", 0),
+    ] {
+        for shape in [0, 7] {
+            let mut bytes = vec![byte; 2 + 3 * 128 + 64 + 600];
+            bytes[0] = shape;
+            inputs.push((name, inputs::events, bytes));
+        }
+    }
+    inputs.push(("names that repaint and compute", inputs::events, {
+        let text = b"=1+1\x1b[2J\n-2\t@x\r\0";
+        [&[0], &text.repeat(60)[..]].concat()
+    }));
+    inputs
+}
+
+/// One test, as what is held is the process's.
+#[test]
+fn no_input_that_was_found_or_made_brings_memleak_down_or_holds_it_up() {
+    // What panics, takes much or does not end is noticed.
+    const MOMENT: Duration = Duration::from_millis(50);
+    assert!(judge(|_| panic!("as it should"), Vec::new(), LONG).is_err());
+    assert!(judge(|_| drop(vec![1_u8; 2 * ENOUGH]), Vec::new(), LONG).is_err());
+    assert!(judge(|_| thread::sleep(10 * MOMENT), Vec::new(), MOMENT).is_err());
+
+    let mut wrong = Vec::new();
+    let mut names = BTreeSet::new();
+    for (name, target, bytes) in nasty() {
+        if let Err(why) = judge(target, bytes, LONG) {
+            wrong.push(format!("{name}: {why}"));
+        }
+        names.insert(name);
+    }
+    assert!(names.len() > 10, "{names:?}");
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/found");
+    for (name, target) in TARGETS {
+        let inputs = fs::read_dir(found.join(name)).expect("each target has a directory");
+        for input in inputs {
+            let path = input.unwrap().path();
+            if let Err(why) = judge(target, fs::read(&path).unwrap(), LONG) {
+                wrong.push(format!("{}: {why}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
