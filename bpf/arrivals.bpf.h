@@ -27,6 +27,18 @@ extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct b
 					      void *map,
 					      int (*callback)(struct bpf_map *, void *, void *),
 					      void *aux) __ksym __weak;
+/* The same in newer kernels (7.2 is one). */
+extern int
+bpf_task_work_schedule_resume(struct task_struct *task, struct bpf_task_work *work, void *map,
+			      int (*callback)(struct bpf_map *, void *, void *)) __ksym __weak;
+
+static __always_inline long resume_with(struct task_struct *task, struct bpf_task_work *work,
+					int (*callback)(struct bpf_map *, void *, void *))
+{
+	if (bpf_task_work_schedule_resume)
+		return bpf_task_work_schedule_resume(task, work, &errands, callback);
+	return bpf_task_work_schedule_resume_impl(task, work, &errands, callback, 0);
+}
 
 static __always_inline void version_of(struct inode *inode, struct file_version *version)
 {
@@ -327,8 +339,7 @@ static __always_inline void hold_on_return(void)
 
 	if (!bpf_map_update_elem(&errands, &id, &blank, BPF_ANY)) {
 		errand = bpf_map_lookup_elem(&errands, &id);
-		if (errand && !bpf_task_work_schedule_resume_impl(task, &errand->work, &errands,
-								  hold_after_exec, 0))
+		if (errand && !resume_with(task, &errand->work, hold_after_exec))
 			return;
 	}
 	mark_heap(HEAP_LATE);

@@ -8,7 +8,17 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
+/* kernel/trace/bpf_trace.c. Newer kernels (7.2 is one) want the context; libbpf drops what follows
+ * "___". */
 extern bool bpf_session_is_return(void) __ksym __weak;
+extern bool bpf_session_is_return___of(void *ctx) __ksym __weak;
+
+static __always_inline bool is_return(struct pt_regs *ctx)
+{
+	if (bpf_session_is_return___of)
+		return bpf_session_is_return___of(ctx);
+	return bpf_session_is_return();
+}
 
 /* Allocators, entry and return in one: session uprobes (6.13). */
 SEC("uprobe.session")
@@ -19,7 +29,7 @@ int alloc_session(struct pt_regs *ctx)
 	/* From the entry, 1 means that the return is not wanted. */
 	if (!thread)
 		return 1;
-	if (!bpf_session_is_return())
+	if (!is_return(ctx))
 		return !enter(ctx, thread, bpf_get_attach_cookie(ctx));
 	leave(ctx, thread, 0);
 	return 0;

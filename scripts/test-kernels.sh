@@ -129,11 +129,12 @@ archive() {
 
 # Programs, and the libraries that they need: links, and what these lead to.
 with_libraries() {
-	local file
-	printf '%s\n' "$@"
-	for file in "$@"; do
+	local file libraries
+	libraries=$(for file in "$@"; do
 		ldd "$file" 2>/dev/null || true
-	done | grep -oE '/[^ :]+' | sort -u | tee >(xargs realpath)
+	done | grep -oE '/[^ :]+' | sort -u)
+	printf '%s\n' "$@" "$libraries"
+	xargs realpath <<<"$libraries"
 }
 
 # The tools and all that they depend on: made again only where other versions have been installed.
@@ -185,7 +186,7 @@ accelerator() {
 	fi
 }
 
-boot() { # boot KERNEL IMAGE
+boot() { # boot KERNEL IMAGE CPU
 	local dir=$work/runs/$1 root=$work/root
 	rm -rf "$root"
 	mkdir -p "$root"
@@ -197,9 +198,8 @@ boot() { # boot KERNEL IMAGE
 		tests_archive
 		(cd "$root" && find . -type f | cpio --quiet -o -H newc)
 	} >"$work/initramfs"
-	# Without cmpxchg16b (cx16), whose emulation by qemu 7.2 crashes Linux 6.12 on its way up. A host that
-	# is busy makes a guest look hung: not the tests' business.
-	timeout "$limit" qemu-system-x86_64 -accel "$(accelerator)" -cpu max,-cx16 -smp 2 -m 4G \
+	# A host that is busy makes a guest look hung: not the tests' business.
+	timeout "$limit" qemu-system-x86_64 -accel "$(accelerator)" -cpu "$3" -smp 2 -m 4G \
 		-display none -no-reboot -nic none -serial file:"$dir/console" -serial file:"$dir/tests" \
 		-kernel "$2" -initrd "$work/initramfs" \
 		-append 'console=ttyS0 panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1' </dev/null ||
@@ -271,7 +271,7 @@ done < <(rows unrun)
 ((EUID == 0)) || die 'the tests load BPF programs and need root'
 chosen=" $* "
 build
-while read -r kernel _ method suite package; do
+while read -r kernel _ method cpu suite package; do
 	[[ $chosen == '  ' || $chosen == *" $kernel "* ]] || continue
 	rm -rf "$work/runs/$kernel"
 	mkdir -p "$work/runs/$kernel"
@@ -281,7 +281,7 @@ while read -r kernel _ method suite package; do
 	else
 		image=$(fetch_kernel "$suite" "$package")
 		began=$SECONDS
-		boot "$kernel" "$image"
+		boot "$kernel" "$image" "$cpu"
 	fi
 	judge "$kernel" "$method" $((SECONDS - began))
 done < <(rows kernel)

@@ -108,7 +108,9 @@ impl Best {
         };
         let holds = if !has(b"\0bpf_iter_task_vma_new\0") {
             Holds::Nowhere
-        } else if !has(b"\0bpf_task_work_schedule_resume_impl\0") {
+        } else if !has(b"\0bpf_task_work_schedule_resume\0")
+            && !has(b"\0bpf_task_work_schedule_resume_impl\0")
+        {
             Holds::Loader
         } else {
             Holds::Everywhere
