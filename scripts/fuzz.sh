@@ -101,8 +101,9 @@ if ! command -v cargo-fuzz >/dev/null; then
 	echo "Installing cargo-fuzz into $tools"
 	cargo install --locked --quiet --debug --root "$tools" cargo-fuzz
 fi
-# The flags that cargo-fuzz gives the compiler are stable ones but for those of sanitizers.
-cargo fuzz build --dev --sanitizer none --target-dir target
+# The flags that cargo-fuzz gives the compiler are stable ones but for those of sanitizers. In a directory of its own,
+# so that other builds need not wait for this one.
+cargo fuzz build --dev --sanitizer none --target-dir "$work/build"
 host=$(rustc -vV | sed -n 's/^host: //p')
 
 for target in "${targets[@]}"; do
@@ -111,13 +112,13 @@ for target in "${targets[@]}"; do
 	mkdir -p "$corpus" "$failures"
 	printf '\n=== %s, %s s ===\n' "$target" "$duration"
 	log=$work/$target.log
-	if ! "target/$host/debug/$target" "$corpus" "fuzz/found/$target" "$work/seeds/$target" \
+	if ! "$work/build/$host/debug/$target" "$corpus" "fuzz/found/$target" "$work/seeds/$target" \
 		-max_total_time="$duration" -max_len="${longest[$target]}" -timeout=5 -rss_limit_mb=512 \
 		-artifact_prefix="$failures/" -print_final_stats=1 >"$log" 2>&1; then
 		grep -E 'panicked|ERROR|SUMMARY' -A 2 "$log" | head -n 20
 		echo "FAILED: the input is in $failures, what was said in $log."
 		echo "Once it is mended, the input, minimised, belongs into fuzz/found/$target:"
-		echo "    cargo fuzz tmin --dev --sanitizer none --target-dir target $target $failures/…"
+		echo "    cargo fuzz tmin --dev --sanitizer none --target-dir $work/build $target $failures/…"
 		exit 1
 	fi
 	grep -E '^stat::(number_of_executed_units|average_exec_per_sec|new_units_added|peak_rss_mb)' "$log"
