@@ -432,6 +432,12 @@ static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
 	return sp - task->sas_ss_sp < task->sas_ss_size;
 }
 
+/* What the kernel puts in the place of return addresses. */
+static __always_inline __u64 trampoline_of(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
+}
+
 /*
  * Whether an open call is still inside its function: the kernel has replaced its return address by
  * the trampoline's, and it stands there until the function returns or its frame is gone. The
@@ -446,7 +452,7 @@ static __always_inline bool is_inside(struct task_struct *task, struct open_call
 
 	if (may_throw(call->cookie) && back == call->back)
 		return true;
-	return back == BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
+	return back == trampoline_of(task);
 #else
 	return true;
 #endif
@@ -578,6 +584,9 @@ __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __
 #else
 		back = PT_REGS_RET(ctx);
 #endif
+		/* A tail call of an inner one, which has a return probe, too, but with sessions. */
+		if (back == trampoline_of(task))
+			return 1;
 		if (in_text(back, outer->ip, outer->cookie)) {
 			/* One that wraps another: what that calls is a part of the call, too. */
 			outer->inner_ip = PT_REGS_IP(ctx);

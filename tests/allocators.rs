@@ -468,3 +468,13 @@ fn what_is_wrong_with_a_description_is_said_before_the_command_starts() {
         assert_eq!(said.lines().count(), 1, "{spec}: {said}");
     }
 }
+
+/// The counter's realloc calls libc's, which jumps to malloc: with return probes of its own by then, but with
+/// sessions, where a call within another has none.
+#[test]
+fn a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method() {
+    for method in ["session", "multi", "perf-event"] {
+        let job = Job::new("ls", ["-l", "/usr"]).options(["--method", method]);
+        job.run_counted().assert_equal_counts();
+    }
+}
