@@ -330,11 +330,7 @@ pub struct ReportArgs {
 
 impl ReportArgs {
     pub fn verbosity(&self) -> Verbosity {
-        match (self.quiet, self.verbose) {
-            (true, _) => Verbosity::Quiet,
-            (false, true) => Verbosity::Verbose,
-            (false, false) => Verbosity::Normal,
-        }
+        Verbosity::of(self.quiet, self.verbose)
     }
 }
 

@@ -36,6 +36,11 @@ pub enum Standard {
     Error,
 }
 
+/// Whether `NO_COLOR` asks for none (no-color.org): set, and not empty.
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 /// Opens the file that `-o` names, or what a report goes to without it. To be called while there is one thread.
 ///
 /// # Errors

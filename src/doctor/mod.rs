@@ -25,10 +25,13 @@ use anyhow::{Context, Result};
 use crate::cli;
 use crate::output::{self, Output, Standard};
 use crate::privilege;
+use crate::probe::attach::Method;
 use crate::report::Verbosity;
 use crate::status::TOOL_ERROR;
 use check::Diagnosis;
+use libc::Libc;
 use machine::Machine;
+use price::Price;
 use trial::Trial;
 
 pub use patient::Patient;
@@ -59,12 +62,22 @@ fn examine(options: &cli::Doctor) -> Diagnosis {
     let machine = Machine::look();
     let trial = trial::run(options);
     let libc = libc::find().map_err(|error| format!("{error:#}"));
-    let mut checks = judge::machine(&machine, &trial);
-    checks.extend(verdict::libc(&libc));
-    checks.extend(verdict::trial(&trial));
-    checks.push(verdict::return_probes(&trial, &machine));
     let measure = |method| price::measure(method).map_err(|error| format!("{error:#}"));
-    checks.push(match &trial {
+    diagnose(&machine, &trial, &libc, measure)
+}
+
+/// What the facts mean. The price is measured only where the trial ran.
+fn diagnose(
+    machine: &Machine,
+    trial: &Trial,
+    libc: &Result<Option<Libc>, String>,
+    measure: impl FnOnce(Method) -> Result<Price, String>,
+) -> Diagnosis {
+    let mut checks = judge::machine(machine, trial);
+    checks.extend(verdict::libc(libc));
+    checks.extend(verdict::trial(trial));
+    checks.push(verdict::return_probes(trial, machine));
+    checks.push(match trial {
         Trial::Ran(ran) => verdict::price(&measure(ran.method)),
         Trial::Refused(refusal) => verdict::not_tried(verdict::PRICE, refusal),
     });
@@ -77,13 +90,8 @@ fn examine(options: &cli::Doctor) -> Diagnosis {
 }
 
 fn write(options: &cli::Doctor, diagnosis: &Diagnosis, mut output: Output) -> Result<()> {
-    let verbosity = match (options.quiet, options.verbose) {
-        (true, _) => Verbosity::Quiet,
-        (false, true) => Verbosity::Verbose,
-        (false, false) => Verbosity::Normal,
-    };
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let color = options.color.wanted(output.terminal, no_color);
+    let verbosity = Verbosity::of(options.quiet, options.verbose);
+    let color = options.color.wanted(output.terminal, output::no_color());
     let text = report::render(diagnosis, options.format, verbosity, color)?;
     let written = output.writer.write_all(text.as_bytes());
     match written.and_then(|()| output.writer.flush()) {

@@ -8,7 +8,7 @@ use super::machine::{Lockdown, Machine};
 use super::patient::{BLOCK, BLOCKS, FREED, NOT_EXECUTED, NOT_FILTERED};
 use super::price::Price;
 use super::trial::{Cause, Ran, Refusal, Stage, Trial};
-use super::{judge, report, verdict};
+use super::{diagnose, judge, report, verdict};
 use crate::collect::Holds;
 use crate::image::{Image, Losses, Uncovered, samples::image};
 use crate::launch::Ended;
@@ -93,24 +93,12 @@ fn without_rights() -> Trial {
 }
 
 fn diagnosis(machine: &Machine, trial: &Trial, libc: &Result<Option<Libc>, String>) -> Diagnosis {
-    let price = Ok(Price {
-        emulated_ns: 300,
-        single_stepped_ns: 6000,
-    });
-    let mut checks = judge::machine(machine, trial);
-    checks.extend(verdict::libc(libc));
-    checks.extend(verdict::trial(trial));
-    checks.push(verdict::return_probes(trial, machine));
-    checks.push(match trial {
-        Trial::Ran(_) => verdict::price(&price),
-        Trial::Refused(refusal) => verdict::not_tried(verdict::PRICE, refusal),
-    });
-    let ran = trial.ran();
-    Diagnosis {
-        checks,
-        method: ran.map(|ran| ran.method),
-        holds: ran.map(|ran| ran.holds),
-    }
+    diagnose(machine, trial, libc, |_| {
+        Ok(Price {
+            emulated_ns: 300,
+            single_stepped_ns: 6000,
+        })
+    })
 }
 
 fn shown(diagnosis: &Diagnosis) -> String {

@@ -45,6 +45,17 @@ pub enum Verbosity {
     Verbose,
 }
 
+impl Verbosity {
+    /// By `-q` and `-v`.
+    pub fn of(quiet: bool, verbose: bool) -> Self {
+        match (quiet, verbose) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Verbose,
+            (false, false) => Self::Normal,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub verbosity: Verbosity,

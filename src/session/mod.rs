@@ -18,7 +18,7 @@ use crate::gate::Gate;
 use crate::image::{Image, Losses};
 use crate::ledger::{Ledger, Summary};
 use crate::live::Live;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::prober::Prober;
 use crate::report::{Format, Options, Report, Verbosity, Window};
 use crate::say::say;
@@ -69,13 +69,12 @@ impl Books {
         live: bool,
         output: Output,
     ) -> Self {
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         // A terminal shows one table of what runs, and no history of them, if it can move its cursor.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let refreshes = live && output.terminal && !is_dumb && args.format == Format::Table;
         let look = Options {
             verbosity,
-            color: args.color.wanted(output.terminal, no_color),
+            color: args.color.wanted(output.terminal, output::no_color()),
             refresh: refreshes,
         };
         Books {
