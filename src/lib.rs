@@ -5,6 +5,7 @@
 pub mod allocator;
 mod bpf;
 pub mod cli;
+pub mod clock;
 pub mod collect;
 pub mod doctor;
 pub mod elf_file;

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::bpf::types::{arrival, counters, heap, heap_flags, live_cell, thread_sum};
+use crate::clock::Clock;
 use crate::image::{Counters, End, From, Image, Losses, Uncovered};
 
 /// What is needed to read a record, besides the record.
 pub struct Context {
-    /// The Unix time at which CLOCK_MONOTONIC began.
-    pub clock_offset: Duration,
+    pub clock: Clock,
     /// The probed files, by their numbers, of which a heap keeps its own.
     pub files: Vec<PathBuf>,
 }
@@ -132,8 +132,8 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             0 => From::Start,
             _ => From::Attach,
         },
-        start_time: context.clock_offset + Duration::from_nanos(record.start_ns),
-        end_time: context.clock_offset + Duration::from_nanos(end_ns),
+        start_time: context.clock.unix(Duration::from_nanos(record.start_ns)),
+        end_time: context.clock.unix(Duration::from_nanos(end_ns)),
         counters: Counters {
             total_allocs_bytes: sum.alloc_bytes,
             alloc_count: sum.alloc_count,
@@ -261,7 +261,7 @@ mod tests {
 
     fn context() -> Context {
         Context {
-            clock_offset: Duration::from_secs(1000),
+            clock: Clock::beginning_at(Duration::from_secs(1000)),
             files: vec!["/a".into(), "/b".into()],
         }
     }

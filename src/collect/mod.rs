@@ -23,11 +23,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Iter, Link, MapCore, MapFlags, ProgramMut, RingBuffer, RingBufferBuilder};
 use nix::errno::Errno;
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
 use crate::bpf::types::{arrival, bss, heap, heap_flags, limits, live_cell, thread, thread_sum};
 use crate::bpf::{FloorSkel, MemleakSkel, types};
+use crate::clock::{Clock, monotonic};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Method, Target};
 use crate::running::Process;
@@ -104,7 +104,7 @@ impl Collector {
             unseen,
             known: Known::default(),
             context: Context {
-                clock_offset: clock_offset(),
+                clock: Clock::read(),
                 files: Vec::new(),
             },
             targets: Vec::new(),
@@ -112,6 +112,16 @@ impl Collector {
             sweep: None,
             max_blocks: u64::from(settings.max_blocks),
         })
+    }
+
+    /// By which rows tell their times.
+    pub fn clock(&self) -> Clock {
+        self.context.clock
+    }
+
+    /// Looks at the clock again, for the rows to come.
+    pub fn set_clock(&mut self) {
+        self.context.clock = Clock::read();
     }
 
     /// How the probes are attached.
@@ -542,17 +552,4 @@ fn shared(counter: &mut u64) -> &AtomicU64 {
 fn bytes_of<T: Copy>(value: &T) -> &[u8] {
     // SAFETY: the types put into maps are C structs of integers without implicit padding.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
-}
-
-/// CLOCK_MONOTONIC, which the kernel's records use.
-fn monotonic() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(Duration::from)
-        .unwrap_or_default()
-}
-
-/// The Unix time at which CLOCK_MONOTONIC began.
-fn clock_offset() -> Duration {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().saturating_sub(monotonic())
 }

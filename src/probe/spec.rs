@@ -372,7 +372,8 @@ pub fn parse_toml(text: &str, name: &Path) -> Result<Vec<Allocator>, SpecError> 
         let line = error
             .span()
             .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        let message = error.message().lines().collect::<Vec<_>>().join(" ");
+        // It quotes words of the file's.
+        let message = text::line(&error.message().lines().collect::<Vec<_>>().join(" "));
         SpecError::Toml(match line {
             Some(line) => format!("line {line}: {message}"),
             None => message,
