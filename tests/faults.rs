@@ -4,10 +4,12 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::expected::{End, counts};
 use common::newcomers::Place;
@@ -297,6 +299,36 @@ fn a_command_ends_after_it_started_though_the_clock_is_set_back() {
             "{row}"
         );
     }
+}
+
+// ---- killed --------------------------------------------------------------------------------------------
+
+#[test]
+fn killed_while_nobody_reads_its_report_memleak_leaves_nothing() {
+    let place = Place::new();
+    let done = place.path("done");
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    // As much as a pipe takes of what comes in pieces of a page.
+    let capacity = 64 << 10;
+    writer.write_all(&vec![0; capacity]).expect("it fits");
+    let mut memleak = Command::new(MEMLEAK)
+        .args(["run", "--", "sh", "-c", ": >\"$0\""])
+        .arg(&done)
+        .stderr(writer)
+        .spawn()
+        .expect("memleak can be run");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done.exists() {
+        assert!(Instant::now() < deadline, "the command waits with memleak");
+        sleep(Duration::from_millis(10));
+    }
+    // It waits to write the command's row, and would be gone by now.
+    sleep(Duration::from_millis(300));
+    assert_eq!(memleak.try_wait().expect("it is a child"), None);
+    memleak.kill().expect("it runs");
+    let status = memleak.wait().expect("it is a child");
+    assert_eq!(status.signal(), Some(9));
+    drop(reader);
 }
 
 // ---- several memleaks, and others that look into processes ----------------------------------------------------
