@@ -16,6 +16,12 @@ fn main() -> Result<()> {
         Ok("aarch64") => "arm64",
         other => bail!("memleak knows x86_64 and aarch64, not {other:?}"),
     };
+    // What the objects tell a debugger must not depend on where this was built.
+    let here =
+        env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set by cargo")?;
+    let mut nowhere = OsString::from("-fdebug-prefix-map=");
+    nowhere.push(&here);
+    nowhere.push("=/memleak");
     for name in OBJECTS {
         let source = PathBuf::from(format!("bpf/{name}.bpf.c"));
         // v3 has atomic operations; clang 14, the oldest that we build with, knows it.
@@ -23,7 +29,7 @@ fn main() -> Result<()> {
         let arch = OsString::from(format!("-D__TARGET_ARCH_{arch}"));
         SkeletonBuilder::new()
             .source(&source)
-            .clang_args(args.into_iter().chain([arch]))
+            .clang_args(args.into_iter().chain([arch, nowhere.clone()]))
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .with_context(|| {
                 format!(

@@ -9,10 +9,11 @@
 # complained. Takes root, as the tests do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/debian.sh
+source scripts/debian.sh
 
 conf=tests/kernels.conf
 work=$PWD/target/kernels
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 # Seconds for one kernel.
 limit=${LIMIT:-3600}
 
@@ -69,44 +70,17 @@ plan() { # plan KERNEL
 
 # ---- kernels from Debian's archive -------------------------------------------------------------------
 
-# Another suite's lists, beside this machine's own and without touching them.
-apt_of() { # apt_of SUITE COMMAND…: e.g. apt_of sid apt-get update
-	local tool=$2 dir=$work/apt/$1
-	shift 2
-	mkdir -p "$dir"/{state/lists/partial,cache/archives/partial}
-	"$tool" -q -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts=- \
-		-o Dir::State="$dir/state" -o Dir::State::status=/dev/null -o Dir::Cache="$dir/cache" \
-		-o APT::Architecture=amd64 -o APT::Architectures=amd64 -o Acquire::Languages=none \
-		-o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o APT::Sandbox::User=root "$@"
-}
-
-mirror() {
-	local uri
-	# shellcheck disable=SC2016 # apt's own variables
-	uri=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
-		sed -n 's/^Debian //p' | head -n 1)
-	[[ -n $uri ]] || die "this machine's apt sources name no mirror of Debian"
-	printf '%s' "$uri"
-}
-
 # Prints where the kernel is.
 fetch_kernel() { # fetch_kernel SUITE PACKAGE
-	local suite=$1 dir=$work/apt/$1 package image uri
-	mkdir -p "$dir"
-	uri=$(mirror)
-	printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$uri" "$suite" >"$dir/sources.list"
-	if [[ -z $(find "$dir/updated" -mtime -1 2>/dev/null) ]]; then
-		apt_of "$suite" apt-get update >&2
-		touch "$dir/updated"
-	fi
-	package=$(apt_of "$suite" apt-cache pkgnames linux- | grep -xE -- "$2" | sort -V | tail -n 1)
+	local suite=$1 package image
+	package=$(apt_of "$suite" amd64 apt-cache pkgnames linux- | grep -xE -- "$2" | sort -V | tail -n 1)
 	[[ -n $package ]] || die "no package in Debian's $suite matches $2"
 	image=$work/images/$package
 	if [[ ! -e $image ]]; then
 		say "Fetching $package"
 		rm -rf "$work/debs"
 		mkdir -p "$work/images" "$work/debs"
-		(cd "$work/debs" && apt_of "$suite" apt-get download "$package" >&2)
+		(cd "$work/debs" && apt_of "$suite" amd64 apt-get download "$package" >&2)
 		# In sid it lies beside the modules.
 		dpkg-deb --fsys-tarfile "$work"/debs/"$package"_*.deb |
 			tar -x --to-stdout --wildcards --no-anchored 'vmlinuz*' >"$image.part"

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Makes target/sysroot/ARCHITECTURE, what a binary is linked with that is to run on Debian 11 and whatever is newer:
+# its C library (glibc 2.31), and libelf and zlib as archives. With a command, runs that in an environment in which
+# cargo builds for that architecture, against these.
+#
+#     scripts/sysroot.sh x86_64|aarch64 [COMMAND…]      e.g. scripts/sysroot.sh aarch64 cargo build --release
+#
+# What is built is then in target/ARCHITECTURE-unknown-linux-gnu. clang compiles and lld links, for either machine on
+# either: unlike gcc they take nothing from outside of a sysroot.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/debian.sh
+source scripts/debian.sh
+
+die() {
+	printf 'sysroot: %s\n' "$*" >&2
+	exit 1
+}
+
+arch=${1:?usage: scripts/sysroot.sh x86_64|aarch64 [COMMAND…]}
+shift
+case $arch in
+x86_64) debian=amd64 ;;
+aarch64) debian=arm64 ;;
+*) die "'$arch' is neither x86_64 nor aarch64" ;;
+esac
+target=$arch-unknown-linux-gnu
+triple=$arch-linux-gnu
+root=$PWD/target/sysroot/$arch
+# Without libelf1 and zlib1g: where there is no shared library, -lelf takes the archive.
+packages=(libc6 libc6-dev linux-libc-dev libgcc-s1 libgcc-10-dev libelf-dev zlib1g-dev)
+
+unpack() {
+	local part=$root.part link
+	rm -rf "$root" "$part"
+	mkdir -p "$part/debs"
+	printf 'Fetching the C library of Debian 11 for %s\n' "$arch" >&2
+	(cd "$part/debs" && apt_of bullseye "$debian" apt-get download "${packages[@]}" >&2)
+	for link in "$part"/debs/*.deb; do
+		dpkg-deb -x "$link" "$part"
+	done
+	rm -r "$part/debs" "${part:?}/usr/share"
+	# What they say about / means the sysroot.
+	find "$part" -type l -lname '/*' | while read -r link; do
+		ln -sfn --relative "$part$(readlink "$link")" "$link"
+	done
+	printf '%s\n' "${packages[*]}" >"$part/packages"
+	mv "$part" "$root"
+}
+
+[[ $(cat "$root/packages" 2>/dev/null) == "${packages[*]}" ]] || unpack
+(($# > 0)) || exit 0
+
+for tool in clang ld.lld; do
+	command -v "$tool" >/dev/null || die "$tool is missing: make install-deps FOR=dist"
+done
+[[ -d $(rustc --print target-libdir --target "$target") ]] ||
+	die "Rust's library for $arch is missing: rustup target add $target"
+# What a registry's copy is called depends on the mirror. Paths of this machine are no one's business, and would make
+# two builds differ.
+cargo fetch --quiet --locked --target "$target"
+flags=(
+	-C "link-arg=--target=$triple" -C "link-arg=--sysroot=$root" -C link-arg=-fuse-ld=lld
+	-L "native=$root/usr/lib/$triple" --remap-path-prefix "$PWD=/memleak"
+)
+for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
+	flags+=(--remap-path-prefix "$registry=/crates")
+done
+# Cargo gives none of these flags to what runs on this machine, build scripts.
+name=${target//-/_}
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+exec env CARGO_BUILD_TARGET="$target" \
+	"CARGO_TARGET_${name^^}_LINKER=clang" \
+	"CARGO_TARGET_${name^^}_RUSTFLAGS=${flags[*]}" \
+	"CC_$name=clang" "CFLAGS_$name=--target=$triple --sysroot=$root -ffile-prefix-map=$PWD=/memleak" \
+	"$@"
