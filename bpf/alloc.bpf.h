@@ -838,7 +838,7 @@ static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
 
 /*
  * Whether a free does the work of the one before it, for the same block: cfree may jump to free,
- * operator delete call it.
+ * operator delete call it, a free begin again.
  */
 static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
 					    __u64 cookie)
@@ -849,7 +849,7 @@ static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *
 	if (outer->block != block || sp > outer->sp)
 		return false;
 	if (sp == outer->sp)
-		return cookie != outer->cookie;
+		return cookie != outer->cookie || kind_of(cookie) == KIND_FREE_AGAIN;
 #if defined(__TARGET_ARCH_x86)
 	back = user_word(sp);
 #else
@@ -945,6 +945,15 @@ __noinline int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread
 	return 0;
 }
 
+static __always_inline void remember_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
+					  __u64 cookie)
+{
+	thread->freed.block = block;
+	thread->freed.sp = PT_REGS_SP(ctx);
+	thread->freed.ip = PT_REGS_IP(ctx);
+	thread->freed.cookie = cookie;
+}
+
 static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	__u64 block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK)), size;
@@ -955,16 +964,15 @@ static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thr
 	if (thread->depth && is_inner(ctx, thread, cookie))
 		return;
 	if (take_block(thread, block, &size)) {
-		thread->freed.block = block;
-		thread->freed.sp = PT_REGS_SP(ctx);
-		thread->freed.ip = PT_REGS_IP(ctx);
-		thread->freed.cookie = cookie;
+		remember_free(ctx, thread, block, cookie);
 		freed(thread, size);
 	} else {
 		if (is_rest_of_free(ctx, thread, block, cookie) || calls_itself(ctx, cookie))
 			return;
 		if (may_wrap(thread) && is_passed_on(ctx, thread, block))
 			return;
+		if (kind_of(cookie) == KIND_FREE_AGAIN)
+			remember_free(ctx, thread, block, cookie);
 		freed_unrecorded(thread);
 	}
 	if (may_wrap(thread))

@@ -66,7 +66,7 @@ int entry_only(struct pt_regs *ctx)
 	if (!thread)
 		return 0;
 	cookie = bpf_get_attach_cookie(ctx);
-	if (cookie_field(cookie, COOKIE_KIND) == KIND_FREE)
+	if (kind_of(cookie) != KIND_START)
 		free_entered(ctx, thread, cookie);
 	else
 		saw_file(thread, cookie);

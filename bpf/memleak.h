@@ -61,6 +61,9 @@ enum kind {
 	KIND_LEFT = 12,	  /* a jump to code that was not followed */
 	/* A function that may throw, of which not even that is known. */
 	KIND_UNFOLLOWED = 13,
+	/* As KIND_FREE, and it may begin again at its entry: glibc 2.43 does, if a thread's
+	 * first call of it has to make the thread's cache. */
+	KIND_FREE_AGAIN = 14,
 };
 
 /*

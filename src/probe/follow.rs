@@ -153,6 +153,37 @@ pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, Gave
     Ok(walk.found)
 }
 
+/// Whether a function may jump back to its entry, perhaps by way of others: each such jump looks like a call.
+pub fn begins_again(text: &impl Text, entry: u64) -> bool {
+    let mut pending = vec![entry];
+    let mut seen = HashSet::new();
+    while let Some(mut address) = pending.pop() {
+        while seen.len() < MAX_INSTRUCTIONS && seen.insert(address) {
+            let Some(instruction) = decode(text, address) else {
+                break;
+            };
+            let target = instruction.near_branch_target();
+            match instruction.flow_control() {
+                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => {
+                    address = instruction.next_ip();
+                }
+                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+                    if target == entry =>
+                {
+                    return true;
+                }
+                FlowControl::ConditionalBranch => {
+                    pending.push(target);
+                    address = instruction.next_ip();
+                }
+                FlowControl::UnconditionalBranch => address = target,
+                _ => break,
+            }
+        }
+    }
+    false
+}
+
 /// The calls of functions that give out blocks, from these functions or what they call.
 pub fn calls_below(text: &impl Text, functions: BTreeSet<u64>) -> BTreeSet<u64> {
     let (mut inner, mut level, mut seen) = (BTreeSet::new(), functions.clone(), functions);
@@ -558,6 +589,23 @@ mod tests {
 
     fn of(code: &[u8]) -> Result<Followed, GaveUp> {
         follow(&Fake(code.to_vec()), BASE, Work::Allocates)
+    }
+
+    #[test]
+    fn a_jump_back_to_the_entry_is_seen_through_another_function() {
+        // je +1; ret; jmp to a function that jumps to `back`
+        let code = |back| {
+            let mut code = vec![0x74, 0x01, RET];
+            code.extend(to(JMP, BASE + 3, BASE + 16));
+            code.resize(16, RET);
+            code.extend([PUSH_RBX, POP_RBX]);
+            code.extend(to(JMP, BASE + 18, back));
+            Fake(code)
+        };
+        assert!(begins_again(&code(BASE), BASE));
+        assert!(!begins_again(&code(BASE + 2), BASE));
+        // A call is no jump.
+        assert!(!begins_again(&Fake(to(CALL, BASE, BASE)), BASE));
     }
 
     fn returns(code: &[u8]) -> Vec<u64> {

@@ -99,7 +99,7 @@ pub fn place(
                 path.display()
             )
         })?;
-        let action = found.row.action;
+        let mut action = found.row.action;
         let is_user = matches!(found.row.family, Family::User(_));
         let follow = |work| match decodes {
             true => follow::follow(&file_text, address, work)
@@ -121,6 +121,9 @@ pub fn place(
             && !is_user
         {
             continue;
+        }
+        if action.verb == Verb::Free && decodes && follow::begins_again(&file_text, address) {
+            action.verb = Verb::FreeAgain;
         }
         let placement = match decodes {
             true => place_x86_64(

@@ -28,6 +28,8 @@ pub enum Verb {
     /// Changes a block's size where it is, and returns the size that it then has (`xallocx`).
     Resize,
     Free,
+    /// The same, and jumps to its own entry.
+    FreeAgain,
     /// As free; what it calls of other allocators is its own business, up to its return.
     FreeScope,
     /// The same, and may leave by an exception.
@@ -150,7 +152,7 @@ impl fmt::Display for Verb {
             Verb::Realloc | Verb::Renew => "realloc",
             Verb::Reallocf => "reallocf",
             Verb::Resize => "resize",
-            Verb::Free | Verb::FreeScope | Verb::FreeScopeThrows => "free",
+            Verb::Free | Verb::FreeAgain | Verb::FreeScope | Verb::FreeScopeThrows => "free",
             Verb::Start => "start",
             Verb::Return => "return",
             Verb::Left => "left",
