@@ -6,7 +6,11 @@
 #ifndef MEMLEAK_ALLOC_H
 #define MEMLEAK_ALLOC_H
 
+#ifdef OLDER_KERNELS
+#include "older.bpf.h"
+#else
 #include "newer.bpf.h"
+#endif
 
 /* A product of size and count that wraps: the call is bound to fail. */
 #define SIZE_OVERFLOW (~0ULL)

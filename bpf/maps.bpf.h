@@ -6,7 +6,16 @@
 #include "core.h"
 #include "memleak.h"
 
+/*
+ * Which kernels the object is for: see newer.bpf.h and older.bpf.h. Before Linux 6.1 a map that a
+ * uprobe uses must be preallocated: the kernel warns as soon as such a program is loaded, and would
+ * allocate where it must not. What does not grow has a size that is to be had at once.
+ */
+#ifdef OLDER_KERNELS
+enum { GROWS = 0, MAX_HEAPS = 16384, MAX_LATE_THREADS = 16384 };
+#else
 enum { GROWS = BPF_F_NO_PREALLOC, MAX_HEAPS = 131072, MAX_LATE_THREADS = 4096 };
+#endif
 
 /* An allocator call that has been entered and has not returned. */
 struct open_call {
@@ -67,7 +76,7 @@ struct thread {
 /*
  * Threads whose storage could not be made: a tracepoint program may not make one while a probe that
  * was preempted on the same CPU is reading another. Rare, and slower for them, but nothing is lost.
- * By the
+ * On older kernels all threads are here, 1.1 kB each; one that finds no room is a row lost. By the
  * address of the task, which is its own until after its exit; its id changes when a thread other
  * than the leader executes something.
  */

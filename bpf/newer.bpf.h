@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What kernels before 6.1 lack, under names that others can be given for what stands in for it
- * there.
+ * What newer kernels (6.1) have and older ones lack, under the names that older.bpf.h gives to what
+ * stands in for it there.
  */
 #ifndef MEMLEAK_NEWER_H
 #define MEMLEAK_NEWER_H
