@@ -80,6 +80,15 @@ enum cookie_bits {
 	COOKIE_SITE = 32,  /* 32 bits: index in the table of sites */
 };
 
+/*
+ * What stands where a program is to have its probe's cookie, on kernels that do not tell programs
+ * any. No cookie is like it: it is of no kind.
+ */
+enum placeholder {
+	PLACEHOLDER_LOW = 0x65616b00,
+	PLACEHOLDER_HIGH = 0x6d656d6c,
+};
+
 /* Where a probe's file lies around the probe, in bytes: to tell calls from within the file. */
 struct site {
 	__u64 text_before;  /* from the start of the executable segment to the probe */
@@ -116,6 +125,8 @@ enum heap_flags {
 	 */
 	HEAP_PROCESS = 2048,
 	HEAP_OUTSIDE = 4096, /* its process is in none of the control groups that were named */
+	/* Several tasks have used it, and this kernel does not let them share their live bytes. */
+	HEAP_PEAKLESS = 8192,
 };
 
 /* A file as the kernel tells it from others. */
@@ -237,6 +248,7 @@ struct vocabulary {
 	enum cookie_bits cookie_bits;
 	enum heap_flags heap_flags;
 	enum file_flags file_flags;
+	enum placeholder placeholder;
 	struct thread_sum thread_sum;
 	struct arrival arrival;
 };

@@ -118,6 +118,7 @@ pub fn joined(threads: &[thread_sum]) -> u32 {
 fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
     let sum = &record.sum;
     let recorded_frees = sum.free_count.saturating_sub(record.lost_freed);
+    let peakless = record.flags & heap_flags::HEAP_PEAKLESS.0 != 0;
     let lossless = record.lost_blocks == 0 && sum.lost_calls == 0;
     Image {
         pid: record.pid,
@@ -147,7 +148,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
                 .saturating_sub(record.lost_blocks)
                 .saturating_sub(recorded_frees),
             // What did not get into the table of live blocks is not in the live bytes either.
-            peak_live_bytes: lossless.then_some(record.live.peak),
+            peak_live_bytes: (lossless && !peakless).then_some(record.live.peak),
             failed_allocs: sum.failed_allocs,
             unknown_frees: sum.unknown_frees,
         },

@@ -292,26 +292,6 @@ fn limits_are_blamed_for_what_was_refused_for_them() {
 }
 
 #[test]
-fn releases_have_two_numbers_that_count() {
-    for (release, version) in [
-        ("6.18.44-fc", Some((6, 18))),
-        ("5.14.0-427.el9.x86_64", Some((5, 14))),
-        ("6.1", Some((6, 1))),
-        ("7.0-rc1", Some((7, 0))),
-        ("unknown", None),
-        ("6", None),
-    ] {
-        assert_eq!(judge::version(release), version, "{release}");
-    }
-}
-
-fn count(change: impl FnOnce(&mut Ran)) -> Check {
-    let mut ran = ran();
-    change(&mut ran);
-    named(verdict::trial(&Trial::Ran(ran)), COUNT)
-}
-
-#[test]
 fn the_count_is_right_to_the_byte_or_wrong() {
     assert_check(&count(|_| ()), Status::Ok, &["to the byte"]);
     let wrong: [fn(&mut Ran); 5] = [
