@@ -160,9 +160,12 @@ fn elf_offsets(program: &Path, names: [&'static str; 2]) -> [(&'static str, u64)
 /// The C library of this program, which is that of all dynamic programs here but for those of other libraries.
 fn glibc() -> PathBuf {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let line = maps.lines().find(|line| line.ends_with("/libc.so.6"));
-    let line = line.expect("this program has a libc.so.6");
-    PathBuf::from(&line[line.find('/').unwrap()..])
+    let mut files = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]));
+    // Up to 2.33, libc.so.6 is a link to a file with the version in its name.
+    let path = files.find(|file| file.contains("/libc.so.6") || file.contains("/libc-2."));
+    PathBuf::from(path.expect("this program has a C library of its own file"))
 }
 
 /// `glibc-2.36-debian`: what it says of itself when it is executed, as `GNU C Library (Debian GLIBC …) …
