@@ -291,6 +291,12 @@ fn limits_are_blamed_for_what_was_refused_for_them() {
     assert_check(&locked, Status::Warn, &["8.389 MB", "ulimit -l"]);
 }
 
+fn count(change: impl FnOnce(&mut Ran)) -> Check {
+    let mut ran = ran();
+    change(&mut ran);
+    named(verdict::trial(&Trial::Ran(ran)), COUNT)
+}
+
 #[test]
 fn the_count_is_right_to_the_byte_or_wrong() {
     assert_check(&count(|_| ()), Status::Ok, &["to the byte"]);
