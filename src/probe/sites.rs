@@ -78,7 +78,6 @@ pub fn place(
     mut functions: BTreeMap<u64, Found>,
     table: &FileTable<'_>,
 ) -> Result<Vec<Site>> {
-    let follows = cfg!(target_arch = "x86_64");
     // An operator belongs to the allocator of its file; where there is none it calls another file's.
     let found = || functions.values().map(|found| &found.row);
     if !is_allocator(found()) {
@@ -101,10 +100,9 @@ pub fn place(
         })?;
         let action = found.row.action;
         let is_user = matches!(found.row.family, Family::User(_));
-        let follow = |work| match follows {
-            true => follow::follow(&file_text, address, work)
-                .and_then(|followed| file_text.whole().map(|()| followed)),
-            false => Err(GaveUp::NotDecoded),
+        let follow = |work| {
+            follow::follow(&file_text, address, work)
+                .and_then(|followed| file_text.whole().map(|()| followed))
         };
         let followed = if action.may_throw() {
             Some(follow(match action.frees() {
@@ -132,7 +130,7 @@ pub fn place(
         } else if let Some(Ok(Followed { inner, callees, .. })) = &followed {
             own.extend(inner);
             own.extend(&follow::calls_below(&file_text, callees.clone()));
-        } else if bundled && follows && action.allocates() {
+        } else if bundled && action.allocates() {
             own.extend(&follow::calls_below(&file_text, BTreeSet::from([address])));
         }
         let mut add = |at: u64, placement: Placement, verb: Verb| {

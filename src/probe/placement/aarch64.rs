@@ -210,7 +210,11 @@ fn writes(word: u32) -> Registers {
 /// register can be.
 fn reads_link(word: u32) -> Registers {
     let constant = word >> 26 & 0b111 == 0b100;
-    let fields = if constant { &[5, 16][..] } else { &[0, 5, 10, 16] };
+    let fields = if constant {
+        &[5, 16][..]
+    } else {
+        &[0, 5, 10, 16]
+    };
     match fields.iter().any(|low| word >> low & 0b1_1111 == 30) {
         true => LINK,
         false => 0,
