@@ -6,7 +6,11 @@
 #ifndef MEMLEAK_ALLOC_H
 #define MEMLEAK_ALLOC_H
 
-#include "maps.bpf.h"
+#ifdef OLDER_KERNELS
+#include "older.bpf.h"
+#else
+#include "newer.bpf.h"
+#endif
 
 /* A product of size and count that wraps: the call is bound to fail. */
 #define SIZE_OVERFLOW (~0ULL)
@@ -69,24 +73,10 @@ static __always_inline __u64 argument(struct pt_regs *ctx, __u32 n)
 	return 0;
 }
 
-/* What is known of a task; nothing if it is not followed. */
-static __always_inline struct thread *thread_of(struct task_struct *task)
-{
-	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
-	__u64 key = (__u64)task;
-
-	if (!thread && late_count)
-		thread = bpf_map_lookup_elem(&late_threads, &key);
-	return thread;
-}
-
-/* See join.bpf.h. */
-int join(void);
-
 /* The current thread, if it runs in a heap that is counted. */
 static __always_inline struct thread *current_thread(void)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct thread *thread = thread_of(task);
 
 	if (thread && thread->heap)
@@ -96,27 +86,19 @@ static __always_inline struct thread *current_thread(void)
 	return thread_of(task);
 }
 
-static __always_inline struct heap *heap_by_id(__u64 id)
+/* Remembers in the heap that it has a probed file: the row names its allocators. Whether it does.
+ */
+FUNCTION int add_file(struct heap *heap, __u32 file)
 {
-	return bpf_map_lookup_elem(&heaps, &id);
-}
-
-/* Remembers in the heap that it has a probed file: the row names its allocators. */
-__noinline int add_file(struct heap *heap, __u32 file)
-{
-	__u32 at;
 	int i;
 
 	if (!heap)
 		return 0;
 	for (i = 0; i < HEAP_FILES && i < heap->file_count; i++) {
 		if (heap->files[i] == file)
-			return 0;
+			return 1;
 	}
-	at = __sync_fetch_and_add(&heap->file_count, 1);
-	if (at < HEAP_FILES)
-		heap->files[at] = file;
-	return 0;
+	return append_file(heap, file);
 }
 
 /* The thread has seen all that its heap remembers. */
@@ -140,215 +122,8 @@ static __always_inline void saw_file(struct thread *thread, __u64 cookie)
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		return;
-	thread->files |= bit;
-	add_file(heap, file);
-}
-
-static __always_inline struct live_cell *live_cell_of(__u64 heap)
-{
-	__u32 index = heap & (LIVE_CELLS - 1);
-
-	return bpf_map_lookup_elem(&live_cells, &index);
-}
-
-/*
- * Live bytes and their peak. A heap with one task keeps them in that task, where nobody else
- * writes. One with several shares them, in a cell if there is one free, and the peak is that of the
- * order in which the updates arrived.
- */
-static __noinline void share_live(struct heap *heap, struct live *live)
-{
-	struct live_cell *cell = live_cell_of(heap->id);
-
-	if (cell && !__sync_val_compare_and_swap(&cell->heap, 0, heap->id)) {
-		cell->live = *live;
-		cell->lonely = 0;
-	} else {
-		heap->live = *live;
-	}
-}
-
-/* Takes a heap's live bytes back from where they were shared. */
-static __noinline void unshare_live(struct heap *heap, struct live *live)
-{
-	struct live_cell *cell = live_cell_of(heap->id);
-
-	if (cell && cell->heap == heap->id) {
-		*live = cell->live;
-		__sync_val_compare_and_swap(&cell->heap, heap->id, 0);
-	} else {
-		*live = heap->live;
-	}
-}
-
-/* Where a thread shares its heap's live bytes; nothing if it is the only one. */
-static __always_inline struct live *shared_live(struct thread *thread)
-{
-	struct live_cell *cell;
-	struct heap *heap;
-
-	if (thread->sole)
-		return 0;
-	cell = live_cell_of(thread->heap);
-	if (!cell)
-		return 0;
-	if (cell->heap == thread->heap && !cell->lonely)
-		return &cell->live;
-	heap = heap_by_id(thread->heap);
-	if (!heap)
-		return 0;
-	if (heap->users == 1) {
-		/* The others have left, and only this task could bring new ones. */
-		unshare_live(heap, &thread->live);
-		thread->sole = 1;
-		return 0;
-	}
-	if (cell->heap != thread->heap)
-		return &heap->live;
-	cell->lonely = 0;
-	return &cell->live;
-}
-
-static __always_inline void live_grows(struct thread *thread, __u64 size)
-{
-	struct live *shared = shared_live(thread);
-	__u64 live, peak, seen;
-	int i;
-
-	if (!shared) {
-		thread->live.bytes += size;
-		if (thread->live.bytes > thread->live.peak)
-			thread->live.peak = thread->live.bytes;
-		return;
-	}
-	live = __sync_fetch_and_add(&shared->bytes, size) + size;
-	peak = shared->peak;
-	/* Each failed exchange means that another thread raised the peak meanwhile. */
-	for (i = 0; i < 64 && (__s64)live > (__s64)peak; i++) {
-		seen = __sync_val_compare_and_swap(&shared->peak, peak, live);
-		if (seen == peak)
-			break;
-		peak = seen;
-	}
-}
-
-static __always_inline void live_shrinks(struct thread *thread, __u64 size)
-{
-	struct live *shared = shared_live(thread);
-
-	if (shared)
-		__sync_fetch_and_add(&shared->bytes, -size);
-	else
-		thread->live.bytes -= size;
-}
-
-static __always_inline bool heap_is_dead(__u64 id)
-{
-	struct heap *heap = heap_by_id(id);
-
-	return !heap || heap->flags & HEAP_ENDED;
-}
-
-/*
- * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B
- * × slots has no collision in itself; the multiplications spread ranges and heaps.
- */
-static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
-{
-	__u32 index = (address >> 4) + (address >> 24) * 0x9e3779b1 + heap * 0x85ebca6b;
-
-	index &= slot_mask;
-	return bpf_map_lookup_elem(&slots, &index);
-}
-
-/* Whether the change was ours to make. */
-static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to)
-{
-	return __sync_val_compare_and_swap(&slot->state, from, to) == from;
-}
-
-/*
- * A slot is busy only while one program fills or empties it, and nobody has to wait for that: the
- * block being put in has not been handed out yet, the one being taken out has a free that is under
- * way.
- */
-static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
-{
-	struct slot *slot = slot_of(heap, address);
-
-	if (!slot)
-		return false;
-	if (!slot_changes(slot, SLOT_EMPTY, SLOT_BUSY)) {
-		if (slot->state != SLOT_FULL)
-			return false;
-		/* It may go if its heap has ended, or if it is this block, whose free we have
-		 * missed. */
-		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap))
-			return false;
-		if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
-			return false;
-		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap)) {
-			slot_changes(slot, SLOT_BUSY, SLOT_FULL);
-			return false;
-		}
-		if (slot->heap != heap)
-			__sync_fetch_and_add(&dead_blocks, -1);
-	}
-	slot->heap = heap;
-	slot->address = address;
-	slot->size = size;
-	slot_changes(slot, SLOT_BUSY, SLOT_FULL);
-	return true;
-}
-
-static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *size)
-{
-	struct slot *slot = slot_of(heap, address);
-	bool ours;
-
-	if (!slot || slot->address != address || slot->heap != heap)
-		return false;
-	if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
-		return false;
-	ours = slot->address == address && slot->heap == heap;
-	*size = slot->size;
-	slot_changes(slot, SLOT_BUSY, ours ? SLOT_EMPTY : SLOT_FULL);
-	return ours;
-}
-
-static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
-{
-	struct block_key dead = *key;
-
-	if (heap_is_dead(dead.heap) && !bpf_map_delete_elem(&blocks, &dead))
-		__sync_fetch_and_add(&dead_blocks, -1);
-	return 0;
-}
-
-/*
- * The table of live blocks is full. Blocks of ended heaps may go; user space sweeps them at
- * leisure, and where a tree outruns it we do it here, but only for an eighth of the table or more:
- * the walk is over all of it.
- */
-__noinline long make_room(void)
-{
-	if (dead_blocks * 8 < max_blocks)
-		return 0;
-	bpf_for_each_map_elem(&blocks, drop_if_dead, 0, 0);
-	return 1;
-}
-
-static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
-{
-	struct block_key key = {.heap = thread->heap, .address = address};
-
-	if (put_in_slot(key.heap, address, size))
-		return 0;
-	if (!bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
-		return 0;
-	if (!make_room())
-		return -1;
-	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
+	if (add_file(heap, file))
+		thread->files |= bit;
 }
 
 static __always_inline void allocated(struct thread *thread, __u64 address, __u64 size)
@@ -366,22 +141,6 @@ static __always_inline void allocated(struct thread *thread, __u64 address, __u6
 		return;
 	}
 	live_grows(thread, size);
-}
-
-/* Takes a block out of the table. Whether it was there, and its size. */
-static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
-{
-	struct block_key key = {.heap = thread->heap, .address = address};
-	__u64 *found;
-
-	if (take_from_slot(key.heap, address, size))
-		return true;
-	found = bpf_map_lookup_elem(&blocks, &key);
-	if (!found)
-		return false;
-	*size = *found;
-	/* Of two threads that free the same block (a bug of theirs) one gets it. */
-	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
 }
 
 static __always_inline void freed(struct thread *thread, __u64 size)
@@ -439,7 +198,7 @@ static __always_inline bool in_text(__u64 address, __u64 ip, __u64 cookie)
 
 static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
 {
-	return sp - task->sas_ss_sp < task->sas_ss_size;
+	return sp - task_field(task, sas_ss_sp) < task_field(task, sas_ss_size);
 }
 
 /* What the kernel puts in the place of return addresses. */
@@ -459,7 +218,7 @@ enum { FRAME_SEARCHED = 1024, FRAME_AT_ONCE = 128 };
  * Whether `address` stands in the frame of a function that was entered with this stack pointer. A
  * function that calls others has put its return address somewhere there.
  */
-__noinline int frame_has(__u64 sp, __u64 address)
+FUNCTION int frame_has(__u64 sp, __u64 address)
 {
 	__u64 words[FRAME_AT_ONCE / 8];
 	__u64 at = sp & -FRAME_AT_ONCE;
@@ -549,7 +308,7 @@ static __always_inline struct open_call *open_call_at(struct thread *thread, __u
  * Closes the innermost open call, which will never return. Global functions, as this one, are
  * verified once and not at each place that calls them.
  */
-__noinline int abandon(struct thread *thread)
+FUNCTION int abandon(struct thread *thread)
 {
 	struct open_call *call;
 
@@ -577,7 +336,7 @@ __noinline int abandon(struct thread *thread)
  * that the verifier of 6.12 knows nothing of, it goes round until its limit of a million
  * instructions.
  */
-__noinline int abandon_newest(struct thread *thread, __u32 calls)
+FUNCTION int abandon_newest(struct thread *thread, __u32 calls)
 {
 	__u32 i;
 
@@ -600,9 +359,9 @@ static __always_inline bool has_return_probe(__u64 cookie)
  * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted
  * an allocator calls from elsewhere.
  */
-__noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
+FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct open_call *outer;
 	__u64 sp, back;
 	int i;
@@ -637,7 +396,7 @@ __noinline int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __
 		if (in_text(back, outer->ip, outer->cookie)) {
 			/* One that wraps another: what that calls is a part of the call, too. */
 			outer->inner_ip = PT_REGS_IP(ctx);
-			outer->inner_cookie = bpf_get_attach_cookie(ctx);
+			outer->inner_cookie = own_cookie(ctx);
 			return 1;
 		}
 		return outer->inner_ip && in_text(back, outer->inner_ip, outer->inner_cookie);
@@ -890,7 +649,7 @@ static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
 
 /*
  * Whether a free does the work of the one before it, for the same block: cfree may jump to free,
- * operator delete call it.
+ * operator delete call it, a free begin again.
  */
 static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
 					    __u64 cookie)
@@ -901,7 +660,7 @@ static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *
 	if (outer->block != block || sp > outer->sp)
 		return false;
 	if (sp == outer->sp)
-		return cookie != outer->cookie;
+		return cookie != outer->cookie || kind_of(cookie) == KIND_FREE_AGAIN;
 	back = return_address(ctx);
 	return in_text(back, outer->ip, outer->cookie);
 }
@@ -923,9 +682,9 @@ static __always_inline struct entered_free *free_at(struct thread *thread, __u32
 }
 
 /* Notes a free, so that one that it passes the block on to can be told from it. */
-__noinline int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
+FUNCTION int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct entered_free *last;
 	bool alt, last_alt;
 	__u64 sp;
@@ -957,7 +716,7 @@ __noinline int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 	thread->free_count++;
 	last->sp = sp;
 	last->ip = PT_REGS_IP(ctx);
-	last->cookie = bpf_get_attach_cookie(ctx);
+	last->cookie = own_cookie(ctx);
 	last->block = block;
 	return 0;
 }
@@ -966,7 +725,7 @@ __noinline int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
  * A free of an allocator that wraps another one passes the block on, as it is or with a header
  * before it: by a tail call, or by a call from its own file.
  */
-__noinline int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
+FUNCTION int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
 {
 	struct entered_free *outer;
 	__u64 sp, back;
@@ -989,6 +748,15 @@ __noinline int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread
 	return 0;
 }
 
+static __always_inline void remember_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
+					  __u64 cookie)
+{
+	thread->freed.block = block;
+	thread->freed.sp = PT_REGS_SP(ctx);
+	thread->freed.ip = PT_REGS_IP(ctx);
+	thread->freed.cookie = cookie;
+}
+
 static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	__u64 block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK)), size;
@@ -999,20 +767,44 @@ static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thr
 	if (thread->depth && is_inner(ctx, thread, cookie))
 		return;
 	if (take_block(thread, block, &size)) {
-		thread->freed.block = block;
-		thread->freed.sp = PT_REGS_SP(ctx);
-		thread->freed.ip = PT_REGS_IP(ctx);
-		thread->freed.cookie = cookie;
+		remember_free(ctx, thread, block, cookie);
 		freed(thread, size);
 	} else {
 		if (is_rest_of_free(ctx, thread, block, cookie) || calls_itself(ctx, cookie))
 			return;
 		if (may_wrap(thread) && is_passed_on(ctx, thread, block))
 			return;
+		if (kind_of(cookie) == KIND_FREE_AGAIN)
+			remember_free(ctx, thread, block, cookie);
 		freed_unrecorded(thread);
 	}
 	if (may_wrap(thread))
 		note_free(ctx, thread, block);
+}
+
+/* A function is entered of which that is enough. */
+static __always_inline void entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
+	if (kind_of(cookie) != KIND_START)
+		free_entered(ctx, thread, cookie);
+	else
+		saw_file(thread, cookie);
+}
+
+/* A function that may throw, at its entry or at one of the places where it returns. */
+static __always_inline void reached(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
+	switch (kind_of(cookie)) {
+	case KIND_RETURN:
+	case KIND_LEFT:
+		leave_throwing(ctx, thread, cookie);
+		break;
+	case KIND_UNFOLLOWED:
+		unfollowed(ctx, thread, cookie);
+		break;
+	default:
+		enter_throwing(ctx, thread, cookie);
+	}
 }
 
 #endif

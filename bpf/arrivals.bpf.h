@@ -7,6 +7,7 @@
 #ifndef MEMLEAK_ARRIVALS_H
 #define MEMLEAK_ARRIVALS_H
 
+#include "inode.bpf.h"
 #include "lifecycle.bpf.h"
 
 #define SECOND_NS 1000000000ULL
@@ -38,33 +39,6 @@ static __always_inline long resume_with(struct task_struct *task, struct bpf_tas
 	if (bpf_task_work_schedule_resume)
 		return bpf_task_work_schedule_resume(task, work, &errands, callback);
 	return bpf_task_work_schedule_resume_impl(task, work, &errands, callback, 0);
-}
-
-static __always_inline void version_of(struct inode *inode, struct file_version *version)
-{
-	struct inode___sec *split = (void *)inode;
-	struct inode___hidden *hidden = (void *)inode;
-	struct inode___plain *plain = (void *)inode;
-
-	if (bpf_core_field_exists(split->i_ctime_sec)) {
-		version->changed_sec = BPF_CORE_READ(split, i_ctime_sec);
-		version->changed_nsec = BPF_CORE_READ(split, i_ctime_nsec);
-	} else if (bpf_core_field_exists(hidden->__i_ctime)) {
-		version->changed_sec = BPF_CORE_READ(hidden, __i_ctime.tv_sec);
-		version->changed_nsec = BPF_CORE_READ(hidden, __i_ctime.tv_nsec);
-	} else {
-		version->changed_sec = BPF_CORE_READ(plain, i_ctime.tv_sec);
-		version->changed_nsec = BPF_CORE_READ(plain, i_ctime.tv_nsec);
-	}
-	/* I_CTIME_QUERIED: whether somebody has looked at it since. */
-	version->changed_nsec &= ~(1U << 31);
-}
-
-static __always_inline void identify_inode(struct inode *inode, struct arrival *arrival)
-{
-	arrival->file.inode = BPF_CORE_READ(inode, i_ino);
-	arrival->file.device = BPF_CORE_READ(inode, i_sb, s_dev);
-	version_of(inode, &arrival->version);
 }
 
 static long identify_mapping(struct task_struct *task, struct vm_area_struct *vma,

@@ -213,6 +213,23 @@ struct vm_area_struct {
 	struct file *vm_file;
 };
 
+/* Before 6.1: the mappings of a process, by their addresses. */
+struct rb_node {
+	struct rb_node *rb_left, *rb_right;
+};
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+struct mm_struct___tree {
+	struct rb_root mm_rb;
+};
+
+struct vm_area_struct___tree {
+	struct rb_node vm_rb;
+};
+
 /* Only to name it: a prototype of the kernel's has it. */
 struct bpf_map {
 	__u32 id;

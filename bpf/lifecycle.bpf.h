@@ -11,20 +11,11 @@
 /* Directories that a relative path may lie deep and still be made absolute. */
 #define MAX_DIRECTORIES 48
 
-static const struct thread no_thread;
-static const struct heap no_heap;
-
-/* See join.bpf.h. */
-static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader);
-static __always_inline bool is_outside(struct task_struct *task);
-
 static __always_inline struct thread *new_thread(struct task_struct *task)
 {
-	struct thread *thread = 0;
+	struct thread *thread = make_thread(task);
 	__u64 key = (__u64)task;
 
-	if (!all_late)
-		thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!thread) {
 		if (bpf_map_update_elem(&late_threads, &key, &no_thread, BPF_ANY))
 			return 0;
@@ -78,11 +69,6 @@ static __always_inline __u64 put_heap(const struct heap *heap, __u64 id)
 	return 0;
 }
 
-static __always_inline __u64 next_heap(void)
-{
-	return __sync_fetch_and_add(&last_heap, 1) + 1;
-}
-
 /* The id of a new heap that has one user; 0 if it cannot be followed. */
 static __noinline __u64 start_heap(struct heap *heap)
 {
@@ -132,7 +118,7 @@ static __always_inline void heap_ended(struct heap *heap)
 		bpf_map_delete_elem(&heaps, &id);
 		return;
 	}
-	__sync_fetch_and_or(&heap->flags, HEAP_ENDED);
+	set_flags(heap, HEAP_ENDED);
 	__sync_fetch_and_add(&rows_waiting, 1);
 }
 
@@ -147,7 +133,7 @@ static __always_inline void owner_leaves(struct task_struct *task, struct heap *
 	if (is_outside(task))
 		flags |= HEAP_OUTSIDE;
 	/* After the rest: user space may look at any time. */
-	__sync_fetch_and_or(&heap->flags, flags | HEAP_OWNER_GONE);
+	set_flags(heap, flags | HEAP_OWNER_GONE);
 }
 
 /*
@@ -156,10 +142,6 @@ static __always_inline void owner_leaves(struct task_struct *task, struct heap *
  */
 static __always_inline void leave_heap(struct thread *thread, struct heap *heap, __u32 leaving)
 {
-	struct live_cell *cell;
-	__u64 id = heap->id;
-	__u32 users;
-
 	__sync_fetch_and_add(&heap->sum.alloc_bytes, thread->sum.alloc_bytes);
 	__sync_fetch_and_add(&heap->sum.alloc_count, thread->sum.alloc_count);
 	__sync_fetch_and_add(&heap->sum.free_bytes, thread->sum.free_bytes);
@@ -168,19 +150,8 @@ static __always_inline void leave_heap(struct thread *thread, struct heap *heap,
 	__sync_fetch_and_add(&heap->sum.unknown_frees, thread->sum.unknown_frees);
 	__sync_fetch_and_add(&heap->sum.lost_calls, thread->sum.lost_calls);
 	thread->heap = 0;
-	users = __sync_fetch_and_add(&heap->users, -leaving) - leaving;
-	if (users) {
-		cell = live_cell_of(id);
-		/* A hint: who is left will look whether it is true. */
-		if (users == 1 && cell && cell->heap == id)
-			cell->lonely = 1;
-		return;
-	}
-	if (thread->sole)
-		heap->live = thread->live;
-	else
-		unshare_live(heap, &heap->live);
-	heap_ended(heap);
+	if (is_last_user(thread, heap, leaving))
+		heap_ended(heap);
 }
 
 /* What wait(2) will tell of the process (wait_task_zombie in kernel/exit.c). */
@@ -195,7 +166,7 @@ static __always_inline __u32 wait_status(struct task_struct *task)
 static __always_inline struct thread *current_or_launched(void)
 {
 	if (scope == SCOPE_TREE)
-		return thread_of(bpf_get_current_task_btf());
+		return thread_of(current_task());
 	return current_thread();
 }
 
@@ -221,7 +192,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 			if (clone_flags & CLONE_THREAD && !parent->borrowed)
 				__sync_fetch_and_add(&heap->owners, 1);
 			if (parent->sole) {
-				share_live(heap, &parent->live);
+				share_heap(heap, &parent->live);
 				parent->sole = 0;
 			}
 		}
@@ -298,7 +269,7 @@ struct walk {
 };
 
 /* A step up: appends a directory's name, or crosses a mount. Returns 1 at the root, -1 if lost. */
-__noinline int step_up(struct heap *heap, struct walk *walk)
+FUNCTION int step_up(struct heap *heap, struct walk *walk)
 {
 	struct dentry *dentry, *parent;
 	struct mount *mount, *above;
@@ -330,7 +301,7 @@ __noinline int step_up(struct heap *heap, struct walk *walk)
 
 /* Appends the names on the way up to the root. Where that cannot be reached, the path is unknown.
  */
-__noinline int walk_up(struct heap *heap, struct walk *walk)
+FUNCTION int walk_up(struct heap *heap, struct walk *walk)
 {
 	int i, found = 0;
 
@@ -349,7 +320,7 @@ __noinline int walk_up(struct heap *heap, struct walk *walk)
  */
 static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bprm)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct fs_struct *fs = BPF_CORE_READ(task, fs);
 	struct walk walk = {};
 	long length;
@@ -404,29 +375,12 @@ static __always_inline void hand_over(__u64 successor, __u32 image)
 }
 
 /*
- * How many users the process is of its heap beside its threads, from now on none any more: 1 where
- * it was there before us, and this is its end. Of those who see the end only one gets it.
- */
-static __always_inline __u32 process_leaves(struct heap *heap)
-{
-	if (!(heap->flags & HEAP_PROCESS))
-		return 0;
-	return !!(__sync_fetch_and_and(&heap->flags, ~HEAP_PROCESS) & HEAP_PROCESS);
-}
-
-static __always_inline struct process *process_of(struct task_struct *leader)
-{
-	return bpf_task_storage_get(&processes, leader, 0, 0);
-}
-
-/*
  * The task is alone in its process: it may have been any thread of it, and is the leader now. A
  * failed exec does not get here, not even one that has cost the process its old memory and ends it.
  */
 static __always_inline void executed(struct task_struct *task, struct linux_binprm *bprm)
 {
 	struct thread *thread = thread_of(task);
-	struct process *process = 0;
 	struct heap *heap, *fresh;
 	__u32 leaving = 1, inherited = inherited_image(task);
 	bool followed;
@@ -435,10 +389,7 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 		followed = is_wanted(task, task);
 	else
 		followed = thread ? !(no_children && thread->borrowed) : inherited;
-	if (scope != SCOPE_TREE)
-		process = process_of(task);
-	if (process)
-		process->heap = 0;
+	forget_process(task);
 	if (!thread && followed) {
 		thread = new_thread(task);
 		if (thread)
@@ -459,7 +410,7 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 		leave_heap(thread, heap, leaving);
 	}
 	if (!followed) {
-		bpf_task_storage_delete(&threads, task);
+		drop_thread(task);
 		thread_gone(task);
 		return;
 	}
@@ -530,12 +481,12 @@ static __always_inline void exited(struct task_struct *task)
 			hand_over(successor, thread->image + 1);
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
-			__sync_fetch_and_or(&heap->flags, HEAP_LEADER_GONE);
+			set_flags(heap, HEAP_LEADER_GONE);
 		}
 		if (heap->flags & HEAP_PROCESS && is_end_of_process(task, heap))
 			leaving += process_leaves(heap);
 		/* Only the last of them sees for certain how the process ends. */
-		if (__sync_fetch_and_add(&heap->owners, -leaving) == leaving) {
+		if (is_last_owner(thread, heap, leaving)) {
 			heap->status = wait_status(task);
 			owner_leaves(task, heap, successor ? HEAP_EXEC : 0);
 		}
@@ -543,18 +494,6 @@ static __always_inline void exited(struct task_struct *task)
 	leave_heap(thread, heap, leaving);
 out:
 	thread_gone(task);
-}
-
-/* Whether the task is the current one and leads a process that has a heap which it has not joined.
- */
-static __always_inline bool may_join(struct task_struct *task)
-{
-	struct process *process;
-
-	if (scope == SCOPE_TREE || task->pid != task->tgid || task != bpf_get_current_task_btf())
-		return false;
-	process = process_of(task);
-	return process && process->heap;
 }
 
 static __always_inline void renamed(struct task_struct *task)

@@ -6,6 +6,17 @@
 #include "core.h"
 #include "memleak.h"
 
+/*
+ * Which kernels the object is for: see newer.bpf.h and older.bpf.h. Before Linux 6.1 a map that a
+ * uprobe uses must be preallocated: the kernel warns as soon as such a program is loaded, and would
+ * allocate where it must not. What does not grow has a size that is to be had at once.
+ */
+#ifdef OLDER_KERNELS
+enum { GROWS = 0, MAX_HEAPS = 16384, MAX_LATE_THREADS = 16384 };
+#else
+enum { GROWS = BPF_F_NO_PREALLOC, MAX_HEAPS = 131072, MAX_LATE_THREADS = 4096 };
+#endif
+
 /* An allocator call that has been entered and has not returned. */
 struct open_call {
 	__u64 sp; /* the stack pointer at entry */
@@ -62,42 +73,20 @@ struct thread {
 	struct open_call open[MAX_OPEN];
 };
 
-/* Lives and dies with the task: no key, so no pid that could be reused or belong to a namespace. */
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct thread);
-} threads SEC(".maps");
-
 /*
  * Threads whose storage could not be made: a tracepoint program may not make one while a probe that
  * was preempted on the same CPU is reading another. Rare, and slower for them, but nothing is lost.
- * By the address of the task, which is its own until after its exit; its id changes when a thread
- * other than the leader executes something.
+ * On older kernels all threads are here, 1.1 kB each; one that finds no room is a row lost. By the
+ * address of the task, which is its own until after its exit; its id changes when a thread other
+ * than the leader executes something.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 4096);
+	__uint(map_flags, GROWS);
+	__uint(max_entries, MAX_LATE_THREADS);
 	__type(key, __u64);
 	__type(value, struct thread);
 } late_threads SEC(".maps");
-
-/* A process that was there before it was followed. Its threads join its heap one by one. */
-struct process {
-	__u64 heap; /* id of its heap; 0: none yet */
-	__u32 chosen;
-	__u32 pad;
-};
-
-/* Kept by the leader of the process. */
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct process);
-} processes SEC(".maps");
 
 /*
  * Tasks, by their addresses, that execute something though they do not lead their process, which is
@@ -111,45 +100,18 @@ struct {
 	__type(value, __u32);
 } successors SEC(".maps");
 
-/* The users whose processes are followed, if not everyone's are. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, __u8);
-} wanted_uids SEC(".maps");
-
-/* Which command names are followed, if not all are. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct name_automaton);
-} wanted_names SEC(".maps");
-
 /*
- * Living images, and ended ones that found the ring full. Takes memory as it is used (1.4 kB each)
- * and 16 B × max_entries at the start; more processes than this at one time lose rows, which is
- * counted.
+ * Living images, and ended ones that found the ring full, 1.5 kB each: where it grows as it is
+ * used, and 16 B × max_entries at the start. More processes than this at one time lose rows, which
+ * is counted.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 131072);
+	__uint(map_flags, GROWS);
+	__uint(max_entries, MAX_HEAPS);
 	__type(key, __u64);
 	__type(value, struct heap);
 } heaps SEC(".maps");
-
-/*
- * Live bytes of heaps that several tasks use, by the heap's id: found faster than the heap. A heap
- * that finds its place taken keeps them in itself.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, LIVE_CELLS);
-	__type(key, __u32);
-	__type(value, struct live_cell);
-} live_cells SEC(".maps");
 
 struct block_key {
 	__u64 heap;
@@ -157,31 +119,12 @@ struct block_key {
 };
 
 /*
- * The live blocks: which sizes to subtract when they are freed, nothing more. Most are short-lived,
- * and a hash table's insertion, look-up and deletion cost more than all the rest of our work, so a
- * block goes first to a slot that its address selects, and to the hash table only where that is
- * taken. It is in one of them, never in both, and never moves. User space sets max_entries of both
- * (--max-allocs).
+ * The live blocks: which sizes to subtract when they are freed, nothing more. User space sets
+ * max_entries (--max-allocs). On newer kernels `slots` come before it.
  */
-enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
-
-struct slot {
-	__u64 state; /* enum slot_state */
-	__u64 heap;
-	__u64 address;
-	__u64 size;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct slot);
-} slots SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(map_flags, GROWS);
 	__uint(max_entries, 1);
 	__type(key, struct block_key);
 	__type(value, __u64);
@@ -199,34 +142,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct site);
 } sites SEC(".maps");
-
-/* Executable files that have been looked at, or are being. 40,000 distinct ones fit, and cost
- * memory as they come; what does not fit is shown to user space again and again. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 40000);
-	__type(key, struct file_id);
-	__type(value, struct file_state);
-} files SEC(".maps");
-
-/* Files on their way to user space: a process that starts brings some fifty, at the most. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 64 * 1024);
-} arrivals SEC(".maps");
-
-/* Processes that are to wait before they are back from their exec, by their task's address. */
-struct errand {
-	struct bpf_task_work work;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u64);
-	__type(value, struct errand);
-} errands SEC(".maps");
 
 /* Where a heap is put together: too large for the stack. */
 struct {
@@ -271,5 +186,13 @@ __u64 late_count = 0;	   /* entries that `late_threads` ever had */
 __u64 successor_count = 0; /* the same of `successors` */
 __u64 dead_blocks = 0;	   /* entries of `blocks` whose heap has ended */
 __u64 living_tasks = 0;	   /* followed tasks that have not exited */
+
+static const struct thread no_thread;
+static const struct heap no_heap;
+
+static __always_inline struct heap *heap_by_id(__u64 id)
+{
+	return bpf_map_lookup_elem(&heaps, &id);
+}
 
 #endif

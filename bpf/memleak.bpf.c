@@ -3,8 +3,7 @@
 #include "alloc.bpf.h"
 #include "arrivals.bpf.h"
 #include "join.bpf.h"
-#include "lifecycle.bpf.h"
-#include "signals.bpf.h"
+#include "tasks.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -30,7 +29,7 @@ int alloc_session(struct pt_regs *ctx)
 	if (!thread)
 		return 1;
 	if (!is_return(ctx))
-		return !enter(ctx, thread, bpf_get_attach_cookie(ctx));
+		return !enter(ctx, thread, own_cookie(ctx));
 	leave(ctx, thread, 0);
 	return 0;
 }
@@ -42,7 +41,7 @@ int alloc_enter(struct pt_regs *ctx)
 	struct thread *thread = current_thread();
 
 	if (thread)
-		enter(ctx, thread, bpf_get_attach_cookie(ctx));
+		enter(ctx, thread, own_cookie(ctx));
 	return 0;
 }
 
@@ -52,7 +51,7 @@ int alloc_return(struct pt_regs *ctx)
 	struct thread *thread = current_thread();
 
 	if (thread)
-		leave(ctx, thread, bpf_get_attach_cookie(ctx));
+		leave(ctx, thread, own_cookie(ctx));
 	return 0;
 }
 
@@ -61,60 +60,20 @@ SEC("uprobe.multi")
 int entry_only(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
-	__u64 cookie;
 
-	if (!thread)
-		return 0;
-	cookie = bpf_get_attach_cookie(ctx);
-	if (cookie_field(cookie, COOKIE_KIND) == KIND_FREE)
-		free_entered(ctx, thread, cookie);
-	else
-		saw_file(thread, cookie);
+	if (thread)
+		entered(ctx, thread, own_cookie(ctx));
 	return 0;
 }
 
-/* Functions that may throw, at their entries and wherever they return. */
+/* Functions that may throw. */
 SEC("uprobe.multi")
 int throwing(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
-	__u64 cookie;
 
-	if (!thread)
-		return 0;
-	cookie = bpf_get_attach_cookie(ctx);
-	switch (kind_of(cookie)) {
-	case KIND_RETURN:
-	case KIND_LEFT:
-		leave_throwing(ctx, thread, cookie);
-		break;
-	case KIND_UNFOLLOWED:
-		unfollowed(ctx, thread, cookie);
-		break;
-	default:
-		enter_throwing(ctx, thread, cookie);
-	}
-	return 0;
-}
-
-SEC("tp_btf/task_newtask")
-int BPF_PROG(task_newtask, struct task_struct *child, __u64 clone_flags)
-{
-	forked(child, clone_flags);
-	return 0;
-}
-
-SEC("tp_btf/task_rename")
-int BPF_PROG(task_rename, struct task_struct *task)
-{
-	renamed(task);
-	return 0;
-}
-
-SEC("tp_btf/sched_process_exec")
-int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
-{
-	executed(task, bprm);
+	if (thread)
+		reached(ctx, thread, own_cookie(ctx));
 	return 0;
 }
 
@@ -145,35 +104,6 @@ int loader_maps(struct pt_regs *ctx)
 	return 0;
 }
 
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(sched_process_exit, struct task_struct *task)
-{
-	exited(task);
-	return 0;
-}
-
-SEC("tp_btf/signal_generate")
-int BPF_PROG(signal_generate, int signal, void *info, struct task_struct *target)
-{
-	signal_sent(signal, target);
-	return 0;
-}
-
-/* Run once by memleak itself: which pid namespace is ours? */
-SEC("raw_tp")
-int identify(void *ctx)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct pid *pid = BPF_CORE_READ(task, thread_pid);
-
-	keeper = task->tgid;
-	own_level = BPF_CORE_READ(pid, level);
-	/* User space has put in how many levels /proc is above us. */
-	proc_level = own_level - proc_level;
-	bpf_core_read(&own_ns, sizeof(own_ns), &pid->numbers[own_level].ns);
-	return 0;
-}
-
 /*
  * Run by memleak, which has mapped a file at the address that is the argument: what does the kernel
  * know the file by? stat(2) tells other numbers where one file system lies over another.
@@ -197,39 +127,5 @@ int adopt_all(struct bpf_iter__task *ctx)
 
 	if (task && task->pid == task->tgid)
 		adopt_leader(task);
-	return 0;
-}
-
-/* The living tasks' shares of their heaps, for images that still run. */
-SEC("iter/task")
-int living(struct bpf_iter__task *ctx)
-{
-	struct task_struct *task = ctx->task;
-	struct thread_sum sum = {};
-	struct process *process = 0;
-	struct thread *thread;
-
-	if (!task)
-		return 0;
-	thread = thread_of(task);
-	sum.leader = task->pid == task->tgid;
-	if (thread && thread->heap) {
-		sum.heap = thread->heap;
-		sum.sum = thread->sum;
-		sum.live = thread->live;
-		sum.sole = thread->sole;
-		sum.leader &= !thread->borrowed;
-		sum.joined = 1;
-	} else if (sum.leader) {
-		/* It may have a heap that it has not joined. */
-		process = process_of(task);
-		sum.heap = process ? process->heap : 0;
-	}
-	if (!sum.heap)
-		return 0;
-	sum.uid = BPF_CORE_READ(task, real_cred, uid.val);
-	sum.outside = is_outside(task);
-	bpf_core_read(sum.comm, COMM_LEN, &task->comm);
-	bpf_seq_write(ctx->meta->seq, &sum, sizeof(sum));
 	return 0;
 }

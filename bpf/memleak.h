@@ -61,6 +61,9 @@ enum kind {
 	KIND_LEFT = 12,	  /* a jump to code that was not followed */
 	/* A function that may throw, of which not even that is known. */
 	KIND_UNFOLLOWED = 13,
+	/* As KIND_FREE, and it may begin again at its entry: glibc 2.43 does, if a thread's
+	 * first call of it has to make the thread's cache. */
+	KIND_FREE_AGAIN = 14,
 };
 
 /*
@@ -75,6 +78,15 @@ enum cookie_bits {
 	COOKIE_OUT = 16,   /* 4 bits: the argument that points to where the block is stored */
 	COOKIE_FILE = 20,  /* 12 bits: index of the file */
 	COOKIE_SITE = 32,  /* 32 bits: index in the table of sites */
+};
+
+/*
+ * What stands where a program is to have its probe's cookie, on kernels that do not tell programs
+ * any. No cookie is like it: it is of no kind.
+ */
+enum placeholder {
+	PLACEHOLDER_LOW = 0x65616b00,
+	PLACEHOLDER_HIGH = 0x6d656d6c,
 };
 
 /* Where a probe's file lies around the probe, in bytes: to tell calls from within the file. */
@@ -113,6 +125,8 @@ enum heap_flags {
 	 */
 	HEAP_PROCESS = 2048,
 	HEAP_OUTSIDE = 4096, /* its process is in none of the control groups that were named */
+	/* Several tasks have used it, and this kernel does not let them share their live bytes. */
+	HEAP_PEAKLESS = 8192,
 };
 
 /* A file as the kernel tells it from others. */
@@ -234,6 +248,7 @@ struct vocabulary {
 	enum cookie_bits cookie_bits;
 	enum heap_flags heap_flags;
 	enum file_flags file_flags;
+	enum placeholder placeholder;
 	struct thread_sum thread_sum;
 	struct arrival arrival;
 };

@@ -38,7 +38,7 @@ __u32 command_pid = 0;
 /* The current task sends `signal` to `target`. */
 static __always_inline void signal_sent(int signal, struct task_struct *target)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	__u32 pid = own_pid_of(BPF_CORE_READ(target, group_leader));
 	struct signal_key key = {.signal = signal};
 	struct signal_seen seen = {}, *known;

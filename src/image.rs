@@ -3,7 +3,7 @@
 //! An *image* is what runs in a process between two execs. These are plain values: the kernel counted
 //! them (`bpf/`), `collect` decoded them, `ledger` adds them up, `report` shows them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The life of one process image, complete once the image has ended.
@@ -43,6 +43,15 @@ impl Image {
     /// known, and there from the image's first instruction.
     pub fn complete(&self) -> bool {
         self.losses.is_empty() && self.uncovered.is_none() && self.from == From::Start
+    }
+
+    /// Whether a tool of valgrind's (`…/valgrind/memcheck-amd64-linux`) died of a breakpoint. It translates the
+    /// program's code, a probe's instruction with it.
+    pub fn died_under_valgrind(&self) -> bool {
+        let is_trap =
+            matches!(self.end, End::Signaled { signal, .. } if i32::from(signal) == libc::SIGTRAP);
+        let directory = self.exe.as_deref().and_then(Path::parent);
+        is_trap && directory.is_some_and(|directory| directory.ends_with("valgrind"))
     }
 }
 

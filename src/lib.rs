@@ -5,6 +5,7 @@
 pub mod allocator;
 mod bpf;
 pub mod cli;
+pub mod clock;
 pub mod collect;
 pub mod doctor;
 pub mod elf_file;
@@ -13,6 +14,7 @@ pub mod gate;
 pub mod identity;
 pub mod image;
 mod inherited;
+mod kernel;
 pub mod launch;
 pub mod ledger;
 pub mod live;

@@ -59,7 +59,7 @@ impl Prober {
             let expected = allocator::at_start(command.candidates(), &environment, table)?;
             prober.expect(expected)
         })?;
-        prober.collector.follow(command.pidfd())?;
+        prober.collector.follow(command.pid(), command.pidfd())?;
         prober.collector.watch_signals(command.pid());
         Ok(prober)
     }

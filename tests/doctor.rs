@@ -383,7 +383,7 @@ fn a_filter_that_refuses_bpf_is_told_from_missing_rights() {
     short.assert_check("memory", "fail", &["--max-allocs"]);
     let absent = under(libc::ENOSYS);
     absent.assert_failed(&["programs"]);
-    absent.assert_check("programs", "fail", &["CONFIG_BPF_SYSCALL", "5.15"]);
+    absent.assert_check("programs", "fail", &["CONFIG_BPF_SYSCALL", "5.10"]);
 }
 
 #[test]

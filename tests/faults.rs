@@ -4,8 +4,12 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::expected::{End, counts};
 use common::newcomers::Place;
@@ -213,6 +217,120 @@ fn without_memory_for_the_tables_the_command_is_not_started() {
     }
 }
 
+// ---- the clock -----------------------------------------------------------------------------------------
+
+/// memleak, which finds the clock set back by an hour once there is a file `place/back`.
+fn with_a_clock_to_set(place: &Place, options: &[&str]) -> Command {
+    let library = compile("fixtures/clock_set_back.c", "clock_set_back.so", &["-O1"]);
+    let mut command = Command::new(MEMLEAK);
+    command
+        .args(options)
+        .env_remove("LD_LIBRARY_PATH")
+        .env("LD_PRELOAD", library)
+        .env("CLOCK_SET_BACK", place.path("back"));
+    command
+}
+
+#[test]
+fn no_window_ends_before_it_began_where_the_clock_is_set_back() {
+    let place = Place::new();
+    let mut targets = [(); 2].map(|()| Waiting::fixture("grows_by_line", &["100"]));
+    let pids = targets.each_ref().map(|target| target.pid().to_string());
+    let mut memleak = with_a_clock_to_set(&place, &["-p", &pids.join(","), "2", "-v"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("memleak can be run");
+    let mut lines = BufReader::new(memleak.stdout.take().expect("a pipe")).lines();
+    let mut next_window = || -> (u64, u64) {
+        let mut line = || {
+            let line = lines.next().expect("there are more lines");
+            line.expect("a pipe can be read")
+        };
+        let heading = line();
+        assert!(line().starts_with("UID"));
+        assert!(line().contains("grows_by_line"));
+        let times = heading.split_once('[').and_then(|(_, rest)| {
+            let (from, to) = rest.split_once(']')?.0.split_once(" - ")?;
+            Some((from.parse().ok()?, to.parse().ok()?))
+        });
+        times.unwrap_or_else(|| panic!("a heading: {heading}"))
+    };
+    let mut said = BufReader::new(memleak.stderr.take().expect("a pipe")).lines();
+    let mut attached = said.by_ref().map_while(Result::ok);
+    assert!(attached.any(|line| line.contains("attached by")));
+    for target in &mut targets {
+        target.ask();
+    }
+    let [first, second] = targets;
+    // Ends in a window in which the clock is set back.
+    first.finish();
+    fs::write(place.path("back"), "").expect("a file can be written");
+    let (from, to) = next_window();
+    assert!(from <= to && to <= from + 60, "[{from} - {to}]");
+    second.finish();
+    let (later, end) = next_window();
+    assert!(later <= end && end <= later + 60, "[{later} - {end}]");
+    // The clock that counts is that of the window's beginning.
+    assert!(later < from, "[{from} - {to}], then [{later} - {end}]");
+    assert!(memleak.wait().expect("it can be waited for").success());
+}
+
+#[test]
+fn a_command_ends_after_it_started_though_the_clock_is_set_back() {
+    let place = Place::new();
+    let report = place.path("report");
+    let script = r#"sleep 0.2; : >"$CLOCK_SET_BACK"; sleep 0.2"#;
+    let mut command = with_a_clock_to_set(&place, &["run", "--format", "json", "-o"]);
+    let output = output(command.arg(&report).args(["--", "sh", "-c", script]));
+    assert_eq!(code(output.status), 0, "{}", text(&output.stderr));
+    let report = fs::read_to_string(&report).expect("there is a report");
+    let rows: Vec<serde_json::Value> = report
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+        .filter(|line: &serde_json::Value| line["type"] == "process")
+        .collect();
+    assert_eq!(rows.len(), 3, "{report}");
+    for row in rows {
+        let [start, end] = ["start_time", "end_time"].map(|time| row[time].as_f64());
+        let took = end.zip(start).map(|(end, start)| end - start);
+        assert!(
+            took.is_some_and(|took| (0.2..60.0).contains(&took)),
+            "{row}"
+        );
+    }
+}
+
+// ---- killed --------------------------------------------------------------------------------------------
+
+#[test]
+fn killed_while_nobody_reads_its_report_memleak_leaves_nothing() {
+    let place = Place::new();
+    let done = place.path("done");
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    // As much as a pipe takes of what comes in pieces of a page.
+    let capacity = 64 << 10;
+    writer.write_all(&vec![0; capacity]).expect("it fits");
+    let mut memleak = Command::new(MEMLEAK)
+        .args(["run", "--", "sh", "-c", ": >\"$0\""])
+        .arg(&done)
+        .stderr(writer)
+        .spawn()
+        .expect("memleak can be run");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done.exists() {
+        assert!(Instant::now() < deadline, "the command waits with memleak");
+        sleep(Duration::from_millis(10));
+    }
+    // It waits to write the command's row, and would be gone by now.
+    sleep(Duration::from_millis(300));
+    assert_eq!(memleak.try_wait().expect("it is a child"), None);
+    memleak.kill().expect("it runs");
+    let status = memleak.wait().expect("it is a child");
+    assert_eq!(status.signal(), Some(9));
+    drop(reader);
+}
+
 // ---- several memleaks, and others that look into processes ----------------------------------------------------
 
 #[test]
@@ -280,6 +398,28 @@ fn two_memleaks_watch_one_process_and_one_of_them_may_be_killed() {
     assert_eq!(row.counts, counts(200, 2, 0, 200, 2));
 }
 
+/// valgrind translates the breakpoints: nobody can help that, but it can be told.
+#[test]
+fn under_valgrind_a_program_dies_and_the_report_says_of_what() {
+    let run = |tool: &str| {
+        let mut command = Command::new(MEMLEAK);
+        command.args(["run", "--", "valgrind", "-q", tool]);
+        output(command.arg(fixture("leak_known")))
+    };
+    for tool in ["--tool=memcheck", "--tool=none"] {
+        let run = run(tool);
+        let said = text(&run.stderr);
+        assert_eq!(run.status.signal(), Some(5), "{said}");
+        let told = |line: &&str| line.starts_with("memleak: process ") && line.contains("valgrind");
+        assert_eq!(said.lines().filter(told).count(), 1, "{said}");
+        let row = said.lines().find(|line| line.contains("SIGTRAP   "));
+        assert!(
+            row.is_some_and(|row| row.contains("no allocator symbols")),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn a_program_with_a_leak_sanitizer_finds_what_it_always_finds() {
     let program = compile(
@@ -313,5 +453,4 @@ fn a_program_with_a_leak_sanitizer_finds_what_it_always_finds() {
         row.is_some()
     };
     assert!(leaked(&watched, 1_000_000), "{:#?}", watched.rows);
-    assert!(Path::new(&program).exists());
 }

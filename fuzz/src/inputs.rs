@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use memleak::allocator::loader::{Environment, mapped_at_start};
 use memleak::allocator::{Examined, ld_cache};
+use memleak::clock::Clock;
 use memleak::collect::event::{self, Context};
 use memleak::elf_file::ElfFile;
 use memleak::gate::{Gate, Limits};
@@ -208,7 +209,7 @@ pub fn events(bytes: &[u8]) {
         return;
     };
     let context = Context {
-        clock_offset: Duration::from_secs(1_761_153_780),
+        clock: Clock::beginning_at(Duration::from_secs(1_761_153_780)),
         files: vec!["/lib/libc.so.6".into(), "=lib\x1b[2J/jemalloc".into()],
     };
     event::is_outside(&record, &threads);

@@ -2,25 +2,26 @@
 //! that the answers put in.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering;
 use std::thread as threads;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use libbpf_rs::{Link, MapCore, MapFlags, ProgramInput};
+use libbpf_rs::{MapCore, MapFlags, ProgramInput};
 use nix::errno::Errno;
 
-use super::{Collector, bytes_of, close, shared};
+use super::object::Object;
+use super::{Collector, bytes_of, close};
 use crate::allocator::Examined;
 use crate::allocator::mapped::{Mapping, in_own_mount, restore};
 use crate::bpf::types::{file_flags, file_id, file_state, file_version, limits, site};
 use crate::elf_file::Class;
-use crate::probe::attach::{Method, Programs, Target, attach, attach_hooks};
+use crate::probe::attach::{Attached, Method, Programs, Target, attach, attach_hooks};
 use crate::probe::sites::Site;
 
 /// A file that a process waits for to be examined.
@@ -50,11 +51,11 @@ struct Entry {
     index: Option<u16>,
     sites: Vec<Site>,
     hooks: Vec<u64>,
-    links: Vec<Link>,
+    links: Vec<Attached>,
 }
 
 impl Known {
-    pub(super) fn take_links(&mut self) -> Vec<Link> {
+    pub(super) fn take_links(&mut self) -> Vec<Attached> {
         self.files
             .values_mut()
             .flat_map(|entry| std::mem::take(&mut entry.links))
@@ -69,9 +70,10 @@ impl Collector {
     /// # Errors
     /// The ring cannot be read.
     pub fn arrivals(&mut self) -> Result<Vec<Arrival>> {
-        self.arrivals
-            .consume()
-            .context("cannot read the ring of files to examine")?;
+        if let Some(ring) = &self.arrivals {
+            ring.consume()
+                .context("cannot read the ring of files to examine")?;
+        }
         let unseen = std::mem::take(&mut *self.unseen.borrow_mut());
         Ok(unseen
             .into_iter()
@@ -113,7 +115,7 @@ impl Collector {
                     size_of_val(&arguments),
                 )
             };
-            let run = self.skel.progs.identify_file.test_run(ProgramInput {
+            let run = self.object.identify_file().test_run(ProgramInput {
                 context_in: Some(context),
                 ..ProgramInput::default()
             })?;
@@ -123,14 +125,15 @@ impl Collector {
                 Errno::EBUSY if began.elapsed() < IDENTIFIED_WITHIN => {
                     threads::sleep(Duration::from_micros(100));
                 }
+                // The programs for older kernels, on one that is not: a file of a file system over another is
+                // then not told from the one below.
+                Errno::ENOENT if matches!(self.object, Object::Older(_)) => {
+                    return Ok(by_stat(&file.metadata()?));
+                }
                 error => return Err(error.into()),
             }
         }
-        let identified = self.skel.maps.bss_data.as_deref().map(|bss| {
-            // SAFETY: a reference is valid and aligned; the program that writes there has ended.
-            unsafe { std::ptr::read_volatile(&raw const bss.identified) }
-        });
-        let identified = identified.unwrap_or_default();
+        let identified = self.globals.identified();
         Ok((identified.file, identified.version))
     }
 
@@ -154,7 +157,9 @@ impl Collector {
     pub fn give_up(&mut self, arrival: &Arrival, forget: bool) -> Result<()> {
         if forget {
             // Who else asks meanwhile may have an answer already.
-            let _ = self.skel.maps.files.delete(bytes_of(&arrival.file));
+            if let Some(skel) = self.object.newer() {
+                let _ = skel.maps.files.delete(bytes_of(&arrival.file));
+            }
             return Ok(());
         }
         let version = arrival.version;
@@ -169,20 +174,20 @@ impl Collector {
 
     /// Lets those who wait look at the answers.
     pub fn answered(&mut self) {
-        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            shared(&mut bss.answers).fetch_add(1, Ordering::Release);
-        }
+        self.globals.answers.add(1);
     }
 
     /// From now on nobody waits for answers.
     pub(super) fn stop_answering(&mut self) {
-        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            bss.nobody_answers = 1;
-        }
+        self.globals.nobody_answers.set(1);
     }
 
     fn learn(&self, file: &file_id, state: file_state) -> Result<()> {
-        let files = &self.skel.maps.files;
+        // Elsewhere no process asks.
+        let Some(skel) = self.object.newer() else {
+            return Ok(());
+        };
+        let files = &skel.maps.files;
         files
             .update(bytes_of(file), bytes_of(&state), MapFlags::ANY)
             .context("cannot tell the kernel of a file that was examined")
@@ -296,9 +301,8 @@ impl Collector {
                 text_after: found.text_after,
                 entry_before: found.placement.offset,
             };
-            self.skel
-                .maps
-                .sites
+            self.object
+                .sites()
                 .update(&number.to_ne_bytes(), bytes_of(&value), MapFlags::ANY)
                 .context("cannot fill the table of probe sites")?;
         }
@@ -311,34 +315,40 @@ impl Collector {
         })
     }
 
-    fn attach(&self, target: &Target, file: &File) -> Result<Vec<Link>> {
-        let progs = &self.skel.progs;
-        let programs = match (&self.floor, self.method) {
+    fn attach(&self, target: &Target, file: &File) -> Result<Vec<Attached>> {
+        let programs = match (&self.floor, &self.object) {
             (Some(floor), _) => Programs {
                 alloc: &floor.progs.alloc_session,
                 alloc_return: None,
                 entry: &floor.progs.entry_only,
                 throwing: &floor.progs.entry_only,
             },
-            (None, method) => Programs {
-                alloc: match method {
-                    Method::Session => &progs.alloc_session,
-                    Method::Multi | Method::PerfEvent => &progs.alloc_enter,
+            (None, Object::Newer(skel)) => Programs {
+                alloc: match self.method {
+                    Method::Session => &skel.progs.alloc_session,
+                    _ => &skel.progs.alloc_enter,
                 },
-                alloc_return: (method != Method::Session).then_some(&progs.alloc_return),
-                entry: &progs.entry_only,
-                throwing: &progs.throwing,
+                alloc_return: (self.method != Method::Session).then_some(&skel.progs.alloc_return),
+                entry: &skel.progs.entry_only,
+                throwing: &skel.progs.throwing,
+            },
+            (None, Object::Older(skel)) => Programs {
+                alloc: &skel.progs.alloc_enter,
+                alloc_return: Some(&skel.progs.alloc_return),
+                entry: &skel.progs.entry_only,
+                throwing: &skel.progs.throwing,
             },
         };
         attach(self.method, &programs, target, file)
     }
 
-    fn attach_hooks(&self, path: &Path, file: &File, hooks: &[u64]) -> Result<Vec<Link>> {
-        if !self.holds.at_loader() {
-            return Ok(Vec::new());
+    fn attach_hooks(&self, path: &Path, file: &File, hooks: &[u64]) -> Result<Vec<Attached>> {
+        match self.object.newer() {
+            Some(skel) if self.holds.at_loader() => {
+                attach_hooks(self.method, &skel.progs.loader_maps, path, file, hooks)
+            }
+            _ => Ok(Vec::new()),
         }
-        let program = &self.skel.progs.loader_maps;
-        attach_hooks(self.method, program, path, file, hooks)
     }
 }
 
@@ -376,6 +386,21 @@ impl Drop for Mapped {
         // SAFETY: the mapping is ours, and nobody has a reference into it.
         unsafe { libc::munmap(self.address.as_ptr(), Self::LENGTH) };
     }
+}
+
+/// What stat(2) tells, as the kernel has it.
+fn by_stat(metadata: &Metadata) -> (file_id, file_version) {
+    let device = metadata.dev();
+    let file = file_id {
+        inode: metadata.ino(),
+        device: u64::from(libc::major(device)) << 20 | u64::from(libc::minor(device)),
+    };
+    let version = file_version {
+        changed_sec: metadata.ctime(),
+        changed_nsec: metadata.ctime_nsec() as u32,
+        pad: 0,
+    };
+    (file, version)
 }
 
 fn unexamined_for_now() -> file_state {

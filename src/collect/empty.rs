@@ -4,15 +4,15 @@ use std::fs::File;
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result};
+use libbpf_rs::ProgramAttachType;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, ProgramAttachType};
 
 use crate::bpf::{FloorSkel, FloorSkelBuilder};
-use crate::probe::attach::{self, Method};
+use crate::probe::attach::{self, Attached, Method};
 
 /// Attached until dropped, which takes some 50 ms.
 pub struct EmptyProbes {
-    _links: Vec<Link>,
+    _links: Vec<Attached>,
     _skel: FloorSkel<'static>,
 }
 
@@ -28,6 +28,8 @@ impl EmptyProbes {
             .open(Box::leak(Box::new(MaybeUninit::uninit())))
             .context(context)?;
         open.progs.alloc_session.set_autoload(false);
+        // It needs no cookie.
+        let method = method.min(Method::PerfEvent);
         if method == Method::PerfEvent {
             let program = &mut open.progs.entry_only;
             program.set_attach_type(ProgramAttachType::CgroupInetIngress);

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::bpf::types::{arrival, counters, heap, heap_flags, live_cell, thread_sum};
+use crate::clock::Clock;
 use crate::image::{Counters, End, From, Image, Losses, Uncovered};
 
 /// What is needed to read a record, besides the record.
 pub struct Context {
-    /// The Unix time at which CLOCK_MONOTONIC began.
-    pub clock_offset: Duration,
+    pub clock: Clock,
     /// The probed files, by their numbers, of which a heap keeps its own.
     pub files: Vec<PathBuf>,
 }
@@ -118,6 +118,7 @@ pub fn joined(threads: &[thread_sum]) -> u32 {
 fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
     let sum = &record.sum;
     let recorded_frees = sum.free_count.saturating_sub(record.lost_freed);
+    let peakless = record.flags & heap_flags::HEAP_PEAKLESS.0 != 0;
     let lossless = record.lost_blocks == 0 && sum.lost_calls == 0;
     Image {
         pid: record.pid,
@@ -132,8 +133,8 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             0 => From::Start,
             _ => From::Attach,
         },
-        start_time: context.clock_offset + Duration::from_nanos(record.start_ns),
-        end_time: context.clock_offset + Duration::from_nanos(end_ns),
+        start_time: context.clock.unix(Duration::from_nanos(record.start_ns)),
+        end_time: context.clock.unix(Duration::from_nanos(end_ns)),
         counters: Counters {
             total_allocs_bytes: sum.alloc_bytes,
             alloc_count: sum.alloc_count,
@@ -147,7 +148,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
                 .saturating_sub(record.lost_blocks)
                 .saturating_sub(recorded_frees),
             // What did not get into the table of live blocks is not in the live bytes either.
-            peak_live_bytes: lossless.then_some(record.live.peak),
+            peak_live_bytes: (lossless && !peakless).then_some(record.live.peak),
             failed_allocs: sum.failed_allocs,
             unknown_frees: sum.unknown_frees,
         },
@@ -261,7 +262,7 @@ mod tests {
 
     fn context() -> Context {
         Context {
-            clock_offset: Duration::from_secs(1000),
+            clock: Clock::beginning_at(Duration::from_secs(1000)),
             files: vec!["/a".into(), "/b".into()],
         }
     }

@@ -10,10 +10,18 @@ use libbpf_rs::{
     ErrorKind, Link, MapCore, MapFlags, PrintLevel, ProgramAttachType, ProgramInput, set_print,
 };
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+
+use super::object::{Globals, Object};
 use crate::allocator::mapped::levels_of_proc_above;
 use crate::bpf::types::{limits, scope as scopes};
-use crate::bpf::{FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel};
+use crate::bpf::{
+    FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder,
+    OpenMemleakSkel,
+};
+use crate::kernel;
 use crate::names::NameAutomaton;
+use crate::privilege::{CAP_BPF, CAP_SYS_ADMIN, Capabilities};
 use crate::probe::attach::Method;
 
 /// How the programs are to be loaded.
@@ -99,7 +107,10 @@ impl Best {
         let has = |name: &[u8]| memchr::memmem::find(btf, name).is_some();
         // Not by the functions that sessions need: 6.10 has those, for kprobes only. And 6.1 loads a program
         // for multi uprobes, and refuses only to attach it.
-        let method = if has(b"\0BPF_TRACE_UPROBE_SESSION\0") {
+        // The elements of a hash table are from memory that a probe may take.
+        let method = if !has(b"\0bpf_mem_alloc\0") {
+            Method::Separate
+        } else if has(b"\0BPF_TRACE_UPROBE_SESSION\0") {
             Method::Session
         } else if has(b"\0BPF_TRACE_UPROBE_MULTI\0") {
             Method::Multi
@@ -132,7 +143,7 @@ pub enum LoadError {
     )]
     NoBtf,
     #[error(
-        "this kernel (Linux {release}) lacks what memleak needs: Linux 5.15 or later with CONFIG_BPF_SYSCALL, \
+        "this kernel (Linux {release}) lacks what memleak needs: Linux 5.10 or later with CONFIG_BPF_SYSCALL, \
          CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows what it said"
     )]
     Kernel {
@@ -144,6 +155,22 @@ pub enum LoadError {
         "too few descriptors for the programs and their tables: raise the hard limit (ulimit -Hn)"
     )]
     Descriptors(#[source] libbpf_rs::Error),
+    #[error(
+        "the limit of locked memory ({} kB), for which this kernel counts programs and their tables, is too low: \
+         raise the hard limit (ulimit -Hl unlimited, as root; systemd: LimitMEMLOCK=infinity)",
+        limit / 1024
+    )]
+    LockedMemory {
+        limit: u64,
+        #[source]
+        source: libbpf_rs::Error,
+    },
+    #[error(
+        "to watch processes that are there takes Linux 6.1 or later (this is {release}): here memleak run works"
+    )]
+    TooOldToWatch { release: String },
+    #[error("the programs have no variables: this memleak was built wrong")]
+    Variables,
     #[error("no memory for a table of {max_blocks} live blocks: give a lower --max-allocs")]
     Memory {
         max_blocks: u32,
@@ -161,7 +188,13 @@ impl LoadError {
         match error.kind() {
             // EPERM and EACCES are one kind; only the verifier, whose no is EACCES, explains itself.
             ErrorKind::PermissionDenied if !messages().contains(VERIFIER_LOG) => {
-                LoadError::Rights(error)
+                match locked_memory_limit() {
+                    Some(limit) if is_older() => LoadError::LockedMemory {
+                        limit,
+                        source: error,
+                    },
+                    _ => LoadError::Rights(error),
+                }
             }
             ErrorKind::OutOfMemory => LoadError::Memory {
                 max_blocks,
@@ -169,7 +202,7 @@ impl LoadError {
             },
             _ if ran_out_of_descriptors(&error) => LoadError::Descriptors(error),
             _ => LoadError::Kernel {
-                release: kernel_release(),
+                release: kernel::release(),
                 source: error,
             },
         }
@@ -184,7 +217,8 @@ pub fn ran_out_of_descriptors(error: &dyn std::error::Error) -> bool {
 }
 
 pub(super) struct Loaded {
-    pub skel: MemleakSkel<'static>,
+    pub object: Object,
+    pub globals: Globals,
     pub floor: Option<FloorSkel<'static>>,
     pub method: Method,
     pub holds: Holds,
@@ -222,12 +256,25 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     let mut method = settings.method.unwrap_or(Method::BEST);
     let mut holds = settings.holds;
     let mut looked = false;
+    // Not by trying: a kernel that refuses the programs has warned of them before.
+    if is_older() {
+        method = Method::Separate;
+    }
+    if method == Method::Separate {
+        holds = Holds::Nowhere;
+        if settings.scope != Scope::Tree {
+            return Err(LoadError::TooOldToWatch {
+                release: kernel::release(),
+            });
+        }
+    }
     loop {
         match load_for(method, holds, settings) {
             // Another method would fail in the same way.
             Err(
                 error @ (LoadError::Rights(_)
                 | LoadError::Memory { .. }
+                | LoadError::LockedMemory { .. }
                 | LoadError::NoBtf
                 | LoadError::Descriptors(_)),
             ) => {
@@ -256,20 +303,82 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
 }
 
+/// Whether this kernel lacks what the programs for newer ones take. The version is only a reason to look:
+/// distributions take features back, and the type information has megabytes.
+fn is_older() -> bool {
+    const NEWER: (u32, u32) = (6, 1);
+    kernel::version(&kernel::release()).is_none_or(|version| version < NEWER)
+        && Best::of_this_kernel().method == Method::Separate
+}
+
 fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
+    let mut object = match method {
+        Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
+        _ => {
+            let skel = load_newer(method, holds, settings).map_err(fail)?;
+            Object::Newer(Box::new(skel))
+        }
+    };
+    let globals = object.globals().ok_or(LoadError::Variables)?;
+    globals.proc_level.set(levels_of_proc_above());
+    object
+        .identify()
+        .test_run(ProgramInput::default())
+        .map_err(fail)?;
+    // In this order they are called: a new image has its heap before its files are looked at.
+    let after_exec = object.newer().and_then(|skel| match holds {
+        Holds::Everywhere => Some(&skel.progs.exec_holds),
+        Holds::Loader => Some(&skel.progs.exec_shows),
+        Holds::Nowhere => None,
+    });
+    let links = object
+        .tracepoints()
+        .into_iter()
+        .chain(after_exec)
+        .map(|program| program.attach())
+        .collect::<Result<_, _>>()
+        .map_err(fail)?;
+    let floor = if settings.floor {
+        let open = FloorSkelBuilder::default()
+            .open(Box::leak(Box::new(MaybeUninit::uninit())))
+            .map_err(fail)?;
+        Some(open.load().map_err(fail)?)
+    } else {
+        None
+    };
+    Ok(Loaded {
+        object,
+        globals,
+        floor,
+        method,
+        holds,
+        links,
+    })
+}
+
+/// The object for older kernels.
+fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
+    raise_locked_memory_limit();
     // Loaded once, needed until memleak ends.
-    let mut open = MemleakSkelBuilder::default()
-        .open(Box::leak(Box::new(MaybeUninit::uninit())))
-        .map_err(fail)?;
-    open.maps
-        .blocks
-        .set_max_entries(settings.max_blocks)
-        .map_err(fail)?;
+    let mut open = OlderSkelBuilder::default().open(Box::leak(Box::new(MaybeUninit::uninit())))?;
+    open.maps.blocks.set_max_entries(settings.max_blocks)?;
+    open.load()
+}
+
+/// The object for newer kernels.
+fn load_newer(
+    method: Method,
+    holds: Holds,
+    settings: &Settings,
+) -> libbpf_rs::Result<MemleakSkel<'static>> {
+    // Loaded once, needed until memleak ends.
+    let mut open =
+        MemleakSkelBuilder::default().open(Box::leak(Box::new(MaybeUninit::uninit())))?;
+    open.maps.blocks.set_max_entries(settings.max_blocks)?;
     open.maps
         .slots
-        .set_max_entries(slots(settings.max_blocks))
-        .map_err(fail)?;
+        .set_max_entries(slots(settings.max_blocks))?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.max_blocks = u64::from(settings.max_blocks);
         rodata.slot_mask = slots(settings.max_blocks) - 1;
@@ -295,6 +404,8 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
                 .alloc_return
                 .set_attach_type(ProgramAttachType::TraceUprobeMulti);
         }
+        // The object for older kernels has programs of its own.
+        Method::Separate => {}
         Method::PerfEvent => {
             for program in [
                 &mut progs.entry_only,
@@ -305,49 +416,28 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
             }
         }
     }
-    let mut skel = open.load().map_err(fail)?;
-    name_wanted(&skel, &settings.wanted).map_err(fail)?;
-    if let Some(bss) = skel.maps.bss_data.as_deref_mut() {
-        bss.proc_level = levels_of_proc_above();
+    let skel = open.load()?;
+    name_wanted(&skel, &settings.wanted)?;
+    Ok(skel)
+}
+
+/// Before Linux 5.11 what programs and their tables take is locked memory. The command, forked already, keeps
+/// the limit that it was given.
+fn raise_locked_memory_limit() {
+    if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err()
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+    {
+        // What is not enough will show.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
     }
-    skel.progs
-        .identify
-        .test_run(ProgramInput::default())
-        .map_err(fail)?;
-    let progs = &skel.progs;
-    // In this order they are called: a new image has its heap before its files are looked at.
-    let after_exec = match holds {
-        Holds::Everywhere => Some(&progs.exec_holds),
-        Holds::Loader => Some(&progs.exec_shows),
-        Holds::Nowhere => None,
-    };
-    let links = [
-        &progs.task_newtask,
-        &progs.task_rename,
-        &progs.sched_process_exec,
-        &progs.sched_process_exit,
-        &progs.signal_generate,
-    ]
-    .into_iter()
-    .chain(after_exec)
-    .map(|program| program.attach())
-    .collect::<Result<_, _>>()
-    .map_err(fail)?;
-    let floor = if settings.floor {
-        let open = FloorSkelBuilder::default()
-            .open(Box::leak(Box::new(MaybeUninit::uninit())))
-            .map_err(fail)?;
-        Some(open.load().map_err(fail)?)
-    } else {
-        None
-    };
-    Ok(Loaded {
-        skel,
-        floor,
-        method,
-        holds,
-        links,
-    })
+}
+
+/// What the limit of locked memory is where it may be what the kernel refuses programs for: who may load them
+/// got the same answer, EPERM.
+fn locked_memory_limit() -> Option<u64> {
+    let may_load = Capabilities::get().is_ok_and(|own| own.has(CAP_BPF) || own.has(CAP_SYS_ADMIN));
+    let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    (may_load && hard != RLIM_INFINITY).then_some(hard)
 }
 
 /// Tells the programs whom to follow, before they are loaded.
@@ -388,12 +478,6 @@ fn name_wanted(skel: &MemleakSkel, wanted: &Wanted) -> libbpf_rs::Result<()> {
 /// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.
 fn slots(max_blocks: u32) -> u32 {
     1 << (max_blocks / 16).clamp(1, MAX_SLOTS).ilog2()
-}
-
-fn kernel_release() -> String {
-    nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_else(|_| "of unknown release".to_owned())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod batch;
 mod empty;
 pub mod event;
 mod load;
+mod object;
 mod sweep;
 mod witness;
 
@@ -16,24 +17,24 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread as threads;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{Iter, Link, MapCore, MapFlags, ProgramMut, RingBuffer, RingBufferBuilder};
 use nix::errno::Errno;
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, getpid};
 
-use crate::bpf::types::{arrival, bss, heap, heap_flags, limits, live_cell, thread, thread_sum};
+use crate::bpf::types::{arrival, heap, heap_flags, limits, live_cell, thread, thread_sum};
 use crate::bpf::{FloorSkel, MemleakSkel, types};
+use crate::clock::{Clock, monotonic};
 use crate::image::{Image, Losses};
-use crate::probe::attach::{Method, Target};
+use crate::probe::attach::{Attached, Method, Target};
 use crate::running::Process;
 use arrivals::Known;
 use batch::Walk;
 use event::Context;
+use object::{Globals, Object};
 use sweep::Sweep;
 
 pub use arrivals::Arrival;
@@ -62,13 +63,15 @@ const GLANCES: u32 = 3;
 
 /// Loaded programs, their links, and the ring of ended images.
 pub struct Collector {
-    skel: MemleakSkel<'static>,
+    object: Object,
+    globals: Globals,
     floor: Option<FloorSkel<'static>>,
     method: Method,
     holds: Holds,
     links: Vec<Link>,
     ring: RingBuffer<'static>,
-    arrivals: RingBuffer<'static>,
+    /// Where processes are held.
+    arrivals: Option<RingBuffer<'static>>,
     /// Threads that close links which nobody may wait for.
     closing: HashMap<arrivals::Key, threads::JoinHandle<()>>,
     arrived: Taken<heap>,
@@ -89,10 +92,17 @@ impl Collector {
     pub fn load(settings: &Settings) -> Result<Self, LoadError> {
         let loaded = load::load(settings)?;
         // Rings of their own: who takes the ended must not take an arrival off unnoticed.
-        let (ended, arrived) = ring(&loaded.skel.maps.ended, event::heap_from_bytes)?;
-        let (arrivals, unseen) = ring(&loaded.skel.maps.arrivals, event::arrival_from_bytes)?;
+        let (ended, arrived) = ring(loaded.object.ended(), event::heap_from_bytes)?;
+        let (arrivals, unseen) = match loaded.object.newer() {
+            Some(skel) => {
+                let (ring, unseen) = ring(&skel.maps.arrivals, event::arrival_from_bytes)?;
+                (Some(ring), unseen)
+            }
+            None => (None, Taken::default()),
+        };
         Ok(Collector {
-            skel: loaded.skel,
+            object: loaded.object,
+            globals: loaded.globals,
             floor: loaded.floor,
             method: loaded.method,
             holds: loaded.holds,
@@ -104,7 +114,7 @@ impl Collector {
             unseen,
             known: Known::default(),
             context: Context {
-                clock_offset: clock_offset(),
+                clock: Clock::read(),
                 files: Vec::new(),
             },
             targets: Vec::new(),
@@ -112,6 +122,16 @@ impl Collector {
             sweep: None,
             max_blocks: u64::from(settings.max_blocks),
         })
+    }
+
+    /// By which rows tell their times.
+    pub fn clock(&self) -> Clock {
+        self.context.clock
+    }
+
+    /// Looks at the clock again, for the rows to come.
+    pub fn set_clock(&mut self) {
+        self.context.clock = Clock::read();
     }
 
     /// How the probes are attached.
@@ -133,20 +153,29 @@ impl Collector {
     ///
     /// # Errors
     /// The task is gone, or the kernel has no memory for it.
-    pub fn follow(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
-        let nothing = thread::default();
-        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            shared(&mut bss.living_tasks).fetch_add(1, Ordering::Relaxed);
+    pub fn follow(&mut self, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<()> {
+        let context = "cannot tell the kernel which process to follow";
+        match &self.object {
+            Object::Newer(skel) => {
+                self.globals.living_tasks.add(1);
+                let pidfd = pidfd.as_raw_fd().to_ne_bytes();
+                let nothing = thread::default();
+                let threads = &skel.maps.threads;
+                threads
+                    .update(&pidfd, bytes_of(&nothing), MapFlags::ANY)
+                    .context(context)
+            }
+            // The kernel knows it by its address, which only a program can tell. It is our child, so its pid is
+            // nobody else's.
+            Object::Older(skel) => {
+                if let Some(to_follow) = &self.globals.to_follow {
+                    to_follow.set(pid.as_raw().cast_unsigned());
+                }
+                self.iterate(&skel.progs.follow)?;
+                ensure!(self.anyone_lives(), context);
+                Ok(())
+            }
         }
-        self.skel
-            .maps
-            .threads
-            .update(
-                &pidfd.as_raw_fd().to_ne_bytes(),
-                bytes_of(&nothing),
-                MapFlags::ANY,
-            )
-            .context("cannot tell the kernel which process to follow")
     }
 
     /// Chooses a process that is there already, to be followed from [`adopt`](Self::adopt) on.
@@ -159,7 +188,7 @@ impl Collector {
             ..types::process::default()
         };
         let key = process.as_fd().as_raw_fd().to_ne_bytes();
-        let processes = &self.skel.maps.processes;
+        let processes = &self.newer()?.maps.processes;
         processes
             .update(&key, bytes_of(&chosen), MapFlags::ANY)
             .with_context(|| format!("cannot follow process {}: it may have ended", process.pid))
@@ -171,30 +200,30 @@ impl Collector {
     /// # Errors
     /// The kernel does not list its tasks.
     pub fn adopt(&mut self) -> Result<()> {
-        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            bss.joining = 1;
-        }
-        self.iterate(&self.skel.progs.adopt_all).map(|_| ())
+        self.globals.joining.set(1);
+        self.iterate(&self.newer()?.progs.adopt_all).map(|_| ())
     }
 
     /// Watches what is sent to memleak and to `command`.
     pub fn watch_signals(&mut self, command: Pid) {
-        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            // The kernel's pids are positive.
-            bss.memleak_pid = getpid().as_raw().cast_unsigned();
-            bss.command_pid = command.as_raw().cast_unsigned();
-        }
+        // The kernel's pids are positive.
+        let [own, commands] = [getpid(), command].map(|pid| pid.as_raw().cast_unsigned());
+        self.globals.memleak_pid.set(own);
+        self.globals.command_pid.set(commands);
     }
 
     /// What was sent since [`watch_signals`](Self::watch_signals).
     pub fn signals_seen(&self) -> SignalsSeen<'_> {
-        SignalsSeen::new(&self.skel.maps.signals_seen)
+        SignalsSeen::new(self.object.signals_seen())
     }
 
     /// Readable when images have ended, and when processes wait for files to be examined.
-    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        // SAFETY: the descriptors are open for as long as the rings are.
-        [&self.ring, &self.arrivals].map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        std::iter::once(&self.ring)
+            .chain(&self.arrivals)
+            // SAFETY: the descriptors are open for as long as the rings are.
+            .map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
+            .collect()
     }
 
     /// The images that have ended since the last call, in the order of their ends as far as they came by the ring.
@@ -219,7 +248,7 @@ impl Collector {
                 break;
             }
         }
-        let waiting = self.counter(|bss| &bss.rows_waiting);
+        let waiting = self.globals.rows_waiting.get();
         if waiting > self.rows_taken_from_map {
             self.rows_taken_from_map += self.take_waiting(&mut ended)?;
             ended.sort_by_key(|(_, image)| image.end_time);
@@ -239,16 +268,15 @@ impl Collector {
     /// # Errors
     /// The table cannot be walked.
     pub fn sweep_if_due(&mut self) -> Result<()> {
-        let dead = self.counter(|bss| &bss.dead_blocks);
+        let dead = self.globals.dead_blocks.get();
         if !self.is_sweeping() && dead.saturating_mul(SWEEP_SHARE) < self.max_blocks {
             return Ok(());
         }
         let mut sweep = self.sweep.take().unwrap_or_else(Sweep::new);
-        let maps = &self.skel.maps;
-        let step = sweep.step(&maps.blocks, &maps.heaps);
+        let step = sweep.step(self.object.blocks(), self.object.heaps());
         if let Some(dropped) = step.context("cannot walk the table of live blocks")? {
             self.sweep = Some(sweep);
-            self.count_dropped(dropped);
+            self.globals.dead_blocks.subtract(dropped);
         }
         Ok(())
     }
@@ -269,7 +297,7 @@ impl Collector {
     /// Whether anything is left of what is followed. Where nothing is, [`take_ended`](Self::take_ended) has
     /// all there is.
     pub fn anyone_lives(&self) -> bool {
-        self.counter(|bss| &bss.living_tasks) > 0
+        self.globals.living_tasks.get() > 0
     }
 
     /// Images that found the ring full stay in the map until they are taken here. Returns how many were.
@@ -281,9 +309,8 @@ impl Collector {
             }
         })?;
         for (id, _) in &waiting {
-            self.skel
-                .maps
-                .heaps
+            self.object
+                .heaps()
                 .delete(&id.to_ne_bytes())
                 .context("cannot take an ended image")?;
         }
@@ -296,7 +323,7 @@ impl Collector {
     fn for_each_heap(&self, mut each: impl FnMut(&heap)) -> Result<()> {
         let mut walk = Walk::new(HEAPS_AT_ONCE);
         while let Some(batch) = walk
-            .next(&self.skel.maps.heaps)
+            .next(self.object.heaps())
             .context("cannot read the table of images")?
         {
             for record in batch.values.filter_map(event::heap_from_bytes) {
@@ -393,7 +420,7 @@ impl Collector {
 
     /// The counters of the living threads, by heap.
     fn thread_sums(&self) -> Result<HashMap<u64, Vec<thread_sum>>> {
-        let bytes = self.iterate(&self.skel.progs.living)?;
+        let bytes = self.iterate(self.object.living())?;
         let mut threads: HashMap<u64, Vec<thread_sum>> = HashMap::new();
         for sum in event::thread_sums_from_bytes(&bytes) {
             threads.entry(sum.heap).or_default().push(sum);
@@ -415,7 +442,7 @@ impl Collector {
     /// Where the threads of a heap may share its live bytes.
     fn live_cell(&self, heap: u64) -> Option<live_cell> {
         let index = heap as u32 % limits::LIVE_CELLS.0;
-        let cells = &self.skel.maps.live_cells;
+        let cells = &self.object.newer()?.maps.live_cells;
         let bytes = cells.lookup(&index.to_ne_bytes(), MapFlags::ANY).ok()??;
         event::live_cell_from_bytes(&bytes)
     }
@@ -423,7 +450,7 @@ impl Collector {
     /// What was lost and belongs to no image.
     pub fn losses(&self) -> Losses {
         Losses {
-            rows_lost: self.counter(|bss| &bss.rows_lost),
+            rows_lost: self.globals.rows_lost.get(),
             ..Losses::default()
         }
     }
@@ -432,19 +459,19 @@ impl Collector {
     pub fn detours(&self) -> [(u64, &'static str); 4] {
         [
             (
-                self.counter(|bss| &bss.holds),
+                self.globals.holds.get(),
                 "times a process waited for its files to be examined",
             ),
             (
-                self.counter(|bss| &bss.longest_hold_ns) / 1000,
+                self.globals.longest_hold_ns.get() / 1000,
                 "microseconds was the longest of these waits",
             ),
             (
-                self.counter(|bss| &bss.rows_waiting),
+                self.globals.rows_waiting.get(),
                 "rows found the ring full and waited in the map",
             ),
             (
-                self.counter(|bss| &bss.late_count),
+                self.globals.late_count.get(),
                 "threads were kept in the slower table",
             ),
         ]
@@ -466,24 +493,19 @@ impl Collector {
             .sum()
     }
 
-    /// One of the programs' global counters.
-    fn counter(&self, of: impl FnOnce(&bss) -> &u64) -> u64 {
-        let bss = self.skel.maps.bss_data.as_deref();
-        // SAFETY: a reference is valid and aligned; the kernel writes there meanwhile, hence volatile.
-        bss.map_or(0, |bss| unsafe { std::ptr::read_volatile(of(bss)) })
-    }
-
-    fn count_dropped(&mut self, dropped: u64) {
-        if let Some(bss) = self.skel.maps.bss_data.as_deref_mut() {
-            shared(&mut bss.dead_blocks).fetch_sub(dropped, Ordering::Relaxed);
-        }
+    /// What only newer kernels have.
+    fn newer(&self) -> Result<&MemleakSkel<'static>> {
+        self.object.newer().context(
+            "to watch processes that are there takes Linux 6.1 or later; memleak run works here",
+        )
     }
 
     /// Takes the probes off. Links are closed side by side: the kernel takes some 50 ms for each, waiting
     /// for whoever may be running the program.
     pub fn detach(&mut self) {
         self.stop_answering();
-        let mut links = std::mem::take(&mut self.links);
+        let links = std::mem::take(&mut self.links);
+        let mut links: Vec<_> = links.into_iter().map(Attached::Link).collect();
         links.extend(self.known.take_links());
         close(links);
         for (_, thread) in self.closing.drain() {
@@ -522,7 +544,7 @@ fn ring<T: 'static>(
 /// How many links are closed side by side: a thread for each of them.
 const CLOSED_AT_ONCE: usize = 64;
 
-fn close(mut links: Vec<Link>) {
+fn close<T: Send>(mut links: Vec<T>) {
     while !links.is_empty() {
         threads::scope(|scope| {
             for link in links.drain(..links.len().min(CLOSED_AT_ONCE)) {
@@ -532,27 +554,8 @@ fn close(mut links: Vec<Link>) {
     }
 }
 
-/// One of the programs' global counters, to be changed.
-fn shared(counter: &mut u64) -> &AtomicU64 {
-    // SAFETY: a reference is valid and aligned; all who write it, the kernel included, do so atomically.
-    unsafe { AtomicU64::from_ptr(counter) }
-}
-
 /// The bytes of a C struct, for a map.
 fn bytes_of<T: Copy>(value: &T) -> &[u8] {
     // SAFETY: the types put into maps are C structs of integers without implicit padding.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
-}
-
-/// CLOCK_MONOTONIC, which the kernel's records use.
-fn monotonic() -> Duration {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(Duration::from)
-        .unwrap_or_default()
-}
-
-/// The Unix time at which CLOCK_MONOTONIC began.
-fn clock_offset() -> Duration {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().saturating_sub(monotonic())
 }

@@ -7,8 +7,9 @@ use libbpf_rs::{MapCore, MapFlags, MapImpl, Mut};
 use libc::c_int;
 use nix::unistd::Pid;
 
-use super::{bytes_of, monotonic};
+use super::bytes_of;
 use crate::bpf::types::{signal_key, signal_seen};
+use crate::clock::monotonic;
 use crate::signals::Witness;
 
 /// Two signals of one sender that are no further apart were sent at once: by one `kill` to a group

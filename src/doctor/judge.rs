@@ -5,11 +5,12 @@ use super::machine::{Lockdown, Machine};
 use super::trial::{Cause, Trial};
 use super::verdict::not_tried;
 use crate::collect::BTF;
+use crate::kernel::version;
 use crate::privilege::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN};
 use crate::units::megabytes;
 
 /// What the programs use is all there from here on; distributions take it back into older ones.
-const NEEDED: (u32, u32) = (5, 15);
+const NEEDED: (u32, u32) = (5, 10);
 
 /// From here on the memory of maps counts for the control group, not for RLIMIT_MEMLOCK.
 const COUNTS_BY_CGROUP: (u32, u32) = (5, 11);
@@ -32,12 +33,6 @@ pub fn machine(machine: &Machine, trial: &Trial) -> Vec<Check> {
         cgroup(machine),
     ]);
     checks
-}
-
-/// The first two numbers of a kernel's release.
-pub fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn kernel(machine: &Machine) -> Check {

@@ -170,9 +170,13 @@ fn follow(command: Suspended, mut prober: Prober) -> Ran {
 fn wait(running: &mut Running, prober: &mut Prober) -> Result<Ended> {
     let began = Instant::now();
     loop {
-        let [ended, arrivals] = prober.collector.fds();
-        let mut ready =
-            [running.pidfd(), ended, arrivals].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut ready: Vec<_> = prober
+            .collector
+            .fds()
+            .into_iter()
+            .chain([running.pidfd()])
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
         poll(&mut ready, PollTimeout::from(STEP_MS)).context("cannot wait for the child")?;
         prober.examine_arrivals()?;
         if let Some(ended) = running.try_wait()? {

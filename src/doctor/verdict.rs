@@ -1,7 +1,6 @@
 //! What a trial of `memleak run` showed. Pure.
 
 use super::check::{COUNT, Check};
-use super::judge::version;
 use super::libc::Libc;
 use super::machine::Machine;
 use super::patient::{BARE, BLOCK, BLOCKS, FREED, MORE, NOT_EXECUTED, NOT_FILTERED, SEAL};
@@ -9,6 +8,7 @@ use super::price::Price;
 use super::trial::{Ran, Refusal, Stage, Trial};
 use crate::collect::Holds;
 use crate::image::{Counters, Image, Uncovered};
+use crate::kernel::version;
 use crate::launch::Ended;
 use crate::probe::attach::Method;
 use crate::probe::placement::Kind;
@@ -69,7 +69,7 @@ fn method(method: Method) -> Check {
     let found = format!("attached by {method}");
     match method {
         Method::Session | Method::Multi => Check::ok("method", found),
-        Method::PerfEvent => Check::warn(
+        Method::PerfEvent | Method::Separate => Check::warn(
             "method",
             format!("{found}: a descriptor for each function, and CAP_SYS_ADMIN to open it"),
             "Linux 6.6 has better ones".to_owned(),

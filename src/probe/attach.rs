@@ -5,12 +5,13 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, ProgramImpl, UprobeMultiOpts, UprobeOpts};
 
+use super::separate;
 use super::sites::Site;
 use super::table::Program as Runs;
 
@@ -23,6 +24,8 @@ pub enum Method {
     Multi,
     /// A perf event for each function, entry and return.
     PerfEvent,
+    /// The same, with a program for each of them, for kernels that lack what the others' programs use.
+    Separate,
 }
 
 impl Method {
@@ -34,7 +37,8 @@ impl Method {
         match self {
             Method::Session => Some(Method::Multi),
             Method::Multi => Some(Method::PerfEvent),
-            Method::PerfEvent => None,
+            // A kernel that takes no other is known by what it has: to try would do harm.
+            Method::PerfEvent | Method::Separate => None,
         }
     }
 }
@@ -44,7 +48,7 @@ impl fmt::Display for Method {
         f.write_str(match self {
             Method::Session => "session uprobes",
             Method::Multi => "multi uprobes",
-            Method::PerfEvent => "perf-event uprobes",
+            Method::PerfEvent | Method::Separate => "perf-event uprobes",
         })
     }
 }
@@ -69,6 +73,12 @@ pub struct Programs<'a, 'obj> {
     pub throwing: &'a Program<'obj>,
 }
 
+/// What keeps a probe where it is, until it is dropped: that takes some 50 ms.
+pub enum Attached {
+    Link(Link),
+    Event(OwnedFd),
+}
+
 /// A loaded program whose links can be made.
 pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 
@@ -82,7 +92,7 @@ pub fn attach(
     programs: &Programs<'_, '_>,
     target: &Target,
     file: &File,
-) -> Result<Vec<Link>> {
+) -> Result<Vec<Attached>> {
     let sites_of = |runs| -> Vec<(&Site, u32)> {
         let sites = target.sites.iter().zip(target.first_site..);
         sites
@@ -112,7 +122,9 @@ pub fn attach(
         links.extend(made.with_context(|| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
             let remedy = match method {
-                Method::PerfEvent => " (perf-event uprobes take root, or CAP_SYS_ADMIN too)",
+                Method::PerfEvent | Method::Separate => {
+                    " (perf-event uprobes take root, or CAP_SYS_ADMIN too)"
+                }
                 Method::Session | Method::Multi => "",
             };
             format!(
@@ -142,7 +154,7 @@ pub fn attach_hooks(
     loader: &Path,
     file: &File,
     offsets: &[u64],
-) -> Result<Vec<Link>> {
+) -> Result<Vec<Attached>> {
     attach_at(method, program, file, offsets)
         .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
 }
@@ -156,7 +168,7 @@ pub fn attach_at(
     program: &Program<'_>,
     file: &File,
     offsets: &[u64],
-) -> Result<Vec<Link>> {
+) -> Result<Vec<Attached>> {
     let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
     let kind = Kind {
         method,
@@ -180,7 +192,11 @@ fn attach_one(
     program: &Program<'_>,
     file: &File,
     probes: &[(u64, u64)],
-) -> Result<Vec<Link>> {
+) -> Result<Vec<Attached>> {
+    if kind.method == Method::Separate {
+        let events = separate::attach(program, file, kind.retprobe, probes)?;
+        return Ok(events.into_iter().map(Attached::Event).collect());
+    }
     // The kernel follows this to the very file that we examined.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     if kind.method == Method::PerfEvent {
@@ -192,7 +208,8 @@ fn attach_one(
                     retprobe: kind.retprobe,
                     ..UprobeOpts::default()
                 };
-                Ok(program.attach_uprobe_with_opts(-1, &path, offset as usize, opts)?)
+                let link = program.attach_uprobe_with_opts(-1, &path, offset as usize, opts)?;
+                Ok(Attached::Link(link))
             })
             .collect();
     }
@@ -203,7 +220,6 @@ fn attach_one(
         session: kind.session,
         ..UprobeMultiOpts::default()
     };
-    Ok(vec![
-        program.attach_uprobe_multi_with_opts(-1, path, "", opts)?,
-    ])
+    let link = program.attach_uprobe_multi_with_opts(-1, path, "", opts)?;
+    Ok(vec![Attached::Link(link)])
 }

@@ -209,6 +209,32 @@ pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, Gave
     Ok(walk.found)
 }
 
+/// Whether a function may jump back to its entry, perhaps by way of others: each such jump looks like a call.
+pub fn begins_again(text: &impl Text, entry: u64) -> bool {
+    let mut pending = vec![entry];
+    let mut seen = HashSet::new();
+    while let Some(mut address) = pending.pop() {
+        while seen.len() < MAX_INSTRUCTIONS && seen.insert(address) {
+            let Some(step) = decode(text, address) else {
+                break;
+            };
+            match step.flow {
+                Flow::On | Flow::Pad | Flow::Call(_) => address = step.next,
+                Flow::Branch(target) | Flow::Jump(Place::Address(target)) if target == entry => {
+                    return true;
+                }
+                Flow::Branch(target) => {
+                    pending.push(target);
+                    address = step.next;
+                }
+                Flow::Jump(Place::Address(target)) => address = target,
+                Flow::Jump(_) | Flow::Return | Flow::End => break,
+            }
+        }
+    }
+    false
+}
+
 /// The calls of functions that give out blocks, from these functions or what they call.
 pub fn calls_below(text: &impl Text, functions: BTreeSet<u64>) -> BTreeSet<u64> {
     let (mut inner, mut level, mut seen) = (BTreeSet::new(), functions.clone(), functions);
@@ -534,6 +560,23 @@ mod tests {
 
     fn of(code: &[u8]) -> Result<Followed, GaveUp> {
         follow(&Fake(code.to_vec()), BASE, Work::Allocates)
+    }
+
+    #[test]
+    fn a_jump_back_to_the_entry_is_seen_through_another_function() {
+        // je +1; ret; jmp to a function that jumps to `back`
+        let code = |back| {
+            let mut code = vec![0x74, 0x01, RET];
+            code.extend(to(JMP, BASE + 3, BASE + 16));
+            code.resize(16, RET);
+            code.extend([PUSH_RBX, POP_RBX]);
+            code.extend(to(JMP, BASE + 18, back));
+            Fake(code)
+        };
+        assert!(begins_again(&code(BASE), BASE));
+        assert!(!begins_again(&code(BASE + 2), BASE));
+        // A call is no jump.
+        assert!(!begins_again(&Fake(to(CALL, BASE, BASE)), BASE));
     }
 
     fn returns(code: &[u8]) -> Vec<u64> {

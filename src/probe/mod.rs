@@ -5,6 +5,7 @@ pub mod attach;
 pub mod elf;
 pub mod follow;
 pub mod placement;
+pub mod separate;
 pub mod sites;
 pub mod spec;
 pub mod symbols;

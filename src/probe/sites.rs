@@ -98,7 +98,7 @@ pub fn place(
                 path.display()
             )
         })?;
-        let action = found.row.action;
+        let mut action = found.row.action;
         let is_user = matches!(found.row.family, Family::User(_));
         let follow = |work| {
             follow::follow(&file_text, address, work)
@@ -119,6 +119,9 @@ pub fn place(
             && !is_user
         {
             continue;
+        }
+        if action.verb == Verb::Free && follow::begins_again(&file_text, address) {
+            action.verb = Verb::FreeAgain;
         }
         let placement = placement::place(
             &code(elf, segment, address, found.size)?,

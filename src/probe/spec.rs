@@ -28,6 +28,8 @@ pub enum Verb {
     /// Changes a block's size where it is, and returns the size that it then has (`xallocx`).
     Resize,
     Free,
+    /// The same, and jumps to its own entry.
+    FreeAgain,
     /// As free; what it calls of other allocators is its own business, up to its return.
     FreeScope,
     /// The same, and may leave by an exception.
@@ -150,7 +152,7 @@ impl fmt::Display for Verb {
             Verb::Realloc | Verb::Renew => "realloc",
             Verb::Reallocf => "reallocf",
             Verb::Resize => "resize",
-            Verb::Free | Verb::FreeScope | Verb::FreeScopeThrows => "free",
+            Verb::Free | Verb::FreeAgain | Verb::FreeScope | Verb::FreeScopeThrows => "free",
             Verb::Start => "start",
             Verb::Return => "return",
             Verb::Left => "left",
@@ -372,7 +374,8 @@ pub fn parse_toml(text: &str, name: &Path) -> Result<Vec<Allocator>, SpecError> 
         let line = error
             .span()
             .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        let message = error.message().lines().collect::<Vec<_>>().join(" ");
+        // It quotes words of the file's.
+        let message = text::line(&error.message().lines().collect::<Vec<_>>().join(" "));
         SpecError::Toml(match line {
             Some(line) => format!("line {line}: {message}"),
             None => message,

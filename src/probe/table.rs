@@ -56,7 +56,7 @@ impl Action {
             Verb::Alloc | Verb::Realloc | Verb::Reallocf | Verb::Resize | Verb::FreeScope => {
                 Program::EntryReturn
             }
-            Verb::Free | Verb::Start => Program::Entry,
+            Verb::Free | Verb::FreeAgain | Verb::Start => Program::Entry,
             Verb::New
             | Verb::Renew
             | Verb::FreeScopeThrows
@@ -80,7 +80,7 @@ impl Action {
     pub fn frees(self) -> bool {
         matches!(
             self.verb,
-            Verb::Free | Verb::FreeScope | Verb::FreeScopeThrows
+            Verb::Free | Verb::FreeAgain | Verb::FreeScope | Verb::FreeScopeThrows
         )
     }
 
@@ -100,6 +100,7 @@ impl Action {
             Verb::Reallocf => kind::KIND_REALLOCF,
             Verb::Resize => kind::KIND_RESIZE,
             Verb::Free => kind::KIND_FREE,
+            Verb::FreeAgain => kind::KIND_FREE_AGAIN,
             Verb::FreeScope => kind::KIND_FREE_SCOPE,
             Verb::FreeScopeThrows => kind::KIND_FREE_SCOPE_THROWS,
             Verb::Start => kind::KIND_START,

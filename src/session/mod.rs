@@ -56,6 +56,8 @@ struct Books {
     unread: bool,
     /// Failures of memleak's own since it began.
     failures: u64,
+    /// Whether somebody was told why programs under valgrind die.
+    explained: bool,
     /// Whether a table of what runs replaces the one before.
     refreshes: bool,
 }
@@ -85,6 +87,7 @@ impl Books {
             unwritten: false,
             unread: false,
             failures: 0,
+            explained: false,
             refreshes,
         }
     }
@@ -94,9 +97,22 @@ impl Books {
         image.user = user.map(|user| user.name().to_string_lossy().into_owned());
     }
 
+    /// Says once what killed a program that would have lived without us.
+    fn explain(&mut self, image: &Image) {
+        if !self.explained && image.died_under_valgrind() {
+            self.explained = true;
+            say(&format!(
+                "process {} died of SIGTRAP under valgrind, which takes probes for the program's own \
+                 instructions: run valgrind without memleak",
+                image.pid
+            ));
+        }
+    }
+
     /// An image has ended, or is left running.
     fn enter(&mut self, mut image: Image) {
         self.name_user(&mut image);
+        self.explain(&image);
         let verdict = self.ledger.record(&image);
         let written = self.report.image(&image, verdict);
         self.check(written);
@@ -106,6 +122,7 @@ impl Books {
     fn enter_window(&mut self, start: Duration, end: Duration, mut images: Vec<Image>) {
         for image in &mut images {
             self.name_user(image);
+            self.explain(image);
             self.ledger.record(image);
         }
         let written = self.report.window(&Window { start, end, images });

@@ -140,12 +140,13 @@ fn turn(
     books: &mut Books,
 ) -> Vec<Event> {
     let timeout = prober.collector.patience(timeout);
-    let [ended, arrivals] = prober.collector.fds();
-    let mut ready = [
-        PollFd::new(signals.fd(), PollFlags::POLLIN),
-        PollFd::new(ended, PollFlags::POLLIN),
-        PollFd::new(arrivals, PollFlags::POLLIN),
-    ];
+    let mut ready: Vec<_> = prober
+        .collector
+        .fds()
+        .into_iter()
+        .chain([signals.fd()])
+        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+        .collect();
     // Rounded up: a rest of less than a millisecond is no reason to turn without waiting.
     let timeout = timeout.as_micros().div_ceil(1000) as u16;
     if let Err(error) = poll(&mut ready, PollTimeout::from(timeout))

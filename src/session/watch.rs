@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::errno::Errno;
@@ -12,6 +12,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::{Books, say_detours, started};
 use crate::cli;
+use crate::clock::monotonic;
 use crate::filter::{self, Filter};
 use crate::image::Image;
 use crate::live::Growth;
@@ -46,7 +47,7 @@ pub fn watch(options: &cli::Watch) -> Result<()> {
         Prober::watch(options, &wanted, &processes)
     };
     let prober = started(prober, options.report.verbose)?;
-    let began = now();
+    let began = monotonic();
     let mut watching = Watching {
         prober,
         books: Books::open(
@@ -77,7 +78,7 @@ struct Watching<'a> {
     filter: Filter,
     /// Who has ended in the window that is open.
     ended: Vec<Image>,
-    /// When it was opened, since the Unix epoch.
+    /// When it was opened, by CLOCK_MONOTONIC.
     opened: Duration,
     growth: Growth,
     options: &'a cli::Watch,
@@ -166,10 +167,15 @@ impl Watching<'_> {
     }
 
     fn close_window(&mut self) {
-        let end = now();
+        let end = monotonic();
         let ended = std::mem::take(&mut self.ended);
-        self.books.enter_window(self.opened, end, ended);
+        // All times of a window by one clock, the rows' too: it does not end before it began because somebody has
+        // set the clock back.
+        let clock = self.prober.collector.clock();
+        let [from, to] = [self.opened, end].map(|time| clock.unix(time));
+        self.books.enter_window(from, to, ended);
         self.opened = end;
+        self.prober.collector.set_clock();
     }
 
     /// Shows who still runs.
@@ -181,7 +187,10 @@ impl Watching<'_> {
                     true => self.options.top.min(room()),
                     false => self.options.top,
                 };
-                let live = self.growth.look(now(), running, kept, top);
+                let mut live = self.growth.look(monotonic(), running, kept, top);
+                let clock = self.prober.collector.clock();
+                live.since = clock.unix(live.since);
+                live.time = clock.unix(live.time);
                 self.books.show(live);
             }
             Err(error) => self.books.fail(&error),
@@ -224,13 +233,6 @@ fn room() -> usize {
         0 => usize::MAX,
         lines => lines.saturating_sub(LINES_BESIDE).max(1),
     }
-}
-
-/// Since the Unix epoch.
-fn now() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
 }
 
 /// What watching has cost: `elapsed` is how long it took, `kernel` what maps and programs take, in bytes.

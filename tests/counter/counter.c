@@ -25,6 +25,7 @@
 // What it cannot see: calls to __libc_malloc and the like by name, programs that are static or that
 // drop LD_PRELOAD, and calls that the dynamic loader serves itself before libc is ready.
 
+#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>

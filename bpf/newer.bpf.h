@@ -1,0 +1,476 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What newer kernels (6.1) have and older ones lack, under the names that older.bpf.h gives to what
+ * stands in for it there.
+ */
+#ifndef MEMLEAK_NEWER_H
+#define MEMLEAK_NEWER_H
+
+#include "maps.bpf.h"
+
+/* Lives and dies with the task: no key, so no pid that could be reused or belong to a namespace. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+/* A process that was there before it was followed. Its threads join its heap one by one. */
+struct process {
+	__u64 heap; /* id of its heap; 0: none yet */
+	__u32 chosen;
+	__u32 pad;
+};
+
+/* Kept by the leader of the process. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct process);
+} processes SEC(".maps");
+
+/* The users whose processes are followed, if not everyone's are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u8);
+} wanted_uids SEC(".maps");
+
+/* Which command names are followed, if not all are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct name_automaton);
+} wanted_names SEC(".maps");
+
+/*
+ * Live bytes of heaps that several tasks use, by the heap's id: found faster than the heap. A heap
+ * that finds its place taken keeps them in itself.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LIVE_CELLS);
+	__type(key, __u32);
+	__type(value, struct live_cell);
+} live_cells SEC(".maps");
+
+/*
+ * Most blocks are short-lived, and a hash table's insertion, look-up and deletion cost more than
+ * all the rest of our work, so a block goes first to a slot that its address selects, and to the
+ * hash table only where that is taken. It is in one of them, never in both, and never moves. User
+ * space sets max_entries.
+ */
+enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
+
+struct slot {
+	__u64 state; /* enum slot_state */
+	__u64 heap;
+	__u64 address;
+	__u64 size;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+/* Executable files that have been looked at, or are being. 40,000 distinct ones fit, and cost
+ * memory as they come; what does not fit is shown to user space again and again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 40000);
+	__type(key, struct file_id);
+	__type(value, struct file_state);
+} files SEC(".maps");
+
+/* Files on their way to user space: a process that starts brings some fifty, at the most. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 64 * 1024);
+} arrivals SEC(".maps");
+
+/* Processes that are to wait before they are back from their exec, by their task's address. */
+struct errand {
+	struct bpf_task_work work;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct errand);
+} errands SEC(".maps");
+
+/* Verified once, and not at each place that calls it. */
+#define FUNCTION __noinline
+
+/* A field of the current task. */
+#define task_field(task, field) ((task)->field)
+
+static __always_inline struct task_struct *current_task(void)
+{
+	return bpf_get_current_task_btf();
+}
+
+/* The cookie of the probe that runs. */
+static __always_inline __u64 own_cookie(void *ctx)
+{
+	return bpf_get_attach_cookie(ctx);
+}
+
+static __always_inline void set_flags(struct heap *heap, __u32 flags)
+{
+	__sync_fetch_and_or(&heap->flags, flags);
+}
+
+static __always_inline __u64 next_heap(void)
+{
+	return __sync_fetch_and_add(&last_heap, 1) + 1;
+}
+
+static __always_inline bool append_file(struct heap *heap, __u32 file)
+{
+	__u32 at = __sync_fetch_and_add(&heap->file_count, 1);
+
+	if (at < HEAP_FILES)
+		heap->files[at] = file;
+	return true;
+}
+
+/* What is known of a task; nothing if it is not followed. */
+static __always_inline struct thread *thread_of(struct task_struct *task)
+{
+	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
+	__u64 key = (__u64)task;
+
+	if (!thread && late_count)
+		thread = bpf_map_lookup_elem(&late_threads, &key);
+	return thread;
+}
+
+/* Of the storage of a task that is to be followed; nothing if that cannot be made. */
+static __always_inline struct thread *make_thread(struct task_struct *task)
+{
+	if (all_late)
+		return 0;
+	return bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+static __always_inline void drop_thread(struct task_struct *task)
+{
+	bpf_task_storage_delete(&threads, task);
+}
+
+/* See join.bpf.h. */
+int join(void);
+static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader);
+static __always_inline bool is_outside(struct task_struct *task);
+
+static __always_inline struct live_cell *live_cell_of(__u64 heap)
+{
+	__u32 index = heap & (LIVE_CELLS - 1);
+
+	return bpf_map_lookup_elem(&live_cells, &index);
+}
+
+/*
+ * Live bytes and their peak. A heap with one task keeps them in that task, where nobody else
+ * writes. One with several shares them, in a cell if there is one free, and the peak is that of the
+ * order in which the updates arrived.
+ */
+static __noinline void share_live(struct heap *heap, struct live *live)
+{
+	struct live_cell *cell = live_cell_of(heap->id);
+
+	if (cell && !__sync_val_compare_and_swap(&cell->heap, 0, heap->id)) {
+		cell->live = *live;
+		cell->lonely = 0;
+	} else {
+		heap->live = *live;
+	}
+}
+
+/* Takes a heap's live bytes back from where they were shared. */
+static __noinline void unshare_live(struct heap *heap, struct live *live)
+{
+	struct live_cell *cell = live_cell_of(heap->id);
+
+	if (cell && cell->heap == heap->id) {
+		*live = cell->live;
+		__sync_val_compare_and_swap(&cell->heap, heap->id, 0);
+	} else {
+		*live = heap->live;
+	}
+}
+
+/* Where a thread shares its heap's live bytes; nothing if it is the only one. */
+static __always_inline struct live *shared_live(struct thread *thread)
+{
+	struct live_cell *cell;
+	struct heap *heap;
+
+	if (thread->sole)
+		return 0;
+	cell = live_cell_of(thread->heap);
+	if (!cell)
+		return 0;
+	if (cell->heap == thread->heap && !cell->lonely)
+		return &cell->live;
+	heap = heap_by_id(thread->heap);
+	if (!heap)
+		return 0;
+	if (heap->users == 1) {
+		/* The others have left, and only this task could bring new ones. */
+		unshare_live(heap, &thread->live);
+		thread->sole = 1;
+		return 0;
+	}
+	if (cell->heap != thread->heap)
+		return &heap->live;
+	cell->lonely = 0;
+	return &cell->live;
+}
+
+static __always_inline void live_grows(struct thread *thread, __u64 size)
+{
+	struct live *shared = shared_live(thread);
+	__u64 live, peak, seen;
+	int i;
+
+	if (!shared) {
+		thread->live.bytes += size;
+		if (thread->live.bytes > thread->live.peak)
+			thread->live.peak = thread->live.bytes;
+		return;
+	}
+	live = __sync_fetch_and_add(&shared->bytes, size) + size;
+	peak = shared->peak;
+	/* Each failed exchange means that another thread raised the peak meanwhile. */
+	for (i = 0; i < 64 && (__s64)live > (__s64)peak; i++) {
+		seen = __sync_val_compare_and_swap(&shared->peak, peak, live);
+		if (seen == peak)
+			break;
+		peak = seen;
+	}
+}
+
+static __always_inline void live_shrinks(struct thread *thread, __u64 size)
+{
+	struct live *shared = shared_live(thread);
+
+	if (shared)
+		__sync_fetch_and_add(&shared->bytes, -size);
+	else
+		thread->live.bytes -= size;
+}
+
+static __always_inline bool heap_is_dead(__u64 id)
+{
+	struct heap *heap = heap_by_id(id);
+
+	return !heap || heap->flags & HEAP_ENDED;
+}
+
+/*
+ * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B
+ * × slots has no collision in itself; the multiplications spread ranges and heaps.
+ */
+static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
+{
+	__u32 index = (address >> 4) + (address >> 24) * 0x9e3779b1 + heap * 0x85ebca6b;
+
+	index &= slot_mask;
+	return bpf_map_lookup_elem(&slots, &index);
+}
+
+/* Whether the change was ours to make. */
+static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to)
+{
+	return __sync_val_compare_and_swap(&slot->state, from, to) == from;
+}
+
+/*
+ * A slot is busy only while one program fills or empties it, and nobody has to wait for that: the
+ * block being put in has not been handed out yet, the one being taken out has a free that is under
+ * way.
+ */
+static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
+{
+	struct slot *slot = slot_of(heap, address);
+
+	if (!slot)
+		return false;
+	if (!slot_changes(slot, SLOT_EMPTY, SLOT_BUSY)) {
+		if (slot->state != SLOT_FULL)
+			return false;
+		/* It may go if its heap has ended, or if it is this block, whose free we have
+		 * missed. */
+		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap))
+			return false;
+		if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+			return false;
+		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap)) {
+			slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+			return false;
+		}
+		if (slot->heap != heap)
+			__sync_fetch_and_add(&dead_blocks, -1);
+	}
+	slot->heap = heap;
+	slot->address = address;
+	slot->size = size;
+	slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+	return true;
+}
+
+static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *size)
+{
+	struct slot *slot = slot_of(heap, address);
+	bool ours;
+
+	if (!slot || slot->address != address || slot->heap != heap)
+		return false;
+	if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+		return false;
+	ours = slot->address == address && slot->heap == heap;
+	*size = slot->size;
+	slot_changes(slot, SLOT_BUSY, ours ? SLOT_EMPTY : SLOT_FULL);
+	return ours;
+}
+
+static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
+{
+	struct block_key dead = *key;
+
+	if (heap_is_dead(dead.heap) && !bpf_map_delete_elem(&blocks, &dead))
+		__sync_fetch_and_add(&dead_blocks, -1);
+	return 0;
+}
+
+/*
+ * The table of live blocks is full. Blocks of ended heaps may go; user space sweeps them at
+ * leisure, and where a tree outruns it we do it here, but only for an eighth of the table or more:
+ * the walk is over all of it.
+ */
+__noinline long make_room(void)
+{
+	if (dead_blocks * 8 < max_blocks)
+		return 0;
+	bpf_for_each_map_elem(&blocks, drop_if_dead, 0, 0);
+	return 1;
+}
+
+static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+
+	if (put_in_slot(key.heap, address, size))
+		return 0;
+	if (!bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+		return 0;
+	if (!make_room())
+		return -1;
+	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
+}
+
+/* Takes a block out of the table. Whether it was there, and its size. */
+static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+	__u64 *found;
+
+	if (take_from_slot(key.heap, address, size))
+		return true;
+	found = bpf_map_lookup_elem(&blocks, &key);
+	if (!found)
+		return false;
+	*size = *found;
+	/* Of two threads that free the same block (a bug of theirs) one gets it. */
+	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
+}
+
+/* A heap is about to have more users than its only task. */
+static __always_inline void share_heap(struct heap *heap, struct live *live)
+{
+	share_live(heap, live);
+}
+
+/* A task leaves its heap, as so many users of it. Whether nobody is left. */
+static __always_inline bool is_last_user(struct thread *thread, struct heap *heap, __u32 leaving)
+{
+	struct live_cell *cell;
+	__u64 id = heap->id;
+	__u32 users = __sync_fetch_and_add(&heap->users, -leaving) - leaving;
+
+	if (users) {
+		cell = live_cell_of(id);
+		/* A hint: who is left will look whether it is true. */
+		if (users == 1 && cell && cell->heap == id)
+			cell->lonely = 1;
+		return false;
+	}
+	if (thread->sole)
+		heap->live = thread->live;
+	else
+		unshare_live(heap, &heap->live);
+	return true;
+}
+
+/* The same of its owners. */
+static __always_inline bool is_last_owner(struct thread *thread, struct heap *heap, __u32 leaving)
+{
+	return __sync_fetch_and_add(&heap->owners, -leaving) == leaving;
+}
+
+static __always_inline struct process *process_of(struct task_struct *leader)
+{
+	return bpf_task_storage_get(&processes, leader, 0, 0);
+}
+
+/* The heap that a process has been given; 0: none. */
+static __always_inline __u64 heap_of_process(struct task_struct *leader)
+{
+	struct process *process = process_of(leader);
+
+	return process ? process->heap : 0;
+}
+
+/*
+ * How many users the process is of its heap beside its threads, from now on none any more: 1 where
+ * it was there before us, and this is its end. Of those who see the end only one gets it.
+ */
+static __always_inline __u32 process_leaves(struct heap *heap)
+{
+	if (!(heap->flags & HEAP_PROCESS))
+		return 0;
+	return !!(__sync_fetch_and_and(&heap->flags, ~HEAP_PROCESS) & HEAP_PROCESS);
+}
+
+/* Its heap is not the process's any more. */
+static __always_inline void forget_process(struct task_struct *leader)
+{
+	struct process *process = 0;
+
+	if (scope != SCOPE_TREE)
+		process = process_of(leader);
+	if (process)
+		process->heap = 0;
+}
+
+/* Whether the task is the current one and leads a process that has a heap which it has not joined.
+ */
+static __always_inline bool may_join(struct task_struct *task)
+{
+	if (scope == SCOPE_TREE || task->pid != task->tgid || task != bpf_get_current_task_btf())
+		return false;
+	return heap_of_process(task);
+}
+
+#endif

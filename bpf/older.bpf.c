@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * The programs for kernels that lack what those in memleak.bpf.c take (see older.bpf.h). Those at
+ * probes are loaded once as they are, then again for each probe, with its cookie put in.
+ */
+#define OLDER_KERNELS
+#include "alloc.bpf.h"
+#include "inode.bpf.h"
+#include "tasks.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+SEC("uprobe")
+int alloc_enter(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+
+	if (thread)
+		enter(ctx, thread, own_cookie(ctx));
+	return 0;
+}
+
+SEC("uretprobe")
+int alloc_return(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+
+	if (thread)
+		leave(ctx, thread, own_cookie(ctx));
+	return 0;
+}
+
+SEC("uprobe")
+int entry_only(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+
+	if (thread)
+		entered(ctx, thread, own_cookie(ctx));
+	return 0;
+}
+
+SEC("uprobe")
+int throwing(struct pt_regs *ctx)
+{
+	struct thread *thread = current_thread();
+
+	if (thread)
+		reached(ctx, thread, own_cookie(ctx));
+	return 0;
+}
+
+/* Set by user space: the command, as memleak sees it. */
+__u32 to_follow = 0;
+
+/* Follows that command, which waits for its exec. */
+SEC("iter/task")
+int follow(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+
+	if (task && task->pid == task->tgid && own_pid_of(task) == to_follow && !thread_of(task))
+		new_thread(task);
+	return 0;
+}
+
+/* A tree of mappings is no deeper: twice the logarithm of as many as a process may have. */
+#define MAX_DEPTH 64
+
+/* As identify_file in memleak.bpf.c. */
+SEC("raw_tp")
+int identify_file(__u64 *ctx)
+{
+	struct mm_struct___tree *mm = (void *)BPF_CORE_READ(current_task(), mm);
+	struct arrival found = {};
+	__u64 address = ctx[0];
+	struct vm_area_struct *vma;
+	struct rb_node *node;
+	struct file *file;
+	int i;
+
+	/* Where these programs are tried on a newer kernel. */
+	if (!bpf_core_field_exists(mm->mm_rb))
+		return -ENOENT;
+	node = BPF_CORE_READ(mm, mm_rb.rb_node);
+	for (i = 0; i < MAX_DEPTH && node; i++) {
+		vma = (void *)node - bpf_core_field_offset(struct vm_area_struct___tree, vm_rb);
+		if (address < BPF_CORE_READ(vma, vm_start)) {
+			node = BPF_CORE_READ(node, rb_left);
+		} else if (address >= BPF_CORE_READ(vma, vm_end)) {
+			node = BPF_CORE_READ(node, rb_right);
+		} else {
+			file = BPF_CORE_READ(vma, vm_file);
+			if (!file)
+				return -ENOENT;
+			identify_inode(BPF_CORE_READ(file, f_inode), &found);
+			identified = found;
+			return 0;
+		}
+	}
+	return -ENOENT;
+}

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What stands in for what newer.bpf.h uses on kernels from 5.10 on that lack it: all threads are in
+ * a hash table, no program uses what an atomic operation returns, nor any but additions (5.12), and
+ * each probe has a program of its own, which knows its cookie as a constant (there are no others
+ * before 5.15). Only trees that memleak launched are followed.
+ */
+#ifndef MEMLEAK_OLDER_H
+#define MEMLEAK_OLDER_H
+
+#include "maps.bpf.h"
+
+/* Before 5.12 a function that is verified once takes no pointer. */
+#define FUNCTION static __noinline
+
+/* A field of the current task, whose address is nothing but a number here (before 5.11). */
+#define task_field(task, field) BPF_CORE_READ(task, field)
+
+static __always_inline struct task_struct *current_task(void)
+{
+	return (struct task_struct *)bpf_get_current_task();
+}
+
+/* The cookie of the probe that runs: user space puts it here before it loads the program. */
+static __always_inline __u64 own_cookie(void *ctx)
+{
+	__u64 cookie;
+
+	asm volatile("%0 = %1 ll"
+		     : "=r"(cookie)
+		     : "i"((__u64)PLACEHOLDER_HIGH << 32 | PLACEHOLDER_LOW));
+	return cookie;
+}
+
+static __always_inline struct thread *thread_of(struct task_struct *task)
+{
+	__u64 key = (__u64)task;
+
+	return bpf_map_lookup_elem(&late_threads, &key);
+}
+
+static __always_inline struct thread *make_thread(struct task_struct *task)
+{
+	return 0;
+}
+
+static __always_inline void drop_thread(struct task_struct *task)
+{
+}
+
+/*
+ * Each flag is set once in a heap's life, by one who alone can: in heaps that others do not see
+ * yet; HEAP_PEAKLESS by its only task, before there is a second; HEAP_LEADER_GONE by the leader;
+ * HEAP_OWNER_GONE and HEAP_EXEC by the last owner; HEAP_ENDED by the last user. So to add it is to
+ * set it, whatever others set meanwhile.
+ */
+static __always_inline void set_flags(struct heap *heap, __u32 flags)
+{
+	__sync_fetch_and_add(&heap->flags, flags);
+}
+
+/* How many heaps were begun on each CPU. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} heaps_begun SEC(".maps");
+
+/* More than Linux has CPUs (NR_CPUS of x86_64 is 8192). */
+#define CPU_BITS 16
+
+/* Heaps are begun in tracepoints, which are not preempted, and nest in none that begins one. */
+static __always_inline __u64 next_heap(void)
+{
+	__u32 zero = 0;
+	__u64 *begun = bpf_map_lookup_elem(&heaps_begun, &zero);
+
+	if (!begun)
+		return 0;
+	(*begun)++;
+	return *begun << CPU_BITS | bpf_get_smp_processor_id();
+}
+
+/*
+ * What exactly one of several tasks gets: to delete an entry succeeds for one of them. Made for a
+ * heap when it gets its second task, so there are no more than twice as many as heaps.
+ */
+enum token { LAST_USER, LAST_OWNER, FILES };
+
+struct token_key {
+	__u64 heap;
+	__u64 token; /* enum token */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 3 * MAX_HEAPS);
+	__type(key, struct token_key);
+	__type(value, __u8);
+} tokens SEC(".maps");
+
+static __always_inline bool put_token(__u64 heap, enum token token)
+{
+	struct token_key key = {.heap = heap, .token = token};
+	__u8 here = 1;
+
+	return !bpf_map_update_elem(&tokens, &key, &here, BPF_NOEXIST);
+}
+
+static __always_inline bool take_token(__u64 heap, enum token token)
+{
+	struct token_key key = {.heap = heap, .token = token};
+
+	return !bpf_map_delete_elem(&tokens, &key);
+}
+
+/*
+ * A task leaves its heap. Whether nobody is left: of those who find that, one is to say so. The
+ * others have left, too, but the heap may have gone already: hence its id from before.
+ */
+static __always_inline bool is_last(struct thread *thread, __u64 heap, __u32 *count,
+				    enum token token)
+{
+	if (thread->sole) {
+		*count = 0;
+		return true;
+	}
+	__sync_fetch_and_add(count, -1);
+	return !*(volatile __u32 *)count && take_token(heap, token);
+}
+
+static __always_inline bool is_last_owner(struct thread *thread, struct heap *heap, __u32 leaving)
+{
+	return is_last(thread, heap->id, &heap->owners, LAST_OWNER);
+}
+
+static __always_inline bool is_last_user(struct thread *thread, struct heap *heap, __u32 leaving)
+{
+	__u64 id = heap->id;
+
+	if (!is_last(thread, id, &heap->users, LAST_USER))
+		return false;
+	if (thread->sole)
+		heap->live = thread->live;
+	return true;
+}
+
+/* A heap is about to have more users than its only task. Its live bytes are nobody's from now on.
+ */
+static __always_inline void share_heap(struct heap *heap, struct live *live)
+{
+	set_flags(heap, HEAP_PEAKLESS);
+	if (!put_token(heap->id, LAST_USER) || !put_token(heap->id, LAST_OWNER))
+		__sync_fetch_and_add(&rows_lost, 1);
+}
+
+static __always_inline void live_grows(struct thread *thread, __u64 size)
+{
+	thread->live.bytes += size;
+	if (thread->live.bytes > thread->live.peak)
+		thread->live.peak = thread->live.bytes;
+}
+
+static __always_inline void live_shrinks(struct thread *thread, __u64 size)
+{
+	thread->live.bytes -= size;
+}
+
+/* Rounds in which another thread may be in the way. */
+#define TRIES 8
+
+/*
+ * Threads that come at one time go one after the other. Who is not served says so by `false`, and
+ * comes again with its next call.
+ */
+static __always_inline bool append_file(struct heap *heap, __u32 file)
+{
+	__u32 at;
+	int i;
+
+	for (i = 0; i < TRIES; i++) {
+		if (put_token(heap->id, FILES))
+			break;
+	}
+	if (i == TRIES)
+		return false;
+	at = heap->file_count;
+	if (at < HEAP_FILES) {
+		heap->files[at] = file;
+		heap->file_count = at + 1;
+	}
+	take_token(heap->id, FILES);
+	return true;
+}
+
+static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+
+	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
+}
+
+/* Takes a block out of the table. Whether it was there, and its size. */
+static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+	__u64 *found = bpf_map_lookup_elem(&blocks, &key);
+
+	if (!found)
+		return false;
+	*size = *found;
+	/* Of two threads that free the same block (a bug of theirs) one gets it. */
+	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
+}
+
+/* Processes that were there before are not followed. */
+
+static __always_inline int join(void)
+{
+	return 0;
+}
+
+static __always_inline bool may_join(struct task_struct *task)
+{
+	return false;
+}
+
+static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader)
+{
+	return false;
+}
+
+static __always_inline bool is_outside(struct task_struct *task)
+{
+	return false;
+}
+
+static __always_inline __u64 heap_of_process(struct task_struct *leader)
+{
+	return 0;
+}
+
+static __always_inline __u32 process_leaves(struct heap *heap)
+{
+	return 0;
+}
+
+static __always_inline void forget_process(struct task_struct *leader)
+{
+}
+
+#endif

@@ -1,0 +1,33 @@
+//! The kernel that is here, by its release.
+
+/// Its release, as uname(2) has it; "unknown" if that cannot be asked.
+pub fn release() -> String {
+    nix::sys::utsname::uname().map_or_else(
+        |_| "unknown".to_owned(),
+        |name| name.release().to_string_lossy().into_owned(),
+    )
+}
+
+/// The first two numbers of a release.
+pub fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_have_two_numbers_that_count() {
+        for (release, expected) in [
+            ("6.18.44-fc", Some((6, 18))),
+            ("5.14.0-427.el9.x86_64", Some((5, 14))),
+            ("6.1", Some((6, 1))),
+            ("5", None),
+            ("unknown", None),
+        ] {
+            assert_eq!(version(release), expected, "{release}");
+        }
+    }
+}

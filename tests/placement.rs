@@ -1,0 +1,245 @@
+//! Where probes go in the C libraries that are here, and that the kernel does there what is said of it: an
+//! emulated probe does not single-step, which shows in what it costs.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+#[path = "common/root.rs"]
+mod root;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use memleak::collect::EmptyProbes;
+use memleak::elf_file::ElfFile;
+use memleak::probe::attach::Method;
+use memleak::probe::elf::{Findings, find_sites};
+use memleak::probe::placement::Kind;
+use memleak::probe::sites::Site;
+use memleak::probe::table::Table;
+use memleak::root::Root;
+
+use common::fixtures::compile_with;
+use common::{compile, fixture};
+use root::require_root;
+
+fn findings(path: &Path) -> Findings {
+    let file = File::open(path).unwrap();
+    let table = Table::new(Vec::new()).unwrap();
+    find_sites(&file, path, &Root::ours(), &table).unwrap()
+}
+
+/// The sites that a program's call comes to: __libc_start_main's is none of them.
+fn called(findings: &Findings) -> impl Iterator<Item = &Site> {
+    let sites = findings.sites.iter();
+    sites.filter(|site| site.symbol != "__libc_start_main")
+}
+
+/// A line for each site, for people and for comparison: without the targets of jumps, which another build of the
+/// same source may have elsewhere.
+fn listed(findings: &Findings) -> String {
+    let line = |site: &Site| {
+        let text = format!("{} {}", site.symbol, site.placement);
+        let words = text.split(' ').filter(|word| !word.starts_with("0x"));
+        words.collect::<Vec<_>>().join(" ") + "\n"
+    };
+    let mut lines: Vec<_> = findings.sites.iter().map(line).collect();
+    lines.sort();
+    lines.concat()
+}
+
+/// Compares with what is written down for this very library, if anything is: there are more than could be.
+/// `PLACEMENTS=write` writes it.
+#[track_caller]
+fn assert_as_written(name: &str, findings: &Findings) {
+    let found = listed(findings);
+    println!("{name}:\n{found}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/placements")
+        .join(format!("{name}-{}.txt", std::env::consts::ARCH));
+    if std::env::var_os("PLACEMENTS").is_some_and(|value| value == "write") {
+        fs::write(&path, &found).unwrap();
+    }
+    match fs::read_to_string(&path) {
+        Ok(written) => assert_eq!(found, written, "{}", path.display()),
+        Err(_) => println!("not compared: there is no {}", path.display()),
+    }
+}
+
+// ---- what probes cost ------------------------------------------------------------------------------------
+
+/// A program that says what its calls take.
+struct Program {
+    path: PathBuf,
+    preload: Option<PathBuf>,
+}
+
+impl Program {
+    /// Nanoseconds that a call of the function takes.
+    #[track_caller]
+    fn price(&self, function: &str) -> i64 {
+        let output = Command::new(&self.path)
+            .arg(function)
+            .env_remove("LD_PRELOAD")
+            .envs(self.preload.iter().map(|library| ("LD_PRELOAD", library)))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let price = said.trim().parse();
+        price.unwrap_or_else(|_| panic!("{function}: {output:?}"))
+    }
+
+    /// What a probe at an offset in a file adds to a call.
+    #[track_caller]
+    fn price_of_probe(&self, function: &str, file: &Path, offset: u64) -> i64 {
+        let bare = self.price(function);
+        let file = File::open(file).unwrap();
+        let attach = |method| EmptyProbes::attach(method, &file, &[offset]).ok();
+        let probe = [Method::Multi, Method::PerfEvent]
+            .into_iter()
+            .find_map(attach);
+        assert!(probe.is_some(), "no probe at {offset:#x} for {function}");
+        self.price(function) - bare
+    }
+}
+
+/// Fails where a probe costs what one of the other kind costs.
+#[track_caller]
+fn assert_prices(program: &Program, library: &Path, findings: &Findings) {
+    // Nobody else may have probes on the program meanwhile.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    require_root();
+    // Of two functions whose first instruction is of the one kind and of the other.
+    let own = elf_offsets(&program.path, ["emulated", "single_stepped"]);
+    let [emulated, stepped] = own.map(|(name, offset)| {
+        let price = program.price_of_probe(name, &program.path, offset);
+        assert!(price > 0, "a probe at {name} costs {price} ns");
+        price
+    });
+    assert!(
+        emulated * 3 / 2 < stepped,
+        "an emulated probe costs {emulated} ns, a single-stepped one {stepped} ns"
+    );
+    for site in called(findings) {
+        let price = program.price_of_probe(&site.symbol, library, site.file_offset);
+        // Nearer to the one than to the other, as ratios go.
+        let kind = if price.pow(2) < emulated * stepped {
+            Kind::Emulated
+        } else {
+            Kind::SingleStepped
+        };
+        println!(
+            "{} {}: {price} ns (emulated: {emulated}, single-stepped: {stepped})",
+            site.symbol, site.placement
+        );
+        assert_eq!(kind, site.placement.kind, "{}: {price} ns", site.symbol);
+    }
+}
+
+/// Where the functions lie in the program's file.
+fn elf_offsets(program: &Path, names: [&'static str; 2]) -> [(&'static str, u64); 2] {
+    let output = Command::new("nm").arg(program).output().unwrap();
+    let symbols = String::from_utf8_lossy(&output.stdout).into_owned();
+    let file = File::open(program).unwrap();
+    let elf = ElfFile::open(&file).unwrap();
+    names.map(|name| {
+        let address = symbols.lines().find_map(|line| {
+            let (address, symbol) = line.split_once(" T ")?;
+            (symbol == name).then(|| u64::from_str_radix(address, 16).unwrap())
+        });
+        let address = address.unwrap_or_else(|| panic!("no {name} in {}", program.display()));
+        let segment = elf.text_segment(address).unwrap();
+        (name, segment.offset + (address - segment.address))
+    })
+}
+
+// ---- the libraries ---------------------------------------------------------------------------------------
+
+/// The C library of this program, which is that of all dynamic programs here but for those of other libraries.
+fn glibc() -> PathBuf {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mut files = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]));
+    // Up to 2.33, libc.so.6 is a link to a file with the version in its name.
+    let path = files.find(|file| file.contains("/libc.so.6") || file.contains("/libc-2."));
+    PathBuf::from(path.expect("this program has a C library of its own file"))
+}
+
+/// `glibc-2.36-debian`: what it says of itself when it is executed, as `GNU C Library (Debian GLIBC …) …
+/// release version 2.36.`
+fn name_of(glibc: &Path) -> String {
+    let output = Command::new(glibc).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let said = said.lines().next().unwrap();
+    let version = said.rsplit(' ').next().unwrap().trim_end_matches('.');
+    let vendor = said.split_once('(').map_or("gnu", |(_, vendor)| {
+        vendor.split(' ').next().unwrap_or_default()
+    });
+    format!("glibc-{version}-{}", vendor.to_lowercase())
+}
+
+#[test]
+fn probes_of_glibc_cost_what_is_said_of_their_places() {
+    let path = glibc();
+    let findings = findings(&path);
+    assert_as_written(&name_of(&path), &findings);
+    let program = Program {
+        path: fixture("prices"),
+        preload: None,
+    };
+    assert_prices(&program, &path, &findings);
+}
+
+#[test]
+fn probes_of_musl_cost_what_is_said_of_their_places() {
+    let machine = std::env::consts::ARCH;
+    let path = fs::canonicalize(format!("/lib/ld-musl-{machine}.so.1"));
+    let path = path.expect("musl is needed: `make install-deps`");
+    let findings = findings(&path);
+    // Executed, it says: musl libc (…), Version 1.2.3, how to use it.
+    let output = Command::new(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let version = said.lines().find_map(|line| line.strip_prefix("Version "));
+    assert_as_written(&format!("musl-{}", version.unwrap()), &findings);
+    let program = Program {
+        path: compile_with("musl-gcc", "fixtures/prices.c", "prices_musl", &["-O1"]),
+        preload: None,
+    };
+    assert_prices(&program, &path, &findings);
+}
+
+/// As the C libraries of Ubuntu and RHEL are built: every function begins with endbr64, which the kernel does not
+/// emulate.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn probes_of_a_library_built_for_cet_are_placed_behind_its_landing_pads() {
+    let path = compile(
+        "fixtures/bump_allocator.c",
+        "libbump_allocator_cet.so",
+        &["-O2", "-fcf-protection=full"],
+    );
+    let findings = findings(&path);
+    println!("{}", listed(&findings));
+    let bytes = fs::read(&path).unwrap();
+    let mut behind = 0;
+    for site in called(&findings) {
+        let entry = (site.file_offset - site.placement.offset) as usize;
+        assert_eq!(
+            bytes[entry..entry + 4],
+            [0xf3, 0x0f, 0x1e, 0xfa],
+            "{site:?}"
+        );
+        // Some have no such place: compilers differ in what they compute first.
+        behind += usize::from(site.placement.kind == Kind::Emulated);
+    }
+    assert!(behind > 0, "{}", listed(&findings));
+    assert_eq!(called(&findings).count(), 4);
+    let program = Program {
+        path: fixture("prices"),
+        preload: Some(path.clone()),
+    };
+    assert_prices(&program, &path, &findings);
+}
