@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The tools and libraries that this project needs from the system: says what is missing, or installs it.
 #
-#     scripts/deps.sh check   [build|test|lint|bench|kernels]
-#     scripts/deps.sh install [build|test|lint|bench|kernels]
+#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist]
+#     scripts/deps.sh install [build|test|lint|bench|kernels|dist]
 #
 # build: to compile memleak · test: and to run its tests (the default) · lint: and to check formats ·
-# bench: and the tools that the benchmark compares with · kernels: and to test on other kernels. Each takes in
-# what is named before it, except that bench does not need lint, and kernels only build and test.
+# bench: and the tools that the benchmark compares with · kernels: and to test on other kernels · dist: and to make
+# a release. Each takes in what is named before it, except that bench does not need lint, kernels only build and
+# test, and dist only build.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -61,6 +62,18 @@ kernels | qemu       | command qemu-system-x86_64 | qemu-system-x86  | qemu-syst
 kernels | cpio       | command cpio          | cpio                  | cpio
 kernels | apt-get    | command apt-get       | apt                   | apt
 kernels | dpkg-deb   | command dpkg-deb      | dpkg                  | dpkg
+dist  | lld          | command ld.lld        | lld                   | lld
+dist  | git          | command git           | git                   | git-core
+dist  | readelf      | command readelf       | binutils              | binutils
+dist  | apt-get      | command apt-get       | apt                   | apt
+dist  | dpkg-deb     | command dpkg-deb      | dpkg                  | dpkg
+dist  | Debian keys  | file /usr/share/keyrings/debian-archive-keyring.gpg | debian-archive-keyring | debian-keyring
+dist  | debootstrap  | command debootstrap   | debootstrap           | debootstrap
+dist  | rpm          | command rpm           | rpm                   | rpm
+dist  | find-requires | command /usr/lib/rpm/find-requires | rpm      | rpm-build
+dist  | rpm2archive  | command rpm2archive   | rpm                   | rpm
+dist  | unshare      | command unshare       | util-linux            | util-linux
+dist  | qemu-user    | command qemu-aarch64-static | qemu-user-static | qemu-user-static-aarch64
 '
 
 # The oldest Rust that compiles this, as Cargo.toml states it.
@@ -92,6 +105,7 @@ found() { # found KIND [ARGUMENT]
 	c-compiler) command -v cc >/dev/null && compiles '#include <stdlib.h>' cc -c ;;
 	# Some builds of clang leave the BPF target out.
 	clang-bpf) command -v clang >/dev/null && compiles 'int a;' clang -target bpf -c ;;
+	file) [[ -e $2 ]] ;;
 	header) command -v cc >/dev/null && compiles "#include <$2>" cc -E ;;
 	library) command -v cc >/dev/null && compiles 'int main(void) { return 0; }' cc "-l$2" ;;
 	static-library) command -v g++ >/dev/null && [[ $(g++ -print-file-name="lib$2.a") == /* ]] ;;
@@ -113,7 +127,8 @@ test) wanted=' build test ' ;;
 lint) wanted=' build test lint ' ;;
 bench) wanted=' build bench ' ;;
 kernels) wanted=' build test kernels ' ;;
-*) die "'$purpose' is none of build, test, lint, bench, kernels" ;;
+dist) wanted=' build dist ' ;;
+*) die "'$purpose' is none of build, test, lint, bench, kernels, dist" ;;
 esac
 
 if command -v apt-get >/dev/null; then
@@ -178,7 +193,7 @@ check)
 	fi
 	say "Missing: $(list "${missing[@]}")"
 	if ((${#packages[@]} > 0)); then
-		say "To install what is missing: make install-deps (packages: ${packages[*]})"
+		say "To install what is missing: make install-deps FOR=$purpose (packages: ${packages[*]})"
 	fi
 	if $rust_missing; then
 		need_rust
@@ -209,6 +224,6 @@ install)
 	fi
 	;;
 *)
-	die "usage: deps.sh check|install [build|test|lint|bench|kernels]"
+	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist]"
 	;;
 esac

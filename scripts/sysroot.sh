@@ -60,17 +60,17 @@ done
 # two builds differ.
 cargo fetch --quiet --locked --target "$target"
 flags=(
-	-C "link-arg=--target=$triple" -C "link-arg=--sysroot=$root" -C link-arg=-fuse-ld=lld
+	-C linker=clang -C "link-arg=--target=$triple" -C "link-arg=--sysroot=$root" -C link-arg=-fuse-ld=lld
 	-L "native=$root/usr/lib/$triple" --remap-path-prefix "$PWD=/memleak"
 )
 for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
 	flags+=(--remap-path-prefix "$registry=/crates")
 done
-# Cargo gives none of these flags to what runs on this machine, build scripts.
+# Flags, and not the settings for a target's linker, because those would hold for build scripts too, and each change
+# between architectures would compile these anew.
 name=${target//-/_}
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 exec env CARGO_BUILD_TARGET="$target" \
-	"CARGO_TARGET_${name^^}_LINKER=clang" \
 	"CARGO_TARGET_${name^^}_RUSTFLAGS=${flags[*]}" \
 	"CC_$name=clang" "CFLAGS_$name=--target=$triple --sysroot=$root -ffile-prefix-map=$PWD=/memleak" \
 	"$@"

@@ -26,10 +26,11 @@
 // drop LD_PRELOAD, and calls that the dynamic loader serves itself before libc is ready.
 
 #define _GNU_SOURCE
-#include <dlfcn.h>
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <link.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -102,9 +103,8 @@ extern void *__libc_valloc(size_t);
 extern void *__libc_pvalloc(size_t);
 extern void __libc_free(void *);
 
-// The functions in libc. Those of the first group have a second name at the same address, so they
-// are there before dlsym is, which may allocate itself; check() proves that the addresses are the
-// same. The others are looked up.
+// The functions in libc. Those of the first group have a second name at the same address; the
+// constructor proves that the addresses are the same. The others are looked up.
 static void *(*const libc_malloc)(size_t) = __libc_malloc;
 static void *(*const libc_calloc)(size_t, size_t) = __libc_calloc;
 HIDDEN void *(*const counter_libc_realloc)(void *, size_t) = __libc_realloc;
@@ -124,12 +124,93 @@ static _Noreturn void die(const char *why)
 		;
 }
 
+// A symbol that is looked for, as dlsym(RTLD_NEXT, name) does, which allocates up to glibc 2.33.
+struct search {
+	const char *name;
+	int behind_us;
+	uintptr_t found;
+};
+
+static uint32_t gnu_hash(const char *name)
+{
+	uint32_t hash = 5381;
+
+	while (*name)
+		hash = hash * 33 + (unsigned char)*name++;
+	return hash;
+}
+
+// Looks into an object, if it comes after this one. The loader has made the pointers in its dynamic
+// section addresses, but for the kernel's own object.
+static int look_into(struct dl_phdr_info *object, size_t size, void *data)
+{
+	struct search *search = data;
+	const ElfW(Dyn) *dynamic = NULL;
+	const ElfW(Sym) *symbols = NULL;
+	const char *names = NULL;
+	const uint32_t *table = NULL, *buckets, *chains;
+	uint32_t hash = gnu_hash(search->name), i;
+	uintptr_t here = (uintptr_t)&look_into;
+	int is_us = 0;
+
+	(void)size;
+	for (int n = 0; n < object->dlpi_phnum; n++) {
+		const ElfW(Phdr) *header = &object->dlpi_phdr[n];
+		uintptr_t start = object->dlpi_addr + header->p_vaddr;
+
+		if (header->p_type == PT_DYNAMIC)
+			dynamic = (const void *)start;
+		is_us |= header->p_type == PT_LOAD && here - start < header->p_memsz;
+	}
+	if (is_us || !search->behind_us || !dynamic) {
+		search->behind_us |= is_us;
+		return 0;
+	}
+	for (; dynamic->d_tag != DT_NULL; dynamic++) {
+		if (dynamic->d_un.d_ptr < object->dlpi_addr)
+			continue;
+		if (dynamic->d_tag == DT_SYMTAB)
+			symbols = (const void *)dynamic->d_un.d_ptr;
+		else if (dynamic->d_tag == DT_STRTAB)
+			names = (const void *)dynamic->d_un.d_ptr;
+		else if (dynamic->d_tag == DT_GNU_HASH)
+			table = (const void *)dynamic->d_un.d_ptr;
+	}
+	if (!symbols || !names || !table || !table[0])
+		return 0;
+	// table: buckets, first symbol with a hash, words of the filter, its shift; the filter
+	buckets = table + 4 + table[2] * (sizeof(ElfW(Addr)) / sizeof(*table));
+	chains = buckets + table[0];
+	i = buckets[hash % table[0]];
+	if (i < table[1])
+		return 0;
+	for (;; i++) {
+		uint32_t other = chains[i - table[1]];
+
+		if ((other | 1) == (hash | 1) && symbols[i].st_shndx != SHN_UNDEF &&
+		    !strcmp(names + symbols[i].st_name, search->name)) {
+			search->found = object->dlpi_addr + symbols[i].st_value;
+			return 1;
+		}
+		if (other & 1)
+			return 0;
+	}
+}
+
+static void *next(const char *name)
+{
+	struct search search = {.name = name};
+
+	dl_iterate_phdr(look_into, &search);
+	return (void *)search.found;
+}
+
 static void *lookup(_Atomic(void *) *slot, const char *name)
 {
 	void *f = atomic_load_explicit(slot, memory_order_relaxed);
 
 	if (!f) {
-		f = dlsym(RTLD_NEXT, name);
+		f = next(name);
 		if (!f)
 			die("a function of the family is missing in libc");
 		atomic_store_explicit(slot, f, memory_order_relaxed);
@@ -541,7 +622,7 @@ __attribute__((constructor)) static void constructor(void)
 
 	ready();
 	for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++)
-		if (dlsym(RTLD_NEXT, same[i].name) != same[i].f)
+		if (next(same[i].name) != same[i].f)
 			die("another allocator than libc's follows the counter");
 	lookup(&libc_aligned_alloc, "aligned_alloc");
 	lookup(&libc_posix_memalign, "posix_memalign");

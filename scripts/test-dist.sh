@@ -1,0 +1,231 @@
+#!/usr/bin/env bash
+# Tests the release in target/dist: what is in it, whether its programs run on Debian 11, and that its packages leave
+# nothing behind. Installs them in roots of their own, which debootstrap makes, and runs memleak there, on this
+# machine's kernel. Takes root. What is for the other architecture is looked at, and started under qemu.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/debian.sh
+source scripts/debian.sh
+
+out=target/dist
+work=$PWD/target/test-dist
+root=$work/root
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+native=$(uname -m)
+
+die() {
+	printf 'test-dist: %s\n' "$*" >&2
+	exit 1
+}
+passed() { printf 'ok  %s\n' "$*"; }
+
+same() { # same WHAT EXPECTED FOUND
+	[[ $2 == "$3" ]] || die "$1: $(diff <(echo "$2") <(echo "$3") || true)"
+}
+
+refused() { # refused WHY COMMAND…: that it fails, and says why
+	local why=$1 said
+	shift
+	! said=$("$@" 2>&1) || die "not refused: $*"
+	[[ $said == *"$why"* ]] || die "refused for another reason than '$why': $said"
+}
+
+debian_name() {
+	case $1 in
+	x86_64) printf amd64 ;;
+	aarch64) printf arm64 ;;
+	esac
+}
+
+# ---- what is in it -----------------------------------------------------------------------------------
+
+# Modes, checksums and names of all files.
+listing() { # listing DIRECTORY
+	(cd "$1" && find . ! -type d -printf '%m %p ' -exec sha256sum {} ';' | awk '{ print $1, $3, $2 }' | sort -k 3)
+}
+
+contents() { # contents ARCHITECTURE
+	local arch=$1 name=memleak-$version-$1-linux deb rpm in_tar
+	deb=$out/memleak_$version-1_$(debian_name "$arch").deb
+	rpm=$out/memleak-$version-1.$arch.rpm
+	rm -rf "$work/unpacked"
+	mkdir -p "$work"/unpacked/{tar,deb,rpm}
+	tar -C "$work/unpacked/tar" --strip-components=1 -xzf "$out/$name.tar.gz"
+	dpkg-deb -x "$deb" "$work/unpacked/deb"
+	mv "$work"/unpacked/deb/usr/share/zsh/{vendor-completions,site-functions}
+	rpm2archive -n - <"$rpm" | tar -C "$work/unpacked/rpm" -x
+	in_tar=$(listing "$work/unpacked/tar")
+	same "$arch: files of the .deb" "$in_tar" "$(listing "$work/unpacked/deb/usr")"
+	same "$arch: files of the .rpm" "$in_tar" "$(listing "$work/unpacked/rpm/usr")"
+	same "$arch: outside of /usr" usr "$(ls "$work/unpacked/deb")"
+	same "$arch: manual page" "$(cat man/memleak.1)" "$(zcat "$work/unpacked/tar/share/man/man1/memleak.1.gz")"
+	same "$arch: owners" '' "$({ tar -tvzf "$out/$name.tar.gz" && dpkg-deb -c "$deb"; } | awk '$2 !~ "^(0/0|root/root)$"')"
+	passed "$arch: the same $(wc -l <<<"$in_tar") files in .tar.gz, .deb and .rpm"
+
+	# shellcheck disable=SC2016 # dpkg-deb's own variables
+	same "$arch: the .deb's fields" "memleak $version-1 $(debian_name "$arch") libc6 (>= 2.31), libgcc-s1" \
+		"$(dpkg-deb --showformat='${Package} ${Version} ${Architecture} ${Depends}' -W "$deb")"
+	same "$arch: the .rpm's fields" "memleak $version-1 $arch GPL-2.0-or-later" \
+		"$(rpm -qp --qf '%{NAME} %{VERSION}-%{RELEASE} %{ARCH} %{LICENSE}' "$rpm")"
+	# What rpm's own scripts say that a package of Debian 11's C library would provide. That its loader knows the
+	# newer kind of hash table is stated by distributions by hand, and all have a shell.
+	same "$arch: what the .rpm requires, and Debian 11 has not" '' "$(rpm -qp --requires "$rpm" | grep -v '^rpmlib(' | sort -u |
+		comm -23 - <({
+			printf '%s\n' 'rtld(GNU_HASH)' /bin/sh
+			find "target/sysroot/$arch/lib" -name '*.so*' | /usr/lib/rpm/find-provides
+		} | sort -u))"
+	scripts/dist.sh check "$arch" "$work/unpacked/tar/bin/memleak"
+	passed "$arch: fields of the packages, and that they need glibc 2.31 and nothing else"
+}
+
+# A check that refuses nothing would find nothing.
+refusals() {
+	local other=x86_64
+	[[ $native != x86_64 ]] || other=aarch64
+	echo 'int main(void) { return 0; }' | cc -x c - -o "$work/today"
+	refused 'newer than' scripts/dist.sh check "$native" "$work/today"
+	echo 'int deflate(void); int main(void) { return deflate(); }' | cc -x c - -o "$work/shared" -lz
+	refused 'needs libz' scripts/dist.sh check "$native" "$work/shared"
+	refused 'not for' scripts/dist.sh check "$other" "$work/today"
+	passed 'a binary for a newer glibc, another library or another machine is refused'
+}
+
+# ---- in a root of its own ----------------------------------------------------------------------------
+
+# Nothing is mounted but for the time of one command, and where only that sees it: however this script ends, no
+# mount is left, and no removal of the root can reach into one.
+in_root() { # in_root COMMAND…
+	# shellcheck disable=SC2016 # the inner shell's
+	unshare --mount --propagation private sh -euc '
+		root=$1
+		shift
+		for dir in proc sys dev; do mount --rbind "/$dir" "$root/$dir"; done
+		exec chroot "$root" "$@"' sh "$root" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
+		DEBIAN_FRONTEND=noninteractive "$@"
+}
+
+# A minimal Debian 11, unpacked anew.
+fresh_root() {
+	local packed=$debian_lists/bullseye-$native.tar
+	rm -rf --one-file-system "$root"
+	if [[ ! -e $packed ]]; then
+		mkdir -p "$debian_lists"
+		printf 'Fetching a minimal Debian 11\n'
+		unshare --mount --propagation private debootstrap --variant=minbase --keyring="$debian_keyring" \
+			bullseye "$root" "$(debian_mirror)" >"$work/debootstrap.log" ||
+			die "debootstrap fails: see $work/debootstrap.log"
+		tar -C "$root" -cf "$packed.part" .
+		mv "$packed.part" "$packed"
+		rm -rf --one-file-system "$root"
+	fi
+	mkdir "$root"
+	tar -C "$root" -xf "$packed"
+}
+
+# Everything but the package managers' own state.
+state() {
+	(cd "$root" && find . -path ./var/lib/dpkg -prune -o -path ./var/lib/rpm -prune -o -path ./var/lib/apt -prune -o \
+		-path ./var/cache -prune -o -path ./var/log -prune -o -path ./dev -prune -o \
+		\( -type d -printf '%p/ %m\n' -o -printf '%p %m %s %t %l\n' \) | sort)
+}
+# Files in the second of two states that are not in the first.
+added() { comm -13 <(echo "$1") <(echo "$2") | sed -n 's/^\.\([^ ]*[^ /]\) .*/\1/p'; }
+
+works() {
+	local said row
+	same 'memleak --version' "memleak $version" "$(in_root memleak --version)"
+	said=$(in_root memleak doctor) || die "memleak doctor in the root: $said"
+	row=$(in_root memleak run --format json -- true 2>&1) || die "memleak run in the root: $row"
+	[[ $row == *'"comm":"true"'* ]] || die "memleak run in the root: $row"
+}
+
+# Users from elsewhere than /etc/passwd, as from LDAP: libnss-extrausers stands for these.
+foreign_user() {
+	local row
+	[[ -e $(echo "$work"/libnss-extrausers_*.deb) ]] ||
+		(cd "$work" && apt_of bullseye "$(debian_name "$native")" apt-get -qq download libnss-extrausers)
+	cp "$work"/libnss-extrausers_*.deb "$root/extrausers.deb"
+	in_root dpkg -i /extrausers.deb >/dev/null
+	sed -i 's/^passwd:.*/passwd: files extrausers/' "$root/etc/nsswitch.conf"
+	mkdir -p "$root/var/lib/extrausers"
+	echo 'elsewhere:x:4242:4242::/:/bin/sh' >"$root/var/lib/extrausers/passwd"
+	row=$(in_root memleak run --user elsewhere -- true 2>&1) || die "memleak run --user elsewhere: $row"
+	[[ $row == *'4242 '*' elsewhere '*' true '* ]] || die "memleak does not know who 4242 is: $row"
+	passed 'a user of another source than /etc/passwd is known by name'
+}
+
+test_deb() {
+	local deb before after
+	deb=memleak_$version-1_$(debian_name "$native").deb
+	fresh_root
+	cp "$out/$deb" "$root/"
+	before=$(state)
+	# apt itself finds what the package depends on, or refuses; it has no list of packages to fetch from.
+	in_root apt-get -qq install "/$deb" >"$work/apt.log" 2>&1 || die "apt-get install: $(cat "$work/apt.log")"
+	after=$(state)
+	same 'files that are there but not of the package, or the other way round' \
+		"$(in_root dpkg -L memleak | while read -r file; do
+			[[ -d $root$file ]] || printf '%s\n' "$file"
+		done | sort)" "$(added "$before" "$after" | sort)"
+	same 'dpkg --verify' '' "$(in_root dpkg --verify memleak)"
+	works
+	passed '.deb: installed in Debian 11, and works there on this kernel'
+	in_root apt-get -qq purge memleak >"$work/apt.log" 2>&1 || die "apt-get purge: $(cat "$work/apt.log")"
+	same 'left after the purge' "$before" "$(state)"
+	passed '.deb: nothing is left after the purge'
+	in_root dpkg -i "/$deb" >"$work/apt.log"
+	foreign_user
+}
+
+# Debian's rpm knows of no package that provides the C library; that it would be found is among the tests above.
+test_rpm() {
+	local before after rpm=(rpm --root "$root" --dbpath /var/lib/rpm --force-debian)
+	fresh_root
+	# RPM distributions have these in their package `filesystem`, or with the shells.
+	mkdir -p "$root"/usr/share/{zsh/site-functions,fish/vendor_completions.d}
+	before=$(state)
+	"${rpm[@]}" -i --nodeps "$out/memleak-$version-1.$native.rpm"
+	after=$(state)
+	same 'files that are there but not of the package, or the other way round' \
+		"$("${rpm[@]}" -ql memleak | sort)" "$(added "$before" "$after" | sort)"
+	same 'rpm --verify' '' "$("${rpm[@]}" --nodeps -V memleak 2>&1)"
+	works
+	passed '.rpm: installed, and works'
+	"${rpm[@]}" -e memleak
+	same 'left after the removal' "$before" "$(state)"
+	passed '.rpm: nothing is left after the removal'
+}
+
+test_tar() {
+	fresh_root
+	tar -C "$root/usr/local" --strip-components=1 -xzf "$out/memleak-$version-$native-linux.tar.gz"
+	works
+	passed '.tar.gz: unpacked in /usr/local, and works'
+}
+
+test_foreign() { # test_foreign ARCHITECTURE
+	local arch=$1 run
+	contents "$arch"
+	run=("qemu-$arch-static" -L "target/sysroot/$arch" "$work/unpacked/tar/bin/memleak")
+	same "$arch: --version" "memleak $version" "$("${run[@]}" --version)"
+	[[ $("${run[@]}" --help) == *Usage:* ]] || die "$arch: --help"
+	passed "$arch: starts under qemu"
+}
+
+# ----------------------------------------------------------------------------------------------------
+
+((EUID == 0)) || die 'installing packages takes root'
+[[ -e $out/SHA256SUMS ]] || die "there is no release in $out: make dist"
+mkdir -p "$work"
+trap 'rm -rf --one-file-system "$root" "$work/unpacked"' EXIT
+(cd $out && sha256sum --quiet -c SHA256SUMS)
+same 'files without a checksum' "$(cd $out && ls memleak*)" "$(awk '{ print $2 }' $out/SHA256SUMS)"
+passed 'checksums'
+refusals
+contents "$native"
+test_deb
+test_rpm
+test_tar
+for arch in x86_64 aarch64; do
+	[[ $arch == "$native" ]] || test_foreign "$arch"
+done
