@@ -174,6 +174,16 @@ static __always_inline __u64 user_word(__u64 address)
 	return word;
 }
 
+/* Where a function that is being entered will return to. */
+static __always_inline __u64 return_address(struct pt_regs *ctx)
+{
+#if defined(__TARGET_ARCH_x86)
+	return user_word(PT_REGS_SP(ctx));
+#else
+	return PT_REGS_RET(ctx);
+#endif
+}
+
 /*
  * Whether `address` is code of the file of the function whose probe is at `ip`: its executable
  * segment is mapped in one piece.
@@ -197,24 +207,58 @@ static __always_inline __u64 trampoline_of(struct task_struct *task)
 	return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
 }
 
-/*
- * Whether an open call is still inside its function: the kernel has replaced its return address by
- * the trampoline's, and it stands there until the function returns or its frame is gone. The
- * trampoline's first instructions write over it, so a call that a signal interrupts there is not
- * inside any more, and returns all the same. A function without return probe keeps its own return
- * address there.
- */
-static __always_inline bool is_inside(struct task_struct *task, struct open_call *call)
-{
-#if defined(__TARGET_ARCH_x86)
-	__u64 back = user_word(call->sp);
+#if !defined(__TARGET_ARCH_x86)
+/* The bits of an address. Above them may be a signature (pointer authentication). */
+#define ADDRESS_BITS ((1ULL << 48) - 1)
 
+/* How far below its caller's stack pointer a function keeps its return address, at the most. */
+enum { FRAME_SEARCHED = 1024, FRAME_AT_ONCE = 128 };
+
+/*
+ * Whether `address` stands in the frame of a function that was entered with this stack pointer. A
+ * function that calls others has put its return address somewhere there.
+ */
+FUNCTION int frame_has(__u64 sp, __u64 address)
+{
+	__u64 words[FRAME_AT_ONCE / 8];
+	__u64 at = sp & -FRAME_AT_ONCE;
+	int i, j;
+
+	/* In pieces that lie within a page: the next one need not be there. */
+	for (i = 0; i <= FRAME_SEARCHED / FRAME_AT_ONCE; i++, at -= FRAME_AT_ONCE) {
+		if (bpf_probe_read_user(words, sizeof(words), (void *)at))
+			return 0;
+		for (j = 0; j < FRAME_AT_ONCE / 8; j++) {
+			if (at + j * 8 < sp && !((words[j] ^ address) & ADDRESS_BITS))
+				return 1;
+		}
+	}
+	return 0;
+}
+#endif
+
+/*
+ * Whether an open call is still inside its function, seen from one that is entered at `sp` and will
+ * return to `back`: the kernel has replaced its return address by the trampoline's, and it stands
+ * there until the function returns or its frame is gone. On x86 the trampoline's first instructions
+ * write over it, so a call that a signal interrupts there is not inside any more, and returns all
+ * the same. A function without return probe keeps its own return address there. On arm64 the return
+ * address is in a register, where a tail call finds it, until the function calls another one.
+ */
+static __always_inline bool is_inside(struct task_struct *task, struct open_call *call, __u64 sp,
+				      __u64 back)
+{
+	__u64 trampoline = trampoline_of(task);
+
+#if defined(__TARGET_ARCH_x86)
+	back = user_word(call->sp);
+#else
+	if (call->sp != sp)
+		return frame_has(call->sp, may_throw(call->cookie) ? call->back : trampoline);
+#endif
 	if (may_throw(call->cookie) && back == call->back)
 		return true;
-	return back == trampoline_of(task);
-#else
-	return true;
-#endif
+	return back == trampoline;
 }
 
 /*
@@ -223,7 +267,7 @@ static __always_inline bool is_inside(struct task_struct *task, struct open_call
  * was a handler's, on the signal stack, and we are back on the thread's own.
  */
 static __always_inline bool is_gone(struct task_struct *task, struct open_call *call, __u64 sp,
-				    __u64 cookie)
+				    __u64 back, __u64 cookie)
 {
 	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
 
@@ -232,11 +276,18 @@ static __always_inline bool is_gone(struct task_struct *task, struct open_call *
 	/* It returns by its `ret` alone, and until then its return address stands. A loop that
 	 * catches comes back with the same one, but by the same function, which no tail call
 	 * does. */
-	if (may_throw(call->cookie))
-		return call->sp < sp || !is_inside(task, call) ||
-		       (call->sp == sp && call->cookie == cookie);
+	if (may_throw(call->cookie)) {
+		if (call->sp == sp)
+			return call->cookie == cookie || !is_inside(task, call, sp, back);
+#if defined(__TARGET_ARCH_x86)
+		return call->sp < sp || !is_inside(task, call, sp, back);
+#else
+		/* A signal may find it with its return address still in the register. */
+		return call->sp < sp;
+#endif
+	}
 	/* At the same place it is either the caller, by a tail call, or replaced by this one. */
-	return call->sp < sp || (call->sp == sp && !is_inside(task, call));
+	return call->sp < sp || (call->sp == sp && !is_inside(task, call, sp, back));
 }
 
 /*
@@ -318,9 +369,10 @@ FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u6
 	if (!ctx || !thread)
 		return 0;
 	sp = PT_REGS_SP(ctx);
+	back = return_address(ctx);
 	for (i = 0; i < MAX_OPEN; i++) {
 		outer = open_call_at(thread, thread->depth - 1);
-		if (!outer || !is_gone(task, outer, sp, cookie))
+		if (!outer || !is_gone(task, outer, sp, back, cookie))
 			break;
 		abandon(thread);
 	}
@@ -328,7 +380,7 @@ FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u6
 		outer = open_call_at(thread, thread->depth - 1 - i);
 		if (!outer)
 			break;
-		if (!is_inside(task, outer))
+		if (!is_inside(task, outer, sp, back))
 			continue;
 		if (outer->sp == sp) {
 			/* Returns of the outer one are not all probed: this one tells of both. */
@@ -338,11 +390,6 @@ FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u6
 			}
 			return 1;
 		}
-#if defined(__TARGET_ARCH_x86)
-		back = user_word(sp);
-#else
-		back = PT_REGS_RET(ctx);
-#endif
 		/* A tail call of an inner one, which has a return probe, too, but with sessions. */
 		if (back == trampoline_of(task))
 			return 1;
@@ -437,7 +484,7 @@ static __always_inline void enter_throwing(struct pt_regs *ctx, struct thread *t
 		return;
 	call = open_call_at(thread, thread->depth - 1);
 	if (call)
-		call->back = user_word(call->sp);
+		call->back = return_address(ctx);
 }
 
 /* An open call is closed by its return, which gave `result`. */
@@ -552,9 +599,14 @@ static __always_inline void close_left(struct thread *thread)
 		call = open_call_at(thread, thread->depth - 1 - i);
 		if (!call)
 			return;
-		if (may_throw(call->cookie) && !is_free_scope(call->cookie) &&
-		    !bpf_probe_read_user(&back, sizeof(back), (void *)call->sp) &&
-		    back != call->back)
+		if (!may_throw(call->cookie) || is_free_scope(call->cookie) ||
+		    bpf_probe_read_user(&back, sizeof(back), (void *)call->sp))
+			continue;
+#if defined(__TARGET_ARCH_x86)
+		if (back != call->back)
+#else
+		if (!frame_has(call->sp, call->back))
+#endif
 			thread->sum.failed_allocs++;
 	}
 }
@@ -609,11 +661,7 @@ static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *
 		return false;
 	if (sp == outer->sp)
 		return cookie != outer->cookie || kind_of(cookie) == KIND_FREE_AGAIN;
-#if defined(__TARGET_ARCH_x86)
-	back = user_word(sp);
-#else
-	back = PT_REGS_RET(ctx);
-#endif
+	back = return_address(ctx);
 	return in_text(back, outer->ip, outer->cookie);
 }
 
@@ -686,11 +734,7 @@ FUNCTION int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread, 
 	if (!ctx || !thread)
 		return 0;
 	sp = PT_REGS_SP(ctx);
-#if defined(__TARGET_ARCH_x86)
-	back = user_word(sp);
-#else
-	back = PT_REGS_RET(ctx);
-#endif
+	back = return_address(ctx);
 	for (i = 0; i < MAX_FREES; i++) {
 		outer = free_at(thread, i);
 		if (!outer || i >= thread->free_count)

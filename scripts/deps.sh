@@ -59,6 +59,10 @@ bench | heaptrack    | command heaptrack     | heaptrack             | heaptrack
 bench | bpftrace     | command bpftrace      | bpftrace              | bpftrace
 bench | unshare      | command unshare       | util-linux            | util-linux
 kernels | qemu       | command qemu-system-x86_64 | qemu-system-x86  | qemu-system-x86-core
+kernels | qemu (Arm) | command qemu-system-aarch64 | qemu-system-arm | qemu-system-aarch64-core
+kernels | gcc (Arm)  | command aarch64-linux-gnu-gcc | gcc-aarch64-linux-gnu libc6-dev-arm64-cross | gcc-aarch64-linux-gnu
+kernels | lld        | command ld.lld        | lld                   | lld
+kernels | Debian keys | file /usr/share/keyrings/debian-archive-keyring.gpg | debian-archive-keyring | debian-keyring
 kernels | cpio       | command cpio          | cpio                  | cpio
 kernels | apt-get    | command apt-get       | apt                   | apt
 kernels | dpkg-deb   | command dpkg-deb      | dpkg                  | dpkg

@@ -29,21 +29,49 @@ rows() { # rows KIND: the lines of that kind, without the word
 
 # ---- what is tested ----------------------------------------------------------------------------------
 
-declare -A program_of=() tests_in=()
-build() {
-	local -a flags=()
-	local suite line
+native=$(uname -m)
+
+# Of each machine: the binary, and the programs of the suites ("MACHINE SUITE").
+declare -A memleak_of=() program_of=() tests_in=()
+build() { # build MACHINE
+	local -a flags=() command=(cargo)
+	local suite line machine=$1 output=$PWD/target/debug
 	for suite in $(rows suite); do
 		flags+=(--test "$suite")
 	done
-	line=$(cargo test --locked --no-run "${flags[@]}" 2>&1) || {
+	if [[ $machine != "$native" ]]; then
+		# Emulated, memleak takes most of the time of many tests.
+		command=(env CARGO_PROFILE_DEV_OPT_LEVEL=1 scripts/sysroot.sh "$machine" cargo)
+		output=$PWD/target/$machine-unknown-linux-gnu/debug
+	fi
+	line=$("${command[@]}" test --locked --no-run "${flags[@]}" 2>&1) || {
 		printf '%s\n' "$line" >&2
-		die 'the tests do not build'
+		die "the tests do not build for $machine"
 	}
-	memleak=$PWD/target/debug/memleak
+	memleak_of[$machine]=$output/memleak
 	for suite in $(rows suite); do
-		program_of[$suite]=$PWD/$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
-		tests_in[$suite]=$("${program_of[$suite]}" --list | grep -c ': test$')
+		program_of["$machine $suite"]=$PWD/$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
+	done
+}
+
+# What the tests on this machine have compiled, for another machine: each program has its command beside it
+# (tests/common/fixtures.rs). What does not compile here is compiled there, by the test that wants it.
+cross_compile() { # cross_compile MACHINE
+	local built=$PWD/target/$1-unknown-linux-gnu/tmp/built record program
+	local -a words
+	mkdir -p "$built"
+	for record in "$PWD"/target/tmp/built/*.command; do
+		[[ -e $record ]] || die 'no test has compiled its programs yet: test on host first'
+		program=$built/$(basename "$record" .command)
+		[[ $program -nt $record ]] && continue
+		cp "$record" "$built/"
+		mapfile -t words <"$record"
+		case ${words[0]} in
+		cc) words[0]=$1-linux-gnu-gcc ;;
+		c++) words[0]=$1-linux-gnu-g++ ;;
+		*) continue ;;
+		esac
+		"${words[@]/#@OUTPUT@/"$program"}" 2>/dev/null || say "$program is left to its test"
 	done
 }
 
@@ -56,7 +84,7 @@ exceptions() { # exceptions KERNEL SUITE: names of tests, or *
 	done < <(rows unrun)
 }
 
-plan() { # plan KERNEL
+plan() { # plan KERNEL MACHINE
 	local suite test options
 	for suite in $(rows suite); do
 		options='--exact'
@@ -64,23 +92,33 @@ plan() { # plan KERNEL
 			[[ $test == '*' ]] && continue 2
 			options+=" --skip $test"
 		done < <(exceptions "$1" "$suite")
-		printf '%s %s %s\n' "$suite" "${program_of[$suite]}" "$options"
+		printf '%s %s %s\n' "$suite" "${program_of["$2 $suite"]}" "$options"
 	done
 }
 
 # ---- kernels from Debian's archive -------------------------------------------------------------------
 
+# Debian's name of a machine.
+debian_of() { # debian_of MACHINE
+	case $1 in
+	x86_64) printf amd64 ;;
+	aarch64) printf arm64 ;;
+	*) die "$conf: '$1' is neither x86_64 nor aarch64" ;;
+	esac
+}
+
 # Prints where the kernel is.
-fetch_kernel() { # fetch_kernel SUITE PACKAGE
-	local suite=$1 package image
-	package=$(apt_of "$suite" amd64 apt-cache pkgnames linux- | grep -xE -- "$2" | sort -V | tail -n 1)
+fetch_kernel() { # fetch_kernel SUITE PACKAGE MACHINE
+	local suite=$1 arch package image
+	arch=$(debian_of "$3")
+	package=$(apt_of "$suite" "$arch" apt-cache pkgnames linux- | grep -xE -- "$2" | sort -V | tail -n 1)
 	[[ -n $package ]] || die "no package in Debian's $suite matches $2"
 	image=$work/images/$package
 	if [[ ! -e $image ]]; then
 		say "Fetching $package"
 		rm -rf "$work/debs"
 		mkdir -p "$work/images" "$work/debs"
-		(cd "$work/debs" && apt_of "$suite" amd64 apt-get download "$package" >&2)
+		(cd "$work/debs" && apt_of "$suite" "$arch" apt-get download "$package" >&2)
 		# In sid it lies beside the modules.
 		dpkg-deb --fsys-tarfile "$work"/debs/"$package"_*.deb |
 			tar -x --to-stdout --wildcards --no-anchored 'vmlinuz*' >"$image.part"
@@ -139,53 +177,120 @@ tools_archive() {
 	printf '%s' "$archive"
 }
 
+# The same for another machine, of the Debian that is here: what is compiled here finds its C library there. No
+# package's scripts are run.
+foreign_tools_archive() { # foreign_tools_archive MACHINE
+	local arch suite versions archive root=$work/tools-$1
+	local -a wanted packages
+	arch=$(debian_of "$1")
+	suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+	mapfile -t wanted < <(rows tool)
+	mapfile -t packages < <(apt_of "$suite" "$arch" apt-get install --simulate --no-install-recommends "${wanted[@]}" |
+		sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1=\2/p')
+	((${#packages[@]} > 0)) || die "apt does not say what the tools for $1 need"
+	versions=$(printf '%s\n' "${packages[@]}" | cat - "${BASH_SOURCE[0]}" | sha256sum)
+	archive=$root-${versions:0:16}.cpio
+	if [[ ! -e $archive ]]; then
+		say "Fetching the tools that the tests call, for $1"
+		rm -rf "$root" "$root"-*
+		mkdir -p "$root"/{debs,files/usr/{bin,sbin,lib},files/{dev,proc,sys,tmp,run,etc}}
+		local name
+		for name in bin sbin lib; do
+			ln -s "usr/$name" "$root/files/$name"
+		done
+		(cd "$root/debs" && apt_of "$suite" "$arch" apt-get download "${packages[@]}" >&2)
+		for name in "$root"/debs/*.deb; do
+			dpkg-deb --fsys-tarfile "$name" | tar -x -C "$root/files" --keep-directory-symlink \
+				--exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \
+				--exclude='./usr/share/zoneinfo/*' --exclude='./usr/lib/*/gconv/*' --exclude='*/lto1' \
+				--exclude='*-lto-dump-*' --exclude='*-ld.gold'
+		done
+		# What update-alternatives would do.
+		ln -s gcc "$root/files/usr/bin/cc"
+		[[ -e $root/files/usr/bin/awk ]] || ln -s mawk "$root/files/usr/bin/awk"
+		cp /etc/{passwd,group,nsswitch.conf,hosts} "$root/files/etc/"
+		(cd "$root/files" && find . | cpio --quiet -o -H newc) >"$archive.part"
+		mv "$archive.part" "$archive"
+		rm -r "$root"
+	fi
+	printf '%s' "$archive"
+}
+
 # The binary, the tests and what these have compiled, at the same places as here.
-tests_archive() {
-	local -a programs=("$memleak" "${program_of[@]}")
-	mapfile -t -O "${#programs[@]}" programs < <(find "$PWD/target/tmp/built" -type f)
+tests_archive() { # tests_archive MACHINE
+	local machine=$1 built=$PWD/target/tmp/built suite
+	local -a programs=("${memleak_of[$1]}")
+	for suite in $(rows suite); do
+		programs+=("${program_of["$machine $suite"]}")
+	done
+	[[ $machine == "$native" ]] || built=$PWD/target/$machine-unknown-linux-gnu/tmp/built
+	mapfile -t -O "${#programs[@]}" programs < <(find "$built" -type f)
 	{
-		with_libraries "${programs[@]}"
+		# Another machine's libraries are among its tools.
+		if [[ $machine == "$native" ]]; then
+			with_libraries "${programs[@]}"
+		else
+			printf '%s\n' "${programs[@]}"
+		fi
 		find "$PWD/fixtures" "$PWD/tests" "$PWD/scripts" -type f
 	} | archive
 }
 
 # ---- runs --------------------------------------------------------------------------------------------
 
-accelerator() {
+accelerator() { # accelerator MACHINE
 	# The device may be there without the processor's help.
-	if [[ -w /dev/kvm ]] && grep -qwE 'vmx|svm' /proc/cpuinfo; then
+	if [[ $1 == "$native" && -w /dev/kvm ]] && { [[ $1 == aarch64 ]] || grep -qwE 'vmx|svm' /proc/cpuinfo; }; then
 		printf kvm
 	else
 		printf 'tcg,thread=multi'
 	fi
 }
 
-boot() { # boot KERNEL IMAGE CPU
-	local dir=$work/runs/$1 root=$work/root
+boot() { # boot KERNEL MACHINE IMAGE CPU
+	local dir=$work/runs/$1 root=$work/root tools console port
+	local -a machine
 	rm -rf "$root"
 	mkdir -p "$root"
 	cp scripts/kernel-init.sh "$root/init"
-	printf 'ROOT=%q\nMEMLEAK=%q\n' "$PWD" "$memleak" >"$root/kernel-test.env"
-	plan "$1" >"$root/kernel-test.plan"
+	case $2 in
+	x86_64)
+		machine=(-M pc -serial file:"$dir/console" -serial file:"$dir/tests")
+		console=ttyS0 port=ttyS1
+		;;
+	aarch64)
+		# It has one serial line of its own. Isolating the kernel's page tables costs an emulator dear.
+		machine=(-M virt -serial file:"$dir/console"
+			-chardev "file,id=tests,path=$dir/tests" -device "pci-serial,chardev=tests")
+		console='ttyAMA0 nokaslr kpti=off' port=ttyS0
+		;;
+	esac
+	printf 'ROOT=%q\nMEMLEAK=%q\nPORT=%q\n' "$PWD" "${memleak_of[$2]}" "/dev/$port" >"$root/kernel-test.env"
+	plan "$1" "$2" >"$root/kernel-test.plan"
+	if [[ $2 == "$native" ]]; then
+		tools=$(tools_archive)
+	else
+		tools=$(foreign_tools_archive "$2")
+		cross_compile "$2"
+	fi
 	{
-		cat "$(tools_archive)"
-		tests_archive
+		cat "$tools"
+		tests_archive "$2"
 		(cd "$root" && find . -type f | cpio --quiet -o -H newc)
 	} >"$work/initramfs"
 	# A host that is busy makes a guest look hung: not the tests' business.
-	timeout "$limit" qemu-system-x86_64 -accel "$(accelerator)" -cpu "$3" -smp 2 -m 4G \
-		-display none -no-reboot -nic none -serial file:"$dir/console" -serial file:"$dir/tests" \
-		-kernel "$2" -initrd "$work/initramfs" \
-		-append 'console=ttyS0 panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1' </dev/null ||
+	timeout "$limit" "qemu-system-$2" "${machine[@]}" -accel "$(accelerator "$2")" -cpu "$4" -smp 2 -m 4G \
+		-display none -no-reboot -nic none -kernel "$3" -initrd "$work/initramfs" \
+		-append "console=$console panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1" </dev/null ||
 		say "qemu ended with $?"
 	rm "$work/initramfs"
 }
 
 on_host() {
 	local dir=$work/runs/host
-	plan host >"$dir/plan"
+	plan host "$native" >"$dir/plan"
 	# Among other things this compiles the fixtures for the other kernels.
-	sh scripts/kernel-tests.sh "$memleak" "$dir/plan" </dev/null >"$dir/tests" 2>&1
+	sh scripts/kernel-tests.sh "${memleak_of[$native]}" "$dir/plan" </dev/null >"$dir/tests" 2>&1
 	printf '@done\n' >>"$dir/tests"
 	: >"$dir/console"
 }
@@ -244,8 +349,11 @@ while read -r kernel suite test reason; do
 done < <(rows unrun)
 ((EUID == 0)) || die 'the tests load BPF programs and need root'
 chosen=" $* "
-build
-while read -r kernel _ method cpu suite package; do
+build "$native"
+for suite in $(rows suite); do
+	tests_in[$suite]=$("${program_of["$native $suite"]}" --list | grep -c ': test$')
+done
+while read -r kernel machine method cpu suite package; do
 	[[ $chosen == '  ' || $chosen == *" $kernel "* ]] || continue
 	rm -rf "$work/runs/$kernel"
 	mkdir -p "$work/runs/$kernel"
@@ -253,9 +361,10 @@ while read -r kernel _ method cpu suite package; do
 		began=$SECONDS
 		on_host
 	else
-		image=$(fetch_kernel "$suite" "$package")
+		[[ -n ${memleak_of[$machine]-} ]] || build "$machine"
+		image=$(fetch_kernel "$suite" "$package" "$machine")
 		began=$SECONDS
-		boot "$kernel" "$image" "$cpu"
+		boot "$kernel" "$machine" "$image" "$cpu"
 	fi
 	judge "$kernel" "$method" $((SECONDS - began))
 done < <(rows kernel)

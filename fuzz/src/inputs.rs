@@ -19,7 +19,7 @@ use memleak::ledger::Ledger;
 use memleak::maps;
 use memleak::names::Names;
 use memleak::probe::follow::{self, LONGEST, Pointer, Probed, Text, Work};
-use memleak::probe::placement::{Kind, instruction_at, place_x86_64};
+use memleak::probe::placement::{self, Kind};
 use memleak::probe::spec::{self, Spec};
 use memleak::probe::symbols::{self, Companions};
 use memleak::probe::table::Table;
@@ -121,11 +121,11 @@ pub fn code(bytes: &[u8]) {
     let Some((&place, bytes)) = bytes.split_first() else {
         return;
     };
-    let placement = place_x86_64(bytes, &[place & 7, place >> 3 & 7]);
+    let placement = placement::place(bytes, &[place & 7, place >> 3 & 7]);
     assert!(placement.offset == 0 || placement.offset < bytes.len() as u64);
     assert!(placement.offset == 0 || placement.kind == Kind::Emulated);
     assert_one_line(&placement.to_string());
-    assert_one_line(&instruction_at(bytes));
+    assert_one_line(&placement::placed_on(bytes).0);
     let base = match place >> 6 {
         0 => 0,
         1 => u64::MAX - (bytes.len() as u64).saturating_sub(1),

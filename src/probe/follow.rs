@@ -7,11 +7,17 @@
 //! stack pointer is followed with them: a `ret` belongs to the function only where it is what it was at the
 //! entry. So what lies behind a call that never returns, which is some other function's code, does no harm.
 
+#[cfg(any(test, target_arch = "aarch64"))]
+mod aarch64;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod x86_64;
+
 use std::collections::{BTreeSet, HashSet};
 
-use iced_x86::{
-    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
-};
+#[cfg(target_arch = "aarch64")]
+use aarch64::{decode, stub};
+#[cfg(target_arch = "x86_64")]
+use x86_64::{decode, stub};
 
 /// A function with more instructions is given up: the operators of known allocators have a few hundred.
 const MAX_INSTRUCTIONS: usize = 8192;
@@ -76,8 +82,58 @@ pub enum GaveUp {
     ComputedJump,
     /// It is too long, or not code.
     TooLong,
-    /// The architecture's code is not decoded.
-    NotDecoded,
+}
+
+/// What an instruction does, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Step {
+    /// The instruction behind it.
+    next: u64,
+    flow: Flow,
+    stack: Stack,
+    /// It writes to memory that is not its own stack's.
+    writes: bool,
+    /// It takes an address, or what a pointer at an address holds.
+    takes: Option<Place>,
+}
+
+/// Where control goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    On,
+    /// On, from where a jump through a register may land.
+    Pad,
+    Call(Place),
+    Jump(Place),
+    /// On, or there.
+    Branch(u64),
+    Return,
+    /// Nowhere.
+    End,
+}
+
+/// Where a call or a jump goes, or an address comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Address(u64),
+    /// To what the loader puts into the pointer at this address.
+    Pointer(u64),
+    Register,
+    /// By a table of jumps, or in a way that no probe can be on.
+    Computed,
+}
+
+/// What becomes of the stack pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stack {
+    Same,
+    /// So many more bytes are on the stack.
+    Grows(i64),
+    /// The frame pointer is set to so many bytes above the stack pointer.
+    SetsFrame(i64),
+    /// The stack pointer is set to so many bytes above the frame pointer.
+    ToFrame(i64),
+    Lost,
 }
 
 /// A path through the code.
@@ -159,25 +215,20 @@ pub fn begins_again(text: &impl Text, entry: u64) -> bool {
     let mut seen = HashSet::new();
     while let Some(mut address) = pending.pop() {
         while seen.len() < MAX_INSTRUCTIONS && seen.insert(address) {
-            let Some(instruction) = decode(text, address) else {
+            let Some(step) = decode(text, address) else {
                 break;
             };
-            let target = instruction.near_branch_target();
-            match instruction.flow_control() {
-                FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => {
-                    address = instruction.next_ip();
-                }
-                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
-                    if target == entry =>
-                {
+            match step.flow {
+                Flow::On | Flow::Pad | Flow::Call(_) => address = step.next,
+                Flow::Branch(target) | Flow::Jump(Place::Address(target)) if target == entry => {
                     return true;
                 }
-                FlowControl::ConditionalBranch => {
+                Flow::Branch(target) => {
                     pending.push(target);
-                    address = instruction.next_ip();
+                    address = step.next;
                 }
-                FlowControl::UnconditionalBranch => address = target,
-                _ => break,
+                Flow::Jump(Place::Address(target)) => address = target,
+                Flow::Jump(_) | Flow::Return | Flow::End => break,
             }
         }
     }
@@ -232,19 +283,19 @@ impl<T: Text> Walk<'_, T> {
                 if self.seen.len() > MAX_INSTRUCTIONS {
                     return Err(GaveUp::TooLong);
                 }
-                let Some(instruction) = decode(self.text, path.address) else {
+                let Some(step) = decode(self.text, path.address) else {
                     // Not code: what lies behind a call that never returns.
                     break;
                 };
-                let next = self.step(&instruction, &mut path)?;
+                let next = self.step(&step, &mut path)?;
                 // Of a free nothing else is asked.
                 if self.frees_alone && self.own_return {
                     return Ok(());
                 }
                 match next {
                     Next::On => {
-                        path.address = instruction.next_ip();
-                        if instruction.mnemonic() != Mnemonic::Endbr64 {
+                        path.address = step.next;
+                        if step.flow != Flow::Pad {
                             path.from = 0;
                         }
                     }
@@ -256,49 +307,48 @@ impl<T: Text> Walk<'_, T> {
         Ok(())
     }
 
-    fn step(&mut self, instruction: &Instruction, path: &mut Path) -> Result<Next, GaveUp> {
-        match instruction.flow_control() {
-            FlowControl::Next => {
-                self.take_addresses(instruction);
-                path.acted |= writes_memory(instruction);
-                move_stack(instruction, path);
+    fn step(&mut self, step: &Step, path: &mut Path) -> Result<Next, GaveUp> {
+        match step.flow {
+            Flow::On | Flow::Pad => {
+                self.take_address(step.takes);
+                path.acted |= step.writes;
+                path.moves(step.stack);
                 Ok(Next::On)
             }
-            FlowControl::Call => Ok(self.call(instruction, instruction.near_branch_target(), path)),
-            FlowControl::IndirectCall => {
-                if instruction.is_ip_rel_memory_operand() {
-                    match self.text.pointer(instruction.ip_rel_memory_address()) {
-                        Pointer::Here(target) => return Ok(self.call(instruction, target, path)),
-                        Pointer::NeverReturns => return Ok(Next::Stop),
-                        Pointer::Probed | Pointer::Unknown => {}
-                    }
+            Flow::Call(Place::Address(target)) => Ok(self.call(target, path)),
+            Flow::Call(Place::Pointer(pointer)) => match self.text.pointer(pointer) {
+                Pointer::Here(target) => Ok(self.call(target, path)),
+                Pointer::NeverReturns => Ok(Next::Stop),
+                Pointer::Probed | Pointer::Unknown => {
+                    path.acted = true;
+                    Ok(Next::On)
                 }
+            },
+            Flow::Call(Place::Register | Place::Computed) => {
                 path.acted = true;
                 Ok(Next::On)
             }
-            FlowControl::ConditionalBranch => {
+            Flow::Branch(target) => {
                 self.pending.push(Path {
-                    address: instruction.near_branch_target(),
+                    address: target,
                     ..*path
                 });
                 Ok(Next::On)
             }
-            FlowControl::UnconditionalBranch => {
-                path.from = instruction.ip();
-                Ok(self.jump(instruction.near_branch_target(), path))
+            Flow::Jump(Place::Address(target)) => {
+                path.from = path.address;
+                Ok(self.jump(target, path))
             }
-            FlowControl::IndirectBranch => self.indirect(instruction, path),
-            FlowControl::Return => {
+            Flow::Jump(place) => self.indirect(place, path),
+            Flow::Return => {
                 if path.depth.is_none_or(|depth| depth == 0) {
-                    self.found.returns.insert(instruction.ip());
+                    self.found.returns.insert(path.address);
                     // A free may look at its argument and return; that takes nobody's work.
                     self.own_return |= !path.handed && (path.acted || !self.frees);
                 }
                 Ok(Next::Stop)
             }
-            FlowControl::Exception | FlowControl::Interrupt | FlowControl::XbeginXabortXend => {
-                Ok(Next::Stop)
-            }
+            Flow::End => Ok(Next::Stop),
         }
     }
 
@@ -311,7 +361,7 @@ impl<T: Text> Walk<'_, T> {
         ((probed == Probed::Frees) == self.frees).then_some(probed)
     }
 
-    fn call(&mut self, instruction: &Instruction, target: u64, path: &mut Path) -> Next {
+    fn call(&mut self, target: u64, path: &mut Path) -> Next {
         let target = match self.through_stub(target) {
             Pointer::Here(target) => target,
             Pointer::NeverReturns => return Next::Stop,
@@ -323,7 +373,7 @@ impl<T: Text> Walk<'_, T> {
         path.acted = true;
         if self.does_the_work(target).is_some() {
             path.handed = true;
-            self.found.inner.insert(instruction.ip());
+            self.found.inner.insert(path.address);
         } else {
             self.found.callees.insert(target);
         }
@@ -351,69 +401,46 @@ impl<T: Text> Walk<'_, T> {
         Next::Jump(target)
     }
 
-    fn indirect(&mut self, instruction: &Instruction, path: &mut Path) -> Result<Next, GaveUp> {
+    fn indirect(&mut self, place: Place, path: &mut Path) -> Result<Next, GaveUp> {
         let as_at_entry = path.depth.is_none_or(|depth| depth == 0);
         // Everybody comes by a stub: what counts is who jumped to it.
         if path.from == 0 {
-            path.from = instruction.ip();
+            path.from = path.address;
         }
-        if instruction.is_ip_rel_memory_operand() {
-            return Ok(
-                match self.text.pointer(instruction.ip_rel_memory_address()) {
-                    Pointer::Here(target) => self.jump(target, path),
-                    Pointer::NeverReturns => Next::Stop,
-                    // Allocators there take over as those here do.
-                    Pointer::Probed if as_at_entry => {
-                        self.own_return |= !path.handed;
-                        Next::Stop
-                    }
-                    Pointer::Probed | Pointer::Unknown => {
-                        self.found.exits.insert(path.from);
-                        Next::Stop
-                    }
-                },
-            );
+        if let Place::Pointer(pointer) = place {
+            return Ok(match self.text.pointer(pointer) {
+                Pointer::Here(target) => self.jump(target, path),
+                Pointer::NeverReturns => Next::Stop,
+                // Allocators there take over as those here do.
+                Pointer::Probed if as_at_entry => {
+                    self.own_return |= !path.handed;
+                    Next::Stop
+                }
+                Pointer::Probed | Pointer::Unknown => {
+                    self.found.exits.insert(path.from);
+                    Next::Stop
+                }
+            });
         }
-        if !as_at_entry || instruction.op0_kind() != OpKind::Register {
+        if !as_at_entry || place == Place::Computed {
             // A table of jumps within the function.
             return Err(GaveUp::ComputedJump);
         }
-        path.from = instruction.ip();
+        path.from = path.address;
         self.computed.push(*path);
         Ok(Next::Stop)
     }
 
     /// Through the stub by which a file calls what another one may define.
     fn through_stub(&self, target: u64) -> Pointer {
-        let mut address = target;
-        for _ in 0..2 {
-            match decode(self.text, address) {
-                Some(instruction) if instruction.mnemonic() == Mnemonic::Endbr64 => {
-                    address = instruction.next_ip();
-                }
-                Some(instruction)
-                    if instruction.flow_control() == FlowControl::IndirectBranch
-                        && instruction.is_ip_rel_memory_operand() =>
-                {
-                    return self.text.pointer(instruction.ip_rel_memory_address());
-                }
-                _ => break,
-            }
-        }
-        Pointer::Here(target)
+        stub(self.text, target).map_or(Pointer::Here(target), |pointer| self.text.pointer(pointer))
     }
 
     /// Notes code whose address is taken: it may be jumped to later.
-    fn take_addresses(&mut self, instruction: &Instruction) {
-        if !instruction.is_ip_rel_memory_operand() {
-            return;
-        }
-        let address = instruction.ip_rel_memory_address();
-        let target = match instruction.mnemonic() {
-            Mnemonic::Lea => Pointer::Here(address),
-            Mnemonic::Mov if instruction.op0_kind() == OpKind::Register => {
-                self.text.pointer(address)
-            }
+    fn take_address(&mut self, place: Option<Place>) {
+        let target = match place {
+            Some(Place::Address(address)) => Pointer::Here(address),
+            Some(Place::Pointer(address)) => self.text.pointer(address),
             _ => return,
         };
         if let Pointer::Here(target) = target
@@ -424,116 +451,60 @@ impl<T: Text> Walk<'_, T> {
     }
 }
 
+impl Path {
+    /// Keeps count of what an instruction puts on the stack, or takes off.
+    fn moves(&mut self, stack: Stack) {
+        match stack {
+            Stack::Same => {}
+            Stack::Grows(bytes) => self.depth = self.depth.map(|depth| depth + bytes),
+            Stack::SetsFrame(above) => self.frame = self.depth.map(|depth| depth - above),
+            Stack::ToFrame(above) => self.depth = self.frame.map(|frame| frame - above),
+            Stack::Lost => self.depth = None,
+        }
+    }
+}
+
 /// Notes the calls of allocating functions in a function that lies anywhere, and what else it calls.
 fn calls_in(text: &impl Text, entry: u64, inner: &mut BTreeSet<u64>, callees: &mut BTreeSet<u64>) {
     let mut pending = vec![entry];
     let mut seen = HashSet::new();
     while let Some(mut address) = pending.pop() {
         while seen.len() < MAX_INSTRUCTIONS && seen.insert(address) {
-            let Some(instruction) = decode(text, address) else {
+            let Some(step) = decode(text, address) else {
                 break;
             };
-            let target = instruction.near_branch_target();
             let allocates = |target| {
                 matches!(
                     text.function(target),
                     Some(Probed::Allocates | Probed::MayThrow)
                 )
             };
-            match instruction.flow_control() {
-                FlowControl::Next | FlowControl::IndirectCall => {}
-                FlowControl::Call
-                | FlowControl::UnconditionalBranch
-                | FlowControl::ConditionalBranch
+            match step.flow {
+                Flow::Call(Place::Address(target))
+                | Flow::Jump(Place::Address(target))
+                | Flow::Branch(target)
                     if allocates(target) =>
                 {
                     inner.insert(address);
                 }
-                FlowControl::Call => {
+                Flow::On | Flow::Pad | Flow::Call(Place::Pointer(_)) => {}
+                Flow::Call(Place::Register | Place::Computed) => {}
+                Flow::Call(Place::Address(target)) => {
                     callees.insert(target);
                 }
-                FlowControl::ConditionalBranch => pending.push(target),
-                FlowControl::UnconditionalBranch => {
+                Flow::Branch(target) => pending.push(target),
+                Flow::Jump(Place::Address(target)) => {
                     address = target;
                     continue;
                 }
-                _ => break,
+                Flow::Jump(_) | Flow::Return | Flow::End => break,
             }
-            address = instruction.next_ip();
+            address = step.next;
         }
     }
 }
 
-fn decode(text: &impl Text, address: u64) -> Option<Instruction> {
-    let mut buffer = [0; LONGEST];
-    let code = text.code(address, &mut buffer);
-    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
-    decoder
-        .can_decode()
-        .then(|| decoder.decode())
-        .filter(|instruction| !instruction.is_invalid())
-}
-
-fn writes_memory(instruction: &Instruction) -> bool {
-    instruction.op_count() > 0
-        && instruction.op0_kind() == OpKind::Memory
-        && !matches!(
-            instruction.mnemonic(),
-            Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Nop | Mnemonic::Bt
-        )
-}
-
-/// Keeps count of what an instruction puts on the stack, or takes off.
-fn move_stack(instruction: &Instruction, path: &mut Path) {
-    let displacement = instruction.memory_displacement64().cast_signed();
-    match instruction.code() {
-        Code::Mov_r64_rm64 | Code::Mov_rm64_r64
-            if instruction.op0_kind() == OpKind::Register
-                && instruction.op1_kind() == OpKind::Register =>
-        {
-            match (instruction.op0_register(), instruction.op1_register()) {
-                (Register::RBP, Register::RSP) => path.frame = path.depth,
-                (Register::RSP, Register::RBP) => path.depth = path.frame,
-                (Register::RSP, _) => path.depth = None,
-                _ => {}
-            }
-        }
-        Code::Leaveq => path.depth = path.frame.map(|frame| frame - 8),
-        Code::Lea_r64_m if instruction.op0_register() == Register::RSP => {
-            let base = match instruction.memory_base() {
-                Register::RSP => path.depth,
-                Register::RBP => path.frame,
-                _ => None,
-            };
-            let plain = instruction.memory_index() == Register::None;
-            path.depth = base.filter(|_| plain).map(|base| base - displacement);
-        }
-        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Add_rm64_imm8 | Code::Add_rm64_imm32
-            if instruction.op0_kind() == OpKind::Register
-                && instruction.op0_register() == Register::RSP =>
-        {
-            let bytes = instruction.immediate(1).cast_signed();
-            let grows = instruction.mnemonic() == Mnemonic::Sub;
-            path.depth = path
-                .depth
-                .map(|depth| if grows { depth + bytes } else { depth - bytes });
-        }
-        _ if instruction.is_stack_instruction() => {
-            let grows = -i64::from(instruction.stack_pointer_increment());
-            path.depth = path.depth.map(|depth| depth + grows);
-        }
-        _ if instruction.op_count() > 0
-            && instruction.op0_kind() == OpKind::Register
-            && instruction.op0_register().full_register() == Register::RSP
-            && !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test) =>
-        {
-            path.depth = None;
-        }
-        _ => {}
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
 

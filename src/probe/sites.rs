@@ -14,7 +14,7 @@ use object::read::elf::{Rela, Sym};
 
 use super::elf::Role;
 use super::follow::{self, Followed, GaveUp, LONGEST, Pointer, Probed, Text, Work};
-use super::placement::{Kind, Placement, Reason, WINDOW, place_at_entry, place_x86_64};
+use super::placement::{self, Placement, Reason, WINDOW};
 use super::spec::{Action, Verb};
 use super::table::{Family, FileTable, Program, Row};
 use crate::elf_file::{ElfFile, Segment, string_in};
@@ -78,7 +78,6 @@ pub fn place(
     mut functions: BTreeMap<u64, Found>,
     table: &FileTable<'_>,
 ) -> Result<Vec<Site>> {
-    let decodes = cfg!(target_arch = "x86_64");
     // An operator belongs to the allocator of its file; where there is none it calls another file's.
     let found = || functions.values().map(|found| &found.row);
     if !is_allocator(found()) {
@@ -101,10 +100,9 @@ pub fn place(
         })?;
         let mut action = found.row.action;
         let is_user = matches!(found.row.family, Family::User(_));
-        let follow = |work| match decodes {
-            true => follow::follow(&file_text, address, work)
-                .and_then(|followed| file_text.whole().map(|()| followed)),
-            false => Err(GaveUp::NotDecoded),
+        let follow = |work| {
+            follow::follow(&file_text, address, work)
+                .and_then(|followed| file_text.whole().map(|()| followed))
         };
         let followed = if action.may_throw() {
             Some(follow(match action.frees() {
@@ -122,23 +120,20 @@ pub fn place(
         {
             continue;
         }
-        if action.verb == Verb::Free && decodes && follow::begins_again(&file_text, address) {
+        if action.verb == Verb::Free && follow::begins_again(&file_text, address) {
             action.verb = Verb::FreeAgain;
         }
-        let placement = match decodes {
-            true => place_x86_64(
-                &code(elf, segment, address, found.size)?,
-                &action.arguments(),
-            ),
-            false => place_at_entry(),
-        };
+        let placement = placement::place(
+            &code(elf, segment, address, found.size)?,
+            &action.arguments(),
+        );
         let mut own = Range::of_function(address, found.size);
         if whole_text || is_user {
             own = Range::of_function(segment.address, segment.size);
         } else if let Some(Ok(Followed { inner, callees, .. })) = &followed {
             own.extend(inner);
             own.extend(&follow::calls_below(&file_text, callees.clone()));
-        } else if bundled && decodes && action.allocates() {
+        } else if bundled && action.allocates() {
             own.extend(&follow::calls_below(&file_text, BTreeSet::from([address])));
         }
         let mut add = |at: u64, placement: Placement, verb: Verb| {
@@ -280,15 +275,11 @@ impl<'a> FileText<'a> {
     /// A placement at this very instruction.
     fn placement(&self, address: u64, offset: u64, reason: Reason) -> Placement {
         let mut buffer = [0; LONGEST];
-        let at_it = place_x86_64(self.code(address, &mut buffer), &[]);
-        let emulated = at_it.kind == Kind::Emulated && at_it.offset == 0;
+        let (instruction, kind) = placement::placed_on(self.code(address, &mut buffer));
         Placement {
             offset,
-            instruction: super::placement::instruction_at(&buffer),
-            kind: match emulated {
-                true => Kind::Emulated,
-                false => Kind::SingleStepped,
-            },
+            instruction,
+            kind,
             reason,
         }
     }

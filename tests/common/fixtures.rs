@@ -23,6 +23,7 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("built");
     let target = directory.join(name);
+    let record = directory.join(format!("{name}.command"));
     fs::create_dir_all(&directory).expect("target/tmp can be written");
 
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
@@ -35,7 +36,7 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
         .filter(|path| *path == source || path.extension() == Some(OsStr::new("h")))
         .filter_map(|path| modified(&path))
         .max();
-    if modified(&target).is_some() && modified(&target) > newest_source {
+    if modified(&target).is_some() && modified(&target) > newest_source && record.exists() {
         return target;
     }
 
@@ -79,6 +80,17 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
         source.display(),
         String::from_utf8_lossy(&output.stderr)
     );
+    // Tests on another machine's kernel cannot wait for its compiler (scripts/test-kernels.sh).
+    let words = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args());
+    let words: Vec<_> = words
+        .map(|word| match Path::new(word) == &*unfinished {
+            true => "@OUTPUT@".into(),
+            false => word.to_string_lossy(),
+        })
+        .collect();
+    fs::write(&record, words.join("\n") + "\n").expect("target/tmp can be written");
     // In one step: whoever runs the old one goes on with it, nobody sees half of the new one.
     fs::rename(&unfinished, &target).expect("target/tmp can be written");
     target
