@@ -7,7 +7,7 @@ SHELL := bash
 CARGO ?= cargo
 # The lock file is part of the tree: a build that would have to change it stops instead.
 CARGO_FLAGS ?= --locked
-# For whom install-deps and check-tools look: build, test, lint, bench, kernels or dist.
+# For whom install-deps and check-tools look: build, test, lint, bench, kernels, dist or libcs.
 FOR ?= test
 
 # Loading BPF programs takes root. Cargo runs every test and benchmark through this script, which is
@@ -48,6 +48,13 @@ test-kernels: ## Test on Debian's kernels, emulated where need be (root; KERNELS
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	scripts/as-root.sh scripts/test-kernels.sh $(KERNELS)
 
+.PHONY: test-libcs
+test-libcs: ## Test on programs with other C libraries, of other Debians (root; LIBCS="newest": only these)
+	@scripts/as-root.sh
+	@scripts/deps.sh install libcs
+	@scripts/test-libcs.sh --build
+	scripts/as-root.sh scripts/test-libcs.sh $(LIBCS)
+
 .PHONY: dist
 dist: ## Make a release in target/dist: .tar.gz, .deb and .rpm, for x86_64 and aarch64
 	@scripts/deps.sh check dist >/dev/null || { scripts/deps.sh check dist; exit 1; }
@@ -69,11 +76,11 @@ docs: ## Write the manual page and the completions anew, after a change of the c
 	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test documents
 
 .PHONY: check-tools
-check-tools: ## Say which tools are missing (FOR=build|test|lint|bench|kernels|dist)
+check-tools: ## Say which tools are missing (FOR=build|test|lint|bench|kernels|dist|libcs)
 	@scripts/deps.sh check $(FOR)
 
 .PHONY: install-deps
-install-deps: ## Install what is missing, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist)
+install-deps: ## Install what is missing, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs)
 	@scripts/deps.sh install $(FOR)
 
 .PHONY: fmt

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The tools and libraries that this project needs from the system: says what is missing, or installs it.
 #
-#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist]
-#     scripts/deps.sh install [build|test|lint|bench|kernels|dist]
+#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs]
+#     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs]
 #
 # build: to compile memleak · test: and to run its tests (the default) · lint: and to check formats ·
 # bench: and the tools that the benchmark compares with · kernels: and to test on other kernels · dist: and to make
-# a release. Each takes in what is named before it, except that bench does not need lint, kernels only build and
-# test, and dist only build.
+# a release · libcs: to test with other C libraries. Each takes in what is named before it, except that bench does
+# not need lint, kernels only build and test, dist only build, and libcs build, test and dist.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -132,7 +132,9 @@ lint) wanted=' build test lint ' ;;
 bench) wanted=' build bench ' ;;
 kernels) wanted=' build test kernels ' ;;
 dist) wanted=' build dist ' ;;
-*) die "'$purpose' is none of build, test, lint, bench, kernels, dist" ;;
+# Tests that are linked as a release is.
+libcs) wanted=' build test dist ' ;;
+*) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs" ;;
 esac
 
 if command -v apt-get >/dev/null; then
@@ -228,6 +230,6 @@ install)
 	fi
 	;;
 *)
-	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist]"
+	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist|libcs]"
 	;;
 esac

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Runs tests on programs with other C libraries than this machine's: in directories with other Debians, which the
+# fixtures are compiled in too, on the kernel that is here. Prints where each library's probes sit, and one table.
+#
+#     scripts/test-libcs.sh [LIBC]…
+#     scripts/test-libcs.sh --build     only compiles the tests, which takes no root
+#
+# tests/libcs.conf says which libraries, which tests, and which ones not. Ends with 0 if every test that it does not
+# except passed. Takes root, as the tests do.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/debian.sh
+source scripts/debian.sh
+
+conf=tests/libcs.conf
+work=$PWD/target/libcs
+
+die() {
+	printf 'test-libcs: %s\n' "$*" >&2
+	exit 1
+}
+
+rows() { # rows KIND: the lines of that kind, without the word
+	sed -n "s/^$1[[:space:]]\+//p" "$conf"
+}
+
+declare -A program_of=()
+# The oldest library must be able to run the tests themselves, and memleak.
+build() {
+	local -a flags=()
+	local suite line
+	for suite in $(rows suite); do
+		flags+=(--test "$suite")
+	done
+	line=$(scripts/sysroot.sh "$(uname -m)" cargo test --locked --no-run "${flags[@]}" 2>&1) || {
+		printf '%s\n' "$line" >&2
+		die 'the tests do not build'
+	}
+	for suite in $(rows suite); do
+		program_of[$suite]=$PWD/$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
+	done
+}
+
+debian() { # debian SUITE: makes the directory with it, once
+	local root=$work/$1 packages
+	packages=$(rows tool | paste -sd,)
+	[[ $(cat "$root/tools" 2>/dev/null) != "$packages" ]] || return 0
+	printf 'Installing Debian %s\n' "$1" >&2
+	rm -rf "$root"
+	debootstrap --variant=minbase --include="$packages" "$1" "$root" "$(debian_mirror)" >"$work/$1.log" ||
+		die "debootstrap has failed: $work/$1.log"
+	rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/usr/share/{doc,locale,man}
+	printf '%s' "$packages" >"$root/tools"
+}
+
+skips() { # skips LIBC SUITE
+	local libc suite test
+	while read -r libc suite test _; do
+		[[ $libc != "$1" || $suite != "$2" ]] || printf -- '--skip\n%s\n' "$test"
+	done < <(rows unrun)
+}
+
+# In a mount namespace of its own: what is mounted goes with it. The project lies where it lies here, but what is
+# compiled goes elsewhere.
+# shellcheck disable=SC2016 # expanded in there
+inside='
+	root=$1 project=$2 built=$3
+	shift 3
+	mkdir -p "$root$project" "$built"
+	# unshare(1) wants / to be a mount.
+	mount --bind "$root" "$root"
+	mount --bind "$project" "$root$project"
+	mount --bind "$built" "$root$project/target/tmp"
+	for place in proc sys dev; do
+		mount --rbind "/$place" "$root/$place"
+	done
+	mount -t tmpfs -o mode=1777 tmp "$root/tmp"
+	exec chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C PLACEMENTS="${PLACEMENTS-}" \
+		sh -c "cd $project && exec \"\$@\"" sh "$@"
+'
+
+while read -r libc suite test reason; do
+	[[ -n $reason ]] || die "$conf: no reason is given for not running $suite $test with $libc"
+done < <(rows unrun)
+if [[ ${1-} == --build ]]; then
+	build
+	exit
+fi
+((EUID == 0)) || die 'the tests load BPF programs and need root'
+chosen=" $* "
+mkdir -p "$work" target/tmp
+build
+table=()
+failed=false
+while read -r libc debian; do
+	[[ $chosen == '  ' || $chosen == *" $libc "* ]] || continue
+	debian "$debian"
+	began=$SECONDS
+	results=()
+	for suite in $(rows suite); do
+		log=$work/$libc-$suite.log
+		mapfile -t options < <(skips "$libc" "$suite")
+		if ! unshare --mount --propagation private bash -euc "$inside" inside "$work/$debian" "$PWD" \
+			"$work/built-$debian" "${program_of[$suite]}" --exact "${options[@]}" --show-output \
+			</dev/null >"$log" 2>&1; then
+			failed=true
+			sed -n '/^failures:/,$p' "$log" >&2
+		fi
+		[[ $suite != placement ]] || sed -n '/^glibc/,/^$/p; /ns (/p; /not compared/p' "$log"
+		results+=("$(sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed; .*/\1 \2/p' "$log")")
+	done
+	version=$(chroot "$work/$debian" "/lib/$(uname -m)-linux-gnu/libc.so.6" |
+		sed -n '1s/.* version \(.*\)\.$/\1/p')
+	passed=0 lost=0
+	for result in "${results[@]}"; do
+		read -r good bad <<<"${result:-0 1}"
+		passed=$((passed + good)) lost=$((lost + bad))
+	done
+	table+=("$(printf '%-12s %-8s %-10s %6d %6d %7d' "$libc" "$version" "$debian" "$passed" "$lost" \
+		$((SECONDS - began)))")
+done < <(rows libc)
+
+printf '\n%-12s %-8s %-10s %6s %6s %7s\n' libc version Debian passed failed seconds
+printf '%s\n' "${table[@]}"
+! $failed || die 'not all tests have passed'
