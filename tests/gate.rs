@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::expected::case;
-use common::{Counts, Job, compile, fixture};
+use common::{Counts, Job, TIMEOUT, compile, fixture};
 use tempfile::TempDir;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
@@ -114,7 +114,7 @@ fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
         let children = format!("/proc/{0}/task/{0}/children", memleak.id());
         sleep(Duration::from_millis(round * 10 + round.pow(4) / 200));
         // The last one long enough for the command to run on any machine.
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + *TIMEOUT;
         while round == ROUNDS - 1 && !done(round).exists() && Instant::now() < deadline {
             sleep(Duration::from_millis(10));
         }

@@ -26,7 +26,7 @@ use counter::Kind;
 pub use fixtures::{compile, fixture};
 
 /// A run that takes longer hangs. TEST_TIMEOUT has other seconds, for emulated machines.
-static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| {
+pub static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| {
     let seconds = std::env::var("TEST_TIMEOUT").map(|text| text.parse().expect("seconds"));
     Duration::from_secs(seconds.unwrap_or(120))
 });
