@@ -29,6 +29,7 @@ fn main() -> Result<()> {
         let arch = OsString::from(format!("-D__TARGET_ARCH_{arch}"));
         SkeletonBuilder::new()
             .source(&source)
+            .obj(out.join(format!("{name}.bpf.o")))
             .clang_args(args.into_iter().chain([arch, nowhere.clone()]))
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .with_context(|| {

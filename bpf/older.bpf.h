@@ -83,8 +83,9 @@ static __always_inline __u64 next_heap(void)
 }
 
 /*
- * What exactly one of several tasks gets: to delete an entry succeeds for one of them. Made for a
- * heap when it gets its second task, so there are no more than twice as many as heaps.
+ * What exactly one of several tasks gets: to delete an entry succeeds for one of them. A heap gets
+ * two when it gets its second task, and they go when it ends; there is one more while a file is
+ * put down.
  */
 enum token { LAST_USER, LAST_OWNER, FILES };
 
@@ -143,6 +144,9 @@ static __always_inline bool is_last_user(struct thread *thread, struct heap *hea
 		return false;
 	if (thread->sole)
 		heap->live = thread->live;
+	else
+		/* Where the process has left by an exec it is still there. */
+		take_token(id, LAST_OWNER);
 	return true;
 }
 

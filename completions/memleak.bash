@@ -68,7 +68,7 @@ _memleak() {
                     return 0
                     ;;
                 --method)
-                    COMPREPLY=($(compgen -W "session multi perf-event" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "session multi perf-event separate" -- "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -185,7 +185,7 @@ _memleak() {
                     return 0
                     ;;
                 --method)
-                    COMPREPLY=($(compgen -W "session multi perf-event" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "session multi perf-event separate" -- "${cur}"))
                     return 0
                     ;;
                 --holds)
@@ -239,7 +239,7 @@ _memleak() {
                     return 0
                     ;;
                 --method)
-                    COMPREPLY=($(compgen -W "session multi perf-event" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "session multi perf-event separate" -- "${cur}"))
                     return 0
                     ;;
                 --output)

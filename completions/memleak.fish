@@ -44,7 +44,8 @@ everywhere\t'There, and after every exec'"
 complete -c memleak -n "__fish_memleak_needs_command" -l hold-delay -d 'Leave those who are held waiting for so many milliseconds more' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
 multi\t'One link for all entries, one for all returns (6.6)'
-perf-event\t'A perf event for each function, entry and return'"
+perf-event\t'A perf event for each function, entry and return'
+separate\t'The same, with a program for each of them, for kernels that lack what the others\' programs use'"
 complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write the report to FILE instead of standard error (run) or output (-p, -a); %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'What the report looks like' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
@@ -87,7 +88,8 @@ everywhere\t'There, and after every exec'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l hold-delay -d 'Leave those who are held waiting for so many milliseconds more' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
 multi\t'One link for all entries, one for all returns (6.6)'
-perf-event\t'A perf event for each function, entry and return'"
+perf-event\t'A perf event for each function, entry and return'
+separate\t'The same, with a program for each of them, for kernels that lack what the others\' programs use'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write the report to FILE instead of standard error (run) or output (-p, -a); %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'What the report looks like' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
@@ -115,7 +117,8 @@ always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
 multi\t'One link for all entries, one for all returns (6.6)'
-perf-event\t'A perf event for each function, entry and return'"
+perf-event\t'A perf event for each function, entry and return'
+separate\t'The same, with a program for each of them, for kernels that lack what the others\' programs use'"
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l holds -d 'Where processes are held until their files have been examined, at the most' -r -f -a "nowhere\t'Nowhere: only what is found before the command starts is probed in time'
 loader\t'Where the dynamic loader tells what it has mapped. A static program goes on unheld'
 everywhere\t'There, and after every exec'"

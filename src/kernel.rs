@@ -24,7 +24,8 @@ mod tests {
             ("6.18.44-fc", Some((6, 18))),
             ("5.14.0-427.el9.x86_64", Some((5, 14))),
             ("6.1", Some((6, 1))),
-            ("5", None),
+            ("7.0-rc1", Some((7, 0))),
+            ("6", None),
             ("unknown", None),
         ] {
             assert_eq!(version(release), expected, "{release}");

@@ -192,7 +192,7 @@ fn a_bad_alloc_that_the_program_catches_does_not_end_it() {
 
 #[test]
 fn operators_are_counted_by_every_method() {
-    for method in ["session", "multi", "perf-event"] {
+    for method in ["session", "multi", "perf-event", "separate"] {
         for name in ["jemalloc", "tcmalloc_minimal"] {
             let job = |what| {
                 let job = Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
@@ -425,7 +425,7 @@ fn an_allocator_that_throws_is_counted_and_the_program_goes_on() {
         "{}:alloc=_ZN4Pool5allocEm(_, size),free=_ZN4Pool4freeEPv(_, block)",
         program.display()
     );
-    for method in ["session", "multi", "perf-event"] {
+    for method in ["session", "multi", "perf-event", "separate"] {
         let job = |arguments: &[&str]| {
             Job::new(&program, arguments).options(["--allocator", &spec, "--method", method])
         };
@@ -473,7 +473,7 @@ fn what_is_wrong_with_a_description_is_said_before_the_command_starts() {
 /// sessions, where a call within another has none.
 #[test]
 fn a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method() {
-    for method in ["session", "multi", "perf-event"] {
+    for method in ["session", "multi", "perf-event", "separate"] {
         let job = Job::new("ls", ["-l", "/usr"]).options(["--method", method]);
         job.run_counted().assert_equal_counts();
     }

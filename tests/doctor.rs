@@ -212,7 +212,12 @@ fn colour_is_used_where_it_is_asked_for() {
 
 #[test]
 fn the_method_is_the_one_that_run_uses() {
-    for option in [&[][..], &["--method", "multi"], &["--method", "perf-event"]] {
+    for option in [
+        &[][..],
+        &["--method", "multi"],
+        &["--method", "perf-event"],
+        &["--method", "separate"],
+    ] {
         let method = doctor(&[], option).check("method")["found"].clone();
         let run = ["run", "-v"].iter().chain(option).chain(&["--", "true"]);
         let run = output([MEMLEAK].iter().chain(run));

@@ -495,15 +495,22 @@ mod tests {
             "bpf_iter_task_vma_new",
             "bpf_task_work_schedule_resume_impl",
         );
-        assert_eq!(best(&[]), (Method::PerfEvent, Holds::Nowhere));
+        let newer = "bpf_mem_alloc";
+        assert_eq!(best(&[]), (Method::Separate, Holds::Nowhere));
+        assert_eq!(best(&["bpf_mem_alloc_init"]).0, Method::Separate);
+        assert_eq!(best(&[newer]), (Method::PerfEvent, Holds::Nowhere));
+        let likenesses = ["bpf_iter_task_vma_new_impl", "NO_BPF_TRACE_UPROBE_MULTI"];
         assert_eq!(
-            best(&["bpf_iter_task_vma_new_impl", "NO_BPF_TRACE_UPROBE_MULTI"]),
+            best(&[&[newer][..], &likenesses].concat()),
             (Method::PerfEvent, Holds::Nowhere)
         );
-        assert_eq!(best(&[multi]), (Method::Multi, Holds::Nowhere));
-        assert_eq!(best(&[multi, mappings]), (Method::Multi, Holds::Loader));
+        assert_eq!(best(&[newer, multi]), (Method::Multi, Holds::Nowhere));
         assert_eq!(
-            best(&[multi, session, mappings, work]),
+            best(&[newer, multi, mappings]),
+            (Method::Multi, Holds::Loader)
+        );
+        assert_eq!(
+            best(&[newer, multi, session, mappings, work]),
             (Method::Session, Holds::Everywhere)
         );
     }

@@ -471,7 +471,10 @@ impl Collector {
                 "rows found the ring full and waited in the map",
             ),
             (
-                self.globals.late_count.get(),
+                // Of the object for older kernels it is the only one.
+                self.object
+                    .newer()
+                    .map_or(0, |_| self.globals.late_count.get()),
                 "threads were kept in the slower table",
             ),
         ]

@@ -15,7 +15,6 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -25,11 +24,8 @@ use tempfile::TempDir;
 use counter::Kind;
 pub use fixtures::{compile, fixture};
 
-/// A run that takes longer hangs. TEST_TIMEOUT has other seconds, for emulated machines.
-pub static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| {
-    let seconds = std::env::var("TEST_TIMEOUT").map(|text| text.parse().expect("seconds"));
-    Duration::from_secs(seconds.unwrap_or(120))
-});
+/// A run that takes longer hangs. In an emulator one of a million allocations takes minutes.
+const TIMEOUT: Duration = Duration::from_secs(900);
 
 // ---- counts ------------------------------------------------------------------------------------------
 
@@ -558,10 +554,10 @@ fn wait_status(mut child: Child) -> ExitStatus {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             return status;
         }
-        if started.elapsed() > *TIMEOUT {
+        if started.elapsed() > TIMEOUT {
             let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
             nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).ok();
-            panic!("hangs: not done after {:?}", *TIMEOUT);
+            panic!("hangs: not done after {TIMEOUT:?}");
         }
         thread::sleep(Duration::from_millis(5));
     }

@@ -1,0 +1,132 @@
+//! The programs for kernels before 6.1 count as the others do. They work on newer ones, too, so they are tried on
+//! whatever kernel is here.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod common;
+
+use std::process::Command;
+
+use common::expected::{End, Expected, case};
+use common::{Job, Losses, code};
+
+const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
+const SEPARATE: [&str; 2] = ["--method", "separate"];
+
+/// Each for something that these programs do in another way.
+#[test]
+fn the_programs_for_older_kernels_count_the_same() {
+    for name in [
+        // Each function of the family has programs of its own; nothing of it is in another's.
+        "whole_family",
+        "realloc_forms",
+        // Of tasks that leave a heap at one time, one ends it.
+        "exits_under_waiting_threads",
+        "threads_free_each_other",
+        "clone_vm_child",
+        "leader_leaves_first",
+        "exec_from_thread",
+        // Ids of heaps come from two CPUs.
+        "fork_storm",
+        "forks_in_threads",
+        "two_heaps_one_address",
+        "exec_chain",
+        "jumps_out_of_calloc altstack",
+    ] {
+        let case = case(name);
+        let report = case.job.options(SEPARATE).run();
+        assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
+        if case.losses == Losses::default() {
+            report.assert_complete();
+        }
+        let mut found: Vec<_> = report
+            .rows
+            .iter()
+            .map(|row| Expected {
+                image: row.image,
+                end: End::of(row),
+                counts: row.counts,
+            })
+            .collect();
+        let mut expected = (case.images)(&report.stdout);
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
+    for (name, peak) in [
+        ("frees_all", Some(1_000_000)),
+        ("leaks_2mb", Some(2_000_000)),
+        ("one_idle_thread", None),
+        ("threads_free_each_other", None),
+    ] {
+        let report = case(name).job.options(SEPARATE).run();
+        report.assert_complete();
+        assert_eq!(report.only_row().peak_live_bytes, peak, "{name}");
+    }
+}
+
+#[test]
+fn watching_what_is_there_is_refused_in_one_line_that_says_what_works() {
+    for what in [&["-a", "1"][..], &["-p", "1", "1"]] {
+        let output = Command::new(MEMLEAK)
+            .args(what)
+            .args(SEPARATE)
+            .output()
+            .expect("memleak can be started");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        for word in ["Linux 6.1", "memleak run works"] {
+            assert!(said.contains(word), "{said}");
+        }
+    }
+}
+
+/// Where the kernel counts programs and tables as locked memory: until 5.11.
+fn counts_locked_memory() -> bool {
+    let release = nix::sys::utsname::uname().expect("the kernel has a name");
+    let release = release.release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5, 11),
+        _ => panic!("a release without a version: {release}"),
+    }
+}
+
+const LIMIT: [&str; 2] = ["prlimit", "--memlock=65536:65536"];
+
+#[test]
+fn a_limit_of_locked_memory_is_raised_for_memleak_and_kept_for_the_command() {
+    let report = Job::shell("ulimit -Sl; ulimit -Hl")
+        .options(SEPARATE)
+        .under(&LIMIT)
+        .run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    assert_eq!(report.stdout, "64\n64\n");
+}
+
+#[test]
+fn a_limit_of_locked_memory_that_cannot_be_raised_is_named_where_it_counts() {
+    let mut memleak = Command::new(LIMIT[0]);
+    memleak
+        .args(&LIMIT[1..])
+        .args(["setpriv", "--bounding-set=-sys_resource"])
+        .args([MEMLEAK, "run"])
+        .args(SEPARATE)
+        .args(["--", "true"]);
+    let output = memleak.output().expect("prlimit can be started");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !counts_locked_memory() {
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    for word in ["64 kB", "ulimit -Hl"] {
+        assert!(said.contains(word), "{said}");
+    }
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
