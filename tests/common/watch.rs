@@ -194,7 +194,7 @@ impl Watch {
     #[track_caller]
     pub fn wait_for(&mut self, what: &str) {
         loop {
-            match self.stderr.recv_timeout(TIMEOUT) {
+            match self.stderr.recv_timeout(*TIMEOUT) {
                 Ok(line) => {
                     self.said += &line;
                     if line.contains(what) {
@@ -227,7 +227,7 @@ impl Watch {
             if enough(&rows) {
                 return rows;
             }
-            assert!(began.elapsed() < TIMEOUT, "not reported: {rows:#?}");
+            assert!(began.elapsed() < *TIMEOUT, "not reported: {rows:#?}");
             thread::sleep(Duration::from_millis(20));
         }
     }
