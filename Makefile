@@ -45,7 +45,7 @@ test: ## Install what is missing, build, and run all tests (root, or sudo)
 test-kernels: ## Test on Debian's kernels, emulated where need be (root; KERNELS="6.1 6.12": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install kernels
-	$(CARGO) test $(CARGO_FLAGS) --no-run
+	$(CARGO) test $(CARGO_FLAGS) --profile emulated --no-run
 	scripts/as-root.sh scripts/test-kernels.sh $(KERNELS)
 
 .PHONY: test-libcs

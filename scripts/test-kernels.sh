@@ -35,16 +35,15 @@ native=$(uname -m)
 declare -A memleak_of=() program_of=() tests_in=()
 build() { # build MACHINE
 	local -a flags=() command=(cargo)
-	local suite line machine=$1 output=$PWD/target/debug
+	local suite line machine=$1 output=$PWD/target/emulated
 	for suite in $(rows suite); do
 		flags+=(--test "$suite")
 	done
 	if [[ $machine != "$native" ]]; then
-		# Emulated, memleak takes most of the time of many tests.
-		command=(env CARGO_PROFILE_DEV_OPT_LEVEL=1 scripts/sysroot.sh "$machine" cargo)
-		output=$PWD/target/$machine-unknown-linux-gnu/debug
+		command=(scripts/sysroot.sh "$machine" cargo)
+		output=$PWD/target/$machine-unknown-linux-gnu/emulated
 	fi
-	line=$("${command[@]}" test --locked --no-run "${flags[@]}" 2>&1) || {
+	line=$("${command[@]}" test --locked --profile emulated --no-run "${flags[@]}" 2>&1) || {
 		printf '%s\n' "$line" >&2
 		die "the tests do not build for $machine"
 	}
