@@ -15,6 +15,8 @@ ln -s /proc/self/fd /dev/fd
 
 # shellcheck source=/dev/null # written by test-kernels.sh: where all is
 . /kernel-test.env
+# Seconds after which a run of memleak hangs: emulated, one of a thousand processes takes minutes.
+export TEST_TIMEOUT=1800
 cd "$ROOT" || exit 1
 exec >"$PORT" 2>&1
 setsid sh scripts/kernel-tests.sh "$MEMLEAK" /kernel-test.plan
