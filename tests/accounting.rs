@@ -17,15 +17,7 @@ fn assert_exact(name: &str) {
     let report = case.job.run();
     assert_eq!(code(report.status), case.code, "{}", report.stderr);
     assert_losses(&report, &case);
-    let mut found: Vec<_> = report
-        .rows
-        .iter()
-        .map(|row| Expected {
-            image: row.image,
-            end: End::of(row),
-            counts: row.counts,
-        })
-        .collect();
+    let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
     let mut expected = (case.images)(&report.stdout);
     assert_same(&mut found, &mut expected);
 

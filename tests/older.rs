@@ -6,7 +6,7 @@ mod common;
 
 use std::process::Command;
 
-use common::expected::{End, Expected, case};
+use common::expected::{Expected, case};
 use common::{Job, Losses, code};
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
@@ -38,15 +38,7 @@ fn the_programs_for_older_kernels_count_the_same() {
         if case.losses == Losses::default() {
             report.assert_complete();
         }
-        let mut found: Vec<_> = report
-            .rows
-            .iter()
-            .map(|row| Expected {
-                image: row.image,
-                end: End::of(row),
-                counts: row.counts,
-            })
-            .collect();
+        let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
         let mut expected = (case.images)(&report.stdout);
         found.sort();
         expected.sort();

@@ -32,6 +32,17 @@ pub struct Expected {
     pub counts: Counts,
 }
 
+impl Expected {
+    /// What a row of memleak's tells.
+    pub fn of(row: &Row) -> Self {
+        Expected {
+            image: row.image,
+            end: End::of(row),
+            counts: row.counts,
+        }
+    }
+}
+
 /// The images, from what the fixture said on standard output.
 type Images = dyn Fn(&str) -> Vec<Expected>;
 
