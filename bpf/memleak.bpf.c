@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The programs: where the kernel calls us. What they do is in the headers. */
-#include "alloc.bpf.h"
 #include "arrivals.bpf.h"
 #include "join.bpf.h"
+#include "probes.bpf.h"
 #include "tasks.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -31,49 +31,6 @@ int alloc_session(struct pt_regs *ctx)
 	if (!is_return(ctx))
 		return !enter(ctx, thread, own_cookie(ctx));
 	leave(ctx, thread, 0);
-	return 0;
-}
-
-/* The same for kernels without sessions. */
-SEC("uprobe")
-int alloc_enter(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		enter(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
-SEC("uretprobe")
-int alloc_return(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		leave(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
-/* Functions of which the entry is enough. */
-SEC("uprobe.multi")
-int entry_only(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		entered(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
-/* Functions that may throw. */
-SEC("uprobe.multi")
-int throwing(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		reached(ctx, thread, own_cookie(ctx));
 	return 0;
 }
 

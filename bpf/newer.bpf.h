@@ -108,6 +108,9 @@ struct {
 	__type(value, struct errand);
 } errands SEC(".maps");
 
+/* What a program at many entries is. */
+#define ENTRIES "uprobe.multi"
+
 /* Verified once, and not at each place that calls it. */
 #define FUNCTION __noinline
 

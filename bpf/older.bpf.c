@@ -4,51 +4,11 @@
  * probes are loaded once as they are, then again for each probe, with its cookie put in.
  */
 #define OLDER_KERNELS
-#include "alloc.bpf.h"
 #include "inode.bpf.h"
+#include "probes.bpf.h"
 #include "tasks.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
-
-SEC("uprobe")
-int alloc_enter(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		enter(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
-SEC("uretprobe")
-int alloc_return(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		leave(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
-SEC("uprobe")
-int entry_only(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		entered(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
-SEC("uprobe")
-int throwing(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	if (thread)
-		reached(ctx, thread, own_cookie(ctx));
-	return 0;
-}
 
 /* Set by user space: the command, as memleak sees it. */
 __u32 to_follow = 0;

@@ -10,6 +10,9 @@
 
 #include "maps.bpf.h"
 
+/* A program is at one probe. */
+#define ENTRIES "uprobe"
+
 /* Before 5.12 a function that is verified once takes no pointer. */
 #define FUNCTION static __noinline
 

@@ -11,6 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
 source scripts/debian.sh
+# shellcheck source=scripts/suites.sh
+source scripts/suites.sh
 
 conf=tests/kernels.conf
 work=$PWD/target/kernels
@@ -23,10 +25,6 @@ die() {
 }
 say() { printf '%s\n' "$*" >&2; }
 
-rows() { # rows KIND: the lines of that kind, without the word
-	sed -n "s/^$1[[:space:]]\+//p" "$conf"
-}
-
 # ---- what is tested ----------------------------------------------------------------------------------
 
 native=$(uname -m)
@@ -34,23 +32,17 @@ native=$(uname -m)
 # Of each machine: the binary, and the programs of the suites ("MACHINE SUITE").
 declare -A memleak_of=() program_of=() tests_in=()
 build() { # build MACHINE
-	local -a flags=() command=(cargo)
-	local suite line machine=$1 output=$PWD/target/emulated
-	for suite in $(rows suite); do
-		flags+=(--test "$suite")
-	done
+	local -a command=(cargo)
+	local programs suite program machine=$1 output=$PWD/target/emulated
 	if [[ $machine != "$native" ]]; then
 		command=(scripts/sysroot.sh "$machine" cargo)
 		output=$PWD/target/$machine-unknown-linux-gnu/emulated
 	fi
-	line=$("${command[@]}" test --locked --profile emulated --no-run "${flags[@]}" 2>&1) || {
-		printf '%s\n' "$line" >&2
-		die "the tests do not build for $machine"
-	}
+	programs=$(build_suites "${command[@]}" test --locked --profile emulated)
 	memleak_of[$machine]=$output/memleak
-	for suite in $(rows suite); do
-		program_of["$machine $suite"]=$PWD/$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
-	done
+	while read -r suite program; do
+		program_of["$machine $suite"]=$program
+	done <<<"$programs"
 }
 
 # What the tests on this machine have compiled, for another machine: each program has its command beside it
@@ -74,15 +66,6 @@ cross_compile() { # cross_compile MACHINE
 	done
 }
 
-exceptions() { # exceptions KERNEL SUITE: names of tests, or *
-	local kernel suite test
-	while read -r kernel suite test _; do
-		if [[ $kernel == "$1" && ($suite == "$2" || $suite == '*') ]]; then
-			printf '%s\n' "$test"
-		fi
-	done < <(rows unrun)
-}
-
 plan() { # plan KERNEL MACHINE
 	local suite test options
 	for suite in $(rows suite); do
@@ -90,7 +73,7 @@ plan() { # plan KERNEL MACHINE
 		while read -r test; do
 			[[ $test == '*' ]] && continue 2
 			options+=" --skip $test"
-		done < <(exceptions "$1" "$suite")
+		done < <(unrun "$1" "$suite")
 		printf '%s %s %s\n' "$suite" "${program_of["$2 $suite"]}" "$options"
 	done
 }
@@ -307,7 +290,7 @@ judge() { # judge KERNEL METHOD SECONDS
 	method=${method:-none}
 	for suite in $(rows suite); do
 		local result counts=(0 0 0) excepted
-		excepted=$(exceptions "$kernel" "$suite")
+		excepted=$(unrun "$kernel" "$suite")
 		if [[ $'\n'$excepted$'\n' == *$'\n*\n'* ]]; then
 			unrun=$((unrun + tests_in[$suite]))
 			continue
@@ -343,9 +326,7 @@ judge() { # judge KERNEL METHOD SECONDS
 
 # ----------------------------------------------------------------------------------------------------
 
-while read -r kernel suite test reason; do
-	[[ -n $reason ]] || die "$conf: no reason is given for not running $suite $test on $kernel"
-done < <(rows unrun)
+check_reasons
 ((EUID == 0)) || die 'the tests load BPF programs and need root'
 chosen=" $* "
 build "$native"

@@ -11,6 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
 source scripts/debian.sh
+# shellcheck source=scripts/suites.sh
+source scripts/suites.sh
 
 conf=tests/libcs.conf
 work=$PWD/target/libcs
@@ -20,25 +22,14 @@ die() {
 	exit 1
 }
 
-rows() { # rows KIND: the lines of that kind, without the word
-	sed -n "s/^$1[[:space:]]\+//p" "$conf"
-}
-
 declare -A program_of=()
 # The oldest library must be able to run the tests themselves, and memleak.
 build() {
-	local -a flags=()
-	local suite line
-	for suite in $(rows suite); do
-		flags+=(--test "$suite")
-	done
-	line=$(scripts/sysroot.sh "$(uname -m)" cargo test --locked --no-run "${flags[@]}" 2>&1) || {
-		printf '%s\n' "$line" >&2
-		die 'the tests do not build'
-	}
-	for suite in $(rows suite); do
-		program_of[$suite]=$PWD/$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
-	done
+	local programs suite program
+	programs=$(build_suites scripts/sysroot.sh "$(uname -m)" cargo test --locked)
+	while read -r suite program; do
+		program_of[$suite]=$program
+	done <<<"$programs"
 }
 
 debian() { # debian SUITE: makes the directory with it, once
@@ -51,13 +42,6 @@ debian() { # debian SUITE: makes the directory with it, once
 		die "debootstrap has failed: $work/$1.log"
 	rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/usr/share/{doc,locale,man}
 	printf '%s' "$packages" >"$root/tools"
-}
-
-skips() { # skips LIBC SUITE
-	local libc suite test
-	while read -r libc suite test _; do
-		[[ $libc != "$1" || $suite != "$2" ]] || printf -- '--skip\n%s\n' "$test"
-	done < <(rows unrun)
 }
 
 # In a mount namespace of its own: what is mounted goes with it. The project lies where it lies here, but what is
@@ -79,9 +63,7 @@ inside='
 		sh -c "cd $project && exec \"\$@\"" sh "$@"
 '
 
-while read -r libc suite test reason; do
-	[[ -n $reason ]] || die "$conf: no reason is given for not running $suite $test with $libc"
-done < <(rows unrun)
+check_reasons
 if [[ ${1-} == --build ]]; then
 	build
 	exit
@@ -99,7 +81,11 @@ while read -r libc debian; do
 	results=()
 	for suite in $(rows suite); do
 		log=$work/$libc-$suite.log
-		mapfile -t options < <(skips "$libc" "$suite")
+		options=()
+		while read -r test; do
+			[[ $test == '*' ]] && continue 2
+			options+=(--skip "$test")
+		done < <(unrun "$libc" "$suite")
 		if ! unshare --mount --propagation private bash -euc "$inside" inside "$work/$debian" "$PWD" \
 			"$work/built-$debian" "${program_of[$suite]}" --exact "${options[@]}" --show-output \
 			</dev/null >"$log" 2>&1; then

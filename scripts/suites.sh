@@ -1,0 +1,42 @@
+# shellcheck shell=bash
+# To be sourced: which tests run in which places, by a table such as tests/kernels.conf. The caller has `die`, and
+# the table's name in `conf`.
+
+# shellcheck disable=SC2154 # conf is the caller's
+rows() { # rows KIND: the table's lines of that kind, without the word
+	sed -n "s/^$1[[:space:]]\+//p" "$conf"
+}
+
+# Ends where a test is left out and nothing says why.
+check_reasons() {
+	local place suite test reason
+	while read -r place suite test reason; do
+		[[ -n $reason ]] || die "$conf: no reason is given for not running $suite $test on $place"
+	done < <(rows unrun)
+}
+
+unrun() { # unrun PLACE SUITE: names of tests, or *
+	local place suite test
+	while read -r place suite test _; do
+		if [[ $place == "$1" && ($suite == "$2" || $suite == '*') ]]; then
+			printf '%s\n' "$test"
+		fi
+	done < <(rows unrun)
+}
+
+# Compiles the suites. Prints "SUITE PROGRAM" of each.
+build_suites() { # build_suites CARGO…: cargo's command line, up to the tests
+	local suite line program
+	local -a flags=()
+	for suite in $(rows suite); do
+		flags+=(--test "$suite")
+	done
+	line=$("$@" --no-run "${flags[@]}" 2>&1) || {
+		printf '%s\n' "$line" >&2
+		die 'the tests do not build'
+	}
+	for suite in $(rows suite); do
+		program=$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
+		printf '%s %s\n' "$suite" "$PWD/$program"
+	done
+}
