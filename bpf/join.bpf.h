@@ -8,7 +8,7 @@
 #ifndef MEMLEAK_JOIN_H
 #define MEMLEAK_JOIN_H
 
-#include "arrivals.bpf.h"
+#include "lifecycle.bpf.h"
 
 /* The id of a group's ancestor at a level that is not below the group's own. */
 static __always_inline __u64 ancestor_id(struct cgroup *group, __u64 level)
@@ -77,7 +77,7 @@ static __always_inline bool is_wanted(struct task_struct *task, struct task_stru
 {
 	__u32 uid;
 
-	if (task->tgid == keeper || task->flags & PF_KTHREAD)
+	if (task_field(task, tgid) == keeper || task_field(task, flags) & PF_KTHREAD)
 		return false;
 	if (by_uid) {
 		uid = BPF_CORE_READ(task, real_cred, uid.val);
@@ -114,6 +114,7 @@ static __always_inline __u64 heap_of_running(struct task_struct *task, struct ta
 {
 	__u64 id = put_heap(&no_heap, next_heap());
 	struct heap *heap = id ? heap_by_id(id) : 0;
+	struct found_files *files;
 
 	if (!heap)
 		return 0;
@@ -127,6 +128,12 @@ static __always_inline __u64 heap_of_running(struct task_struct *task, struct ta
 		bpf_core_read(heap->comm, COMM_LEN, &leader->comm);
 	}
 	name_running_exe(heap, task);
+	files = bpf_map_lookup_elem(&found, &heap->pid);
+	if (files) {
+		heap->file_count = files->count;
+		__builtin_memcpy(heap->files, files->files, sizeof(heap->files));
+	}
+	expect_joins(heap, leader);
 	heap->owners = 1;
 	/* Last: who walks the map takes a heap without users for one that is not there yet. */
 	heap->users = 1;
@@ -139,26 +146,18 @@ static __always_inline __u64 heap_of_running(struct task_struct *task, struct ta
  */
 static __always_inline __u64 adopt(struct task_struct *task, struct task_struct *leader)
 {
-	struct process *process = bpf_task_storage_get(&processes, leader, 0, 0);
-	__u64 id, first;
+	__u64 id = heap_of_process(leader), first;
 
-	if (process && process->heap)
-		return process->heap;
-	if (scope == SCOPE_CHOSEN ? !process || !process->chosen : !is_wanted(task, leader))
-		return 0;
-	if (!process)
-		process =
-		    bpf_task_storage_get(&processes, leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!process)
+	if (id)
+		return id;
+	if (scope == SCOPE_CHOSEN ? !is_chosen(leader) : !is_wanted(task, leader))
 		return 0;
 	id = heap_of_running(task, leader);
 	if (!id)
 		return 0;
-	/* Another thread of the process may have been faster. */
-	first = __sync_val_compare_and_swap(&process->heap, 0, id);
-	if (!first)
-		return id;
-	bpf_map_delete_elem(&heaps, &id);
+	first = claim_process(leader, id);
+	if (first != id)
+		drop_heap(id);
 	return first;
 }
 
@@ -166,17 +165,17 @@ static __always_inline __u64 adopt(struct task_struct *task, struct task_struct 
  * The current thread joins the heap of its process, if that is followed, or is to be. Returns
  * whether it did.
  */
-__noinline int join(void)
+FUNCTION int join(void)
 {
-	struct task_struct *task = bpf_get_current_task_btf(), *leader;
+	struct task_struct *task = current_task(), *leader;
 	struct thread *thread;
 	struct heap *heap;
 	__u64 id;
 
 	/* Until its exec, a child of vfork uses the memory of its parent, who waits. */
-	if (!joining || task->vfork_done)
+	if (!joining || task_field(task, vfork_done))
 		return 0;
-	leader = task->group_leader;
+	leader = task_field(task, group_leader);
 	id = adopt(task, leader);
 	heap = id ? heap_by_id(id) : 0;
 	if (!heap || heap->flags & HEAP_OWNER_GONE)
@@ -192,34 +191,43 @@ __noinline int join(void)
 	thread->ppid = heap->ppid;
 	thread->image = 0;
 	enter_heap(thread, id, false);
-	/* Alone in its process, and only itself could change that. */
-	if (BPF_CORE_READ(task, signal, live.counter) == 1) {
-		unshare_live(heap, &thread->live);
-		thread->sole = 1;
-	}
+	joined(thread, heap, BPF_CORE_READ(task, signal, live.counter) == 1);
 	if (!heap->file_count)
 		survey_of(task, heap, false);
 	knows_files(thread, heap);
 	return 1;
 }
 
-/* Gives the process of `leader` its heap, before any of its threads has joined. */
-static __always_inline void adopt_leader(struct task_struct *leader)
+/* Whether the task is the current one and leads a process that has a heap which it has not joined.
+ */
+static __always_inline bool may_join(struct task_struct *task)
 {
-	struct process *process;
+	if (scope == SCOPE_TREE || task_field(task, pid) != task_field(task, tgid) ||
+	    (__u64)task != (__u64)current_task())
+		return false;
+	return heap_of_process(task);
+}
+
+/* Gives every process that is there and wanted its heap, before any of its threads has joined. */
+SEC("iter/task")
+int adopt_all(struct bpf_iter__task *ctx)
+{
+	struct task_struct *leader = ctx->task;
 	struct heap *heap;
 	__u64 id;
 
+	if (!leader || leader->pid != leader->tgid)
+		return 0;
 	/* One that has ended has told of its end already, or was not followed until then. */
 	if (!BPF_CORE_READ(leader, signal, live.counter) || thread_of(leader))
-		return;
-	process = bpf_task_storage_get(&processes, leader, 0, 0);
-	if (process && process->heap)
-		return;
+		return 0;
+	if (heap_of_process(leader))
+		return 0;
 	id = adopt(leader, leader);
 	heap = id ? heap_by_id(id) : 0;
 	if (heap)
 		survey_of(leader, heap, false);
+	return 0;
 }
 
 #endif

@@ -143,6 +143,34 @@ struct {
 	__type(value, struct site);
 } sites SEC(".maps");
 
+/* The users whose processes are followed, if not everyone's are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u8);
+} wanted_uids SEC(".maps");
+
+/* Which command names are followed, if not all are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct name_automaton);
+} wanted_names SEC(".maps");
+
+/*
+ * What user space has found of the processes that are there, by their pids in memleak's own
+ * namespace, until they have their heaps. Kernels before 6.7 do not let a program look.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, GROWS);
+	__uint(max_entries, MAX_HEAPS);
+	__type(key, __u32);
+	__type(value, struct found_files);
+} found SEC(".maps");
+
 /* Where a heap is put together: too large for the stack. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -75,14 +75,3 @@ int identify_file(__u64 *ctx)
 	identified = found;
 	return error;
 }
-
-/* Gives every process that is there and wanted its heap. */
-SEC("iter/task")
-int adopt_all(struct bpf_iter__task *ctx)
-{
-	struct task_struct *task = ctx->task;
-
-	if (task && task->pid == task->tgid)
-		adopt_leader(task);
-	return 0;
-}

@@ -240,6 +240,12 @@ struct name_automaton {
 	__u8 next[NAME_STATES][256];
 };
 
+/* Probed files that a process which is there has mapped. */
+struct found_files {
+	__u32 count;
+	__u16 files[HEAP_FILES];
+};
+
 /* Names everything above that no map holds, so that it gets into the BTF and from there to Rust. */
 struct vocabulary {
 	enum limits limits;

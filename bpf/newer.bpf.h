@@ -31,22 +31,6 @@ struct {
 	__type(value, struct process);
 } processes SEC(".maps");
 
-/* The users whose processes are followed, if not everyone's are. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, __u8);
-} wanted_uids SEC(".maps");
-
-/* Which command names are followed, if not all are. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct name_automaton);
-} wanted_names SEC(".maps");
-
 /*
  * Live bytes of heaps that several tasks use, by the heap's id: found faster than the heap. A heap
  * that finds its place taken keeps them in itself.
@@ -171,10 +155,12 @@ static __always_inline void drop_thread(struct task_struct *task)
 	bpf_task_storage_delete(&threads, task);
 }
 
-/* See join.bpf.h. */
+/* See join.bpf.h and arrivals.bpf.h. */
 int join(void);
 static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader);
 static __always_inline bool is_outside(struct task_struct *task);
+static __always_inline bool may_join(struct task_struct *task);
+static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits);
 
 static __always_inline struct live_cell *live_cell_of(__u64 heap)
 {
@@ -437,12 +423,55 @@ static __always_inline struct process *process_of(struct task_struct *leader)
 	return bpf_task_storage_get(&processes, leader, 0, 0);
 }
 
+/* Whether the process is one of those that were named. */
+static __always_inline bool is_chosen(struct task_struct *leader)
+{
+	struct process *process = process_of(leader);
+
+	return process && process->chosen;
+}
+
 /* The heap that a process has been given; 0: none. */
 static __always_inline __u64 heap_of_process(struct task_struct *leader)
 {
 	struct process *process = process_of(leader);
 
 	return process ? process->heap : 0;
+}
+
+/* Gives a process its heap. Which it has now: another thread may have been faster. 0: none. */
+static __always_inline __u64 claim_process(struct task_struct *leader, __u64 heap)
+{
+	struct process *process;
+	__u64 first;
+
+	process = bpf_task_storage_get(&processes, leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!process)
+		return 0;
+	first = __sync_val_compare_and_swap(&process->heap, 0, heap);
+	return first ? first : heap;
+}
+
+/* A new heap, of a process that is there, is about to be seen by others. */
+static __always_inline void expect_joins(struct heap *heap, struct task_struct *leader)
+{
+}
+
+/* It has not been, and goes. */
+static __always_inline void drop_heap(__u64 id)
+{
+	bpf_map_delete_elem(&heaps, &id);
+}
+
+/* A thread has joined its process's heap. `alone`: only itself could change that it is the only
+ * one.
+ */
+static __always_inline void joined(struct thread *thread, struct heap *heap, bool alone)
+{
+	if (!alone)
+		return;
+	unshare_live(heap, &thread->live);
+	thread->sole = 1;
 }
 
 /*
@@ -465,15 +494,6 @@ static __always_inline void forget_process(struct task_struct *leader)
 		process = process_of(leader);
 	if (process)
 		process->heap = 0;
-}
-
-/* Whether the task is the current one and leads a process that has a heap which it has not joined.
- */
-static __always_inline bool may_join(struct task_struct *task)
-{
-	if (scope == SCOPE_TREE || task->pid != task->tgid || task != bpf_get_current_task_btf())
-		return false;
-	return heap_of_process(task);
 }
 
 #endif

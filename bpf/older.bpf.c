@@ -5,22 +5,46 @@
  */
 #define OLDER_KERNELS
 #include "inode.bpf.h"
+#include "join.bpf.h"
 #include "probes.bpf.h"
 #include "tasks.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Set by user space: the command, as memleak sees it. */
-__u32 to_follow = 0;
+/* Set by user space: a process, as memleak sees it. 0 again when it has been found. */
+__u32 wanted_pid = 0;
 
-/* Follows that command, which waits for its exec. */
+static __always_inline bool is_wanted_pid(struct task_struct *task)
+{
+	return wanted_pid && task && task->pid == task->tgid && own_pid_of(task) == wanted_pid;
+}
+
+/* Follows that process, a command which waits for its exec. */
 SEC("iter/task")
 int follow(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 
-	if (task && task->pid == task->tgid && own_pid_of(task) == to_follow && !thread_of(task))
-		new_thread(task);
+	if (is_wanted_pid(task) && !thread_of(task) && new_thread(task))
+		wanted_pid = 0;
+	return 0;
+}
+
+/* Chooses that process, which is there already. */
+SEC("iter/task")
+int choose(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+
+	if (is_wanted_pid(task) && choose_process(task))
+		wanted_pid = 0;
+	return 0;
+}
+
+SEC("tp_btf/sched_process_free")
+int BPF_PROG(sched_process_free, struct task_struct *task)
+{
+	task_freed(task);
 	return 0;
 }
 

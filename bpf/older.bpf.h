@@ -3,7 +3,7 @@
  * What stands in for what newer.bpf.h uses on kernels from 5.10 on that lack it: all threads are in
  * a hash table, no program uses what an atomic operation returns, nor any but additions (5.12), and
  * each probe has a program of its own, which knows its cookie as a constant (there are no others
- * before 5.15). Only trees that memleak launched are followed.
+ * before 5.15).
  */
 #ifndef MEMLEAK_OLDER_H
 #define MEMLEAK_OLDER_H
@@ -88,9 +88,9 @@ static __always_inline __u64 next_heap(void)
 /*
  * What exactly one of several tasks gets: to delete an entry succeeds for one of them. A heap gets
  * two when it gets its second task, and they go when it ends; there is one more while a file is
- * put down.
+ * put down, and one of a process that was there before it was followed.
  */
-enum token { LAST_USER, LAST_OWNER, FILES };
+enum token { LAST_USER, LAST_OWNER, FILES, PROCESS };
 
 struct token_key {
 	__u64 heap;
@@ -99,7 +99,7 @@ struct token_key {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 3 * MAX_HEAPS);
+	__uint(max_entries, 4 * MAX_HEAPS);
 	__type(key, struct token_key);
 	__type(value, __u8);
 } tokens SEC(".maps");
@@ -123,27 +123,27 @@ static __always_inline bool take_token(__u64 heap, enum token token)
  * A task leaves its heap. Whether nobody is left: of those who find that, one is to say so. The
  * others have left, too, but the heap may have gone already: hence its id from before.
  */
-static __always_inline bool is_last(struct thread *thread, __u64 heap, __u32 *count,
+static __always_inline bool is_last(struct thread *thread, __u64 heap, __u32 *count, __u32 leaving,
 				    enum token token)
 {
 	if (thread->sole) {
 		*count = 0;
 		return true;
 	}
-	__sync_fetch_and_add(count, -1);
+	__sync_fetch_and_add(count, -leaving);
 	return !*(volatile __u32 *)count && take_token(heap, token);
 }
 
 static __always_inline bool is_last_owner(struct thread *thread, struct heap *heap, __u32 leaving)
 {
-	return is_last(thread, heap->id, &heap->owners, LAST_OWNER);
+	return is_last(thread, heap->id, &heap->owners, leaving, LAST_OWNER);
 }
 
 static __always_inline bool is_last_user(struct thread *thread, struct heap *heap, __u32 leaving)
 {
 	__u64 id = heap->id;
 
-	if (!is_last(thread, id, &heap->users, LAST_USER))
+	if (!is_last(thread, id, &heap->users, leaving, LAST_USER))
 		return false;
 	if (thread->sole)
 		heap->live = thread->live;
@@ -153,13 +153,18 @@ static __always_inline bool is_last_user(struct thread *thread, struct heap *hea
 	return true;
 }
 
+static __always_inline void put_last_tokens(__u64 heap)
+{
+	if (!put_token(heap, LAST_USER) || !put_token(heap, LAST_OWNER))
+		__sync_fetch_and_add(&rows_lost, 1);
+}
+
 /* A heap is about to have more users than its only task. Its live bytes are nobody's from now on.
  */
 static __always_inline void share_heap(struct heap *heap, struct live *live)
 {
 	set_flags(heap, HEAP_PEAKLESS);
-	if (!put_token(heap->id, LAST_USER) || !put_token(heap->id, LAST_OWNER))
-		__sync_fetch_and_add(&rows_lost, 1);
+	put_last_tokens(heap->id);
 }
 
 static __always_inline void live_grows(struct thread *thread, __u64 size)
@@ -221,40 +226,120 @@ static __always_inline bool take_block(struct thread *thread, __u64 address, __u
 	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
 }
 
-/* Processes that were there before are not followed. */
+/*
+ * The heaps of processes that were there before they were followed, and which of these processes
+ * were named. By the address of the leader, which is its own until it is freed: then they go.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_HEAPS);
+	__type(key, __u64);
+	__type(value, __u64);
+} processes SEC(".maps");
 
-static __always_inline int join(void)
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_HEAPS);
+	__type(key, __u64);
+	__type(value, __u8);
+} chosen SEC(".maps");
+
+static __always_inline bool choose_process(struct task_struct *leader)
 {
-	return 0;
+	__u64 key = (__u64)leader;
+	__u8 here = 1;
+
+	return !bpf_map_update_elem(&chosen, &key, &here, BPF_ANY);
 }
 
-static __always_inline bool may_join(struct task_struct *task)
+static __always_inline bool is_chosen(struct task_struct *leader)
 {
-	return false;
-}
+	__u64 key = (__u64)leader;
 
-static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader)
-{
-	return false;
-}
-
-static __always_inline bool is_outside(struct task_struct *task)
-{
-	return false;
+	return bpf_map_lookup_elem(&chosen, &key);
 }
 
 static __always_inline __u64 heap_of_process(struct task_struct *leader)
 {
-	return 0;
+	__u64 key = (__u64)leader, *heap = bpf_map_lookup_elem(&processes, &key);
+
+	return heap ? *heap : 0;
 }
 
-static __always_inline __u32 process_leaves(struct heap *heap)
+static __always_inline __u64 claim_process(struct task_struct *leader, __u64 heap)
 {
-	return 0;
+	__u64 key = (__u64)leader, first;
+
+	if (!bpf_map_update_elem(&processes, &key, &heap, BPF_NOEXIST))
+		return heap;
+	first = heap_of_process(leader);
+	if (!first)
+		__sync_fetch_and_add(&rows_lost, 1);
+	return first;
 }
 
 static __always_inline void forget_process(struct task_struct *leader)
 {
+	__u64 key = (__u64)leader;
+
+	if (scope != SCOPE_TREE)
+		bpf_map_delete_elem(&processes, &key);
 }
+
+/* A task's address may be another one's from now on. */
+static __always_inline void task_freed(struct task_struct *task)
+{
+	__u64 key = (__u64)task;
+
+	bpf_map_delete_elem(&processes, &key);
+	bpf_map_delete_elem(&chosen, &key);
+}
+
+/* Its process is one user, and each thread will be one more. */
+static __always_inline void expect_joins(struct heap *heap, struct task_struct *leader)
+{
+	if (BPF_CORE_READ(leader, signal, live.counter) != 1)
+		heap->flags |= HEAP_PEAKLESS;
+	put_last_tokens(heap->id);
+	if (!put_token(heap->id, PROCESS))
+		__sync_fetch_and_add(&rows_lost, 1);
+}
+
+static __always_inline void drop_heap(__u64 id)
+{
+	take_token(id, LAST_USER);
+	take_token(id, LAST_OWNER);
+	take_token(id, PROCESS);
+	bpf_map_delete_elem(&heaps, &id);
+}
+
+static __always_inline void joined(struct thread *thread, struct heap *heap, bool alone)
+{
+	if (alone && !(heap->flags & HEAP_PEAKLESS)) {
+		take_token(heap->id, LAST_USER);
+		take_token(heap->id, LAST_OWNER);
+		thread->sole = 1;
+	} else if (!(heap->flags & HEAP_PEAKLESS)) {
+		/* It was alone when the heap was made, so there is nobody else to do this. */
+		set_flags(heap, HEAP_PEAKLESS);
+	}
+}
+
+static __always_inline __u32 process_leaves(struct heap *heap)
+{
+	return heap->flags & HEAP_PROCESS && take_token(heap->id, PROCESS);
+}
+
+/* What has been mapped is looked for in user space, before. */
+static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits)
+{
+	return 0;
+}
+
+/* See join.bpf.h. */
+static int join(void);
+static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader);
+static __always_inline bool is_outside(struct task_struct *task);
+static __always_inline bool may_join(struct task_struct *task);
 
 #endif

@@ -19,7 +19,7 @@ mod floor {
 }
 
 pub use floor::{FloorSkel, FloorSkelBuilder};
-pub use memleak::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
+pub use memleak::{MemleakSkel, MemleakSkelBuilder, types};
 pub use older::{OlderSkel, OlderSkelBuilder, types as older_types};
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Keeps the probes where the allocators are: finds them before the command starts, or in what processes have
 //! mapped, and looks at what these bring later while they wait.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs;
 use std::io;
 use std::thread::sleep;
@@ -10,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::allocator::{self, Examined, loader::Environment, mapped::Mapping};
+use crate::allocator::mapped::{Mapping, levels_of_proc_above};
+use crate::allocator::{self, Examined, loader::Environment};
 use crate::cli;
 use crate::collect::{Arrival, Collector, Holds, Scope, Settings, Wanted};
 use crate::elf_file::Class;
@@ -138,6 +140,7 @@ impl Prober {
         let mut classes = Vec::new();
         let mut stripped = false;
         let mut allocators = 0;
+        let mut probed = Vec::new();
         for mapping in process.mapped()? {
             let Some(examined) = self.look(&mapping)? else {
                 continue;
@@ -145,9 +148,10 @@ impl Prober {
             classes.push(examined.class);
             stripped |= examined.findings.stripped;
             allocators += usize::from(examined.findings.is_allocator());
-            self.collector.expect(examined)?;
+            probed.extend(self.collector.expect(examined)?);
         }
         let pid = process.pid;
+        self.collector.has_mapped(pid, &probed)?;
         let why = if allocators > 0 {
             return Ok(());
         } else if classes.contains(&Class::Bits32) {
@@ -163,25 +167,40 @@ impl Prober {
     /// Puts probes on what the processes of the machine have mapped. Those that start meanwhile do not have to
     /// wait for that. A file that cannot be examined or probed shows in the rows of those who use it.
     fn expect_all(&mut self) -> Result<()> {
-        let mut seen = HashSet::new();
+        // Else these are not the numbers that rows have.
+        let own_pids = levels_of_proc_above() == 0;
+        // Of each file its number, if it is probed.
+        let mut seen = HashMap::new();
         for pid in running::all()? {
+            let mut probed = Vec::new();
             // A process that is gone, or that has no memory, has nothing mapped.
             for (mapping, device) in running::mapped(pid).unwrap_or_default() {
-                if !seen.insert((device, mapping.inode)) {
-                    continue;
-                }
-                if let Ok(Some(examined)) = self.look(&mapping)
-                    && let Err(error) = self.collector.expect(examined)
-                {
-                    // Where the first one fails, all do.
-                    ensure!(!self.collector.targets().is_empty(), error);
-                    say(&format!("{error:#}"));
-                }
+                let number = match seen.entry((device, mapping.inode)) {
+                    Entry::Occupied(seen) => *seen.get(),
+                    Entry::Vacant(unseen) => *unseen.insert(self.expect_file(&mapping)?),
+                };
+                probed.extend(number);
+            }
+            if own_pids {
+                self.collector.has_mapped(pid, &probed)?;
             }
             self.examine_arrivals()?;
         }
         self.explain(0);
         Ok(())
+    }
+
+    /// Puts probes on a file that is mapped. Its number, if it is probed.
+    fn expect_file(&mut self, mapping: &Mapping) -> Result<Option<u16>> {
+        let Ok(Some(examined)) = self.look(mapping) else {
+            return Ok(None);
+        };
+        self.collector.expect(examined).or_else(|error| {
+            // Where the first one fails, all do.
+            ensure!(!self.collector.targets().is_empty(), error);
+            say(&format!("{error:#}"));
+            Ok(None)
+        })
     }
 
     /// Looks at what is mapped; `None` where that is gone.

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::allocator::mapped::Mapping;
 use crate::maps;
@@ -62,6 +63,12 @@ impl Process {
             "process {pid} is a thread of the kernel, which has no memory of its own to watch"
         );
         Ok(Self { pid, proc_pid, fd })
+    }
+
+    /// Whether none of its threads is left.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// What it has mapped to execute.

@@ -60,23 +60,6 @@ fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
     }
 }
 
-#[test]
-fn watching_what_is_there_is_refused_in_one_line_that_says_what_works() {
-    for what in [&["-a", "1"][..], &["-p", "1", "1"]] {
-        let output = Command::new(MEMLEAK)
-            .args(what)
-            .args(SEPARATE)
-            .output()
-            .expect("memleak can be started");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(125), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
-        for word in ["Linux 6.1", "memleak run works"] {
-            assert!(said.contains(word), "{said}");
-        }
-    }
-}
-
 /// Where the kernel counts programs and tables as locked memory: until 5.11.
 fn counts_locked_memory() -> bool {
     let release = nix::sys::utsname::uname().expect("the kernel has a name");

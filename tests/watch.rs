@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use common::expected::{End, counts};
 use common::newcomers::{Kind, Place, mapped, own};
-use common::watch::{Waiting, Watch, since_preload, under_counter};
+use common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
 use common::{Counts, Losses, Row, compare, counter, fixture};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -63,104 +63,114 @@ fn assert_from_start(row: &Row, end: End, counts: Counts) {
 
 #[test]
 fn a_process_that_was_there_is_counted_from_then_on_and_its_sums_are_never_negative() {
-    let target = Waiting::fixture("joined_midway", &["500", "11"]);
-    let pid = target.pid();
-    let watch = Watch::pid(pid, &[]);
-    let (status, _) = target.finish();
-    assert!(status.success());
-    let report = watch.wait();
-    let row = report.row_of(pid);
-    assert_since_attach(row, End::Exit(0), midway(500, 11));
-    assert_eq!(row.comm, "joined_midway");
-    assert_eq!(row.exe, Some(fixture("joined_midway")));
-    assert_eq!(row.image, 0);
-    assert_eq!(row.peak_live_bytes, Some(300 + 60));
-    assert_eq!(report.rows.len(), 1);
-    assert_eq!(report.summary.processes, 1);
-    assert!(!report.summary.complete);
+    for programs in BOTH {
+        let target = Waiting::fixture("joined_midway", &["500", "11"]);
+        let pid = target.pid();
+        let watch = Watch::pid(pid, programs);
+        let (status, _) = target.finish();
+        assert!(status.success());
+        let report = watch.wait();
+        let row = report.row_of(pid);
+        assert_since_attach(row, End::Exit(0), midway(500, 11));
+        assert_eq!(row.comm, "joined_midway");
+        assert_eq!(row.exe, Some(fixture("joined_midway")));
+        assert_eq!(row.image, 0);
+        assert_eq!(row.peak_live_bytes, Some(300 + 60));
+        assert_eq!(report.rows.len(), 1);
+        assert_eq!(report.summary.processes, 1);
+        assert!(!report.summary.complete);
+    }
 }
 
 #[test]
 fn threads_that_were_there_are_counted_each_from_its_next_call() {
-    for arguments in [&["5"][..], &["5", "leaderless"]] {
-        let mut target = Waiting::fixture("threads_joined_midway", arguments);
-        let pid = target.pid();
-        let watch = Watch::pid(pid, &[]);
-        target.go();
-        let report = watch.wait();
-        let expected = Counts {
-            unknown_frees: 5,
-            ..counts(5 * 1000 + 10 + 5000, 5 + 500, 500, 5010, 5)
-        };
-        let row = report.row_of(pid);
-        assert_since_attach(row, End::Exit(7), expected);
-        assert_eq!(
-            row.comm, "threads_joined_",
-            "the leader's, though it has left"
-        );
+    for programs in BOTH {
+        for arguments in [&["5"][..], &["5", "leaderless"]] {
+            let mut target = Waiting::fixture("threads_joined_midway", arguments);
+            let pid = target.pid();
+            let watch = Watch::pid(pid, programs);
+            target.go();
+            let report = watch.wait();
+            let expected = Counts {
+                unknown_frees: 5,
+                ..counts(5 * 1000 + 10 + 5000, 5 + 500, 500, 5010, 5)
+            };
+            let row = report.row_of(pid);
+            assert_since_attach(row, End::Exit(7), expected);
+            assert_eq!(
+                row.comm, "threads_joined_",
+                "the leader's, though it has left"
+            );
+        }
     }
 }
 
 #[test]
 fn a_process_that_does_nothing_any_more_has_its_row_all_the_same() {
-    let target = Waiting::fixture("joined_midway", &["1", "1"]);
-    let pid = target.pid();
-    let watch = Watch::pid(pid, &[]);
-    drop(target);
-    let report = watch.wait();
-    let row = report.row_of(pid);
-    assert_since_attach(row, End::Signal(9), Counts::default());
+    for programs in BOTH {
+        let target = Waiting::fixture("joined_midway", &["1", "1"]);
+        let pid = target.pid();
+        let watch = Watch::pid(pid, programs);
+        drop(target);
+        let report = watch.wait();
+        let row = report.row_of(pid);
+        assert_since_attach(row, End::Signal(9), Counts::default());
+    }
 }
 
 #[test]
 fn what_the_process_executes_is_counted_from_its_beginning_whichever_thread_executes_it() {
-    let program = fixture("leaks_2mb");
-    let program = program.to_str().expect("a plain path");
-    let leak = counts(2_000_000, 1, 0, 2_000_000, 1);
-    for how in ["leader", "thread", "busy"] {
-        let mut target = Waiting::fixture("executes_after_reading", &[how, program]);
-        let pid = target.pid();
-        let watch = Watch::pid(pid, &[]);
-        target.go();
-        let report = watch.wait();
-        let rows = report.rows_of(pid);
-        let [before, after] = rows[..] else {
-            panic!("{how}: {rows:#?}")
-        };
-        let held = match how {
-            "busy" => counts(30, 1, 0, 30, 1),
-            _ => Counts::default(),
-        };
-        assert_since_attach(before, End::Exec, held);
-        assert_eq!(before.comm, "executes_after_", "{how}");
-        assert_from_start(after, End::Exit(0), leak);
-        assert_eq!((before.image, after.image), (0, 1), "{how}");
-        assert_eq!(report.summary.processes, 1, "{how}");
-        assert_eq!(report.summary.leaked_bytes, 2_000_000, "{how}");
+    for programs in BOTH {
+        let program = fixture("leaks_2mb");
+        let program = program.to_str().expect("a plain path");
+        let leak = counts(2_000_000, 1, 0, 2_000_000, 1);
+        for how in ["leader", "thread", "busy"] {
+            let mut target = Waiting::fixture("executes_after_reading", &[how, program]);
+            let pid = target.pid();
+            let watch = Watch::pid(pid, programs);
+            target.go();
+            let report = watch.wait();
+            let rows = report.rows_of(pid);
+            let [before, after] = rows[..] else {
+                panic!("{how}: {rows:#?}")
+            };
+            let held = match how {
+                "busy" => counts(30, 1, 0, 30, 1),
+                _ => Counts::default(),
+            };
+            assert_since_attach(before, End::Exec, held);
+            assert_eq!(before.comm, "executes_after_", "{how}");
+            assert_from_start(after, End::Exit(0), leak);
+            assert_eq!((before.image, after.image), (0, 1), "{how}");
+            assert_eq!(report.summary.processes, 1, "{how}");
+            assert_eq!(report.summary.leaked_bytes, 2_000_000, "{how}");
+        }
     }
 }
 
 #[test]
 fn what_a_process_starts_is_followed_unless_it_is_not_wanted() {
-    let program = fixture("leaks_2mb");
-    let program = program.to_str().expect("a plain path");
-    for (options, children) in [(&[][..], 1), (&["--no-children"], 0)] {
-        let mut target = Waiting::fixture("executes_after_reading", &["child", program]);
-        let pid = target.pid();
-        let watch = Watch::pid(pid, options);
-        target.go();
-        let report = watch.wait();
-        assert_since_attach(report.row_of(pid), End::Exit(0), Counts::default());
-        let others: Vec<_> = report.rows.iter().filter(|row| row.pid != pid).collect();
-        assert_eq!(others.len(), children * 2, "{others:#?}");
-        if let [forked, executed] = others[..] {
-            assert_from_start(forked, End::Exec, Counts::default());
-            assert_from_start(
-                executed,
-                End::Exit(0),
-                counts(2_000_000, 1, 0, 2_000_000, 1),
-            );
-            assert_eq!(executed.ppid, pid);
+    for programs in BOTH {
+        let program = fixture("leaks_2mb");
+        let program = program.to_str().expect("a plain path");
+        for (options, children) in [(&[][..], 1), (&["--no-children"], 0)] {
+            let mut target = Waiting::fixture("executes_after_reading", &["child", program]);
+            let pid = target.pid();
+            let watch = Watch::pid(pid, &[programs, options].concat());
+            target.go();
+            let report = watch.wait();
+            assert_since_attach(report.row_of(pid), End::Exit(0), Counts::default());
+            let others: Vec<_> = report.rows.iter().filter(|row| row.pid != pid).collect();
+            assert_eq!(others.len(), children * 2, "{others:#?}");
+            if let [forked, executed] = others[..] {
+                assert_from_start(forked, End::Exec, Counts::default());
+                assert_from_start(
+                    executed,
+                    End::Exit(0),
+                    counts(2_000_000, 1, 0, 2_000_000, 1),
+                );
+                assert_eq!(executed.ppid, pid);
+            }
         }
     }
 }

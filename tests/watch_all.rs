@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use common::expected::{End, counts};
 use common::group::Group;
 use common::newcomers::{Kind, Place};
-use common::watch::{Waiting, Watch, since_preload, under_counter};
+use common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
 use common::{Counts, Report, Row, compare, counter, fixture};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -86,23 +86,25 @@ fn assert_leaked(report: &Report, expected: &[(u32, u64)]) {
 
 #[test]
 fn a_tree_that_starts_after_memleak_is_counted_as_the_counter_does() {
-    let directory = TempDir::new().expect("a temporary directory");
-    let tree = "ls -l / | sort | wc -l >/dev/null; python3 -c 'import os; os.fork() and os.wait()'; \
+    for programs in BOTH {
+        let directory = TempDir::new().expect("a temporary directory");
+        let tree = "ls -l / | sort | wc -l >/dev/null; python3 -c 'import os; os.fork() and os.wait()'; \
                 for i in 1 2 3; do date; done; git --version | cat";
-    let watch = Watch::all(&[]);
-    let words = under_counter(directory.path(), ["sh", "-c", tree]);
-    run_and_reap(
-        Command::new(&words[0])
-            .args(&words[1..])
-            .stdout(Stdio::null()),
-    );
-    let report = watch.stop();
-    let images = counter::read(directory.path());
-    assert!(images.len() >= 11, "{images:#?}");
-    let rows = since_preload(&report, &images);
-    assert!(rows.iter().all(|row| row.complete), "{rows:#?}");
-    if let Err(difference) = compare(&rows, &images) {
-        panic!("memleak and the counter differ:\n{difference}");
+        let watch = Watch::all(programs);
+        let words = under_counter(directory.path(), ["sh", "-c", tree]);
+        run_and_reap(
+            Command::new(&words[0])
+                .args(&words[1..])
+                .stdout(Stdio::null()),
+        );
+        let report = watch.stop();
+        let images = counter::read(directory.path());
+        assert!(images.len() >= 11, "{images:#?}");
+        let rows = since_preload(&report, &images);
+        assert!(rows.iter().all(|row| row.complete), "{rows:#?}");
+        if let Err(difference) = compare(&rows, &images) {
+            panic!("memleak and the counter differ:\n{difference}");
+        }
     }
 }
 
@@ -152,21 +154,23 @@ fn processes_of_all_users_have_rows_with_the_user_as_the_host_knows_it() {
 
 #[test]
 fn who_was_there_says_so_and_memleak_is_not_among_them() {
-    let mut target = Waiting::fixture("joined_midway", &["7", "2"]);
-    let pid = target.pid();
-    let watch = Watch::all(&["--top", "100000"]);
-    watch.signal(Signal::SIGUSR1);
-    let own = watch.own_pid();
-    let shown = watch.until(|rows| rows.iter().any(|row| row.pid == pid));
-    assert!(shown.iter().all(|row| row.pid != own), "{shown:#?}");
-    assert!(shown.iter().all(|row| row.end == "running"));
-    target.go();
-    target.finish();
-    let report = watch.stop();
-    let row = last(&report, pid);
-    assert_eq!((row.from.as_str(), row.counts.unknown_frees), ("attach", 8));
-    assert_eq!(row.counts.total_allocs_bytes, 2 * 10 + 300);
-    assert!(report.rows_of(own).is_empty());
+    for programs in BOTH {
+        let mut target = Waiting::fixture("joined_midway", &["7", "2"]);
+        let pid = target.pid();
+        let watch = Watch::all(&[programs, &["--top", "100000"]].concat());
+        watch.signal(Signal::SIGUSR1);
+        let own = watch.own_pid();
+        let shown = watch.until(|rows| rows.iter().any(|row| row.pid == pid));
+        assert!(shown.iter().all(|row| row.pid != own), "{shown:#?}");
+        assert!(shown.iter().all(|row| row.end == "running"));
+        target.go();
+        target.finish();
+        let report = watch.stop();
+        let row = last(&report, pid);
+        assert_eq!((row.from.as_str(), row.counts.unknown_frees), ("attach", 8));
+        assert_eq!(row.counts.total_allocs_bytes, 2 * 10 + 300);
+        assert!(report.rows_of(own).is_empty());
+    }
 }
 
 #[test]
@@ -280,17 +284,25 @@ fn a_control_group_is_watched_with_all_below_it() {
 
 #[test]
 fn a_process_that_enters_the_group_is_counted_from_its_next_call() {
-    let group = Group::new();
-    let mut target = Waiting::fixture("joined_midway", &["5", "6"]);
-    let pid = target.pid();
-    let watch = Watch::all(&["--cgroup", group.path.to_str().expect("a plain path")]);
-    fs::write(group.path.join("cgroup.procs"), pid.to_string()).expect("it can be moved");
-    target.go();
-    target.finish();
-    let report = watch.stop();
-    let row = last(&report, pid);
-    assert_eq!((&*row.from, row.counts.unknown_frees), ("attach", 6));
-    assert_eq!(row.counts.total_allocs_bytes, 6 * 10 + 300);
+    for programs in BOTH {
+        let group = Group::new();
+        let mut target = Waiting::fixture("joined_midway", &["5", "6"]);
+        let pid = target.pid();
+        let watch = Watch::all(
+            &[
+                programs,
+                &["--cgroup", group.path.to_str().expect("a plain path")],
+            ]
+            .concat(),
+        );
+        fs::write(group.path.join("cgroup.procs"), pid.to_string()).expect("it can be moved");
+        target.go();
+        target.finish();
+        let report = watch.stop();
+        let row = last(&report, pid);
+        assert_eq!((&*row.from, row.counts.unknown_frees), ("attach", 6));
+        assert_eq!(row.counts.total_allocs_bytes, 6 * 10 + 300);
+    }
 }
 
 #[test]

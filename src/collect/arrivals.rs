@@ -90,16 +90,18 @@ impl Collector {
             .collect())
     }
 
-    /// Puts probes on a file if it has anything to probe, before anyone is followed who could map it.
+    /// Puts probes on a file if it has anything to probe, before anyone is followed who could map it. Its number
+    /// among the files with probes, if it is one.
     ///
     /// # Errors
     /// The kernel refuses the probes, or there are more files than it can number.
-    pub fn expect(&mut self, examined: Examined) -> Result<()> {
+    pub fn expect(&mut self, examined: Examined) -> Result<Option<u16>> {
         let (file, version) = self
             .identify(&examined.file)
             .with_context(|| format!("cannot map {}", examined.path.display()))?;
         let state = self.probe(&file, examined, None)?;
-        self.learn(&file, file_state { version, ..state })
+        self.learn(&file, file_state { version, ..state })?;
+        Ok(u16::try_from(state.index).ok())
     }
 
     /// What the kernel knows an open file by, and the time of its last change.

@@ -17,7 +17,6 @@ use crate::allocator::mapped::levels_of_proc_above;
 use crate::bpf::types::{limits, scope as scopes};
 use crate::bpf::{
     FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder,
-    OpenMemleakSkel,
 };
 use crate::kernel;
 use crate::names::NameAutomaton;
@@ -165,10 +164,6 @@ pub enum LoadError {
         #[source]
         source: libbpf_rs::Error,
     },
-    #[error(
-        "to watch processes that are there takes Linux 6.1 or later (this is {release}): here memleak run works"
-    )]
-    TooOldToWatch { release: String },
     #[error("the programs have no variables: this memleak was built wrong")]
     Variables,
     #[error("no memory for a table of {max_blocks} live blocks: give a lower --max-allocs")]
@@ -262,11 +257,6 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
     if method == Method::Separate {
         holds = Holds::Nowhere;
-        if settings.scope != Scope::Tree {
-            return Err(LoadError::TooOldToWatch {
-                release: kernel::release(),
-            });
-        }
     }
     loop {
         match load_for(method, holds, settings) {
@@ -320,6 +310,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
             Object::Newer(Box::new(skel))
         }
     };
+    name_wanted(&object, &settings.wanted).map_err(fail)?;
     let globals = object.globals().ok_or(LoadError::Variables)?;
     globals.proc_level.set(levels_of_proc_above());
     object
@@ -332,10 +323,13 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         Holds::Loader => Some(&skel.progs.exec_shows),
         Holds::Nowhere => None,
     });
+    let freed = object.older().map(|skel| &skel.progs.sched_process_free);
+    let freed = freed.filter(|_| settings.scope != Scope::Tree);
     let links = object
         .tracepoints()
         .into_iter()
         .chain(after_exec)
+        .chain(freed)
         .map(|program| program.attach())
         .collect::<Result<_, _>>()
         .map_err(fail)?;
@@ -357,12 +351,46 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     })
 }
 
+/// Tells the programs whom to follow, before they are loaded: by the constants of either object.
+macro_rules! limit_to {
+    ($rodata:expr, $settings:expr) => {{
+        let Settings { scope, wanted, .. } = $settings;
+        $rodata.scope = match scope {
+            Scope::Tree => scopes::SCOPE_TREE.0,
+            Scope::Chosen { .. } => scopes::SCOPE_CHOSEN.0,
+            Scope::All => scopes::SCOPE_ALL.0,
+        };
+        $rodata.no_children = *scope == Scope::Chosen { children: false };
+        $rodata.by_uid = !wanted.uids.is_empty();
+        $rodata.by_name = wanted.names.is_some();
+        $rodata.cgroup_count = wanted.cgroups.len().min(MAX_CGROUPS) as u32;
+        for (place, cgroup) in $rodata.wanted_cgroups.iter_mut().zip(&wanted.cgroups) {
+            place.id = cgroup.id;
+            place.level = cgroup.level;
+        }
+    }};
+}
+
 /// The object for older kernels.
 fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     raise_locked_memory_limit();
     // Loaded once, needed until memleak ends.
     let mut open = OlderSkelBuilder::default().open(Box::leak(Box::new(MaybeUninit::uninit())))?;
     open.maps.blocks.set_max_entries(settings.max_blocks)?;
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        limit_to!(rodata, settings);
+    }
+    let watches = settings.scope != Scope::Tree;
+    if !watches {
+        // Nobody is in them.
+        open.maps.found.set_max_entries(1)?;
+        open.maps.processes.set_max_entries(1)?;
+        open.maps.chosen.set_max_entries(1)?;
+    }
+    open.progs.follow.set_autoload(!watches);
+    open.progs.choose.set_autoload(watches);
+    open.progs.adopt_all.set_autoload(watches);
+    open.progs.sched_process_free.set_autoload(watches);
     open.load()
 }
 
@@ -379,12 +407,16 @@ fn load_newer(
     open.maps
         .slots
         .set_max_entries(slots(settings.max_blocks))?;
+    if settings.scope == Scope::Tree {
+        // Nobody is in it.
+        open.maps.found.set_max_entries(1)?;
+    }
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.max_blocks = u64::from(settings.max_blocks);
         rodata.slot_mask = slots(settings.max_blocks) - 1;
         rodata.all_late = settings.all_late;
+        limit_to!(rodata, settings);
     }
-    limit_to(&mut open, settings);
     let progs = &mut open.progs;
     let session = method == Method::Session;
     progs.alloc_session.set_autoload(session);
@@ -416,9 +448,7 @@ fn load_newer(
             }
         }
     }
-    let skel = open.load()?;
-    name_wanted(&skel, &settings.wanted)?;
-    Ok(skel)
+    open.load()
 }
 
 /// Before Linux 5.11 what programs and their tables take is locked memory. The command, forked already, keeps
@@ -440,36 +470,17 @@ fn locked_memory_limit() -> Option<u64> {
     (may_load && hard != RLIM_INFINITY).then_some(hard)
 }
 
-/// Tells the programs whom to follow, before they are loaded.
-fn limit_to(open: &mut OpenMemleakSkel, Settings { scope, wanted, .. }: &Settings) {
-    let Some(rodata) = open.maps.rodata_data.as_deref_mut() else {
-        return;
-    };
-    rodata.scope = match scope {
-        Scope::Tree => scopes::SCOPE_TREE.0,
-        Scope::Chosen { .. } => scopes::SCOPE_CHOSEN.0,
-        Scope::All => scopes::SCOPE_ALL.0,
-    };
-    rodata.no_children = *scope == Scope::Chosen { children: false };
-    rodata.by_uid = !wanted.uids.is_empty();
-    rodata.by_name = wanted.names.is_some();
-    rodata.cgroup_count = wanted.cgroups.len().min(MAX_CGROUPS) as u32;
-    for (place, cgroup) in rodata.wanted_cgroups.iter_mut().zip(&wanted.cgroups) {
-        place.id = cgroup.id;
-        place.level = cgroup.level;
-    }
-}
-
-/// The same, for what is looked up in maps.
-fn name_wanted(skel: &MemleakSkel, wanted: &Wanted) -> libbpf_rs::Result<()> {
+/// Tells the programs the same, as far as they look it up in maps.
+fn name_wanted(object: &Object, wanted: &Wanted) -> libbpf_rs::Result<()> {
     for uid in &wanted.uids {
-        let uids = &skel.maps.wanted_uids;
-        uids.update(&uid.to_ne_bytes(), &[1], MapFlags::ANY)?;
+        object
+            .wanted_uids()
+            .update(&uid.to_ne_bytes(), &[1], MapFlags::ANY)?;
     }
     if let Some(names) = &wanted.names {
         let zero = 0_u32.to_ne_bytes();
-        skel.maps
-            .wanted_names
+        object
+            .wanted_names()
             .update(&zero, names.as_bytes(), MapFlags::ANY)?;
     }
     Ok(())

@@ -25,8 +25,10 @@ use libbpf_rs::{Iter, Link, MapCore, MapFlags, ProgramMut, RingBuffer, RingBuffe
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 
-use crate::bpf::types::{arrival, heap, heap_flags, limits, live_cell, thread, thread_sum};
-use crate::bpf::{FloorSkel, MemleakSkel, types};
+use crate::bpf::types::{
+    arrival, found_files, heap, heap_flags, limits, live_cell, thread, thread_sum,
+};
+use crate::bpf::{FloorSkel, types};
 use crate::clock::{Clock, monotonic};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Attached, Method, Target};
@@ -77,6 +79,8 @@ pub struct Collector {
     arrived: Taken<heap>,
     unseen: Taken<arrival>,
     known: Known,
+    /// Processes of which the kernel was told what they have mapped.
+    found: Vec<u32>,
     context: Context,
     targets: Vec<Target>,
     rows_taken_from_map: u64,
@@ -113,6 +117,7 @@ impl Collector {
             arrived,
             unseen,
             known: Known::default(),
+            found: Vec::new(),
             context: Context {
                 clock: Clock::read(),
                 files: Vec::new(),
@@ -165,14 +170,10 @@ impl Collector {
                     .update(&pidfd, bytes_of(&nothing), MapFlags::ANY)
                     .context(context)
             }
-            // The kernel knows it by its address, which only a program can tell. It is our child, so its pid is
-            // nobody else's.
+            // It is our child, so its pid is nobody else's.
             Object::Older(skel) => {
-                if let Some(to_follow) = &self.globals.to_follow {
-                    to_follow.set(pid.as_raw().cast_unsigned());
-                }
-                self.iterate(&skel.progs.follow)?;
-                ensure!(self.anyone_lives(), context);
+                let found = self.find(&skel.progs.follow, pid.as_raw().cast_unsigned())?;
+                ensure!(found, context);
                 Ok(())
             }
         }
@@ -183,15 +184,45 @@ impl Collector {
     /// # Errors
     /// The process is gone, or the kernel has no memory for it.
     pub fn choose(&self, process: &Process) -> Result<()> {
-        let chosen = types::process {
-            chosen: 1,
-            ..types::process::default()
-        };
-        let key = process.as_fd().as_raw_fd().to_ne_bytes();
-        let processes = &self.newer()?.maps.processes;
-        processes
-            .update(&key, bytes_of(&chosen), MapFlags::ANY)
-            .with_context(|| format!("cannot follow process {}: it may have ended", process.pid))
+        let context = || format!("cannot follow process {}: it may have ended", process.pid);
+        match &self.object {
+            Object::Newer(skel) => {
+                let chosen = types::process {
+                    chosen: 1,
+                    ..types::process::default()
+                };
+                let key = process.as_fd().as_raw_fd().to_ne_bytes();
+                let processes = &skel.maps.processes;
+                processes
+                    .update(&key, bytes_of(&chosen), MapFlags::ANY)
+                    .with_context(context)
+            }
+            Object::Older(skel) => {
+                let found = self.find(&skel.progs.choose, process.pid)?;
+                // As long as it has not ended, nobody else has had its pid.
+                ensure!(found && !process.has_ended(), context());
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells the kernel which probed files a process that is there has mapped, by their numbers, for
+    /// [`adopt`](Self::adopt).
+    ///
+    /// # Errors
+    /// The kernel has no memory for it.
+    pub fn has_mapped(&mut self, pid: u32, numbers: &[u16]) -> Result<()> {
+        let mut files = found_files::default();
+        for (file, number) in files.files.iter_mut().zip(numbers) {
+            *file = *number;
+        }
+        files.count = numbers.len() as u32;
+        let found = self.object.found();
+        found
+            .update(&pid.to_ne_bytes(), bytes_of(&files), MapFlags::ANY)
+            .with_context(|| format!("cannot tell the kernel what process {pid} has mapped"))?;
+        self.found.push(pid);
+        Ok(())
     }
 
     /// Begins to count the processes that are there. To be called when all that they have mapped is
@@ -201,7 +232,23 @@ impl Collector {
     /// The kernel does not list its tasks.
     pub fn adopt(&mut self) -> Result<()> {
         self.globals.joining.set(1);
-        self.iterate(&self.newer()?.progs.adopt_all).map(|_| ())
+        self.iterate(self.object.adopt_all())?;
+        // From now on the number may come to be another process's.
+        for pid in self.found.drain(..) {
+            // It is there.
+            let _ = self.object.found().delete(&pid.to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    /// Runs a program of the object for older kernels for the process that has this pid: the kernel knows it by its
+    /// address, which only a program can tell. Whether it was found, and the program could do what it is for.
+    fn find(&self, program: &ProgramMut<'_>, pid: u32) -> Result<bool> {
+        let wanted = self.globals.wanted_pid.as_ref();
+        let wanted = wanted.context("this object finds no process")?;
+        wanted.set(pid);
+        self.iterate(program)?;
+        Ok(wanted.get() == 0)
     }
 
     /// Watches what is sent to memleak and to `command`.
@@ -494,13 +541,6 @@ impl Collector {
             .filter_map(of_map)
             .flatten()
             .sum()
-    }
-
-    /// What only newer kernels have.
-    fn newer(&self) -> Result<&MemleakSkel<'static>> {
-        self.object.newer().context(
-            "to watch processes that are there takes Linux 6.1 or later; memleak run works here",
-        )
     }
 
     /// Takes the probes off. Links are closed side by side: the kernel takes some 50 ms for each, waiting

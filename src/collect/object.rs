@@ -57,6 +57,22 @@ impl Object {
         either!(self, skel => &skel.progs.living)
     }
 
+    pub(super) fn adopt_all(&self) -> &ProgramMut<'static> {
+        either!(self, skel => &skel.progs.adopt_all)
+    }
+
+    pub(super) fn found(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.found)
+    }
+
+    pub(super) fn wanted_uids(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.wanted_uids)
+    }
+
+    pub(super) fn wanted_names(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.wanted_names)
+    }
+
     /// What follows forks, execs, ends and signals.
     pub(super) fn tracepoints(&self) -> [&ProgramMut<'static>; 5] {
         either!(self, skel => [
@@ -73,6 +89,14 @@ impl Object {
         match self {
             Object::Newer(skel) => Some(skel),
             Object::Older(_) => None,
+        }
+    }
+
+    /// The one for older kernels, for what that has in its place.
+    pub(super) fn older(&self) -> Option<&OlderSkel<'static>> {
+        match self {
+            Object::Newer(_) => None,
+            Object::Older(skel) => Some(skel),
         }
     }
 
@@ -95,7 +119,7 @@ impl Object {
                     living_tasks: Shared::of(&mut bss.living_tasks),
                     holds: Shared::of(&mut bss.holds),
                     longest_hold_ns: Shared::of(&mut bss.longest_hold_ns),
-                    to_follow: None,
+                    wanted_pid: None,
                     identified: NonNull::from(&mut bss.identified).cast(),
                 }
             }};
@@ -105,7 +129,7 @@ impl Object {
         match self {
             Object::Newer(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| globals!(bss)),
             Object::Older(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| Globals {
-                to_follow: Some(Shared::of(&mut bss.to_follow)),
+                wanted_pid: Some(Shared::of(&mut bss.wanted_pid)),
                 ..globals!(bss)
             }),
         }
@@ -129,7 +153,7 @@ pub(super) struct Globals {
     pub(super) holds: Shared<u64>,
     pub(super) longest_hold_ns: Shared<u64>,
     /// Of the object for older kernels.
-    pub(super) to_follow: Option<Shared<u32>>,
+    pub(super) wanted_pid: Option<Shared<u32>>,
     identified: NonNull<arrival>,
 }
 
@@ -151,6 +175,11 @@ impl<T> Shared<T> {
 }
 
 impl Shared<u32> {
+    pub(super) fn get(&self) -> u32 {
+        // SAFETY: as for `set`.
+        unsafe { AtomicU32::from_ptr(self.0.as_ptr()) }.load(Ordering::Acquire)
+    }
+
     pub(super) fn set(&self, value: u32) {
         // SAFETY: from a reference, so it is aligned; it is there as long as the object, which whoever has this has.
         let variable = unsafe { AtomicU32::from_ptr(self.0.as_ptr()) };

@@ -109,6 +109,9 @@ impl Drop for Waiting {
 
 // ---- who watches -------------------------------------------------------------------------------------
 
+/// With the programs for this kernel, and with those for kernels before 6.1.
+pub const BOTH: [&[&str]; 2] = [&[], &["--method", "separate"]];
+
 /// A memleak that watches, and has attached.
 pub struct Watch {
     child: Child,
