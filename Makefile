@@ -42,14 +42,14 @@ test: ## Install what is missing, build, and run all tests (root, or sudo)
 
 # Compiled as the user, as for test: the script's own build then finds nothing to do.
 .PHONY: test-kernels
-test-kernels: ## Test on Debian's kernels, emulated where need be (root; KERNELS="6.1 6.12": only these)
+test-kernels: ## Test on Debian's kernels, emulated where need be (root; KERNELS="6.1 6.12", SUITES="tree gate": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install kernels
 	$(CARGO) test $(CARGO_FLAGS) --profile emulated --no-run
 	scripts/as-root.sh scripts/test-kernels.sh $(KERNELS)
 
 .PHONY: test-libcs
-test-libcs: ## Test on programs with other C libraries, of other Debians (root; LIBCS="newest": only these)
+test-libcs: ## Test on programs with other C libraries, of other Debians (root; LIBCS="newest", SUITES="tree gate": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install libcs
 	@scripts/test-libcs.sh --build

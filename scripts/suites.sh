@@ -7,6 +7,16 @@ rows() { # rows KIND: the table's lines of that kind, without the word
 	sed -n "s/^$1[[:space:]]\+//p" "$conf"
 }
 
+# The suites to run: of the table's, those that SUITES names, if it names any.
+suites() {
+	local suite
+	for suite in $(rows suite); do
+		if [[ -z ${SUITES-} || " $SUITES " == *" $suite "* ]]; then
+			printf '%s\n' "$suite"
+		fi
+	done
+}
+
 # Ends where a test is left out and nothing says why.
 check_reasons() {
 	local place suite test reason
@@ -28,14 +38,14 @@ unrun() { # unrun PLACE SUITE: names of tests, or *
 build_suites() { # build_suites CARGO…: cargo's command line, up to the tests
 	local suite line program
 	local -a flags=()
-	for suite in $(rows suite); do
+	for suite in $(suites); do
 		flags+=(--test "$suite")
 	done
 	line=$("$@" --no-run "${flags[@]}" 2>&1) || {
 		printf '%s\n' "$line" >&2
 		die 'the tests do not build'
 	}
-	for suite in $(rows suite); do
+	for suite in $(suites); do
 		program=$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
 		printf '%s %s\n' "$suite" "$PWD/$program"
 	done

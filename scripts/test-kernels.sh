@@ -68,7 +68,7 @@ cross_compile() { # cross_compile MACHINE
 
 plan() { # plan KERNEL MACHINE
 	local suite test options
-	for suite in $(rows suite); do
+	for suite in $(suites); do
 		options='--exact'
 		while read -r test; do
 			[[ $test == '*' ]] && continue 2
@@ -202,7 +202,7 @@ foreign_tools_archive() { # foreign_tools_archive MACHINE
 tests_archive() { # tests_archive MACHINE
 	local machine=$1 built=$PWD/target/tmp/built suite
 	local -a programs=("${memleak_of[$1]}")
-	for suite in $(rows suite); do
+	for suite in $(suites); do
 		programs+=("${program_of["$machine $suite"]}")
 	done
 	[[ $machine == "$native" ]] || built=$PWD/target/$machine-unknown-linux-gnu/tmp/built
@@ -288,7 +288,7 @@ judge() { # judge KERNEL METHOD SECONDS
 	release=$(sed -n 's/^@kernel //p' <<<"$log")
 	method=$(sed -n 's/^@method //p' <<<"$log")
 	method=${method:-none}
-	for suite in $(rows suite); do
+	for suite in $(suites); do
 		local result counts=(0 0 0) excepted
 		excepted=$(unrun "$kernel" "$suite")
 		if [[ $'\n'$excepted$'\n' == *$'\n*\n'* ]]; then
@@ -330,7 +330,7 @@ check_reasons
 ((EUID == 0)) || die 'the tests load BPF programs and need root'
 chosen=" $* "
 build "$native"
-for suite in $(rows suite); do
+for suite in $(suites); do
 	tests_in[$suite]=$("${program_of["$native $suite"]}" --list | grep -c ': test$')
 done
 while read -r kernel machine method cpu suite package; do

@@ -79,7 +79,7 @@ while read -r libc debian; do
 	debian "$debian"
 	began=$SECONDS
 	results=()
-	for suite in $(rows suite); do
+	for suite in $(suites); do
 		log=$work/$libc-$suite.log
 		options=()
 		while read -r test; do

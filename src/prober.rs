@@ -151,7 +151,7 @@ impl Prober {
             probed.extend(self.collector.expect(examined)?);
         }
         let pid = process.pid;
-        self.collector.has_mapped(pid, &probed)?;
+        self.collector.has_mapped(pid, &probed);
         let why = if allocators > 0 {
             return Ok(());
         } else if classes.contains(&Class::Bits32) {
@@ -182,7 +182,7 @@ impl Prober {
                 probed.extend(number);
             }
             if own_pids {
-                self.collector.has_mapped(pid, &probed)?;
+                self.collector.has_mapped(pid, &probed);
             }
             self.examine_arrivals()?;
         }

@@ -207,22 +207,21 @@ impl Collector {
     }
 
     /// Tells the kernel which probed files a process that is there has mapped, by their numbers, for
-    /// [`adopt`](Self::adopt).
-    ///
-    /// # Errors
-    /// The kernel has no memory for it.
-    pub fn has_mapped(&mut self, pid: u32, numbers: &[u16]) -> Result<()> {
-        let mut files = found_files::default();
+    /// [`adopt`](Self::adopt). Where there is no room for it, the process's first call of an allocator tells.
+    pub fn has_mapped(&mut self, pid: u32, numbers: &[u16]) {
+        if numbers.is_empty() {
+            return;
+        }
+        let mut files = found_files {
+            count: numbers.len() as u32,
+            ..found_files::default()
+        };
         for (file, number) in files.files.iter_mut().zip(numbers) {
             *file = *number;
         }
-        files.count = numbers.len() as u32;
         let found = self.object.found();
-        found
-            .update(&pid.to_ne_bytes(), bytes_of(&files), MapFlags::ANY)
-            .with_context(|| format!("cannot tell the kernel what process {pid} has mapped"))?;
-        self.found.push(pid);
-        Ok(())
+        let told = found.update(&pid.to_ne_bytes(), bytes_of(&files), MapFlags::ANY);
+        self.found.extend(told.is_ok().then_some(pid));
     }
 
     /// Begins to count the processes that are there. To be called when all that they have mapped is
