@@ -25,6 +25,7 @@ int alloc_session(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
 
+	use_own_stack(ctx);
 	/* From the entry, 1 means that the return is not wanted. */
 	if (!thread)
 		return 1;
@@ -57,6 +58,7 @@ int BPF_PROG(exec_shows, struct task_struct *task)
 SEC("uprobe.multi.s")
 int loader_maps(struct pt_regs *ctx)
 {
+	use_own_stack(ctx);
 	libraries_arrived(ctx);
 	return 0;
 }

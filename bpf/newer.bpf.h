@@ -92,6 +92,22 @@ struct {
 	__type(value, struct errand);
 } errands SEC(".maps");
 
+const volatile bool jumps = false; /* never set */
+
+/*
+ * From 6.13 on the kernel gives a program at a probe, or a function of it, that needs 64 B of stack
+ * or more a stack of its CPU's in place of the task's ("private stack", BPF_PRIV_STACK_MIN_SIZE in
+ * kernel/bpf/verifier.c). That wants programs that do not interrupt each other, and nothing sees to
+ * it for those at uprobes: where the kernel may be preempted, two threads in turn write over each
+ * other's frames. A program with a tail call is spared, even if that is never reached: so it need
+ * not be one that could be made, to a map that takes programs, which not all programs may use.
+ */
+static __always_inline void use_own_stack(void *ctx)
+{
+	if (jumps)
+		bpf_tail_call(ctx, &sites, 0);
+}
+
 /* What a program at many entries is. */
 #define ENTRIES "uprobe.multi"
 

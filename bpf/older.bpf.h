@@ -10,6 +10,11 @@
 
 #include "maps.bpf.h"
 
+/* There is no other. */
+static __always_inline void use_own_stack(void *ctx)
+{
+}
+
 /* A program is at one probe. */
 #define ENTRIES "uprobe"
 

@@ -11,6 +11,7 @@ int alloc_enter(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
 
+	use_own_stack(ctx);
 	if (thread)
 		enter(ctx, thread, own_cookie(ctx));
 	return 0;
@@ -21,6 +22,7 @@ int alloc_return(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
 
+	use_own_stack(ctx);
 	if (thread)
 		leave(ctx, thread, own_cookie(ctx));
 	return 0;
@@ -32,6 +34,7 @@ int entry_only(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
 
+	use_own_stack(ctx);
 	if (thread)
 		entered(ctx, thread, own_cookie(ctx));
 	return 0;
@@ -43,6 +46,7 @@ int throwing(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
 
+	use_own_stack(ctx);
 	if (thread)
 		reached(ctx, thread, own_cookie(ctx));
 	return 0;
