@@ -270,7 +270,8 @@ struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
-	__u64 start_time; /* CLOCK_MONOTONIC */
+	__u64 start_time;   /* CLOCK_MONOTONIC */
+	__u64 self_exec_id; /* another one after each exec */
 	struct completion *vfork_done;
 	struct css_set *cgroups;
 	char comm[16];

@@ -170,7 +170,11 @@ static __always_inline struct thread *current_or_launched(void)
 	return current_thread();
 }
 
-static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
+/*
+ * What the kernel tells of forks, execs and ends may be told `again`, in case that it was missed
+ * (see again.bpf.h): who was told already does nothing.
+ */
+static __always_inline void forked(struct task_struct *child, __u64 clone_flags, bool again)
 {
 	struct thread *parent = current_or_launched(), *thread;
 	struct heap *heap, *fresh;
@@ -179,6 +183,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags)
 	int i;
 
 	if (!parent || (no_children && !(clone_flags & CLONE_VM)))
+		return;
+	if (again && thread_of(child))
 		return;
 	thread = new_thread(child);
 	if (!thread) {
@@ -378,13 +384,17 @@ static __always_inline void hand_over(__u64 successor, __u32 image)
  * The task is alone in its process: it may have been any thread of it, and is the leader now. A
  * failed exec does not get here, not even one that has cost the process its old memory and ends it.
  */
-static __always_inline void executed(struct task_struct *task, struct linux_binprm *bprm)
+static __always_inline void executed(struct task_struct *task, struct linux_binprm *bprm,
+				     bool again)
 {
 	struct thread *thread = thread_of(task);
+	__u64 exec_id = BPF_CORE_READ(task, self_exec_id);
 	struct heap *heap, *fresh;
 	__u32 leaving = 1, inherited = inherited_image(task);
 	bool followed;
 
+	if (again && thread && thread->exec_id == exec_id)
+		return;
 	if (scope == SCOPE_ALL)
 		followed = is_wanted(task, task);
 	else
@@ -397,6 +407,7 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	}
 	if (!thread)
 		return;
+	thread->exec_id = exec_id;
 	heap = heap_by_id(thread->heap);
 	if (heap) {
 		if (!thread->borrowed) {
@@ -454,9 +465,9 @@ static __always_inline struct thread *exiting_thread(struct task_struct *task)
 	return join() ? thread_of(task) : thread;
 }
 
-static __always_inline void exited(struct task_struct *task)
+static __always_inline void exited(struct task_struct *task, bool again)
 {
-	struct thread *thread = exiting_thread(task);
+	struct thread *thread = again ? thread_of(task) : exiting_thread(task);
 	__u64 successor = 0;
 	__u32 leaving = 1;
 	struct heap *heap;
@@ -467,8 +478,9 @@ static __always_inline void exited(struct task_struct *task)
 	/* Its exec has failed, too late for it to go on: whoever has its address next is another
 	 * one. */
 	inherited_image(task);
-	if (!thread)
+	if (!thread || (again && thread->exited))
 		return;
+	thread->exited = 1;
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		goto out;

@@ -64,9 +64,12 @@ struct thread {
 	__u32 sole;	  /* this is the heap's only task: `live` is the heap's */
 	__u32 borrowed;	  /* the heap is that of another process (vfork, CLONE_VM) */
 	__u32 image;
+	__u64 exec_id;	  /* of the last exec that was told */
+	__u32 exited;	  /* its end was told */
 	__u32 pid, ppid;  /* of its process, in memleak's pid namespace */
 	__u32 depth;	  /* calls in `open` */
 	__u32 free_count; /* frees in `frees` */
+	__u32 pad;
 	struct entered_free frees[MAX_FREES];
 	char old_comm[COMM_LEN]; /* comm before the last change of it */
 	struct free_call freed;
@@ -183,6 +186,7 @@ struct {
 const volatile __u64 max_blocks = 1;  /* max_entries of `blocks` */
 const volatile __u32 slot_mask = 0;   /* max_entries of `slots`, a power of two, less one */
 const volatile bool all_late = false; /* every thread that is started goes to `late_threads` */
+const volatile bool misses = false; /* half of what is told of tasks counts as missed, for tests */
 
 const volatile __u32 scope = SCOPE_TREE; /* enum scope */
 const volatile bool no_children = false;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The programs: where the kernel calls us. What they do is in the headers. */
+#include "again.bpf.h"
 #include "arrivals.bpf.h"
 #include "join.bpf.h"
 #include "probes.bpf.h"
-#include "tasks.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 

@@ -5,10 +5,17 @@
 
 #include "signals.bpf.h"
 
+/* What the kernel does by itself, now and then (see again.bpf.h). */
+static __always_inline bool is_missed(void)
+{
+	return misses && bpf_get_prandom_u32() & 1;
+}
+
 SEC("tp_btf/task_newtask")
 int BPF_PROG(task_newtask, struct task_struct *child, __u64 clone_flags)
 {
-	forked(child, clone_flags);
+	if (!is_missed())
+		forked(child, clone_flags, false);
 	return 0;
 }
 
@@ -22,14 +29,16 @@ int BPF_PROG(task_rename, struct task_struct *task)
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	executed(task, bprm);
+	if (!is_missed())
+		executed(task, bprm, false);
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
-	exited(task);
+	if (!is_missed())
+		exited(task, false);
 	return 0;
 }
 

@@ -237,6 +237,10 @@ pub struct Probing {
     #[arg(long, hide = true)]
     pub late_threads: bool,
 
+    /// Let half of what the kernel tells of forks, execs and ends be missed the first time.
+    #[arg(long, hide = true)]
+    pub missed_events: bool,
+
     /// Where processes are held until their files have been examined, at the most.
     #[arg(
         long,

@@ -315,6 +315,7 @@ fn settings(options: &cli::Probing) -> Settings {
         method: options.method,
         floor: false,
         all_late: options.late_threads,
+        misses: options.missed_events,
         holds: options.holds,
         scope: Scope::Tree,
         wanted: Wanted::default(),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::expected::case;
+use common::expected::{assert_counted, case};
 use common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
 
@@ -21,6 +21,26 @@ fn row_of<'a>(rows: &'a [Row], comm: &str) -> &'a Row {
     match found[..] {
         [row] => row,
         _ => panic!("not one row of {comm}: {rows:#?}"),
+    }
+}
+
+#[test]
+fn what_the_kernel_misses_the_first_time_is_told_again() {
+    for name in [
+        "fork_storm",
+        "forks_in_threads",
+        "generations",
+        "exec_chain",
+        "exec_from_thread",
+        "vfork_exec",
+        "vfork_exit",
+        "clone_vm_child",
+        "leader_leaves_first",
+        "exits_under_waiting_threads",
+        "threads_free_each_other",
+    ] {
+        assert_counted(name, &["--missed-events"]);
+        assert_counted(name, &["--missed-events", "--late-threads"]);
     }
 }
 

@@ -6,8 +6,8 @@ mod common;
 
 use std::process::Command;
 
-use common::expected::{Expected, case};
-use common::{Job, Losses, code};
+use common::expected::{assert_counted, case};
+use common::{Job, code};
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
 const SEPARATE: [&str; 2] = ["--method", "separate"];
@@ -32,17 +32,7 @@ fn the_programs_for_older_kernels_count_the_same() {
         "exec_chain",
         "jumps_out_of_calloc altstack",
     ] {
-        let case = case(name);
-        let report = case.job.options(SEPARATE).run();
-        assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
-        if case.losses == Losses::default() {
-            report.assert_complete();
-        }
-        let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
-        let mut expected = (case.images)(&report.stdout);
-        found.sort();
-        expected.sort();
-        assert_eq!(found, expected, "{name}");
+        assert_counted(name, &SEPARATE);
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Settings {
     pub floor: bool,
     /// Keep every thread that is started in the slower table.
     pub all_late: bool,
+    /// Let half of what the kernel tells of tasks be missed the first time.
+    pub misses: bool,
     /// Where processes are to be held at the most; fewer places where this kernel cannot.
     pub holds: Holds,
     pub scope: Scope,
@@ -217,6 +219,8 @@ pub(super) struct Loaded {
     pub floor: Option<FloorSkel<'static>>,
     pub method: Method,
     pub holds: Holds,
+    /// Whether what must not be missed is told twice.
+    pub told_twice: bool,
     /// Those of the tracepoints.
     pub links: Vec<Link>,
 }
@@ -301,6 +305,13 @@ fn is_older() -> bool {
         && Best::of_this_kernel().method == Method::Separate
 }
 
+/// Whether this kernel may miss to call a program of a tracepoint (bpf/again.bpf.h). It did not up to 6.18.
+fn may_miss(settings: &Settings) -> bool {
+    const NEVER_MISSES: (u32, u32) = (6, 18);
+    settings.misses
+        || kernel::version(&kernel::release()).is_none_or(|version| version > NEVER_MISSES)
+}
+
 fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
     let mut object = match method {
@@ -325,9 +336,13 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     });
     let freed = object.older().map(|skel| &skel.progs.sched_process_free);
     let freed = freed.filter(|_| settings.scope != Scope::Tree);
+    let told_twice = may_miss(settings);
+    let again = object.second_chances();
+    let again = again.into_iter().filter(|_| told_twice);
     let links = object
         .tracepoints()
         .into_iter()
+        .chain(again.map(|[_, again]| again))
         .chain(after_exec)
         .chain(freed)
         .map(|program| program.attach())
@@ -347,6 +362,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         floor,
         method,
         holds,
+        told_twice,
         links,
     })
 }
@@ -415,6 +431,7 @@ fn load_newer(
         rodata.max_blocks = u64::from(settings.max_blocks);
         rodata.slot_mask = slots(settings.max_blocks) - 1;
         rodata.all_late = settings.all_late;
+        rodata.misses = settings.misses;
         limit_to!(rodata, settings);
     }
     let progs = &mut open.progs;
@@ -422,6 +439,10 @@ fn load_newer(
     progs.alloc_session.set_autoload(session);
     progs.alloc_enter.set_autoload(!session);
     progs.alloc_return.set_autoload(!session);
+    let again = may_miss(settings);
+    progs.newtask_again.set_autoload(again);
+    progs.exec_again.set_autoload(again);
+    progs.exit_again.set_autoload(again);
     progs.exec_holds.set_autoload(holds == Holds::Everywhere);
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_maps.set_autoload(holds.at_loader());

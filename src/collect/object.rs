@@ -84,6 +84,19 @@ impl Object {
         ])
     }
 
+    /// What is called after them where one of them may be missed, each with the one that it is for.
+    pub(super) fn second_chances(&self) -> Vec<[&ProgramMut<'static>; 2]> {
+        let Object::Newer(skel) = self else {
+            return Vec::new();
+        };
+        let progs = &skel.progs;
+        vec![
+            [&progs.task_newtask, &progs.newtask_again],
+            [&progs.sched_process_exec, &progs.exec_again],
+            [&progs.sched_process_exit, &progs.exit_again],
+        ]
+    }
+
     /// The one for newer kernels, for what only that has.
     pub(super) fn newer(&self) -> Option<&MemleakSkel<'static>> {
         match self {

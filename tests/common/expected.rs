@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Counts, Job, Losses, Row, fixture};
+use super::{Counts, Job, Losses, Row, code, fixture};
 
 /// How an image ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +55,22 @@ pub struct Case {
     pub images: Box<Images>,
     /// Of its only image, where there is any.
     pub losses: Losses,
+}
+
+/// Fails unless memleak, with these options besides, counts what the fixture does.
+#[track_caller]
+pub fn assert_counted(name: &str, options: &[&str]) {
+    let case = case(name);
+    let report = case.job.options(options.iter().copied()).run();
+    assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
+    if case.losses == Losses::default() {
+        report.assert_complete();
+    }
+    let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
+    let mut expected = (case.images)(&report.stdout);
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected, "{name}");
 }
 
 /// Bytes that glibc allocates for a thread: one block for its table of thread-local storage. How many

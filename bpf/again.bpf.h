@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The kernel does not call a program of a tracepoint that is at work on the same CPU already
+ * (bpf_prog_get_recursion_context in include/linux/bpf.h). That used to take an interrupt; in
+ * newer kernels (7.2 is one) tracepoints can be preempted, and whoever runs meanwhile is missed.
+ * So there what must not be missed is told twice, by another program, after the first.
+ */
+#ifndef MEMLEAK_AGAIN_H
+#define MEMLEAK_AGAIN_H
+
+#include "tasks.bpf.h"
+
+SEC("tp_btf/task_newtask")
+int BPF_PROG(newtask_again, struct task_struct *child, __u64 clone_flags)
+{
+	forked(child, clone_flags, true);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(exec_again, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	executed(task, bprm, true);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(exit_again, struct task_struct *task)
+{
+	exited(task, true);
+	return 0;
+}
+
+#endif
