@@ -29,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --without-probe --late-threads --holds --hold-delay --method --output --format --quiet --verbose --color --uid --user-name --comm --cgroup --min-leak --help --version run doctor"
+            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --without-probe --late-threads --missed-events --holds --hold-delay --method --output --format --quiet --verbose --color --uid --user-name --comm --cgroup --min-leak --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -204,7 +204,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-o -q -v -h -V --wait-all --user --floor --max-allocs --allocator --without-probe --late-threads --holds --hold-delay --method --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
+            opts="-o -q -v -h -V --wait-all --user --floor --max-allocs --allocator --without-probe --late-threads --missed-events --holds --hold-delay --method --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

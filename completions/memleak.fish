@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= without-probe= late-threads holds= hold-delay= method= o/output= format= q/quiet v/verbose color= uid= user-name= comm= cgroup= min-leak= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= without-probe= late-threads missed-events holds= hold-delay= method= o/output= format= q/quiet v/verbose color= uid= user-name= comm= cgroup= min-leak= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -62,6 +62,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch ever
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch the processes of -p alone, not what they start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, report the processes that still run too: what they hold, and how much more than before'
 complete -c memleak -n "__fish_memleak_needs_command" -l late-threads -d 'Keep all threads that are started in the table for those that come at a bad time'
+complete -c memleak -n "__fish_memleak_needs_command" -l missed-events -d 'Let half of what the kernel tells of forks, execs and ends be missed the first time'
 complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Report errors and a failed or unknown gate, nothing else'
 complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Tell about probes too, and about images that an exec replaced'
 complete -c memleak -n "__fish_memleak_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -103,6 +104,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-comm -d 'Ju
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d 'Exit code of a failed gate, 1 to 255 [default: 23]' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l floor -d 'Attach programs that do nothing, to measure what any probes at these places cost'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l late-threads -d 'Keep all threads that are started in the table for those that come at a bad time'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l missed-events -d 'Let half of what the kernel tells of forks, execs and ends be missed the first time'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Report errors and a failed or unknown gate, nothing else'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s v -l verbose -d 'Tell about probes too, and about images that an exec replaced'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let that code come before a non-zero code of the command\'s'
