@@ -105,20 +105,14 @@ static __always_inline void name_running_exe(struct heap *heap, struct task_stru
 	walk_up(heap, &walk);
 }
 
-/*
- * Puts a new heap of a process that is there into the map; its process is its one user. Its id, 0
- * if that cannot be. Made in its place: what we run in may be preempted, so there is no scratch
- * room.
- */
+/* The id of a new heap of a process that is there, which is its one user; 0 if that cannot be. */
 static __always_inline __u64 heap_of_running(struct task_struct *task, struct task_struct *leader)
 {
-	__u64 id = put_heap(&no_heap, next_heap());
-	struct heap *heap = id ? heap_by_id(id) : 0;
+	struct heap *heap = new_heap();
 	struct found_files *files;
 
 	if (!heap)
 		return 0;
-	heap->id = id;
 	heap->start_ns = BPF_CORE_READ(leader, start_time);
 	heap->pid = own_pid_of(leader);
 	heap->ppid = own_pid_of(BPF_CORE_READ(leader, real_parent, group_leader));
@@ -134,10 +128,8 @@ static __always_inline __u64 heap_of_running(struct task_struct *task, struct ta
 		__builtin_memcpy(heap->files, files->files, sizeof(heap->files));
 	}
 	expect_joins(heap, leader);
-	heap->owners = 1;
-	/* Last: who walks the map takes a heap without users for one that is not there yet. */
-	heap->users = 1;
-	return id;
+	start_heap(heap);
+	return heap->id;
 }
 
 /*

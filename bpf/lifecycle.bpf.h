@@ -69,26 +69,30 @@ static __always_inline __u64 put_heap(const struct heap *heap, __u64 id)
 	return 0;
 }
 
-/* The id of a new heap that has one user; 0 if it cannot be followed. */
-static __noinline __u64 start_heap(struct heap *heap)
+/*
+ * A new heap, in the map already; nothing if it cannot be followed. It is put together in its
+ * place: it is too large for the stack, and whoever is preempted has no room to himself.
+ */
+static __always_inline struct heap *new_heap(void)
 {
+	__u64 id = put_heap(&no_heap, next_heap());
+	struct heap *heap = id ? heap_by_id(id) : 0;
+
 	if (!heap)
 		return 0;
-	heap->id = next_heap();
+	heap->id = id;
 	heap->start_ns = bpf_ktime_get_ns();
-	heap->users = 1;
-	heap->owners = 1;
-	return put_heap(heap, heap->id);
+	return heap;
 }
 
-static __always_inline struct heap *blank_heap(void)
+/* It is ready, and has one user. Who walks the map takes one without users for one that is not
+ * there yet.
+ */
+static __always_inline void start_heap(struct heap *heap)
 {
-	__u32 zero = 0;
-	struct heap *heap = bpf_map_lookup_elem(&scratch, &zero);
-
-	if (heap)
-		__builtin_memset(heap, 0, __builtin_offsetof(struct heap, exe));
-	return heap;
+	heap->owners = 1;
+	barrier();
+	heap->users = 1;
 }
 
 /* Gives a thread its heap and sets its own counters to nothing. */
@@ -179,7 +183,6 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 	struct thread *parent = current_or_launched(), *thread;
 	struct heap *heap, *fresh;
 	__u32 length;
-	__u64 id;
 	int i;
 
 	if (!parent || (no_children && !(clone_flags & CLONE_VM)))
@@ -219,12 +222,12 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		thread->borrowed = 1;
 		return;
 	}
-	fresh = blank_heap();
+	enter_heap(thread, 0, true);
+	fresh = new_heap();
 	if (!fresh)
 		return;
 	fresh->pid = thread->pid;
 	fresh->ppid = thread->ppid;
-	fresh->exe_len = 0;
 	if (heap) {
 		fresh->file_count = heap->file_count;
 		__builtin_memcpy(fresh->files, heap->files, sizeof(fresh->files));
@@ -236,8 +239,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		    !bpf_probe_read_kernel(fresh->exe, length, heap->exe))
 			fresh->exe_len = length;
 	}
-	id = start_heap(fresh);
-	enter_heap(thread, id, true);
+	start_heap(fresh);
+	thread->heap = fresh->id;
 	thread->files = parent->files;
 	/* A fork in a signal handler inside an allocator: the child, too, returns from that call.
 	 */
@@ -425,7 +428,8 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 		thread_gone(task);
 		return;
 	}
-	fresh = blank_heap();
+	enter_heap(thread, 0, true);
+	fresh = new_heap();
 	if (!fresh)
 		return;
 	if (!thread->pid) {
@@ -437,7 +441,8 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	fresh->ppid = thread->ppid;
 	fresh->image = thread->image;
 	name_exe(fresh, bprm);
-	enter_heap(thread, start_heap(fresh), true);
+	start_heap(fresh);
+	thread->heap = fresh->id;
 }
 
 /*

@@ -174,14 +174,6 @@ struct {
 	__type(value, struct found_files);
 } found SEC(".maps");
 
-/* Where a heap is put together: too large for the stack. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct heap);
-} scratch SEC(".maps");
-
 /* Set by user space before loading. */
 const volatile __u64 max_blocks = 1;  /* max_entries of `blocks` */
 const volatile __u32 slot_mask = 0;   /* max_entries of `slots`, a power of two, less one */
