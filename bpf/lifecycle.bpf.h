@@ -194,6 +194,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		__sync_fetch_and_add(&rows_lost, 1);
 		return;
 	}
+	if (again)
+		__sync_fetch_and_add(&forks_retold, 1);
 	heap = heap_by_id(parent->heap);
 	if (clone_flags & CLONE_VM) {
 		if (heap) {
@@ -411,6 +413,8 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	if (!thread)
 		return;
 	thread->exec_id = exec_id;
+	if (again)
+		__sync_fetch_and_add(&execs_retold, 1);
 	heap = heap_by_id(thread->heap);
 	if (heap) {
 		if (!thread->borrowed) {
@@ -486,6 +490,8 @@ static __always_inline void exited(struct task_struct *task, bool again)
 	if (!thread || (again && thread->exited))
 		return;
 	thread->exited = 1;
+	if (again)
+		__sync_fetch_and_add(&exits_retold, 1);
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		goto out;

@@ -209,7 +209,10 @@ __u64 rows_waiting = 0;	   /* heaps with HEAP_ENDED that did not fit into the ri
 __u64 late_count = 0;	   /* entries that `late_threads` ever had */
 __u64 successor_count = 0; /* the same of `successors` */
 __u64 dead_blocks = 0;	   /* entries of `blocks` whose heap has ended */
-__u64 living_tasks = 0;	   /* followed tasks that have not exited */
+__u64 forks_retold = 0;	   /* told by the second program, as the first was not called */
+__u64 execs_retold = 0;
+__u64 exits_retold = 0;
+__u64 living_tasks = 0; /* followed tasks that have not exited */
 
 static const struct thread no_thread;
 static const struct heap no_heap;

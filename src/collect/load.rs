@@ -337,12 +337,11 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     let freed = object.older().map(|skel| &skel.progs.sched_process_free);
     let freed = freed.filter(|_| settings.scope != Scope::Tree);
     let told_twice = may_miss(settings);
-    let again = object.second_chances();
-    let again = again.into_iter().filter(|_| told_twice);
+    let again = object.second_chances().filter(|_| told_twice);
     let links = object
         .tracepoints()
         .into_iter()
-        .chain(again.map(|[_, again]| again))
+        .chain(again.into_iter().flatten().map(|[_, again]| again))
         .chain(after_exec)
         .chain(freed)
         .map(|program| program.attach())

@@ -503,11 +503,14 @@ impl Collector {
         }
     }
 
-    /// How many forks, execs and ends were missed, at the most: those of which neither program was told.
+    /// How many forks, execs and ends were missed, at the most. What was told the second time is not, nor can more be
+    /// than neither program was called for. The kernel counts what happens to anybody, so some of it may be nobody's
+    /// of interest.
     fn missed_events(&self) -> u64 {
-        let missed = self.object.second_chances().into_iter().map(|programs| {
-            let [first, again] = programs;
-            let missed = times_missed(first);
+        let programs = self.object.second_chances().into_iter().flatten();
+        let missed = programs.zip(&self.globals.retold);
+        let missed = missed.map(|([first, again], retold)| {
+            let missed = times_missed(first).saturating_sub(retold.get());
             match self.told_twice {
                 true => missed.min(times_missed(again)),
                 false => missed,

@@ -85,16 +85,13 @@ impl Object {
     }
 
     /// What is called after them where one of them may be missed, each with the one that it is for.
-    pub(super) fn second_chances(&self) -> Vec<[&ProgramMut<'static>; 2]> {
-        let Object::Newer(skel) = self else {
-            return Vec::new();
-        };
-        let progs = &skel.progs;
-        vec![
+    pub(super) fn second_chances(&self) -> Option<[[&ProgramMut<'static>; 2]; 3]> {
+        let progs = &self.newer()?.progs;
+        Some([
             [&progs.task_newtask, &progs.newtask_again],
             [&progs.sched_process_exec, &progs.exec_again],
             [&progs.sched_process_exit, &progs.exit_again],
-        ]
+        ])
     }
 
     /// The one for newer kernels, for what only that has.
@@ -129,6 +126,11 @@ impl Object {
                     rows_waiting: Shared::of(&mut bss.rows_waiting),
                     late_count: Shared::of(&mut bss.late_count),
                     dead_blocks: Shared::of(&mut bss.dead_blocks),
+                    retold: [
+                        Shared::of(&mut bss.forks_retold),
+                        Shared::of(&mut bss.execs_retold),
+                        Shared::of(&mut bss.exits_retold),
+                    ],
                     living_tasks: Shared::of(&mut bss.living_tasks),
                     holds: Shared::of(&mut bss.holds),
                     longest_hold_ns: Shared::of(&mut bss.longest_hold_ns),
@@ -162,6 +164,8 @@ pub(super) struct Globals {
     pub(super) rows_waiting: Shared<u64>,
     pub(super) late_count: Shared<u64>,
     pub(super) dead_blocks: Shared<u64>,
+    /// What each of the [`second_chances`](Object::second_chances) was.
+    pub(super) retold: [Shared<u64>; 3],
     pub(super) living_tasks: Shared<u64>,
     pub(super) holds: Shared<u64>,
     pub(super) longest_hold_ns: Shared<u64>,
