@@ -138,11 +138,15 @@ static __always_inline __u64 heap_of_running(struct task_struct *task, struct ta
  */
 static __always_inline __u64 adopt(struct task_struct *task, struct task_struct *leader)
 {
-	__u64 id = heap_of_process(leader), first;
+	__u64 id, first;
 
+	/* First, for the sake of those who are not: they come here with each call. */
+	if (scope == SCOPE_CHOSEN && !is_chosen(leader))
+		return 0;
+	id = heap_of_process(leader);
 	if (id)
 		return id;
-	if (scope == SCOPE_CHOSEN ? !is_chosen(leader) : !is_wanted(task, leader))
+	if (scope == SCOPE_ALL && !is_wanted(task, leader))
 		return 0;
 	id = heap_of_running(task, leader);
 	if (!id)

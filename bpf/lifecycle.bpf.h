@@ -61,23 +61,20 @@ static __always_inline __u32 proc_pid_of(struct task_struct *task)
 	return nr;
 }
 
-static __always_inline __u64 put_heap(const struct heap *heap, __u64 id)
-{
-	if (!bpf_map_update_elem(&heaps, &id, heap, BPF_NOEXIST))
-		return id;
-	__sync_fetch_and_add(&rows_lost, 1);
-	return 0;
-}
-
 /*
  * A new heap, in the map already; nothing if it cannot be followed. It is put together in its
  * place: it is too large for the stack, and whoever is preempted has no room to himself.
  */
 static __always_inline struct heap *new_heap(void)
 {
-	__u64 id = put_heap(&no_heap, next_heap());
-	struct heap *heap = id ? heap_by_id(id) : 0;
+	__u64 id = next_heap();
+	struct heap *heap;
 
+	if (bpf_map_update_elem(&heaps, &id, &no_heap, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&rows_lost, 1);
+		return 0;
+	}
+	heap = heap_by_id(id);
 	if (!heap)
 		return 0;
 	heap->id = id;

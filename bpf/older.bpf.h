@@ -164,6 +164,12 @@ static __always_inline void put_last_tokens(__u64 heap)
 		__sync_fetch_and_add(&rows_lost, 1);
 }
 
+static __always_inline void take_last_tokens(__u64 heap)
+{
+	take_token(heap, LAST_USER);
+	take_token(heap, LAST_OWNER);
+}
+
 /* A heap is about to have more users than its only task. Its live bytes are nobody's from now on.
  */
 static __always_inline void share_heap(struct heap *heap, struct live *live)
@@ -312,19 +318,19 @@ static __always_inline void expect_joins(struct heap *heap, struct task_struct *
 
 static __always_inline void drop_heap(__u64 id)
 {
-	take_token(id, LAST_USER);
-	take_token(id, LAST_OWNER);
+	take_last_tokens(id);
 	take_token(id, PROCESS);
 	bpf_map_delete_elem(&heaps, &id);
 }
 
 static __always_inline void joined(struct thread *thread, struct heap *heap, bool alone)
 {
-	if (alone && !(heap->flags & HEAP_PEAKLESS)) {
-		take_token(heap->id, LAST_USER);
-		take_token(heap->id, LAST_OWNER);
+	if (heap->flags & HEAP_PEAKLESS)
+		return;
+	if (alone) {
+		take_last_tokens(heap->id);
 		thread->sole = 1;
-	} else if (!(heap->flags & HEAP_PEAKLESS)) {
+	} else {
 		/* It was alone when the heap was made, so there is nobody else to do this. */
 		set_flags(heap, HEAP_PEAKLESS);
 	}

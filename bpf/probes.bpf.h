@@ -5,51 +5,25 @@
 
 #include "alloc.bpf.h"
 
+/* A program that, for a thread that is followed, does this. */
+#define AT_PROBE(section, name, does)                                                              \
+	SEC(section)                                                                               \
+	int name(struct pt_regs *ctx)                                                              \
+	{                                                                                          \
+		struct thread *thread = current_thread();                                          \
+                                                                                                   \
+		use_own_stack(ctx);                                                                \
+		if (thread)                                                                        \
+			does(ctx, thread, own_cookie(ctx));                                        \
+		return 0;                                                                          \
+	}
+
 /* Allocators, for kernels without sessions. */
-SEC("uprobe")
-int alloc_enter(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	use_own_stack(ctx);
-	if (thread)
-		enter(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
-SEC("uretprobe")
-int alloc_return(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	use_own_stack(ctx);
-	if (thread)
-		leave(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
+AT_PROBE("uprobe", alloc_enter, enter)
+AT_PROBE("uretprobe", alloc_return, leave)
 /* Functions of which the entry is enough. */
-SEC(ENTRIES)
-int entry_only(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	use_own_stack(ctx);
-	if (thread)
-		entered(ctx, thread, own_cookie(ctx));
-	return 0;
-}
-
+AT_PROBE(ENTRIES, entry_only, entered)
 /* Functions that may throw. */
-SEC(ENTRIES)
-int throwing(struct pt_regs *ctx)
-{
-	struct thread *thread = current_thread();
-
-	use_own_stack(ctx);
-	if (thread)
-		reached(ctx, thread, own_cookie(ctx));
-	return 0;
-}
+AT_PROBE(ENTRIES, throwing, reached)
 
 #endif

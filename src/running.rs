@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -178,7 +179,8 @@ fn status_field(pid: u32, name: &str) -> Option<u32> {
     )
 }
 
-fn field(text: &str, name: &str) -> Option<u32> {
+/// A number that a file of /proc gives a line of its own, behind its name.
+pub fn field<T: FromStr>(text: &str, name: &str) -> Option<T> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().parse().ok()
 }

@@ -314,10 +314,11 @@ fn may_miss(settings: &Settings) -> bool {
 
 fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
+    let told_twice = may_miss(settings);
     let mut object = match method {
         Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
         _ => {
-            let skel = load_newer(method, holds, settings).map_err(fail)?;
+            let skel = load_newer(method, holds, told_twice, settings).map_err(fail)?;
             Object::Newer(Box::new(skel))
         }
     };
@@ -336,7 +337,6 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     });
     let freed = object.older().map(|skel| &skel.progs.sched_process_free);
     let freed = freed.filter(|_| settings.scope != Scope::Tree);
-    let told_twice = may_miss(settings);
     let again = object.second_chances().filter(|_| told_twice);
     let links = object
         .tracepoints()
@@ -413,6 +413,7 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
 fn load_newer(
     method: Method,
     holds: Holds,
+    told_twice: bool,
     settings: &Settings,
 ) -> libbpf_rs::Result<MemleakSkel<'static>> {
     // Loaded once, needed until memleak ends.
@@ -438,10 +439,9 @@ fn load_newer(
     progs.alloc_session.set_autoload(session);
     progs.alloc_enter.set_autoload(!session);
     progs.alloc_return.set_autoload(!session);
-    let again = may_miss(settings);
-    progs.newtask_again.set_autoload(again);
-    progs.exec_again.set_autoload(again);
-    progs.exit_again.set_autoload(again);
+    progs.newtask_again.set_autoload(told_twice);
+    progs.exec_again.set_autoload(told_twice);
+    progs.exit_again.set_autoload(told_twice);
     progs.exec_holds.set_autoload(holds == Holds::Everywhere);
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_maps.set_autoload(holds.at_loader());

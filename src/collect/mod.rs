@@ -32,7 +32,7 @@ use crate::bpf::{FloorSkel, types};
 use crate::clock::{Clock, monotonic};
 use crate::image::{Image, Losses};
 use crate::probe::attach::{Attached, Method, Target};
-use crate::running::Process;
+use crate::running::{Process, field};
 use arrivals::Known;
 use batch::Walk;
 use event::Context;
@@ -548,15 +548,12 @@ impl Collector {
     pub fn kernel_memory(&self) -> u64 {
         let entries = fs::read_dir("/proc/self/fdinfo").into_iter().flatten();
         let of_map = |info: String| {
-            info.contains("map_type:").then(|| {
-                let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-                bytes.and_then(|bytes| bytes.trim().parse::<u64>().ok())
-            })
+            let is_map = info.contains("map_type:");
+            is_map.then(|| field::<u64>(&info, "memlock:")).flatten()
         };
         entries
             .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
             .filter_map(of_map)
-            .flatten()
             .sum()
     }
 
@@ -580,10 +577,7 @@ impl Collector {
 fn times_missed(program: &ProgramMut<'_>) -> u64 {
     let fdinfo = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
     let fdinfo = fs::read_to_string(fdinfo).unwrap_or_default();
-    let missed = fdinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("recursion_misses:"));
-    missed.map_or(0, |missed| missed.trim().parse().unwrap_or_default())
+    field(&fdinfo, "recursion_misses:").unwrap_or_default()
 }
 
 fn oldest_first(running: HashMap<u64, Image>) -> Vec<(u64, Image)> {

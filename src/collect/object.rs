@@ -192,15 +192,17 @@ impl<T> Shared<T> {
 }
 
 impl Shared<u32> {
+    fn atomic(&self) -> &AtomicU32 {
+        // SAFETY: from a reference, so it is aligned; it is there as long as the object, which whoever has this has.
+        unsafe { AtomicU32::from_ptr(self.0.as_ptr()) }
+    }
+
     pub(super) fn get(&self) -> u32 {
-        // SAFETY: as for `set`.
-        unsafe { AtomicU32::from_ptr(self.0.as_ptr()) }.load(Ordering::Acquire)
+        self.atomic().load(Ordering::Acquire)
     }
 
     pub(super) fn set(&self, value: u32) {
-        // SAFETY: from a reference, so it is aligned; it is there as long as the object, which whoever has this has.
-        let variable = unsafe { AtomicU32::from_ptr(self.0.as_ptr()) };
-        variable.store(value, Ordering::Release);
+        self.atomic().store(value, Ordering::Release);
     }
 }
 
