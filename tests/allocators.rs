@@ -435,6 +435,56 @@ fn an_allocator_that_throws_is_counted_and_the_program_goes_on() {
     }
 }
 
+/// How `pool_unprobed` is described where blocks are given back by this function.
+fn unprobed(free: &str) -> String {
+    let program = fixture("pool_unprobed");
+    format!(
+        "{}:alloc=pool_alloc(size),free={free}(block)",
+        program.display()
+    )
+}
+
+#[test]
+fn a_function_that_begins_with_what_no_probe_can_be_on_has_it_further_on() {
+    for method in ["session", "multi", "perf-event", "separate"] {
+        let options = ["--allocator", &unprobed("free_further"), "--method", method];
+        let job = Job::fixture("pool_unprobed", &[]).options(options);
+        assert_eq!(complete(&job).0, counts(2000, 11, 4, 1600, 7), "{method}");
+    }
+}
+
+/// The kernel notices an instruction that it takes no probe on only where somebody has it mapped.
+#[test]
+fn a_function_that_no_probe_can_be_on_is_never_taken_for_one_that_nobody_calls() {
+    let (program, spec) = (fixture("pool_unprobed"), unprobed("free_nowhere"));
+    for method in ["session", "multi", "perf-event", "separate"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
+            .args(["run", "--method", method, "--allocator", &spec, "--"])
+            .arg(&program)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{method}: {said}");
+        assert!(said.contains("cannot attach to free_nowhere"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{method}: {said}");
+    }
+    // Where it comes later, the command has started.
+    let job = Job::shell(&format!("{}; exit 3", program.display()));
+    let report = job.options(["--allocator", &spec, "-v"]).run();
+    assert_eq!(code(report.status), 3, "{}", report.stderr);
+    assert!(
+        report.stderr.contains("cannot attach to free_nowhere"),
+        "{}",
+        report.stderr
+    );
+    let row = report
+        .rows
+        .iter()
+        .find(|row| row.comm == "pool_unprobed")
+        .unwrap();
+    assert!(!row.complete, "{row:?}");
+}
+
 #[test]
 fn what_is_wrong_with_a_description_is_said_before_the_command_starts() {
     let directory = tempfile::tempdir().unwrap();

@@ -106,7 +106,7 @@ impl Collector {
 
     /// What the kernel knows an open file by, and the time of its last change.
     fn identify(&self, file: &File) -> Result<(file_id, file_version)> {
-        let mapping = Mapped::of(file)?;
+        let mapping = Mapped::at(file, 0)?;
         let mut arguments = [mapping.address.as_ptr() as u64];
         let began = Instant::now();
         loop {
@@ -228,6 +228,8 @@ impl Collector {
                 let (path, file) = (&examined.path, &examined.file);
                 return self.written_over(key, known, path, file, pid);
             }
+            let _mapped = map_sites(&examined.file, &sites)
+                .with_context(|| format!("cannot map {}", examined.path.display()))?;
             // What cannot have a mount of its own keeps the one that it has.
             let own = in_own_mount(&examined.file, pid);
             let file = own.as_ref().unwrap_or(&examined.file);
@@ -354,24 +356,28 @@ impl Collector {
     }
 }
 
-/// The first bytes of a file, mapped.
+/// A piece of a file, mapped.
 struct Mapped {
     address: NonNull<libc::c_void>,
 }
 
 impl Mapped {
-    const LENGTH: usize = 1;
+    /// The largest page that there is.
+    const LENGTH: u64 = 1 << 16;
 
-    fn of(file: &File) -> io::Result<Self> {
+    /// The piece that has this offset in it.
+    fn at(file: &File, offset: u64) -> io::Result<Self> {
+        let start = offset / Self::LENGTH * Self::LENGTH;
+        let start = start.try_into().map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                Self::LENGTH,
+                Self::LENGTH as usize,
                 libc::PROT_READ,
                 libc::MAP_PRIVATE,
                 file.as_raw_fd(),
-                0,
+                start,
             )
         };
         if address == libc::MAP_FAILED {
@@ -386,8 +392,18 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nobody has a reference into it.
-        unsafe { libc::munmap(self.address.as_ptr(), Self::LENGTH) };
+        unsafe { libc::munmap(self.address.as_ptr(), Self::LENGTH as usize) };
     }
+}
+
+/// Maps what is to be probed. The kernel looks at an instruction that a probe is to be on where somebody has it mapped;
+/// where a process maps it later, and the kernel takes no probe there, it tells nobody, and calls go uncounted.
+fn map_sites(file: &File, sites: &[Site]) -> io::Result<Vec<Mapped>> {
+    let mut offsets: Vec<u64> = sites.iter().map(|site| site.file_offset).collect();
+    offsets.sort_unstable();
+    offsets.dedup_by_key(|offset| *offset / Mapped::LENGTH);
+    let pieces = offsets.into_iter().map(|offset| Mapped::at(file, offset));
+    pieces.collect()
 }
 
 /// What stat(2) tells, as the kernel has it.

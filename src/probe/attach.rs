@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,9 @@ pub enum Attached {
 /// A loaded program whose links can be made.
 pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 
+/// What the kernel on x86_64 says of an instruction that it takes no probe on. No C library has a name for it.
+const ENOTSUPP: i32 = 524;
+
 /// Attaches the programs to all sites of the target, which is open as `file`: its path may have come to mean
 /// another one.
 ///
@@ -119,19 +123,23 @@ pub fn attach(
             .map(|&(site, number)| (site.file_offset, cookie(site, number)))
             .collect();
         let made = attach_one(kind, program, file, &probes);
-        links.extend(made.with_context(|| {
+        links.extend(made.map_err(|error| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
-            let remedy = match method {
-                Method::PerfEvent | Method::Separate => {
-                    " (perf-event uprobes take root, or CAP_SYS_ADMIN too)"
-                }
-                Method::Session | Method::Multi => "",
+            // The error's number cannot be had from it.
+            let why = if format!("{error:#}")
+                .contains(&io::Error::from_raw_os_error(ENOTSUPP).to_string())
+            {
+                ": the kernel takes no probe on an instruction there"
+            } else if matches!(method, Method::PerfEvent | Method::Separate) {
+                " (perf-event uprobes take root, or CAP_SYS_ADMIN too)"
+            } else {
+                ""
             };
-            format!(
-                "cannot attach to {} in {}{remedy}",
+            error.context(format!(
+                "cannot attach to {} in {}{why}",
                 names.join(", "),
                 target.path.display()
-            )
+            ))
         })?);
         Ok(())
     };

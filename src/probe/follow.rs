@@ -662,6 +662,8 @@ mod tests {
         // Nothing has.
         let found = of(&[0xff, 0xe2]).unwrap();
         assert_eq!(found.exits, BTreeSet::from([BASE]));
+        // notrack jmp *%rdx: no probe can be there.
+        assert_eq!(of(&[0x3e, 0xff, 0xe2]), Err(GaveUp::ComputedJump));
         // A table of jumps within the function.
         assert_eq!(of(&[PUSH_RBX, 0xff, 0xe2]), Err(GaveUp::ComputedJump));
     }

@@ -5,7 +5,8 @@
 //! that leaves for the hypervisor. So the probe goes on the first instruction that is emulated, as long as
 //! everything that its program reads (the argument registers, the stack pointer) is then
 //! still what it was at the function's entry, and as long as that instruction runs exactly once a
-//! call: in the entry's own basic block. Each architecture has a module with `place`, which decides that, and
+//! call: in the entry's own basic block. Some instructions the kernel refuses to probe at all; a function that begins
+//! with one has its probe further on, if it can. Each architecture has a module with `place`, which decides that, and
 //! `placed_on`, which tells what a given place is.
 
 #[cfg(any(test, target_arch = "aarch64"))]
@@ -48,6 +49,9 @@ pub enum Reason {
     Entry,
     /// The first emulated instruction of the entry's basic block.
     FirstEmulated,
+    /// The first instruction that the kernel takes a probe on at all, in the entry's basic block, which has none that
+    /// is emulated.
+    FirstTaken,
     /// An instruction before the first emulated one changes a register that is read.
     RegisterChanges,
     /// The basic block ends before an emulated instruction.
@@ -78,6 +82,9 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Reason::Entry => "the entry is emulated",
             Reason::FirstEmulated => "first emulated instruction, arguments and stack as at entry",
+            Reason::FirstTaken => {
+                "first instruction that a probe can be on, arguments and stack as at entry"
+            }
             Reason::RegisterChanges => {
                 "at entry: a register that is read changes before an emulated instruction"
             }

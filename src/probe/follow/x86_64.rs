@@ -5,10 +5,13 @@ use iced_x86::{
 };
 
 use super::{Flow, LONGEST, Place, Stack, Step, Text};
+use crate::probe::placement::x86_64::refused;
 
 /// The instruction at an address, if there is one.
 pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
-    let instruction = instruction(text, address)?;
+    let mut buffer = [0; LONGEST];
+    let code = text.code(address, &mut buffer);
+    let instruction = instruction(code, address)?;
     let pointer = instruction
         .is_ip_rel_memory_operand()
         .then(|| instruction.ip_rel_memory_address());
@@ -20,6 +23,10 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
         FlowControl::IndirectCall => Flow::Call(pointer.map_or(Place::Register, Place::Pointer)),
         FlowControl::ConditionalBranch => Flow::Branch(target),
         FlowControl::UnconditionalBranch => Flow::Jump(Place::Address(target)),
+        // As "notrack jmp" is.
+        FlowControl::IndirectBranch | FlowControl::Return if refused(code) => {
+            Flow::Jump(Place::Computed)
+        }
         FlowControl::IndirectBranch => Flow::Jump(match pointer {
             Some(pointer) => Place::Pointer(pointer),
             None if instruction.op0_kind() == OpKind::Register => Place::Register,
@@ -56,9 +63,7 @@ pub(super) fn stub(text: &impl Text, address: u64) -> Option<u64> {
     }
 }
 
-fn instruction(text: &impl Text, address: u64) -> Option<Instruction> {
-    let mut buffer = [0; LONGEST];
-    let code = text.code(address, &mut buffer);
+fn instruction(code: &[u8], address: u64) -> Option<Instruction> {
     let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
     decoder
         .can_decode()

@@ -36,11 +36,20 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     let targets: Vec<u64> = words()
         .filter_map(|(at, word)| Some(at.wrapping_add_signed(distance(word)?)))
         .collect();
-    let at_entry = |reason| Placement {
-        offset: 0,
-        instruction: code.first_chunk().map(text).unwrap_or_default(),
-        kind: Kind::SingleStepped,
-        reason,
+    // Where there is none that is simulated: the entry, or the first that has a probe taken at all.
+    let mut taken = None;
+    let stepped = |taken: Option<u64>, reason| {
+        let offset = taken.unwrap_or(0);
+        let code = code.get(offset as usize..).unwrap_or_default();
+        Placement {
+            offset,
+            instruction: code.first_chunk().map(text).unwrap_or_default(),
+            kind: Kind::SingleStepped,
+            reason: match offset {
+                0 => reason,
+                _ => Reason::FirstTaken,
+            },
+        }
     };
 
     for (offset, word) in words() {
@@ -48,7 +57,7 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
             break;
         }
         if offset > 0 && targets.contains(&offset) {
-            return at_entry(Reason::JumpLands);
+            return stepped(taken, Reason::JumpLands);
         }
         if simulated(word).is_some() {
             return Placement {
@@ -61,14 +70,17 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
                 },
             };
         }
+        if !refused(word) {
+            taken.get_or_insert(offset);
+        }
         if leaves(word) {
-            return at_entry(Reason::BlockEnds);
+            return stepped(taken, Reason::BlockEnds);
         }
         if (writes(word) | reads_link(word)) & kept != 0 {
-            return at_entry(Reason::RegisterChanges);
+            return stepped(taken, Reason::RegisterChanges);
         }
     }
-    at_entry(Reason::NoneFound)
+    stepped(taken, Reason::NoneFound)
 }
 
 /// What the instruction that begins `code` is to a probe: itself, and what the kernel does with it.
@@ -133,6 +145,22 @@ fn distance(word: u32) -> Option<i64> {
     Some(i64::from(field.cast_signed() >> (32 - bits)) * 4)
 }
 
+/// Whether a kernel takes no probe on this instruction, or might step over it wrongly: exclusive loads and stores,
+/// which a trap between them undoes, loads of what lies beside the code, writes of the system's registers, and hints
+/// but those that sign or mark.
+fn refused(word: u32) -> bool {
+    leaves(word)
+        || word & 0x3f80_0000 == 0x0800_0000
+        || word & 0x3b00_0000 == 0x1800_0000
+        || word & 0xfff0_0000 == 0xd510_0000
+        || word & 0xfff8_f01f == 0xd500_401f
+        || (word & 0xffff_f01f == 0xd503_201f
+            && !matches!(
+                word >> 5 & 0x7f,
+                0 | 7 | 8 | 10 | 12 | 14 | 24..=32 | 34 | 36 | 38
+            ))
+}
+
 /// Branches that are not simulated (with authentication), exceptions, and what no program has.
 fn leaves(word: u32) -> bool {
     let group = word >> 25 & 0b1111;
@@ -193,6 +221,11 @@ fn writes(word: u32) -> Registers {
                 let others = or_nothing(field(0)) | or_stack(field(5));
                 loaded | if plain { 0 } else { others }
             }
+            // What lies beside the code; or it is only fetched ahead.
+            0x1800_0000 if !bit(24) => match bit(26) || word >> 30 == 0b11 {
+                true => 0,
+                false => or_nothing(field(0)),
+            },
             _ => ALL,
         },
         // Data processing with registers: additions of an extended one may name the stack pointer.
@@ -247,6 +280,30 @@ mod tests {
     }
 
     #[test]
+    fn what_no_probe_is_taken_on_is_passed_over() {
+        let further = (4, Kind::SingleStepped, Reason::FirstTaken);
+        // yield; ldr q0, +8; prfm pldl1keep, +8; msr tpidr_el0, x1
+        for word in [0xd503_203f, 0x9c00_0040, 0xd800_0040, 0xd51b_d041] {
+            assert_eq!(
+                placed(&[word, 0xaa00_03e1, STP_FRAME], &[1]),
+                further,
+                "{word:#x}"
+            );
+        }
+        // dmb ish is taken.
+        assert_eq!(placed(&[0xd503_3bbf, STP_FRAME], &[1]).0, 0);
+        // One that is simulated is better.
+        assert_eq!(
+            placed(&[0xd503_203f, CBZ_X0], &[1]),
+            (4, Kind::Emulated, Reason::FirstEmulated)
+        );
+        // The kernel is asked at the entry where there is nothing better. ldxr x1, [x2]; ldr x0, +8
+        for word in [0xc85f_7c41, 0x5800_0040] {
+            assert_eq!(placed(&[word, STP_FRAME], &[1, 2]).0, 0, "{word:#x}");
+        }
+    }
+
+    #[test]
     fn nothing_beyond_what_makes_a_frame() {
         let kept = (0, Kind::SingleStepped, Reason::RegisterChanges);
         // adrp x23, 0
@@ -297,7 +354,8 @@ mod tests {
         ] {
             assert_eq!(placed(&[word, CBZ_X0], &[1]), kept, "{word:x}");
         }
-        // mov x3, x0; str x0, [x2]; stp x0, x1, [x2]; cmp x0, #0; mrs x3, tpidr_el0; ldr x3, [x0, #8]
+        // mov x3, x0; str x0, [x2]; stp x0, x1, [x2]; cmp x0, #0; mrs x3, tpidr_el0; ldr x3, [x0, #8];
+        // ldr x3, +8
         for word in [
             0xaa00_03e3,
             0xf900_0040,
@@ -305,6 +363,7 @@ mod tests {
             0xf100_001f,
             0xd53b_d043,
             0xf940_0403,
+            0x5800_0043,
         ] {
             assert_eq!(placed(&[word, CBZ_X0], &[1]), beyond, "{word:x}");
         }
@@ -312,8 +371,8 @@ mod tests {
 
     #[test]
     fn nothing_beyond_what_is_not_known() {
-        // An exclusive load, of a literal, of vectors; SVE; a word that is no instruction
-        for word in [0xc85f_7c43, 0x5800_0043, 0x4c40_7043, 0x0420_4021, 0] {
+        // An exclusive load, one of vectors; SVE; a word that is no instruction
+        for word in [0xc85f_7c43, 0x4c40_7043, 0x0420_4021, 0] {
             assert_eq!(placed(&[word, CBZ_X0], &[1]).0, 0, "{word:x}");
         }
     }

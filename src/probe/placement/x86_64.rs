@@ -31,11 +31,20 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
         .into_iter()
         .collect();
     let targets: Vec<u64> = instructions.iter().filter_map(branch_target).collect();
-    let at_entry = |reason| Placement {
-        offset: 0,
-        instruction: instructions.first().map(text).unwrap_or_default(),
-        kind: Kind::SingleStepped,
-        reason,
+    // Where there is none that is emulated: the entry, or the first that has a probe taken at all.
+    let mut taken = None;
+    let stepped = |taken: Option<&Instruction>, reason| {
+        let instruction = taken.or(instructions.first());
+        let offset = instruction.map_or(0, Instruction::ip);
+        Placement {
+            offset,
+            instruction: instruction.map(text).unwrap_or_default(),
+            kind: Kind::SingleStepped,
+            reason: match offset {
+                0 => reason,
+                _ => Reason::FirstTaken,
+            },
+        }
     };
 
     let mut info = InstructionInfoFactory::new();
@@ -45,7 +54,7 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
             break;
         }
         if offset > 0 && targets.contains(&offset) {
-            return at_entry(Reason::JumpLands);
+            return stepped(taken, Reason::JumpLands);
         }
         if emulated(instruction, code) {
             return Placement {
@@ -59,18 +68,21 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
                 },
             };
         }
+        if !refused(&code[offset as usize..]) {
+            taken.get_or_insert(instruction);
+        }
         if instruction.flow_control() != FlowControl::Next {
-            return at_entry(Reason::BlockEnds);
+            return stepped(taken, Reason::BlockEnds);
         }
         let changes = info.info(instruction).used_registers().iter().any(|used| {
             !matches!(used.access(), OpAccess::Read | OpAccess::CondRead)
                 && read.contains(&used.register().full_register())
         });
         if changes {
-            return at_entry(Reason::RegisterChanges);
+            return stepped(taken, Reason::RegisterChanges);
         }
     }
-    at_entry(Reason::NoneFound)
+    stepped(taken, Reason::NoneFound)
 }
 
 /// What the instruction that begins `code` is to a probe: itself, in AT&T syntax, and what the kernel does with it.
@@ -100,6 +112,39 @@ fn emulated(instruction: &Instruction, code: &[u8]) -> bool {
         [0xeb, _] | [0x70..=0x7f, _] => true,
         [0x0f, 0x80..=0x8f, ..] if bytes.len() == 6 => true,
         _ => false,
+    }
+}
+
+/// Whether a kernel may take no probe on the instruction that begins `code`: `is_prefix_bad` and the tables in the same file, which
+/// have come to know more from version to version. One that is wrongly said to be refused only has its probe further on.
+pub fn refused(code: &[u8]) -> bool {
+    let mut bytes = code;
+    while let [
+        prefix @ (0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3),
+        rest @ ..,
+    ] = bytes
+    {
+        // Segments (but for fs and gs), which "notrack" is one of, and lock
+        if matches!(prefix, 0x26 | 0x2e | 0x36 | 0x3e | 0xf0) {
+            return true;
+        }
+        bytes = rest;
+    }
+    if let [0x40..=0x4f, rest @ ..] = bytes {
+        bytes = rest;
+    }
+    match bytes {
+        // Of the opcodes with two bytes: for the system, to prefetch, fences
+        [0x0f, second, ..] => matches!(
+            second,
+            0x00..=0x0d | 0x18 | 0x24..=0x27 | 0x30 | 0x34..=0x3f | 0x78..=0x7d | 0xa6 | 0xa7 | 0xae | 0xb8
+        ),
+        // Vector instructions of later kinds, input and output, interrupts, and stopping the processor
+        [first, ..] => matches!(
+            first,
+            0x62 | 0x6c..=0x6f | 0xc4 | 0xc5 | 0xcc..=0xcf | 0xe4..=0xe7 | 0xec..=0xef | 0xf1 | 0xf4 | 0xfa | 0xfb
+        ),
+        [] => true,
     }
 }
 
@@ -211,6 +256,35 @@ mod tests {
             place(&[0x06, 0x07], &[1]),
             (0, Kind::SingleStepped, Reason::NoneFound)
         );
+    }
+
+    #[test]
+    fn what_no_probe_is_taken_on_is_passed_over() {
+        let further = |offset| (offset, Kind::SingleStepped, Reason::FirstTaken);
+        // lock addq $1,0x2e87(%rip); ret
+        let lock = [0xf0, 0x48, 0x83, 0x05, 0x87, 0x2e, 0, 0, 1, 0xc3];
+        assert_eq!(place(&lock, &[1]), further(9));
+        // lock incl (%rdi); cs mov (%rdi),%eax; mfence; prefetchw (%rdi); mov (%rdi),%eax; ret
+        let code = [
+            0xf0, 0xff, 0x07, 0x2e, 0x8b, 0x07, 0x0f, 0xae, 0xf0, 0x0f, 0x0d, 0x0f, 0x8b, 0x07,
+            0xc3,
+        ];
+        assert_eq!(place(&code, &[1]), further(12));
+        // One that is emulated is better: the same, and push %rbp
+        let pushed = [&lock[..9], &[0x55]].concat();
+        assert_eq!(
+            place(&pushed, &[1]),
+            (9, Kind::Emulated, Reason::FirstEmulated)
+        );
+        // The kernel is asked at the entry where there is nothing better. lock xadd %rdi,(%rsi); ret
+        let code = [0xf0, 0x48, 0x0f, 0xc1, 0x3e, 0xc3];
+        assert_eq!(
+            place(&code, &[1]),
+            (0, Kind::SingleStepped, Reason::RegisterChanges)
+        );
+        // mov %fs:0,%rax is taken
+        let code = [0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0, 0xc3];
+        assert_eq!(place(&code, &[1]).0, 0);
     }
 
     #[test]
