@@ -10,12 +10,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::counter;
-use super::{Counts, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
+use super::{Counts, Output, Report, Row, TIMEOUT, fixture, heed_signals, reader, wait_status};
 
 // ---- processes that are there ------------------------------------------------------------------------
 
@@ -170,14 +170,7 @@ impl Watch {
             nix::unistd::geteuid().is_root(),
             "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
         );
-        // Where the tests run in the background of a shell, it is ignored, and memleak would keep that so.
-        // SAFETY: only an async-signal-safe call.
-        unsafe {
-            command.pre_exec(|| {
-                signal(Signal::SIGINT, SigHandler::SigDfl)?;
-                Ok(())
-            })
-        };
+        heed_signals(&mut command);
         let mut child = command.spawn().expect("memleak can be run");
         let stdout = reader(child.stdout.take().expect("a pipe"));
         let stderr = lines(child.stderr.take().expect("a pipe"));
