@@ -36,6 +36,20 @@ fn the_programs_for_older_kernels_count_the_same() {
     }
 }
 
+/// On a kernel that misses ends (6.18 and older ones do not) these programs are not told twice, and a row may be
+/// `running` for ever.
+#[test]
+fn who_waits_for_the_last_end_is_not_kept_where_the_kernel_misses_it() {
+    for name in ["exits_under_waiting_threads", "fork_storm"] {
+        let job = case(name).job.options(SEPARATE).options(["--wait-all"]);
+        let report = job.run();
+        let lost = report.summary.losses.rows_lost;
+        let running = report.rows.iter().any(|row| row.end == "running");
+        assert!(lost > 0 || !running, "{:#?}", report.summary);
+        assert_eq!(report.summary.complete, lost == 0, "{:#?}", report.summary);
+    }
+}
+
 #[test]
 fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
     for (name, peak) in [

@@ -344,8 +344,15 @@ impl Collector {
 
     /// Whether anything is left of what is followed. Where nothing is, [`take_ended`](Self::take_ended) has
     /// all there is.
-    pub fn anyone_lives(&self) -> bool {
+    fn anyone_lives(&self) -> bool {
         self.globals.living_tasks.get() > 0
+    }
+
+    /// Whether everybody who is followed has ended. Where an end was missed the count stays too high for ever: then who
+    /// is there is looked for.
+    pub fn everyone_has_ended(&self) -> bool {
+        !self.anyone_lives()
+            || (self.missed_events() > 0 && self.thread_sums().is_ok_and(|sums| sums.is_empty()))
     }
 
     /// Images that found the ring full stay in the map until they are taken here. Returns how many were.

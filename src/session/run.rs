@@ -113,7 +113,7 @@ fn wait_all(
     let began = Instant::now();
     // Each row that comes wakes us, that of the last process too; the tick is for a last process that
     // could not be given a row.
-    while prober.collector.anyone_lives() {
+    while !prober.collector.everyone_has_ended() {
         let rest = match limit {
             WaitAll::Unlimited => TICK,
             WaitAll::AtMost(limit) => limit.saturating_sub(began.elapsed()).min(TICK),

@@ -102,8 +102,9 @@ impl Watching<'_> {
                 Vec::new()
             });
             // Before the rows are taken: whoever has ended by now has left its row.
-            let over =
-                !self.options.all && processes.is_empty() && !self.prober.collector.anyone_lives();
+            let over = !self.options.all
+                && processes.is_empty()
+                && self.prober.collector.everyone_has_ended();
             self.take();
             if asked.contains(&Request::Show) {
                 self.show();
