@@ -29,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --without-probe --late-threads --missed-events --holds --hold-delay --method --output --format --quiet --verbose --color --uid --user-name --comm --cgroup --min-leak --help --version run doctor"
+            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --output --format --quiet --verbose --color --uid --user-name --comm --cgroup --min-leak --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -53,22 +53,6 @@ _memleak() {
                     ;;
                 --allocator)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --without-probe)
-                    COMPREPLY=($(compgen -W "malloc calloc realloc reallocarray posix_memalign memalign valloc pvalloc free start" -- "${cur}"))
-                    return 0
-                    ;;
-                --holds)
-                    COMPREPLY=($(compgen -W "nowhere loader everywhere" -- "${cur}"))
-                    return 0
-                    ;;
-                --hold-delay)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --method)
-                    COMPREPLY=($(compgen -W "session multi perf-event separate" -- "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -140,7 +124,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__doctor)
-            opts="-o -q -v -h -V --output --format --quiet --verbose --color --method --holds --patient --help --version"
+            opts="-o -q -v -h -V --output --format --quiet --verbose --color --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -184,18 +168,6 @@ _memleak() {
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
                     ;;
-                --method)
-                    COMPREPLY=($(compgen -W "session multi perf-event separate" -- "${cur}"))
-                    return 0
-                    ;;
-                --holds)
-                    COMPREPLY=($(compgen -W "nowhere loader everywhere" -- "${cur}"))
-                    return 0
-                    ;;
-                --patient)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -204,7 +176,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-o -q -v -h -V --wait-all --user --floor --max-allocs --allocator --without-probe --late-threads --missed-events --holds --hold-delay --method --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
+            opts="-o -q -v -h -V --wait-all --user --max-allocs --allocator --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -224,22 +196,6 @@ _memleak() {
                     ;;
                 --allocator)
                     COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --without-probe)
-                    COMPREPLY=($(compgen -W "malloc calloc realloc reallocarray posix_memalign memalign valloc pvalloc free start" -- "${cur}"))
-                    return 0
-                    ;;
-                --holds)
-                    COMPREPLY=($(compgen -W "nowhere loader everywhere" -- "${cur}"))
-                    return 0
-                    ;;
-                --hold-delay)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --method)
-                    COMPREPLY=($(compgen -W "session multi perf-event separate" -- "${cur}"))
                     return 0
                     ;;
                 --output)

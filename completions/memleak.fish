@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= without-probe= late-threads missed-events holds= hold-delay= method= o/output= format= q/quiet v/verbose color= uid= user-name= comm= cgroup= min-leak= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= o/output= format= q/quiet v/verbose color= uid= user-name= comm= cgroup= min-leak= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -28,24 +28,6 @@ complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this
 complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many of these, those that grew most' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks that can be told apart at one time; beyond that, leaks are known within bounds' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as \'./app:alloc=pool_alloc(_, size),free=pool_free(_, block)\', or a .toml file with such; may be repeated' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l without-probe -d 'Leave a row out of the probe table, to see that its absence is noticed' -r -f -a "malloc\t''
-calloc\t''
-realloc\t''
-reallocarray\t''
-posix_memalign\t''
-memalign\t''
-valloc\t''
-pvalloc\t''
-free\t''
-start\t''"
-complete -c memleak -n "__fish_memleak_needs_command" -l holds -d 'Where processes are held until their files have been examined, at the most' -r -f -a "nowhere\t'Nowhere: only what is found before the command starts is probed in time'
-loader\t'Where the dynamic loader tells what it has mapped. A static program goes on unheld'
-everywhere\t'There, and after every exec'"
-complete -c memleak -n "__fish_memleak_needs_command" -l hold-delay -d 'Leave those who are held waiting for so many milliseconds more' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
-multi\t'One link for all entries, one for all returns (6.6)'
-perf-event\t'A perf event for each function, entry and return'
-separate\t'The same, with a program for each of them, for kernels that lack what the others\' programs use'"
 complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write the report to FILE instead of standard error (run) or output (-p, -a); %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'What the report looks like' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
@@ -61,8 +43,6 @@ complete -c memleak -n "__fish_memleak_needs_command" -l min-leak -d 'Report onl
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine but memleak, those that start later too'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch the processes of -p alone, not what they start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, report the processes that still run too: what they hold, and how much more than before'
-complete -c memleak -n "__fish_memleak_needs_command" -l late-threads -d 'Keep all threads that are started in the table for those that come at a bad time'
-complete -c memleak -n "__fish_memleak_needs_command" -l missed-events -d 'Let half of what the kernel tells of forks, execs and ends be missed the first time'
 complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Report errors and a failed or unknown gate, nothing else'
 complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Tell about probes too, and about images that an exec replaced'
 complete -c memleak -n "__fish_memleak_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -73,24 +53,6 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l wait-all -d 'Wai
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l user -d 'Run the command as this user, with the user\'s groups and no capabilities; sudo: as whoever called sudo' -r -f -a "(__fish_complete_users)"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks that can be told apart at one time; beyond that, leaks are known within bounds' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allocator -d 'Count a program\'s own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as \'./app:alloc=pool_alloc(_, size),free=pool_free(_, block)\', or a .toml file with such; may be repeated' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l without-probe -d 'Leave a row out of the probe table, to see that its absence is noticed' -r -f -a "malloc\t''
-calloc\t''
-realloc\t''
-reallocarray\t''
-posix_memalign\t''
-memalign\t''
-valloc\t''
-pvalloc\t''
-free\t''
-start\t''"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l holds -d 'Where processes are held until their files have been examined, at the most' -r -f -a "nowhere\t'Nowhere: only what is found before the command starts is probed in time'
-loader\t'Where the dynamic loader tells what it has mapped. A static program goes on unheld'
-everywhere\t'There, and after every exec'"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l hold-delay -d 'Leave those who are held waiting for so many milliseconds more' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
-multi\t'One link for all entries, one for all returns (6.6)'
-perf-event\t'A perf event for each function, entry and return'
-separate\t'The same, with a program for each of them, for kernels that lack what the others\' programs use'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write the report to FILE instead of standard error (run) or output (-p, -a); %p: memleak\'s pid, %h: the host, %q{VAR}: a variable' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'What the report looks like' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
@@ -102,9 +64,6 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all processes together leak more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-comm -d 'Judge only processes whose command name matches (!GLOB: does not match); may be repeated' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d 'Exit code of a failed gate, 1 to 255 [default: 23]' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l floor -d 'Attach programs that do nothing, to measure what any probes at these places cost'
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l late-threads -d 'Keep all threads that are started in the table for those that come at a bad time'
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l missed-events -d 'Let half of what the kernel tells of forks, execs and ends be missed the first time'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Report errors and a failed or unknown gate, nothing else'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s v -l verbose -d 'Tell about probes too, and about images that an exec replaced'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let that code come before a non-zero code of the command\'s'
@@ -117,14 +76,6 @@ json\t'One JSON object a line'"
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l color -d 'When to use colour; auto: where it goes to a terminal and `NO_COLOR` is not set' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l method -d 'How to attach the probes, instead of the best way that works' -r -f -a "session\t'One program at entry and return, one link for all functions (6.13)'
-multi\t'One link for all entries, one for all returns (6.6)'
-perf-event\t'A perf event for each function, entry and return'
-separate\t'The same, with a program for each of them, for kernels that lack what the others\' programs use'"
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l holds -d 'Where processes are held until their files have been examined, at the most' -r -f -a "nowhere\t'Nowhere: only what is found before the command starts is probed in time'
-loader\t'Where the dynamic loader tells what it has mapped. A static program goes on unheld'
-everywhere\t'There, and after every exec'"
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l patient -d 'Be the child whose allocations are counted' -r
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s q -l quiet -d 'Print only what is not ok'
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s v -l verbose -d 'Tell about each probe too, and what the kernel said to programs that it refused'
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'

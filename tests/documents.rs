@@ -215,9 +215,25 @@ fn the_manual_page_tells_every_option_exit_code_and_signal_rule() {
 
 // ---- completions ---------------------------------------------------------------------------------------
 
+/// The command line without what is hidden, which clap_complete would offer, too.
+fn shown(command: &clap::Command) -> clap::Command {
+    let mut shown = clap::Command::new(&*command.get_name().to_owned().leak())
+        .propagate_version(command.is_propagate_version_set())
+        .disable_help_subcommand(command.is_disable_help_subcommand_set())
+        .args(command.get_arguments().filter(|arg| !arg.is_hide_set()))
+        .subcommands(command.get_subcommands().map(shown));
+    if let Some(about) = command.get_about() {
+        shown = shown.about(about.clone());
+    }
+    if let Some(version) = command.get_version() {
+        shown = shown.version(&*version.to_owned().leak());
+    }
+    shown
+}
+
 fn completion(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "memleak", &mut script);
+    clap_complete::generate(shell, &mut shown(&Cli::command()), "memleak", &mut script);
     script
 }
 
