@@ -10,6 +10,8 @@ plan=$2
 
 echo "@kernel $(uname -r) $(uname -m)"
 "$memleak" run -v -- true 2>&1 | sed 's/^memleak: attached by /@method /'
+"$memleak" doctor 2>&1
+echo "@doctor $?"
 while read -r suite program options; do
 	echo "@suite $suite"
 	# shellcheck disable=SC2086 # no option has a blank in it

@@ -17,7 +17,7 @@ source scripts/suites.sh
 conf=tests/kernels.conf
 work=$PWD/target/kernels
 # Seconds for one kernel.
-limit=${LIMIT:-3600}
+limit=${LIMIT:-7200}
 
 die() {
 	printf 'test-kernels: %s\n' "$*" >&2
@@ -318,6 +318,7 @@ judge() { # judge KERNEL METHOD SECONDS
 		fail "$kernel" "$word"
 	done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' <<<"$log")
 	grep -qx '@done' <<<"$log" || fail "$kernel" "did not end within $limit seconds, or crashed"
+	grep -qx '@doctor 0' <<<"$log" || fail "$kernel" 'memleak doctor says that it does not work there'
 	[[ $2 == any || ${method%% *} == "$2" ]] || fail "$kernel" "attached by '$method', not by $2"
 	while read -r word; do
 		fail "$kernel" "the kernel says: $word"
