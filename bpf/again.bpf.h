@@ -13,21 +13,24 @@
 SEC("tp_btf/task_newtask")
 int BPF_PROG(newtask_again, struct task_struct *child, __u64 clone_flags)
 {
-	forked(child, clone_flags, true);
+	if (!is_ignored(TASK_FORKED, true))
+		forked(child, clone_flags, true);
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(exec_again, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	executed(task, bprm, true);
+	if (!is_ignored(TASK_EXECUTED, true))
+		executed(task, bprm, true);
 	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(exit_again, struct task_struct *task)
 {
-	exited(task, true);
+	if (!is_ignored(TASK_EXITED, true))
+		exited(task, true);
 	return 0;
 }
 

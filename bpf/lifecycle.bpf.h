@@ -192,7 +192,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		return;
 	}
 	if (again)
-		__sync_fetch_and_add(&forks_retold, 1);
+		__sync_fetch_and_add(&retold[TASK_FORKED], 1);
 	heap = heap_by_id(parent->heap);
 	if (clone_flags & CLONE_VM) {
 		if (heap) {
@@ -411,7 +411,7 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 		return;
 	thread->exec_id = exec_id;
 	if (again)
-		__sync_fetch_and_add(&execs_retold, 1);
+		__sync_fetch_and_add(&retold[TASK_EXECUTED], 1);
 	heap = heap_by_id(thread->heap);
 	if (heap) {
 		if (!thread->borrowed) {
@@ -488,7 +488,7 @@ static __always_inline void exited(struct task_struct *task, bool again)
 		return;
 	thread->exited = 1;
 	if (again)
-		__sync_fetch_and_add(&exits_retold, 1);
+		__sync_fetch_and_add(&retold[TASK_EXITED], 1);
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		goto out;

@@ -178,7 +178,8 @@ struct {
 const volatile __u64 max_blocks = 1;  /* max_entries of `blocks` */
 const volatile __u32 slot_mask = 0;   /* max_entries of `slots`, a power of two, less one */
 const volatile bool all_late = false; /* every thread that is started goes to `late_threads` */
-const volatile bool misses = false; /* half of what is told of tasks counts as missed, for tests */
+const volatile __u32 misses =
+    0; /* for tests: so many times half of what is told of tasks is ignored */
 
 const volatile __u32 scope = SCOPE_TREE; /* enum scope */
 const volatile bool no_children = false;
@@ -203,16 +204,15 @@ __u64 longest_hold_ns = 0;
 
 __u32 joining = 0; /* processes that are there may be joined: all their probes are in place */
 
-__u64 last_heap = 0;	   /* the newest heap's id; ids begin at 1 and are never used again */
-__u64 rows_lost = 0;	   /* images that could not be followed */
-__u64 rows_waiting = 0;	   /* heaps with HEAP_ENDED that did not fit into the ring, ever */
-__u64 late_count = 0;	   /* entries that `late_threads` ever had */
-__u64 successor_count = 0; /* the same of `successors` */
-__u64 dead_blocks = 0;	   /* entries of `blocks` whose heap has ended */
-__u64 forks_retold = 0;	   /* told by the second program, as the first was not called */
-__u64 execs_retold = 0;
-__u64 exits_retold = 0;
-__u64 living_tasks = 0; /* followed tasks that have not exited */
+__u64 last_heap = 0;		/* the newest heap's id; ids begin at 1 and are never used again */
+__u64 rows_lost = 0;		/* images that could not be followed */
+__u64 rows_waiting = 0;		/* heaps with HEAP_ENDED that did not fit into the ring, ever */
+__u64 late_count = 0;		/* entries that `late_threads` ever had */
+__u64 successor_count = 0;	/* the same of `successors` */
+__u64 dead_blocks = 0;		/* entries of `blocks` whose heap has ended */
+__u64 retold[TASK_EVENTS] = {}; /* told by the second program, as the first was not called */
+__u64 ignored[TASK_EVENTS][2] = {}; /* by the first program, and by the second (see `misses`) */
+__u64 living_tasks = 0;		    /* followed tasks that have not exited */
 
 static const struct thread no_thread;
 static const struct heap no_heap;

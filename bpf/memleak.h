@@ -42,6 +42,14 @@ enum scope {
 	SCOPE_ALL,    /* every process of the machine but memleak, or those that the filters want */
 };
 
+/* What the kernel tells of tasks. */
+enum task_event {
+	TASK_FORKED,
+	TASK_EXECUTED,
+	TASK_EXITED,
+	TASK_EVENTS,
+};
+
 /* What a probed function does. */
 enum kind {
 	KIND_ALLOC = 1,	  /* returns (or stores) a new block */

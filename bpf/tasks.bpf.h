@@ -5,16 +5,19 @@
 
 #include "signals.bpf.h"
 
-/* What the kernel does by itself, now and then (see again.bpf.h). */
-static __always_inline bool is_missed(void)
+/* Whether to do what the kernel does by itself, now and then (see again.bpf.h). */
+static __always_inline bool is_ignored(enum task_event event, bool again)
 {
-	return misses && bpf_get_prandom_u32() & 1;
+	if (misses <= again || bpf_get_prandom_u32() & 1)
+		return false;
+	__sync_fetch_and_add(&ignored[event][again], 1);
+	return true;
 }
 
 SEC("tp_btf/task_newtask")
 int BPF_PROG(task_newtask, struct task_struct *child, __u64 clone_flags)
 {
-	if (!is_missed())
+	if (!is_ignored(TASK_FORKED, false))
 		forked(child, clone_flags, false);
 	return 0;
 }
@@ -29,7 +32,7 @@ int BPF_PROG(task_rename, struct task_struct *task)
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	if (!is_missed())
+	if (!is_ignored(TASK_EXECUTED, false))
 		executed(task, bprm, false);
 	return 0;
 }
@@ -37,7 +40,7 @@ int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct l
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(sched_process_exit, struct task_struct *task)
 {
-	if (!is_missed())
+	if (!is_ignored(TASK_EXITED, false))
 		exited(task, false);
 	return 0;
 }

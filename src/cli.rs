@@ -237,9 +237,17 @@ pub struct Probing {
     #[arg(long, hide = true)]
     pub late_threads: bool,
 
-    /// Let half of what the kernel tells of forks, execs and ends be missed the first time.
-    #[arg(long, hide = true)]
-    pub missed_events: bool,
+    /// Let half of what the kernel tells of forks, execs and ends be missed the first time, or each of so many times.
+    #[arg(
+        long,
+        value_name = "TIMES",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = 0,
+        default_missing_value = "1",
+        hide = true
+    )]
+    pub missed_events: u32,
 
     /// Where processes are held until their files have been examined, at the most.
     #[arg(

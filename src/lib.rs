@@ -14,7 +14,7 @@ pub mod gate;
 pub mod identity;
 pub mod image;
 mod inherited;
-mod kernel;
+pub mod kernel;
 pub mod launch;
 pub mod ledger;
 pub mod live;

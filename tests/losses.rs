@@ -5,7 +5,7 @@ mod common;
 
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::expected::{assert_counted, case};
 use common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
@@ -41,6 +41,27 @@ fn what_the_kernel_misses_the_first_time_is_told_again() {
     ] {
         assert_counted(name, &["--missed-events"]);
         assert_counted(name, &["--missed-events", "--late-threads"]);
+    }
+}
+
+#[test]
+fn what_the_kernel_misses_twice_is_lost_by_number_and_keeps_nobody_waiting() {
+    for name in ["fork_storm", "exits_under_waiting_threads", "exec_chain"] {
+        let case = case(name);
+        let job = case.job.options(["--missed-events=2", "--wait-all"]);
+        let began = Instant::now();
+        let report = job.run();
+        let (summary, losses) = (&report.summary, report.summary.losses);
+        assert_eq!(
+            summary.complete,
+            losses.rows_lost == 0,
+            "{name}: {summary:#?}"
+        );
+        // Of three hundred forks and ends, a quarter.
+        if name == "fork_storm" {
+            assert!(losses.rows_lost > 50, "{summary:#?}");
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{name}");
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use common::expected::{assert_counted, case};
 use common::{Job, code};
+use memleak::kernel;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
 const SEPARATE: [&str; 2] = ["--method", "separate"];
@@ -36,20 +37,6 @@ fn the_programs_for_older_kernels_count_the_same() {
     }
 }
 
-/// On a kernel that misses ends (6.18 and older ones do not) these programs are not told twice, and a row may be
-/// `running` for ever.
-#[test]
-fn who_waits_for_the_last_end_is_not_kept_where_the_kernel_misses_it() {
-    for name in ["exits_under_waiting_threads", "fork_storm"] {
-        let job = case(name).job.options(SEPARATE).options(["--wait-all"]);
-        let report = job.run();
-        let lost = report.summary.losses.rows_lost;
-        let running = report.rows.iter().any(|row| row.end == "running");
-        assert!(lost > 0 || !running, "{:#?}", report.summary);
-        assert_eq!(report.summary.complete, lost == 0, "{:#?}", report.summary);
-    }
-}
-
 #[test]
 fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
     for (name, peak) in [
@@ -66,13 +53,7 @@ fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
 
 /// Where the kernel counts programs and tables as locked memory: until 5.11.
 fn counts_locked_memory() -> bool {
-    let release = nix::sys::utsname::uname().expect("the kernel has a name");
-    let release = release.release().to_string_lossy().into_owned();
-    let mut numbers = release.split('.').map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5, 11),
-        _ => panic!("a release without a version: {release}"),
-    }
+    kernel::version(&kernel::release()).is_some_and(|version| version < (5, 11))
 }
 
 const LIMIT: [&str; 2] = ["prlimit", "--memlock=65536:65536"];

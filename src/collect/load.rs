@@ -34,8 +34,8 @@ pub struct Settings {
     pub floor: bool,
     /// Keep every thread that is started in the slower table.
     pub all_late: bool,
-    /// Let half of what the kernel tells of tasks be missed the first time.
-    pub misses: bool,
+    /// How many times, of two, half of what the kernel tells of tasks is to be missed.
+    pub misses: u32,
     /// Where processes are to be held at the most; fewer places where this kernel cannot.
     pub holds: Holds,
     pub scope: Scope,
@@ -308,7 +308,7 @@ fn is_older() -> bool {
 /// Whether this kernel may miss to call a program of a tracepoint (bpf/again.bpf.h). It did not up to 6.18.
 fn may_miss(settings: &Settings) -> bool {
     const NEVER_MISSES: (u32, u32) = (6, 18);
-    settings.misses
+    settings.misses > 0
         || kernel::version(&kernel::release()).is_none_or(|version| version > NEVER_MISSES)
 }
 

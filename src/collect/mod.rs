@@ -515,11 +515,13 @@ impl Collector {
     /// of interest.
     fn missed_events(&self) -> u64 {
         let programs = self.object.second_chances().into_iter().flatten();
-        let missed = programs.zip(&self.globals.retold);
-        let missed = missed.map(|([first, again], retold)| {
-            let missed = times_missed(first).saturating_sub(retold.get());
+        let globals = &self.globals;
+        let missed = programs.zip(globals.retold.iter().zip(&globals.ignored));
+        let missed = missed.map(|(programs, (retold, ignored))| {
+            let [first, again] = [0, 1].map(|n| times_missed(programs[n]) + ignored[n].get());
+            let missed = first.saturating_sub(retold.get());
             match self.told_twice {
-                true => missed.min(times_missed(again)),
+                true => missed.min(again),
                 false => missed,
             }
         });

@@ -126,11 +126,11 @@ impl Object {
                     rows_waiting: Shared::of(&mut bss.rows_waiting),
                     late_count: Shared::of(&mut bss.late_count),
                     dead_blocks: Shared::of(&mut bss.dead_blocks),
-                    retold: [
-                        Shared::of(&mut bss.forks_retold),
-                        Shared::of(&mut bss.execs_retold),
-                        Shared::of(&mut bss.exits_retold),
-                    ],
+                    retold: bss.retold.each_mut().map(Shared::of),
+                    ignored: bss
+                        .ignored
+                        .each_mut()
+                        .map(|event| event.each_mut().map(Shared::of)),
                     living_tasks: Shared::of(&mut bss.living_tasks),
                     holds: Shared::of(&mut bss.holds),
                     longest_hold_ns: Shared::of(&mut bss.longest_hold_ns),
@@ -166,6 +166,8 @@ pub(super) struct Globals {
     pub(super) dead_blocks: Shared<u64>,
     /// What each of the [`second_chances`](Object::second_chances) was.
     pub(super) retold: [Shared<u64>; 3],
+    /// What the programs of each did not heed, for tests.
+    pub(super) ignored: [[Shared<u64>; 2]; 3],
     pub(super) living_tasks: Shared<u64>,
     pub(super) holds: Shared<u64>,
     pub(super) longest_hold_ns: Shared<u64>,

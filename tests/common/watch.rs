@@ -6,10 +6,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use memleak::kernel;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -109,8 +111,13 @@ impl Drop for Waiting {
 
 // ---- who watches -------------------------------------------------------------------------------------
 
-/// With the programs for this kernel, and with those for kernels before 6.1.
-pub const BOTH: [&[&str]; 2] = [&[], &["--method", "separate"]];
+/// Options for the programs for newer kernels, and for those for kernels before 6.1. Where ends may be missed there are
+/// the first only: the others are not told of them twice.
+pub static BOTH: LazyLock<Vec<&[&str]>> = LazyLock::new(|| {
+    let options: [&[&str]; 2] = [&[], &["--method", "separate"]];
+    let both = kernel::version(&kernel::release()).is_some_and(|version| version <= (6, 18));
+    options[..if both { 2 } else { 1 }].to_vec()
+});
 
 /// A memleak that watches, and has attached.
 pub struct Watch {
