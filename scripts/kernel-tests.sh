@@ -10,7 +10,7 @@ plan=$2
 
 echo "@kernel $(uname -r) $(uname -m)"
 "$memleak" run -v -- true 2>&1 | sed 's/^memleak: attached by /@method /'
-"$memleak" doctor 2>&1
+"$memleak" doctor --color never 2>&1
 echo "@doctor $?"
 while read -r suite program options; do
 	echo "@suite $suite"
