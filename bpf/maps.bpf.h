@@ -178,8 +178,7 @@ struct {
 const volatile __u64 max_blocks = 1;  /* max_entries of `blocks` */
 const volatile __u32 slot_mask = 0;   /* max_entries of `slots`, a power of two, less one */
 const volatile bool all_late = false; /* every thread that is started goes to `late_threads` */
-const volatile __u32 misses =
-    0; /* for tests: so many times half of what is told of tasks is ignored */
+const volatile __u32 misses = 0;      /* tests: how often half of what is told is ignored */
 
 const volatile __u32 scope = SCOPE_TREE; /* enum scope */
 const volatile bool no_children = false;
