@@ -19,7 +19,6 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -428,7 +427,6 @@ impl Job {
             .stderr(Stdio::piped());
         // So that all of it can be ended if it hangs.
         command.process_group(0);
-        heed_signals(&mut command);
         command
     }
 
@@ -466,20 +464,6 @@ impl Job {
             counters,
             _scratch: scratch,
         }
-    }
-}
-
-/// What the caller of the tests ignores, as nohup and a shell's background job do, memleak would leave ignored, for
-/// itself and the command.
-fn heed_signals(command: &mut Command) {
-    // SAFETY: only an async-signal-safe call.
-    unsafe {
-        command.pre_exec(|| {
-            for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
-                signal(number, SigHandler::SigDfl)?;
-            }
-            Ok(())
-        });
     }
 }
 

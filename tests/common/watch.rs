@@ -12,12 +12,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use memleak::kernel;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::counter;
-use super::{Counts, Output, Report, Row, TIMEOUT, fixture, heed_signals, reader, wait_status};
+use super::{Counts, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
 
 // ---- processes that are there ------------------------------------------------------------------------
 
@@ -177,7 +177,14 @@ impl Watch {
             nix::unistd::geteuid().is_root(),
             "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
         );
-        heed_signals(&mut command);
+        // Where the tests run in the background of a shell, it is ignored, and memleak would keep that so.
+        // SAFETY: only an async-signal-safe call.
+        unsafe {
+            command.pre_exec(|| {
+                signal(Signal::SIGINT, SigHandler::SigDfl)?;
+                Ok(())
+            })
+        };
         let mut child = command.spawn().expect("memleak can be run");
         let stdout = reader(child.stdout.take().expect("a pipe"));
         let stderr = lines(child.stderr.take().expect("a pipe"));
