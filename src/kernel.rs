@@ -14,6 +14,12 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// Whether this kernel may miss to call a program of a tracepoint (bpf/again.bpf.h). It did not up to 6.18.
+pub fn may_miss_events() -> bool {
+    const NEVER_MISSES: (u32, u32) = (6, 18);
+    version(&release()).is_none_or(|version| version > NEVER_MISSES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

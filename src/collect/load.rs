@@ -305,16 +305,9 @@ fn is_older() -> bool {
         && Best::of_this_kernel().method == Method::Separate
 }
 
-/// Whether this kernel may miss to call a program of a tracepoint (bpf/again.bpf.h). It did not up to 6.18.
-fn may_miss(settings: &Settings) -> bool {
-    const NEVER_MISSES: (u32, u32) = (6, 18);
-    settings.misses > 0
-        || kernel::version(&kernel::release()).is_none_or(|version| version > NEVER_MISSES)
-}
-
 fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
-    let told_twice = may_miss(settings);
+    let told_twice = settings.misses > 0 || kernel::may_miss_events();
     let mut object = match method {
         Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
         _ => {

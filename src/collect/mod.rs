@@ -352,7 +352,9 @@ impl Collector {
     /// is there is looked for.
     pub fn everyone_has_ended(&self) -> bool {
         !self.anyone_lives()
-            || (self.missed_events() > 0 && self.thread_sums().is_ok_and(|sums| sums.is_empty()))
+            || (self.told_twice
+                && self.missed_events() > 0
+                && self.thread_sums().is_ok_and(|sums| sums.is_empty()))
     }
 
     /// Images that found the ring full stay in the map until they are taken here. Returns how many were.
@@ -517,11 +519,10 @@ impl Collector {
         let programs = self.object.second_chances().into_iter().flatten();
         let globals = &self.globals;
         let missed = programs.zip(globals.retold.iter().zip(&globals.ignored));
-        let missed = missed.map(|(programs, (retold, ignored))| {
-            let [first, again] = [0, 1].map(|n| times_missed(programs[n]) + ignored[n].get());
-            let missed = first.saturating_sub(retold.get());
+        let missed = missed.map(|([first, again], (retold, [ignored, ignored_again]))| {
+            let missed = (times_missed(first) + ignored.get()).saturating_sub(retold.get());
             match self.told_twice {
-                true => missed.min(again),
+                true => missed.min(times_missed(again) + ignored_again.get()),
                 false => missed,
             }
         });

@@ -68,6 +68,21 @@ pub enum Reason {
     Unfollowed,
 }
 
+impl Placement {
+    /// Where no emulated instruction will do, for that reason: at the entry, or at the first place that is taken.
+    fn single_stepped(offset: u64, instruction: String, reason: Reason) -> Self {
+        Placement {
+            offset,
+            instruction,
+            kind: Kind::SingleStepped,
+            reason: match offset {
+                0 => reason,
+                _ => Reason::FirstTaken,
+            },
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -115,8 +115,8 @@ impl Drop for Waiting {
 /// the first only: the others are not told of them twice.
 pub static BOTH: LazyLock<Vec<&[&str]>> = LazyLock::new(|| {
     let options: [&[&str]; 2] = [&[], &["--method", "separate"]];
-    let both = kernel::version(&kernel::release()).is_some_and(|version| version <= (6, 18));
-    options[..if both { 2 } else { 1 }].to_vec()
+    let count = if kernel::may_miss_events() { 1 } else { 2 };
+    options[..count].to_vec()
 });
 
 /// A memleak that watches, and has attached.

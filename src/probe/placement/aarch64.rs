@@ -41,15 +41,8 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     let stepped = |taken: Option<u64>, reason| {
         let offset = taken.unwrap_or(0);
         let code = code.get(offset as usize..).unwrap_or_default();
-        Placement {
-            offset,
-            instruction: code.first_chunk().map(text).unwrap_or_default(),
-            kind: Kind::SingleStepped,
-            reason: match offset {
-                0 => reason,
-                _ => Reason::FirstTaken,
-            },
-        }
+        let text = code.first_chunk().map(text).unwrap_or_default();
+        Placement::single_stepped(offset, text, reason)
     };
 
     for (offset, word) in words() {

@@ -35,16 +35,10 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     let mut taken = None;
     let stepped = |taken: Option<&Instruction>, reason| {
         let instruction = taken.or(instructions.first());
-        let offset = instruction.map_or(0, Instruction::ip);
-        Placement {
-            offset,
-            instruction: instruction.map(text).unwrap_or_default(),
-            kind: Kind::SingleStepped,
-            reason: match offset {
-                0 => reason,
-                _ => Reason::FirstTaken,
-            },
-        }
+        let (offset, text) = instruction
+            .map(|found| (found.ip(), text(found)))
+            .unwrap_or_default();
+        Placement::single_stepped(offset, text, reason)
     };
 
     let mut info = InstructionInfoFactory::new();
@@ -115,8 +109,9 @@ fn emulated(instruction: &Instruction, code: &[u8]) -> bool {
     }
 }
 
-/// Whether a kernel may take no probe on the instruction that begins `code`: `is_prefix_bad` and the tables in the same file, which
-/// have come to know more from version to version. One that is wrongly said to be refused only has its probe further on.
+/// Whether a kernel may take no probe on the instruction that begins `code`: `is_prefix_bad` and the tables in the same
+/// file, which have come to know more from version to version. One that is wrongly said to be refused only has its
+/// probe further on.
 pub fn refused(code: &[u8]) -> bool {
     let mut bytes = code;
     while let [
