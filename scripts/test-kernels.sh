@@ -69,7 +69,8 @@ cross_compile() { # cross_compile MACHINE
 plan() { # plan KERNEL MACHINE
 	local suite test options
 	for suite in $(suites); do
-		options='--exact'
+		# What passes has things to say, too: where the probes of a C library are, and what they cost.
+		options='--exact --show-output'
 		while read -r test; do
 			[[ $test == '*' ]] && continue 2
 			options+=" --skip $test"

@@ -17,6 +17,7 @@ use common::expected::{End, counts};
 use common::newcomers::{Place, mapped, run};
 use common::watch::{Waiting, Watch};
 use common::{Losses, fixture};
+use nix::sys::signal::Signal;
 
 /// One at a time: each needs the machine, and probes all of it.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -107,6 +108,31 @@ fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() 
     assert!(report.stderr.contains("of CPU in"), "{}", report.stderr);
 }
 
+/// A libc that nobody else has mapped.
+struct Libc(PathBuf);
+
+impl Libc {
+    fn new(place: &Place) -> Self {
+        place.directory("lib");
+        Libc(place.copy(&mapped("libc.so."), "lib/libc.so.6"))
+    }
+
+    /// Starts one of the fixtures with it.
+    #[track_caller]
+    fn start(&self, name: &str, arguments: &[&str]) -> Waiting {
+        let mut command = Command::new(mapped("ld-"));
+        let libraries = self.0.parent().expect("it is in a directory");
+        command.arg("--library-path").arg(libraries);
+        Waiting::start(command.arg(fixture(name)).args(arguments))
+    }
+
+    /// Whether a process that has mapped it has its code as it is in the file.
+    fn is_unprobed_in(&self, pid: u32) -> bool {
+        let (own, file) = code_of(pid, &self.0);
+        own == file
+    }
+}
+
 /// The code of a file that a process has mapped, as the process has it, and as the file has it.
 fn code_of(pid: u32, file: &Path) -> (Vec<u8>, Vec<u8>) {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
@@ -139,22 +165,12 @@ fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behin
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let starts = setting("MEMLEAK_SCALE_STARTS", 20);
-    // A libc that nobody else has mapped.
     let place = Place::new();
-    let libraries = place.directory("lib");
-    let libc = place.copy(&mapped("libc.so."), "lib/libc.so.6");
-    let start = |rate: &str| {
-        let mut command = Command::new(mapped("ld-"));
-        command.arg("--library-path").arg(&libraries);
-        Waiting::start(command.arg(fixture("works_until_told")).args([rate, "10"]))
-    };
+    let libc = Libc::new(&place);
+    let start = |rate: &str| libc.start("works_until_told", &[rate, "10"]);
     let workloads = [start("1000000"), start("1000")];
     let pids = workloads.each_ref().map(Waiting::pid);
-    let unprobed = || {
-        pids.map(|pid| code_of(pid, &libc))
-            .iter()
-            .all(|(own, file)| own == file)
-    };
+    let unprobed = || pids.iter().all(|&pid| libc.is_unprobed_in(pid));
     // Whoever else watches the machine meanwhile has probes there, too; those left behind would stay.
     let soon_unprobed = || {
         let began = Instant::now();
@@ -178,5 +194,34 @@ fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behin
         let (status, said) = workload.finish();
         assert!(status.success(), "{status}");
         assert!(rate(&said).0 > 0, "{said}");
+    }
+}
+
+#[test]
+fn killed_while_it_stops_it_leaves_no_probe_behind() {
+    let _machine = MACHINE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let place = Place::new();
+    let libc = Libc::new(&place);
+    // So many that taking the probes out of all of them takes some milliseconds.
+    let processes: Vec<_> = (0..32)
+        .map(|_| libc.start("grows_by_line", &["100"]))
+        .collect();
+    let unprobed = || processes.iter().all(|one| libc.is_unprobed_in(one.pid()));
+    for round in 0..12 {
+        let mut watch = Watch::pid(processes[0].pid(), &[]);
+        assert!(!unprobed(), "in round {round} there is no probe");
+        watch.signal(Signal::SIGINT);
+        // What it says last.
+        watch.wait_for("of CPU in");
+        let delay = Duration::from_micros(250 * round);
+        sleep(delay);
+        watch.kill();
+        assert!(unprobed(), "killed {delay:?} after the report");
+    }
+    for process in processes {
+        let (status, _) = process.finish();
+        assert!(status.success(), "{status}");
     }
 }

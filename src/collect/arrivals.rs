@@ -16,7 +16,7 @@ use libbpf_rs::{MapCore, MapFlags, ProgramInput};
 use nix::errno::Errno;
 
 use super::object::Object;
-use super::{Collector, bytes_of, close};
+use super::{Collector, bytes_of, detach};
 use crate::allocator::Examined;
 use crate::allocator::mapped::{Mapping, in_own_mount, restore};
 use crate::bpf::types::{file_flags, file_id, file_state, file_version, limits, site};
@@ -277,7 +277,7 @@ impl Collector {
             .chain(old.hooks)
             .collect();
         self.closing
-            .insert(key, threads::spawn(move || close(old.links)));
+            .insert(key, threads::spawn(move || detach::close(old.links)));
         if let Some(pid) = pid {
             restore(pid, file, &offsets).with_context(|| {
                 format!(

@@ -3,6 +3,7 @@
 
 mod arrivals;
 mod batch;
+mod detach;
 mod empty;
 pub mod event;
 mod load;
@@ -567,14 +568,27 @@ impl Collector {
             .sum()
     }
 
-    /// Takes the probes off. Links are closed side by side: the kernel takes some 50 ms for each, waiting
-    /// for whoever may be running the program.
+    /// Takes the probes off.
     pub fn detach(&mut self) {
         self.stop_answering();
         let links = std::mem::take(&mut self.links);
         let mut links: Vec<_> = links.into_iter().map(Attached::Link).collect();
         links.extend(self.known.take_links());
-        close(links);
+        detach::close(links);
+        self.wait_for_closing();
+    }
+
+    /// Leaves it to memleak's end to take the probes off, which is to come now: whatever kills it meanwhile, none
+    /// stays behind.
+    pub fn detach_at_exit(mut self) {
+        self.stop_answering();
+        self.wait_for_closing();
+        detach::at_exit();
+        // The links are not its own to close any more.
+        std::mem::forget(self);
+    }
+
+    fn wait_for_closing(&mut self) {
         for (_, thread) in self.closing.drain() {
             // It has nothing to say.
             let _ = thread.join();
@@ -614,19 +628,6 @@ fn ring<T: 'static>(
         })
         .map_err(LoadError::ring)?;
     Ok((builder.build().map_err(LoadError::ring)?, taken))
-}
-
-/// How many links are closed side by side: a thread for each of them.
-const CLOSED_AT_ONCE: usize = 64;
-
-fn close<T: Send>(mut links: Vec<T>) {
-    while !links.is_empty() {
-        threads::scope(|scope| {
-            for link in links.drain(..links.len().min(CLOSED_AT_ONCE)) {
-                scope.spawn(move || drop(link));
-            }
-        });
-    }
 }
 
 /// The bytes of a C struct, for a map.

@@ -81,7 +81,7 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         say_detours(&collector);
     }
     let finish = close(books, collector.losses(), outcome, &options.gate);
-    collector.detach();
+    collector.detach_at_exit();
     Ok(finish)
 }
 

@@ -203,7 +203,7 @@ impl Watching<'_> {
         self.take();
         self.close_window();
         let report = &self.options.report;
-        let mut collector = self.prober.collector;
+        let collector = self.prober.collector;
         if report.verbose {
             say_detours(&collector);
         }
@@ -217,7 +217,7 @@ impl Watching<'_> {
         {
             say(&cost);
         }
-        collector.detach();
+        collector.detach_at_exit();
     }
 }
 
