@@ -8,6 +8,7 @@
 #ifndef MEMLEAK_AGAIN_H
 #define MEMLEAK_AGAIN_H
 
+#include "arrivals.bpf.h"
 #include "tasks.bpf.h"
 
 SEC("tp_btf/task_newtask")
@@ -23,6 +24,14 @@ int BPF_PROG(exec_again, struct task_struct *task, int old_pid, struct linux_bin
 {
 	if (!is_ignored(TASK_EXECUTED, true))
 		executed(task, bprm, true);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(exec_holds_again, struct task_struct *task)
+{
+	if (!is_ignored(TASK_ARRIVED, true))
+		hold_image(true);
 	return 0;
 }
 

@@ -319,6 +319,21 @@ static __always_inline void hold_on_return(void)
 	mark_heap(HEAP_LATE);
 }
 
+/* Holds the current process after an exec, if that has mapped anything that is not known. */
+static __always_inline void hold_image(bool again)
+{
+	struct thread *thread = thread_of(bpf_get_current_task_btf());
+	struct heap *heap = thread ? heap_by_id(thread->heap) : 0;
+
+	if (!heap || heap->flags & HEAP_SURVEYED)
+		return;
+	__sync_fetch_and_or(&heap->flags, HEAP_SURVEYED);
+	if (again)
+		__sync_fetch_and_add(&retold[TASK_ARRIVED], 1);
+	if (survey(thread))
+		hold_on_return();
+}
+
 /*
  * The current process goes on, though it has files that are not known. If it has a dynamic loader
  * that is, that will hold it; a static program is late.

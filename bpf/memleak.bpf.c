@@ -35,13 +35,12 @@ int alloc_session(struct pt_regs *ctx)
 	return 0;
 }
 
-/* After the one above: the new image has its heap. */
+/* After those that give the new image its heap. */
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(exec_holds, struct task_struct *task)
 {
-	if (!image_arrived())
-		return 0;
-	hold_on_return();
+	if (!is_ignored(TASK_ARRIVED, false))
+		hold_image(false);
 	return 0;
 }
 

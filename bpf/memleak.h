@@ -47,6 +47,7 @@ enum task_event {
 	TASK_FORKED,
 	TASK_EXECUTED,
 	TASK_EXITED,
+	TASK_ARRIVED, /* what it has executed has files that may not be known */
 	TASK_EVENTS,
 };
 
@@ -135,6 +136,7 @@ enum heap_flags {
 	HEAP_OUTSIDE = 4096, /* its process is in none of the control groups that were named */
 	/* Several tasks have used it, and this kernel does not let them share their live bytes. */
 	HEAP_PEAKLESS = 8192,
+	HEAP_SURVEYED = 16384, /* the files of what it executed were looked at */
 };
 
 /* A file as the kernel tells it from others. */

@@ -8,6 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::expected::{assert_counted, case};
+use common::newcomers::{Kind, Place, life};
 use common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
 
@@ -41,6 +42,31 @@ fn what_the_kernel_misses_the_first_time_is_told_again() {
     ] {
         assert_counted(name, &["--missed-events"]);
         assert_counted(name, &["--missed-events", "--late-threads"]);
+    }
+}
+
+/// Many static programs that no memleak has seen, each executed once.
+fn newcomers(place: &Place) -> (Vec<PathBuf>, Job) {
+    let programs: Vec<_> = (0..16)
+        .map(|number| place.newcomer(Kind::MuslStatic, &format!("newcomer{number}")))
+        .collect();
+    let lines = programs
+        .iter()
+        .map(|program| format!("{} 1000; ", program.display()));
+    let script = lines.collect::<String>() + "exit 0";
+    (programs, Job::shell(&script))
+}
+
+#[test]
+fn who_is_not_held_the_first_time_is_the_second_time() {
+    let place = Place::new();
+    let (programs, job) = newcomers(&place);
+    let report = job.options(["--missed-events"]).run();
+    report.assert_complete();
+    for program in programs {
+        let comm = program.file_name().and_then(|name| name.to_str());
+        let row = row_of(&report.rows, comm.expect("a plain name"));
+        assert_eq!(row.counts, life(Kind::MuslStatic, &program, 1000));
     }
 }
 

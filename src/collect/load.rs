@@ -323,11 +323,9 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         .test_run(ProgramInput::default())
         .map_err(fail)?;
     // In this order they are called: a new image has its heap before its files are looked at.
-    let after_exec = object.newer().and_then(|skel| match holds {
-        Holds::Everywhere => Some(&skel.progs.exec_holds),
-        Holds::Loader => Some(&skel.progs.exec_shows),
-        Holds::Nowhere => None,
-    });
+    let held = object.holds_after_exec(holds).into_iter().flatten();
+    let shows = object.newer().map(|skel| &skel.progs.exec_shows);
+    let shows = shows.filter(|_| holds == Holds::Loader);
     let freed = object.older().map(|skel| &skel.progs.sched_process_free);
     let freed = freed.filter(|_| settings.scope != Scope::Tree);
     let again = object.second_chances().filter(|_| told_twice);
@@ -335,7 +333,8 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         .tracepoints()
         .into_iter()
         .chain(again.into_iter().flatten().map(|[_, again]| again))
-        .chain(after_exec)
+        .chain(held.take(1 + usize::from(told_twice)))
+        .chain(shows)
         .chain(freed)
         .map(|program| program.attach())
         .collect::<Result<_, _>>()
@@ -435,7 +434,11 @@ fn load_newer(
     progs.newtask_again.set_autoload(told_twice);
     progs.exec_again.set_autoload(told_twice);
     progs.exit_again.set_autoload(told_twice);
-    progs.exec_holds.set_autoload(holds == Holds::Everywhere);
+    let everywhere = holds == Holds::Everywhere;
+    progs.exec_holds.set_autoload(everywhere);
+    progs
+        .exec_holds_again
+        .set_autoload(everywhere && told_twice);
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_maps.set_autoload(holds.at_loader());
     progs.adopt_all.set_autoload(settings.scope != Scope::Tree);

@@ -513,11 +513,12 @@ impl Collector {
         }
     }
 
-    /// How many forks, execs and ends were missed, at the most. What was told the second time is not, nor can more be
+    /// How many forks, execs and ends, and chances to hold who has executed something, were missed, at the most. What was told the second time is not, nor can more be
     /// than neither program was called for. The kernel counts what happens to anybody, so some of it may be nobody's
     /// of interest.
     fn missed_events(&self) -> u64 {
         let programs = self.object.second_chances().into_iter().flatten();
+        let programs = programs.chain(self.object.holds_after_exec(self.holds));
         let globals = &self.globals;
         let missed = programs.zip(globals.retold.iter().zip(&globals.ignored));
         let missed = missed.map(|([first, again], (retold, [ignored, ignored_again]))| {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libbpf_rs::{MapMut, ProgramMut};
 
+use super::load::Holds;
 use crate::bpf::types::arrival;
 use crate::bpf::{MemleakSkel, OlderSkel, older_types};
 
@@ -94,6 +95,12 @@ impl Object {
         ])
     }
 
+    /// What holds a process that has executed something, and its second chance.
+    pub(super) fn holds_after_exec(&self, holds: Holds) -> Option<[&ProgramMut<'static>; 2]> {
+        let progs = &self.newer()?.progs;
+        (holds == Holds::Everywhere).then_some([&progs.exec_holds, &progs.exec_holds_again])
+    }
+
     /// The one for newer kernels, for what only that has.
     pub(super) fn newer(&self) -> Option<&MemleakSkel<'static>> {
         match self {
@@ -164,10 +171,10 @@ pub(super) struct Globals {
     pub(super) rows_waiting: Shared<u64>,
     pub(super) late_count: Shared<u64>,
     pub(super) dead_blocks: Shared<u64>,
-    /// What each of the [`second_chances`](Object::second_chances) was.
-    pub(super) retold: [Shared<u64>; 3],
+    /// What each of the [`second_chances`](Object::second_chances) was, and that of `holds_after_exec`.
+    pub(super) retold: [Shared<u64>; 4],
     /// What the programs of each did not heed, for tests.
-    pub(super) ignored: [[Shared<u64>; 2]; 3],
+    pub(super) ignored: [[Shared<u64>; 2]; 4],
     pub(super) living_tasks: Shared<u64>,
     pub(super) holds: Shared<u64>,
     pub(super) longest_hold_ns: Shared<u64>,
