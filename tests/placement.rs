@@ -137,6 +137,14 @@ fn assert_kinds(program: &Program, library: &Path, findings: &Findings) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     require_root();
+    // What else the machine does may make a price wrong, but not again and again.
+    let told = (0..3).any(|_| prices_tell_the_kinds(program, library, findings));
+    assert!(told, "the prices are not those of the kinds");
+}
+
+/// Measures once, and fails where a probe is not what its place says. Whether the prices say the same.
+#[track_caller]
+fn prices_tell_the_kinds(program: &Program, library: &Path, findings: &Findings) -> bool {
     // Of two functions whose first instruction is of the one kind and of the other.
     let own = elf_offsets(&program.path, ["emulated", "single_stepped"]);
     let own = own.map(|(name, offset)| program.probe(name, &program.path, offset));
@@ -144,7 +152,6 @@ fn assert_kinds(program: &Program, library: &Path, findings: &Findings) {
     assert_eq!(kinds, [Kind::Emulated, Kind::SingleStepped]);
     let [emulated, stepped] = own.map(|probe| probe.ns);
     println!("emulated: {emulated} ns, single-stepped: {stepped} ns");
-    assert!(0 < emulated && emulated * 3 / 2 < stepped);
 
     let mut emulated_prices = Vec::new();
     for site in called(findings) {
@@ -157,11 +164,10 @@ fn assert_kinds(program: &Program, library: &Path, findings: &Findings) {
     }
     // The median: the machine may have been busy all the time that one of them was called.
     emulated_prices.sort_unstable();
-    if let Some(&median) = emulated_prices.get(emulated_prices.len() / 2) {
-        // Nearer to the one than to the other, as ratios go.
-        let nearer = median < 0 || median.pow(2) < emulated * stepped;
-        assert!(nearer, "emulated probes cost {emulated_prices:?} ns");
-    }
+    let median = emulated_prices.get(emulated_prices.len() / 2);
+    // Nearer to the one than to the other, as ratios go.
+    let nearer = median.is_none_or(|&ns| ns < 0 || ns.pow(2) < emulated * stepped);
+    0 < emulated && emulated * 3 / 2 < stepped && nearer
 }
 
 /// Where the functions lie in the program's file.
