@@ -291,8 +291,10 @@ fn check(format: Format, report: &[u8]) {
     }
 }
 
+/// A tab may be in a line, and does a terminal no harm.
 fn assert_one_line(text: &str) {
-    assert!(!text.contains(char::is_control), "{text:?}");
+    let breaks = |c: char| c.is_control() && c != '\t';
+    assert!(!text.contains(breaks), "{text:?}");
 }
 
 /// Keeps what is written to it.
