@@ -9,7 +9,7 @@
 
 #[cfg(any(test, target_arch = "aarch64"))]
 mod aarch64;
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 mod x86_64;
 
 use std::collections::{BTreeSet, HashSet};

@@ -50,12 +50,14 @@ fn hooks(path: impl AsRef<Path>) -> Vec<u64> {
     loader_hooks(&ElfFile::open(&file).unwrap()).unwrap()
 }
 
-/// The bytes at a place in a file.
+/// The byte at a place in a file.
+#[cfg(target_arch = "x86_64")]
 fn code(path: impl AsRef<Path>, offset: u64) -> u8 {
     fs::read(path).unwrap()[usize::try_from(offset).unwrap()]
 }
 
 /// Where a marked nop lies, told by a note that was written before the file was moved by 0x1000.
+#[cfg(target_arch = "x86_64")]
 const NOTED: &str = r#"
     .text
     .globl marked
