@@ -513,9 +513,9 @@ impl Collector {
         }
     }
 
-    /// How many forks, execs and ends, and chances to hold who has executed something, were missed, at the most. What was told the second time is not, nor can more be
-    /// than neither program was called for. The kernel counts what happens to anybody, so some of it may be nobody's
-    /// of interest.
+    /// How many forks, execs and ends, and chances to hold who has executed something, were missed, at the most. What
+    /// was told the second time is not, nor can more be than neither program was called for. The kernel counts what
+    /// happens to anybody, so some of it may be nobody's of interest.
     fn missed_events(&self) -> u64 {
         let programs = self.object.second_chances().into_iter().flatten();
         let programs = programs.chain(self.object.holds_after_exec(self.holds));
