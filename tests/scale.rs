@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,10 @@ use common::{Losses, fixture};
 use nix::sys::signal::Signal;
 
 /// One at a time: each needs the machine, and probes all of it.
-static MACHINE: Mutex<()> = Mutex::new(());
+fn machine() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn setting(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |value| value.parse().expect("a number"))
@@ -37,9 +40,7 @@ fn rate(said: &str) -> (u64, u64) {
 
 #[test]
 fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() {
-    let _machine = MACHINE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _machine = machine();
     let seconds = setting("MEMLEAK_SCALE_SECONDS", 5);
     // Room for what the rest of the machine may hold, too.
     let watch = Watch::start(["-a", "1", "--max-allocs", "6000000"]);
@@ -161,9 +162,7 @@ fn code_of(pid: u32, file: &Path) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behind() {
-    let _machine = MACHINE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _machine = machine();
     let starts = setting("MEMLEAK_SCALE_STARTS", 20);
     let place = Place::new();
     let libc = Libc::new(&place);
@@ -199,9 +198,7 @@ fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behin
 
 #[test]
 fn killed_while_it_stops_it_leaves_no_probe_behind() {
-    let _machine = MACHINE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _machine = machine();
     let place = Place::new();
     let libc = Libc::new(&place);
     // So many that taking the probes out of all of them takes some milliseconds.
