@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use memleak::elf_file::{Class, ElfFile, Unreadable};
-use memleak::probe::elf::find_sites;
-use memleak::probe::table::Table;
-use memleak::root::Root;
+use memleak::elf::file::{Class, ElfFile, Unreadable};
+use memleak::find::findings::find_sites;
+use memleak::find::functions::Table;
+use memleak::os::root::Root;
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 const PROGRAMS: &str = "/usr/bin";

@@ -49,7 +49,7 @@ seed() { # seed TARGET: prints where they are
 		;;
 	allocators_toml)
 		awk '/^    \[\[allocator\]\]/ { on = 1 } /^[^ ]/ { on = 0 } on { sub(/^    /, ""); print }' README.md >"$into/toml"
-		grep -o "[a-z./*]*:\(alloc\|new\)=[^ '\`]*" README.md src/probe/spec.rs |
+		grep -o "[a-z./*]*:\(alloc\|new\)=[^ '\`]*" README.md src/find/notation.rs |
 			split -l 1 -a 3 - "$into/spec"
 		;;
 	events)

@@ -1,37 +1,18 @@
 //! memleak: what a command's process tree allocates and never frees, counted in the kernel.
 //!
-//! The flow is one way: kernel (`bpf/`) → `collect` → `ledger` → `report`.
+//! Data flows one way: `bpf/` counts, [`kernel`] loads and attaches the programs and decodes their records,
+//! [`model`] adds the records up, [`report`] prints the result. An import runs down this list only; a test
+//! (`tests/it/layout.rs`) has the table.
 
-pub mod allocator;
-mod bpf;
 pub mod cli;
-pub mod clock;
-pub mod collect;
+pub mod code;
 pub mod doctor;
-pub mod elf_file;
-pub mod filter;
-pub mod gate;
-pub mod identity;
-pub mod image;
-mod inherited;
+pub mod elf;
+pub mod find;
 pub mod kernel;
 pub mod launch;
-pub mod ledger;
-pub mod live;
-pub mod manual;
-pub mod maps;
-pub mod names;
-pub mod output;
-mod privilege;
-pub mod probe;
-mod prober;
+pub mod model;
+pub mod os;
 pub mod report;
-pub mod requests;
-pub mod root;
-pub mod running;
-pub mod say;
 pub mod session;
-pub mod signals;
-pub mod status;
-mod text;
-pub mod units;
+pub mod text;

@@ -4,8 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use memleak::cli::{self, Stop, Task};
-use memleak::status::{Finish, TOOL_ERROR};
-use memleak::{doctor, say, session, signals};
+use memleak::launch::signals;
+use memleak::model::exit::{Finish, TOOL_ERROR};
+use memleak::os::say;
+use memleak::{doctor, session};
 
 /// The C library's allocator carries probes while memleak runs, memleak's own calls of it included, and these took
 /// half of its time.

@@ -9,11 +9,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use memleak::elf_file::ElfFile;
-use memleak::probe::elf::find_sites;
-use memleak::probe::symbols::{self, Companions, Names};
-use memleak::probe::table::Table;
-use memleak::root::Root;
+use memleak::elf::file::ElfFile;
+use memleak::elf::symbols::{self, Companions, Names};
+use memleak::find::findings::find_sites;
+use memleak::find::functions::Table;
+use memleak::find::hooks;
+use memleak::os::root::Root;
 use tempfile::TempDir;
 
 /// Remembers the longest block that was asked for.
@@ -80,7 +81,7 @@ fn look(bytes: &[u8], names: &Names) {
             path: Path::new("/nowhere/file"),
         };
         let _ = symbols::find(&elf, names, Some(companions));
-        let _ = symbols::loader_hooks(&elf);
+        let _ = hooks::loader_hooks(&elf);
         let _ = symbols::exports(&elf, "_rtld_global");
         let _ = (elf.shape(), elf.interpreter(), elf.build_id());
     }

@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 use memleak::cli::Cli;
-use memleak::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
+use memleak::cli::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
 
 /// Compares a file of this tree with what it should be, or writes it where `make docs` asks for that.
 #[track_caller]

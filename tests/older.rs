@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::expected::{assert_counted, case};
 use common::{Job, code};
-use memleak::kernel;
+use memleak::os::release;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
 const SEPARATE: [&str; 2] = ["--method", "separate"];
@@ -53,7 +53,7 @@ fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
 
 /// Where the kernel counts programs and tables as locked memory: until 5.11.
 fn counts_locked_memory() -> bool {
-    let version = kernel::version(&kernel::release());
+    let version = release::version(&release::release());
     version.expect("a release begins with a version") < (5, 11)
 }
 

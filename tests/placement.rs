@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use memleak::collect::EmptyProbes;
-use memleak::elf_file::ElfFile;
-use memleak::probe::attach::Method;
-use memleak::probe::elf::{Findings, find_sites};
-use memleak::probe::placement::Kind;
-use memleak::probe::sites::Site;
-use memleak::probe::table::Table;
-use memleak::root::Root;
+use memleak::code::placement::Kind;
+use memleak::elf::file::ElfFile;
+use memleak::find::findings::{Findings, find_sites};
+use memleak::find::functions::Table;
+use memleak::find::sites::Site;
+use memleak::kernel::EmptyProbes;
+use memleak::kernel::attach::Method;
+use memleak::os::root::Root;
 
 use common::fixtures::compile_with;
 use common::{compile, fixture};

@@ -8,28 +8,28 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
-use memleak::allocator::loader::{Environment, mapped_at_start};
-use memleak::allocator::{Examined, ld_cache};
-use memleak::clock::Clock;
-use memleak::collect::event::{self, Context};
-use memleak::elf_file::ElfFile;
-use memleak::gate::{Gate, Limits};
-use memleak::image::{Image, Losses};
-use memleak::ledger::Ledger;
-use memleak::maps;
-use memleak::names::Names;
-use memleak::probe::follow::{self, LONGEST, Pointer, Probed, Text, Work};
-use memleak::probe::placement::{self, Kind, Reason};
-use memleak::probe::spec::{self, Spec};
-use memleak::probe::symbols::{self, Companions};
-use memleak::probe::table::Table;
+use memleak::code::follow::{self, LONGEST, Pointer, Probed, Text, Work};
+use memleak::code::placement::{self, Kind, Reason};
+use memleak::elf::file::ElfFile;
+use memleak::elf::symbols::{self, Companions};
+use memleak::find::functions::Table;
+use memleak::find::loader::{Environment, mapped_at_start};
+use memleak::find::notation::{self, Spec};
+use memleak::find::{Examined, ld_cache};
+use memleak::kernel::records::{self, Context};
+use memleak::model::exit::Outcome;
+use memleak::model::gate::{Gate, Limits};
+use memleak::model::image::{Image, Losses};
+use memleak::model::ledger::Ledger;
+use memleak::os::clock::Clock;
+use memleak::os::maps;
+use memleak::os::root::Root;
 use memleak::report::{Format, Options, Report, Verbosity, Window};
-use memleak::root::Root;
-use memleak::status::Outcome;
+use memleak::text::globs::Names;
 
 /// The functions that are looked for, and some of a user's.
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
-    let Ok(Spec::One(own)) = spec::parse("program:alloc=my_alloc,new=main,free=my_free") else {
+    let Ok(Spec::One(own)) = notation::parse("program:alloc=my_alloc,new=main,free=my_free") else {
         panic!("the description is one");
     };
     Table::new(vec![own]).expect("the table has room")
@@ -178,7 +178,7 @@ pub fn allocators_toml(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    let own = match spec::parse(text) {
+    let own = match notation::parse(text) {
         Ok(Spec::One(allocator)) => vec![allocator],
         Ok(Spec::File(_)) => Vec::new(),
         Err(error) => {
@@ -186,7 +186,7 @@ pub fn allocators_toml(bytes: &[u8]) {
             Vec::new()
         }
     };
-    let listed = spec::parse_toml(text, Path::new("allocators.toml")).unwrap_or_else(|error| {
+    let listed = notation::parse_toml(text, Path::new("allocators.toml")).unwrap_or_else(|error| {
         assert_one_line(&error.to_string());
         Vec::new()
     });
@@ -202,22 +202,22 @@ pub fn events(bytes: &[u8]) {
     let Some((&shape, rest)) = bytes.split_first() else {
         return;
     };
-    let _ = event::arrival_from_bytes(rest);
+    let _ = records::arrival_from_bytes(rest);
     let (threads, rest) = rest.split_at(rest.len().min(usize::from(shape & 3) * 128));
-    let threads = event::thread_sums_from_bytes(threads);
+    let threads = records::thread_sums_from_bytes(threads);
     let (cell, rest) = rest.split_at(rest.len().min(usize::from(shape >> 2 & 1) * 64));
-    let cell = event::live_cell_from_bytes(cell);
-    let Some(record) = event::heap_from_bytes(rest) else {
+    let cell = records::live_cell_from_bytes(cell);
+    let Some(record) = records::heap_from_bytes(rest) else {
         return;
     };
     let context = Context {
         clock: Clock::beginning_at(Duration::from_secs(1_761_153_780)),
         files: vec!["/lib/libc.so.6".into(), "=lib\x1b[2J/jemalloc".into()],
     };
-    event::is_outside(&record, &threads);
-    let _ = (event::users(&record), event::joined(&threads));
-    let ended = event::ended_image(&record, &context);
-    let running = event::running_image(&record, &threads, cell.as_ref(), u64::MAX, &context);
+    records::is_outside(&record, &threads);
+    let _ = (records::users(&record), records::joined(&threads));
+    let ended = records::ended_image(&record, &context);
+    let running = records::running_image(&record, &threads, cell.as_ref(), u64::MAX, &context);
     let named = Image {
         user: Some(String::from_utf8_lossy(&ended.comm).into_owned()),
         ..ended.clone()

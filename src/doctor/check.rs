@@ -1,7 +1,7 @@
 //! What was checked, as plain values.
 
-use crate::collect::Holds;
-use crate::probe::attach::Method;
+use crate::kernel::Holds;
+use crate::kernel::attach::Method;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

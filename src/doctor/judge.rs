@@ -1,13 +1,13 @@
 //! What the facts about this machine mean for `memleak run`. Pure.
 
-use super::check::Check;
-use super::machine::{Lockdown, Machine};
-use super::trial::{Cause, Trial};
-use super::verdict::not_tried;
-use crate::collect::BTF;
-use crate::kernel::version;
-use crate::privilege::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN};
-use crate::units::megabytes;
+use crate::doctor::check::Check;
+use crate::doctor::machine::{Lockdown, Machine};
+use crate::doctor::trial::{Cause, Trial};
+use crate::doctor::verdict::not_tried;
+use crate::kernel::BTF;
+use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN};
+use crate::os::release::version;
+use crate::text::units::megabytes;
 
 /// What the programs use is all there from here on; distributions take it back into older ones.
 const NEEDED: (u32, u32) = (5, 10);

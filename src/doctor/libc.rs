@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::allocator::{self, Examined, loader::Environment};
-use crate::probe::sites::Site;
-use crate::probe::table::Table;
+use crate::find::functions::Table;
+use crate::find::sites::Site;
+use crate::find::{self, Examined, loader::Environment};
 
 /// More of a C library is not searched for its version.
 const SEARCHED: u64 = 16 << 20;
@@ -28,7 +28,7 @@ pub struct Libc {
 pub fn find() -> Result<Option<Libc>> {
     let table = Table::new(Vec::new())?;
     let environment = Environment::of_the_command();
-    let files = allocator::at_start(iter::empty(), &environment, &table)?;
+    let files = find::at_start(iter::empty(), &environment, &table)?;
     let libc = files
         .into_iter()
         .find(|file| file.findings.is_libc && file.findings.is_allocator());

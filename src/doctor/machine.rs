@@ -7,10 +7,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{SECURITYFS_MAGIC, statfs};
 use nix::sys::utsname::uname;
 
-use crate::allocator::mapped::levels_of_proc_above;
-use crate::collect::BTF;
-use crate::filter;
-use crate::privilege::Capabilities;
+use crate::kernel::BTF;
+use crate::os::capabilities::Capabilities;
+use crate::os::mapping::levels_of_proc_above;
+use crate::session::filter;
 
 /// The inode of the first user namespace (`PROC_USER_INIT_INO`).
 const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";

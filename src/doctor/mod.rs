@@ -23,11 +23,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cli;
-use crate::output::{self, Output, Standard};
-use crate::privilege;
-use crate::probe::attach::Method;
+use crate::kernel::attach::Method;
+use crate::model::exit::TOOL_ERROR;
+use crate::os::capabilities;
 use crate::report::Verbosity;
-use crate::status::TOOL_ERROR;
+use crate::report::destination::{self, Output, Standard};
 use check::Diagnosis;
 use libc::Libc;
 use machine::Machine;
@@ -45,11 +45,11 @@ pub fn doctor(options: &cli::Doctor) -> Result<u8> {
     if let Some(patient) = options.patient {
         return Ok(patient.live());
     }
-    privilege::keep_what_is_used()?;
+    capabilities::keep_what_is_used()?;
     // A descriptor of its own: to let the child go is to give up standard output.
     let standard = Path::new("/dev/stdout");
     let file = options.output.as_deref().unwrap_or(standard);
-    let output = output::open(Some(file), Standard::Output)?;
+    let output = destination::open(Some(file), Standard::Output)?;
     let diagnosis = examine(options);
     write(options, &diagnosis, output)?;
     Ok(match diagnosis.works() {
@@ -91,7 +91,9 @@ fn diagnose(
 
 fn write(options: &cli::Doctor, diagnosis: &Diagnosis, mut output: Output) -> Result<()> {
     let verbosity = Verbosity::of(options.quiet, options.verbose);
-    let color = options.color.wanted(output.terminal, output::no_color());
+    let color = options
+        .color
+        .wanted(output.terminal, destination::no_color());
     let text = report::render(diagnosis, options.format, verbosity, color)?;
     let written = output.writer.write_all(text.as_bytes());
     match written.and_then(|()| output.writer.flush()) {

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::patient::PROGRAM;
-use crate::collect::EmptyProbes;
-use crate::probe::attach::Method;
+use crate::doctor::patient::PROGRAM;
+use crate::kernel::EmptyProbes;
+use crate::kernel::attach::Method;
 
 /// Nanoseconds that a probe adds to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_kernel_emulates_one_of_the_functions_and_not_the_other() {
-        use crate::probe::placement::{Kind, placed_on};
+        use crate::code::placement::{Kind, placed_on};
         for (function, kind) in [
             (emulated as Function, Kind::Emulated),
             (single_stepped, Kind::SingleStepped),

@@ -6,9 +6,9 @@ use std::io;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::check::{Check, Diagnosis, Status};
+use crate::doctor::check::{Check, Diagnosis, Status};
 use crate::report::{SCHEMA, Verbosity};
-use crate::text;
+use crate::text::escape;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -68,14 +68,14 @@ fn line(out: &mut String, check: &Check, verbosity: Verbosity, color: bool) {
         ..
     } = check;
     let word = painted(&format!("{:<STATUS$}", status.word()), *status, color);
-    *out += &format!("{word} {name:<NAME$} {}", text::escaped(found.as_bytes()));
+    *out += &format!("{word} {name:<NAME$} {}", escape::escaped(found.as_bytes()));
     if let Some(remedy) = remedy {
-        *out += &format!("; remedy: {}", text::escaped(remedy.as_bytes()));
+        *out += &format!("; remedy: {}", escape::escaped(remedy.as_bytes()));
     }
     out.push('\n');
     if verbosity == Verbosity::Verbose {
         for detail in details {
-            let detail = text::escaped(detail.as_bytes());
+            let detail = escape::escaped(detail.as_bytes());
             // Writing to a string does not fail.
             let _ = writeln!(out, "{:STATUS$} {:NAME$} {detail}", "", "");
         }
@@ -186,9 +186,9 @@ fn json(value: &impl Serialize) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collect::Holds;
     use crate::doctor::check::COUNT;
-    use crate::probe::attach::Method;
+    use crate::kernel::Holds;
+    use crate::kernel::attach::Method;
 
     fn mixed() -> Diagnosis {
         Diagnosis {

@@ -2,18 +2,18 @@
 
 use std::path::PathBuf;
 
-use super::check::{COUNT, Check, Diagnosis, Status};
-use super::libc::Libc;
-use super::machine::{Lockdown, Machine};
-use super::patient::{BLOCK, BLOCKS, FREED, NOT_EXECUTED, NOT_FILTERED};
-use super::price::Price;
-use super::trial::{Cause, Ran, Refusal, Stage, Trial};
-use super::{diagnose, judge, report, verdict};
-use crate::collect::Holds;
-use crate::image::{Image, Losses, Uncovered, samples::image};
+use crate::doctor::check::{COUNT, Check, Diagnosis, Status};
+use crate::doctor::libc::Libc;
+use crate::doctor::machine::{Lockdown, Machine};
+use crate::doctor::patient::{BLOCK, BLOCKS, FREED, NOT_EXECUTED, NOT_FILTERED};
+use crate::doctor::price::Price;
+use crate::doctor::trial::{Cause, Ran, Refusal, Stage, Trial};
+use crate::doctor::{diagnose, judge, report, verdict};
+use crate::kernel::Holds;
+use crate::kernel::attach::Method;
 use crate::launch::Ended;
-use crate::privilege::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
-use crate::probe::attach::Method;
+use crate::model::image::{Image, Losses, Uncovered, samples::image};
+use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use crate::report::Verbosity;
 
 fn capabilities(numbers: &[u32]) -> Option<Capabilities> {

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 
-use super::patient::PROGRAM;
 use crate::cli::{self, Task};
-use crate::collect::{self, Holds, LoadError, ran_out_of_descriptors};
-use crate::image::Image;
+use crate::doctor::patient::PROGRAM;
+use crate::kernel::attach::Method;
+use crate::kernel::{self, Holds, LoadError, ran_out_of_descriptors};
 use crate::launch::{Ended, Running, Stderr, Suspended};
-use crate::probe::attach::Method;
-use crate::prober::Prober;
+use crate::model::image::Image;
+use crate::session::prober::Prober;
 
 /// A child that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,7 +84,7 @@ pub struct Ran {
 /// Tries. To be called while the process has one thread; gives up memleak's standard input and output.
 pub fn run(options: &cli::Doctor) -> Trial {
     let refused = |stage, error: &anyhow::Error| {
-        let said = collect::take_messages();
+        let said = kernel::take_messages();
         Trial::Refused(Refusal {
             stage: match error.is::<LoadError>() {
                 true => Stage::Load,

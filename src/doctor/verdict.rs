@@ -1,17 +1,17 @@
 //! What a trial of `memleak run` showed. Pure.
 
-use super::check::{COUNT, Check};
-use super::libc::Libc;
-use super::machine::Machine;
-use super::patient::{BARE, BLOCK, BLOCKS, FREED, MORE, NOT_EXECUTED, NOT_FILTERED, SEAL};
-use super::price::Price;
-use super::trial::{Ran, Refusal, Stage, Trial};
-use crate::collect::Holds;
-use crate::image::{Counters, Image, Uncovered};
-use crate::kernel::version;
+use crate::code::placement::Kind;
+use crate::doctor::check::{COUNT, Check};
+use crate::doctor::libc::Libc;
+use crate::doctor::machine::Machine;
+use crate::doctor::patient::{BARE, BLOCK, BLOCKS, FREED, MORE, NOT_EXECUTED, NOT_FILTERED, SEAL};
+use crate::doctor::price::Price;
+use crate::doctor::trial::{Ran, Refusal, Stage, Trial};
+use crate::kernel::Holds;
+use crate::kernel::attach::Method;
 use crate::launch::Ended;
-use crate::probe::attach::Method;
-use crate::probe::placement::Kind;
+use crate::model::image::{Counters, Image, Uncovered};
+use crate::os::release::version;
 
 /// What is said of what a refusal kept from being tried.
 pub fn not_tried(name: &'static str, refusal: &Refusal) -> Check {

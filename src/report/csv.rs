@@ -17,13 +17,13 @@ use std::path::Path;
 use csv::WriterBuilder;
 use serde::Serialize;
 
-use super::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
-use super::{Render, SCHEMA, Window, end_name};
-use crate::gate::Verdict;
-use crate::image::{Image, Losses};
-use crate::ledger::Summary;
-use crate::live::Live;
-use crate::text;
+use crate::model::gate::Verdict;
+use crate::model::image::{Image, Losses};
+use crate::model::ledger::Summary;
+use crate::model::live::Live;
+use crate::report::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
+use crate::report::{Render, SCHEMA, Window, end_name};
+use crate::text::escape;
 
 #[derive(Default)]
 pub(super) struct Csv {
@@ -193,11 +193,11 @@ impl Row {
 }
 
 fn name(name: &[u8]) -> String {
-    inert(text::escaped(name))
+    inert(escape::escaped(name))
 }
 
 fn path(path: &Path) -> String {
-    text::escaped(path.as_os_str().as_bytes()).replace(':', r"\x3a")
+    escape::escaped(path.as_os_str().as_bytes()).replace(':', r"\x3a")
 }
 
 /// Keeps a spreadsheet from taking a name for a formula. (A tab or a carriage return, which some take

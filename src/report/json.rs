@@ -13,13 +13,13 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-use super::{Render, SCHEMA, Window, end_name};
-use crate::gate::{Judgement, Verdict};
-use crate::image::{End, From, Image, Losses, Uncovered};
-use crate::ledger::Summary;
-use crate::live::Live;
-use crate::status::Outcome;
-use crate::text;
+use crate::model::exit::Outcome;
+use crate::model::gate::{Judgement, Verdict};
+use crate::model::image::{End, From, Image, Losses, Uncovered};
+use crate::model::ledger::Summary;
+use crate::model::live::Live;
+use crate::report::{Render, SCHEMA, Window, end_name};
+use crate::text::escape;
 
 pub(super) struct Json;
 
@@ -101,11 +101,11 @@ impl<'a> ProcessLine<'a> {
             ppid: image.ppid,
             uid: image.uid,
             user: image.user.as_deref(),
-            comm: text::text(&image.comm),
+            comm: escape::text(&image.comm),
             exe: image
                 .exe
                 .as_ref()
-                .map(|exe| text::text(exe.as_os_str().as_bytes())),
+                .map(|exe| escape::text(exe.as_os_str().as_bytes())),
             image: image.image,
             end: end_name(image.end),
             exit_code: exit_code(image.end),
@@ -125,7 +125,7 @@ impl<'a> ProcessLine<'a> {
             allocators: image
                 .allocators
                 .iter()
-                .map(|file| text::text(file.as_os_str().as_bytes()))
+                .map(|file| escape::text(file.as_os_str().as_bytes()))
                 .collect(),
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
@@ -291,7 +291,7 @@ impl Formatter for Harmless {
         W: ?Sized + Write,
     {
         let mut rest = fragment;
-        while let Some(at) = rest.find(|c| !text::is_printable(c)) {
+        while let Some(at) = rest.find(|c| !escape::is_printable(c)) {
             let (plain, from) = rest.split_at(at);
             writer.write_all(plain.as_bytes())?;
             let mut chars = from.chars();

@@ -10,15 +10,17 @@ mod table;
 
 pub use table::closing_line;
 
+pub mod destination;
+
 use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::gate::Verdict;
-use crate::image::{End, Image};
-use crate::ledger::Summary;
-use crate::live::Live;
+use crate::model::gate::Verdict;
+use crate::model::image::{End, Image};
+use crate::model::ledger::Summary;
+use crate::model::live::Live;
 
 /// The name and version of what JSON and CSV say.
 pub const SCHEMA: &str = "memleak/1";
@@ -103,7 +105,7 @@ impl Report {
         }
     }
 
-    /// Reports one image; `verdict` is what [`Ledger::record`](crate::ledger::Ledger::record) returned
+    /// Reports one image; `verdict` is what [`Ledger::record`](crate::model::ledger::Ledger::record) returned
     /// for it.
     ///
     /// # Errors

@@ -6,14 +6,14 @@ use std::time::Duration;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ColumnConstraint, Width};
 
-use super::{Options, Render, Verbosity, Window};
-use crate::gate::{Bounds, Verdict};
-use crate::image::{End, From, Image, Uncovered};
-use crate::ledger::Summary;
-use crate::live::{Growing, Live};
-use crate::status::{self, Outcome};
-use crate::text;
-use crate::units::megabytes;
+use crate::model::exit::{self, Outcome};
+use crate::model::gate::{Bounds, Verdict};
+use crate::model::image::{End, From, Image, Uncovered};
+use crate::model::ledger::Summary;
+use crate::model::live::{Growing, Live};
+use crate::report::{Options, Render, Verbosity, Window};
+use crate::text::escape;
+use crate::text::units::megabytes;
 
 /// Every column and how wide it is at least. The first six are fixed, names and order; a longer value
 /// widens its own row. Later rows are not known when the header is written, so no column ever depends
@@ -278,14 +278,14 @@ fn name(name: &[u8]) -> String {
     if name.is_empty() {
         EMPTY_NAME.to_owned()
     } else {
-        text::escaped(name)
+        escape::escaped(name)
     }
 }
 
 fn exit(end: End) -> String {
     match end {
         End::Exited(code) => code.to_string(),
-        End::Signaled { signal, .. } => status::signal_name(signal).into_owned(),
+        End::Signaled { signal, .. } => exit::signal_name(signal).into_owned(),
         End::Exec => "exec".to_owned(),
         End::Running => "running".to_owned(),
     }

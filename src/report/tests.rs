@@ -1,13 +1,13 @@
 use std::sync::{Arc, Mutex};
 
-use super::table::{NO_WRAP, WRAP};
-use super::*;
-use crate::gate::{Gate, Limits};
-use crate::image::samples::image;
-use crate::image::{From, Losses, Uncovered};
-use crate::ledger::Ledger;
-use crate::live::Growing;
-use crate::status::{ExecError, Outcome};
+use crate::model::exit::{ExecError, Outcome};
+use crate::model::gate::{Gate, Limits};
+use crate::model::image::samples::image;
+use crate::model::image::{From, Losses, Uncovered};
+use crate::model::ledger::Ledger;
+use crate::model::live::Growing;
+use crate::report::table::{NO_WRAP, WRAP};
+use crate::report::*;
 
 /// Remembers every write, and can be told to fail as a pipe without a reader does.
 #[derive(Clone, Default)]
@@ -126,7 +126,10 @@ fn options(verbosity: Verbosity, color: bool) -> Options {
 }
 
 fn gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
-    Gate::new(Limits { process, total }, crate::names::Names::default())
+    Gate::new(
+        Limits { process, total },
+        crate::text::globs::Names::default(),
+    )
 }
 
 /// The writes of a report over these images.
@@ -241,7 +244,7 @@ fn nothing_a_terminal_would_act_on_is_sent_in_any_format() {
         let report = whole(format, Verbosity::Verbose);
         let sent = report
             .chars()
-            .find(|c| *c != '\n' && !crate::text::is_printable(*c));
+            .find(|c| *c != '\n' && !crate::text::escape::is_printable(*c));
         assert_eq!(sent, None, "{format:?}");
     }
 }
@@ -265,7 +268,7 @@ fn json_is_read_back_as_what_was_meant() {
     for (line, image) in lines.iter().zip(images()) {
         assert_eq!(line["schema"], "memleak/1");
         assert_eq!(line["pid"], image.pid);
-        assert_eq!(line["comm"], *crate::text::text(&image.comm));
+        assert_eq!(line["comm"], *crate::text::escape::text(&image.comm));
         assert_eq!(line["user"].as_str(), image.user.as_deref());
         assert_eq!(
             line["total_allocs_bytes"],

@@ -1,5 +1,8 @@
 //! What memleak does from beginning to end: `run` launches a command, `watch` joins what runs already.
 
+pub mod filter;
+pub mod prober;
+mod requests;
 mod run;
 mod watch;
 
@@ -13,23 +16,23 @@ pub use run::run;
 pub use watch::watch;
 
 use crate::cli::ReportArgs;
-use crate::collect::{self, Collector};
-use crate::gate::Gate;
-use crate::image::{Image, Losses};
-use crate::ledger::{Ledger, Summary};
-use crate::live::Live;
-use crate::output::{self, Output};
-use crate::prober::Prober;
+use crate::kernel::{self, Collector};
+use crate::model::exit::Outcome;
+use crate::model::gate::Gate;
+use crate::model::image::{Image, Losses};
+use crate::model::ledger::{Ledger, Summary};
+use crate::model::live::Live;
+use crate::os::say::say;
+use crate::report::destination::{self, Output};
 use crate::report::{Format, Options, Report, Verbosity, Window};
-use crate::say::say;
-use crate::status::Outcome;
+use crate::session::prober::Prober;
 
 /// Says, where that is wanted, what the kernel and libbpf have to say to a start.
 fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
     if verbose {
         match &prober {
             Ok(prober) => say(&format!("attached by {}", prober.collector.method())),
-            Err(_) => collect::take_messages().lines().for_each(say),
+            Err(_) => kernel::take_messages().lines().for_each(say),
         }
     }
     prober
@@ -76,7 +79,7 @@ impl Books {
         let refreshes = live && output.terminal && !is_dumb && args.format == Format::Table;
         let look = Options {
             verbosity,
-            color: args.color.wanted(output.terminal, output::no_color()),
+            color: args.color.wanted(output.terminal, destination::no_color()),
             refresh: refreshes,
         };
         Books {

@@ -6,18 +6,18 @@ use anyhow::Result;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Books, say_detours, started};
 use crate::cli::{self, WaitAll};
-use crate::identity::Identity;
-use crate::image::Losses;
+use crate::launch::signals::{Event, Signals};
 use crate::launch::{self, Ended, Running, Stderr, Suspended};
-use crate::output::{self, Standard};
-use crate::privilege;
-use crate::prober::Prober;
+use crate::model::exit::{self, Finish, Outcome};
+use crate::model::image::Losses;
+use crate::os::capabilities;
+use crate::os::identity::Identity;
+use crate::os::say::say;
 use crate::report::Verbosity;
-use crate::say::say;
-use crate::signals::{Event, Signals};
-use crate::status::{self, Finish, Outcome};
+use crate::report::destination::{self, Standard};
+use crate::session::prober::Prober;
+use crate::session::{Books, say_detours, started};
 
 /// Where Slurm says which of its scripts it runs.
 const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";
@@ -30,7 +30,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// # Errors
 /// Something failed before the command was released; it has not run.
 pub fn run(options: &cli::Run) -> Result<Finish> {
-    privilege::keep_what_is_used()?;
+    capabilities::keep_what_is_used()?;
     let user = options
         .user
         .as_ref()
@@ -38,7 +38,7 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         .transpose()?;
     let command = Suspended::fork(&options.command, user.as_ref())?;
     let mut signals = Signals::take_over()?;
-    let report = output::open(options.report.output.as_deref(), Standard::Error)?;
+    let report = destination::open(options.report.output.as_deref(), Standard::Error)?;
     let mut prober = started(Prober::start(options, &command), options.report.verbose)?;
     // What -v still has to say needs it, too.
     let keep = if report.is_stderr || options.report.verbose {
@@ -184,9 +184,9 @@ fn close(books: Books, losses: Losses, outcome: Outcome, gate: &cli::GateArgs) -
     let verdict = books.close(losses, outcome).verdict();
     let leak = gate.leak_exit();
     let context = std::env::var_os(SLURM_CONTEXT).unwrap_or_default();
-    let counts = status::that_counts(verdict, &context, gate.allow_drain);
-    let finish = status::finish(outcome, counts, leak);
-    if finish != status::finish(outcome, verdict, leak) {
+    let counts = exit::that_counts(verdict, &context, gate.allow_drain);
+    let finish = exit::finish(outcome, counts, leak);
+    if finish != exit::finish(outcome, verdict, leak) {
         say(&format!(
             "the gate does not count, as a failure of Slurm's {} drains the node (see --allow-drain)",
             context.display()

@@ -10,21 +10,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::{Books, say_detours, started};
 use crate::cli;
-use crate::clock::monotonic;
-use crate::filter::{self, Filter};
-use crate::image::Image;
-use crate::live::Growth;
-use crate::output::{self, Standard};
-use crate::privilege;
-use crate::prober::Prober;
+use crate::model::exit::Outcome;
+use crate::model::image::Image;
+use crate::model::live::Growth;
+use crate::os::capabilities;
+use crate::os::clock::monotonic;
+use crate::os::processes::Process;
+use crate::os::say::say;
 use crate::report::closing_line;
-use crate::requests::{Request, Requests};
-use crate::running::Process;
-use crate::say::say;
-use crate::status::Outcome;
-use crate::units::megabytes;
+use crate::report::destination::{self, Standard};
+use crate::session::filter::{self, Filter};
+use crate::session::prober::Prober;
+use crate::session::requests::{Request, Requests};
+use crate::session::{Books, say_detours, started};
+use crate::text::units::megabytes;
 
 /// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
 const TICK: Duration = Duration::from_millis(500);
@@ -34,12 +34,12 @@ const TICK: Duration = Duration::from_millis(500);
 /// # Errors
 /// Nobody can be watched.
 pub fn watch(options: &cli::Watch) -> Result<()> {
-    privilege::keep_what_is_used()?;
+    capabilities::keep_what_is_used()?;
     let (wanted, filter) = filter::resolve(&options.filters)?;
     let processes: Result<Vec<_>> = options.pid.iter().map(|pid| Process::open(*pid)).collect();
     let processes = processes?;
     let mut requests = Requests::take_over()?;
-    let report = output::open(options.report.output.as_deref(), Standard::Output)?;
+    let report = destination::open(options.report.output.as_deref(), Standard::Output)?;
     let clock = Instant::now();
     let prober = if options.all {
         Prober::watch_all(options, &wanted)

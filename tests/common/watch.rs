@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use memleak::kernel;
+use memleak::os::release;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -115,7 +115,7 @@ impl Drop for Waiting {
 /// the first only: the others are not told of them twice.
 pub static BOTH: LazyLock<Vec<&[&str]>> = LazyLock::new(|| {
     let options: [&[&str]; 2] = [&[], &["--method", "separate"]];
-    let count = if kernel::may_miss_events() { 1 } else { 2 };
+    let count = if release::may_miss_events() { 1 } else { 2 };
     options[..count].to_vec()
 });
 

@@ -1,0 +1,420 @@
+//! aarch64: see the module above.
+//!
+//! The kernel simulates branches and `adr`, and steps over all else (`arm_probe_decode_insn` in
+//! arch/arm64/kernel/probes/decode-insn.c). A return probe replaces the return address in x30, at the
+//! probed instruction: nothing before that may have put x30 away, signed it (`paciasp`), or moved the stack
+//! pointer, by which calls are told apart. As most functions begin with `stp x29, x30, [sp, #-N]!`, most probes
+//! stay at the entry.
+//!
+//! All instructions have 32 bits, and of most it matters only which registers they write; what
+//! is not known here counts as writing all. That takes a page, where a disassembler would take its own crate and then
+//! a page about its operands.
+
+use crate::code::placement::{Kind, Placement, Reason, WINDOW};
+
+/// Registers as bits: x0 to x30, and the stack pointer.
+type Registers = u32;
+
+const LINK: Registers = 1 << 30;
+const STACK: Registers = 1 << 31;
+const ALL: Registers = !0;
+
+/// The number of the stack pointer in some places, of a register that is always zero in others.
+const SP_OR_ZERO: u32 = 31;
+
+/// Places a probe in the function that begins `code`. `arguments` are the numbers (from 1) of those that the
+/// program reads. `code` may be the whole function: jumps in it are then seen to land.
+pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
+    let kept = arguments
+        .iter()
+        .filter_map(|&n| 1_u32.checked_shl(u32::from(n).wrapping_sub(1)))
+        .fold(LINK | STACK, |kept, register| kept | register);
+    let words = || {
+        let words = code.chunks_exact(4).map(word);
+        (0_u64..).step_by(4).zip(words)
+    };
+    let targets: Vec<u64> = words()
+        .filter_map(|(at, word)| Some(at.wrapping_add_signed(distance(word)?)))
+        .collect();
+    // Where there is none that is simulated: the entry, or the first that has a probe taken at all.
+    let mut taken = None;
+    let stepped = |taken: Option<u64>, reason| {
+        let offset = taken.unwrap_or(0);
+        let code = code.get(offset as usize..).unwrap_or_default();
+        let text = code.first_chunk().map(text).unwrap_or_default();
+        Placement::single_stepped(offset, text, reason)
+    };
+
+    for (offset, word) in words() {
+        if offset >= WINDOW as u64 {
+            break;
+        }
+        if offset > 0 && targets.contains(&offset) {
+            return stepped(taken, Reason::JumpLands);
+        }
+        if simulated(word).is_some() {
+            return Placement {
+                offset,
+                instruction: text(&word.to_le_bytes()),
+                kind: Kind::Emulated,
+                reason: match offset {
+                    0 => Reason::Entry,
+                    _ => Reason::FirstEmulated,
+                },
+            };
+        }
+        if !refused(word) {
+            taken.get_or_insert(offset);
+        }
+        if leaves(word) {
+            return stepped(taken, Reason::BlockEnds);
+        }
+        if (writes(word) | reads_link(word)) & kept != 0 {
+            return stepped(taken, Reason::RegisterChanges);
+        }
+    }
+    stepped(taken, Reason::NoneFound)
+}
+
+/// What the instruction that begins `code` is to a probe: itself, and what the kernel does with it.
+pub fn placed_on(code: &[u8]) -> (String, Kind) {
+    let Some(bytes) = code.first_chunk() else {
+        return (String::new(), Kind::SingleStepped);
+    };
+    let kind = match simulated(word(bytes)) {
+        Some(_) => Kind::Emulated,
+        None => Kind::SingleStepped,
+    };
+    (text(bytes), kind)
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, &byte| word << 8 | u32::from(byte))
+}
+
+/// Its mnemonic where the kernel simulates it, the word otherwise.
+fn text(bytes: &[u8; 4]) -> String {
+    let word = u32::from_le_bytes(*bytes);
+    match simulated(word) {
+        Some(name) => name.to_owned(),
+        None => format!(".inst {word:#010x}"),
+    }
+}
+
+/// The mnemonic of an instruction that every kernel simulates. Newer ones do so with `nop`, too, which is good for
+/// those that begin with it, and no reason to go there. Loads of a literal are refused (before 6.12 they
+/// were simulated, and failed).
+fn simulated(word: u32) -> Option<&'static str> {
+    Some(match word {
+        _ if word & 0xff00_0010 == 0x5400_0000 => "b.cond",
+        _ if word & 0x7f00_0000 == 0x3400_0000 => "cbz",
+        _ if word & 0x7f00_0000 == 0x3500_0000 => "cbnz",
+        _ if word & 0x7f00_0000 == 0x3600_0000 => "tbz",
+        _ if word & 0x7f00_0000 == 0x3700_0000 => "tbnz",
+        _ if word & 0x9f00_0000 == 0x1000_0000 => "adr",
+        _ if word & 0x9f00_0000 == 0x9000_0000 => "adrp",
+        _ if word & 0xfc00_0000 == 0x1400_0000 => "b",
+        _ if word & 0xfc00_0000 == 0x9400_0000 => "bl",
+        _ if word & 0xffff_fc1f == 0xd61f_0000 => "br",
+        _ if word & 0xffff_fc1f == 0xd63f_0000 => "blr",
+        _ if word & 0xffff_fc1f == 0xd65f_0000 => "ret",
+        _ => return None,
+    })
+}
+
+/// How far a jump within the code goes, in bytes.
+fn distance(word: u32) -> Option<i64> {
+    // The field's lowest bit, and how many it has.
+    let (low, bits) = match simulated(word)? {
+        "b" => (0, 26),
+        "b.cond" | "cbz" | "cbnz" => (5, 19),
+        "tbz" | "tbnz" => (5, 14),
+        _ => return None,
+    };
+    let field = (word >> low) << (32 - bits);
+    Some(i64::from(field.cast_signed() >> (32 - bits)) * 4)
+}
+
+/// Whether a kernel takes no probe on this instruction, or might step over it wrongly: exclusive loads and stores,
+/// which a trap between them undoes, loads of what lies beside the code, writes of the system's registers, and hints
+/// but those that sign or mark.
+fn refused(word: u32) -> bool {
+    leaves(word)
+        || word & 0x3f80_0000 == 0x0800_0000
+        || word & 0x3b00_0000 == 0x1800_0000
+        || word & 0xfff0_0000 == 0xd510_0000
+        || word & 0xfff8_f01f == 0xd500_401f
+        || (word & 0xffff_f01f == 0xd503_201f
+            && !matches!(
+                word >> 5 & 0x7f,
+                0 | 7 | 8 | 10 | 12 | 14 | 24..=32 | 34 | 36 | 38
+            ))
+}
+
+/// Branches that are not simulated (with authentication), exceptions, and what no program has.
+fn leaves(word: u32) -> bool {
+    let group = word >> 25 & 0b1111;
+    (group & 0b1110 == 0b1010 && word >> 24 != 0xd5) || group & 0b1101 == 0
+}
+
+/// The registers that an instruction may change; it is no branch.
+fn writes(word: u32) -> Registers {
+    let field = |low: u32| word >> low & 0b1_1111;
+    let bit = |at: u32| word >> at & 1 == 1;
+    // Number 31 is nothing, or the stack pointer.
+    let or_nothing = |number: u32| match number {
+        SP_OR_ZERO => 0,
+        _ => 1 << number,
+    };
+    let or_stack = |number: u32| 1 << number;
+    match word >> 25 & 0b1111 {
+        // Data processing, with a constant: additions, their kind for tags, logic, and what has no use for
+        // the stack pointer.
+        0b1000 | 0b1001 => match word >> 23 & 0b111 {
+            0b010 if !bit(29) => or_stack(field(0)),
+            0b011 => or_stack(field(0)),
+            0b100 if word >> 29 & 0b11 != 0b11 => or_stack(field(0)),
+            _ => or_nothing(field(0)),
+        },
+        // Hints. Some sign x30, or take the signature off.
+        0b1010 | 0b1011 if word & 0xffff_f01f == 0xd503_201f => match word >> 5 & 0x7f {
+            7..=15 | 24..=31 | 39.. => ALL,
+            _ => 0,
+        },
+        // The system's registers.
+        0b1010 | 0b1011 => match bit(21) {
+            true => or_nothing(field(0)),
+            false => 0,
+        },
+        // Loads and stores.
+        0b0100 | 0b0110 | 0b1100 | 0b1110 => match word & 0x3a00_0000 {
+            // A pair. Bit 23 without bit 24: the address is moved afterwards; with it: before.
+            0x2800_0000 => {
+                let loaded = match bit(22) && !bit(26) {
+                    true => or_nothing(field(0)) | or_nothing(field(10)),
+                    false => 0,
+                };
+                loaded | if bit(23) { or_stack(field(5)) } else { 0 }
+            }
+            // One register; with a wide constant, or a register, or an atomic operation, or as for a pair.
+            0x3800_0000 => {
+                let loaded = match word >> 22 & 0b11 != 0 && !bit(26) {
+                    true => or_nothing(field(0)),
+                    false => 0,
+                };
+                let plain = bit(24)
+                    || match word >> 10 & 0b11 {
+                        0b00 => !bit(21),
+                        0b10 => true,
+                        _ => false,
+                    };
+                let others = or_nothing(field(0)) | or_stack(field(5));
+                loaded | if plain { 0 } else { others }
+            }
+            // What lies beside the code; or it is only fetched ahead.
+            0x1800_0000 if !bit(24) => match bit(26) || word >> 30 == 0b11 {
+                true => 0,
+                false => or_nothing(field(0)),
+            },
+            _ => ALL,
+        },
+        // Data processing with registers: additions of an extended one may name the stack pointer.
+        0b0101 | 0b1101 => match word >> 24 & 0b1_1111 {
+            0b0_1011 if bit(21) && !bit(29) => or_stack(field(0)),
+            _ => or_nothing(field(0)),
+        },
+        // Floating point: at the most one of these registers.
+        0b0111 | 0b1111 => or_nothing(field(0)),
+        _ => ALL,
+    }
+}
+
+/// x30, if an instruction may read it, to put it where a return probe does not find it: wherever a number of a
+/// register can be.
+fn reads_link(word: u32) -> Registers {
+    let constant = word >> 26 & 0b111 == 0b100;
+    let fields = if constant {
+        &[5, 16][..]
+    } else {
+        &[0, 5, 10, 16]
+    };
+    match fields.iter().any(|low| word >> low & 0b1_1111 == 30) {
+        true => LINK,
+        false => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STP_FRAME: u32 = 0xa9bc_7bfd; // stp x29, x30, [sp, #-64]!
+    const CBZ_X0: u32 = 0xb400_0880; // cbz x0, +0x110
+    const BTI_C: u32 = 0xd503_245f;
+    const PACIASP: u32 = 0xd503_233f;
+    const NOP: u32 = 0xd503_201f;
+    const RET: u32 = 0xd65f_03c0;
+
+    fn placed(words: &[u32], arguments: &[u8]) -> (u64, Kind, Reason) {
+        let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let placement = place(&code, arguments);
+        (placement.offset, placement.kind, placement.reason)
+    }
+
+    #[test]
+    fn a_null_check_at_the_entry_is_taken() {
+        assert_eq!(
+            placed(&[CBZ_X0, STP_FRAME], &[1]),
+            (0, Kind::Emulated, Reason::Entry)
+        );
+    }
+
+    #[test]
+    fn what_no_probe_is_taken_on_is_passed_over() {
+        let further = (4, Kind::SingleStepped, Reason::FirstTaken);
+        // yield; ldr q0, +8; prfm pldl1keep, +8; msr tpidr_el0, x1
+        for word in [0xd503_203f, 0x9c00_0040, 0xd800_0040, 0xd51b_d041] {
+            assert_eq!(
+                placed(&[word, 0xaa00_03e1, STP_FRAME], &[1]),
+                further,
+                "{word:#x}"
+            );
+        }
+        // dmb ish is taken.
+        assert_eq!(placed(&[0xd503_3bbf, STP_FRAME], &[1]).0, 0);
+        // One that is simulated is better.
+        assert_eq!(
+            placed(&[0xd503_203f, CBZ_X0], &[1]),
+            (4, Kind::Emulated, Reason::FirstEmulated)
+        );
+        // The kernel is asked at the entry where there is nothing better. ldxr x1, [x2]; ldr x0, +8
+        for word in [0xc85f_7c41, 0x5800_0040] {
+            assert_eq!(placed(&[word, STP_FRAME], &[1, 2]).0, 0, "{word:#x}");
+        }
+    }
+
+    #[test]
+    fn nothing_beyond_what_makes_a_frame() {
+        let kept = (0, Kind::SingleStepped, Reason::RegisterChanges);
+        // adrp x23, 0
+        assert_eq!(placed(&[STP_FRAME, 0x9000_0017], &[1]), kept);
+        // sub sp, sp, #32; str x30, [sp, #16]; sub sp, sp, x16; mov sp, x29; ldr x30, [sp], #16
+        for word in [
+            0xd100_83ff,
+            0xf900_0bfe,
+            0xcb30_63ff,
+            0x9100_03bf,
+            0xf841_07fe,
+        ] {
+            assert_eq!(placed(&[word, CBZ_X0], &[1]), kept, "{word:x}");
+        }
+    }
+
+    #[test]
+    fn nothing_beyond_what_signs_or_saves_the_return_address() {
+        let kept = (0, Kind::SingleStepped, Reason::RegisterChanges);
+        // paciasp; mov x9, x30; str x30, [x18], #8
+        for word in [PACIASP, 0xaa1e_03e9, 0xf800_865e] {
+            assert_eq!(placed(&[word, CBZ_X0], &[1]), kept, "{word:x}");
+        }
+    }
+
+    #[test]
+    fn landing_pads_and_nops_are_passed_over() {
+        let beyond = (4, Kind::Emulated, Reason::FirstEmulated);
+        assert_eq!(placed(&[BTI_C, CBZ_X0], &[1]), beyond);
+        assert_eq!(placed(&[NOP, CBZ_X0], &[1]), beyond);
+    }
+
+    #[test]
+    fn nothing_beyond_a_change_of_an_argument() {
+        let kept = (0, Kind::SingleStepped, Reason::RegisterChanges);
+        let beyond = (4, Kind::Emulated, Reason::FirstEmulated);
+        // mul x1, x1, x2, which reallocarray begins with; of its arguments three are read
+        assert_eq!(placed(&[0x9b02_7c21, CBZ_X0], &[1, 2, 3]), kept);
+        assert_eq!(placed(&[0x9b02_7c21, CBZ_X0], &[1]), beyond);
+        // mov w0, #12; ldr x0, [x2]; ldp x3, x0, [x2]; mrs x0, tpidr_el0; swp x1, x0, [x2]; ldr x2, [x0], #8
+        for word in [
+            0x5280_0180,
+            0xf940_0040,
+            0xa940_0043,
+            0xd53b_d040,
+            0xf821_8040,
+            0xf840_8402,
+        ] {
+            assert_eq!(placed(&[word, CBZ_X0], &[1]), kept, "{word:x}");
+        }
+        // mov x3, x0; str x0, [x2]; stp x0, x1, [x2]; cmp x0, #0; mrs x3, tpidr_el0; ldr x3, [x0, #8];
+        // ldr x3, +8
+        for word in [
+            0xaa00_03e3,
+            0xf900_0040,
+            0xa900_0440,
+            0xf100_001f,
+            0xd53b_d043,
+            0xf940_0403,
+            0x5800_0043,
+        ] {
+            assert_eq!(placed(&[word, CBZ_X0], &[1]), beyond, "{word:x}");
+        }
+    }
+
+    #[test]
+    fn nothing_beyond_what_is_not_known() {
+        // An exclusive load, one of vectors; SVE; a word that is no instruction
+        for word in [0xc85f_7c43, 0x4c40_7043, 0x0420_4021, 0] {
+            assert_eq!(placed(&[word, CBZ_X0], &[1]).0, 0, "{word:x}");
+        }
+    }
+
+    #[test]
+    fn nothing_beyond_a_branch_that_is_not_simulated() {
+        // retaa; svc #0
+        for word in [0xd65f_0bff, 0xd400_0001] {
+            assert_eq!(
+                placed(&[word, CBZ_X0], &[1]),
+                (0, Kind::SingleStepped, Reason::BlockEnds),
+                "{word:x}"
+            );
+        }
+        assert_eq!(
+            placed(&[RET, CBZ_X0], &[1]),
+            (0, Kind::Emulated, Reason::Entry)
+        );
+    }
+
+    #[test]
+    fn nothing_where_a_jump_lands() {
+        // mov x3, x0; 1: cbz x0, 2f; b 1b; 2: ret; and the same by cbz and tbnz
+        for back in [0x17ff_ffff, 0xb4ff_ffe3, 0x3707_ffe3] {
+            assert_eq!(
+                placed(&[0xaa00_03e3, 0xb400_0040, back, RET], &[1]),
+                (0, Kind::SingleStepped, Reason::JumpLands),
+                "{back:x}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_entry_where_nothing_is_simulated() {
+        assert_eq!(
+            placed(&[], &[1]),
+            (0, Kind::SingleStepped, Reason::NoneFound)
+        );
+        assert_eq!(placed(&[NOP; 20], &[1]).2, Reason::NoneFound);
+    }
+
+    #[test]
+    fn what_is_there_is_told() {
+        let told = |word: u32| placed_on(&word.to_le_bytes());
+        assert_eq!(told(RET), ("ret".to_owned(), Kind::Emulated));
+        assert_eq!(
+            told(STP_FRAME),
+            (".inst 0xa9bc7bfd".to_owned(), Kind::SingleStepped)
+        );
+        assert_eq!(placed_on(&[]).1, Kind::SingleStepped);
+    }
+}

@@ -1,0 +1,4 @@
+//! ELF files and their symbols.
+
+pub mod file;
+pub mod symbols;

@@ -1,0 +1,113 @@
+//! Symbols that were split off a file when it was stripped: packed into a section of its own
+//! (`.gnu_debugdata`, as Fedora and its kin do for every program), or put into a debug file.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use object::elf::SHT_SYMTAB;
+use xz4rust::{XzDecoder, XzNextBlockResult};
+
+use crate::elf::file::{ElfFile, string_in};
+use crate::elf::symbols::{Companions, Found, Names, Source, table};
+
+/// Bytes that packed symbols may have, packed and unpacked. The unpacking needs as much again, at the most,
+/// for its dictionary.
+const MAX_PACKED: u64 = 16 << 20;
+const MAX_UNPACKED: usize = 64 << 20;
+
+/// A name in `.gnu_debuglink`, and the sum behind it.
+const MAX_LINK: u64 = 4096;
+
+/// Where distributions put debug files.
+const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
+
+/// Adds the functions of these names from what was split off `elf`. Debug data that is damaged, or another
+/// build's, is as good as none.
+pub fn find<'n>(elf: &ElfFile, names: &Names<'n>, companions: Companions, found: &mut Found<'n>) {
+    if let Some(packed) = elf.section_named(".gnu_debugdata")
+        && let Some(unpacked) = unpack(elf, packed.range())
+        && let Ok(inner) = ElfFile::in_memory(unpacked)
+        && find_in(&inner, names, Source::DebugData, found)
+    {
+        return;
+    }
+    let Some(id) = elf.build_id() else { return };
+    for path in candidates(elf, &id, companions.path) {
+        if let Ok(file) = companions.root.open(&path)
+            && let Ok(debug) = ElfFile::open(&file)
+            && debug.build_id().as_ref() == Some(&id)
+            && find_in(&debug, names, Source::DebugFile, found)
+        {
+            return;
+        }
+    }
+}
+
+fn find_in<'n>(elf: &ElfFile, names: &Names<'n>, source: Source, found: &mut Found<'n>) -> bool {
+    table::of_kind(elf, SHT_SYMTAB)
+        .iter()
+        .any(|ranges| table::find(elf, ranges, names, source, found).unwrap_or(false))
+}
+
+/// Where the debug file may be, in the order of gdb.
+fn candidates(elf: &ElfFile, id: &[u8], path: &Path) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    let mut hex = String::new();
+    for byte in id {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    if let Some((first, rest)) = hex.split_at_checked(2) {
+        paths.push(PathBuf::from(format!(
+            "{DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug"
+        )));
+    }
+    let link = elf.section_named(".gnu_debuglink").and_then(|section| {
+        let range = section.range();
+        let bytes = elf.read(range.start, (range.end - range.start).min(MAX_LINK))?;
+        Some(string_in(&bytes, 0)?.to_vec())
+    });
+    if let Some(name) = link
+        && !name.is_empty()
+        && !name.contains(&b'/')
+        && let Some(directory) = path.parent()
+    {
+        let name = OsStr::from_bytes(&name);
+        let mut global = PathBuf::from(DEBUG_DIRECTORY);
+        global.extend(directory.strip_prefix("/"));
+        paths.extend([
+            directory.join(name),
+            directory.join(".debug").join(name),
+            global.join(name),
+        ]);
+    }
+    paths
+}
+
+fn unpack(elf: &ElfFile, range: std::ops::Range<u64>) -> Option<Vec<u8>> {
+    let size = range.end.checked_sub(range.start)?;
+    if size > MAX_PACKED {
+        return None;
+    }
+    let packed = elf.array::<u8>(range.start, usize::try_from(size).ok()?)?;
+    let mut decoder = XzDecoder::in_heap_with_alloc_dict_size(1 << 16, MAX_UNPACKED);
+    let mut unpacked = Vec::new();
+    let mut chunk = vec![0; 1 << 16];
+    let mut rest = &packed[..];
+    loop {
+        let step = decoder.decode(rest, &mut chunk).ok()?;
+        let (consumed, produced) = (step.input_consumed(), step.output_produced());
+        if unpacked.len() + produced > MAX_UNPACKED {
+            return None;
+        }
+        unpacked.extend_from_slice(&chunk[..produced]);
+        rest = &rest[consumed..];
+        match step {
+            XzNextBlockResult::EndOfStream(..) => return Some(unpacked),
+            XzNextBlockResult::NeedMoreData(0, 0) => return None,
+            XzNextBlockResult::NeedMoreData(..) => {}
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A symbol table that has no index: `.symtab`, or the dynamic symbols of a file without a hash table.
+//!
+//! The names are gone through first, in the order in which they lie in the file, and the symbols only if a
+//! wanted name is among them. So the many symbols of the many files without an allocator are never read,
+//! and the memory that it takes does not depend on the file.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use object::LittleEndian as LE;
+use object::elf::{SectionType, Sym64};
+
+use crate::elf::file::{ElfFile, Unreadable};
+use crate::elf::symbols::{Found, Names, Source, add, is_function};
+
+/// Bytes that are read at a time; whole symbols fit in.
+const CHUNK: usize = SYMBOL * 8192;
+
+/// Longer tables are not read: a file with holes may have tables of any length, and somebody waits.
+const MAX_TABLE: u64 = 256 << 20;
+
+/// Names that may be found: each linker writes a name once or twice.
+const MAX_PLACES: usize = 4096;
+
+const SYMBOL: usize = size_of::<Sym64<LE>>();
+
+/// More names than the longest table has symbols, nearly.
+const MAX_NAMES: usize = 1 << 24;
+
+/// Names with the end of a wanted one that are compared with it: more than any program has, so that a file
+/// made of them does not keep us busy.
+const MAX_COMPARED: usize = 1 << 19;
+
+/// How many different ends of names are told apart.
+pub const ENDS: usize = 1 << 12;
+
+/// A number for a name's last three bytes.
+pub fn end_of(name: &[u8]) -> usize {
+    let last = name.iter().rev().take(3);
+    let mixed = last.fold(0_usize, |sum, &byte| sum * 37 + usize::from(byte));
+    mixed % ENDS
+}
+
+/// Where the symbols and their names lie in the file.
+#[derive(Clone, Debug)]
+pub struct Ranges {
+    pub symbols: Range<u64>,
+    pub strings: Range<u64>,
+}
+
+/// The symbol tables among the sections.
+pub fn of_kind(elf: &ElfFile, kind: SectionType) -> Vec<Ranges> {
+    let tables = elf.sections().iter().filter(|section| section.kind == kind);
+    tables
+        .filter_map(|section| {
+            Some(Ranges {
+                symbols: section.range(),
+                strings: elf.sections().get(section.link)?.range(),
+            })
+        })
+        // There is one; a file with many of them means to keep us busy.
+        .take(1)
+        .collect()
+}
+
+/// Adds the functions of these names. Says whether the table has functions, of whatever name.
+pub fn find<'n>(
+    elf: &ElfFile,
+    table: &Ranges,
+    names: &Names<'n>,
+    source: Source,
+    found: &mut Found<'n>,
+) -> Result<bool, Unreadable> {
+    for range in [&table.symbols, &table.strings] {
+        if range.end > elf.length() || range.end.saturating_sub(range.start) > MAX_TABLE {
+            return Ok(false);
+        }
+    }
+    let places = places_of(elf, &table.strings, names)?;
+    let mut any = false;
+    let mut buffer = vec![0; chunk_of(&table.symbols)];
+    let mut at = table.symbols.start;
+    while at < table.symbols.end && !(any && places.is_empty()) {
+        let left = usize::try_from(table.symbols.end - at).unwrap_or(CHUNK);
+        let count = left.min(CHUNK) / SYMBOL;
+        let chunk = &mut buffer[..count * SYMBOL];
+        if count == 0 || elf.fill(at, chunk).is_none() {
+            break;
+        }
+        at += chunk.len() as u64;
+        let Ok((symbols, _)) = object::pod::slice_from_bytes::<Sym64<LE>>(chunk, count) else {
+            break;
+        };
+        for symbol in symbols.iter().filter(|symbol| is_function(symbol)) {
+            any = true;
+            if let Some(name) = places.get(&symbol.st_name.get(LE)) {
+                add(&mut found.functions, name, symbol, source)?;
+            }
+        }
+    }
+    found.has_functions |= any;
+    Ok(any)
+}
+
+/// How much of a table is read at a time.
+fn chunk_of(range: &Range<u64>) -> usize {
+    usize::try_from(range.end.saturating_sub(range.start)).map_or(CHUNK, |size| size.min(CHUNK))
+}
+
+/// Where in the table of names the wanted ones begin. A name may be the end of a longer one.
+fn places_of<'n>(
+    elf: &ElfFile,
+    strings: &Range<u64>,
+    names: &Names<'n>,
+) -> Result<HashMap<u32, &'n str>, Unreadable> {
+    let mut places = HashMap::new();
+    let (mut seen, mut compared) = (0, 0);
+    // What is left of the chunk before: a name may begin in it.
+    let overlap = names.longest;
+    let mut buffer = vec![0; overlap + chunk_of(strings)];
+    let mut kept = 0;
+    let mut at = strings.start;
+    while at < strings.end {
+        let left = usize::try_from(strings.end - at).unwrap_or(CHUNK);
+        let filled = kept + left.min(CHUNK);
+        if elf.fill(at, &mut buffer[kept..filled]).is_none() {
+            break;
+        }
+        let base = at - strings.start;
+        let text = &buffer[..filled];
+        for end in memchr::memchr_iter(0, &text[kept..]).map(|end| kept + end) {
+            seen += 1;
+            if seen > MAX_NAMES {
+                return Err(Unreadable::Damaged("more names than symbols"));
+            }
+            let after_another = end > 0 && text[end - 1] == 0;
+            let ending = end_of(&text[..end]);
+            if after_another || !names.ends[ending] {
+                continue;
+            }
+            compared += 1;
+            if compared > MAX_COMPARED {
+                return Err(Unreadable::Damaged("nearly the same names again and again"));
+            }
+            for &name in names.by_end.get(&ending).into_iter().flatten() {
+                if text[..end].ends_with(name.as_bytes()) {
+                    let place = base + end as u64 - kept as u64 - name.len() as u64;
+                    if let Ok(place) = u32::try_from(place) {
+                        places.insert(place, name);
+                    }
+                }
+            }
+            if places.len() > MAX_PLACES {
+                return Err(Unreadable::Damaged("the same names again and again"));
+            }
+        }
+        at += (filled - kept) as u64;
+        let keep = filled.min(overlap);
+        buffer.copy_within(filled - keep..filled, 0);
+        kept = keep;
+    }
+    Ok(places)
+}

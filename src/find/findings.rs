@@ -1,0 +1,268 @@
+//! Finds a file's allocator functions, and where in each its probe goes. Reads one ELF file, attaches
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use object::elf::DT_DEBUG;
+
+use crate::elf::file::{ElfFile, Shape};
+use crate::elf::symbols::{self, Companions, Function, Names, Source};
+use crate::find::functions::{Family, FileTable, Table};
+use crate::find::hooks;
+use crate::find::sites::{self, Found, Site};
+use crate::os::root::Root;
+
+/// How a process comes by a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is what is executed. A static one has its allocator in it, and symbols that nobody binds to.
+    Program,
+    /// The loader maps it for a program, or it is the loader.
+    Library,
+}
+
+impl Role {
+    fn of(elf: &ElfFile) -> Self {
+        match elf.shape() {
+            Shape::Static | Shape::StaticPie => Role::Program,
+            // A library may have an interpreter, too (libc has); a program wants a place for `_r_debug`.
+            Shape::Dynamic if elf.dynamic().get(DT_DEBUG).is_some() => Role::Program,
+            Shape::Dynamic | Shape::Library => Role::Library,
+        }
+    }
+}
+
+/// What a look at a file's symbols found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    pub sites: Vec<Site>,
+    /// What every C library must define, and this file does not.
+    pub missing: Vec<&'static str>,
+    /// The user's functions that this file should define and does not, each with the description that names
+    /// it.
+    pub user_missing: Vec<(String, String)>,
+    /// Whether its functions give blocks and take them back; a static program need not free.
+    allocates: bool,
+    /// Whether it is a static program: what it lacks, it never calls.
+    pub is_static: bool,
+    /// Whether it is a static program of which neither a symbol table nor debug data names any function: it
+    /// may have an allocator all the same.
+    pub stripped: bool,
+    /// Whether it is a dynamic loader.
+    pub is_loader: bool,
+    /// Where a loader tells of what it has mapped before it runs any of it: offsets in the file.
+    pub loader_hooks: Vec<u64>,
+    /// Whether it starts programs, as the C library does.
+    pub is_libc: bool,
+}
+
+impl Findings {
+    /// Whether the file is an allocator. A loader's own (glibc's up to 2.30 exports it) serves the loader until
+    /// the C library is there; musl's loader is the C library.
+    pub fn is_allocator(&self) -> bool {
+        self.allocates && (!self.is_loader || self.is_libc)
+    }
+}
+
+/// The name by which a C library is known: a loader that has it is one.
+const START: &str = "__libc_start_main";
+
+/// Looks for the functions of a table in an open ELF file. `path` is where those who map the file see it below
+/// `root`, for messages and to find what was split off the file.
+///
+/// # Errors
+/// The file is no ELF file of this machine ([`Unreadable`] says what it is), or is damaged.
+///
+/// [`Unreadable`]: crate::elf::file::Unreadable
+pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Result<Findings> {
+    let elf = ElfFile::open(file).with_context(|| format!("cannot read {}", path.display()))?;
+    let role = Role::of(&elf);
+    let is_static = role == Role::Program && !elf.has_interpreter();
+    let table = table.for_file(path, file);
+    let names = Names::new(table.symbols().chain([hooks::DEBUG_STATE, START]));
+    // A library's users find its functions by what it exports; a program's own need no such names.
+    let companions = (role == Role::Program).then_some(Companions { root, path });
+    let found = symbols::find(&elf, &names, companions)
+        .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
+    let exports = |name| {
+        let mut functions = found.functions.iter();
+        functions.any(|function| function.source == Source::Exported && function.name == name)
+    };
+    let is_loader = exports(hooks::DEBUG_STATE) || symbols::exports(&elf, "_rtld_global");
+    let is_libc = exports(START);
+    let functions = by_address(&found.functions, is_static, role, &table);
+    let rows = functions.values().map(|found| &found.row);
+    let mut families = rows.clone().map(|row| row.family);
+    let named_by_user = families.any(|family| matches!(family, Family::User(_)));
+    let has_malloc = rows
+        .clone()
+        .any(|row| row.family == Family::Prefix("") && row.name == "malloc");
+    let allocates = named_by_user || sites::is_allocator(rows.clone()) || (is_static && has_malloc);
+    let missing = table.missing(rows.clone());
+    let user_missing = table.user_missing(rows);
+    Ok(Findings {
+        sites: sites::place(&elf, path, role, functions, &table)?,
+        missing,
+        user_missing,
+        allocates,
+        is_static,
+        stripped: is_static && !found.has_functions,
+        is_loader,
+        loader_hooks: hooks::loader_hooks(&elf)?,
+        is_libc,
+    })
+}
+
+/// The functions that the table names, by address.
+fn by_address(
+    functions: &[Function],
+    is_static: bool,
+    role: Role,
+    table: &FileTable<'_>,
+) -> BTreeMap<u64, Found> {
+    let mut found: BTreeMap<u64, (usize, Found)> = BTreeMap::new();
+    for function in functions {
+        let Some((row, rank)) = table.find(function.name) else {
+            continue;
+        };
+        // In a static program the linker makes hidden functions local; elsewhere a local one of a common
+        // name is a function of the file's own.
+        let local =
+            function.local || (role == Role::Library && function.source != Source::Exported);
+        if local && !is_static && !row.may_be_local() {
+            continue;
+        }
+        // An address with several names goes by the one whose row comes first.
+        if (found.get(&function.address)).is_none_or(|(other, _)| rank < *other) {
+            let named = Found {
+                row: row.clone(),
+                symbol: function.name.to_owned(),
+                size: function.size,
+            };
+            found.insert(function.address, (rank, named));
+        }
+    }
+    let named = found.into_iter();
+    named
+        .map(|(address, (_, found))| (address, found))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf::file::{Class, Unreadable};
+    use std::fs;
+
+    fn findings(path: &Path) -> Result<Findings> {
+        find_sites(
+            &File::open(path)?,
+            path,
+            &Root::ours(),
+            &Table::new(Vec::new()).unwrap(),
+        )
+    }
+
+    /// A library with these functions.
+    fn library(directory: &Path, names: &[&str]) -> Findings {
+        let path = directory.join("library");
+        let source: String = names
+            .iter()
+            .map(|name| format!("void {name}(void) {{}}\n"))
+            .collect();
+        let source_path = directory.join("library.c");
+        fs::write(&source_path, source).unwrap();
+        let output = std::process::Command::new("cc")
+            .args(["-shared", "-fPIC", "-nostdlib", "-fno-builtin", "-o"])
+            .args([&path, &source_path])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        findings(&path).unwrap()
+    }
+
+    #[test]
+    fn a_loader_is_an_allocator_only_if_it_is_the_c_library() {
+        let directory = tempfile::tempdir().unwrap();
+        let library = |names: &[&str]| library(directory.path(), names);
+        assert!(library(&["malloc", "free"]).is_allocator());
+        // glibc's until 2.30
+        for mark in ["_dl_debug_state", "_rtld_global"] {
+            let loader = library(&["malloc", "free", mark]);
+            assert!(loader.is_loader && !loader.is_allocator(), "{mark}");
+        }
+        // musl's
+        let loader = library(&["malloc", "free", "_dl_debug_state", START]);
+        assert!(loader.is_loader && loader.is_libc && loader.is_allocator());
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn this_systems_loaders_are_known() {
+        let glibc = findings(Path::new("/lib64/ld-linux-x86-64.so.2")).unwrap();
+        assert!(glibc.is_loader && !glibc.is_allocator());
+        let musl = findings(Path::new("/lib/ld-musl-x86_64.so.1")).unwrap();
+        assert!(musl.is_loader && musl.is_allocator());
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_file_made_of_calls_takes_no_longer_than_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("library");
+        let script = r#"
+            for name in malloc calloc realloc free memalign aligned_alloc posix_memalign valloc; do
+                printf '.globl %s; .type %s,@function\n%s:\n.rept 3000\ncall 1f\n1:\n.endr\nret\n' \
+                    je_$name je_$name je_$name
+            done | cc -shared -nostdlib -x assembler -o "$0" -"#;
+        let made = std::process::Command::new("sh")
+            .args(["-ec", script])
+            .arg(&path)
+            .status();
+        assert!(made.unwrap().success());
+        let began = std::time::Instant::now();
+        let found = findings(&path).unwrap();
+        assert!(found.is_allocator() && found.sites.len() == 8);
+        assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn a_static_program_without_symbols_is_stripped() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("program");
+        let script = "echo 'int main(void) { return 0; }' | cc -static -x c -o $0 -";
+        let sh = |script: &str| {
+            let status = std::process::Command::new("sh")
+                .args(["-ec", script])
+                .arg(&path)
+                .status();
+            assert!(status.unwrap().success());
+        };
+        sh(script);
+        let whole = findings(&path).unwrap();
+        assert!(whole.is_static && !whole.stripped && whole.is_allocator());
+        sh("strip $0");
+        let stripped = findings(&path).unwrap();
+        assert!(stripped.is_static && stripped.stripped && !stripped.is_allocator());
+    }
+
+    #[test]
+    fn what_a_file_is_can_be_told_from_the_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let mut bytes = b"\x7fELF\x01\x01\x01".to_vec();
+        bytes.resize(52, 0);
+        for (bytes, expected) in [(&bytes[..], Class::Bits32), (b"#!/bin/sh", Class::NotElf)] {
+            fs::write(&path, bytes).unwrap();
+            let error = findings(&path).unwrap_err();
+            let class = match error.downcast_ref::<Unreadable>() {
+                Some(Unreadable::Class(class)) => *class,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(class, expected);
+        }
+    }
+}

@@ -1,0 +1,608 @@
+//! Which functions are probed, and what their arguments mean: the one table that says so. The allocators
+//! that a user names (`--allocator`) are rows of the same kind.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::find::notation::{self, Action, Allocator, FilePattern, SpecError, Verb};
+use crate::kernel::skeletons::types::{cookie_bits, kind};
+
+/// A function of an allocator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What messages call it: the symbol without its family's prefix.
+    pub name: Cow<'static, str>,
+    pub family: Family,
+    pub action: Action,
+}
+
+/// Functions that belong together: they give out and take back the same blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Those with this prefix, which is empty for the C library's own names.
+    Prefix(&'static str),
+    /// C++'s operators new and delete: part of whatever allocator their file defines.
+    Operators,
+    /// The user's, by number.
+    User(usize),
+}
+
+impl Row {
+    /// Whether a local symbol of this name is the function too. Nobody else would have such a name; a local
+    /// `malloc` may be anything.
+    pub fn may_be_local(&self) -> bool {
+        !matches!(self.family, Family::Prefix("") | Family::Operators)
+    }
+}
+
+/// Which program a function's probes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// At entry and return.
+    EntryReturn,
+    /// At entry.
+    Entry,
+    /// At the entry of a function that may throw, and where it returns.
+    Throwing,
+}
+
+impl Action {
+    /// Which program is to run.
+    pub fn program(self) -> Program {
+        match self.verb {
+            Verb::Alloc | Verb::Realloc | Verb::Reallocf | Verb::Resize | Verb::FreeScope => {
+                Program::EntryReturn
+            }
+            Verb::Free | Verb::FreeAgain | Verb::Start => Program::Entry,
+            Verb::New
+            | Verb::Renew
+            | Verb::FreeScopeThrows
+            | Verb::Return
+            | Verb::Left
+            | Verb::Unfollowed => Program::Throwing,
+        }
+    }
+
+    /// Whether the function must carry no return probe.
+    pub fn may_throw(self) -> bool {
+        matches!(self.verb, Verb::New | Verb::Renew | Verb::FreeScopeThrows)
+    }
+
+    /// Whether it gives out blocks.
+    pub fn allocates(self) -> bool {
+        self.size != 0
+    }
+
+    /// Whether all it does is to take a block back.
+    pub fn frees(self) -> bool {
+        matches!(
+            self.verb,
+            Verb::Free | Verb::FreeAgain | Verb::FreeScope | Verb::FreeScopeThrows
+        )
+    }
+
+    /// Numbers of the arguments that its program reads.
+    pub fn arguments(self) -> Vec<u8> {
+        let all = [self.size, self.count, self.block, self.out];
+        all.into_iter().filter(|&n| n != 0).collect()
+    }
+
+    /// The cookie by which the BPF programs know the function (`enum cookie_bits`).
+    pub fn cookie(self, file: u16, site: u32) -> u64 {
+        let what = match self.verb {
+            Verb::Alloc => kind::KIND_ALLOC,
+            Verb::New => kind::KIND_NEW,
+            Verb::Realloc => kind::KIND_REALLOC,
+            Verb::Renew => kind::KIND_RENEW,
+            Verb::Reallocf => kind::KIND_REALLOCF,
+            Verb::Resize => kind::KIND_RESIZE,
+            Verb::Free => kind::KIND_FREE,
+            Verb::FreeAgain => kind::KIND_FREE_AGAIN,
+            Verb::FreeScope => kind::KIND_FREE_SCOPE,
+            Verb::FreeScopeThrows => kind::KIND_FREE_SCOPE_THROWS,
+            Verb::Start => kind::KIND_START,
+            Verb::Return => kind::KIND_RETURN,
+            Verb::Left => kind::KIND_LEFT,
+            Verb::Unfollowed => kind::KIND_UNFOLLOWED,
+        };
+        u64::from(what.0) << cookie_bits::COOKIE_KIND.0
+            | u64::from(self.size) << cookie_bits::COOKIE_SIZE.0
+            | u64::from(self.count) << cookie_bits::COOKIE_COUNT.0
+            | u64::from(self.block) << cookie_bits::COOKIE_BLOCK.0
+            | u64::from(self.out) << cookie_bits::COOKIE_OUT.0
+            | u64::from(file) << cookie_bits::COOKIE_FILE.0
+            | u64::from(site) << cookie_bits::COOKIE_SITE.0
+    }
+}
+
+/// Functions in the notation of [`notation::function`], under each of the prefixes.
+struct Rows {
+    prefixes: &'static [&'static str],
+    functions: &'static [(Verb, &'static str)],
+}
+
+/// Under these names programs bundle jemalloc: redis and others; Rust's tikv-jemallocator.
+const JEMALLOC: [&str; 4] = ["", "je_", "_rjem_", "__rjem_"];
+
+/// The allocators that memleak knows. Where one address has several of these names, the first counts.
+const KNOWN: [Rows; 8] = [
+    // The C library's family, under its own names and those of bundled allocators.
+    Rows {
+        prefixes: &["", "je_", "_rjem_", "__rjem_", "tc_", "mi_"],
+        functions: &[
+            (Verb::Alloc, "malloc(size)"),
+            (Verb::Alloc, "calloc(count, size)"),
+            (Verb::Realloc, "realloc(block, size)"),
+            (Verb::Realloc, "reallocarray(block, count, size)"),
+            (Verb::Reallocf, "reallocf(block, size)"),
+            (Verb::Alloc, "posix_memalign(out, align, size)"),
+            (Verb::Alloc, "memalign(align, size)"),
+            (Verb::Alloc, "aligned_alloc(align, size)"),
+            (Verb::Alloc, "valloc(size)"),
+            (Verb::Alloc, "pvalloc(size)"),
+            (Verb::Free, "free(block)"),
+            // Only old programs have these.
+            (Verb::Free, "cfree(block)"),
+            (Verb::Free, "vfree(block)"),
+            // New in C23.
+            (Verb::Free, "free_sized(block, _)"),
+            (Verb::Free, "free_aligned_sized(block, align, _)"),
+        ],
+    },
+    Rows {
+        prefixes: &[""],
+        functions: &[(Verb::Start, "__libc_start_main")],
+    },
+    Rows {
+        prefixes: &JEMALLOC,
+        functions: &[
+            (Verb::Alloc, "mallocx(size, _)"),
+            (Verb::Realloc, "rallocx(block, size, _)"),
+            (Verb::Resize, "xallocx(block, size, _, _)"),
+            (Verb::Free, "dallocx(block, _)"),
+            (Verb::Free, "sdallocx(block, _, _)"),
+        ],
+    },
+    Rows {
+        prefixes: &["tc_"],
+        functions: &[
+            (Verb::Alloc, "malloc_skip_new_handler(size)"),
+            (Verb::New, "new(size)"),
+            (Verb::New, "newarray(size)"),
+            (Verb::New, "new_nothrow(size, _)"),
+            (Verb::New, "newarray_nothrow(size, _)"),
+            (Verb::New, "new_aligned(size, align)"),
+            (Verb::New, "newarray_aligned(size, align)"),
+            (Verb::New, "new_aligned_nothrow(size, align, _)"),
+            (Verb::New, "newarray_aligned_nothrow(size, align, _)"),
+            (Verb::Free, "delete(block)"),
+            (Verb::Free, "deletearray(block)"),
+            (Verb::Free, "delete_sized(block, _)"),
+            (Verb::Free, "deletearray_sized(block, _)"),
+            (Verb::Free, "delete_nothrow(block, _)"),
+            (Verb::Free, "deletearray_nothrow(block, _)"),
+            (Verb::Free, "delete_aligned(block, align)"),
+            (Verb::Free, "deletearray_aligned(block, align)"),
+            (Verb::Free, "delete_sized_aligned(block, _, align)"),
+            (Verb::Free, "deletearray_sized_aligned(block, _, align)"),
+            (Verb::Free, "delete_aligned_nothrow(block, align, _)"),
+            (Verb::Free, "deletearray_aligned_nothrow(block, align, _)"),
+        ],
+    },
+    Rows {
+        prefixes: &["mi_"],
+        functions: &[
+            (Verb::Alloc, "malloc_small(size)"),
+            (Verb::Alloc, "zalloc(size)"),
+            (Verb::Alloc, "zalloc_small(size)"),
+            (Verb::Alloc, "mallocn(count, size)"),
+            (Verb::Realloc, "reallocn(block, count, size)"),
+            (Verb::Realloc, "expand(block, size)"),
+            (Verb::Realloc, "rezalloc(block, size)"),
+            (Verb::Realloc, "recalloc(block, count, size)"),
+            (Verb::Alloc, "malloc_aligned(size, align)"),
+            (Verb::Alloc, "malloc_aligned_at(size, align, _)"),
+            (Verb::Alloc, "zalloc_aligned(size, align)"),
+            (Verb::Alloc, "zalloc_aligned_at(size, align, _)"),
+            (Verb::Alloc, "calloc_aligned(count, size, align)"),
+            (Verb::Alloc, "calloc_aligned_at(count, size, align, _)"),
+            (Verb::Realloc, "realloc_aligned(block, size, align)"),
+            (Verb::Realloc, "realloc_aligned_at(block, size, align, _)"),
+            (Verb::Realloc, "rezalloc_aligned(block, size, align)"),
+            (Verb::Realloc, "rezalloc_aligned_at(block, size, align, _)"),
+            (Verb::Realloc, "recalloc_aligned(block, count, size, align)"),
+            (
+                Verb::Realloc,
+                "recalloc_aligned_at(block, count, size, align, _)",
+            ),
+            (Verb::New, "new(size)"),
+            (Verb::New, "new_n(count, size)"),
+            (Verb::New, "new_nothrow(size)"),
+            (Verb::New, "new_aligned(size, align)"),
+            (Verb::New, "new_aligned_nothrow(size, align)"),
+            (Verb::Renew, "new_realloc(block, size)"),
+            (Verb::Renew, "new_reallocn(block, count, size)"),
+            (Verb::Free, "free_size(block, _)"),
+            (Verb::Free, "free_size_aligned(block, _, align)"),
+            (Verb::Free, "free_aligned(block, align)"),
+        ],
+    },
+    // The same from a heap of the caller's.
+    Rows {
+        prefixes: &["mi_"],
+        functions: &[
+            (Verb::Alloc, "heap_malloc(_, size)"),
+            (Verb::Alloc, "heap_malloc_small(_, size)"),
+            (Verb::Alloc, "heap_zalloc(_, size)"),
+            (Verb::Alloc, "heap_calloc(_, count, size)"),
+            (Verb::Alloc, "heap_mallocn(_, count, size)"),
+            (Verb::Realloc, "heap_realloc(_, block, size)"),
+            (Verb::Realloc, "heap_reallocn(_, block, count, size)"),
+            (Verb::Reallocf, "heap_reallocf(_, block, size)"),
+            (Verb::Realloc, "heap_rezalloc(_, block, size)"),
+            (Verb::Realloc, "heap_recalloc(_, block, count, size)"),
+            (Verb::Alloc, "heap_malloc_aligned(_, size, align)"),
+            (Verb::Alloc, "heap_malloc_aligned_at(_, size, align, _)"),
+            (Verb::Alloc, "heap_zalloc_aligned(_, size, align)"),
+            (Verb::Alloc, "heap_zalloc_aligned_at(_, size, align, _)"),
+            (Verb::Alloc, "heap_calloc_aligned(_, count, size, align)"),
+            (
+                Verb::Alloc,
+                "heap_calloc_aligned_at(_, count, size, align, _)",
+            ),
+            (Verb::Realloc, "heap_realloc_aligned(_, block, size, align)"),
+            (
+                Verb::Realloc,
+                "heap_realloc_aligned_at(_, block, size, align, _)",
+            ),
+            (
+                Verb::Realloc,
+                "heap_rezalloc_aligned(_, block, size, align)",
+            ),
+            (
+                Verb::Realloc,
+                "heap_rezalloc_aligned_at(_, block, size, align, _)",
+            ),
+            (
+                Verb::Realloc,
+                "heap_recalloc_aligned(_, block, count, size, align)",
+            ),
+            (
+                Verb::Realloc,
+                "heap_recalloc_aligned_at(_, block, count, size, align, _)",
+            ),
+            (Verb::New, "heap_alloc_new(_, size)"),
+            (Verb::New, "heap_alloc_new_n(_, count, size)"),
+        ],
+    },
+    // operator new and new[]: plain, nothrow, aligned, aligned and nothrow. None of them gets a return probe,
+    // not even those that must not throw: a new-handler may, in an allocator that is written in C.
+    Rows {
+        prefixes: &[OPERATOR],
+        functions: &[
+            (Verb::New, "_Znwm(size)"),
+            (Verb::New, "_Znam(size)"),
+            (Verb::New, "_ZnwmRKSt9nothrow_t(size, _)"),
+            (Verb::New, "_ZnamRKSt9nothrow_t(size, _)"),
+            (Verb::New, "_ZnwmSt11align_val_t(size, align)"),
+            (Verb::New, "_ZnamSt11align_val_t(size, align)"),
+            (
+                Verb::New,
+                "_ZnwmSt11align_val_tRKSt9nothrow_t(size, align, _)",
+            ),
+            (
+                Verb::New,
+                "_ZnamSt11align_val_tRKSt9nothrow_t(size, align, _)",
+            ),
+        ],
+    },
+    // operator delete and delete[]: plain, sized, nothrow, and each of these aligned.
+    Rows {
+        prefixes: &[OPERATOR],
+        functions: &[
+            (Verb::Free, "_ZdlPv(block)"),
+            (Verb::Free, "_ZdaPv(block)"),
+            (Verb::Free, "_ZdlPvm(block, _)"),
+            (Verb::Free, "_ZdaPvm(block, _)"),
+            (Verb::Free, "_ZdlPvRKSt9nothrow_t(block, _)"),
+            (Verb::Free, "_ZdaPvRKSt9nothrow_t(block, _)"),
+            (Verb::Free, "_ZdlPvSt11align_val_t(block, align)"),
+            (Verb::Free, "_ZdaPvSt11align_val_t(block, align)"),
+            (Verb::Free, "_ZdlPvmSt11align_val_t(block, _, align)"),
+            (Verb::Free, "_ZdaPvmSt11align_val_t(block, _, align)"),
+            (
+                Verb::Free,
+                "_ZdlPvSt11align_val_tRKSt9nothrow_t(block, align, _)",
+            ),
+            (
+                Verb::Free,
+                "_ZdaPvSt11align_val_tRKSt9nothrow_t(block, align, _)",
+            ),
+        ],
+    },
+];
+
+/// Marks the operators among the prefixes of [`KNOWN`]: no symbol begins so.
+const OPERATOR: &str = "operator ";
+
+/// Names of the C library's rows, for `--without-probe`.
+pub const NAMES: [&str; 10] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "reallocarray",
+    "posix_memalign",
+    "memalign",
+    "valloc",
+    "pvalloc",
+    "free",
+    "start",
+];
+
+/// What every C library must define.
+const REQUIRED: [&str; 4] = ["malloc", "calloc", "realloc", "free"];
+
+/// All rows, by symbol.
+#[derive(Clone, Debug)]
+pub struct Table {
+    rows: Vec<Row>,
+    by_symbol: HashMap<String, usize>,
+    user: Vec<UserRows>,
+}
+
+/// What the user says about a file.
+#[derive(Clone, Debug)]
+struct UserRows {
+    allocator: Allocator,
+    /// Device and inode of the file that the path meant when memleak started.
+    file: Option<(u64, u64)>,
+    rows: Vec<(String, Row)>,
+}
+
+impl Table {
+    /// The rows that memleak knows, and those that the user names.
+    ///
+    /// # Errors
+    /// A row cannot be read.
+    pub fn new(user: Vec<Allocator>) -> Result<Self, SpecError> {
+        let mut table = Table {
+            rows: Vec::new(),
+            by_symbol: HashMap::new(),
+            user: Vec::new(),
+        };
+        for known in &KNOWN {
+            for &prefix in known.prefixes {
+                for &(verb, text) in known.functions {
+                    table.add(prefix, verb, text)?;
+                }
+            }
+        }
+        for (number, allocator) in user.into_iter().enumerate() {
+            let rows = allocator
+                .functions
+                .iter()
+                .map(|function| {
+                    let row = Row {
+                        name: Cow::Owned(function.symbol.clone()),
+                        family: Family::User(number),
+                        action: function.action,
+                    };
+                    (function.symbol.clone(), row)
+                })
+                .collect();
+            let file = match &allocator.file {
+                FilePattern::Path(path) => fs::metadata(path)
+                    .ok()
+                    .map(|metadata| (metadata.dev(), metadata.ino())),
+                FilePattern::Name(_) => None,
+            };
+            table.user.push(UserRows {
+                allocator,
+                file,
+                rows,
+            });
+        }
+        Ok(table)
+    }
+
+    fn add(
+        &mut self,
+        prefix: &'static str,
+        verb: Verb,
+        text: &'static str,
+    ) -> Result<(), SpecError> {
+        let function = notation::function(verb, text)?;
+        let name = match verb {
+            Verb::Start => "start",
+            _ => &text[..function.symbol.len()],
+        };
+        let (symbol, family) = if prefix == OPERATOR {
+            (function.symbol, Family::Operators)
+        } else {
+            (
+                format!("{prefix}{}", function.symbol),
+                Family::Prefix(prefix),
+            )
+        };
+        self.by_symbol.insert(symbol, self.rows.len());
+        self.rows.push(Row {
+            name: Cow::Borrowed(name),
+            family,
+            action: function.action,
+        });
+        Ok(())
+    }
+
+    /// The rows for a file: the user's come first.
+    pub fn for_file(&self, path: &Path, file: &File) -> FileTable<'_> {
+        let identity = file
+            .metadata()
+            .ok()
+            .map(|metadata| (metadata.dev(), metadata.ino()));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_meant = |user: &&UserRows| match &user.allocator.file {
+            FilePattern::Path(given) => {
+                user.file.is_some() && user.file == identity || given == path
+            }
+            FilePattern::Name(pattern) => pattern.matches(&name),
+        };
+        FileTable {
+            table: self,
+            user: self.user.iter().filter(is_meant).collect(),
+        }
+    }
+}
+
+/// The rows that apply to a file.
+pub struct FileTable<'table> {
+    table: &'table Table,
+    user: Vec<&'table UserRows>,
+}
+
+impl<'table> FileTable<'table> {
+    /// All symbols that have a row.
+    pub fn symbols(&self) -> impl Iterator<Item = &'table str> {
+        let user = self.user.iter().flat_map(|user| &user.rows);
+        let user = user.map(|(symbol, _)| symbol.as_str());
+        user.chain(self.table.by_symbol.keys().map(String::as_str))
+    }
+
+    /// The row of a symbol, and its rank: of several symbols at one address the one of the lowest counts.
+    pub fn find(&self, symbol: &str) -> Option<(&'table Row, usize)> {
+        let users = self.user.iter().flat_map(|user| &user.rows);
+        if let Some((rank, (_, row))) = users.enumerate().find(|(_, (name, _))| name == symbol) {
+            return Some((row, rank));
+        }
+        let &at = self.table.by_symbol.get(symbol)?;
+        Some((&self.table.rows[at], at + 1_000_000))
+    }
+
+    /// Names of what every C library must define, and this file does not.
+    pub fn missing<'row>(
+        &self,
+        found: impl Iterator<Item = &'row Row> + Clone,
+    ) -> Vec<&'static str> {
+        let is_there = |name: &&str| {
+            found
+                .clone()
+                .any(|row| row.family == Family::Prefix("") && row.name == **name)
+        };
+        REQUIRED
+            .into_iter()
+            .filter(|name| !is_there(name))
+            .collect()
+    }
+
+    /// The user's functions that are not among `found`, each with the description that names it.
+    pub fn user_missing<'row>(
+        &self,
+        found: impl Iterator<Item = &'row Row> + Clone,
+    ) -> Vec<(String, String)> {
+        // A pattern may fit files that have nothing to do with it.
+        let is_certain = |user: &&&UserRows| match &user.allocator.file {
+            FilePattern::Path(_) => true,
+            FilePattern::Name(pattern) => !pattern.as_str().contains(['*', '?', '[']),
+        };
+        let all = self.user.iter().filter(is_certain).flat_map(|user| {
+            user.rows
+                .iter()
+                .map(move |(symbol, row)| (user, symbol, row))
+        });
+        all.filter(|(_, _, row)| !found.clone().any(|found| found == *row))
+            .map(|(user, symbol, _)| (symbol.clone(), user.allocator.given_as.clone()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Family, File, NAMES, Path, Program, Table};
+    use crate::find::notation::{self, Action};
+
+    fn table() -> Table {
+        Table::new(Vec::new()).unwrap()
+    }
+
+    fn action(symbol: &str) -> Action {
+        let table = table();
+        table.rows[table.by_symbol[symbol]].action
+    }
+
+    #[test]
+    fn a_cookie_carries_every_argument() {
+        assert_eq!(
+            action("reallocarray").cookie(5, 7),
+            7 << 32 | 5 << 20 | 1 << 12 | 2 << 8 | 3 << 4 | 2
+        );
+        assert_eq!(action("posix_memalign").cookie(0, 0), 1 << 16 | 3 << 4 | 1);
+    }
+
+    #[test]
+    fn no_symbol_stands_in_two_rows() {
+        let table = table();
+        assert_eq!(table.rows.len(), table.by_symbol.len());
+    }
+
+    #[test]
+    fn the_same_function_has_the_same_arguments_under_every_prefix() {
+        for prefix in ["je_", "_rjem_", "tc_", "mi_"] {
+            assert_eq!(action(&format!("{prefix}calloc")), action("calloc"));
+        }
+        assert_eq!(action("_rjem_sdallocx"), action("sdallocx"));
+        assert_eq!(action("mi_heap_calloc").count, 2);
+    }
+
+    #[test]
+    fn no_operator_gets_a_return_probe() {
+        let table = table();
+        let operators = table
+            .rows
+            .iter()
+            .filter(|row| row.family == Family::Operators);
+        assert_eq!(operators.clone().count(), 20);
+        for row in operators {
+            assert_ne!(row.action.program(), Program::EntryReturn, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn the_names_of_rows_that_can_be_left_out_are_rows() {
+        let table = table();
+        for name in NAMES {
+            assert!(table.rows.iter().any(|row| row.name == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_users_rows_are_for_the_files_that_they_name() {
+        let user = |text: &str| match notation::parse(text).unwrap() {
+            notation::Spec::One(allocator) => allocator,
+            notation::Spec::File(_) => panic!("a file"),
+        };
+        let table = Table::new(vec![
+            user("/bin/sh:alloc=malloc(_, size)"),
+            user("lib*.so:alloc=pool"),
+        ])
+        .unwrap();
+        let shell = File::open("/bin/sh").unwrap();
+        let find = |path: &str, file: &File, symbol: &str| {
+            let file_table = table.for_file(Path::new(path), file);
+            file_table
+                .find(symbol)
+                .map(|(row, _)| (row.family, row.action.size))
+        };
+        let (user, own) = (Some((Family::User(0), 2)), Some((Family::Prefix(""), 1)));
+        // However the path is written.
+        assert_eq!(find("/bin/../bin/sh", &shell, "malloc"), user);
+        let other = File::open("/dev/null").unwrap();
+        assert_eq!(find("/dev/null", &other, "malloc"), own);
+        assert_eq!(
+            find("/x/libpool.so", &other, "pool"),
+            Some((Family::User(1), 1))
+        );
+        assert_eq!(find("/x/libpool.so.1", &other, "pool"), None);
+    }
+}

@@ -1,0 +1,226 @@
+//! Where a dynamic loader lets others know that it maps and unmaps libraries.
+
+use object::elf::SHT_NOTE;
+
+use crate::elf::file::{ElfFile, Unreadable};
+use crate::elf::symbols::{Names, Source, find};
+
+/// `NT_STAPSDT`: a probe of SystemTap's kind, which is a `nop` and a note of where it is.
+const STAPSDT: u32 = 3;
+
+/// Who the notes are by: glibc's loader.
+const PROVIDER: &[u8] = b"rtld";
+
+/// The empty function that debuggers break on, of every loader that knows them.
+pub const DEBUG_STATE: &str = "_dl_debug_state";
+
+/// Which of glibc's probes tell that all is mapped, and that nothing of it has run: of a program, of a dlopen.
+const COMPLETE: [&[u8]; 2] = [b"init_complete", b"map_complete"];
+
+/// Bytes of `call rel32`, and its opcode.
+const CALL: usize = 5;
+const OPCODE: u8 = 0xe8;
+
+/// More of a loader's code than this is not searched (glibc's has 150 kB).
+const SEARCHED: u64 = 8 << 20;
+
+/// Where a loader tells that it has mapped libraries and has called none of them yet, as offsets in the file:
+/// glibc's probes, where its build has them; else its calls of the function that debuggers break on, which
+/// come before and after each change. (The function itself is but a `ret`, which the kernel must single-step;
+/// a call is emulated.) None where the file is not a loader.
+///
+/// # Errors
+/// The file's tables are damaged.
+pub fn loader_hooks(elf: &ElfFile) -> Result<Vec<u64>, Unreadable> {
+    let marked = marked(elf);
+    if !marked.is_empty() {
+        return Ok(marked);
+    }
+    let found = find(elf, &Names::new([DEBUG_STATE]), None)?;
+    let state = found
+        .functions
+        .iter()
+        .find(|function| function.source == Source::Exported);
+    Ok(state.map_or_else(Vec::new, |function| calls_of(elf, function.address)))
+}
+
+/// The calls of a function, or the function itself where none are found.
+fn calls_of(elf: &ElfFile, address: u64) -> Vec<u64> {
+    let Some(segment) = elf.text_segment(address) else {
+        return Vec::new();
+    };
+    let (offset, function) = (segment.offset, address - segment.address);
+    let mut found = Vec::new();
+    if cfg!(target_arch = "x86_64") {
+        let text = elf.read(offset, segment.size.min(SEARCHED));
+        found = calls(&text.unwrap_or_default(), function);
+    }
+    if found.is_empty() {
+        found.push(function);
+    }
+    found.into_iter().map(|at| offset + at).collect()
+}
+
+/// The offsets in `text` of the direct calls (x86_64) of the function that lies at the offset `function`. Looks
+/// for the bytes and not for instructions: that four bytes which are no call have this very distance in them,
+/// behind this very opcode, happens once in 10¹² bytes.
+fn calls(text: &[u8], function: u64) -> Vec<u64> {
+    let mut found = Vec::new();
+    for (at, window) in text.windows(CALL).enumerate() {
+        let &[OPCODE, a, b, c, d] = window else {
+            continue;
+        };
+        let next = (at + CALL) as u64;
+        let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
+        if next.wrapping_add_signed(distance) == function {
+            found.push(at as u64);
+        }
+    }
+    found
+}
+
+/// The notes of the provider `rtld`. They lie in no segment, so without section headers there are none.
+fn marked(elf: &ElfFile) -> Vec<u64> {
+    let Some(notes) = elf.section_named(".note.stapsdt") else {
+        return Vec::new();
+    };
+    if notes.kind != SHT_NOTE {
+        return Vec::new();
+    }
+    let base = elf.section_named(".stapsdt.base").map(|base| base.address);
+    let hook = |content: &[u8]| {
+        let word = |at: usize| -> Option<u64> {
+            Some(u64::from_le_bytes(
+                content.get(at..at + 8)?.try_into().ok()?,
+            ))
+        };
+        // The address of the nop, that which the section .stapsdt.base then had, that of a semaphore; and
+        // provider, name, arguments. Prelinking moves the sections and leaves the notes as they are.
+        let (address, noted_base) = (word(0)?, word(8)?);
+        let mut words = content.get(24..)?.split(|&byte| byte == 0);
+        if words.next()? != PROVIDER {
+            return None;
+        }
+        let name = words.next()?;
+        if !COMPLETE.contains(&name) {
+            return None;
+        }
+        let moved = base.map_or(0, |base| base.wrapping_sub(noted_base));
+        offset_of(elf, address.wrapping_add(moved))
+    };
+    elf.notes(notes.range())
+        .iter()
+        .filter(|note| note.kind == STAPSDT && note.owner == b"stapsdt")
+        .filter_map(|note| hook(&note.content))
+        .collect()
+}
+
+fn offset_of(elf: &ElfFile, address: u64) -> Option<u64> {
+    elf.text_segment(address)?;
+    Some(elf.mapped_at(address)?.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    use super::*;
+    use crate::elf::symbols::built::Built;
+
+    #[test]
+    fn calls_forward_and_back_are_found() {
+        // ret; call 0; nop; call 0x20; call 0x21
+        let mut text = vec![0xc3, 0xe8, 0xfa, 0xff, 0xff, 0xff, 0x90];
+        text.extend([0xe8, 20, 0, 0, 0, 0xe8, 16, 0, 0, 0]);
+        text.resize(0x40, 0x90);
+        assert_eq!(calls(&text, 0), [1]);
+        assert_eq!(calls(&text, 0x20), [7]);
+        assert!(calls(&text, 0x30).is_empty());
+    }
+
+    #[test]
+    fn less_than_a_call_is_none() {
+        assert!(calls(&[0xe8, 0, 0, 0], 4).is_empty());
+    }
+
+    fn hooks(path: impl AsRef<Path>) -> Vec<u64> {
+        let file = File::open(path).unwrap();
+        loader_hooks(&ElfFile::open(&file).unwrap()).unwrap()
+    }
+
+    /// The byte at a place in a file.
+    #[cfg(target_arch = "x86_64")]
+    fn code(path: impl AsRef<Path>, offset: u64) -> u8 {
+        fs::read(path).unwrap()[usize::try_from(offset).unwrap()]
+    }
+
+    /// Where a marked nop lies, told by a note that was written before the file was moved by 0x1000.
+    #[cfg(target_arch = "x86_64")]
+    const NOTED: &str = r#"
+        .text
+        .globl marked
+        .type marked, @function
+    marked: ret
+    990: nop
+        ret
+        .size marked, . - marked
+        .pushsection .note.stapsdt,"?","note"
+        .balign 4
+        .4byte 992f-991f, 994f-993f, 3
+    991: .asciz "stapsdt"
+    992: .balign 4
+    993: .8byte 990b - 0x1000
+        .8byte _.stapsdt.base - 0x1000
+        .8byte 0
+        .asciz "rtld"
+        .asciz "map_complete"
+        .asciz "8@%rdi"
+    994: .balign 4
+        .popsection
+        .pushsection .stapsdt.base,"aG","progbits",.stapsdt.base,comdat
+        .weak _.stapsdt.base
+        .hidden _.stapsdt.base
+_.stapsdt.base: .space 1
+        .size _.stapsdt.base, 1
+        .popsection
+    "#;
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_loader_with_notes_has_the_hooks_that_they_mark() {
+        let built = Built::new();
+        let path = built.cc("noted.s", NOTED, &["-shared", "-nostdlib"]);
+        let hooks = hooks(&path);
+        assert_eq!(hooks.len(), 1, "{hooks:?}");
+        assert_eq!(code(&path, hooks[0]), 0x90, "nop");
+    }
+
+    /// Debian builds glibc without SystemTap's probes, Fedora with them.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn glibcs_loader_has_hooks() {
+        let path = Path::new("/lib64/ld-linux-x86-64.so.2");
+        let hooks = hooks(path);
+        assert!(!hooks.is_empty());
+        for hook in hooks {
+            // A nop where there are notes, else a call.
+            assert!([0x90, 0xe8].contains(&code(path, hook)), "{hook:#x}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn musls_loader_has_the_function_for_debuggers() {
+        let hooks = hooks("/lib/ld-musl-x86_64.so.1");
+        assert!(!hooks.is_empty());
+        for hook in hooks {
+            assert_eq!(code("/lib/ld-musl-x86_64.so.1", hook), 0xe8, "call");
+        }
+    }
+
+    #[test]
+    fn what_is_no_loader_has_no_hooks() {
+        assert!(hooks("/bin/sh").is_empty());
+    }
+}

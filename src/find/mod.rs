@@ -1,0 +1,144 @@
+//! What a file has to do with allocating: found before the command starts, or when a process maps it.
+//!
+//! Answers with files; where probes go in them is the business of `probe`.
+
+pub mod command;
+pub mod findings;
+pub mod functions;
+pub mod hooks;
+pub mod ld_cache;
+pub mod loader;
+pub mod notation;
+pub mod sites;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::elf::file::{self, Class};
+use crate::find::findings::{Findings, find_sites};
+use crate::find::functions::Table;
+use crate::os::inherited;
+use crate::os::root::Root;
+use loader::Environment;
+
+/// Bytes of an ELF file's header.
+const HEAD: usize = 64;
+
+/// An executable file that has been looked at, open, so that it stays the one that was looked at.
+#[derive(Debug)]
+pub struct Examined {
+    pub path: PathBuf,
+    pub file: File,
+    pub class: Class,
+    /// Nothing where the class is not [`Class::Native`].
+    pub findings: Findings,
+}
+
+impl Examined {
+    /// Looks for the functions of a table in an open file. `path` is where those who map the file see it below
+    /// `root`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn look(path: PathBuf, file: File, root: &Root, table: &Table) -> Result<Self> {
+        let context = || format!("cannot read {}", path.display());
+        let class = class_of(&file).with_context(context)?;
+        let findings = match class {
+            Class::Native => find_sites(&file, &path, root, table)?,
+            Class::Bits32 | Class::OtherMachine | Class::NotElf => Findings::default(),
+        };
+        Ok(Examined {
+            path,
+            file,
+            class,
+            findings,
+        })
+    }
+}
+
+fn class_of(file: &File) -> io::Result<Class> {
+    let mut head = [0; HEAD];
+    let length = file.read_at(&mut head, 0)?;
+    Ok(file::class(&head[..length]))
+}
+
+/// Looks at the files that a command, and the shell that may start for it, will map. `candidates` are the
+/// paths at which the command is looked for, in order. What cannot be read is left out: the command cannot
+/// map it either, or it will be looked at when it does.
+///
+/// # Errors
+/// The C library lacks a function that it must have, or a file one that the user names in it.
+pub fn at_start<'a>(
+    candidates: impl Iterator<Item = &'a OsStr>,
+    environment: &Environment,
+    table: &Table,
+) -> Result<Vec<Examined>> {
+    let root = Root::ours();
+    let mut files: Vec<PathBuf> = Vec::new();
+    // The command may be a script, a static program, or not there at all: then its children, or
+    // nobody, use the system's C library, which is the one that the shell uses.
+    for program in [
+        command::executable(candidates),
+        Some(PathBuf::from("/bin/sh")),
+    ] {
+        if let Some(program) = program
+            && let Ok(mapped) = loader::mapped_at_start(&program, environment, &root)
+        {
+            files.extend(mapped);
+        }
+    }
+    let mut seen = Vec::new();
+    let mut examined = Vec::new();
+    for path in files {
+        // What a program names as its loader may be a FIFO.
+        let Ok(file) = root.open(&path) else {
+            continue;
+        };
+        let Ok(metadata) = file.metadata() else {
+            continue;
+        };
+        let identity = (metadata.dev(), metadata.ino());
+        if seen.contains(&identity) {
+            continue;
+        }
+        seen.push(identity);
+        let Ok(found) = Examined::look(path, file, &root, table) else {
+            continue;
+        };
+        let is_libc = found
+            .path
+            .file_name()
+            .is_some_and(|name| name == "libc.so.6");
+        ensure!(
+            !is_libc || found.findings.missing.is_empty(),
+            "{} has no symbol for {}: its symbol table is not the C library's; reinstall the package \
+             that it belongs to",
+            found.path.display(),
+            found.findings.missing.join(", ")
+        );
+        if let Some((symbol, given_as)) = found.findings.user_missing.first() {
+            bail!(
+                "--allocator {given_as}: {} has no function '{symbol}' (nm and nm -D print those that it has)",
+                found.path.display()
+            );
+        }
+        examined.push(found);
+    }
+    Ok(examined)
+}
+
+impl Environment {
+    /// The environment that the command will get: the caller's, which is not always ours.
+    pub fn of_the_command() -> Self {
+        let get = |name: &str| inherited::variable(OsStr::new(name)).unwrap_or_default();
+        Environment {
+            library_path: get("LD_LIBRARY_PATH"),
+            preload: get("LD_PRELOAD"),
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! Files that followed processes map to execute: which are known, which are asked about, and the probes
+//! that the answers put in.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::thread as threads;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use libbpf_rs::{MapCore, MapFlags, ProgramInput};
+use nix::errno::Errno;
+
+use crate::elf::file::Class;
+use crate::find::Examined;
+use crate::find::sites::Site;
+use crate::kernel::attach::{Attached, Method, Programs, Target, attach, attach_hooks};
+use crate::kernel::object::Object;
+use crate::kernel::skeletons::types::{
+    file_flags, file_id, file_state, file_version, limits, site,
+};
+use crate::kernel::{Collector, bytes_of, detach};
+use crate::os::mapping::{Mapping, in_own_mount, restore};
+
+/// A file that a process waits for to be examined.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub mapping: Mapping,
+    file: file_id,
+    version: file_version,
+}
+
+/// What is known of the files with probes, by the kernel's numbers of their devices and inodes.
+#[derive(Default)]
+pub(super) struct Known {
+    files: HashMap<Key, Entry>,
+    sites: u32,
+}
+
+/// How long the kernel may be too busy to look at a mapping of our own.
+const IDENTIFIED_WITHIN: Duration = Duration::from_secs(1);
+
+/// The kernel's numbers of a file's device and inode.
+pub(super) type Key = (u64, u64);
+
+/// A file that carries probes.
+#[derive(Default)]
+struct Entry {
+    index: Option<u16>,
+    sites: Vec<Site>,
+    hooks: Vec<u64>,
+    links: Vec<Attached>,
+}
+
+impl Known {
+    pub(super) fn take_links(&mut self) -> Vec<Attached> {
+        self.files
+            .values_mut()
+            .flat_map(|entry| std::mem::take(&mut entry.links))
+            .collect()
+    }
+}
+
+impl Collector {
+    /// The files that wait to be examined. Each must be answered, by [`answer`](Self::answer) or
+    /// [`give_up`](Self::give_up), then all of them at once by [`answered`](Self::answered).
+    ///
+    /// # Errors
+    /// The ring cannot be read.
+    pub fn arrivals(&mut self) -> Result<Vec<Arrival>> {
+        if let Some(ring) = &self.arrivals {
+            ring.consume()
+                .context("cannot read the ring of files to examine")?;
+        }
+        let unseen = std::mem::take(&mut *self.unseen.borrow_mut());
+        Ok(unseen
+            .into_iter()
+            .map(|arrival| Arrival {
+                mapping: Mapping {
+                    pid: arrival.pid,
+                    start: arrival.start,
+                    end: arrival.end,
+                    inode: arrival.file.inode,
+                },
+                file: arrival.file,
+                version: arrival.version,
+            })
+            .collect())
+    }
+
+    /// Puts probes on a file if it has anything to probe, before anyone is followed who could map it. Its number
+    /// among the files with probes, if it is one.
+    ///
+    /// # Errors
+    /// The kernel refuses the probes, or there are more files than it can number.
+    pub fn expect(&mut self, examined: Examined) -> Result<Option<u16>> {
+        let (file, version) = self
+            .identify(&examined.file)
+            .with_context(|| format!("cannot map {}", examined.path.display()))?;
+        let state = self.probe(&file, examined, None)?;
+        self.learn(&file, file_state { version, ..state })?;
+        Ok(u16::try_from(state.index).ok())
+    }
+
+    /// What the kernel knows an open file by, and the time of its last change.
+    fn identify(&self, file: &File) -> Result<(file_id, file_version)> {
+        let mapping = Mapped::at(file, 0)?;
+        let mut arguments = [mapping.address.as_ptr() as u64];
+        let began = Instant::now();
+        loop {
+            // SAFETY: as long as the array, which outlives it; any bytes are integers.
+            let context = unsafe {
+                std::slice::from_raw_parts_mut(
+                    arguments.as_mut_ptr().cast(),
+                    size_of_val(&arguments),
+                )
+            };
+            let run = self.object.identify_file().test_run(ProgramInput {
+                context_in: Some(context),
+                ..ProgramInput::default()
+            })?;
+            // The kernel has one lock for this on each CPU, which it lets go at an interrupt.
+            match Errno::from_raw(run.return_value.cast_signed().wrapping_neg()) {
+                Errno::UnknownErrno => break,
+                Errno::EBUSY if began.elapsed() < IDENTIFIED_WITHIN => {
+                    threads::sleep(Duration::from_micros(100));
+                }
+                // The programs for older kernels, on one that is not: a file of a file system over another is
+                // then not told from the one below.
+                Errno::ENOENT if matches!(self.object, Object::Older(_)) => {
+                    return Ok(by_stat(&file.metadata()?));
+                }
+                error => return Err(error.into()),
+            }
+        }
+        let identified = self.globals.identified();
+        Ok((identified.file, identified.version))
+    }
+
+    /// Tells the kernel what a file is that a process waits for, and puts probes on it if it has anything to
+    /// probe.
+    ///
+    /// # Errors
+    /// The kernel refuses the probes, or there are more files than it can number: [`give_up`](Self::give_up).
+    pub fn answer(&mut self, arrival: &Arrival, examined: Examined) -> Result<()> {
+        let pid = arrival.mapping.pid;
+        let state = self.probe(&arrival.file, examined, Some(pid))?;
+        let version = arrival.version;
+        self.learn(&arrival.file, file_state { version, ..state })
+    }
+
+    /// A file that waits cannot be examined. If nobody has it mapped any more (`forget`), the next one who
+    /// has may ask again; else whoever maps it is told to be uncovered.
+    ///
+    /// # Errors
+    /// The kernel cannot be told.
+    pub fn give_up(&mut self, arrival: &Arrival, forget: bool) -> Result<()> {
+        if forget {
+            // Who else asks meanwhile may have an answer already.
+            if let Some(skel) = self.object.newer() {
+                let _ = skel.maps.files.delete(bytes_of(&arrival.file));
+            }
+            return Ok(());
+        }
+        let version = arrival.version;
+        self.learn(
+            &arrival.file,
+            file_state {
+                version,
+                ..unexamined()
+            },
+        )
+    }
+
+    /// Lets those who wait look at the answers.
+    pub fn answered(&mut self) {
+        self.globals.answers.add(1);
+    }
+
+    /// From now on nobody waits for answers.
+    pub(super) fn stop_answering(&mut self) {
+        self.globals.nobody_answers.set(1);
+    }
+
+    fn learn(&self, file: &file_id, state: file_state) -> Result<()> {
+        // Elsewhere no process asks.
+        let Some(skel) = self.object.newer() else {
+            return Ok(());
+        };
+        let files = &skel.maps.files;
+        files
+            .update(bytes_of(file), bytes_of(&state), MapFlags::ANY)
+            .context("cannot tell the kernel of a file that was examined")
+    }
+
+    /// Probes a file, unless that was done before. Returns what the kernel is to know of it, but for its
+    /// version.
+    fn probe(
+        &mut self,
+        file: &file_id,
+        examined: Examined,
+        pid: Option<u32>,
+    ) -> Result<file_state> {
+        let mut flags = 0;
+        if examined.findings.stripped {
+            flags |= file_flags::FILE_NO_SYMBOLS.0;
+        }
+        if examined.class == Class::Bits32 {
+            flags |= file_flags::FILE_32BIT.0;
+        }
+        let key = (file.device, file.inode);
+        let closing = self.closing.get(&key);
+        if closing.is_some_and(|old| !old.is_finished()) {
+            return Ok(unexamined_for_now());
+        }
+        let mut known = self.known.files.remove(&key).unwrap_or_default();
+        let is_allocator = examined.findings.is_allocator();
+        let findings = examined.findings;
+        let mut sites = Vec::new();
+        if is_allocator {
+            sites = findings.sites;
+        }
+        let hooks = findings.loader_hooks;
+        if known.sites != sites || known.hooks != hooks {
+            if !known.links.is_empty() {
+                let (path, file) = (&examined.path, &examined.file);
+                return self.written_over(key, known, path, file, pid);
+            }
+            let _mapped = map_sites(&examined.file, &sites)
+                .with_context(|| format!("cannot map {}", examined.path.display()))?;
+            // What cannot have a mount of its own keeps the one that it has.
+            let own = in_own_mount(&examined.file, pid);
+            let file = own.as_ref().unwrap_or(&examined.file);
+            known = Entry::default();
+            if !hooks.is_empty() {
+                known.links = self.attach_hooks(&examined.path, file, &hooks)?;
+                known.hooks = hooks;
+            }
+            if !sites.is_empty() {
+                let target = self.target(examined.path, sites.clone())?;
+                known.index = Some(target.index);
+                known.links.extend(self.attach(&target, file)?);
+                known.sites = sites;
+                self.context.files.push(target.path.clone());
+                self.targets.push(target);
+            }
+        }
+        let index = known.index.map_or(limits::NO_INDEX.0, u32::from);
+        if !known.links.is_empty() {
+            self.known.files.insert(key, known);
+        }
+        Ok(file_state {
+            index,
+            flags,
+            ..file_state::default()
+        })
+    }
+
+    /// A file with probes has other content now, and the probes sit inside its instructions. They are taken out
+    /// and the process that has just mapped it gets back what the file has there. New probes must wait until
+    /// the kernel has forgotten the old ones, which it does not while a process is held: this one is told to be
+    /// uncovered, and the next who maps the file asks again.
+    fn written_over(
+        &mut self,
+        key: Key,
+        old: Entry,
+        path: &Path,
+        file: &File,
+        pid: Option<u32>,
+    ) -> Result<file_state> {
+        let offsets: Vec<u64> = old
+            .sites
+            .iter()
+            .map(|site| site.file_offset)
+            .chain(old.hooks)
+            .collect();
+        self.closing
+            .insert(key, threads::spawn(move || detach::close(old.links)));
+        if let Some(pid) = pid {
+            restore(pid, file, &offsets).with_context(|| {
+                format!(
+                    "cannot take old breakpoints out of {}, which was written over",
+                    path.display()
+                )
+            })?;
+        }
+        Ok(unexamined_for_now())
+    }
+
+    /// A file with probes to be, with its number and those of its sites.
+    fn target(&mut self, path: PathBuf, sites: Vec<Site>) -> Result<Target> {
+        let first_site = self.known.sites;
+        let next_site = first_site + sites.len() as u32;
+        ensure!(
+            self.targets.len() < limits::MAX_FILES.0 as usize && next_site <= limits::MAX_SITES.0,
+            "cannot probe {}: {} files with allocators are being probed already",
+            path.display(),
+            self.targets.len()
+        );
+        for (found, number) in sites.iter().zip(first_site..) {
+            let value = site {
+                text_before: found.text_before,
+                text_after: found.text_after,
+                entry_before: found.placement.offset,
+            };
+            self.object
+                .sites()
+                .update(&number.to_ne_bytes(), bytes_of(&value), MapFlags::ANY)
+                .context("cannot fill the table of probe sites")?;
+        }
+        self.known.sites = next_site;
+        Ok(Target {
+            index: self.targets.len() as u16,
+            first_site,
+            path,
+            sites,
+        })
+    }
+
+    fn attach(&self, target: &Target, file: &File) -> Result<Vec<Attached>> {
+        let programs = match (&self.floor, &self.object) {
+            (Some(floor), _) => Programs {
+                alloc: &floor.progs.alloc_session,
+                alloc_return: None,
+                entry: &floor.progs.entry_only,
+                throwing: &floor.progs.entry_only,
+            },
+            (None, Object::Newer(skel)) => Programs {
+                alloc: match self.method {
+                    Method::Session => &skel.progs.alloc_session,
+                    _ => &skel.progs.alloc_enter,
+                },
+                alloc_return: (self.method != Method::Session).then_some(&skel.progs.alloc_return),
+                entry: &skel.progs.entry_only,
+                throwing: &skel.progs.throwing,
+            },
+            (None, Object::Older(skel)) => Programs {
+                alloc: &skel.progs.alloc_enter,
+                alloc_return: Some(&skel.progs.alloc_return),
+                entry: &skel.progs.entry_only,
+                throwing: &skel.progs.throwing,
+            },
+        };
+        attach(self.method, &programs, target, file)
+    }
+
+    fn attach_hooks(&self, path: &Path, file: &File, hooks: &[u64]) -> Result<Vec<Attached>> {
+        match self.object.newer() {
+            Some(skel) if self.holds.at_loader() => {
+                attach_hooks(self.method, &skel.progs.loader_maps, path, file, hooks)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+/// A piece of a file, mapped.
+struct Mapped {
+    address: NonNull<libc::c_void>,
+}
+
+impl Mapped {
+    /// The largest page that there is.
+    const LENGTH: u64 = 1 << 16;
+
+    /// The piece that has this offset in it.
+    fn at(file: &File, offset: u64) -> io::Result<Self> {
+        let start = offset / Self::LENGTH * Self::LENGTH;
+        let start = start.try_into().map_err(io::Error::other)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::LENGTH as usize,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                start,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(address)
+            .map(|address| Self { address })
+            .ok_or_else(|| io::ErrorKind::Other.into())
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody has a reference into it.
+        unsafe { libc::munmap(self.address.as_ptr(), Self::LENGTH as usize) };
+    }
+}
+
+/// Maps what is to be probed. The kernel looks at an instruction that a probe is to be on where somebody has it mapped;
+/// where a process maps it later, and the kernel takes no probe there, it tells nobody, and calls go uncounted.
+fn map_sites(file: &File, sites: &[Site]) -> io::Result<Vec<Mapped>> {
+    let mut offsets: Vec<u64> = sites.iter().map(|site| site.file_offset).collect();
+    offsets.sort_unstable();
+    offsets.dedup_by_key(|offset| *offset / Mapped::LENGTH);
+    let pieces = offsets.into_iter().map(|offset| Mapped::at(file, offset));
+    pieces.collect()
+}
+
+/// What stat(2) tells, as the kernel has it.
+fn by_stat(metadata: &Metadata) -> (file_id, file_version) {
+    let device = metadata.dev();
+    let file = file_id {
+        inode: metadata.ino(),
+        device: u64::from(libc::major(device)) << 20 | u64::from(libc::minor(device)),
+    };
+    let version = file_version {
+        changed_sec: metadata.ctime(),
+        changed_nsec: metadata.ctime_nsec() as u32,
+        pad: 0,
+    };
+    (file, version)
+}
+
+fn unexamined_for_now() -> file_state {
+    let mut state = unexamined();
+    state.flags |= file_flags::FILE_FORGET.0;
+    state
+}
+
+fn unexamined() -> file_state {
+    file_state {
+        index: limits::NO_INDEX.0,
+        flags: file_flags::FILE_UNEXAMINED.0,
+        ..file_state::default()
+    }
+}

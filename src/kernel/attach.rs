@@ -1,0 +1,233 @@
+//! Attaches programs to the sites of a file: one link a program and file, all offsets in it.
+//!
+//! Which kind of uprobe is decided by trying, not by the kernel's version: distributions take features
+//! back into older kernels.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use libbpf_rs::{Link, ProgramImpl, UprobeMultiOpts, UprobeOpts};
+
+use crate::find::functions::Program as Runs;
+use crate::find::sites::Site;
+use crate::kernel::separate;
+
+/// The kinds of uprobes, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Method {
+    /// One program at entry and return, one link for all functions (6.13).
+    Session,
+    /// One link for all entries, one for all returns (6.6).
+    Multi,
+    /// A perf event for each function, entry and return.
+    PerfEvent,
+    /// The same, with a program for each of them, for kernels that lack what the others' programs use.
+    Separate,
+}
+
+impl Method {
+    /// What to try first.
+    pub const BEST: Method = Method::Session;
+
+    /// What to try where this one does not work.
+    pub fn next_best(self) -> Option<Method> {
+        match self {
+            Method::Session => Some(Method::Multi),
+            Method::Multi => Some(Method::PerfEvent),
+            // A kernel that takes no other is known by what it has: to try would do harm.
+            Method::PerfEvent | Method::Separate => None,
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Method::Session => "session uprobes",
+            Method::Multi => "multi uprobes",
+            Method::PerfEvent | Method::Separate => "perf-event uprobes",
+        })
+    }
+}
+
+/// A file to be probed.
+pub struct Target {
+    pub path: PathBuf,
+    /// Its number among the files with probes; a heap names its own by it.
+    pub index: u16,
+    pub sites: Vec<Site>,
+    /// Number of its first site in the table of all sites.
+    pub first_site: u32,
+}
+
+/// The programs to attach, as far as the method needs them.
+pub struct Programs<'a, 'obj> {
+    /// At functions with a return.
+    pub alloc: &'a Program<'obj>,
+    /// At their returns; nothing where `alloc` is there as well.
+    pub alloc_return: Option<&'a Program<'obj>>,
+    pub entry: &'a Program<'obj>,
+    pub throwing: &'a Program<'obj>,
+}
+
+/// What keeps a probe where it is, until it is dropped: that takes some 50 ms.
+pub enum Attached {
+    Link(Link),
+    Event(OwnedFd),
+}
+
+/// A loaded program whose links can be made.
+pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
+
+/// What the kernel on x86_64 says of an instruction that it takes no probe on. No C library has a name for it.
+const ENOTSUPP: i32 = 524;
+
+/// Attaches the programs to all sites of the target, which is open as `file`: its path may have come to mean
+/// another one.
+///
+/// # Errors
+/// The kernel refuses: it lacks the method, or the rights are not enough. Nothing stays attached.
+pub fn attach(
+    method: Method,
+    programs: &Programs<'_, '_>,
+    target: &Target,
+    file: &File,
+) -> Result<Vec<Attached>> {
+    let sites_of = |runs| -> Vec<(&Site, u32)> {
+        let sites = target.sites.iter().zip(target.first_site..);
+        sites
+            .filter(|(site, _)| site.row.action.program() == runs)
+            .collect()
+    };
+    let with_return = sites_of(Runs::EntryReturn);
+    let entry_only = sites_of(Runs::Entry);
+    let may_throw = sites_of(Runs::Throwing);
+    let mut links = Vec::new();
+    let mut attach_to = |program, sites: &[(&Site, u32)], retprobe| -> Result<()> {
+        if sites.is_empty() {
+            return Ok(());
+        }
+        let kind = Kind {
+            method,
+            retprobe,
+            session: method == Method::Session
+                && sites[0].0.row.action.program() == Runs::EntryReturn,
+        };
+        let cookie = |site: &Site, number| site.row.action.cookie(target.index, number);
+        let probes: Vec<_> = sites
+            .iter()
+            .map(|&(site, number)| (site.file_offset, cookie(site, number)))
+            .collect();
+        let made = attach_one(kind, program, file, &probes);
+        links.extend(made.map_err(|error| {
+            let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
+            // The error's number cannot be had from it.
+            let why = if format!("{error:#}")
+                .contains(&io::Error::from_raw_os_error(ENOTSUPP).to_string())
+            {
+                ": the kernel takes no probe on an instruction there"
+            } else if matches!(method, Method::PerfEvent | Method::Separate) {
+                " (perf-event uprobes take root, or CAP_SYS_ADMIN too)"
+            } else {
+                ""
+            };
+            error.context(format!(
+                "cannot attach to {} in {}{why}",
+                names.join(", "),
+                target.path.display()
+            ))
+        })?);
+        Ok(())
+    };
+    attach_to(programs.alloc, &with_return, false)?;
+    if let Some(alloc_return) = programs.alloc_return {
+        attach_to(alloc_return, &with_return, true)?;
+    }
+    attach_to(programs.entry, &entry_only, false)?;
+    attach_to(programs.throwing, &may_throw, false)?;
+    Ok(links)
+}
+
+/// Attaches a program to the places where a dynamic loader tells of what it has mapped.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn attach_hooks(
+    method: Method,
+    program: &Program<'_>,
+    loader: &Path,
+    file: &File,
+    offsets: &[u64],
+) -> Result<Vec<Attached>> {
+    attach_at(method, program, file, offsets)
+        .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
+}
+
+/// Attaches a program to offsets in a file, where they are entered.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn attach_at(
+    method: Method,
+    program: &Program<'_>,
+    file: &File,
+    offsets: &[u64],
+) -> Result<Vec<Attached>> {
+    let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
+    let kind = Kind {
+        method,
+        retprobe: false,
+        session: false,
+    };
+    attach_one(kind, program, file, &probes)
+}
+
+/// What sort of uprobe.
+#[derive(Clone, Copy)]
+struct Kind {
+    method: Method,
+    retprobe: bool,
+    session: bool,
+}
+
+/// Attaches a program to offsets in a file, each with its cookie.
+fn attach_one(
+    kind: Kind,
+    program: &Program<'_>,
+    file: &File,
+    probes: &[(u64, u64)],
+) -> Result<Vec<Attached>> {
+    if kind.method == Method::Separate {
+        let events = separate::attach(program, file, kind.retprobe, probes)?;
+        return Ok(events.into_iter().map(Attached::Event).collect());
+    }
+    // The kernel follows this to the very file that we examined.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if kind.method == Method::PerfEvent {
+        return probes
+            .iter()
+            .map(|&(offset, cookie)| {
+                let opts = UprobeOpts {
+                    cookie,
+                    retprobe: kind.retprobe,
+                    ..UprobeOpts::default()
+                };
+                let link = program.attach_uprobe_with_opts(-1, &path, offset as usize, opts)?;
+                Ok(Attached::Link(link))
+            })
+            .collect();
+    }
+    let opts = UprobeMultiOpts {
+        offsets: probes.iter().map(|&(offset, _)| offset as usize).collect(),
+        cookies: probes.iter().map(|&(_, cookie)| cookie).collect(),
+        retprobe: kind.retprobe,
+        session: kind.session,
+        ..UprobeMultiOpts::default()
+    };
+    let link = program.attach_uprobe_multi_with_opts(-1, path, "", opts)?;
+    Ok(vec![Attached::Link(link)])
+}

@@ -1,0 +1,45 @@
+//! Probes that do nothing, to measure what a probe costs.
+
+use std::fs::File;
+use std::mem::MaybeUninit;
+
+use anyhow::{Context, Result};
+use libbpf_rs::ProgramAttachType;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+
+use crate::kernel::attach::{self, Attached, Method};
+use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
+
+/// Attached until dropped, which takes some 50 ms.
+pub struct EmptyProbes {
+    _links: Vec<Attached>,
+    _skel: FloorSkel<'static>,
+}
+
+impl EmptyProbes {
+    /// Attaches a program that does nothing to offsets in a file.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach(method: Method, file: &File, offsets: &[u64]) -> Result<Self> {
+        let context = "cannot load a program that does nothing";
+        // Loaded once, needed until memleak ends.
+        let mut open = FloorSkelBuilder::default()
+            .open(Box::leak(Box::new(MaybeUninit::uninit())))
+            .context(context)?;
+        open.progs.alloc_session.set_autoload(false);
+        // It needs no cookie.
+        let method = method.min(Method::PerfEvent);
+        if method == Method::PerfEvent {
+            let program = &mut open.progs.entry_only;
+            program.set_attach_type(ProgramAttachType::CgroupInetIngress);
+        }
+        let skel = open.load().context(context)?;
+        let links = attach::attach_at(method, &skel.progs.entry_only, file, offsets)
+            .context("cannot attach a program that does nothing")?;
+        Ok(Self {
+            _links: links,
+            _skel: skel,
+        })
+    }
+}

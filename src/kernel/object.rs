@@ -1,0 +1,235 @@
+//! The loaded object: the one for newer kernels, or the one for older ones (`bpf/older.bpf.h`). What both have is
+//! asked for here, so that nobody else needs to know which it is.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use libbpf_rs::{MapMut, ProgramMut};
+
+use crate::kernel::load::Holds;
+use crate::kernel::skeletons::types::arrival;
+use crate::kernel::skeletons::{MemleakSkel, OlderSkel, older_types};
+
+pub(super) enum Object {
+    Newer(Box<MemleakSkel<'static>>),
+    Older(Box<OlderSkel<'static>>),
+}
+
+/// Something that both have.
+macro_rules! either {
+    ($object:expr, $skel:ident => $value:expr) => {
+        match $object {
+            Object::Newer($skel) => $value,
+            Object::Older($skel) => $value,
+        }
+    };
+}
+
+impl Object {
+    pub(super) fn heaps(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.heaps)
+    }
+
+    pub(super) fn blocks(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.blocks)
+    }
+
+    pub(super) fn ended(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.ended)
+    }
+
+    pub(super) fn sites(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.sites)
+    }
+
+    pub(super) fn signals_seen(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.signals_seen)
+    }
+
+    pub(super) fn identify(&self) -> &ProgramMut<'static> {
+        either!(self, skel => &skel.progs.identify)
+    }
+
+    pub(super) fn identify_file(&self) -> &ProgramMut<'static> {
+        either!(self, skel => &skel.progs.identify_file)
+    }
+
+    pub(super) fn living(&self) -> &ProgramMut<'static> {
+        either!(self, skel => &skel.progs.living)
+    }
+
+    pub(super) fn adopt_all(&self) -> &ProgramMut<'static> {
+        either!(self, skel => &skel.progs.adopt_all)
+    }
+
+    pub(super) fn found(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.found)
+    }
+
+    pub(super) fn wanted_uids(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.wanted_uids)
+    }
+
+    pub(super) fn wanted_names(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.wanted_names)
+    }
+
+    /// What follows forks, execs, ends and signals.
+    pub(super) fn tracepoints(&self) -> [&ProgramMut<'static>; 5] {
+        either!(self, skel => [
+            &skel.progs.task_newtask,
+            &skel.progs.task_rename,
+            &skel.progs.sched_process_exec,
+            &skel.progs.sched_process_exit,
+            &skel.progs.signal_generate,
+        ])
+    }
+
+    /// What is called after them where one of them may be missed, each with the one that it is for.
+    pub(super) fn second_chances(&self) -> Option<[[&ProgramMut<'static>; 2]; 3]> {
+        let progs = &self.newer()?.progs;
+        Some([
+            [&progs.task_newtask, &progs.newtask_again],
+            [&progs.sched_process_exec, &progs.exec_again],
+            [&progs.sched_process_exit, &progs.exit_again],
+        ])
+    }
+
+    /// What holds a process that has executed something, and its second chance.
+    pub(super) fn holds_after_exec(&self, holds: Holds) -> Option<[&ProgramMut<'static>; 2]> {
+        let progs = &self.newer()?.progs;
+        (holds == Holds::Everywhere).then_some([&progs.exec_holds, &progs.exec_holds_again])
+    }
+
+    /// The one for newer kernels, for what only that has.
+    pub(super) fn newer(&self) -> Option<&MemleakSkel<'static>> {
+        match self {
+            Object::Newer(skel) => Some(skel),
+            Object::Older(_) => None,
+        }
+    }
+
+    /// The one for older kernels, for what that has in its place.
+    pub(super) fn older(&self) -> Option<&OlderSkel<'static>> {
+        match self {
+            Object::Newer(_) => None,
+            Object::Older(skel) => Some(skel),
+        }
+    }
+
+    /// To be asked for once.
+    pub(super) fn globals(&mut self) -> Option<Globals> {
+        macro_rules! globals {
+            ($bss:expr) => {{
+                let bss = $bss;
+                Globals {
+                    proc_level: Shared::of(&mut bss.proc_level),
+                    memleak_pid: Shared::of(&mut bss.memleak_pid),
+                    command_pid: Shared::of(&mut bss.command_pid),
+                    joining: Shared::of(&mut bss.joining),
+                    nobody_answers: Shared::of(&mut bss.nobody_answers),
+                    answers: Shared::of(&mut bss.answers),
+                    rows_lost: Shared::of(&mut bss.rows_lost),
+                    rows_waiting: Shared::of(&mut bss.rows_waiting),
+                    late_count: Shared::of(&mut bss.late_count),
+                    dead_blocks: Shared::of(&mut bss.dead_blocks),
+                    retold: bss.retold.each_mut().map(Shared::of),
+                    ignored: bss
+                        .ignored
+                        .each_mut()
+                        .map(|event| event.each_mut().map(Shared::of)),
+                    living_tasks: Shared::of(&mut bss.living_tasks),
+                    holds: Shared::of(&mut bss.holds),
+                    longest_hold_ns: Shared::of(&mut bss.longest_hold_ns),
+                    wanted_pid: None,
+                    identified: NonNull::from(&mut bss.identified).cast(),
+                }
+            }};
+        }
+        // Declared once, in bpf/memleak.h.
+        const { assert!(size_of::<arrival>() == size_of::<older_types::arrival>()) };
+        match self {
+            Object::Newer(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| globals!(bss)),
+            Object::Older(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| Globals {
+                wanted_pid: Some(Shared::of(&mut bss.wanted_pid)),
+                ..globals!(bss)
+            }),
+        }
+    }
+}
+
+/// The programs' global variables, as far as user space has to do with them. They are there as long as the
+/// object.
+pub(super) struct Globals {
+    pub(super) proc_level: Shared<u32>,
+    pub(super) memleak_pid: Shared<u32>,
+    pub(super) command_pid: Shared<u32>,
+    pub(super) joining: Shared<u32>,
+    pub(super) nobody_answers: Shared<u32>,
+    pub(super) answers: Shared<u64>,
+    pub(super) rows_lost: Shared<u64>,
+    pub(super) rows_waiting: Shared<u64>,
+    pub(super) late_count: Shared<u64>,
+    pub(super) dead_blocks: Shared<u64>,
+    /// What each of the [`second_chances`](Object::second_chances) was, and that of `holds_after_exec`.
+    pub(super) retold: [Shared<u64>; 4],
+    /// What the programs of each did not heed, for tests.
+    pub(super) ignored: [[Shared<u64>; 2]; 4],
+    pub(super) living_tasks: Shared<u64>,
+    pub(super) holds: Shared<u64>,
+    pub(super) longest_hold_ns: Shared<u64>,
+    /// Of the object for older kernels.
+    pub(super) wanted_pid: Option<Shared<u32>>,
+    identified: NonNull<arrival>,
+}
+
+impl Globals {
+    /// What `identify_file` has found. To be read when it has ended.
+    pub(super) fn identified(&self) -> arrival {
+        // SAFETY: from a reference to a variable of this type, or of its twin; who has the object has this.
+        unsafe { self.identified.read_volatile() }
+    }
+}
+
+/// A variable that programs may read or write at any time. All who write one do so atomically.
+pub(super) struct Shared<T>(NonNull<T>);
+
+impl<T> Shared<T> {
+    fn of(variable: &mut T) -> Self {
+        Self(NonNull::from(variable))
+    }
+}
+
+impl Shared<u32> {
+    fn atomic(&self) -> &AtomicU32 {
+        // SAFETY: from a reference, so it is aligned; it is there as long as the object, which whoever has this has.
+        unsafe { AtomicU32::from_ptr(self.0.as_ptr()) }
+    }
+
+    pub(super) fn get(&self) -> u32 {
+        self.atomic().load(Ordering::Acquire)
+    }
+
+    pub(super) fn set(&self, value: u32) {
+        self.atomic().store(value, Ordering::Release);
+    }
+}
+
+impl Shared<u64> {
+    fn atomic(&self) -> &AtomicU64 {
+        // SAFETY: as for u32.
+        unsafe { AtomicU64::from_ptr(self.0.as_ptr()) }
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.atomic().load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, more: u64) {
+        self.atomic().fetch_add(more, Ordering::Release);
+    }
+
+    pub(super) fn subtract(&self, less: u64) {
+        self.atomic().fetch_sub(less, Ordering::Relaxed);
+    }
+}

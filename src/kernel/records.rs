@@ -1,0 +1,446 @@
+//! Turns the kernel's records into images. Pure: values in, values out, nothing here touches libbpf.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::kernel::skeletons::types::{arrival, counters, heap, heap_flags, live_cell, thread_sum};
+use crate::model::image::{Counters, End, From, Image, Losses, Uncovered};
+use crate::os::clock::Clock;
+
+/// What is needed to read a record, besides the record.
+pub struct Context {
+    pub clock: Clock,
+    /// The probed files, by their numbers, of which a heap keeps its own.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads a record off the ring. It ends where its `exe` does; the rest is nothing.
+///
+/// Returns `None` for one that is too short or too long to be a record.
+pub fn heap_from_bytes(bytes: &[u8]) -> Option<heap> {
+    if bytes.len() < std::mem::offset_of!(heap, exe) || bytes.len() > size_of::<heap>() {
+        return None;
+    }
+    let mut record = std::mem::MaybeUninit::<heap>::zeroed();
+    // SAFETY: the length was checked; heap is a C struct of integers, which every byte pattern, zeroes
+    // included, is a value of.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), record.as_mut_ptr().cast(), bytes.len());
+        Some(record.assume_init())
+    }
+}
+
+/// Reads a cell of shared live bytes.
+pub fn live_cell_from_bytes(bytes: &[u8]) -> Option<live_cell> {
+    // SAFETY: as long as the type, a C struct of integers; read_unaligned asks for no more.
+    (bytes.len() == size_of::<live_cell>())
+        .then(|| unsafe { bytes.as_ptr().cast::<live_cell>().read_unaligned() })
+}
+
+/// Reads a file's arrival off the ring.
+pub fn arrival_from_bytes(bytes: &[u8]) -> Option<arrival> {
+    // SAFETY: as long as the type, a C struct of integers; read_unaligned asks for no more.
+    (bytes.len() == size_of::<arrival>())
+        .then(|| unsafe { bytes.as_ptr().cast::<arrival>().read_unaligned() })
+}
+
+/// Splits what the iterator over living tasks wrote.
+pub fn thread_sums_from_bytes(bytes: &[u8]) -> Vec<thread_sum> {
+    bytes
+        .chunks_exact(size_of::<thread_sum>())
+        // SAFETY: a chunk is as long as the type, a C struct of integers; read_unaligned asks for no more.
+        .map(|chunk| unsafe { chunk.as_ptr().cast::<thread_sum>().read_unaligned() })
+        .collect()
+}
+
+/// The image of a heap that has ended.
+pub fn ended_image(record: &heap, context: &Context) -> Image {
+    let end = if record.flags & heap_flags::HEAP_EXEC.0 != 0 {
+        End::Exec
+    } else {
+        end_of_status(record.status)
+    };
+    image(record, end, record.end_ns, context)
+}
+
+/// The image of a heap that is still in use: what its heap knows and what its threads have on top.
+/// `cell` is where several threads of the heap share its live bytes, if they do.
+pub fn running_image(
+    record: &heap,
+    threads: &[thread_sum],
+    cell: Option<&live_cell>,
+    now_ns: u64,
+    context: &Context,
+) -> Image {
+    let mut record = *record;
+    if let Some(cell) = cell.filter(|cell| cell.heap == record.id) {
+        record.live = cell.live;
+    }
+    for thread in threads {
+        add(&mut record.sum, &thread.sum);
+        if thread.sole != 0 {
+            record.live = thread.live;
+        }
+        if thread.leader != 0 {
+            record.uid = thread.uid;
+            record.comm = thread.comm;
+        }
+    }
+    // Its process has ended already; what shares its heap (CLONE_VM) has no row of its own.
+    if record.flags & heap_flags::HEAP_OWNER_GONE.0 != 0 {
+        return ended_image(&record, context);
+    }
+    image(&record, End::Running, now_ns, context)
+}
+
+/// Whether the process of a heap is in none of the control groups that were asked for.
+pub fn is_outside(record: &heap, threads: &[thread_sum]) -> bool {
+    record.flags & heap_flags::HEAP_OUTSIDE.0 != 0
+        || threads
+            .iter()
+            .any(|thread| thread.leader != 0 && thread.outside != 0)
+}
+
+/// How many threads use a heap; its process, which may count as one, is none.
+pub fn users(record: &heap) -> u32 {
+    let process = record.flags & heap_flags::HEAP_PROCESS.0 != 0;
+    record.users.saturating_sub(u32::from(process))
+}
+
+/// How many of the threads that may use a heap do.
+pub fn joined(threads: &[thread_sum]) -> u32 {
+    let joined = threads.iter().map(|thread| thread.joined);
+    joined.fold(0, u32::saturating_add)
+}
+
+fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
+    let sum = &record.sum;
+    let recorded_frees = sum.free_count.saturating_sub(record.lost_freed);
+    let peakless = record.flags & heap_flags::HEAP_PEAKLESS.0 != 0;
+    let lossless = record.lost_blocks == 0 && sum.lost_calls == 0;
+    Image {
+        pid: record.pid,
+        ppid: record.ppid,
+        uid: record.uid,
+        user: None,
+        comm: c_bytes(&record.comm),
+        exe: exe(record),
+        image: record.image,
+        end,
+        from: match record.flags & heap_flags::HEAP_ATTACHED.0 {
+            0 => From::Start,
+            _ => From::Attach,
+        },
+        start_time: context.clock.unix(Duration::from_nanos(record.start_ns)),
+        end_time: context.clock.unix(Duration::from_nanos(end_ns)),
+        counters: Counters {
+            total_allocs_bytes: sum.alloc_bytes,
+            alloc_count: sum.alloc_count,
+            free_count: sum.free_count,
+            leaked_bytes: sum
+                .alloc_bytes
+                .saturating_sub(record.lost_bytes)
+                .saturating_sub(sum.free_bytes),
+            leaked_blocks: sum
+                .alloc_count
+                .saturating_sub(record.lost_blocks)
+                .saturating_sub(recorded_frees),
+            // What did not get into the table of live blocks is not in the live bytes either.
+            peak_live_bytes: (lossless && !peakless).then_some(record.live.peak),
+            failed_allocs: sum.failed_allocs,
+            unknown_frees: sum.unknown_frees,
+        },
+        allocators: allocators(record, context),
+        uncovered: uncovered(record),
+        losses: Losses {
+            blocks_not_recorded: record.lost_blocks,
+            bytes_not_recorded: record.lost_bytes,
+            calls_without_return: sum.lost_calls,
+            rows_lost: 0,
+        },
+    }
+}
+
+fn allocators(record: &heap, context: &Context) -> Vec<PathBuf> {
+    let count = record.files.len().min(record.file_count as usize);
+    let mut numbers = record.files[..count].to_vec();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+        .into_iter()
+        .filter_map(|number| context.files.get(usize::from(number)).cloned())
+        .collect()
+}
+
+/// What kept calls of the image from being counted, the worst first.
+fn uncovered(record: &heap) -> Option<Uncovered> {
+    [
+        (heap_flags::HEAP_LATE, Uncovered::Late),
+        (heap_flags::HEAP_UNHELD, Uncovered::Late),
+        (heap_flags::HEAP_UNEXAMINED, Uncovered::Unexamined),
+        (heap_flags::HEAP_32BIT, Uncovered::ThirtyTwoBit),
+        (heap_flags::HEAP_NO_SYMBOLS, Uncovered::NoSymbols),
+    ]
+    .into_iter()
+    .find(|(flag, _)| record.flags & flag.0 != 0)
+    .map(|(_, why)| why)
+    .or_else(|| (record.file_count == 0).then_some(Uncovered::NoAllocator))
+}
+
+/// Saturating, as all sums are: what was counted must not end the report.
+fn add(to: &mut counters, from: &counters) {
+    let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+    add(&mut to.alloc_bytes, from.alloc_bytes);
+    add(&mut to.alloc_count, from.alloc_count);
+    add(&mut to.free_bytes, from.free_bytes);
+    add(&mut to.free_count, from.free_count);
+    add(&mut to.failed_allocs, from.failed_allocs);
+    add(&mut to.unknown_frees, from.unknown_frees);
+    add(&mut to.lost_calls, from.lost_calls);
+}
+
+/// A wait(2) status: the signal in the low seven bits, bit 7 for a core dump, else the exit code.
+fn end_of_status(status: u32) -> End {
+    match (status & 0x7f) as u8 {
+        0 => End::Exited((status >> 8) as u8),
+        signal => End::Signaled {
+            signal,
+            core: status & 0x80 != 0,
+        },
+    }
+}
+
+/// The path that was executed, absolute: a relative one is followed by the names of the directories
+/// that lead to it, innermost first.
+fn exe(record: &heap) -> Option<PathBuf> {
+    let bytes = bytes_of(&record.exe);
+    let bytes = bytes.get(..record.exe_len as usize)?;
+    let mut names = bytes.strip_suffix(b"\0")?.split(|&byte| byte == 0);
+    let given = names.next()?;
+    if record.flags & heap_flags::HEAP_EXE_RELATIVE.0 == 0 {
+        return Some(path(given));
+    }
+    let directories: Vec<_> = names.map(path).collect();
+    let mut absolute = PathBuf::from("/");
+    absolute.extend(directories.into_iter().rev());
+    // The lexical part that cannot mean anything else; `..` may follow a link.
+    let given = given.strip_prefix(b"./").unwrap_or(given);
+    absolute.push(path(given));
+    Some(absolute)
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
+}
+
+/// The bytes of a C string before its NUL.
+fn c_bytes(string: &[i8]) -> Vec<u8> {
+    let bytes = bytes_of(string);
+    let length = bytes
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(bytes.len());
+    bytes[..length].to_vec()
+}
+
+fn bytes_of(chars: &[i8]) -> Vec<u8> {
+    chars.iter().map(|&char| char.cast_unsigned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files<const N: usize>(some: [u16; N]) -> [u16; 16] {
+        let mut files = [0; 16];
+        files[..N].copy_from_slice(&some);
+        files
+    }
+    use crate::kernel::skeletons::types::live;
+
+    fn context() -> Context {
+        Context {
+            clock: Clock::beginning_at(Duration::from_secs(1000)),
+            files: vec!["/a".into(), "/b".into()],
+        }
+    }
+
+    fn record() -> heap {
+        heap {
+            id: 1,
+            start_ns: 1_000_000_000,
+            end_ns: 2_000_000_000,
+            pid: 12,
+            file_count: 1,
+            files: files([1]),
+            sum: counters {
+                alloc_bytes: 1000,
+                alloc_count: 10,
+                free_bytes: 300,
+                free_count: 4,
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    fn named(exe: &[u8], flags: u32) -> Option<PathBuf> {
+        let mut record = heap {
+            flags,
+            exe_len: exe.len() as u32,
+            ..Default::default()
+        };
+        for (to, from) in record.exe.iter_mut().zip(exe) {
+            *to = from.cast_signed();
+        }
+        ended_image(&record, &context()).exe
+    }
+
+    #[test]
+    fn what_was_not_freed_is_leaked() {
+        let image = ended_image(&record(), &context());
+        assert_eq!(
+            (image.counters.leaked_bytes, image.counters.leaked_blocks),
+            (700, 6)
+        );
+        assert_eq!(image.counters.total_allocs_bytes, 1000);
+        assert_eq!(image.end, End::Exited(0));
+        assert_eq!(image.allocators, [PathBuf::from("/b")]);
+        assert_eq!(image.start_time, Duration::from_secs(1001));
+        assert!(image.complete());
+    }
+
+    #[test]
+    fn blocks_that_did_not_fit_are_neither_leaked_nor_forgotten() {
+        let mut record = record();
+        (record.lost_blocks, record.lost_bytes, record.lost_freed) = (3, 100, 1);
+        let image = ended_image(&record, &context());
+        // 10 − 3 recorded, 4 − 1 of them freed
+        assert_eq!(
+            (image.counters.leaked_bytes, image.counters.leaked_blocks),
+            (600, 4)
+        );
+        assert_eq!(image.losses.blocks_not_recorded, 3);
+        assert_eq!(image.losses.bytes_not_recorded, 100);
+        assert_eq!(image.counters.peak_live_bytes, None);
+        assert!(!image.complete());
+    }
+
+    #[test]
+    fn an_image_that_used_no_probed_file_is_not_complete() {
+        let image = ended_image(
+            &heap {
+                file_count: 0,
+                ..record()
+            },
+            &context(),
+        );
+        assert!(!image.complete());
+    }
+
+    #[test]
+    fn a_status_tells_exits_from_signals() {
+        assert_eq!(end_of_status(0x0300), End::Exited(3));
+        assert_eq!(
+            end_of_status(9),
+            End::Signaled {
+                signal: 9,
+                core: false
+            }
+        );
+        assert_eq!(
+            end_of_status(0x8b),
+            End::Signaled {
+                signal: 11,
+                core: true
+            }
+        );
+    }
+
+    #[test]
+    fn an_exec_ends_an_image_whatever_its_status() {
+        let record = heap {
+            flags: heap_flags::HEAP_EXEC.0,
+            status: 9,
+            ..record()
+        };
+        assert_eq!(ended_image(&record, &context()).end, End::Exec);
+    }
+
+    #[test]
+    fn paths_become_absolute() {
+        let relative = heap_flags::HEAP_EXE_RELATIVE.0;
+        assert_eq!(named(b"/bin/sh\0", 0), Some("/bin/sh".into()));
+        assert_eq!(
+            named(b"./app\0src\0home\0", relative),
+            Some("/home/src/app".into())
+        );
+        assert_eq!(named(b"../x\0src\0", relative), Some("/src/../x".into()));
+        assert_eq!(named(b"app\0", relative), Some("/app".into()));
+        assert_eq!(named(b"", 0), None);
+    }
+
+    #[test]
+    fn records_of_other_lengths_are_refused() {
+        assert!(heap_from_bytes(&[0; 16]).is_none());
+        assert!(heap_from_bytes(&vec![0; size_of::<heap>() + 1]).is_none());
+        assert!(heap_from_bytes(&vec![0; std::mem::offset_of!(heap, exe)]).is_some());
+    }
+
+    #[test]
+    fn a_running_image_has_its_threads_counters_on_top() {
+        let thread = thread_sum {
+            sum: counters {
+                alloc_bytes: 50,
+                alloc_count: 1,
+                ..Default::default()
+            },
+            leader: 1,
+            uid: 7,
+            ..Default::default()
+        };
+        let cell = live_cell {
+            heap: 1,
+            live: live { bytes: 5, peak: 77 },
+            ..Default::default()
+        };
+        let image = running_image(
+            &record(),
+            &[thread, thread],
+            Some(&cell),
+            5_000_000_000,
+            &context(),
+        );
+        assert_eq!(image.counters.total_allocs_bytes, 1100);
+        assert_eq!(image.counters.leaked_blocks, 8);
+        assert_eq!((image.end, image.uid), (End::Running, 7));
+        assert_eq!(image.end_time, Duration::from_secs(1005));
+        assert_eq!(image.counters.peak_live_bytes, Some(77));
+        let other = live_cell { heap: 9, ..cell };
+        let image = running_image(&record(), &[], Some(&other), 0, &context());
+        assert_eq!(image.counters.peak_live_bytes, Some(0));
+    }
+
+    #[test]
+    fn a_process_whose_heap_another_still_uses_has_ended() {
+        let borrower = thread_sum {
+            sum: counters {
+                alloc_bytes: 50,
+                alloc_count: 1,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let record = heap {
+            flags: heap_flags::HEAP_OWNER_GONE.0 | heap_flags::HEAP_LEADER_GONE.0,
+            status: 0x0300,
+            ..record()
+        };
+        let image = running_image(&record, &[borrower], None, 5_000_000_000, &context());
+        assert_eq!(image.end, End::Exited(3));
+        assert_eq!(image.counters.total_allocs_bytes, 1050);
+        assert_eq!(image.end_time, Duration::from_secs(1002));
+    }
+}

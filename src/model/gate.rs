@@ -1,0 +1,569 @@
+//! The leak gate: did any process, or all of them together, leak more than was allowed?
+//!
+//! A gate is fed each image as it ends and keeps a few sums, whatever the length of the job. Where
+//! something was lost, a leak is known only within bounds, and a gate passes only where the bounds prove
+//! it. What a verdict does to the exit code is decided in `status`.
+
+use std::fmt;
+
+use crate::model::image::{End, From, Image, Losses};
+use crate::text::escape;
+use crate::text::globs::Names;
+
+/// What a gate says. In the order of how much they weigh: of several verdicts the greatest counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    Passed,
+    /// Too much was lost to tell.
+    Unknown,
+    Failed,
+}
+
+impl Verdict {
+    /// As JSON, CSV and the closing line spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Unknown => "unknown",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Between how many bytes and how many a leak is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    pub lower: u64,
+    /// `None`: no bound is known.
+    pub upper: Option<u64>,
+}
+
+impl Bounds {
+    /// Nothing leaked, and that is certain.
+    pub const ZERO: Self = Self {
+        lower: 0,
+        upper: Some(0),
+    };
+
+    /// The bounds of what an image leaked. Blocks that were not recorded may have been freed or not; a
+    /// call that never returned, a row that was lost, an allocator that was not seen and a life before
+    /// memleak's may have leaked anything.
+    pub fn of(image: &Image) -> Self {
+        let lower = image.counters.leaked_bytes;
+        let bounded = image.losses.calls_without_return == 0
+            && image.losses.rows_lost == 0
+            && image.uncovered.is_none()
+            && image.from == From::Start;
+        Self {
+            lower,
+            upper: bounded.then(|| lower.saturating_add(image.losses.bytes_not_recorded)),
+        }
+    }
+
+    /// Whether the leak is known to the byte.
+    pub fn exact(self) -> bool {
+        self.upper == Some(self.lower)
+    }
+
+    fn verdict(self, limit: u64) -> Verdict {
+        if self.lower > limit {
+            Verdict::Failed
+        } else if self.upper.is_some_and(|upper| upper <= limit) {
+            Verdict::Passed
+        } else {
+            Verdict::Unknown
+        }
+    }
+}
+
+impl std::ops::AddAssign for Bounds {
+    fn add_assign(&mut self, other: Self) {
+        self.lower = self.lower.saturating_add(other.lower);
+        self.upper = match (self.upper, other.upper) {
+            (Some(a), Some(b)) => Some(a.saturating_add(b)),
+            _ => None,
+        };
+    }
+}
+
+/// How much may be leaked, in bytes: more than that fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// By any one process.
+    pub process: Option<u64>,
+    /// By all processes together.
+    pub total: Option<u64>,
+}
+
+/// Judges images one by one, in constant memory.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    limits: Limits,
+    names: Names,
+    judged: u64,
+    over: u64,
+    worst: Option<Culprit>,
+    any: Verdict,
+    total: Bounds,
+    rows_lost: bool,
+}
+
+/// The process that leaked most of those over the limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Culprit {
+    pub pid: u32,
+    pub comm: Vec<u8>,
+    /// What it leaked at least, in bytes.
+    pub leaked_bytes: u64,
+}
+
+impl Gate {
+    /// A gate over the processes of these names. `None` without a limit.
+    pub fn new(limits: Limits, names: Names) -> Option<Self> {
+        if limits == Limits::default() {
+            return None;
+        }
+        Some(Self {
+            limits,
+            names,
+            judged: 0,
+            over: 0,
+            worst: None,
+            any: Verdict::Passed,
+            total: Bounds::ZERO,
+            rows_lost: false,
+        })
+    }
+
+    /// Takes an image into account; the verdict over it alone, or `None` where the limit for one process
+    /// does not apply to it. Images that an exec replaced and ones still running are not judged.
+    pub fn judge(&mut self, image: &Image) -> Option<Verdict> {
+        // Whoever lost a row: what is missing could have been anyone.
+        self.rows_lost |= image.losses.rows_lost > 0;
+        if matches!(image.end, End::Exec | End::Running) || !self.names.choose(&image.comm) {
+            return None;
+        }
+        self.judged += 1;
+        let leak = Bounds::of(image);
+        self.total += leak;
+        let verdict = leak.verdict(self.limits.process?);
+        self.any = self.any.max(verdict);
+        if verdict == Verdict::Failed {
+            self.over += 1;
+            if self
+                .worst
+                .as_ref()
+                .is_none_or(|worst| worst.leaked_bytes < leak.lower)
+            {
+                self.worst = Some(Culprit {
+                    pid: image.pid,
+                    comm: image.comm.clone(),
+                    leaked_bytes: leak.lower,
+                });
+            }
+        }
+        Some(verdict)
+    }
+
+    /// The verdict over everything. `losses` are those that no image carries; `ran` is whether the
+    /// command ran at all: of one that did not, nothing is known.
+    pub fn finish(mut self, losses: Losses, ran: bool) -> Judgement {
+        let blind = self.rows_lost || losses != Losses::default() || !ran;
+        if blind {
+            self.any = self.any.max(Verdict::Unknown);
+            self.total.upper = None;
+        }
+        Judgement {
+            limits: self.limits,
+            process: self.limits.process.map(|_| self.any),
+            total: self.limits.total.map(|limit| self.total.verdict(limit)),
+            judged: self.judged,
+            over: self.over,
+            worst: self.worst,
+            leaked: self.total,
+        }
+    }
+}
+
+/// What a gate found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    pub limits: Limits,
+    /// The verdict of the limit for one process, if there was one.
+    pub process: Option<Verdict>,
+    /// The verdict of the limit for all together, if there was one.
+    pub total: Option<Verdict>,
+    /// How many processes were judged.
+    pub judged: u64,
+    /// How many of them leaked more than the limit for one process, for certain.
+    pub over: u64,
+    /// The one that leaked most of those.
+    pub worst: Option<Culprit>,
+    /// What the judged processes leaked together.
+    pub leaked: Bounds,
+}
+
+impl Judgement {
+    /// The verdict of all limits together.
+    pub fn verdict(&self) -> Verdict {
+        self.process
+            .into_iter()
+            .chain(self.total)
+            .max()
+            .unwrap_or(Verdict::Passed)
+    }
+}
+
+/// One line without its end, in bytes so that a leak just over the limit looks like one.
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gate {}: ", self.verdict().as_str())?;
+        let judged = match self.judged {
+            1 => "1 process".to_owned(),
+            n => format!("{n} processes"),
+        };
+        if let (Some(limit), Some(verdict)) = (self.limits.process, self.process) {
+            match verdict {
+                Verdict::Passed => write!(f, "none of {judged} leaked more than {limit} bytes")?,
+                Verdict::Unknown => write!(
+                    f,
+                    "whether any of {judged} leaked more than {limit} bytes cannot be told"
+                )?,
+                Verdict::Failed => {
+                    write!(
+                        f,
+                        "{} of {judged} leaked more than {limit} bytes",
+                        self.over
+                    )?;
+                }
+            }
+            if let Some(worst) = &self.worst {
+                let comm = escape::escaped(&worst.comm);
+                write!(
+                    f,
+                    " (most: {comm}[{}], {} bytes)",
+                    worst.pid, worst.leaked_bytes
+                )?;
+            }
+            if self.total.is_some() {
+                f.write_str("; ")?;
+            }
+        }
+        if let (Some(limit), Some(verdict)) = (self.limits.total, self.total) {
+            let leaked = self.leaked.lower;
+            match verdict {
+                Verdict::Passed => {
+                    write!(f, "{judged} leaked not more than {limit} bytes together")?;
+                }
+                Verdict::Unknown => write!(
+                    f,
+                    "whether {judged} leaked more than {limit} bytes together cannot be told"
+                )?,
+                Verdict::Failed => write!(
+                    f,
+                    "{judged} leaked {leaked} bytes together, more than {limit} bytes"
+                )?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::image::Uncovered;
+    use crate::model::image::samples::{any_image, image};
+
+    fn limits(process: Option<u64>, total: Option<u64>) -> Limits {
+        Limits { process, total }
+    }
+
+    fn names(globs: &[&str]) -> Names {
+        Names::new(globs.iter().map(|glob| glob.parse().unwrap()).collect())
+    }
+
+    fn leaking(bytes: u64) -> Image {
+        let mut image = image();
+        image.counters.leaked_bytes = bytes;
+        image
+    }
+
+    fn judgement(limits: Limits, comms: &[&str], images: &[Image]) -> Judgement {
+        let mut gate = Gate::new(limits, names(comms)).unwrap();
+        for image in images {
+            gate.judge(image);
+        }
+        gate.finish(Losses::default(), true)
+    }
+
+    #[test]
+    fn without_a_limit_there_is_no_gate() {
+        assert!(Gate::new(Limits::default(), names(&["sh"])).is_none());
+        assert!(Gate::new(limits(Some(0), None), Names::default()).is_some());
+        assert!(Gate::new(limits(None, Some(0)), Names::default()).is_some());
+    }
+
+    #[test]
+    fn only_more_than_the_limit_fails() {
+        for (limit, leaked, verdict) in [
+            (0, 0, Verdict::Passed),
+            (0, 1, Verdict::Failed),
+            (1_000_000, 1_000_000, Verdict::Passed),
+            (1_000_000, 1_000_001, Verdict::Failed),
+            (u64::MAX, u64::MAX, Verdict::Passed),
+        ] {
+            for limits in [limits(Some(limit), None), limits(None, Some(limit))] {
+                let judgement = judgement(limits, &[], &[leaking(leaked)]);
+                assert_eq!(judgement.verdict(), verdict, "{limits:?} {leaked}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_limit_is_for_each_process_and_the_other_for_their_sum() {
+        let images = [leaking(600), leaking(600)];
+        let passed = judgement(limits(Some(1_000), None), &[], &images);
+        assert_eq!(passed.verdict(), Verdict::Passed);
+        let failed = judgement(limits(None, Some(1_000)), &[], &images);
+        assert_eq!(failed.verdict(), Verdict::Failed);
+        let both = judgement(limits(Some(1_000), Some(1_000)), &[], &images);
+        assert_eq!(both.process, Some(Verdict::Passed));
+        assert_eq!(both.total, Some(Verdict::Failed));
+        assert_eq!(both.verdict(), Verdict::Failed);
+    }
+
+    #[test]
+    fn a_gate_passes_over_losses_only_where_their_bound_proves_it() {
+        for (leaked, not_recorded, verdict) in [
+            (0, 1_000, Verdict::Passed),
+            (400, 600, Verdict::Passed),
+            (400, 601, Verdict::Unknown),
+            (1_000, 1, Verdict::Unknown),
+            (1_001, 1, Verdict::Failed),
+            (1_000, u64::MAX, Verdict::Unknown),
+        ] {
+            let mut image = leaking(leaked);
+            image.losses.blocks_not_recorded = 1;
+            image.losses.bytes_not_recorded = not_recorded;
+            for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
+                let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                assert_eq!(
+                    judgement.verdict(),
+                    verdict,
+                    "{limits:?} {leaked} {not_recorded}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_bound_can_fail_a_gate_and_never_pass_it() {
+        let spoilers: [fn(&mut Image); 4] = [
+            |image| image.losses.calls_without_return = 1,
+            |image| image.losses.rows_lost = 1,
+            |image| image.uncovered = Some(Uncovered::NoAllocator),
+            |image| image.from = From::Attach,
+        ];
+        for spoil in spoilers {
+            for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
+                let mut image = leaking(leaked);
+                spoil(&mut image);
+                for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
+                    let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                    assert_eq!(judgement.verdict(), verdict, "{limits:?} {image:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn losses_that_belong_to_no_image_leave_a_gate_unknown_unless_it_failed() {
+        let lost = Losses {
+            rows_lost: 1,
+            ..Losses::default()
+        };
+        for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
+            for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
+                let mut gate = Gate::new(limits, Names::default()).unwrap();
+                gate.judge(&leaking(leaked));
+                assert_eq!(gate.finish(lost, true).verdict(), verdict, "{limits:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_row_could_have_been_anyones_whoever_lost_it() {
+        for (comm, end) in [
+            ("sh", End::Exec),
+            ("sh", End::Running),
+            ("other", End::Exited(0)),
+        ] {
+            let mut image = leaking(0);
+            image.comm = comm.into();
+            image.end = end;
+            image.losses.rows_lost = 1;
+            let judgement = judgement(limits(Some(1_000), None), &["sh"], &[image]);
+            assert_eq!(judgement.verdict(), Verdict::Unknown, "{comm} {end:?}");
+            assert_eq!(judgement.judged, 0);
+        }
+    }
+
+    #[test]
+    fn a_command_that_never_ran_leaves_its_gate_unknown() {
+        let gate = Gate::new(limits(Some(1_000), None), Names::default()).unwrap();
+        assert_eq!(
+            gate.finish(Losses::default(), false).verdict(),
+            Verdict::Unknown
+        );
+    }
+
+    #[test]
+    fn what_an_exec_replaced_and_what_still_runs_is_not_judged() {
+        for end in [End::Exec, End::Running] {
+            let mut image = leaking(5_000);
+            image.end = end;
+            // Nor do their own blocks that were not recorded make anything unknown.
+            image.losses.blocks_not_recorded = 1;
+            image.losses.bytes_not_recorded = 5_000;
+            for limits in [limits(Some(0), None), limits(None, Some(0))] {
+                let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                assert_eq!(judgement.verdict(), Verdict::Passed, "{limits:?} {end:?}");
+                assert_eq!(judgement.judged, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_is_judged_however_it_ended() {
+        for end in [
+            End::Exited(0),
+            End::Exited(3),
+            End::Signaled {
+                signal: 9,
+                core: false,
+            },
+        ] {
+            let mut image = leaking(1);
+            image.end = end;
+            let judgement = judgement(limits(Some(0), None), &[], &[image]);
+            assert_eq!(judgement.verdict(), Verdict::Failed, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn globs_choose_who_is_judged() {
+        for (comms, comm, judged) in [
+            (&[][..], &b"anything"[..], true),
+            (&["my_app"], b"my_app", true),
+            (&["my_app"], b"my_app2", false),
+            (&["my_*"], b"my_app", true),
+            (&["a", "b"], b"b", true),
+            (&["a", "b"], b"c", false),
+            (&["!cc1"], b"cc1", false),
+            (&["!cc1"], b"as", true),
+            (&["!cc1", "!as"], b"as", false),
+            (&["c*", "!cc1"], b"cc1", false),
+            (&["!cc1", "c*"], b"cc1", false),
+            (&["c*", "!cc1"], b"cat", true),
+            (&["c*", "!cc1"], b"dog", false),
+            (&["*"], b"", true),
+            (&["*"], b".hidden/with space", true),
+            (&["?op"], b"top", true),
+            (&["[a-c]x"], b"bx", true),
+            (&["[!a-c]x"], b"bx", false),
+            (&["a*"], b"a\xff", true),
+            (&[r"a\xff"], b"a\xff", true),
+            (&["MY_APP"], b"my_app", false),
+        ] {
+            let mut image = leaking(1);
+            image.comm = comm.to_vec();
+            let judgement = judgement(limits(Some(0), None), comms, &[image]);
+            assert_eq!(judgement.judged, u64::from(judged), "{comms:?} {comm:?}");
+            assert_eq!(
+                judgement.verdict() == Verdict::Failed,
+                judged,
+                "{comms:?} {comm:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_process_that_leaked_most() {
+        let mut worst = leaking(3_000);
+        worst.pid = 77;
+        worst.comm = b"bad\x1b".to_vec();
+        let judgement = judgement(
+            limits(Some(1_000), Some(2_000)),
+            &[],
+            &[leaking(2_000), worst, leaking(1_000)],
+        );
+        assert_eq!((judgement.judged, judgement.over), (3, 2));
+        assert_eq!(
+            judgement.to_string(),
+            r"gate failed: 2 of 3 processes leaked more than 1000 bytes (most: bad\x1b[77], 3000 bytes); 3 processes leaked 6000 bytes together, more than 2000 bytes"
+        );
+    }
+
+    #[test]
+    fn a_verdict_says_over_what_it_was_found() {
+        let say = |limits, image: Image| judgement(limits, &[], &[image]).to_string();
+        let mut lossy = leaking(1);
+        lossy.losses.calls_without_return = 1;
+        assert_eq!(
+            say(limits(Some(5), None), leaking(1)),
+            "gate passed: none of 1 process leaked more than 5 bytes"
+        );
+        assert_eq!(
+            say(limits(Some(5), None), lossy.clone()),
+            "gate unknown: whether any of 1 process leaked more than 5 bytes cannot be told"
+        );
+        assert_eq!(
+            say(limits(None, Some(5)), leaking(1)),
+            "gate passed: 1 process leaked not more than 5 bytes together"
+        );
+        assert_eq!(
+            say(limits(None, Some(5)), lossy),
+            "gate unknown: whether 1 process leaked more than 5 bytes together cannot be told"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_true_leak_within_the_bounds_a_verdict_that_is_known_is_right(
+            lower in 0..2_000_u64,
+            spread in 0..2_000_u64,
+            part in 0.0..=1.0_f64,
+            limit in 0..3_000_u64,
+        ) {
+            let mut image = leaking(lower);
+            image.losses.blocks_not_recorded = u64::from(spread > 0);
+            image.losses.bytes_not_recorded = spread;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let truth = lower + (part * spread as f64) as u64;
+            match judgement(limits(Some(limit), None), &[], &[image]).verdict() {
+                Verdict::Passed => prop_assert!(truth <= limit),
+                Verdict::Failed => prop_assert!(truth > limit),
+                Verdict::Unknown => prop_assert!(lower <= limit && limit < lower + spread),
+            }
+        }
+
+        #[test]
+        fn the_order_in_which_images_end_does_not_matter(
+            mut images in prop::collection::vec(any_image(), 0..8),
+            process: Option<u16>,
+            total in 0..100_000_u64,
+        ) {
+            let limits = limits(process.map(u64::from), Some(total));
+            let one_way = judgement(limits, &["!b*"], &images);
+            images.reverse();
+            let other_way = judgement(limits, &["!b*"], &images);
+            prop_assert_eq!(
+                (one_way.process, one_way.total, one_way.judged, one_way.over, one_way.leaked),
+                (other_way.process, other_way.total, other_way.judged, other_way.over, other_way.leaked)
+            );
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! Adds images up: what the whole command allocated, leaked and lost, and what the gate says to it.
+//!
+//! Fed each image as its record arrives, the ledger keeps sums and a short list of names, never the
+//! images. The figures of one image are the kernel's and are not questioned here.
+
+use std::collections::BTreeMap;
+
+use crate::model::exit::Outcome;
+use crate::model::gate::{Bounds, Gate, Judgement, Verdict};
+use crate::model::image::{End, From, Image, Losses, Uncovered};
+
+/// How many of the processes that still run are named; the rest is counted. A closing line is to be
+/// read.
+pub const RUNNING_NAMED: usize = 16;
+
+/// The sums so far.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    processes: u64,
+    complete_processes: u64,
+    incomplete_images: u64,
+    uncovered: BTreeMap<Uncovered, u64>,
+    attached: u64,
+    total_allocs_bytes: u64,
+    leaked: Bounds,
+    losses: Losses,
+    running: Vec<Running>,
+    running_count: u64,
+    gate: Option<Gate>,
+}
+
+/// A process that was alive when memleak left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    pub pid: u32,
+    pub comm: Vec<u8>,
+}
+
+impl Ledger {
+    pub fn new(gate: Option<Gate>) -> Self {
+        Self {
+            processes: 0,
+            complete_processes: 0,
+            incomplete_images: 0,
+            uncovered: BTreeMap::new(),
+            attached: 0,
+            total_allocs_bytes: 0,
+            leaked: Bounds::ZERO,
+            losses: Losses::default(),
+            running: Vec::new(),
+            running_count: 0,
+            gate,
+        }
+    }
+
+    /// Takes an image into account; returns what the gate's limit for one process says to it, `None`
+    /// where it is not judged by one. Sums saturate.
+    pub fn record(&mut self, image: &Image) -> Option<Verdict> {
+        let complete = image.complete();
+        self.total_allocs_bytes = self
+            .total_allocs_bytes
+            .saturating_add(image.counters.total_allocs_bytes);
+        self.losses += image.losses;
+        self.incomplete_images += u64::from(!complete);
+        if let Some(why) = image.uncovered {
+            *self.uncovered.entry(why).or_default() += 1;
+        }
+        self.attached += u64::from(image.from == From::Attach);
+        if image.end != End::Exec {
+            self.processes += 1;
+            self.complete_processes += u64::from(complete);
+        }
+        match image.end {
+            End::Exited(_) | End::Signaled { .. } => self.leaked += Bounds::of(image),
+            // An exec took the heap with it; what still runs may yet free all it has.
+            End::Exec => {}
+            End::Running => {
+                self.running_count += 1;
+                if self.running.len() < RUNNING_NAMED {
+                    self.running.push(Running {
+                        pid: image.pid,
+                        comm: image.comm.clone(),
+                    });
+                }
+            }
+        }
+        self.gate.as_mut().and_then(|gate| gate.judge(image))
+    }
+
+    /// Closes the sums. `losses` are those that belong to no image.
+    pub fn finish(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
+        // The command is itself a process: without any row, its own is missing.
+        if outcome.ran() && self.processes == 0 && losses.rows_lost == 0 {
+            losses.rows_lost = 1;
+        }
+        self.losses += losses;
+        if self.losses.rows_lost > 0 || !losses.is_empty() {
+            self.leaked.upper = None;
+        }
+        Summary {
+            outcome,
+            processes: self.processes,
+            complete_processes: self.complete_processes,
+            uncovered: self.uncovered,
+            attached: self.attached,
+            total_allocs_bytes: self.total_allocs_bytes,
+            leaked: self.leaked,
+            gate: self.gate.map(|gate| gate.finish(losses, outcome.ran())),
+            complete: self.incomplete_images == 0 && self.losses.is_empty(),
+            losses: self.losses,
+            unnamed_running: self.running_count - self.running.len() as u64,
+            running: self.running,
+        }
+    }
+}
+
+/// The whole job in one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub outcome: Outcome,
+    /// Processes (pids), running ones among them; not images.
+    pub processes: u64,
+    /// Those whose last image was counted completely.
+    pub complete_processes: u64,
+    /// Images of which not every call was seen, by the reason.
+    pub uncovered: BTreeMap<Uncovered, u64>,
+    /// Images that were there before memleak.
+    pub attached: u64,
+    /// Bytes allocated by all images, those that an exec replaced and running ones included.
+    pub total_allocs_bytes: u64,
+    /// Bytes leaked by the processes that ended.
+    pub leaked: Bounds,
+    /// `None` where no gate was asked for.
+    pub gate: Option<Judgement>,
+    /// Whether nothing at all escaped.
+    pub complete: bool,
+    pub losses: Losses,
+    /// The first [`RUNNING_NAMED`] of the processes that still run.
+    pub running: Vec<Running>,
+    /// How many more still run.
+    pub unnamed_running: u64,
+}
+
+impl Summary {
+    /// The gate's verdict; `None` where no gate was asked for.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.gate.as_ref().map(Judgement::verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::gate::Limits;
+    use crate::model::image::samples::{any_image, image};
+    use crate::text::globs::Names;
+
+    const OK: Outcome = Outcome::Exited(0);
+
+    fn summary(images: &[Image]) -> Summary {
+        let mut ledger = Ledger::new(None);
+        for image in images {
+            ledger.record(image);
+        }
+        ledger.finish(Losses::default(), OK)
+    }
+
+    fn leaking(bytes: u64, end: End) -> Image {
+        let mut image = image();
+        image.counters.total_allocs_bytes = 10_000;
+        image.counters.leaked_bytes = bytes;
+        image.end = end;
+        image
+    }
+
+    #[test]
+    fn an_exec_keeps_its_allocations_in_the_sum_and_takes_its_leaks_out() {
+        let summary = summary(&[leaking(300, End::Exec), leaking(50, End::Exited(0))]);
+        assert_eq!(summary.processes, 1);
+        assert_eq!(summary.total_allocs_bytes, 20_000);
+        assert_eq!((summary.leaked.lower, summary.leaked.exact()), (50, true));
+    }
+
+    #[test]
+    fn a_running_process_is_named_and_counted_but_leaks_nothing_yet() {
+        let summary = summary(&[leaking(300, End::Running), leaking(50, End::Exited(0))]);
+        assert_eq!(summary.processes, 2);
+        assert_eq!(summary.total_allocs_bytes, 20_000);
+        assert_eq!((summary.leaked.lower, summary.leaked.exact()), (50, true));
+        let comm = b"python3".to_vec();
+        assert_eq!(summary.running, [Running { pid: 12345, comm }]);
+    }
+
+    #[test]
+    fn however_many_still_run_only_the_first_are_named() {
+        let summary = summary(&vec![leaking(0, End::Running); RUNNING_NAMED + 3]);
+        assert_eq!(summary.running.len(), RUNNING_NAMED);
+        assert_eq!(summary.unnamed_running, 3);
+    }
+
+    #[test]
+    fn what_was_not_recorded_bounds_the_leak_and_what_never_returned_unbounds_it() {
+        let mut bounded = leaking(50, End::Exited(0));
+        bounded.losses.blocks_not_recorded = 1;
+        bounded.losses.bytes_not_recorded = 7;
+        let images = [bounded, leaking(3, End::Exited(0))];
+        assert_eq!(
+            summary(&images).leaked,
+            Bounds {
+                lower: 53,
+                upper: Some(60)
+            }
+        );
+        let mut unbounded = leaking(0, End::Exited(0));
+        unbounded.losses.calls_without_return = 1;
+        let images = [images[0].clone(), unbounded];
+        assert_eq!(
+            summary(&images).leaked,
+            Bounds {
+                lower: 50,
+                upper: None
+            }
+        );
+    }
+
+    #[test]
+    fn losses_that_belong_to_no_image_make_the_whole_incomplete() {
+        let mut ledger = Ledger::new(None);
+        ledger.record(&image());
+        let lost = Losses {
+            rows_lost: 2,
+            ..Losses::default()
+        };
+        let summary = ledger.finish(lost, OK);
+        assert!(!summary.complete);
+        assert_eq!(summary.losses, lost);
+        assert_eq!(summary.leaked.upper, None);
+        assert_eq!((summary.processes, summary.complete_processes), (1, 1));
+    }
+
+    #[test]
+    fn a_command_that_ran_and_left_no_row_is_a_row_lost_and_its_gate_unknown() {
+        let gate = || {
+            Gate::new(
+                Limits {
+                    process: Some(0),
+                    total: None,
+                },
+                Names::default(),
+            )
+        };
+        let summary = Ledger::new(gate()).finish(Losses::default(), OK);
+        assert_eq!(summary.losses.rows_lost, 1);
+        assert_eq!(summary.verdict(), Some(Verdict::Unknown));
+        let never_ran = Ledger::new(gate()).finish(Losses::default(), Outcome::ToolError);
+        assert!(never_ran.losses.is_empty());
+        assert_eq!(never_ran.verdict(), Some(Verdict::Unknown));
+    }
+
+    #[test]
+    fn each_image_gets_the_verdict_that_is_its_own() {
+        let limits = Limits {
+            process: Some(100),
+            total: Some(1),
+        };
+        let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
+        assert_eq!(
+            ledger.record(&leaking(100, End::Exited(0))),
+            Some(Verdict::Passed)
+        );
+        assert_eq!(
+            ledger.record(&leaking(101, End::Exited(0))),
+            Some(Verdict::Failed)
+        );
+        assert_eq!(ledger.record(&leaking(101, End::Exec)), None);
+        let summary = ledger.finish(Losses::default(), OK);
+        assert_eq!(summary.verdict(), Some(Verdict::Failed));
+        assert_eq!(
+            Ledger::new(None).record(&leaking(101, End::Exited(0))),
+            None
+        );
+    }
+
+    /// A sum in numbers that cannot overflow, and then saturated: what the ledger's steps must come to.
+    fn sum(images: &[Image], of: impl Fn(&Image) -> u64) -> u64 {
+        let sum: u128 = images.iter().map(|image| u128::from(of(image))).sum();
+        u64::try_from(sum).unwrap_or(u64::MAX)
+    }
+
+    proptest! {
+        #[test]
+        fn the_sums_are_those_of_the_images(
+            images in prop::collection::vec(any_image(), 0..40),
+            lost in 0..3_u64,
+            limit in 0..60_000_u64,
+        ) {
+            let limits = Limits { process: Some(limit), total: None };
+            let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
+            let verdicts: Vec<_> = images.iter().map(|image| ledger.record(image)).collect();
+            let global = Losses { rows_lost: lost, ..Losses::default() };
+            let summary = ledger.finish(global, OK);
+
+            let is_process = |image: &&Image| image.end != End::Exec;
+            let ended: Vec<Image> = images
+                .iter()
+                .filter(|image| !matches!(image.end, End::Exec | End::Running))
+                .cloned()
+                .collect();
+            let running: Vec<u32> = images
+                .iter()
+                .filter(|image| image.end == End::Running)
+                .map(|image| image.pid)
+                .collect();
+            let processes = images.iter().filter(is_process).count();
+            let nothing_seen = u64::from(processes == 0 && lost == 0);
+
+            prop_assert_eq!(summary.processes, processes as u64);
+            prop_assert_eq!(
+                summary.complete_processes,
+                images.iter().filter(is_process).filter(|image| image.complete()).count() as u64
+            );
+            prop_assert_eq!(
+                summary.total_allocs_bytes,
+                sum(&images, |image| image.counters.total_allocs_bytes)
+            );
+            prop_assert_eq!(summary.leaked.lower, sum(&ended, |image| image.counters.leaked_bytes));
+            prop_assert_eq!(summary.losses, Losses {
+                blocks_not_recorded: sum(&images, |image| image.losses.blocks_not_recorded),
+                bytes_not_recorded: sum(&images, |image| image.losses.bytes_not_recorded),
+                calls_without_return: sum(&images, |image| image.losses.calls_without_return),
+                rows_lost: sum(&images, |image| image.losses.rows_lost) + lost + nothing_seen,
+            });
+            prop_assert_eq!(
+                summary.complete,
+                images.iter().all(Image::complete) && lost + nothing_seen == 0
+            );
+            let known = summary.losses.rows_lost == 0
+                && ended.iter().all(|image| Bounds::of(image).upper.is_some());
+            prop_assert_eq!(
+                summary.leaked.upper,
+                known.then(|| sum(&ended, |image| {
+                    let not_recorded = image.losses.bytes_not_recorded;
+                    image.counters.leaked_bytes.saturating_add(not_recorded)
+                }))
+            );
+            let named: Vec<u32> = summary.running.iter().map(|running| running.pid).collect();
+            prop_assert_eq!(&named[..], &running[..running.len().min(RUNNING_NAMED)]);
+            prop_assert_eq!(summary.unnamed_running as usize, running.len() - named.len());
+
+            let worst = verdicts.iter().flatten().copied().max().unwrap_or(Verdict::Passed);
+            let blind = summary.losses.rows_lost > 0;
+            let verdict = if blind { worst.max(Verdict::Unknown) } else { worst };
+            prop_assert_eq!(summary.verdict(), Some(verdict));
+        }
+    }
+
+    /// A process as somebody knows it who saw everything, and as the kernel tells of it.
+    #[derive(Clone, Debug)]
+    struct Life {
+        images: Vec<Seen>,
+    }
+
+    #[derive(Clone, Debug)]
+    struct Seen {
+        image: Image,
+        /// What it really leaked.
+        leaked: u64,
+        /// When its record arrived, after those of its process before it.
+        after: u32,
+    }
+
+    fn any_seen() -> impl Strategy<Value = Seen> {
+        let lost = prop_oneof![3 => Just((0, 0)), 1 => (1..3_000_u64, 0..3_000_u64)];
+        let blind = prop_oneof![8 => Just(None), 1 => (0..9_000_u64, any::<bool>()).prop_map(Some)];
+        (0..5_000_u64, 0..3_000_u64, lost, blind, 0..50_u32).prop_map(
+            |(freed, recorded, (lost, held), blind, after)| {
+                let mut image = image();
+                let mut leaked = recorded + held.min(lost);
+                image.counters.total_allocs_bytes = freed + recorded + lost;
+                image.counters.leaked_bytes = recorded;
+                image.losses.bytes_not_recorded = lost;
+                image.losses.blocks_not_recorded = u64::from(lost > 0);
+                if let Some((unseen, is_call)) = blind {
+                    leaked += unseen;
+                    image.losses.calls_without_return = u64::from(is_call);
+                    image.uncovered = (!is_call).then_some(Uncovered::Late);
+                }
+                Seen {
+                    image,
+                    leaked,
+                    after,
+                }
+            },
+        )
+    }
+
+    fn any_life() -> impl Strategy<Value = Life> {
+        let end = prop_oneof![
+            5 => any::<u8>().prop_map(End::Exited),
+            1 => Just(End::Signaled { signal: 9, core: false }),
+            1 => Just(End::Running),
+        ];
+        (prop::collection::vec(any_seen(), 1..4), "[ab]", end).prop_map(
+            |(mut images, comm, end)| {
+                let last = images.len() - 1;
+                for (n, seen) in images.iter_mut().enumerate() {
+                    seen.image.image = n as u32;
+                    seen.image.comm = comm.clone().into_bytes();
+                    seen.image.end = if n == last { end } else { End::Exec };
+                }
+                Life { images }
+            },
+        )
+    }
+
+    /// The records of all lives in the order in which they arrive: those of one process in theirs.
+    fn arriving(lives: &[Life]) -> Vec<Image> {
+        let mut records = Vec::new();
+        for (pid, life) in (1..).zip(lives) {
+            let mut at = 0;
+            for seen in &life.images {
+                at += seen.after;
+                let image = Image {
+                    pid,
+                    ..seen.image.clone()
+                };
+                records.push((at, image));
+            }
+        }
+        records.sort_by_key(|(at, _)| *at);
+        records.into_iter().map(|(_, image)| image).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_arrives_in_whatever_order_is_never_judged_against_what_really_was(
+            lives in prop::collection::vec(any_life(), 0..8),
+            process in prop::option::of(0..6_000_u64),
+            total in prop::option::of(0..20_000_u64),
+            rows_lost in prop_oneof![4 => Just(0_u64), 1 => 1..3_u64],
+        ) {
+            let names = Names::new(vec!["a".parse().unwrap()]);
+            let mut ledger = Ledger::new(Gate::new(Limits { process, total }, names));
+            for image in arriving(&lives) {
+                let verdict = ledger.record(&image);
+                let is_judged = process.is_some()
+                    && image.comm == b"a"
+                    && !matches!(image.end, End::Exec | End::Running);
+                prop_assert_eq!(verdict.is_some(), is_judged);
+            }
+            let summary = ledger.finish(Losses { rows_lost, ..Losses::default() }, OK);
+
+            let images = || lives.iter().flat_map(|life| &life.images);
+            let last = |life: &Life| life.images[life.images.len() - 1].clone();
+            let runs = |life: &&Life| last(life).image.end == End::Running;
+            prop_assert_eq!(summary.processes, lives.len() as u64);
+            prop_assert_eq!(summary.running.len(), lives.iter().filter(runs).count());
+            prop_assert_eq!(
+                summary.total_allocs_bytes,
+                images().map(|seen| seen.image.counters.total_allocs_bytes).sum::<u64>()
+            );
+
+            // Only who ended can have leaked, and only by its last image.
+            let ended = lives.iter().filter(|life| !runs(life)).map(last);
+            let ended: Vec<Seen> = ended.collect();
+            let leaked: u64 = ended.iter().map(|seen| seen.leaked).sum();
+            prop_assert!(summary.leaked.lower <= leaked);
+            prop_assert!(summary.leaked.upper.is_none_or(|upper| leaked <= upper));
+            let lossless = |seen: &Seen| seen.image.complete();
+            let blind = rows_lost > 0 || lives.is_empty();
+            if ended.iter().all(lossless) && !blind {
+                prop_assert_eq!(summary.leaked, Bounds { lower: leaked, upper: Some(leaked) });
+            }
+
+            let judged: Vec<&Seen> = ended.iter().filter(|seen| seen.image.comm == b"a").collect();
+            let of_judged: u64 = judged.iter().map(|seen| seen.leaked).sum();
+            let over = process.is_some_and(|limit| judged.iter().any(|seen| seen.leaked > limit))
+                || total.is_some_and(|limit| of_judged > limit);
+            match summary.verdict() {
+                None => prop_assert!(process.is_none() && total.is_none()),
+                Some(Verdict::Passed) => prop_assert!(!over && !blind),
+                Some(Verdict::Failed) => prop_assert!(over),
+                Some(Verdict::Unknown) => {
+                    prop_assert!(blind || !judged.iter().all(|seen| lossless(seen)));
+                }
+            }
+        }
+    }
+}

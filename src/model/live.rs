@@ -1,0 +1,130 @@
+//! Processes that still run: how much more they hold than when they were last looked at.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::model::image::Image;
+
+/// What runs at one time, those that grew most first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// When it was looked at, since the Unix epoch.
+    pub time: Duration,
+    /// Since when the growth is.
+    pub since: Duration,
+    pub rows: Vec<Growing>,
+    /// How many more there are than rows.
+    pub more: usize,
+}
+
+/// A process that runs, and by how many bytes what it holds has grown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Growing {
+    pub image: Image,
+    pub growth: i64,
+}
+
+/// Remembers what each process held.
+#[derive(Clone, Debug)]
+pub struct Growth {
+    since: Duration,
+    held: HashMap<u64, u64>,
+}
+
+impl Growth {
+    /// Nobody holds anything, at the beginning.
+    pub fn since(time: Duration) -> Self {
+        Self {
+            since: time,
+            held: HashMap::new(),
+        }
+    }
+
+    /// Ranks what runs, each with a number that stays its own, by how much it has grown since the last call.
+    /// `kept` are shown, at most `top` of them.
+    pub fn look(
+        &mut self,
+        time: Duration,
+        running: Vec<(u64, Image)>,
+        kept: impl Fn(&Image) -> bool,
+        top: usize,
+    ) -> Live {
+        let mut held = HashMap::new();
+        let mut rows = Vec::new();
+        for (id, image) in running {
+            let now = image.counters.leaked_bytes;
+            held.insert(id, now);
+            let before = self.held.get(&id).copied().unwrap_or(0);
+            if kept(&image) {
+                // No process holds 2^63 bytes.
+                let growth = now.wrapping_sub(before).cast_signed();
+                rows.push(Growing { image, growth });
+            }
+        }
+        self.held = held;
+        let since = std::mem::replace(&mut self.since, time);
+        rows.sort_by_key(|row| {
+            let held = row.image.counters.leaked_bytes;
+            std::cmp::Reverse((row.growth, held, row.image.start_time))
+        });
+        let more = rows.len().saturating_sub(top);
+        rows.truncate(top);
+        Live {
+            time,
+            since,
+            rows,
+            more,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::image::samples::image;
+
+    fn holding(pid: u32, bytes: u64) -> (u64, Image) {
+        let mut image = image();
+        image.pid = pid;
+        image.counters.leaked_bytes = bytes;
+        (u64::from(pid), image)
+    }
+
+    fn look(growth: &mut Growth, at: u64, running: &[(u32, u64)], top: usize) -> Live {
+        let running = running.iter().map(|&(pid, bytes)| holding(pid, bytes));
+        let time = Duration::from_secs(at);
+        growth.look(time, running.collect(), |image| image.pid != 9, top)
+    }
+
+    fn rows(live: &Live) -> Vec<(u32, i64)> {
+        let row = |row: &Growing| (row.image.pid, row.growth);
+        live.rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn who_grew_most_comes_first_and_who_shrank_last() {
+        let mut growth = Growth::since(Duration::from_secs(1));
+        let first = look(&mut growth, 6, &[(1, 100), (2, 50), (3, 0)], 10);
+        assert_eq!(rows(&first), [(1, 100), (2, 50), (3, 0)]);
+        assert_eq!((first.since.as_secs(), first.time.as_secs()), (1, 6));
+        let second = look(&mut growth, 11, &[(1, 90), (2, 60), (3, 0), (4, 5)], 10);
+        assert_eq!(rows(&second), [(2, 10), (4, 5), (3, 0), (1, -10)]);
+        assert_eq!(second.since.as_secs(), 6);
+    }
+
+    #[test]
+    fn no_more_than_asked_for_are_shown_and_the_others_counted() {
+        let mut growth = Growth::since(Duration::ZERO);
+        let live = look(&mut growth, 1, &[(1, 1), (2, 2), (3, 3), (9, 9)], 2);
+        assert_eq!(rows(&live), [(3, 3), (2, 2)]);
+        assert_eq!(live.more, 1);
+    }
+
+    #[test]
+    fn who_is_not_shown_is_remembered_all_the_same() {
+        let mut growth = Growth::since(Duration::ZERO);
+        look(&mut growth, 1, &[(1, 100), (2, 70)], 1);
+        let live = look(&mut growth, 2, &[(1, 100), (2, 71)], 1);
+        assert_eq!(rows(&live), [(2, 1)]);
+    }
+}

@@ -1,0 +1,165 @@
+//! The capabilities of this process: which it keeps for itself, and that none of them reaches the command.
+//!
+//! A user who may not be root can run memleak where its file has capabilities (setcap). They are memleak's
+//! and not the user's, so they may do nothing for the user but load and attach programs.
+
+use std::io;
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::{getegid, geteuid, getgid, getuid};
+
+use crate::os::inherited;
+
+pub const CAP_SYS_ADMIN: u32 = 21;
+pub const CAP_PERFMON: u32 = 38;
+pub const CAP_BPF: u32 = 39;
+
+/// What loading and attaching take: CAP_BPF for maps and programs, CAP_PERFMON for programs that trace,
+/// and where there are only perf-event uprobes (below Linux 6.6) CAP_SYS_ADMIN to open one.
+const USED: u64 = 1 << CAP_BPF | 1 << CAP_PERFMON | 1 << CAP_SYS_ADMIN;
+
+/// `_LINUX_CAPABILITY_VERSION_3`: two words for each set.
+const VERSION: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Word {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// The capability sets of a thread; bit n is capability n.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+}
+
+impl Capabilities {
+    /// Those of the calling thread.
+    pub fn get() -> io::Result<Self> {
+        let header = Header {
+            version: VERSION,
+            pid: 0,
+        };
+        let mut words = [Word::default(); 2];
+        // SAFETY: the kernel reads the header and writes the two words of this version.
+        if unsafe { libc::syscall(libc::SYS_capget, &raw const header, words.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let join =
+            |part: fn(&Word) -> u32| u64::from(part(&words[1])) << 32 | u64::from(part(&words[0]));
+        Ok(Self {
+            effective: join(|word| word.effective),
+            permitted: join(|word| word.permitted),
+            inheritable: join(|word| word.inheritable),
+        })
+    }
+
+    /// Makes them those of the calling thread. Async-signal-safe.
+    pub fn set(self) -> io::Result<()> {
+        let header = Header {
+            version: VERSION,
+            pid: 0,
+        };
+        let word = |shift: u32| Word {
+            effective: (self.effective >> shift) as u32,
+            permitted: (self.permitted >> shift) as u32,
+            inheritable: (self.inheritable >> shift) as u32,
+        };
+        let words = [word(0), word(32)];
+        // SAFETY: the kernel reads the header and the two words of this version.
+        if unsafe { libc::syscall(libc::SYS_capset, &raw const header, words.as_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Whether capability number `n` can be used now.
+    pub fn has(self, n: u32) -> bool {
+        self.effective & 1 << n != 0
+    }
+
+    /// Without any that can be used now; inheritable ones do nothing by themselves.
+    #[must_use]
+    pub fn unusable(self) -> Self {
+        Self {
+            effective: 0,
+            permitted: 0,
+            inheritable: self.inheritable,
+        }
+    }
+}
+
+/// Gives up, for good, every capability that memleak's file gave it and that it does not use, so that nothing
+/// opened in the user's name is opened with more than the user's rights. Does nothing where the file gave
+/// none. To be called while there is one thread.
+///
+/// # Errors
+/// The file is set-user-ID or set-group-ID: the command would have its owner's rights.
+pub fn keep_what_is_used() -> Result<()> {
+    if !inherited::is_privileged_by_file() {
+        return Ok(());
+    }
+    ensure!(
+        getuid() == geteuid() && getgid() == getegid(),
+        "memleak must not be set-user-ID or set-group-ID, as the command would get these rights: remove the \
+         bit (chmod ug-s), and give the file capabilities (setcap cap_bpf,cap_perfmon=ep)"
+    );
+    let have = Capabilities::get().context("cannot read this process's capabilities")?;
+    let keep = Capabilities {
+        effective: have.effective & USED,
+        permitted: have.permitted & USED,
+        inheritable: have.inheritable,
+    };
+    keep.set()
+        .context("cannot give up capabilities that are not used")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `/proc` has them, of this very thread.
+    #[test]
+    fn capabilities_are_read_as_the_kernel_shows_them() {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+        };
+        assert_eq!(
+            Capabilities::get().unwrap(),
+            Capabilities {
+                effective: set("CapEff:"),
+                permitted: set("CapPrm:"),
+                inheritable: set("CapInh:"),
+            }
+        );
+    }
+
+    #[test]
+    fn what_is_set_is_what_is_read() {
+        std::thread::spawn(|| {
+            let all = Capabilities::get().unwrap();
+            let fewer = Capabilities {
+                effective: all.effective & !(1 << CAP_BPF | 1),
+                ..all
+            };
+            fewer.set().unwrap();
+            assert_eq!(Capabilities::get().unwrap(), fewer);
+            all.unusable().set().unwrap();
+            assert_eq!(Capabilities::get().unwrap(), all.unusable());
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,0 +1,438 @@
+//! Who: the user that the command is to run as, and the one whose files memleak writes.
+//!
+//! Everything is looked up here, before anything is forked: the C library's user database may open files
+//! and sockets and allocate, which a child between fork and exec must not.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist, getgroups};
+
+use crate::os::capabilities::Capabilities;
+use crate::os::inherited;
+use crate::text::escape;
+
+/// The user named by `--user`, as written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserSpec {
+    /// `sudo`: whoever called sudo.
+    Sudo,
+    /// A name, and a group if one was given.
+    Name(String, Option<u32>),
+    /// A number, and a group if one was given.
+    Id(u32, Option<u32>),
+}
+
+/// Words that name no user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{}' names no user: write a name, a user id, either with :GID, or sudo for the user who called sudo", escape::escaped(.0.as_bytes()))]
+pub struct UserSpecError(String);
+
+impl FromStr for UserSpec {
+    type Err = UserSpecError;
+
+    fn from_str(words: &str) -> Result<Self, UserSpecError> {
+        let wrong = || UserSpecError(words.to_owned());
+        let (user, group) = match words.split_once(':') {
+            Some((user, group)) => (user, Some(id(group).ok_or_else(wrong)?)),
+            None => (words, None),
+        };
+        match (user, id(user)) {
+            ("sudo", _) if group.is_none() => Ok(Self::Sudo),
+            (_, Some(uid)) => Ok(Self::Id(uid, group)),
+            // A number that is too large or negative is no name either.
+            _ if user.is_empty()
+                || user.starts_with(|c: char| c.is_ascii_digit() || "-+".contains(c)) =>
+            {
+                Err(wrong())
+            }
+            _ if user.contains('\0') => Err(wrong()),
+            _ => Ok(Self::Name(user.to_owned(), group)),
+        }
+    }
+}
+
+/// A user or group id. The highest means "unchanged" to setresuid and its like, so it is none.
+fn id(digits: &str) -> Option<u32> {
+    let only_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits
+        .parse()
+        .ok()
+        .filter(|id| only_digits && *id != u32::MAX)
+}
+
+/// A user with everything that a login would give a process of theirs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+    /// What the user database says of them, if it knows them.
+    entry: Option<Entry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    name: String,
+    home: PathBuf,
+}
+
+/// A step of [`Identity::assume`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Step {
+    Groups = 1,
+    Group,
+    User,
+    Capabilities,
+}
+
+impl Step {
+    /// The step with this number.
+    pub fn from_number(number: i32) -> Option<Self> {
+        [Self::Groups, Self::Group, Self::User, Self::Capabilities]
+            .into_iter()
+            .find(|step| *step as i32 == number)
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Groups => "setgroups",
+            Self::Group => "setgid",
+            Self::User => "setuid",
+            Self::Capabilities => "giving up capabilities",
+        })
+    }
+}
+
+impl Identity {
+    /// The user that `--user` names.
+    ///
+    /// # Errors
+    /// There is no such user, or we may not become one.
+    pub fn of_command(user: &UserSpec) -> Result<Self> {
+        ensure!(
+            geteuid().is_root(),
+            "--user takes root, which alone may become another user: run sudo memleak run --user …"
+        );
+        match user {
+            UserSpec::Sudo => Self::of_sudo()?.context(
+                "--user sudo: SUDO_UID is not set, so memleak was not started by sudo: name the user \
+                 (--user NAME)",
+            ),
+            UserSpec::Name(name, group) => {
+                let user = known(User::from_name(name))
+                    .with_context(|| format!("cannot look up the user {name} (--user)"))?;
+                let Some(user) = user else {
+                    bail!("--user: there is no user {name:?}: name one that `getent passwd` lists, or UID:GID");
+                };
+                Self::of_entry(user, group.map(Gid::from_raw))
+            }
+            UserSpec::Id(uid, group) => {
+                let (uid, group) = (Uid::from_raw(*uid), group.map(Gid::from_raw));
+                Self::of_id(uid, group)?.with_context(|| {
+                    format!(
+                        "--user: no user has the id {uid}, so its group is not known: write --user {uid}:GID"
+                    )
+                })
+            }
+        }
+    }
+
+    /// The user behind sudo, where root's rights come from sudo; `None` where memleak runs with its user's own.
+    ///
+    /// # Errors
+    /// SUDO_UID or SUDO_GID make no sense.
+    pub fn behind_sudo() -> Result<Option<Self>> {
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        Self::of_sudo()
+    }
+
+    fn of_sudo() -> Result<Option<Self>> {
+        let number = |name: &str| -> Result<Option<u32>> {
+            let Some(value) =
+                inherited::variable(OsStr::new(name)).filter(|value| !value.is_empty())
+            else {
+                return Ok(None);
+            };
+            let number = value.to_str().and_then(id);
+            let shown = escape::escaped(value.as_bytes());
+            number.map(Some).with_context(|| {
+                format!("{name} is '{shown}', which is no id: unset it, or let sudo set it")
+            })
+        };
+        let (uid, gid) = (number("SUDO_UID")?, number("SUDO_GID")?);
+        let Some(uid) = uid.map(Uid::from_raw) else {
+            return Ok(None);
+        };
+        let user = Self::of_id(uid, gid.map(Gid::from_raw))?;
+        user.map(Some).with_context(|| {
+            format!(
+                "SUDO_UID is {uid}, which no user has, and SUDO_GID is not set: set both, or none"
+            )
+        })
+    }
+
+    /// `None` where the user database does not know the id, and no group was given.
+    fn of_id(uid: Uid, group: Option<Gid>) -> Result<Option<Self>> {
+        let user = known(User::from_uid(uid))
+            .with_context(|| format!("cannot look up the user with the id {uid}"))?;
+        match (user, group) {
+            (Some(user), group) => Self::of_entry(user, group).map(Some),
+            (None, Some(gid)) => Ok(Some(Self {
+                uid,
+                gid,
+                groups: vec![gid],
+                entry: None,
+            })),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn of_entry(user: User, group: Option<Gid>) -> Result<Self> {
+        let gid = group.unwrap_or(user.gid);
+        let name = CString::new(user.name.as_str()).context("a user's name has a zero byte")?;
+        Ok(Self {
+            uid: user.uid,
+            gid,
+            groups: getgrouplist(&name, gid)
+                .with_context(|| format!("cannot look up the groups of the user {}", user.name))?,
+            entry: Some(Entry {
+                name: user.name,
+                home: user.dir,
+            }),
+        })
+    }
+
+    /// The variables that say who a process's user is, as sudo sets them; none where the user database
+    /// does not know.
+    pub fn variables(&self) -> Vec<(&'static str, OsString)> {
+        let Some(Entry { name, home }) = &self.entry else {
+            return Vec::new();
+        };
+        vec![
+            ("HOME", home.clone().into_os_string()),
+            ("USER", name.into()),
+            ("LOGNAME", name.into()),
+        ]
+    }
+
+    /// Makes the calling process, which has one thread, this user's: groups, group and user, and no
+    /// capabilities unless the user is root. NO_NEW_PRIVS stays as it is, so a set-user-ID program still
+    /// works. Async-signal-safe.
+    ///
+    /// # Errors
+    /// The step that failed, after which the process must not go on.
+    pub fn assume(&self) -> std::result::Result<(), (Step, Errno)> {
+        let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
+        let done = |step, result: i64| match result {
+            0 => Ok(()),
+            _ => Err((step, Errno::last())),
+        };
+        done(Step::Groups, set_groups(&self.groups))?;
+        // The system calls themselves: the C library's functions would have other threads follow.
+        // SAFETY: numbers only.
+        done(Step::Group, unsafe {
+            libc::syscall(libc::SYS_setresgid, gid, gid, gid)
+        })?;
+        // SAFETY: numbers only.
+        done(Step::User, unsafe {
+            libc::syscall(libc::SYS_setresuid, uid, uid, uid)
+        })?;
+        // SAFETY: numbers only. Linux without ambient capabilities (below 4.3) is too old for us.
+        done(Step::Capabilities, unsafe {
+            libc::syscall(
+                libc::SYS_prctl,
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_CLEAR_ALL,
+                0,
+                0,
+                0,
+            )
+        })?;
+        // The change of user has cleared all but the inheritable ones, unless securebits forbade it.
+        if uid != 0 && Capabilities::default().set().is_err() {
+            return Err((Step::Capabilities, Errno::last()));
+        }
+        Ok(())
+    }
+
+    /// Does `work` with this user's rights to files and no others, as a file server does: the calling
+    /// thread's file-system ids and groups are theirs meanwhile, and its capabilities cannot be used.
+    ///
+    /// # Errors
+    /// The rights cannot be taken, and `work` was not done; or they cannot be given back.
+    pub fn with_file_rights<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let own = FileRights::get().context("cannot read our own rights")?;
+        let theirs = FileRights {
+            uid: self.uid.as_raw(),
+            gid: self.gid.as_raw(),
+            groups: self.groups.clone(),
+            capabilities: Capabilities {
+                effective: 0,
+                ..own.capabilities
+            },
+        };
+        let result = match theirs.set() {
+            Ok(()) => Ok(work()),
+            Err(error) => Err(error).with_context(|| format!("cannot take the rights of {self}")),
+        };
+        own.set().context("cannot take our own rights back")?;
+        result
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.entry {
+            Some(Entry { name, .. }) => write!(f, "user {}", escape::escaped(name.as_bytes())),
+            None => write!(f, "user {}", self.uid),
+        }
+    }
+}
+
+/// What decides on a thread's access to files.
+struct FileRights {
+    uid: u32,
+    gid: u32,
+    groups: Vec<Gid>,
+    capabilities: Capabilities,
+}
+
+impl FileRights {
+    fn get() -> io::Result<Self> {
+        Ok(Self {
+            uid: file_system_id(libc::SYS_setfsuid, u32::MAX),
+            gid: file_system_id(libc::SYS_setfsgid, u32::MAX),
+            groups: getgroups()?,
+            capabilities: Capabilities::get()?,
+        })
+    }
+
+    /// Capabilities first where they are given back, last where they are given up: setgroups needs one.
+    fn set(&self) -> io::Result<()> {
+        let now = Capabilities::get()?;
+        if self.capabilities.effective & !now.effective != 0 {
+            self.capabilities.set()?;
+        }
+        if set_groups(&self.groups) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for (call, id) in [
+            (libc::SYS_setfsgid, self.gid),
+            (libc::SYS_setfsuid, self.uid),
+        ] {
+            file_system_id(call, id);
+            // They tell no failure, only the former id.
+            if file_system_id(call, u32::MAX) != id {
+                return Err(Errno::EPERM.into());
+            }
+        }
+        // A change of the file-system user changes the effective ones too.
+        self.capabilities.set()
+    }
+}
+
+/// setfsuid or setfsgid, which return the former id; the highest id changes nothing.
+fn file_system_id(call: libc::c_long, id: u32) -> u32 {
+    // SAFETY: numbers only.
+    unsafe { libc::syscall(call, id) as u32 }
+}
+
+/// The system call: the groups of the calling thread, where the C library's function takes all threads.
+fn set_groups(groups: &[Gid]) -> i64 {
+    // SAFETY: a Gid is a transparent gid_t; the kernel reads as many as there are.
+    unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }
+}
+
+/// What the user database answers, where some implementations have an error for "no such user" (getpwnam(3)).
+fn known(answer: nix::Result<Option<User>>) -> nix::Result<Option<User>> {
+    match answer {
+        Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
+        answer => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_a_name_an_id_or_sudo() {
+        let name = |name: &str, group| UserSpec::Name(name.to_owned(), group);
+        for (words, user) in [
+            ("sudo", UserSpec::Sudo),
+            ("alice", name("alice", None)),
+            ("alice:7", name("alice", Some(7))),
+            ("sudo:7", name("sudo", Some(7))),
+            ("o'brien-x.y", name("o'brien-x.y", None)),
+            ("1000", UserSpec::Id(1000, None)),
+            ("0", UserSpec::Id(0, None)),
+            ("1000:50", UserSpec::Id(1000, Some(50))),
+        ] {
+            assert_eq!(words.parse(), Ok(user), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_is_told_harmlessly() {
+        for words in [
+            "",
+            ":",
+            ":1",
+            "alice:",
+            "alice:users",
+            "1000:",
+            "1000:-1",
+            "-1",
+            "+1:2",
+            "4294967295",
+            "4294967296",
+            "1000:4294967295",
+            "1x",
+            "\x1b[31m:x",
+        ] {
+            let error = words
+                .parse::<UserSpec>()
+                .map(|user| panic!("{words:?}: {user:?}"));
+            let said = error.unwrap_err().to_string();
+            assert!(said.contains("names no user"), "{said}");
+            assert!(!said.contains('\x1b'), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn every_step_has_a_number_of_its_own() {
+        for number in 1..=4 {
+            assert_eq!(
+                Step::from_number(number).map(|step| step as i32),
+                Some(number)
+            );
+        }
+        assert_eq!(Step::from_number(0), None);
+        assert_eq!(Step::from_number(5), None);
+    }
+
+    #[test]
+    fn root_is_known_and_sudo_is_not_asked_for_nothing() {
+        let root = Identity::of_id(Uid::from_raw(0), None).unwrap().unwrap();
+        assert_eq!(root.to_string(), "user root");
+        assert_eq!(root.variables()[0].0, "HOME");
+        let nobody = Identity::of_id(Uid::from_raw(3_999_999_999), None).unwrap();
+        assert_eq!(nobody, None);
+        let grouped = Identity::of_id(Uid::from_raw(3_999_999_999), Some(Gid::from_raw(9)));
+        let grouped = grouped.unwrap().unwrap();
+        assert_eq!(grouped.groups, [Gid::from_raw(9)]);
+        assert!(grouped.variables().is_empty());
+    }
+}

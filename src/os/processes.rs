@@ -1,0 +1,203 @@
+//! Processes that run already: which they are, and what they have mapped to execute.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufReader};
+use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::os::mapping::Mapping;
+use crate::os::maps;
+
+/// A thread of the kernel (include/linux/sched.h).
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// A process that memleak is asked to watch, held by a descriptor: its number may not come to mean another.
+#[derive(Debug)]
+pub struct Process {
+    pub pid: u32,
+    /// Its number in the pid namespace that /proc shows.
+    proc_pid: u32,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// # Errors
+    /// There is no such process, or none that has memory to watch.
+    pub fn open(pid: u32) -> Result<Self> {
+        ensure!(
+            pid != std::process::id(),
+            "process {pid} is memleak itself, which does not watch itself"
+        );
+        let fd = match open_pidfd(pid) {
+            Ok(fd) => fd,
+            Err(Errno::ESRCH) => {
+                ensure!(
+                    fs::exists(format!("/proc/{pid}")).is_ok_and(|there| !there),
+                    "process {pid} belongs to another pid namespace, of which /proc is: run memleak there, or \
+                     give the number that the process has in memleak's own"
+                );
+                bail!("process {pid} does not exist");
+            }
+            // Which of the two depends on the kernel.
+            Err(Errno::EINVAL | Errno::ENOENT) => {
+                let leader = status_field(pid, "Tgid:").unwrap_or_default();
+                bail!("{pid} is a thread of process {leader}: watch that with -p {leader}");
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot open process {pid}"));
+            }
+        };
+        let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
+        let fdinfo = fdinfo.with_context(|| format!("cannot read of process {pid} in /proc"))?;
+        let proc_pid = field(&fdinfo, "Pid:").unwrap_or_default();
+        let (_, flags) =
+            stat(proc_pid).with_context(|| format!("process {pid} cannot be found in /proc"))?;
+        ensure!(living_thread(proc_pid).is_some(), "process {pid} has ended");
+        ensure!(
+            flags & PF_KTHREAD == 0,
+            "process {pid} is a thread of the kernel, which has no memory of its own to watch"
+        );
+        Ok(Self { pid, proc_pid, fd })
+    }
+
+    /// Whether none of its threads is left.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// What it has mapped to execute.
+    ///
+    /// # Errors
+    /// It has ended, or there are no rights to look at it.
+    pub fn mapped(&self) -> Result<Vec<Mapping>> {
+        let pid = self.pid;
+        let mapped = mapped(self.proc_pid).with_context(|| {
+            format!(
+                "cannot read what process {pid} has mapped (/proc/{pid}/maps; processes of other users take root, or \
+                 CAP_SYS_PTRACE)"
+            )
+        })?;
+        Ok(mapped.into_iter().map(|(mapping, _)| mapping).collect())
+    }
+}
+
+impl AsFd for Process {
+    /// Readable when the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The processes that /proc shows, without memleak, by the numbers that they have there.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn all() -> Result<Vec<u32>> {
+    let own = fs::read_link("/proc/self").ok();
+    let own = own.and_then(|link| link.to_str()?.parse().ok());
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc").context("cannot list the processes in /proc")? {
+        let name = entry
+            .context("cannot list the processes in /proc")?
+            .file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    pids.retain(|pid| Some(*pid) != own);
+    Ok(pids)
+}
+
+/// Where a process has mapped files to execute, each file once, with the device that it is on. `pid` is as
+/// /proc has it.
+///
+/// # Errors
+/// It has ended, or there are no rights to look at it.
+pub fn mapped(pid: u32) -> io::Result<Vec<(Mapping, String)>> {
+    let thread = living_thread(pid).ok_or(io::ErrorKind::NotFound)?;
+    let maps = BufReader::new(File::open(format!("/proc/{thread}/maps"))?);
+    let mut seen = HashSet::new();
+    let mut mappings = Vec::new();
+    maps::executables(maps, |found| {
+        if seen.insert((found.device.clone(), found.inode)) {
+            let mapping = Mapping {
+                pid: thread,
+                start: found.addresses.start,
+                end: found.addresses.end,
+                inode: found.inode,
+            };
+            mappings.push((mapping, found.device));
+        }
+        Ok(())
+    })?;
+    Ok(mappings)
+}
+
+/// A thread of a process that has not left: the process, where that has not. Who has left has nothing mapped any
+/// more, though the others go on.
+fn living_thread(pid: u32) -> Option<u32> {
+    let lives = |task: u32| stat(task).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
+    if lives(pid) {
+        return Some(pid);
+    }
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    tasks
+        .filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok())
+        .find(|task| lives(*task))
+}
+
+fn open_pidfd(pid: u32) -> nix::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = Errno::result(fd)? as RawFd;
+    // SAFETY: a new descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A process's state, as `R` and `Z`, and its flags (`PF_*`), from /proc/PID/stat.
+fn stat(pid: u32) -> Option<(char, u64)> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name before, in parentheses, may hold anything.
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let mut fields = std::str::from_utf8(&stat[end + 1..])
+        .ok()?
+        .split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    // proc_pid_stat(5): the state is the third field, the flags are the ninth.
+    Some((state, fields.nth(5)?.parse().ok()?))
+}
+
+fn status_field(pid: u32, name: &str) -> Option<u32> {
+    field(
+        &fs::read_to_string(format!("/proc/{pid}/status")).ok()?,
+        name,
+    )
+}
+
+/// A number that a file of /proc gives a line of its own, behind its name.
+pub fn field<T: FromStr>(text: &str, name: &str) -> Option<T> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    value.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn we_have_mapped_our_program_and_the_c_library_once_each() {
+        let inodes: Vec<u64> = mapped(std::process::id())
+            .unwrap()
+            .iter()
+            .map(|(mapping, _)| mapping.inode)
+            .collect();
+        let program = std::os::unix::fs::MetadataExt::ino(&fs::metadata("/proc/self/exe").unwrap());
+        assert_eq!(inodes.iter().filter(|inode| **inode == program).count(), 1);
+        assert!(inodes.len() >= 2);
+    }
+}

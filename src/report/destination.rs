@@ -1,0 +1,291 @@
+//! Where the report goes: the file that `-o` names, or standard output or error.
+//!
+//! The file is opened with the rights of the user who called memleak, under sudo the one who called sudo:
+//! a name in a directory that others write to, such as /tmp, may be a link that one of them put there. And what an
+//! environment variable puts into the name is part of one: it leads to no other directory.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+
+use crate::os::identity::Identity;
+use crate::os::inherited::{self, Inherited};
+
+/// An open destination.
+pub struct Output {
+    pub writer: Box<dyn Write + Send>,
+    /// Whether it is a terminal, so that colour may be of use.
+    pub terminal: bool,
+    /// What messages call it.
+    pub name: String,
+    /// Whether it is memleak's standard error.
+    pub is_stderr: bool,
+}
+
+/// Where a report goes without `-o`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standard {
+    Output,
+    Error,
+}
+
+/// Whether `NO_COLOR` asks for none (no-color.org): set, and not empty.
+pub fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Opens the file that `-o` names, or what a report goes to without it. To be called while there is one thread.
+///
+/// # Errors
+/// The name's `%` parts make no sense, or the user may not create or write the file.
+pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
+    let Some(pattern) = file else {
+        return Ok(match standard {
+            Standard::Output => Output {
+                terminal: io::stdout().is_terminal(),
+                writer: Box::new(io::stdout()),
+                name: "standard output".to_owned(),
+                is_stderr: false,
+            },
+            Standard::Error => Output {
+                terminal: io::stderr().is_terminal(),
+                writer: Box::new(io::stderr()),
+                name: "standard error".to_owned(),
+                is_stderr: true,
+            },
+        });
+    };
+    let path = expand(pattern, inherited::variable)?;
+    let file = match descriptor(&path) {
+        Some(fd) => duplicate(fd)
+            .with_context(|| format!("cannot write the report to {} (-o)", path.display()))?,
+        None => create(&path)?,
+    };
+    Ok(Output {
+        terminal: file.is_terminal(),
+        writer: Box::new(file),
+        name: path.display().to_string(),
+        is_stderr: false,
+    })
+}
+
+fn create(path: &Path) -> Result<File> {
+    let open = || -> io::Result<File> {
+        // A terminal that is written to must not become ours. A FIFO that nobody reads must not hold us up:
+        // anybody may have put it there.
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true);
+        let file = options
+            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+            .open(path)?;
+        // What is opened is written to as anything is.
+        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+        fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        Ok(file)
+    };
+    let name = path.display();
+    match Identity::behind_sudo()? {
+        None => open().with_context(|| format!("cannot open {name} for the report (-o)")),
+        Some(user) => user.with_file_rights(open)?.with_context(|| {
+            format!(
+                "cannot open {name} for the report (-o) as {user} (SUDO_UID), with whose rights it is opened: \
+                 name a file that this user may write, or open it as root by `sudo env -u SUDO_UID memleak …`"
+            )
+        }),
+    }
+}
+
+/// The descriptor that a path stands for.
+fn descriptor(path: &Path) -> Option<RawFd> {
+    match path.as_os_str().as_bytes() {
+        b"/dev/stdout" => Some(libc::STDOUT_FILENO),
+        b"/dev/stderr" => Some(libc::STDERR_FILENO),
+        path => {
+            let number = path
+                .strip_prefix(b"/dev/fd/")
+                .or_else(|| path.strip_prefix(b"/proc/self/fd/"))?;
+            std::str::from_utf8(number).ok()?.parse().ok()
+        }
+    }
+}
+
+/// The caller's own descriptor, as shells and awk have it, and not its file opened again: that would cut
+/// off what the command writes there, fail for a socket, and for a terminal that sudo made, which is root's.
+fn duplicate(fd: RawFd) -> Result<File> {
+    let closed = || anyhow!("descriptor {fd} is not open for writing");
+    if fd < 0 || Inherited::get()?.was_closed(fd) {
+        return Err(closed());
+    }
+    // SAFETY: only borrowed for the calls below, the first of which tells whether it is open at all.
+    let caller = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flag = |command| fcntl(caller, command).map_err(|_| closed());
+    // What is close-on-exec is ours: it did not come through our own exec.
+    let is_ours = flag(FcntlArg::F_GETFD)? & FdFlag::FD_CLOEXEC.bits() != 0;
+    if is_ours || flag(FcntlArg::F_GETFL)? & libc::O_ACCMODE == libc::O_RDONLY {
+        return Err(closed());
+    }
+    Ok(caller.try_clone_to_owned()?.into())
+}
+
+/// Puts in what the `%` parts of a file name stand for: `%p` memleak's pid, `%h` the host's name, `%q{VAR}` an
+/// environment variable, `%%` a percent sign. A variable is a path only where the name begins with it (`%q{HOME}/…`):
+/// elsewhere whoever sets it, the user whose job an administrator's prolog reports on, would choose the directory.
+fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<PathBuf> {
+    let mut out = Vec::new();
+    let whole = pattern.as_os_str().as_bytes();
+    let (mut climbs, mut leads_away) = (ups(whole), false);
+    let mut rest = whole;
+    while let Some(at) = rest.iter().position(|&byte| byte == b'%') {
+        out.extend(&rest[..at]);
+        rest = &rest[at + 1..];
+        let used = match rest {
+            [b'%', ..] => {
+                out.push(b'%');
+                1
+            }
+            [b'p', ..] => {
+                out.extend(std::process::id().to_string().bytes());
+                1
+            }
+            [b'h', ..] => {
+                let host =
+                    nix::unistd::gethostname().context("cannot tell the host's name for %h")?;
+                out.extend(host.as_bytes());
+                1
+            }
+            [b'q', b'{', name @ ..] => {
+                let Some(end) = name.iter().position(|&byte| byte == b'}') else {
+                    bail!("-o {}: %q{{ has no closing brace", pattern.display());
+                };
+                let name = OsStr::from_bytes(&name[..end]);
+                let Some(value) = variable(name) else {
+                    bail!(
+                        "-o {}: the environment variable {} is not set",
+                        pattern.display(),
+                        name.display()
+                    );
+                };
+                let value = value.as_bytes();
+                // Up to here nothing but its own percent sign has been read.
+                let begins = rest.len() + 1 == whole.len();
+                leads_away |= !begins && value.contains(&b'/');
+                climbs += if begins { ups(value) } else { 0 };
+                out.extend(value);
+                end + 3
+            }
+            _ => bail!(
+                "-o {}: after % comes p (pid), h (host), q{{VAR}} (an environment variable) or another %",
+                pattern.display()
+            ),
+        };
+        rest = &rest[used..];
+    }
+    out.extend(rest);
+    let path = PathBuf::from(OsString::from_vec(out));
+    ensure!(
+        !leads_away && ups(path.as_os_str().as_bytes()) <= climbs,
+        "-o {}: it comes to {}, as a variable in it leads to another directory; one that is a path must stand at \
+         the beginning",
+        pattern.display(),
+        path.display()
+    );
+    Ok(path)
+}
+
+/// How often a path goes up.
+fn ups(path: &[u8]) -> usize {
+    let parts = path.split(|&byte| byte == b'/');
+    parts.filter(|part| *part == b"..").count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(pattern: &str) -> Result<String> {
+        with("42", pattern)
+    }
+
+    fn with(job: &str, pattern: &str) -> Result<String> {
+        let job = |name: &OsStr| (name == "JOB").then(|| OsString::from(job));
+        Ok(expand(Path::new(pattern), job)?.display().to_string())
+    }
+
+    #[test]
+    fn a_variable_leads_to_another_directory_only_from_the_beginning() {
+        for (job, pattern) in [
+            ("../../etc/cron.d/x", "/var/spool/%q{JOB}"),
+            ("a/b", "%q{JOB}.%q{JOB}"),
+            ("/", "/tmp%q{JOB}x"),
+            ("..", "/var/%q{JOB}/report"),
+            ("..", "/var/spool/../%q{JOB}/report"),
+            (".", "/var/.%q{JOB}"),
+        ] {
+            let said = with(job, pattern).unwrap_err().to_string();
+            assert!(
+                said.contains("leads to another directory"),
+                "{pattern}: {said}"
+            );
+        }
+        for (job, pattern, path) in [
+            ("/home/a/..", "%q{JOB}/report", "/home/a/../report"),
+            ("..", "/var/x%q{JOB}/report", "/var/x../report"),
+            ("a", "../%q{JOB}", "../a"),
+            ("a..b", "../%q{JOB}", "../a..b"),
+            ("", "/tmp/%q{JOB}x", "/tmp/x"),
+        ] {
+            assert_eq!(with(job, pattern).unwrap(), path);
+        }
+    }
+
+    #[test]
+    fn a_plain_name_stays() {
+        assert_eq!(expanded("dir/report.json").unwrap(), "dir/report.json");
+    }
+
+    #[test]
+    fn percent_parts_are_put_in() {
+        let pid = std::process::id();
+        assert_eq!(
+            expanded("%q{JOB}.%p-100%%").unwrap(),
+            format!("42.{pid}-100%")
+        );
+        assert!(!expanded("%h").unwrap().is_empty());
+    }
+
+    #[test]
+    fn names_of_descriptors_are_known() {
+        for (path, fd) in [
+            ("/dev/stdout", Some(1)),
+            ("/dev/stderr", Some(2)),
+            ("/dev/fd/7", Some(7)),
+            ("/proc/self/fd/12", Some(12)),
+            ("/dev/fd/", None),
+            ("/dev/fd/x", None),
+            ("dev/stdout", None),
+            ("/dev/null", None),
+        ] {
+            assert_eq!(descriptor(Path::new(path)), fd, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_told() {
+        for (pattern, word) in [
+            ("%x", "after %"),
+            ("a%", "after %"),
+            ("%q{A", "brace"),
+            ("%q{A}", "not set"),
+        ] {
+            let said = expanded(pattern).unwrap_err().to_string();
+            assert!(said.contains(word), "{said}");
+        }
+    }
+}

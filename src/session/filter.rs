@@ -1,0 +1,162 @@
+//! Which processes are watched: what the kernel is told of it, and which rows are reported.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use nix::unistd::User;
+
+use crate::cli;
+use crate::kernel::{Cgroup, Wanted};
+use crate::model::image::Image;
+use crate::text::escape;
+use crate::text::globs::Names;
+
+/// The rows that are reported. A process may have changed its user or its name since the kernel began to
+/// follow it, and what it has leaked is known in the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Nobody is left out where this is empty.
+    uids: HashSet<u32>,
+    names: Names,
+    min_leak: u64,
+}
+
+impl Filter {
+    /// Whether an image is reported.
+    pub fn keeps(&self, image: &Image) -> bool {
+        (self.uids.is_empty() || self.uids.contains(&image.uid))
+            && self.names.choose(&image.comm)
+            && image.counters.leaked_bytes >= self.min_leak
+    }
+}
+
+/// What the kernel can decide, and what is left to decide over the rows.
+///
+/// # Errors
+/// A user or a control group that is named does not exist.
+pub fn resolve(options: &cli::Filters) -> Result<(Wanted, Filter)> {
+    let mut uids = options.uid.clone();
+    for name in &options.user_name {
+        let user = User::from_name(name).context("cannot look up a user")?;
+        let user = user.with_context(|| {
+            let name = escape::escaped(name.as_bytes());
+            format!("--user-name: there is no user '{name}' (--uid takes a number)")
+        })?;
+        uids.push(user.uid.as_raw());
+    }
+    let names = Names::new(options.comm.clone());
+    let cgroups: Result<Vec<Cgroup>> = options.cgroup.iter().map(|path| cgroup(path)).collect();
+    let wanted = Wanted {
+        uids: uids.clone(),
+        cgroups: cgroups?,
+        names: names.automaton(),
+    };
+    let filter = Filter {
+        uids: uids.into_iter().collect(),
+        names,
+        min_leak: options.min_leak.unwrap_or(0),
+    };
+    Ok((wanted, filter))
+}
+
+/// Where the tree of control groups is mounted, in the order of how usual that is.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+
+/// Where there is a tree of control groups of version 2 that `--cgroup` can name.
+pub fn cgroup_tree() -> Option<&'static Path> {
+    let mut mounts = MOUNTS.iter().map(Path::new);
+    mounts.find(|mount| matches!(place(mount), Ok(Some(_))))
+}
+
+/// The control group of a path: that of its directory, or as /proc/PID/cgroup has it.
+fn cgroup(given: &Path) -> Result<Cgroup> {
+    let name = escape::escaped(given.as_os_str().as_encoded_bytes());
+    let below = given.strip_prefix("/").unwrap_or(given);
+    let mut paths = vec![given.to_owned()];
+    paths.extend(MOUNTS.map(|mount| PathBuf::from(mount).join(below)));
+    let mut found = Err(anyhow!("there is no such directory"));
+    for path in paths {
+        match place(&path) {
+            Ok(Some(place)) => return Ok(place),
+            Ok(None) => found = Err(anyhow!("it is not a control group of version 2")),
+            Err(_) => {}
+        }
+    }
+    found.with_context(|| {
+        format!("--cgroup {name} (a directory below /sys/fs/cgroup, or what /proc/PID/cgroup shows after 0::)")
+    })
+}
+
+/// What the kernel knows a directory by, if it is a control group.
+fn place(path: &Path) -> Result<Option<Cgroup>> {
+    let path = fs::canonicalize(path)?;
+    let directory = File::open(&path)?;
+    let metadata = directory.metadata()?;
+    if fstatfs(&directory)?.filesystem_type() != CGROUP2_SUPER_MAGIC || !metadata.is_dir() {
+        return Ok(None);
+    }
+    // The root of the tree is where the file system begins, or seems to from within a namespace.
+    let device = metadata.dev();
+    let above = path
+        .ancestors()
+        .skip(1)
+        .take_while(|above| fs::metadata(above).is_ok_and(|above| above.dev() == device))
+        .count();
+    ensure!(above < 256, "it lies too deep");
+    Ok(Some(Cgroup {
+        id: metadata.ino(),
+        level: above as u32,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::image::samples::image;
+
+    fn filter(uids: &[u32], globs: &[&str], min_leak: u64) -> Filter {
+        Filter {
+            uids: uids.iter().copied().collect(),
+            names: Names::new(globs.iter().map(|glob| glob.parse().unwrap()).collect()),
+            min_leak,
+        }
+    }
+
+    #[test]
+    fn a_row_is_kept_where_every_filter_keeps_it() {
+        let mut image = image();
+        image.uid = 1001;
+        image.comm = b"python3".to_vec();
+        image.counters.leaked_bytes = 100;
+        for (uids, globs, min_leak, kept) in [
+            (&[][..], &[][..], 0, true),
+            (&[1001, 7], &["py*"], 100, true),
+            (&[7], &["py*"], 100, false),
+            (&[1001], &["!py*"], 100, false),
+            (&[1001], &["py*"], 101, false),
+        ] {
+            assert_eq!(filter(uids, globs, min_leak).keeps(&image), kept);
+        }
+    }
+
+    #[test]
+    fn a_user_or_a_group_that_is_not_there_is_named() {
+        let mut options = cli::Filters::default();
+        options.user_name.push("no\x1bbody".to_owned());
+        let said = format!("{:#}", resolve(&options).unwrap_err());
+        assert!(said.contains(r"no user 'no\x1bbody'"), "{said}");
+        for (path, says) in [
+            ("/no/such", "no such directory"),
+            ("/tmp", "not a control group"),
+        ] {
+            let mut options = cli::Filters::default();
+            options.cgroup.push(path.into());
+            let said = format!("{:#}", resolve(&options).unwrap_err());
+            assert!(said.contains(path) && said.contains(says), "{said}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Keeps the probes where the allocators are: finds them before the command starts, or in what processes have
+//! mapped, and looks at what these bring later while they wait.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs;
+use std::io;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::cli;
+use crate::elf::file::Class;
+use crate::find::functions::Table;
+use crate::find::notation::{self, Spec};
+use crate::find::sites::Site;
+use crate::find::{self, Examined, loader::Environment};
+use crate::kernel::attach::Target;
+use crate::kernel::{Arrival, Collector, Holds, Scope, Settings, Wanted};
+use crate::launch::Suspended;
+use crate::os::mapping::{Mapping, levels_of_proc_above};
+use crate::os::processes::{self, Process};
+use crate::os::root::Root;
+use crate::os::say::say;
+
+/// Each file with probes takes two descriptors, and a tree may bring hundreds. The command, forked already,
+/// keeps the limit that it was given.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // What is not enough will show where it is not.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// The kernel's side, and what is needed to look at files.
+pub struct Prober {
+    pub collector: Collector,
+    /// The functions that are looked for.
+    table: Table,
+    /// Rows of the table that get no probe, to see that this is noticed.
+    left_out: Vec<String>,
+    verbose: bool,
+    /// Waited before arrivals are looked at, for tests of what happens meanwhile.
+    delay: Duration,
+}
+
+impl Prober {
+    /// Loads the programs, puts the probes in, and follows the command from its exec on.
+    ///
+    /// # Errors
+    /// The kernel refuses, or there is nothing to probe.
+    pub fn start(options: &cli::Run, command: &Suspended) -> Result<Self> {
+        let environment = Environment::of_the_command();
+        let mut settings = settings(&options.probing);
+        settings.floor = options.floor;
+        let verbose = options.report.verbose;
+        let mut prober = Self::load(&options.probing, settings, verbose, |prober| {
+            let table = &prober.table;
+            let expected = find::at_start(command.candidates(), &environment, table)?;
+            prober.expect(expected)
+        })?;
+        prober.collector.follow(command.pid(), command.pidfd())?;
+        prober.collector.watch_signals(command.pid());
+        Ok(prober)
+    }
+
+    /// Loads the programs, puts probes on what these processes have mapped, and follows them from now on.
+    ///
+    /// # Errors
+    /// The kernel refuses, or a process has nothing to probe.
+    pub fn watch(options: &cli::Watch, wanted: &Wanted, processes: &[Process]) -> Result<Self> {
+        let mut settings = settings(&options.probing);
+        settings.scope = Scope::Chosen {
+            children: !options.no_children,
+        };
+        settings.wanted = wanted.clone();
+        let verbose = options.report.verbose;
+        let mut prober = Self::load(&options.probing, settings, verbose, |prober| {
+            for process in processes {
+                prober.expect_mapped_by(process)?;
+            }
+            prober.explain(0);
+            Ok(())
+        })?;
+        for process in processes {
+            prober.collector.choose(process)?;
+        }
+        prober.collector.adopt()?;
+        Ok(prober)
+    }
+
+    /// The same for every process of the machine, as far as it is wanted.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn watch_all(options: &cli::Watch, wanted: &Wanted) -> Result<Self> {
+        let mut settings = settings(&options.probing);
+        settings.scope = Scope::All;
+        settings.wanted = wanted.clone();
+        let verbose = options.report.verbose;
+        let mut prober = Self::load(&options.probing, settings, verbose, Self::expect_all)?;
+        prober.collector.adopt()?;
+        Ok(prober)
+    }
+
+    /// Loads the programs by the best method by which `expect` can put its probes in.
+    fn load(
+        options: &cli::Probing,
+        mut settings: Settings,
+        verbose: bool,
+        expect: impl Fn(&mut Self) -> Result<()>,
+    ) -> Result<Self> {
+        raise_descriptor_limit();
+        let table = Table::new(user_allocators(&options.allocator)?)?;
+        loop {
+            let mut prober = Prober {
+                collector: Collector::load(&settings)?,
+                table: table.clone(),
+                left_out: options.without_probe.clone(),
+                verbose,
+                delay: Duration::from_millis(options.hold_delay),
+            };
+            match expect(&mut prober) {
+                Ok(()) => return Ok(prober),
+                // What loads need not be something that this kernel can attach.
+                Err(error) => match prober.collector.method().next_best() {
+                    Some(next) if options.method.is_none() && !error.is::<Unwatchable>() => {
+                        settings.method = Some(next);
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Puts probes on what a process has mapped.
+    fn expect_mapped_by(&mut self, process: &Process) -> Result<()> {
+        let mut classes = Vec::new();
+        let mut stripped = false;
+        let mut allocators = 0;
+        let mut probed = Vec::new();
+        for mapping in process.mapped()? {
+            let Some(examined) = self.look(&mapping)? else {
+                continue;
+            };
+            classes.push(examined.class);
+            stripped |= examined.findings.stripped;
+            allocators += usize::from(examined.findings.is_allocator());
+            probed.extend(self.collector.expect(examined)?);
+        }
+        let pid = process.pid;
+        self.collector.has_mapped(pid, &probed);
+        let why = if allocators > 0 {
+            return Ok(());
+        } else if classes.contains(&Class::Bits32) {
+            "it is a 32-bit program"
+        } else if stripped {
+            "its program is static and has no symbols; --allocator can name functions of one that has"
+        } else {
+            "no file that it has mapped has one (--allocator names functions of a program's own)"
+        };
+        Err(Unwatchable { pid, why }.into())
+    }
+
+    /// Puts probes on what the processes of the machine have mapped. Those that start meanwhile do not have to
+    /// wait for that. A file that cannot be examined or probed shows in the rows of those who use it.
+    fn expect_all(&mut self) -> Result<()> {
+        // Else these are not the numbers that rows have.
+        let own_pids = levels_of_proc_above() == 0;
+        // Of each file its number, if it is probed.
+        let mut seen = HashMap::new();
+        for pid in processes::all()? {
+            let mut probed = Vec::new();
+            // A process that is gone, or that has no memory, has nothing mapped.
+            for (mapping, device) in processes::mapped(pid).unwrap_or_default() {
+                let number = match seen.entry((device, mapping.inode)) {
+                    Entry::Occupied(seen) => *seen.get(),
+                    Entry::Vacant(unseen) => *unseen.insert(self.expect_file(&mapping)?),
+                };
+                probed.extend(number);
+            }
+            if own_pids {
+                self.collector.has_mapped(pid, &probed);
+            }
+            self.examine_arrivals()?;
+        }
+        self.explain(0);
+        Ok(())
+    }
+
+    /// Puts probes on a file that is mapped. Its number, if it is probed.
+    fn expect_file(&mut self, mapping: &Mapping) -> Result<Option<u16>> {
+        let Ok(Some(examined)) = self.look(mapping) else {
+            return Ok(None);
+        };
+        self.collector.expect(examined).or_else(|error| {
+            // Where the first one fails, all do.
+            ensure!(!self.collector.targets().is_empty(), error);
+            say(&format!("{error:#}"));
+            Ok(None)
+        })
+    }
+
+    /// Looks at what is mapped; `None` where that is gone.
+    fn look(&self, mapping: &Mapping) -> Result<Option<Examined>> {
+        let (path, file) = match mapping.open() {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                let Mapping { pid, inode, .. } = mapping;
+                return Err(error).with_context(|| {
+                    format!("cannot examine a file (inode {inode}) that process {pid} executes")
+                });
+            }
+        };
+        // Where the process is gone, nobody needs what was split off its file.
+        let root = Root::of_process(mapping.pid).unwrap_or_else(|_| Root::ours());
+        Examined::look(path, file, &root, &self.table).map(|file| Some(self.with_wanted(file)))
+    }
+
+    /// Puts probes on the files that the command is known to map.
+    fn expect(&mut self, files: Vec<Examined>) -> Result<()> {
+        for file in files {
+            let file = self.with_wanted(file);
+            self.collector.expect(file)?;
+        }
+        ensure!(
+            !self.collector.targets().is_empty() || self.collector.holds() == Holds::Everywhere,
+            "no C library found: neither the command nor /bin/sh is a dynamically linked program"
+        );
+        self.explain(0);
+        Ok(())
+    }
+
+    /// Examines the files that processes of the tree have brought, while they wait for it.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked, or told. What is wrong with a single file is said, and shows in the rows of
+    /// those who use it.
+    pub fn examine_arrivals(&mut self) -> Result<()> {
+        let arrivals = self.collector.arrivals()?;
+        if arrivals.is_empty() {
+            return Ok(());
+        }
+        sleep(self.delay);
+        let known = self.collector.targets().len();
+        for arrival in &arrivals {
+            self.examine(arrival)?;
+            self.collector.answered();
+        }
+        self.explain(known);
+        Ok(())
+    }
+
+    fn examine(&mut self, arrival: &Arrival) -> Result<()> {
+        let examined = match self.look(&arrival.mapping) {
+            Ok(None) => return self.collector.give_up(arrival, true),
+            Ok(Some(examined)) => Ok(examined),
+            Err(error) => Err(error),
+        };
+        if let Ok(Examined { path, findings, .. }) = &examined {
+            for (symbol, given_as) in &findings.user_missing {
+                say(&format!(
+                    "--allocator {given_as}: {} has no function '{symbol}'",
+                    path.display()
+                ));
+            }
+        }
+        match examined.and_then(|examined| self.collector.answer(arrival, examined)) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                say(&format!("{error:#}"));
+                self.collector.give_up(arrival, false)
+            }
+        }
+    }
+
+    fn with_wanted(&self, mut file: Examined) -> Examined {
+        let unwanted = |site: &Site| self.left_out.iter().any(|name| *name == site.row.name);
+        file.findings.sites.retain(|site| !unwanted(site));
+        file
+    }
+
+    /// Says where each probe sits, and why there, from the file with number `from` on.
+    fn explain(&self, from: usize) {
+        if !self.verbose {
+            return;
+        }
+        for Target { sites, path, .. } in &self.collector.targets()[from..] {
+            for site in sites {
+                say(&format!(
+                    "probe {} in {}: {}",
+                    site.symbol,
+                    path.display(),
+                    site.placement,
+                ));
+            }
+        }
+    }
+}
+
+/// Why a process cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[error("process {pid} has no allocator that can be probed: {why}")]
+struct Unwatchable {
+    pid: u32,
+    why: &'static str,
+}
+
+fn settings(options: &cli::Probing) -> Settings {
+    Settings {
+        max_blocks: options.max_allocs,
+        method: options.method,
+        floor: false,
+        all_late: options.late_threads,
+        misses: options.missed_events,
+        holds: options.holds,
+        scope: Scope::Tree,
+        wanted: Wanted::default(),
+    }
+}
+
+/// The allocators that the user describes.
+fn user_allocators(specs: &[Spec]) -> Result<Vec<notation::Allocator>> {
+    let mut allocators = Vec::new();
+    for spec in specs {
+        match spec {
+            Spec::One(allocator) => allocators.push(allocator.clone()),
+            Spec::File(path) => {
+                let context = || format!("--allocator {}", path.display());
+                let text = fs::read_to_string(path).with_context(context)?;
+                allocators.extend(notation::parse_toml(&text, path).with_context(context)?);
+            }
+        }
+    }
+    Ok(allocators)
+}

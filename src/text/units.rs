@@ -1,0 +1,191 @@
+//! Sizes as people write and read them.
+//!
+//! Sizes on the command line become bytes here, and bytes become the megabytes of the `_MB` columns.
+//! Integers only: a table, a gate and JSON must agree to the byte.
+
+use thiserror::Error;
+
+use crate::text::escape;
+
+/// Every unit that a size may carry, with its bytes. Names are exact: `M` or `mb` could be meant either
+/// way, so they are refused rather than guessed.
+const UNITS: [(&str, u64); 11] = [
+    ("", 1),
+    ("B", 1),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
+/// Why a text is not a size.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SizeError {
+    #[error(
+        "'{}' is not a size: write a whole number of bytes, or one with kB, MB, GB, TB (powers of 1000) \
+         or KiB, MiB, GiB, TiB (powers of 1024), as in 512, 100kB, 1MiB",
+        escape::escaped(.0.as_bytes())
+    )]
+    Unparsable(String),
+    #[error(
+        "'{}' is too large a size: at most {} bytes (just under 16777216TiB) can be counted",
+        escape::escaped(.0.as_bytes()),
+        u64::MAX
+    )]
+    TooLarge(String),
+}
+
+/// Reads a size: a whole decimal number followed, without a space, by nothing or a unit. The result is
+/// in bytes.
+///
+/// # Errors
+/// [`SizeError::Unparsable`] if the text has another form, [`SizeError::TooLarge`] if the size does not
+/// fit 64 bits.
+pub fn parse_size(size: &str) -> Result<u64, SizeError> {
+    let digits = size.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = size.split_at(digits);
+    let bytes = UNITS.iter().find(|(name, _)| *name == unit);
+    let (false, Some((_, bytes))) = (number.is_empty(), bytes) else {
+        return Err(SizeError::Unparsable(size.to_owned()));
+    };
+    // Only digits are left, so the parse can fail for one reason: too many of them.
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(*bytes))
+        .ok_or_else(|| SizeError::TooLarge(size.to_owned()))
+}
+
+/// Bytes as megabytes (10^6 bytes) with three decimals, rounded to the nearest, halves up.
+pub fn megabytes(bytes: u64) -> String {
+    let thousands = bytes / 1_000 + u64::from(bytes % 1_000 >= 500);
+    format!("{}.{:03}", thousands / 1_000, thousands % 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn decimal_units_are_powers_of_1000_and_binary_ones_of_1024() {
+        for (size, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("007", 7),
+            ("512B", 512),
+            ("100kB", 100_000),
+            ("100KB", 100_000),
+            ("1MB", 1_000_000),
+            ("1GB", 1_000_000_000),
+            ("2TB", 2_000_000_000_000),
+            ("1KiB", 1_024),
+            ("3MiB", 3_145_728),
+            ("1GiB", 1_073_741_824),
+            ("1TiB", 1_099_511_627_776),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(parse_size(size), Ok(bytes), "{size}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_meant_two_ways_is_refused() {
+        for size in [
+            "", "MB", "-1", "+1", "1.5MB", "1e6", "1 MB", " 1", "1 ", "1M", "1K", "1mb", "1kiB",
+            "1Mb", "0x10", "1_000", "1MBs", "٣", "1\u{b5}B",
+        ] {
+            assert_eq!(
+                parse_size(size),
+                Err(SizeError::Unparsable(size.to_owned())),
+                "{size:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_size_beyond_64_bits_is_too_large_and_never_wraps() {
+        for size in [
+            "18446744073709551616",
+            "99999999999999999999999999",
+            "18446744073709552kB",
+            "16777216TiB",
+        ] {
+            assert_eq!(
+                parse_size(size),
+                Err(SizeError::TooLarge(size.to_owned())),
+                "{size}"
+            );
+        }
+        assert_eq!(parse_size("16777215TiB"), Ok(16_777_215 << 40));
+    }
+
+    #[test]
+    fn an_error_names_the_text_and_the_forms_in_one_harmless_line() {
+        let error = parse_size("1\u{1b}[31m\n").unwrap_err().to_string();
+        assert!(
+            error.starts_with(r"'1\x1b[31m\x0a' is not a size"),
+            "{error}"
+        );
+        assert!(error.contains("512, 100kB, 1MiB"), "{error}");
+        assert!(!error.contains(char::is_control), "{error:?}");
+    }
+
+    #[test]
+    fn megabytes_round_to_the_nearest_thousand_bytes() {
+        for (bytes, shown) in [
+            (0, "0.000"),
+            (499, "0.000"),
+            (500, "0.001"),
+            (1_499, "0.001"),
+            (999_499, "0.999"),
+            (999_500, "1.000"),
+            (12_450_000, "12.450"),
+            (245_340_000, "245.340"),
+            (u64::MAX, "18446744073709.552"),
+        ] {
+            assert_eq!(megabytes(bytes), shown, "{bytes}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_size_is_its_number_times_its_unit_or_too_large(number: u64, unit in 0..UNITS.len()) {
+            let (name, bytes) = UNITS[unit];
+            let size = format!("{number}{name}");
+            let exact = u128::from(number) * u128::from(bytes);
+            match parse_size(&size) {
+                Ok(parsed) => prop_assert_eq!(u128::from(parsed), exact),
+                Err(error) => {
+                    prop_assert!(exact > u128::from(u64::MAX));
+                    prop_assert_eq!(error, SizeError::TooLarge(size));
+                }
+            }
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic_or_accept_what_does_not_begin_with_a_digit(size: String) {
+            if parse_size(&size).is_ok() {
+                prop_assert!(size.starts_with(|c: char| c.is_ascii_digit()));
+            }
+        }
+
+        #[test]
+        fn megabytes_are_within_half_a_thousand_bytes_and_have_three_decimals(bytes: u64) {
+            let shown = megabytes(bytes);
+            let (whole, decimals) = shown.split_once('.').unwrap();
+            prop_assert_eq!(decimals.len(), 3);
+            let back = whole.parse::<u128>().unwrap() * 1_000_000
+                + decimals.parse::<u128>().unwrap() * 1_000;
+            // Halves go up: the shown value is more than 500 below never, 500 above at most.
+            let (low, high) = (back.saturating_sub(500), back + 499);
+            prop_assert!((low..=high).contains(&u128::from(bytes)), "{} for {}", shown, bytes);
+        }
+    }
+}
