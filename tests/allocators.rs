@@ -5,18 +5,16 @@
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
-use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, kill};
+use std::{fs, thread};
 
 use common::expected::counts;
 use common::fixtures::compile_with;
 use common::{Counts, Job, Report, code, compile, fixture};
+use nix::sys::signal::{Signal, kill};
 
 /// What the C++ runtime allocates for a `bad_alloc`: its header, and a pointer to its table of functions.
 const EXCEPTION: u64 = 128 + 8;

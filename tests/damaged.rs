@@ -9,13 +9,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use memleak::elf::file::ElfFile;
 use memleak::elf::symbols::{self, Companions, Names};
 use memleak::find::findings::find_sites;
 use memleak::find::functions::Table;
 use memleak::find::hooks;
 use memleak::os::root::Root;
-use tempfile::TempDir;
 
 /// Remembers the longest block that was asked for.
 struct Watching;

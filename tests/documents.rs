@@ -9,6 +9,7 @@ use std::process::Command;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
+
 use memleak::cli::Cli;
 use memleak::cli::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
 

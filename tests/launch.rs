@@ -24,13 +24,12 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fixtures::fixture;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use tempfile::TempDir;
-
-use fixtures::fixture;
 use proc::Process;
 use pty::{PROMPT, Terminal};
+use tempfile::TempDir;
 
 /// A run that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use common::expected::{assert_counted, case};
 use common::{Job, code};
+
 use memleak::os::release;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");

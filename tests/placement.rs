@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use common::fixtures::compile_with;
+use common::{compile, fixture};
+use root::require_root;
+
 use memleak::code::placement::Kind;
 use memleak::elf::file::ElfFile;
 use memleak::find::findings::{Findings, find_sites};
 use memleak::find::functions::Table;
 use memleak::find::sites::Site;
-use memleak::kernel::EmptyProbes;
-use memleak::kernel::attach::Method;
+use memleak::kernel::empty::EmptyProbes;
+use memleak::kernel::method::Method;
 use memleak::os::root::Root;
-
-use common::fixtures::compile_with;
-use common::{compile, fixture};
-use root::require_root;
 
 fn findings(path: &Path) -> Findings {
     let file = File::open(path).unwrap();

@@ -1,7 +1,6 @@
 //! What was checked, as plain values.
 
-use crate::kernel::Holds;
-use crate::kernel::attach::Method;
+use crate::kernel::method::{Holds, Method};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

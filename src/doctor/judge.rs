@@ -4,7 +4,7 @@ use crate::doctor::check::Check;
 use crate::doctor::machine::{Lockdown, Machine};
 use crate::doctor::trial::{Cause, Trial};
 use crate::doctor::verdict::not_tried;
-use crate::kernel::BTF;
+use crate::kernel::features::BTF;
 use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN};
 use crate::os::release::version;
 use crate::text::units::megabytes;

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::find::functions::Table;
+use crate::find::loader::Environment;
 use crate::find::sites::Site;
-use crate::find::{self, Examined, loader::Environment};
+use crate::find::{self, Examined};
 
 /// More of a C library is not searched for its version.
 const SEARCHED: u64 = 16 << 20;

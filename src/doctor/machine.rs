@@ -7,9 +7,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{SECURITYFS_MAGIC, statfs};
 use nix::sys::utsname::uname;
 
-use crate::kernel::BTF;
+use crate::kernel::features::BTF;
 use crate::os::capabilities::Capabilities;
-use crate::os::mapping::levels_of_proc_above;
+use crate::os::processes::levels_of_proc_above;
 use crate::session::filter;
 
 /// The inode of the first user namespace (`PROC_USER_INIT_INO`).

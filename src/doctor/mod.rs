@@ -23,7 +23,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::cli;
-use crate::kernel::attach::Method;
+use crate::kernel::method::Method;
 use crate::model::exit::TOOL_ERROR;
 use crate::os::capabilities;
 use crate::report::Verbosity;

@@ -8,8 +8,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::doctor::patient::PROGRAM;
-use crate::kernel::EmptyProbes;
-use crate::kernel::attach::Method;
+use crate::kernel::empty::EmptyProbes;
+use crate::kernel::method::Method;
 
 /// Nanoseconds that a probe adds to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

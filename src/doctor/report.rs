@@ -187,8 +187,7 @@ fn json(value: &impl Serialize) -> io::Result<String> {
 mod tests {
     use super::*;
     use crate::doctor::check::COUNT;
-    use crate::kernel::Holds;
-    use crate::kernel::attach::Method;
+    use crate::kernel::method::{Holds, Method};
 
     fn mixed() -> Diagnosis {
         Diagnosis {

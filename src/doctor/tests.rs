@@ -9,10 +9,10 @@ use crate::doctor::patient::{BLOCK, BLOCKS, FREED, NOT_EXECUTED, NOT_FILTERED};
 use crate::doctor::price::Price;
 use crate::doctor::trial::{Cause, Ran, Refusal, Stage, Trial};
 use crate::doctor::{diagnose, judge, report, verdict};
-use crate::kernel::Holds;
-use crate::kernel::attach::Method;
-use crate::launch::Ended;
-use crate::model::image::{Image, Losses, Uncovered, samples::image};
+use crate::kernel::method::{Holds, Method};
+use crate::launch::running::Ended;
+use crate::model::image::samples::image;
+use crate::model::image::{Image, Losses, Uncovered};
 use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use crate::report::Verbosity;
 

@@ -11,9 +11,12 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::cli::{self, Task};
 use crate::doctor::patient::PROGRAM;
-use crate::kernel::attach::Method;
-use crate::kernel::{self, Holds, LoadError, ran_out_of_descriptors};
-use crate::launch::{Ended, Running, Stderr, Suspended};
+use crate::kernel::error;
+use crate::kernel::error::{LoadError, ran_out_of_descriptors};
+use crate::kernel::method::{Holds, Method};
+use crate::launch::Suspended;
+use crate::launch::descriptors::Stderr;
+use crate::launch::running::{Ended, Running};
 use crate::model::image::Image;
 use crate::session::prober::Prober;
 
@@ -84,7 +87,7 @@ pub struct Ran {
 /// Tries. To be called while the process has one thread; gives up memleak's standard input and output.
 pub fn run(options: &cli::Doctor) -> Trial {
     let refused = |stage, error: &anyhow::Error| {
-        let said = kernel::take_messages();
+        let said = error::take_messages();
         Trial::Refused(Refusal {
             stage: match error.is::<LoadError>() {
                 true => Stage::Load,

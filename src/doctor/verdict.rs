@@ -7,9 +7,8 @@ use crate::doctor::machine::Machine;
 use crate::doctor::patient::{BARE, BLOCK, BLOCKS, FREED, MORE, NOT_EXECUTED, NOT_FILTERED, SEAL};
 use crate::doctor::price::Price;
 use crate::doctor::trial::{Ran, Refusal, Stage, Trial};
-use crate::kernel::Holds;
-use crate::kernel::attach::Method;
-use crate::launch::Ended;
+use crate::kernel::method::{Holds, Method};
+use crate::launch::running::Ended;
 use crate::model::image::{Counters, Image, Uncovered};
 use crate::os::release::version;
 

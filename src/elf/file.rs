@@ -6,11 +6,10 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::fmt;
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::{fmt, io};
 
 use object::LittleEndian as LE;
 use object::elf::{

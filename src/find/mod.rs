@@ -18,13 +18,13 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use loader::Environment;
 
 use crate::elf::file::{self, Class};
 use crate::find::findings::{Findings, find_sites};
 use crate::find::functions::Table;
 use crate::os::inherited;
 use crate::os::root::Root;
-use loader::Environment;
 
 /// Bytes of an ELF file's header.
 const HEAD: usize = 64;

@@ -1,13 +1,8 @@
 //! Files that followed processes map to execute: which are known, which are asked about, and the probes
 //! that the answers put in.
 
-use std::collections::HashMap;
-use std::fs::{File, Metadata};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::thread as threads;
 use std::time::{Duration, Instant};
 
@@ -18,52 +13,24 @@ use nix::errno::Errno;
 use crate::elf::file::Class;
 use crate::find::Examined;
 use crate::find::sites::Site;
-use crate::kernel::attach::{Attached, Method, Programs, Target, attach, attach_hooks};
+use crate::kernel::attach::{Attached, Programs, Target, attach, attach_hooks};
+use crate::kernel::collector::Collector;
+use crate::kernel::detach;
+use crate::kernel::files::{
+    Arrival, Entry, Key, Mapped, by_stat, map_sites, unexamined, unexamined_for_now,
+};
+use crate::kernel::method::Method;
 use crate::kernel::object::Object;
+use crate::kernel::restore::restore;
+use crate::kernel::rings::bytes_of;
 use crate::kernel::skeletons::types::{
     file_flags, file_id, file_state, file_version, limits, site,
 };
-use crate::kernel::{Collector, bytes_of, detach};
-use crate::os::mapping::{Mapping, in_own_mount, restore};
-
-/// A file that a process waits for to be examined.
-#[derive(Clone, Copy, Debug)]
-pub struct Arrival {
-    pub mapping: Mapping,
-    file: file_id,
-    version: file_version,
-}
-
-/// What is known of the files with probes, by the kernel's numbers of their devices and inodes.
-#[derive(Default)]
-pub(super) struct Known {
-    files: HashMap<Key, Entry>,
-    sites: u32,
-}
+use crate::os::mapping::Mapping;
+use crate::os::mount::in_own_mount;
 
 /// How long the kernel may be too busy to look at a mapping of our own.
 const IDENTIFIED_WITHIN: Duration = Duration::from_secs(1);
-
-/// The kernel's numbers of a file's device and inode.
-pub(super) type Key = (u64, u64);
-
-/// A file that carries probes.
-#[derive(Default)]
-struct Entry {
-    index: Option<u16>,
-    sites: Vec<Site>,
-    hooks: Vec<u64>,
-    links: Vec<Attached>,
-}
-
-impl Known {
-    pub(super) fn take_links(&mut self) -> Vec<Attached> {
-        self.files
-            .values_mut()
-            .flat_map(|entry| std::mem::take(&mut entry.links))
-            .collect()
-    }
-}
 
 impl Collector {
     /// The files that wait to be examined. Each must be answered, by [`answer`](Self::answer) or
@@ -355,84 +322,5 @@ impl Collector {
             }
             _ => Ok(Vec::new()),
         }
-    }
-}
-
-/// A piece of a file, mapped.
-struct Mapped {
-    address: NonNull<libc::c_void>,
-}
-
-impl Mapped {
-    /// The largest page that there is.
-    const LENGTH: u64 = 1 << 16;
-
-    /// The piece that has this offset in it.
-    fn at(file: &File, offset: u64) -> io::Result<Self> {
-        let start = offset / Self::LENGTH * Self::LENGTH;
-        let start = start.try_into().map_err(io::Error::other)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                Self::LENGTH as usize,
-                libc::PROT_READ,
-                libc::MAP_PRIVATE,
-                file.as_raw_fd(),
-                start,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        NonNull::new(address)
-            .map(|address| Self { address })
-            .ok_or_else(|| io::ErrorKind::Other.into())
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody has a reference into it.
-        unsafe { libc::munmap(self.address.as_ptr(), Self::LENGTH as usize) };
-    }
-}
-
-/// Maps what is to be probed. The kernel looks at an instruction that a probe is to be on where somebody has it mapped;
-/// where a process maps it later, and the kernel takes no probe there, it tells nobody, and calls go uncounted.
-fn map_sites(file: &File, sites: &[Site]) -> io::Result<Vec<Mapped>> {
-    let mut offsets: Vec<u64> = sites.iter().map(|site| site.file_offset).collect();
-    offsets.sort_unstable();
-    offsets.dedup_by_key(|offset| *offset / Mapped::LENGTH);
-    let pieces = offsets.into_iter().map(|offset| Mapped::at(file, offset));
-    pieces.collect()
-}
-
-/// What stat(2) tells, as the kernel has it.
-fn by_stat(metadata: &Metadata) -> (file_id, file_version) {
-    let device = metadata.dev();
-    let file = file_id {
-        inode: metadata.ino(),
-        device: u64::from(libc::major(device)) << 20 | u64::from(libc::minor(device)),
-    };
-    let version = file_version {
-        changed_sec: metadata.ctime(),
-        changed_nsec: metadata.ctime_nsec() as u32,
-        pad: 0,
-    };
-    (file, version)
-}
-
-fn unexamined_for_now() -> file_state {
-    let mut state = unexamined();
-    state.flags |= file_flags::FILE_FORGET.0;
-    state
-}
-
-fn unexamined() -> file_state {
-    file_state {
-        index: limits::NO_INDEX.0,
-        flags: file_flags::FILE_UNEXAMINED.0,
-        ..file_state::default()
     }
 }

@@ -3,56 +3,19 @@
 //! Which kind of uprobe is decided by trying, not by the kernel's version: distributions take features
 //! back into older kernels.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{Link, ProgramImpl, UprobeMultiOpts, UprobeOpts};
+use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
 use crate::find::functions::Program as Runs;
 use crate::find::sites::Site;
+use crate::kernel::method::Method;
 use crate::kernel::separate;
-
-/// The kinds of uprobes, the best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Method {
-    /// One program at entry and return, one link for all functions (6.13).
-    Session,
-    /// One link for all entries, one for all returns (6.6).
-    Multi,
-    /// A perf event for each function, entry and return.
-    PerfEvent,
-    /// The same, with a program for each of them, for kernels that lack what the others' programs use.
-    Separate,
-}
-
-impl Method {
-    /// What to try first.
-    pub const BEST: Method = Method::Session;
-
-    /// What to try where this one does not work.
-    pub fn next_best(self) -> Option<Method> {
-        match self {
-            Method::Session => Some(Method::Multi),
-            Method::Multi => Some(Method::PerfEvent),
-            // A kernel that takes no other is known by what it has: to try would do harm.
-            Method::PerfEvent | Method::Separate => None,
-        }
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Method::Session => "session uprobes",
-            Method::Multi => "multi uprobes",
-            Method::PerfEvent | Method::Separate => "perf-event uprobes",
-        })
-    }
-}
+use crate::kernel::skeletons::Program;
 
 /// A file to be probed.
 pub struct Target {
@@ -79,9 +42,6 @@ pub enum Attached {
     Link(Link),
     Event(OwnedFd),
 }
-
-/// A loaded program whose links can be made.
-pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 
 /// What the kernel on x86_64 says of an instruction that it takes no probe on. No C library has a name for it.
 const ENOTSUPP: i32 = 524;

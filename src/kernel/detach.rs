@@ -7,11 +7,10 @@
 //! leaking uprobe`, says the kernel since 6.12). No signal reaches who has begun to end. So memleak's own end is
 //! what takes the probes off, see [`at_exit`].
 
-use std::fs;
-use std::io;
 use std::os::fd::RawFd;
 use std::sync::mpsc::channel;
 use std::thread::{self, Builder};
+use std::{fs, io};
 
 use nix::sched::{CloneFlags, unshare};
 

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use libbpf_rs::ProgramAttachType;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
-use crate::kernel::attach::{self, Attached, Method};
+use crate::kernel::attach::{self, Attached};
+use crate::kernel::method::Method;
 use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
 
 /// Attached until dropped, which takes some 50 ms.

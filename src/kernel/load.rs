@@ -1,217 +1,23 @@
 //! Loads the BPF objects, by the best method that this kernel takes.
 
-use std::fs;
 use std::mem::MaybeUninit;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{
-    ErrorKind, Link, MapCore, MapFlags, PrintLevel, ProgramAttachType, ProgramInput, set_print,
-};
-
+use libbpf_rs::{Link, MapCore, MapFlags, PrintLevel, ProgramAttachType, ProgramInput, set_print};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
-use crate::kernel::attach::Method;
+use crate::kernel::error::{LoadError, messages};
+use crate::kernel::features::{BTF, Best, is_older};
+use crate::kernel::method::{Holds, Method};
 use crate::kernel::object::{Globals, Object};
-use crate::kernel::skeletons::types::{limits, scope as scopes};
+use crate::kernel::settings::{MAX_CGROUPS, Scope, Settings, Wanted};
+use crate::kernel::skeletons::types::scope as scopes;
 use crate::kernel::skeletons::{
     FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder,
 };
-use crate::os::capabilities::{CAP_BPF, CAP_SYS_ADMIN, Capabilities};
-use crate::os::mapping::levels_of_proc_above;
+use crate::os::processes::levels_of_proc_above;
 use crate::os::release;
-use crate::text::globs::NameAutomaton;
-
-/// How the programs are to be loaded.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Entries in the table of live blocks.
-    pub max_blocks: u32,
-    /// The method to use; `None` for the best that works.
-    pub method: Option<Method>,
-    /// Attach programs that do nothing in place of those that count.
-    pub floor: bool,
-    /// Keep every thread that is started in the slower table.
-    pub all_late: bool,
-    /// How many times, of two, half of what the kernel tells of tasks is to be missed.
-    pub misses: u32,
-    /// Where processes are to be held at the most; fewer places where this kernel cannot.
-    pub holds: Holds,
-    pub scope: Scope,
-    pub wanted: Wanted,
-}
-
-/// Whom the kernel follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// A command, from its exec on, and all that it starts.
-    Tree,
-    /// Processes that are there already, and all that they start, unless without `children`.
-    Chosen { children: bool },
-    /// Every process of the machine but memleak itself, as far as it is wanted.
-    All,
-}
-
-/// Which processes are wanted. Where a list is empty, it leaves nobody out. Out of all, only these are
-/// followed; of those that are chosen, the kernel tells who is in none of the control groups.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// Real user ids, as the initial user namespace has them.
-    pub uids: Vec<u32>,
-    pub cgroups: Vec<Cgroup>,
-    /// `None`: every command name, or too many patterns of them for the kernel.
-    pub names: Option<NameAutomaton>,
-}
-
-/// A control group (version 2), as the kernel knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cgroup {
-    pub id: u64,
-    /// How deep it lies below the root.
-    pub level: u32,
-}
-
-/// How many control groups there can be.
-pub const MAX_CGROUPS: usize = limits::MAX_CGROUPS.0 as usize;
-
-/// Where a process can be held until the files that it has mapped have been examined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Holds {
-    /// Nowhere: only what is found before the command starts is probed in time.
-    Nowhere,
-    /// Where the dynamic loader tells what it has mapped. A static program goes on unheld.
-    Loader,
-    /// There, and after every exec.
-    Everywhere,
-}
-
-impl Holds {
-    pub(super) fn at_loader(self) -> bool {
-        self >= Holds::Loader
-    }
-}
-
-/// The best that this kernel can do, by what its type information names, as distributions take features
-/// back into older versions.
-struct Best {
-    method: Method,
-    holds: Holds,
-}
-
-impl Best {
-    fn of_this_kernel() -> Self {
-        Self::by_names(&fs::read(BTF).unwrap_or_default())
-    }
-
-    fn by_names(btf: &[u8]) -> Self {
-        let has = |name: &[u8]| memchr::memmem::find(btf, name).is_some();
-        // Not by the functions that sessions need: 6.10 has those, for kprobes only. And 6.1 loads a program
-        // for multi uprobes, and refuses only to attach it.
-        // The elements of a hash table are from memory that a probe may take.
-        let method = if !has(b"\0bpf_mem_alloc\0") {
-            Method::Separate
-        } else if has(b"\0BPF_TRACE_UPROBE_SESSION\0") {
-            Method::Session
-        } else if has(b"\0BPF_TRACE_UPROBE_MULTI\0") {
-            Method::Multi
-        } else {
-            Method::PerfEvent
-        };
-        let holds = if !has(b"\0bpf_iter_task_vma_new\0") {
-            Holds::Nowhere
-        } else if !has(b"\0bpf_task_work_schedule_resume\0")
-            && !has(b"\0bpf_task_work_schedule_resume_impl\0")
-        {
-            Holds::Loader
-        } else {
-            Holds::Everywhere
-        };
-        Best { method, holds }
-    }
-}
-
-/// Why the programs cannot be loaded. Each names its remedy.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error(
-        "no right to load BPF programs: run memleak as root (sudo memleak …), or give its file the \
-         capabilities CAP_BPF and CAP_PERFMON (setcap cap_bpf,cap_perfmon=ep)"
-    )]
-    Rights(#[source] libbpf_rs::Error),
-    #[error(
-        "this kernel has no type information ({BTF} is missing): use one built with CONFIG_DEBUG_INFO_BTF=y"
-    )]
-    NoBtf,
-    #[error(
-        "this kernel (Linux {release}) lacks what memleak needs: Linux 5.10 or later with CONFIG_BPF_SYSCALL, \
-         CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows what it said"
-    )]
-    Kernel {
-        release: String,
-        #[source]
-        source: libbpf_rs::Error,
-    },
-    #[error(
-        "too few descriptors for the programs and their tables: raise the hard limit (ulimit -Hn)"
-    )]
-    Descriptors(#[source] libbpf_rs::Error),
-    #[error(
-        "the limit of locked memory ({} kB), for which this kernel counts programs and their tables, is too low: \
-         raise the hard limit (ulimit -Hl unlimited, as root; systemd: LimitMEMLOCK=infinity)",
-        limit / 1024
-    )]
-    LockedMemory {
-        limit: u64,
-        #[source]
-        source: libbpf_rs::Error,
-    },
-    #[error("the programs have no variables: this memleak was built wrong")]
-    Variables,
-    #[error("no memory for a table of {max_blocks} live blocks: give a lower --max-allocs")]
-    Memory {
-        max_blocks: u32,
-        #[source]
-        source: libbpf_rs::Error,
-    },
-}
-
-impl LoadError {
-    pub(super) fn ring(source: libbpf_rs::Error) -> Self {
-        Self::of(source, 0)
-    }
-
-    fn of(error: libbpf_rs::Error, max_blocks: u32) -> Self {
-        match error.kind() {
-            // EPERM and EACCES are one kind; only the verifier, whose no is EACCES, explains itself.
-            ErrorKind::PermissionDenied if !messages().contains(VERIFIER_LOG) => {
-                match locked_memory_limit() {
-                    Some(limit) if is_older() => LoadError::LockedMemory {
-                        limit,
-                        source: error,
-                    },
-                    _ => LoadError::Rights(error),
-                }
-            }
-            ErrorKind::OutOfMemory => LoadError::Memory {
-                max_blocks,
-                source: error,
-            },
-            _ if ran_out_of_descriptors(&error) => LoadError::Descriptors(error),
-            _ => LoadError::Kernel {
-                release: release::release(),
-                source: error,
-            },
-        }
-    }
-}
-
-/// Whether an error says that this process may open no more files. libbpf-rs keeps the number in its text only.
-pub fn ran_out_of_descriptors(error: &dyn std::error::Error) -> bool {
-    let number = format!("(os error {})", libc::EMFILE);
-    std::iter::successors(Some(error), |error| error.source())
-        .any(|error| format!("{error:#}").contains(&number))
-}
 
 pub(super) struct Loaded {
     pub object: Object,
@@ -226,24 +32,6 @@ pub(super) struct Loaded {
 }
 
 const MAX_SLOTS: u32 = 1 << 18;
-
-/// Where the kernel shows the types that it was built with.
-pub const BTF: &str = "/sys/kernel/btf/vmlinux";
-
-/// What libbpf and the verifier said; for `-v`.
-static MESSAGES: Mutex<String> = Mutex::new(String::new());
-
-/// With this libbpf begins to quote the verifier.
-const VERIFIER_LOG: &str = "BEGIN PROG LOAD LOG";
-
-fn messages() -> MutexGuard<'static, String> {
-    MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Takes what libbpf and the verifier have said so far.
-pub fn take_messages() -> String {
-    std::mem::take(&mut *messages())
-}
 
 pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     set_print(Some((PrintLevel::Warn, |_, message| {
@@ -295,14 +83,6 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
             loaded => return loaded,
         }
     }
-}
-
-/// Whether this kernel lacks what the programs for newer ones take. The version is only a reason to look:
-/// distributions take features back, and the type information has megabytes.
-fn is_older() -> bool {
-    const NEWER: (u32, u32) = (6, 1);
-    release::version(&release::release()).is_none_or(|version| version < NEWER)
-        && Best::of_this_kernel().method == Method::Separate
 }
 
 fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
@@ -478,14 +258,6 @@ fn raise_locked_memory_limit() {
     }
 }
 
-/// What the limit of locked memory is where it may be what the kernel refuses programs for: who may load them
-/// got the same answer, EPERM.
-fn locked_memory_limit() -> Option<u64> {
-    let may_load = Capabilities::get().is_ok_and(|own| own.has(CAP_BPF) || own.has(CAP_SYS_ADMIN));
-    let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
-    (may_load && hard != RLIM_INFINITY).then_some(hard)
-}
-
 /// Tells the programs the same, as far as they look it up in maps.
 fn name_wanted(object: &Object, wanted: &Wanted) -> libbpf_rs::Result<()> {
     for uid in &wanted.uids {
@@ -505,40 +277,4 @@ fn name_wanted(object: &Object, wanted: &Wanted) -> libbpf_rs::Result<()> {
 /// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.
 fn slots(max_blocks: u32) -> u32 {
     1 << (max_blocks / 16).clamp(1, MAX_SLOTS).ilog2()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_kernel_can_do_is_told_by_whole_names() {
-        let best = |names: &[&str]| {
-            let best = Best::by_names(format!("\0{}\0", names.join("\0")).as_bytes());
-            (best.method, best.holds)
-        };
-        let (multi, session) = ("BPF_TRACE_UPROBE_MULTI", "BPF_TRACE_UPROBE_SESSION");
-        let (mappings, work) = (
-            "bpf_iter_task_vma_new",
-            "bpf_task_work_schedule_resume_impl",
-        );
-        let newer = "bpf_mem_alloc";
-        assert_eq!(best(&[]), (Method::Separate, Holds::Nowhere));
-        assert_eq!(best(&["bpf_mem_alloc_init"]).0, Method::Separate);
-        assert_eq!(best(&[newer]), (Method::PerfEvent, Holds::Nowhere));
-        let likenesses = ["bpf_iter_task_vma_new_impl", "NO_BPF_TRACE_UPROBE_MULTI"];
-        assert_eq!(
-            best(&[&[newer][..], &likenesses].concat()),
-            (Method::PerfEvent, Holds::Nowhere)
-        );
-        assert_eq!(best(&[newer, multi]), (Method::Multi, Holds::Nowhere));
-        assert_eq!(
-            best(&[newer, multi, mappings]),
-            (Method::Multi, Holds::Loader)
-        );
-        assert_eq!(
-            best(&[newer, multi, session, mappings, work]),
-            (Method::Session, Holds::Everywhere)
-        );
-    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libbpf_rs::{MapMut, ProgramMut};
 
-use crate::kernel::load::Holds;
+use crate::kernel::method::Holds;
 use crate::kernel::skeletons::types::arrival;
 use crate::kernel::skeletons::{MemleakSkel, OlderSkel, older_types};
 

@@ -11,7 +11,7 @@ use libbpf_rs::libbpf_sys::{
     BPF_PROG_TYPE_KPROBE, bpf_insn, bpf_prog_load, bpf_prog_load_opts, perf_event_attr,
 };
 
-use crate::kernel::attach::Program;
+use crate::kernel::skeletons::Program;
 use crate::kernel::skeletons::types::placeholder;
 
 /// The opcode of an instruction that loads 64 bits: two slots, with the lower half in the first

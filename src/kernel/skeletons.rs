@@ -1,5 +1,7 @@
 //! The compiled BPF objects, and the types that kernel and user space share (declared in `bpf/memleak.h`).
 
+use libbpf_rs::ProgramImpl;
+
 /// The programs that count.
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, dead_code, unused)]
 mod memleak {
@@ -21,6 +23,9 @@ mod floor {
 pub use floor::{FloorSkel, FloorSkelBuilder};
 pub use memleak::{MemleakSkel, MemleakSkelBuilder, types};
 pub use older::{OlderSkel, OlderSkelBuilder, types as older_types};
+
+/// A loaded program whose links can be made.
+pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use libbpf_rs::{MapCore, MapFlags, MapImpl, Mut};
 use libc::c_int;
 use nix::unistd::Pid;
 
-use crate::kernel::bytes_of;
+use crate::kernel::rings::bytes_of;
 use crate::kernel::skeletons::types::{signal_key, signal_seen};
 use crate::launch::signals::Witness;
 use crate::os::clock::monotonic;

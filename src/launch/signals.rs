@@ -4,18 +4,16 @@
 //! signal comes with all the kernel knows of it: who sent it, and the value of a queued one. Nothing gets
 //! a handler; what the caller had ignored stays so.
 
-use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::process;
-use std::ptr;
+use std::{fs, process, ptr};
 
 use anyhow::{Context, Result};
 use libc::c_int;
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpid, getsid};
 
-use crate::launch::{Change, Ended, Running, reap_orphans};
+use crate::launch::running::{Change, Ended, Running, reap_orphans};
 use crate::os::inherited::{Inherited, SignalSet};
 
 /// What only the kernel's tracepoints can tell for certain. The pids are those of memleak's own namespace.

@@ -4,11 +4,10 @@
 //! and sockets and allocate, which a child between fork and exec must not.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fmt;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::{fmt, io};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;

@@ -1,17 +1,9 @@
 //! Opens a file that another process has mapped: the very file, wherever its path may lead by now.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io::{self};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns, unshare};
-
-use crate::os::maps;
 
 /// Where a process has mapped a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,108 +81,6 @@ fn shown(path: PathBuf) -> PathBuf {
         Some(text) => PathBuf::from(text),
         None => path,
     }
-}
-
-/// An open file as seen by a mount that nobody else sees, and that goes with the last who uses it: what uprobes
-/// keep of a file includes the mount that it came by, which could not be unmounted while they are there. `pid`
-/// is a process in whose mount namespace the file is, if that may be another one.
-///
-/// # Errors
-/// CAP_SYS_ADMIN is missing, or Linux is older than 5.2.
-pub fn in_own_mount(file: &File, pid: Option<u32>) -> io::Result<File> {
-    match (own_mount_of(file), pid) {
-        // Not a mount of ours.
-        (Err(Errno::EINVAL), Some(pid)) => {
-            let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
-            let made = thread::scope(|scope| {
-                let in_there = scope.spawn(|| {
-                    unshare(CloneFlags::CLONE_FS)?;
-                    setns(&namespace, CloneFlags::CLONE_NEWNS)?;
-                    own_mount_of(file)
-                });
-                in_there.join().unwrap_or(Err(Errno::EINVAL))
-            });
-            Ok(made?)
-        }
-        (made, _) => Ok(made?),
-    }
-}
-
-fn own_mount_of(file: &File) -> nix::Result<File> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
-    // SAFETY: the path is a C string; the call reads nothing else.
-    let made = unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) };
-    let descriptor = Errno::result(made)? as RawFd;
-    // SAFETY: a new descriptor, which nobody else has.
-    Ok(unsafe { File::from_raw_fd(descriptor) })
-}
-
-/// More than a breakpoint takes, on any architecture.
-const BREAKPOINT: u64 = 16;
-
-/// How long the kernel may take to take breakpoints out of a process.
-const REMOVAL: Duration = Duration::from_secs(1);
-
-/// Puts what `file` has at these offsets to where `pid` has mapped it executable. There were breakpoints, and the
-/// kernel, which is about to take them out, puts back what the file had there before it was written over. The
-/// process must be held.
-///
-/// # Errors
-/// The process's memory cannot be read or written, or the breakpoints stay.
-pub fn restore(pid: u32, file: &File, offsets: &[u64]) -> io::Result<()> {
-    let inode = file.metadata()?.ino();
-    let maps = BufReader::new(File::open(format!("/proc/{pid}/maps"))?);
-    let memory = File::options()
-        .read(true)
-        .write(true)
-        .open(format!("/proc/{pid}/mem"))?;
-    maps::executables(maps, |found| {
-        if found.inode != inode {
-            return Ok(());
-        }
-        let size = found.addresses.end - found.addresses.start;
-        let mapped = found.offset..found.offset.saturating_add(size);
-        for &offset in offsets.iter().filter(|offset| mapped.contains(offset)) {
-            let mut bytes = vec![0; BREAKPOINT.min(mapped.end - offset) as usize];
-            let length = file.read_at(&mut bytes, offset)?;
-            let address = found.addresses.start + (offset - found.offset);
-            await_removal(&memory, address)?;
-            memory.write_all_at(&bytes[..length], address)?;
-        }
-        Ok(())
-    })
-}
-
-fn await_removal(memory: &File, address: u64) -> io::Result<()> {
-    // int3; on aarch64 the instruction `brk` is known by its last byte.
-    let (at, breakpoint) = match cfg!(target_arch = "x86_64") {
-        true => (address, 0xcc),
-        false => (address + 3, 0xd4),
-    };
-    let began = Instant::now();
-    let mut byte = [0];
-    loop {
-        memory.read_exact_at(&mut byte, at)?;
-        if byte[0] != breakpoint {
-            return Ok(());
-        }
-        if began.elapsed() > REMOVAL {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// How many levels the pid namespace that /proc shows is above our own: more than none where ours has no
-/// /proc of its own (unshare --pid without --mount-proc).
-pub fn levels_of_proc_above() -> u32 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))
-        .map_or(0, |pids| {
-            pids.split_whitespace().count().saturating_sub(1) as u32
-        })
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! The operating system as memleak sees it: processes, mappings, mounts, clocks, identities.
 
 pub mod capabilities;
+pub mod cgroup;
 pub mod clock;
 pub mod identity;
 pub mod inherited;
 pub mod mapping;
 pub mod maps;
+pub mod mount;
 pub mod processes;
 pub mod release;
 pub mod root;

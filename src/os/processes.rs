@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader};
-use std::os::fd::AsFd;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -183,6 +182,18 @@ fn status_field(pid: u32, name: &str) -> Option<u32> {
 pub fn field<T: FromStr>(text: &str, name: &str) -> Option<T> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().parse().ok()
+}
+
+/// How many levels the pid namespace that /proc shows is above our own: more than none where ours has no
+/// /proc of its own (unshare --pid without --mount-proc).
+pub fn levels_of_proc_above() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .map_or(0, |pids| {
+            pids.split_whitespace().count().saturating_sub(1) as u32
+        })
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::User;
 
 use crate::cli;
-use crate::kernel::{Cgroup, Wanted};
+use crate::kernel::settings::Wanted;
 use crate::model::image::Image;
+use crate::os::cgroup::Cgroup;
 use crate::text::escape;
 use crate::text::globs::Names;
 

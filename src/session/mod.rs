@@ -12,11 +12,9 @@ use std::time::Duration;
 use anyhow::Result;
 use users::{Users, UsersCache};
 
-pub use run::run;
-pub use watch::watch;
-
 use crate::cli::ReportArgs;
-use crate::kernel::{self, Collector};
+use crate::kernel::collector::Collector;
+use crate::kernel::error;
 use crate::model::exit::Outcome;
 use crate::model::gate::Gate;
 use crate::model::image::{Image, Losses};
@@ -27,12 +25,15 @@ use crate::report::destination::{self, Output};
 use crate::report::{Format, Options, Report, Verbosity, Window};
 use crate::session::prober::Prober;
 
+pub use run::run;
+pub use watch::watch;
+
 /// Says, where that is wanted, what the kernel and libbpf have to say to a start.
 fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
     if verbose {
         match &prober {
             Ok(prober) => say(&format!("attached by {}", prober.collector.method())),
-            Err(_) => kernel::take_messages().lines().for_each(say),
+            Err(_) => error::take_messages().lines().for_each(say),
         }
     }
     prober

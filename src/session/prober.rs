@@ -3,10 +3,9 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs;
-use std::io;
 use std::thread::sleep;
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -14,14 +13,18 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::cli;
 use crate::elf::file::Class;
 use crate::find::functions::Table;
+use crate::find::loader::Environment;
 use crate::find::notation::{self, Spec};
 use crate::find::sites::Site;
-use crate::find::{self, Examined, loader::Environment};
+use crate::find::{self, Examined};
 use crate::kernel::attach::Target;
-use crate::kernel::{Arrival, Collector, Holds, Scope, Settings, Wanted};
+use crate::kernel::collector::Collector;
+use crate::kernel::files::Arrival;
+use crate::kernel::method::Holds;
+use crate::kernel::settings::{Scope, Settings, Wanted};
 use crate::launch::Suspended;
-use crate::os::mapping::{Mapping, levels_of_proc_above};
-use crate::os::processes::{self, Process};
+use crate::os::mapping::Mapping;
+use crate::os::processes::{self, Process, levels_of_proc_above};
 use crate::os::root::Root;
 use crate::os::say::say;
 

@@ -7,8 +7,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::{self, WaitAll};
+use crate::launch::Suspended;
+use crate::launch::descriptors::Stderr;
+use crate::launch::running::ExecError;
+use crate::launch::running::{Ended, Running};
 use crate::launch::signals::{Event, Signals};
-use crate::launch::{self, Ended, Running, Stderr, Suspended};
 use crate::model::exit::{self, Finish, Outcome};
 use crate::model::image::Losses;
 use crate::os::capabilities;
@@ -195,7 +198,7 @@ fn close(books: Books, losses: Losses, outcome: Outcome, gate: &cli::GateArgs) -
     finish
 }
 
-fn not_executed(error: &launch::ExecError) -> Outcome {
+pub(super) fn not_executed(error: &ExecError) -> Outcome {
     say(&error.to_string());
     error.outcome()
 }

@@ -19,10 +19,10 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use counter::Kind;
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use counter::Kind;
 pub use fixtures::{compile, fixture};
 
 /// A run that takes longer hangs. TEST_TIMEOUT has other seconds, for emulated machines.

@@ -11,13 +11,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use memleak::os::release;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::counter;
-use super::{Counts, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
+use super::{Counts, Output, Report, Row, TIMEOUT, counter, fixture, reader, wait_status};
+use memleak::os::release;
 
 // ---- processes that are there ------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 //! Files that tests build.
 
 use std::ffi::OsStr;
-use std::fs::{self};
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+
 use tempfile::TempDir;
 
 /// Files that a test builds.

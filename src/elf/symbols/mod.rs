@@ -13,13 +13,13 @@ mod table;
 use std::collections::HashMap;
 use std::path::Path;
 
+use exported::Exported;
 use object::LittleEndian as LE;
 use object::elf::{DT_SYMTAB, SHT_DYNSYM, SHT_SYMTAB, STB_LOCAL, STT_FUNC, Sym64, gnu_hash, hash};
 use object::read::elf::Sym;
 
 use crate::elf::file::{ElfFile, Unreadable};
 use crate::os::root::Root;
-use exported::Exported;
 
 /// The names that are looked for, prepared once for many files.
 #[derive(Clone, Debug)]

@@ -1,0 +1,282 @@
+//! The loaded programs at work: their links, and the ring of images that have ended.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::thread as threads;
+use std::time::Duration;
+
+use crate::kernel::batch::Walk;
+use crate::kernel::files::{Key, Known};
+use crate::kernel::object::{Globals, Object};
+use crate::kernel::records::{self, Context};
+use crate::kernel::sweep::Sweep;
+use anyhow::{Context as _, Result};
+use libbpf_rs::{Link, MapCore, RingBuffer};
+use nix::errno::Errno;
+use nix::unistd::{Pid, getpid};
+
+use crate::kernel::attach::{Attached, Target};
+use crate::kernel::error::LoadError;
+use crate::kernel::method::{Holds, Method};
+use crate::kernel::rings::{Taken, ring};
+use crate::kernel::settings::Settings;
+use crate::kernel::skeletons::FloorSkel;
+use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
+use crate::kernel::witness::SignalsSeen;
+use crate::kernel::{detach, load};
+use crate::model::image::Image;
+use crate::os::clock::Clock;
+
+/// Blocks of ended heaps are swept when they fill this share of the table of live blocks. The kernel
+/// does it by itself when the table is full, in the middle of somebody's malloc; this is to spare it that.
+const SWEEP_SHARE: u64 = 4;
+
+/// How many records of heaps are read at once: a few hundred kilobytes.
+const HEAPS_AT_ONCE: u32 = 256;
+
+/// How many records are taken off the ring before they are made images, a quarter of their size.
+const AT_ONCE: usize = 64;
+
+/// Loaded programs, their links, and the ring of ended images.
+pub struct Collector {
+    pub(super) object: Object,
+    pub(super) globals: Globals,
+    pub(super) floor: Option<FloorSkel<'static>>,
+    pub(super) method: Method,
+    pub(super) holds: Holds,
+    pub(super) told_twice: bool,
+    links: Vec<Link>,
+    ring: RingBuffer<'static>,
+    /// Where processes are held.
+    pub(super) arrivals: Option<RingBuffer<'static>>,
+    /// Threads that close links which nobody may wait for.
+    pub(super) closing: HashMap<Key, threads::JoinHandle<()>>,
+    arrived: Taken<heap>,
+    pub(super) unseen: Taken<arrival>,
+    pub(super) known: Known,
+    /// Processes of which the kernel was told what they have mapped.
+    pub(super) found: Vec<u32>,
+    pub(super) context: Context,
+    pub(super) targets: Vec<Target>,
+    rows_taken_from_map: u64,
+    sweep: Option<Sweep>,
+    max_blocks: u64,
+}
+
+impl Collector {
+    /// Loads the programs and starts following forks, execs and exits; nobody is followed yet.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load(settings: &Settings) -> Result<Self, LoadError> {
+        let loaded = load::load(settings)?;
+        // Rings of their own: who takes the ended must not take an arrival off unnoticed.
+        let (ended, arrived) = ring(loaded.object.ended(), records::heap_from_bytes)?;
+        let (arrivals, unseen) = match loaded.object.newer() {
+            Some(skel) => {
+                let (ring, unseen) = ring(&skel.maps.arrivals, records::arrival_from_bytes)?;
+                (Some(ring), unseen)
+            }
+            None => (None, Taken::default()),
+        };
+        Ok(Collector {
+            object: loaded.object,
+            globals: loaded.globals,
+            floor: loaded.floor,
+            method: loaded.method,
+            holds: loaded.holds,
+            told_twice: loaded.told_twice,
+            links: loaded.links,
+            ring: ended,
+            arrivals,
+            closing: HashMap::new(),
+            arrived,
+            unseen,
+            known: Known::default(),
+            found: Vec::new(),
+            context: Context {
+                clock: Clock::read(),
+                files: Vec::new(),
+            },
+            targets: Vec::new(),
+            rows_taken_from_map: 0,
+            sweep: None,
+            max_blocks: u64::from(settings.max_blocks),
+        })
+    }
+
+    /// By which rows tell their times.
+    pub fn clock(&self) -> Clock {
+        self.context.clock
+    }
+
+    /// Looks at the clock again, for the rows to come.
+    pub fn set_clock(&mut self) {
+        self.context.clock = Clock::read();
+    }
+
+    /// How the probes are attached.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Where processes are held until their files have been examined.
+    pub fn holds(&self) -> Holds {
+        self.holds
+    }
+
+    /// The files that carry probes.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Watches what is sent to memleak and to `command`.
+    pub fn watch_signals(&mut self, command: Pid) {
+        // The kernel's pids are positive.
+        let [own, commands] = [getpid(), command].map(|pid| pid.as_raw().cast_unsigned());
+        self.globals.memleak_pid.set(own);
+        self.globals.command_pid.set(commands);
+    }
+
+    /// What was sent since [`watch_signals`](Self::watch_signals).
+    pub fn signals_seen(&self) -> SignalsSeen<'_> {
+        SignalsSeen::new(self.object.signals_seen())
+    }
+
+    /// Readable when images have ended, and when processes wait for files to be examined.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        std::iter::once(&self.ring)
+            .chain(&self.arrivals)
+            // SAFETY: the descriptors are open for as long as the rings are.
+            .map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
+            .collect()
+    }
+
+    /// The images that have ended since the last call, in the order of their ends as far as they came by the ring.
+    ///
+    /// # Errors
+    /// A map cannot be read.
+    pub fn take_ended(&mut self) -> Result<Vec<Image>> {
+        let ended = self.take_records()?;
+        Ok(ended.into_iter().map(|(_, image)| image).collect())
+    }
+
+    /// The same, each with the id of its heap.
+    pub(super) fn take_records(&mut self) -> Result<Vec<(u64, Image)>> {
+        let mut ended = Vec::new();
+        loop {
+            let taken = self.ring.consume_raw_n(AT_ONCE);
+            let taken = usize::try_from(taken).map_err(|_| Errno::from_raw(-taken));
+            let taken = taken.context("cannot read the ring of ended images")?;
+            let records = std::mem::take(&mut *self.arrived.borrow_mut());
+            ended.extend(records.iter().filter_map(|record| self.ended(record)));
+            if taken < AT_ONCE {
+                break;
+            }
+        }
+        let waiting = self.globals.rows_waiting.get();
+        if waiting > self.rows_taken_from_map {
+            self.rows_taken_from_map += self.take_waiting(&mut ended)?;
+            ended.sort_by_key(|(_, image)| image.end_time);
+        }
+        Ok(ended)
+    }
+
+    /// What a record tells, unless it is of nobody's interest.
+    fn ended(&self, record: &heap) -> Option<(u64, Image)> {
+        (!records::is_outside(record, &[]))
+            .then(|| (record.id, records::ended_image(record, &self.context)))
+    }
+
+    /// Drops blocks of ended heaps where they fill much of the table of live blocks, or goes on with that: a part of
+    /// them, as it may take some hundred milliseconds to drop all. To be done when rows are out.
+    ///
+    /// # Errors
+    /// The table cannot be walked.
+    pub fn sweep_if_due(&mut self) -> Result<()> {
+        let dead = self.globals.dead_blocks.get();
+        if !self.is_sweeping() && dead.saturating_mul(SWEEP_SHARE) < self.max_blocks {
+            return Ok(());
+        }
+        let mut sweep = self.sweep.take().unwrap_or_else(Sweep::new);
+        let step = sweep.step(self.object.blocks(), self.object.heaps());
+        if let Some(dropped) = step.context("cannot walk the table of live blocks")? {
+            self.sweep = Some(sweep);
+            self.globals.dead_blocks.subtract(dropped);
+        }
+        Ok(())
+    }
+
+    /// How long to wait for something to happen, of so long: not at all, while there is something left to be swept.
+    pub fn patience(&self, most: Duration) -> Duration {
+        if self.is_sweeping() {
+            Duration::ZERO
+        } else {
+            most
+        }
+    }
+
+    fn is_sweeping(&self) -> bool {
+        self.sweep.is_some()
+    }
+
+    /// Images that found the ring full stay in the map until they are taken here. Returns how many were.
+    fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<u64> {
+        let mut waiting = Vec::new();
+        self.for_each_heap(|record| {
+            if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
+                waiting.push((record.id, self.ended(record)));
+            }
+        })?;
+        for (id, _) in &waiting {
+            self.object
+                .heaps()
+                .delete(&id.to_ne_bytes())
+                .context("cannot take an ended image")?;
+        }
+        let taken = waiting.len() as u64;
+        ended.extend(waiting.into_iter().filter_map(|(_, image)| image));
+        Ok(taken)
+    }
+
+    /// Reads the heaps that are in their map.
+    pub(super) fn for_each_heap(&self, mut each: impl FnMut(&heap)) -> Result<()> {
+        let mut walk = Walk::new(HEAPS_AT_ONCE);
+        while let Some(batch) = walk
+            .next(self.object.heaps())
+            .context("cannot read the table of images")?
+        {
+            for record in batch.values.filter_map(records::heap_from_bytes) {
+                each(&record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the probes off.
+    pub fn detach(&mut self) {
+        self.stop_answering();
+        let links = std::mem::take(&mut self.links);
+        let mut links: Vec<_> = links.into_iter().map(Attached::Link).collect();
+        links.extend(self.known.take_links());
+        detach::close(links);
+        self.wait_for_closing();
+    }
+
+    /// Leaves it to memleak's end to take the probes off, which is to come now: whatever kills it meanwhile, none
+    /// stays behind.
+    pub fn detach_at_exit(mut self) {
+        self.stop_answering();
+        self.wait_for_closing();
+        detach::at_exit();
+        // The links are not its own to close any more.
+        std::mem::forget(self);
+    }
+
+    fn wait_for_closing(&mut self) {
+        for (_, thread) in self.closing.drain() {
+            // It has nothing to say.
+            let _ = thread.join();
+        }
+    }
+}

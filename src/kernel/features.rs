@@ -1,0 +1,92 @@
+//! What this kernel can do, by its type information.
+
+use std::fs;
+
+use crate::kernel::method::{Holds, Method};
+use crate::os::release;
+
+/// The best that this kernel can do, by what its type information names, as distributions take features
+/// back into older versions.
+pub(super) struct Best {
+    pub(super) method: Method,
+    pub(super) holds: Holds,
+}
+
+impl Best {
+    pub(super) fn of_this_kernel() -> Self {
+        Self::by_names(&fs::read(BTF).unwrap_or_default())
+    }
+
+    fn by_names(btf: &[u8]) -> Self {
+        let has = |name: &[u8]| memchr::memmem::find(btf, name).is_some();
+        // Not by the functions that sessions need: 6.10 has those, for kprobes only. And 6.1 loads a program
+        // for multi uprobes, and refuses only to attach it.
+        // The elements of a hash table are from memory that a probe may take.
+        let method = if !has(b"\0bpf_mem_alloc\0") {
+            Method::Separate
+        } else if has(b"\0BPF_TRACE_UPROBE_SESSION\0") {
+            Method::Session
+        } else if has(b"\0BPF_TRACE_UPROBE_MULTI\0") {
+            Method::Multi
+        } else {
+            Method::PerfEvent
+        };
+        let holds = if !has(b"\0bpf_iter_task_vma_new\0") {
+            Holds::Nowhere
+        } else if !has(b"\0bpf_task_work_schedule_resume\0")
+            && !has(b"\0bpf_task_work_schedule_resume_impl\0")
+        {
+            Holds::Loader
+        } else {
+            Holds::Everywhere
+        };
+        Best { method, holds }
+    }
+}
+
+/// Where the kernel shows the types that it was built with.
+pub const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// Whether this kernel lacks what the programs for newer ones take. The version is only a reason to look:
+/// distributions take features back, and the type information has megabytes.
+pub(super) fn is_older() -> bool {
+    const NEWER: (u32, u32) = (6, 1);
+    release::version(&release::release()).is_none_or(|version| version < NEWER)
+        && Best::of_this_kernel().method == Method::Separate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kernel_can_do_is_told_by_whole_names() {
+        let best = |names: &[&str]| {
+            let best = Best::by_names(format!("\0{}\0", names.join("\0")).as_bytes());
+            (best.method, best.holds)
+        };
+        let (multi, session) = ("BPF_TRACE_UPROBE_MULTI", "BPF_TRACE_UPROBE_SESSION");
+        let (mappings, work) = (
+            "bpf_iter_task_vma_new",
+            "bpf_task_work_schedule_resume_impl",
+        );
+        let newer = "bpf_mem_alloc";
+        assert_eq!(best(&[]), (Method::Separate, Holds::Nowhere));
+        assert_eq!(best(&["bpf_mem_alloc_init"]).0, Method::Separate);
+        assert_eq!(best(&[newer]), (Method::PerfEvent, Holds::Nowhere));
+        let likenesses = ["bpf_iter_task_vma_new_impl", "NO_BPF_TRACE_UPROBE_MULTI"];
+        assert_eq!(
+            best(&[&[newer][..], &likenesses].concat()),
+            (Method::PerfEvent, Holds::Nowhere)
+        );
+        assert_eq!(best(&[newer, multi]), (Method::Multi, Holds::Nowhere));
+        assert_eq!(
+            best(&[newer, multi, mappings]),
+            (Method::Multi, Holds::Loader)
+        );
+        assert_eq!(
+            best(&[newer, multi, session, mappings, work]),
+            (Method::Session, Holds::Everywhere)
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! The processes that are alive, and what their counters say at one moment.
+
+use std::collections::HashMap;
+use std::io::Read;
+
+use crate::kernel::records::{self};
+use crate::kernel::rings::bytes_of;
+use anyhow::{Context as _, Result};
+use libbpf_rs::{Iter, MapCore, MapFlags, ProgramMut};
+
+use crate::kernel::collector::Collector;
+use crate::kernel::skeletons::types::{heap, heap_flags, limits, live_cell, thread_sum};
+use crate::model::image::Image;
+use crate::os::clock::monotonic;
+
+/// How often the counters of a living process are read until no thread left it or came meanwhile.
+const SNAPSHOTS: u32 = 10;
+
+/// The same, where it will be looked at again soon.
+const GLANCES: u32 = 3;
+
+impl Collector {
+    /// The images that have ended since the last [`take_ended`](Self::take_ended), then those that still run.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be read.
+    pub fn take_all(&mut self) -> Result<Vec<Image>> {
+        let mut running = HashMap::new();
+        let mut ended = Vec::new();
+        for round in 1..=SNAPSHOTS {
+            if !self.anyone_lives() {
+                break;
+            }
+            let mut settled = self.snapshot(round == SNAPSHOTS, &mut running)?;
+            let gone = self.take_records()?;
+            settled &= gone.iter().all(|(id, _)| !running.contains_key(id));
+            ended.extend(gone);
+            if settled {
+                break;
+            }
+        }
+        ended.extend(self.take_records()?);
+        // What was seen running has ended since.
+        for (id, _) in &ended {
+            running.remove(id);
+        }
+        let mut images: Vec<_> = ended.into_iter().map(|(_, image)| image).collect();
+        images.extend(oldest_first(running).into_iter().map(|(_, image)| image));
+        Ok(images)
+    }
+
+    /// The images that run at the moment, each with the id of its heap, which is its own for ever.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be read.
+    pub fn running(&self) -> Result<Vec<(u64, Image)>> {
+        let mut running = HashMap::new();
+        for round in 1..=GLANCES {
+            if self.snapshot(round == GLANCES, &mut running)? {
+                break;
+            }
+        }
+        Ok(oldest_first(running))
+    }
+
+    /// Looks at who runs. False if somebody came or went meanwhile: whose counters are not certain is left
+    /// out then, but for the `last` time.
+    fn snapshot(&self, last: bool, running: &mut HashMap<u64, Image>) -> Result<bool> {
+        let before = self.living_heaps()?;
+        let threads = self.thread_sums()?;
+        let after = self.living_heaps()?;
+        let now = monotonic().as_nanos() as u64;
+        // Until nobody comes or goes meanwhile: who comes may be the child of one who goes.
+        let mut settled = before.keys().all(|id| after.contains_key(id));
+        running.retain(|id, _| after.contains_key(id));
+        for (id, record) in &after {
+            let threads = threads.get(id).map_or(&[][..], Vec::as_slice);
+            // A thread that leaves takes its sums to the heap: they must not be taken twice.
+            let sure = before.get(id).is_some_and(|before| {
+                bytes_of(&before.sum) == bytes_of(&record.sum)
+                    && [before, record].map(records::users) == [records::joined(threads); 2]
+            });
+            settled &= sure;
+            if records::is_outside(record, threads) {
+                continue;
+            }
+            if sure || (last && !running.contains_key(id)) {
+                let cell = self.live_cell(*id);
+                let image =
+                    records::running_image(record, threads, cell.as_ref(), now, &self.context);
+                running.insert(*id, image);
+            }
+        }
+        Ok(settled)
+    }
+
+    fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
+        let mut living = HashMap::new();
+        self.for_each_heap(|record| {
+            // Without users it is being made.
+            if record.flags & heap_flags::HEAP_ENDED.0 == 0 && record.users > 0 {
+                living.insert(record.id, *record);
+            }
+        })?;
+        Ok(living)
+    }
+
+    /// The counters of the living threads, by heap.
+    pub(super) fn thread_sums(&self) -> Result<HashMap<u64, Vec<thread_sum>>> {
+        let bytes = self.iterate(self.object.living())?;
+        let mut threads: HashMap<u64, Vec<thread_sum>> = HashMap::new();
+        for sum in records::thread_sums_from_bytes(&bytes) {
+            threads.entry(sum.heap).or_default().push(sum);
+        }
+        Ok(threads)
+    }
+
+    /// Runs a program for each task of the machine, and returns what it wrote.
+    pub(super) fn iterate(&self, program: &ProgramMut<'_>) -> Result<Vec<u8>> {
+        let link = program.attach().context("cannot list the living tasks")?;
+        let mut bytes = Vec::new();
+        Iter::new(&link)
+            .context("cannot list the living tasks")?
+            .read_to_end(&mut bytes)
+            .context("cannot read the counters of the living tasks")?;
+        Ok(bytes)
+    }
+
+    /// Where the threads of a heap may share its live bytes.
+    fn live_cell(&self, heap: u64) -> Option<live_cell> {
+        let index = heap as u32 % limits::LIVE_CELLS.0;
+        let cells = &self.object.newer()?.maps.live_cells;
+        let bytes = cells.lookup(&index.to_ne_bytes(), MapFlags::ANY).ok()??;
+        records::live_cell_from_bytes(&bytes)
+    }
+}
+
+fn oldest_first(running: HashMap<u64, Image>) -> Vec<(u64, Image)> {
+    let mut running: Vec<_> = running.into_iter().collect();
+    running.sort_by_key(|(_, image)| image.start_time);
+    running
+}
