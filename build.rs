@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use libbpf_cargo::SkeletonBuilder;
 
-const OBJECTS: [&str; 3] = ["memleak", "older", "floor"];
+const OBJECTS: [&str; 3] = ["memleak", "memleak_old", "floor"];
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set by cargo")?);

@@ -10,8 +10,8 @@ mod memleak {
 
 /// The same for older kernels.
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, dead_code, unused)]
-mod older {
-    include!(concat!(env!("OUT_DIR"), "/older.skel.rs"));
+mod memleak_old {
+    include!(concat!(env!("OUT_DIR"), "/memleak_old.skel.rs"));
 }
 
 /// Programs that do nothing, to measure against.
@@ -22,7 +22,9 @@ mod floor {
 
 pub use floor::{FloorSkel, FloorSkelBuilder};
 pub use memleak::{MemleakSkel, MemleakSkelBuilder, types};
-pub use older::{OlderSkel, OlderSkelBuilder, types as older_types};
+pub use memleak_old::{
+    MemleakOldSkel as OlderSkel, MemleakOldSkelBuilder as OlderSkelBuilder, types as older_types,
+};
 
 /// A loaded program whose links can be made.
 pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
@@ -31,7 +33,7 @@ pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 mod tests {
     use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
-    const OLDER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/older.bpf.o"));
+    const OLDER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/memleak_old.bpf.o"));
 
     /// What Linux 5.10 takes, by uapi/linux/bpf.h of that version and kernel/bpf/verifier.c.
     mod of_5_10 {
