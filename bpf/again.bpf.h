@@ -9,7 +9,10 @@
 #define MEMLEAK_AGAIN_H
 
 #include "arrivals.bpf.h"
-#include "tasks.bpf.h"
+#include "core.h"
+#include "lifecycle.bpf.h"
+#include "memleak.h"
+#include "misses.bpf.h"
 
 SEC("tp_btf/task_newtask")
 int BPF_PROG(newtask_again, struct task_struct *child, __u64 clone_flags)

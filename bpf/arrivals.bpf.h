@@ -1,24 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Files that a followed process maps to execute. One that was not seen before is shown to user
- * space, which looks whether it is an allocator and puts probes on it; the process waits for that,
- * before it has run any of the file's code.
+ * A process that has mapped files that are not known yet waits until user space has looked at them,
+ * before it has run any of their code.
  */
 #ifndef MEMLEAK_ARRIVALS_H
 #define MEMLEAK_ARRIVALS_H
 
-#include "inode.bpf.h"
-#include "lifecycle.bpf.h"
+#include "core.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+#include "newer.bpf.h"
+#include "survey.bpf.h"
 
 #define SECOND_NS 1000000000ULL
 /* These take some three seconds, so more than HOLD_SECONDS; and nobody may wait for ever. */
 #define MAX_LOOKS (1 << 23)
 
-/* kernel/bpf/task_iter.c (6.7) */
-extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task,
-				 __u64 addr) __ksym __weak;
-extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
-extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
+/* Processes that are to wait before they are back from their exec, by their task's address. */
+struct errand {
+	struct bpf_task_work work;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct errand);
+} errands SEC(".maps");
 
 extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak;
 extern void bpf_task_release(struct task_struct *task) __ksym __weak;
@@ -39,142 +47,6 @@ static __always_inline long resume_with(struct task_struct *task, struct bpf_tas
 	if (bpf_task_work_schedule_resume)
 		return bpf_task_work_schedule_resume(task, work, &errands, callback);
 	return bpf_task_work_schedule_resume_impl(task, work, &errands, callback, 0);
-}
-
-static long identify_mapping(struct task_struct *task, struct vm_area_struct *vma,
-			     struct arrival *arrival)
-{
-	struct file *file = BPF_CORE_READ(vma, vm_file);
-
-	if (file)
-		identify_inode(BPF_CORE_READ(file, f_inode), arrival);
-	return 0;
-}
-
-/* Whether the file behind `arrival` is known, as it is now; what a look at it found if so. */
-static __always_inline struct file_state *known_file(struct arrival *arrival)
-{
-	struct file_id file = arrival->file;
-	struct file_state *state = bpf_map_lookup_elem(&files, &file);
-
-	if (!state || state->version.changed_sec != arrival->version.changed_sec ||
-	    state->version.changed_nsec != arrival->version.changed_nsec)
-		return 0;
-	return state;
-}
-
-/* Shows a file to user space. False if that cannot be. */
-static __always_inline bool show(struct arrival *arrival)
-{
-	struct file_state asked = {.version = arrival->version, .asked = 1};
-	struct file_id file = arrival->file;
-
-	/* The answer must find the question there. */
-	if (bpf_map_update_elem(&files, &file, &asked, BPF_ANY))
-		return false;
-	if (!bpf_ringbuf_output(&arrivals, arrival, sizeof(*arrival), BPF_RB_FORCE_WAKEUP))
-		return true;
-	bpf_map_delete_elem(&files, &file);
-	return false;
-}
-
-static __always_inline void note_file(struct heap *heap, struct file_state *state, bool program)
-{
-	if (state->index != NO_INDEX)
-		add_file(heap, state->index);
-	if (state->flags & FILE_UNEXAMINED)
-		__sync_fetch_and_or(&heap->flags, HEAP_UNEXAMINED);
-	/* Of a program that is its own C library it tells that there is nothing to count. */
-	if (program && state->flags & FILE_NO_SYMBOLS)
-		__sync_fetch_and_or(&heap->flags, HEAP_NO_SYMBOLS);
-	if (program && state->flags & FILE_32BIT)
-		__sync_fetch_and_or(&heap->flags, HEAP_32BIT);
-}
-
-/*
- * A file that a process has mapped to execute: what is known of it goes into the heap. Whether that
- * is nothing yet, and the process waits for it; who does not wait is late. Global, and so verified
- * once rather than at every turn of the loop that calls it (on 6.12 44,000 instructions a program).
- */
-__noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int program, int waits)
-{
-	struct file_state *state;
-	struct file_id file;
-
-	if (!arrival || !heap)
-		return 0;
-	state = known_file(arrival);
-	if (state && !state->asked) {
-		note_file(heap, state, program);
-		file = arrival->file;
-		if (state->flags & FILE_FORGET)
-			bpf_map_delete_elem(&files, &file);
-		return 0;
-	}
-	if ((state || show(arrival)) && waits)
-		return 1;
-	__sync_fetch_and_or(&heap->flags, HEAP_LATE);
-	return 0;
-}
-
-/*
- * Goes through what a process has mapped to execute. Returns how many files are not known yet;
- * those that nobody was shown before are now. -1: the mappings cannot be read at the moment.
- */
-static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits)
-{
-	struct arrival arrival = {};
-	struct bpf_iter_task_vma it;
-	struct vm_area_struct *vma;
-	struct inode *inode, *last = 0;
-	struct file *file;
-	__u64 entry;
-	int unknown = 0;
-
-	if (!bpf_iter_task_vma_new)
-		return 0;
-	/* Where the leader has left, its own entries in /proc show no memory any more. */
-	arrival.pid = proc_pid_of(task);
-	arrival.heap = heap->id;
-	entry = BPF_CORE_READ(task, mm, start_code);
-	if (bpf_iter_task_vma_new(&it, task, 0))
-		unknown = -1;
-	while ((vma = bpf_iter_task_vma_next(&it))) {
-		file = BPF_CORE_READ(vma, vm_file);
-		if (!file || !(BPF_CORE_READ(vma, vm_flags) & VM_EXEC))
-			continue;
-		inode = BPF_CORE_READ(file, f_inode);
-		if (inode == last)
-			continue;
-		last = inode;
-		/* A device is no program, and to open one may do things. */
-		if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
-			continue;
-		arrival.start = BPF_CORE_READ(vma, vm_start);
-		arrival.end = BPF_CORE_READ(vma, vm_end);
-		identify_inode(inode, &arrival);
-		if (must_wait_for(&arrival, heap, arrival.start <= entry && entry < arrival.end,
-				  waits))
-			unknown++;
-	}
-	bpf_iter_task_vma_destroy(&it);
-	return unknown;
-}
-
-/* The same for the current process. */
-__noinline int survey(struct thread *thread)
-{
-	struct heap *heap;
-	int unknown;
-
-	if (!thread)
-		return 0;
-	heap = heap_by_id(thread->heap);
-	if (!heap)
-		return 0;
-	unknown = survey_of(bpf_get_current_task_btf(), heap, true);
-	knows_files(thread, heap);
-	return unknown;
 }
 
 static __always_inline bool is_killed(struct task_struct *task)

@@ -213,9 +213,6 @@ __u64 retold[TASK_EVENTS] = {}; /* told by the second program, as the first was 
 __u64 ignored[TASK_EVENTS][2] = {}; /* by the first program, and by the second (see `misses`) */
 __u64 living_tasks = 0;		    /* followed tasks that have not exited */
 
-static const struct thread no_thread;
-static const struct heap no_heap;
-
 static __always_inline struct heap *heap_by_id(__u64 id)
 {
 	return bpf_map_lookup_elem(&heaps, &id);

@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* The programs: where the kernel calls us. What they do is in the headers. */
 #include "again.bpf.h"
+#include "alloc.bpf.h"
 #include "arrivals.bpf.h"
+#include "core.h"
+#include "inode.bpf.h"
 #include "join.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+#include "misses.bpf.h"
+#include "newer.bpf.h"
 #include "probes.bpf.h"
+#include "tasks.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -59,6 +67,16 @@ int loader_maps(struct pt_regs *ctx)
 {
 	use_own_stack(ctx);
 	libraries_arrived(ctx);
+	return 0;
+}
+
+static long identify_mapping(struct task_struct *task, struct vm_area_struct *vma,
+			     struct arrival *arrival)
+{
+	struct file *file = BPF_CORE_READ(vma, vm_file);
+
+	if (file)
+		identify_inode(BPF_CORE_READ(file, f_inode), arrival);
 	return 0;
 }
 

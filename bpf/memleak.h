@@ -6,6 +6,8 @@
 #ifndef MEMLEAK_H
 #define MEMLEAK_H
 
+#include "core.h"
+
 enum limits {
 	COMM_LEN = 16,
 	/* Longest name of an executable that is kept; a longer one is unknown. */

@@ -4,8 +4,13 @@
  * probes are loaded once as they are, then again for each probe, with its cookie put in.
  */
 #define OLDER_KERNELS
+#include "core.h"
+#include "heap.bpf.h"
 #include "inode.bpf.h"
-#include "join.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+#include "older.bpf.h"
+#include "pids.bpf.h"
 #include "probes.bpf.h"
 #include "tasks.bpf.h"
 

@@ -8,7 +8,9 @@
 #ifndef MEMLEAK_OLDER_H
 #define MEMLEAK_OLDER_H
 
+#include "core.h"
 #include "maps.bpf.h"
+#include "memleak.h"
 
 /* There is no other. */
 static __always_inline void use_own_stack(void *ctx)
@@ -217,26 +219,6 @@ static __always_inline bool append_file(struct heap *heap, __u32 file)
 	return true;
 }
 
-static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
-{
-	struct block_key key = {.heap = thread->heap, .address = address};
-
-	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
-}
-
-/* Takes a block out of the table. Whether it was there, and its size. */
-static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
-{
-	struct block_key key = {.heap = thread->heap, .address = address};
-	__u64 *found = bpf_map_lookup_elem(&blocks, &key);
-
-	if (!found)
-		return false;
-	*size = *found;
-	/* Of two threads that free the same block (a bug of theirs) one gets it. */
-	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
-}
-
 /*
  * The heaps of processes that were there before they were followed, and which of these processes
  * were named. By the address of the leader, which is its own until it is freed: then they go.
@@ -340,17 +322,5 @@ static __always_inline __u32 process_leaves(struct heap *heap)
 {
 	return heap->flags & HEAP_PROCESS && take_token(heap->id, PROCESS);
 }
-
-/* What has been mapped is looked for in user space, before. */
-static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits)
-{
-	return 0;
-}
-
-/* See join.bpf.h. */
-static int join(void);
-static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader);
-static __always_inline bool is_outside(struct task_struct *task);
-static __always_inline bool may_join(struct task_struct *task);
 
 #endif

@@ -4,6 +4,11 @@
 #define MEMLEAK_PROBES_H
 
 #include "alloc.bpf.h"
+#include "core.h"
+#include "frees.bpf.h"
+#include "join.bpf.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
 
 /* A program that, for a thread that is followed, does this. */
 #define AT_PROBE(section, name, does)                                                              \

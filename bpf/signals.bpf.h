@@ -6,7 +6,9 @@
 #ifndef MEMLEAK_SIGNALS_H
 #define MEMLEAK_SIGNALS_H
 
-#include "lifecycle.bpf.h"
+#include "core.h"
+#include "kernels.bpf.h"
+#include "pids.bpf.h"
 
 struct signal_key {
 	__u32 signal;

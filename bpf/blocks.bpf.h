@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The table of live blocks. */
+#ifndef MEMLEAK_BLOCKS_H
+#define MEMLEAK_BLOCKS_H
+
+#include "core.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+
+#ifdef OLDER_KERNELS
+
+static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+
+	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
+}
+
+/* Takes a block out of the table. Whether it was there, and its size. */
+static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+	__u64 *found = bpf_map_lookup_elem(&blocks, &key);
+
+	if (!found)
+		return false;
+	*size = *found;
+	/* Of two threads that free the same block (a bug of theirs) one gets it. */
+	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
+}
+
+#else
+
+static __always_inline bool heap_is_dead(__u64 id)
+{
+	struct heap *heap = heap_by_id(id);
+
+	return !heap || heap->flags & HEAP_ENDED;
+}
+
+/*
+ * Most blocks are short-lived, and a hash table's insertion, look-up and deletion cost more than
+ * all the rest of our work, so a block goes first to a slot that its address selects, and to the
+ * hash table only where that is taken. It is in one of them, never in both, and never moves. User
+ * space sets max_entries.
+ */
+enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
+
+struct slot {
+	__u64 state; /* enum slot_state */
+	__u64 heap;
+	__u64 address;
+	__u64 size;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+/*
+ * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B
+ * × slots has no collision in itself; the multiplications spread ranges and heaps.
+ */
+static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
+{
+	__u32 index = (address >> 4) + (address >> 24) * 0x9e3779b1 + heap * 0x85ebca6b;
+
+	index &= slot_mask;
+	return bpf_map_lookup_elem(&slots, &index);
+}
+
+/* Whether the change was ours to make. */
+static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to)
+{
+	return __sync_val_compare_and_swap(&slot->state, from, to) == from;
+}
+
+/*
+ * A slot is busy only while one program fills or empties it, and nobody has to wait for that: the
+ * block being put in has not been handed out yet, the one being taken out has a free that is under
+ * way.
+ */
+static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
+{
+	struct slot *slot = slot_of(heap, address);
+
+	if (!slot)
+		return false;
+	if (!slot_changes(slot, SLOT_EMPTY, SLOT_BUSY)) {
+		if (slot->state != SLOT_FULL)
+			return false;
+		/* It may go if its heap has ended, or if it is this block, whose free we have
+		 * missed. */
+		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap))
+			return false;
+		if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+			return false;
+		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap)) {
+			slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+			return false;
+		}
+		if (slot->heap != heap)
+			__sync_fetch_and_add(&dead_blocks, -1);
+	}
+	slot->heap = heap;
+	slot->address = address;
+	slot->size = size;
+	slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+	return true;
+}
+
+static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *size)
+{
+	struct slot *slot = slot_of(heap, address);
+	bool ours;
+
+	if (!slot || slot->address != address || slot->heap != heap)
+		return false;
+	if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+		return false;
+	ours = slot->address == address && slot->heap == heap;
+	*size = slot->size;
+	slot_changes(slot, SLOT_BUSY, ours ? SLOT_EMPTY : SLOT_FULL);
+	return ours;
+}
+
+static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
+{
+	struct block_key dead = *key;
+
+	if (heap_is_dead(dead.heap) && !bpf_map_delete_elem(&blocks, &dead))
+		__sync_fetch_and_add(&dead_blocks, -1);
+	return 0;
+}
+
+/*
+ * The table of live blocks is full. Blocks of ended heaps may go; user space sweeps them at
+ * leisure, and where a tree outruns it we do it here, but only for an eighth of the table or more:
+ * the walk is over all of it.
+ */
+__noinline long make_room(void)
+{
+	if (dead_blocks * 8 < max_blocks)
+		return 0;
+	bpf_for_each_map_elem(&blocks, drop_if_dead, 0, 0);
+	return 1;
+}
+
+static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+
+	if (put_in_slot(key.heap, address, size))
+		return 0;
+	if (!bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+		return 0;
+	if (!make_room())
+		return -1;
+	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
+}
+
+/* Takes a block out of the table. Whether it was there, and its size. */
+static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
+{
+	struct block_key key = {.heap = thread->heap, .address = address};
+	__u64 *found;
+
+	if (take_from_slot(key.heap, address, size))
+		return true;
+	found = bpf_map_lookup_elem(&blocks, &key);
+	if (!found)
+		return false;
+	*size = *found;
+	/* Of two threads that free the same block (a bug of theirs) one gets it. */
+	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
+}
+
+#endif
+
+#endif

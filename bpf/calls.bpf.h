@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The allocator calls that are open in a thread: which are still under way, and which never return.
+ */
+#ifndef MEMLEAK_CALLS_H
+#define MEMLEAK_CALLS_H
+
+#include "blocks.bpf.h"
+#include "cookie.bpf.h"
+#include "core.h"
+#include "frame.bpf.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+
+/*
+ * Whether an open call is still inside its function, seen from one that is entered at `sp` and will
+ * return to `back`: the kernel has replaced its return address by the trampoline's, and it stands
+ * there until the function returns or its frame is gone. On x86 the trampoline's first instructions
+ * write over it, so a call that a signal interrupts there is not inside any more, and returns all
+ * the same. A function without return probe keeps its own return address there. On arm64 the return
+ * address is in a register, where a tail call finds it, until the function calls another one.
+ */
+static __always_inline bool is_inside(struct task_struct *task, struct open_call *call, __u64 sp,
+				      __u64 back)
+{
+	__u64 trampoline = trampoline_of(task);
+
+#if defined(__TARGET_ARCH_x86)
+	back = user_word(call->sp);
+#else
+	if (call->sp != sp)
+		return frame_has(call->sp, may_throw(call->cookie) ? call->back : trampoline);
+#endif
+	if (may_throw(call->cookie) && back == call->back)
+		return true;
+	return back == trampoline;
+}
+
+/*
+ * Whether an open call can never return, seen from a new one at `sp`: it was jumped out of
+ * (siglongjmp, an exception). Either its frame lies where the stack has been unwound since, or it
+ * was a handler's, on the signal stack, and we are back on the thread's own.
+ */
+static __always_inline bool is_gone(struct task_struct *task, struct open_call *call, __u64 sp,
+				    __u64 back, __u64 cookie)
+{
+	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
+
+	if (call_alt != alt)
+		return call_alt;
+	/* It returns by its `ret` alone, and until then its return address stands. A loop that
+	 * catches comes back with the same one, but by the same function, which no tail call
+	 * does. */
+	if (may_throw(call->cookie)) {
+		if (call->sp == sp)
+			return call->cookie == cookie || !is_inside(task, call, sp, back);
+#if defined(__TARGET_ARCH_x86)
+		return call->sp < sp || !is_inside(task, call, sp, back);
+#else
+		/* A signal may find it with its return address still in the register. */
+		return call->sp < sp;
+#endif
+	}
+	/* At the same place it is either the caller, by a tail call, or replaced by this one. */
+	return call->sp < sp || (call->sp == sp && !is_inside(task, call, sp, back));
+}
+
+/*
+ * An open call by its index, if there is one. The mask says again what the check says, in a way
+ * that clang can neither move nor fold, for the verifier.
+ */
+static __always_inline struct open_call *open_call_at(struct thread *thread, __u32 at)
+{
+	__u64 index = at;
+
+	if (at >= MAX_OPEN)
+		return 0;
+	asm volatile("%0 &= %1" : "+r"(index) : "i"(MAX_OPEN - 1));
+	return &thread->open[index];
+}
+
+/*
+ * Closes the innermost open call, which will never return. Global functions, as this one, are
+ * verified once and not at each place that calls them.
+ */
+FUNCTION int abandon(struct thread *thread)
+{
+	struct open_call *call;
+
+	if (!thread)
+		return 0;
+	call = open_call_at(thread, thread->depth - 1);
+	if (!call)
+		return 0;
+	if (is_free_scope(call->cookie))
+		;
+	else if (may_throw(call->cookie))
+		/* By its exception: it has allocated nothing. */
+		thread->sum.failed_allocs++;
+	else
+		thread->sum.lost_calls++;
+	/* Nobody knows whether the block is gone; if it is not, its free will come. */
+	if (call->old == OLD_RECORDED)
+		record_block(thread, call->old_block, call->old_size);
+	thread->depth--;
+	return 0;
+}
+
+/*
+ * The same for so many. With the callers' own counter as the loop's, which clang derives from one
+ * that the verifier of 6.12 knows nothing of, it goes round until its limit of a million
+ * instructions.
+ */
+FUNCTION int abandon_newest(struct thread *thread, __u32 calls)
+{
+	__u32 i;
+
+	if (!thread)
+		return 0;
+	for (i = 0; i < MAX_OPEN && i < calls; i++)
+		abandon(thread);
+	return 0;
+}
+
+/*
+ * Whether a call that is being entered is part of one already open, so that counting it would count
+ * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted
+ * an allocator calls from elsewhere.
+ */
+FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
+{
+	struct task_struct *task = current_task();
+	struct open_call *outer;
+	__u64 sp, back;
+	int i;
+
+	if (!ctx || !thread)
+		return 0;
+	sp = PT_REGS_SP(ctx);
+	back = return_address(ctx);
+	for (i = 0; i < MAX_OPEN; i++) {
+		outer = open_call_at(thread, thread->depth - 1);
+		if (!outer || !is_gone(task, outer, sp, back, cookie))
+			break;
+		abandon(thread);
+	}
+	for (i = 0; i < MAX_OPEN; i++) {
+		outer = open_call_at(thread, thread->depth - 1 - i);
+		if (!outer)
+			break;
+		if (!is_inside(task, outer, sp, back))
+			continue;
+		if (outer->sp == sp) {
+			/* Returns of the outer one are not all probed: this one tells of both. */
+			if (i == 0 && may_throw(outer->cookie) && has_return_probe(cookie)) {
+				thread->depth--;
+				return 0;
+			}
+			return 1;
+		}
+		/* A tail call of an inner one, which has a return probe, too, but with sessions. */
+		if (back == trampoline_of(task))
+			return 1;
+		if (in_text(back, outer->ip, outer->cookie)) {
+			/* One that wraps another: what that calls is a part of the call, too. */
+			outer->inner_ip = PT_REGS_IP(ctx);
+			outer->inner_cookie = own_cookie(ctx);
+			return 1;
+		}
+		return outer->inner_ip && in_text(back, outer->inner_ip, outer->inner_cookie);
+	}
+	return 0;
+}
+
+/*
+ * Counts as failed what exceptions have left, and nobody has noticed since: the thread ends. Where
+ * the return address still stands, the call may be under way, and is no more than that.
+ */
+static __always_inline void close_left(struct thread *thread)
+{
+	struct open_call *call;
+	__u64 back;
+	int i;
+
+	for (i = 0; i < MAX_OPEN; i++) {
+		call = open_call_at(thread, thread->depth - 1 - i);
+		if (!call)
+			return;
+		if (!may_throw(call->cookie) || is_free_scope(call->cookie) ||
+		    bpf_probe_read_user(&back, sizeof(back), (void *)call->sp))
+			continue;
+#if defined(__TARGET_ARCH_x86)
+		if (back != call->back)
+#else
+		if (!frame_has(call->sp, call->back))
+#endif
+			thread->sum.failed_allocs++;
+	}
+}
+
+#endif

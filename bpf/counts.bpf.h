@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What a block that comes or goes does to the counters. */
+#ifndef MEMLEAK_COUNTS_H
+#define MEMLEAK_COUNTS_H
+
+#include "blocks.bpf.h"
+#include "core.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+
+static __always_inline void allocated(struct thread *thread, __u64 address, __u64 size)
+{
+	struct heap *heap;
+
+	thread->sum.alloc_bytes += size;
+	thread->sum.alloc_count++;
+	if (record_block(thread, address, size)) {
+		heap = heap_by_id(thread->heap);
+		if (heap) {
+			__sync_fetch_and_add(&heap->lost_bytes, size);
+			__sync_fetch_and_add(&heap->lost_blocks, 1);
+		}
+		return;
+	}
+	live_grows(thread, size);
+}
+
+static __always_inline void freed(struct thread *thread, __u64 size)
+{
+	thread->sum.free_bytes += size;
+	thread->sum.free_count++;
+	live_shrinks(thread, size);
+}
+
+/*
+ * A block that is not in the table: one that did not fit, as long as there are any; else one that
+ * this heap never allocated.
+ */
+static __always_inline void freed_unrecorded(struct thread *thread)
+{
+	struct heap *heap = heap_by_id(thread->heap);
+
+	if (heap && heap->lost_blocks > heap->lost_freed) {
+		__sync_fetch_and_add(&heap->lost_freed, 1);
+		thread->sum.free_count++;
+		return;
+	}
+	thread->sum.unknown_frees++;
+}
+
+#endif

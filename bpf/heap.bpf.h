@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* How a thread begins to be followed, and how a heap begins, is left and ends. */
+#ifndef MEMLEAK_HEAP_H
+#define MEMLEAK_HEAP_H
+
+#include "core.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+#include "wanted.bpf.h"
+
+static const struct thread no_thread;
+static const struct heap no_heap;
+
+static __always_inline struct thread *new_thread(struct task_struct *task)
+{
+	struct thread *thread = make_thread(task);
+	__u64 key = (__u64)task;
+
+	if (!thread) {
+		if (bpf_map_update_elem(&late_threads, &key, &no_thread, BPF_ANY))
+			return 0;
+		__sync_fetch_and_add(&late_count, 1);
+		thread = bpf_map_lookup_elem(&late_threads, &key);
+	}
+	if (thread)
+		__sync_fetch_and_add(&living_tasks, 1);
+	return thread;
+}
+
+/* A task that is not followed any more. Last: where none is, every row is on its way. */
+static __always_inline void thread_gone(struct task_struct *task)
+{
+	__u64 key = (__u64)task;
+
+	if (late_count)
+		bpf_map_delete_elem(&late_threads, &key);
+	__sync_fetch_and_add(&living_tasks, -1);
+}
+
+/*
+ * A new heap, in the map already; nothing if it cannot be followed. It is put together in its
+ * place: it is too large for the stack, and whoever is preempted has no room to himself.
+ */
+static __always_inline struct heap *new_heap(void)
+{
+	__u64 id = next_heap();
+	struct heap *heap;
+
+	if (bpf_map_update_elem(&heaps, &id, &no_heap, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&rows_lost, 1);
+		return 0;
+	}
+	heap = heap_by_id(id);
+	if (!heap)
+		return 0;
+	heap->id = id;
+	heap->start_ns = bpf_ktime_get_ns();
+	return heap;
+}
+
+/* It is ready, and has one user. Who walks the map takes one without users for one that is not
+ * there yet.
+ */
+static __always_inline void start_heap(struct heap *heap)
+{
+	heap->owners = 1;
+	barrier();
+	heap->users = 1;
+}
+
+/* Gives a thread its heap and sets its own counters to nothing. */
+static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool sole)
+{
+	__builtin_memset(&thread->sum, 0, sizeof(thread->sum));
+	thread->heap = heap;
+	thread->live.bytes = 0;
+	thread->live.peak = 0;
+	thread->files = 0;
+	thread->sole = sole;
+	thread->borrowed = 0;
+	thread->depth = 0;
+	thread->free_count = 0;
+}
+
+/* The row is on its way, or waits in the map until user space asks for it. */
+static __always_inline void heap_ended(struct heap *heap)
+{
+	__u64 id = heap->id, taken = heap->sum.free_count - heap->lost_freed;
+	__u32 size = heap->exe_len;
+
+	__sync_fetch_and_add(&dead_blocks, heap->sum.alloc_count - heap->lost_blocks - taken);
+	if (size > sizeof(heap->exe))
+		size = sizeof(heap->exe);
+	if (!bpf_ringbuf_output(&ended, heap, __builtin_offsetof(struct heap, exe) + size, 0)) {
+		bpf_map_delete_elem(&heaps, &id);
+		return;
+	}
+	set_flags(heap, HEAP_ENDED);
+	__sync_fetch_and_add(&rows_waiting, 1);
+}
+
+/*
+ * A process leaves its heap: by its last thread's exit, or by an exec. What shares the heap
+ * (CLONE_VM) may live on, and the row waits for that, but the end that it tells is this one.
+ */
+static __always_inline void owner_leaves(struct task_struct *task, struct heap *heap, __u32 flags)
+{
+	heap->end_ns = bpf_ktime_get_ns();
+	heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
+	if (is_outside(task))
+		flags |= HEAP_OUTSIDE;
+	/* After the rest: user space may look at any time. */
+	set_flags(heap, flags | HEAP_OWNER_GONE);
+}
+
+/*
+ * A task leaves its heap for good, as so many users of it. Its sums go to the heap; the last one
+ * out ends it.
+ */
+static __always_inline void leave_heap(struct thread *thread, struct heap *heap, __u32 leaving)
+{
+	__sync_fetch_and_add(&heap->sum.alloc_bytes, thread->sum.alloc_bytes);
+	__sync_fetch_and_add(&heap->sum.alloc_count, thread->sum.alloc_count);
+	__sync_fetch_and_add(&heap->sum.free_bytes, thread->sum.free_bytes);
+	__sync_fetch_and_add(&heap->sum.free_count, thread->sum.free_count);
+	__sync_fetch_and_add(&heap->sum.failed_allocs, thread->sum.failed_allocs);
+	__sync_fetch_and_add(&heap->sum.unknown_frees, thread->sum.unknown_frees);
+	__sync_fetch_and_add(&heap->sum.lost_calls, thread->sum.lost_calls);
+	thread->heap = 0;
+	if (is_last_user(thread, heap, leaving))
+		heap_ended(heap);
+}
+
+#endif

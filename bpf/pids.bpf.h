@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A process's id, as memleak and as /proc see it. */
+#ifndef MEMLEAK_PIDS_H
+#define MEMLEAK_PIDS_H
+
+#include "core.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+
+/* memleak's own pid namespace, and the one that /proc shows. Run by memleak itself. */
+static __always_inline void find_own_namespace(void)
+{
+	struct task_struct *task = current_task();
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+
+	keeper = task_field(task, tgid);
+	own_level = BPF_CORE_READ(pid, level);
+	/* User space has put in how many levels /proc is above us. */
+	proc_level = own_level - proc_level;
+	bpf_core_read(&own_ns, sizeof(own_ns), &pid->numbers[own_level].ns);
+}
+
+/* The process id as memleak sees it; 0 where the process is not in memleak's pid namespace. */
+static __always_inline __u32 own_pid_of(struct task_struct *leader)
+{
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct upid upid = {};
+
+	if (!pid || BPF_CORE_READ(pid, level) < own_level)
+		return 0;
+	bpf_core_read(&upid.nr, sizeof(upid.nr), &pid->numbers[own_level].nr);
+	bpf_core_read(&upid.ns, sizeof(upid.ns), &pid->numbers[own_level].ns);
+	return upid.ns == own_ns ? upid.nr : 0;
+}
+
+/* The id of a task as /proc has it, where memleak looks at it. */
+static __always_inline __u32 proc_pid_of(struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	__u32 nr = 0;
+
+	if (pid && BPF_CORE_READ(pid, level) >= proc_level)
+		bpf_core_read(&nr, sizeof(nr), &pid->numbers[proc_level].nr);
+	return nr;
+}
+
+#endif

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What a living task adds to the heap of its process. */
+#ifndef MEMLEAK_SUMS_H
+#define MEMLEAK_SUMS_H
+
+#include "core.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+#include "wanted.bpf.h"
+
+/* False if the task has no heap. */
+static __always_inline bool sum_of(struct task_struct *task, struct thread_sum *sum)
+{
+	struct thread *thread = thread_of(task);
+
+	sum->leader = task->pid == task->tgid;
+	if (thread && thread->heap) {
+		sum->heap = thread->heap;
+		sum->sum = thread->sum;
+		sum->live = thread->live;
+		sum->sole = thread->sole;
+		sum->leader &= !thread->borrowed;
+		sum->joined = 1;
+	} else if (sum->leader) {
+		/* It may have a heap that it has not joined. */
+		sum->heap = heap_of_process(task);
+	}
+	if (!sum->heap)
+		return false;
+	sum->uid = BPF_CORE_READ(task, real_cred, uid.val);
+	sum->outside = is_outside(task);
+	bpf_core_read(sum->comm, COMM_LEN, &task->comm);
+	return true;
+}
+
+#endif
