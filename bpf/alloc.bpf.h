@@ -43,12 +43,12 @@ static __always_inline __u64 product(__u64 size, __u64 count)
 }
 
 /* The block that a realloc replaced or freed, or a free with a return. */
-static __always_inline void old_block_gone(struct thread *thread, struct open_call *call)
+static __always_inline void count_old_block(struct thread *thread, struct open_call *call)
 {
 	if (call->old == OLD_RECORDED)
-		freed(thread, call->old_size);
+		count_free(thread, call->old_size);
 	else if (call->old == OLD_UNRECORDED)
-		freed_unrecorded(thread);
+		count_unrecorded_free(thread);
 }
 
 /* A function with a return is entered. Returns whether its return is wanted. */
@@ -58,8 +58,8 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 	struct open_call *call;
 	__u64 size, count;
 
-	saw_file(thread, cookie);
-	if (thread->depth && is_inner(ctx, thread, cookie))
+	note_file(thread, cookie);
+	if (thread->depth && is_nested(ctx, thread, cookie))
 		return false;
 	depth = thread->depth;
 	if (depth >= MAX_OPEN) {
@@ -91,7 +91,7 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 					? OLD_RECORDED
 					: OLD_UNRECORDED;
 		if (is_free_scope(cookie)) {
-			old_block_gone(thread, call);
+			count_old_block(thread, call);
 			call->old = OLD_NONE;
 		}
 	}
@@ -127,15 +127,15 @@ static __always_inline void close_call(struct thread *thread, struct open_call *
 			return;
 	}
 	if (block) {
-		old_block_gone(thread, call);
-		allocated(thread, block, call->size);
+		count_old_block(thread, call);
+		count_allocation(thread, block, call->size);
 	} else if (call->old != OLD_NONE && !call->size) {
 		/* realloc(p, 0) that frees. */
-		old_block_gone(thread, call);
+		count_old_block(thread, call);
 	} else {
 		thread->sum.failed_allocs++;
 		if (kind == KIND_REALLOCF)
-			old_block_gone(thread, call);
+			count_old_block(thread, call);
 		else if (call->old == OLD_RECORDED)
 			record_block(thread, call->old_block, call->old_size);
 	}
@@ -162,7 +162,7 @@ static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __
 found:
 	/* What was entered later was jumped out of on the way to this return. */
 	if (i)
-		abandon_newest(thread, i);
+		abandon_calls(thread, i);
 	close_call(thread, call, PT_REGS_RC(ctx));
 }
 
@@ -187,14 +187,14 @@ static __always_inline void leave_throwing(struct pt_regs *ctx, struct thread *t
 	return;
 found:
 	if (i)
-		abandon_newest(thread, i);
+		abandon_calls(thread, i);
 	if (kind_of(cookie) == KIND_RETURN) {
 		close_call(thread, call, PT_REGS_RC(ctx));
 		return;
 	}
 	scope = is_free_scope(call->cookie);
 	failed = thread->sum.failed_allocs;
-	abandon(thread);
+	abandon_call(thread);
 	thread->sum.failed_allocs = failed;
 	if (!scope)
 		thread->sum.lost_calls++;
@@ -203,13 +203,13 @@ found:
 /* An allocation that can only be told to have been asked for. */
 static __always_inline void unfollowed(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
-	saw_file(thread, cookie);
-	if (!thread->depth || !is_inner(ctx, thread, cookie))
+	note_file(thread, cookie);
+	if (!thread->depth || !is_nested(ctx, thread, cookie))
 		thread->sum.lost_calls++;
 }
 
 /* A function that may throw, at its entry or at one of the places where it returns. */
-static __always_inline void reached(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+static __always_inline void at_throwing(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	switch (kind_of(cookie)) {
 	case KIND_RETURN:

@@ -14,10 +14,10 @@
 
 #define SECOND_NS 1000000000ULL
 /* These take some three seconds, so more than HOLD_SECONDS; and nobody may wait for ever. */
-#define MAX_LOOKS (1 << 23)
+#define MAX_HOLD_STEPS (1 << 23)
 
 /* Processes that are to wait before they are back from their exec, by their task's address. */
-struct errand {
+struct pending_hold {
 	struct bpf_task_work work;
 };
 
@@ -25,8 +25,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u64);
-	__type(value, struct errand);
-} errands SEC(".maps");
+	__type(value, struct pending_hold);
+} pending_holds SEC(".maps");
 
 extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak;
 extern void bpf_task_release(struct task_struct *task) __ksym __weak;
@@ -41,12 +41,12 @@ extern int
 bpf_task_work_schedule_resume(struct task_struct *task, struct bpf_task_work *work, void *map,
 			      int (*callback)(struct bpf_map *, void *, void *)) __ksym __weak;
 
-static __always_inline long resume_with(struct task_struct *task, struct bpf_task_work *work,
-					int (*callback)(struct bpf_map *, void *, void *))
+static __always_inline long schedule_resume(struct task_struct *task, struct bpf_task_work *work,
+					    int (*callback)(struct bpf_map *, void *, void *))
 {
 	if (bpf_task_work_schedule_resume)
-		return bpf_task_work_schedule_resume(task, work, &errands, callback);
-	return bpf_task_work_schedule_resume_impl(task, work, &errands, callback, 0);
+		return bpf_task_work_schedule_resume(task, work, &pending_holds, callback);
+	return bpf_task_work_schedule_resume_impl(task, work, &pending_holds, callback, 0);
 }
 
 static __always_inline bool is_killed(struct task_struct *task)
@@ -63,7 +63,7 @@ struct hold {
 };
 
 /* One look at whether the wait is over. */
-static __always_inline bool is_over(__u32 round, struct hold *hold)
+static __always_inline bool is_hold_over(__u32 round, struct hold *hold)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	__u64 now_answered = *(volatile __u64 *)&answers;
@@ -76,7 +76,7 @@ static __always_inline bool is_over(__u32 round, struct hold *hold)
 	if (round == 0 || hold->unread || now_answered != hold->answers) {
 		hold->answers = now_answered;
 		thread = thread_of(task);
-		unknown = thread ? survey(thread) : 0;
+		unknown = thread ? survey_current(thread) : 0;
 		if (!unknown) {
 			hold->waiting = false;
 			return true;
@@ -93,26 +93,26 @@ static __always_inline bool is_over(__u32 round, struct hold *hold)
  * way; without preemption nowhere else, and what we wait for may need this very CPU. The process is
  * the current one, whose mappings are locked meanwhile, though its breakpoints are to be put there.
  */
-static long look_again(__u32 round, struct hold *hold)
+static long hold_step(__u32 round, struct hold *hold)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	char byte;
 
-	if (is_over(round, hold))
+	if (is_hold_over(round, hold))
 		return 1;
 	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)hold->stack, task, 0);
 	return 0;
 }
 
 /* The same, with memleak as the process: its mappings change less. Not allowed in uprobes. */
-static long look_again_after_exec(__u32 round, struct hold *hold)
+static long hold_step_after_exec(__u32 round, struct hold *hold)
 {
 	struct task_struct *task;
 	char byte;
 
-	if (is_over(round, hold))
+	if (is_hold_over(round, hold))
 		return 1;
-	task = bpf_task_from_pid(keeper);
+	task = bpf_task_from_pid(memleak_tgid);
 	if (!task)
 		return 1;
 	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)BPF_CORE_READ(task, mm, start_code),
@@ -134,7 +134,7 @@ static __always_inline void mark_heap(__u32 flag)
  * The current process waits until all that it has mapped is known. It may be interrupted while it
  * waits, but not stopped, and it takes no signal; it has not got back to its own code.
  */
-static __always_inline void hold(struct task_struct *task, __u64 stack, bool after_exec)
+static __always_inline void hold_current(struct task_struct *task, __u64 stack, bool after_exec)
 {
 	struct hold hold = {.stack = stack};
 	__u64 began = bpf_ktime_get_ns(), waited;
@@ -144,9 +144,9 @@ static __always_inline void hold(struct task_struct *task, __u64 stack, bool aft
 	if (waited_in_vain != answers)
 		hold.until_ns += HOLD_SECONDS * SECOND_NS;
 	if (after_exec)
-		bpf_loop(MAX_LOOKS, look_again_after_exec, &hold, 0);
+		bpf_loop(MAX_HOLD_STEPS, hold_step_after_exec, &hold, 0);
 	else
-		bpf_loop(MAX_LOOKS, look_again, &hold, 0);
+		bpf_loop(MAX_HOLD_STEPS, hold_step, &hold, 0);
 	waited = bpf_ktime_get_ns() - began;
 	__sync_fetch_and_add(&holds, 1);
 	if (waited > longest_hold_ns)
@@ -163,8 +163,8 @@ static int hold_after_exec(struct bpf_map *map, void *key, void *value)
 	struct task_struct *task = bpf_get_current_task_btf();
 	__u64 id = (__u64)task;
 
-	hold(task, 0, true);
-	bpf_map_delete_elem(&errands, &id);
+	hold_current(task, 0, true);
+	bpf_map_delete_elem(&pending_holds, &id);
 	return 0;
 }
 
@@ -173,19 +173,19 @@ static __always_inline bool image_arrived(void)
 {
 	struct thread *thread = thread_of(bpf_get_current_task_btf());
 
-	return thread && survey(thread);
+	return thread && survey_current(thread);
 }
 
 /* The current process waits on its way back from the kernel. */
 static __always_inline void hold_on_return(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct errand blank = {}, *errand;
+	struct pending_hold blank = {}, *pending_hold;
 	__u64 id = (__u64)task;
 
-	if (!bpf_map_update_elem(&errands, &id, &blank, BPF_ANY)) {
-		errand = bpf_map_lookup_elem(&errands, &id);
-		if (errand && !resume_with(task, &errand->work, hold_after_exec))
+	if (!bpf_map_update_elem(&pending_holds, &id, &blank, BPF_ANY)) {
+		pending_hold = bpf_map_lookup_elem(&pending_holds, &id);
+		if (pending_hold && !schedule_resume(task, &pending_hold->work, hold_after_exec))
 			return;
 	}
 	mark_heap(HEAP_LATE);
@@ -202,7 +202,7 @@ static __always_inline void hold_image(bool again)
 	__sync_fetch_and_or(&heap->flags, HEAP_SURVEYED);
 	if (again)
 		__sync_fetch_and_add(&retold[TASK_ARRIVED], 1);
-	if (survey(thread))
+	if (survey_current(thread))
 		hold_on_return();
 }
 
@@ -210,7 +210,7 @@ static __always_inline void hold_image(bool again)
  * The current process goes on, though it has files that are not known. If it has a dynamic loader
  * that is, that will hold it; a static program is late.
  */
-static __always_inline void unheld(void)
+static __always_inline void mark_unheld(void)
 {
 	mark_heap(HEAP_UNHELD);
 }
@@ -223,8 +223,8 @@ static __always_inline void libraries_arrived(struct pt_regs *ctx)
 	struct heap *heap;
 
 	/* One that may join has: before the loader maps a library, it allocates. */
-	if (thread && survey(thread))
-		hold(task, PT_REGS_SP(ctx), false);
+	if (thread && survey_current(thread))
+		hold_current(task, PT_REGS_SP(ctx), false);
 	heap = thread ? heap_by_id(thread->heap) : 0;
 	if (heap && heap->flags & HEAP_UNHELD)
 		__sync_fetch_and_and(&heap->flags, ~HEAP_UNHELD);

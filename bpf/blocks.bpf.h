@@ -127,7 +127,7 @@ static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *siz
 	return ours;
 }
 
-static long drop_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
+static long drop_block_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
 {
 	struct block_key dead = *key;
 
@@ -145,7 +145,7 @@ __noinline long make_room(void)
 {
 	if (dead_blocks * 8 < max_blocks)
 		return 0;
-	bpf_for_each_map_elem(&blocks, drop_if_dead, 0, 0);
+	bpf_for_each_map_elem(&blocks, drop_block_if_dead, 0, 0);
 	return 1;
 }
 

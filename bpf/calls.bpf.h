@@ -41,8 +41,8 @@ static __always_inline bool is_inside(struct task_struct *task, struct open_call
  * (siglongjmp, an exception). Either its frame lies where the stack has been unwound since, or it
  * was a handler's, on the signal stack, and we are back on the thread's own.
  */
-static __always_inline bool is_gone(struct task_struct *task, struct open_call *call, __u64 sp,
-				    __u64 back, __u64 cookie)
+static __always_inline bool was_unwound(struct task_struct *task, struct open_call *call, __u64 sp,
+					__u64 back, __u64 cookie)
 {
 	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
 
@@ -83,7 +83,7 @@ static __always_inline struct open_call *open_call_at(struct thread *thread, __u
  * Closes the innermost open call, which will never return. Global functions, as this one, are
  * verified once and not at each place that calls them.
  */
-FUNCTION int abandon(struct thread *thread)
+SUBPROGRAM int abandon_call(struct thread *thread)
 {
 	struct open_call *call;
 
@@ -111,14 +111,14 @@ FUNCTION int abandon(struct thread *thread)
  * that the verifier of 6.12 knows nothing of, it goes round until its limit of a million
  * instructions.
  */
-FUNCTION int abandon_newest(struct thread *thread, __u32 calls)
+SUBPROGRAM int abandon_calls(struct thread *thread, __u32 calls)
 {
 	__u32 i;
 
 	if (!thread)
 		return 0;
 	for (i = 0; i < MAX_OPEN && i < calls; i++)
-		abandon(thread);
+		abandon_call(thread);
 	return 0;
 }
 
@@ -127,7 +127,7 @@ FUNCTION int abandon_newest(struct thread *thread, __u32 calls)
  * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted
  * an allocator calls from elsewhere.
  */
-FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
+SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
 {
 	struct task_struct *task = current_task();
 	struct open_call *outer;
@@ -140,9 +140,9 @@ FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u6
 	back = return_address(ctx);
 	for (i = 0; i < MAX_OPEN; i++) {
 		outer = open_call_at(thread, thread->depth - 1);
-		if (!outer || !is_gone(task, outer, sp, back, cookie))
+		if (!outer || !was_unwound(task, outer, sp, back, cookie))
 			break;
-		abandon(thread);
+		abandon_call(thread);
 	}
 	for (i = 0; i < MAX_OPEN; i++) {
 		outer = open_call_at(thread, thread->depth - 1 - i);
@@ -164,7 +164,7 @@ FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u6
 		if (in_text(back, outer->ip, outer->cookie)) {
 			/* One that wraps another: what that calls is a part of the call, too. */
 			outer->inner_ip = PT_REGS_IP(ctx);
-			outer->inner_cookie = own_cookie(ctx);
+			outer->inner_cookie = probe_cookie(ctx);
 			return 1;
 		}
 		return outer->inner_ip && in_text(back, outer->inner_ip, outer->inner_cookie);
@@ -176,7 +176,7 @@ FUNCTION int is_inner(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u6
  * Counts as failed what exceptions have left, and nobody has noticed since: the thread ends. Where
  * the return address still stands, the call may be under way, and is no more than that.
  */
-static __always_inline void close_left(struct thread *thread)
+static __always_inline void count_unwound(struct thread *thread)
 {
 	struct open_call *call;
 	__u64 back;

@@ -9,7 +9,7 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-static __always_inline void allocated(struct thread *thread, __u64 address, __u64 size)
+static __always_inline void count_allocation(struct thread *thread, __u64 address, __u64 size)
 {
 	struct heap *heap;
 
@@ -26,7 +26,7 @@ static __always_inline void allocated(struct thread *thread, __u64 address, __u6
 	live_grows(thread, size);
 }
 
-static __always_inline void freed(struct thread *thread, __u64 size)
+static __always_inline void count_free(struct thread *thread, __u64 size)
 {
 	thread->sum.free_bytes += size;
 	thread->sum.free_count++;
@@ -37,7 +37,7 @@ static __always_inline void freed(struct thread *thread, __u64 size)
  * A block that is not in the table: one that did not fit, as long as there are any; else one that
  * this heap never allocated.
  */
-static __always_inline void freed_unrecorded(struct thread *thread)
+static __always_inline void count_unrecorded_free(struct thread *thread)
 {
 	struct heap *heap = heap_by_id(thread->heap);
 

@@ -33,7 +33,7 @@ struct walk {
 };
 
 /* A step up: appends a directory's name, or crosses a mount. Returns 1 at the root, -1 if lost. */
-FUNCTION int step_up(struct heap *heap, struct walk *walk)
+SUBPROGRAM int step_up(struct heap *heap, struct walk *walk)
 {
 	struct dentry *dentry, *parent;
 	struct mount *mount, *above;
@@ -65,7 +65,7 @@ FUNCTION int step_up(struct heap *heap, struct walk *walk)
 
 /* Appends the names on the way up to the root. Where that cannot be reached, the path is unknown.
  */
-FUNCTION int walk_up(struct heap *heap, struct walk *walk)
+SUBPROGRAM int walk_up(struct heap *heap, struct walk *walk)
 {
 	int i, found = 0;
 

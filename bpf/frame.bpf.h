@@ -81,7 +81,7 @@ enum { FRAME_SEARCHED = 1024, FRAME_AT_ONCE = 128 };
  * Whether `address` stands in the frame of a function that was entered with this stack pointer. A
  * function that calls others has put its return address somewhere there.
  */
-FUNCTION int frame_has(__u64 sp, __u64 address)
+SUBPROGRAM int frame_has(__u64 sp, __u64 address)
 {
 	__u64 words[FRAME_AT_ONCE / 8];
 	__u64 at = sp & -FRAME_AT_ONCE;

@@ -19,7 +19,7 @@
  * were freed long ago. Such a call goes straight to the function, where everyone else's goes by the
  * symbol, which an interposed allocator could take.
  */
-static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
+static __always_inline bool is_called_directly(struct pt_regs *ctx, __u64 cookie)
 {
 #if defined(__TARGET_ARCH_x86)
 	__u32 index = cookie >> COOKIE_SITE;
@@ -54,10 +54,10 @@ static __always_inline bool calls_itself(struct pt_regs *ctx, __u64 cookie)
  * Whether a free does the work of the one before it, for the same block: cfree may jump to free,
  * operator delete call it, a free begin again.
  */
-static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
-					    __u64 cookie)
+static __always_inline bool continues_last_free(struct pt_regs *ctx, struct thread *thread,
+						__u64 block, __u64 cookie)
 {
-	struct free_call *outer = &thread->freed;
+	struct free_call *outer = &thread->last_free;
 	__u64 sp = PT_REGS_SP(ctx), back;
 
 	if (outer->block != block || sp > outer->sp)
@@ -69,12 +69,12 @@ static __always_inline bool is_rest_of_free(struct pt_regs *ctx, struct thread *
 }
 
 /* Whether more than one file with an allocator has been at work in this heap. */
-static __always_inline bool may_wrap(struct thread *thread)
+static __always_inline bool uses_several_allocators(struct thread *thread)
 {
 	return thread->files & (thread->files - 1);
 }
 
-static __always_inline struct entered_free *free_at(struct thread *thread, __u32 at)
+static __always_inline struct entered_free *entered_free_at(struct thread *thread, __u32 at)
 {
 	__u64 index = at;
 
@@ -85,7 +85,7 @@ static __always_inline struct entered_free *free_at(struct thread *thread, __u32
 }
 
 /* Notes a free, so that one that it passes the block on to can be told from it. */
-FUNCTION int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
+SUBPROGRAM int push_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
 {
 	struct task_struct *task = current_task();
 	struct entered_free *last;
@@ -98,7 +98,7 @@ FUNCTION int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u
 	sp = PT_REGS_SP(ctx);
 	alt = on_signal_stack(task, sp);
 	for (i = 0; i < MAX_FREES; i++) {
-		last = free_at(thread, thread->free_count - 1);
+		last = entered_free_at(thread, thread->free_count - 1);
 		if (!last)
 			break;
 		/* It has returned, if the stack has been given back to where it was. */
@@ -113,13 +113,13 @@ FUNCTION int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u
 			thread->frees[i - 1] = thread->frees[i];
 		thread->free_count = MAX_FREES - 1;
 	}
-	last = free_at(thread, thread->free_count);
+	last = entered_free_at(thread, thread->free_count);
 	if (!last)
 		return 0;
 	thread->free_count++;
 	last->sp = sp;
 	last->ip = PT_REGS_IP(ctx);
-	last->cookie = own_cookie(ctx);
+	last->cookie = probe_cookie(ctx);
 	last->block = block;
 	return 0;
 }
@@ -128,7 +128,7 @@ FUNCTION int note_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u
  * A free of an allocator that wraps another one passes the block on, as it is or with a header
  * before it: by a tail call, or by a call from its own file.
  */
-FUNCTION int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
+SUBPROGRAM int is_forwarded_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
 {
 	struct entered_free *outer;
 	__u64 sp, back;
@@ -139,7 +139,7 @@ FUNCTION int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread, 
 	sp = PT_REGS_SP(ctx);
 	back = return_address(ctx);
 	for (i = 0; i < MAX_FREES; i++) {
-		outer = free_at(thread, i);
+		outer = entered_free_at(thread, i);
 		if (!outer || i >= thread->free_count)
 			break;
 		if (outer->sp < sp)
@@ -151,47 +151,48 @@ FUNCTION int is_passed_on(struct pt_regs *ctx __arg_ctx, struct thread *thread, 
 	return 0;
 }
 
-static __always_inline void remember_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
+static __always_inline void set_last_free(struct pt_regs *ctx, struct thread *thread, __u64 block,
 					  __u64 cookie)
 {
-	thread->freed.block = block;
-	thread->freed.sp = PT_REGS_SP(ctx);
-	thread->freed.ip = PT_REGS_IP(ctx);
-	thread->freed.cookie = cookie;
+	thread->last_free.block = block;
+	thread->last_free.sp = PT_REGS_SP(ctx);
+	thread->last_free.ip = PT_REGS_IP(ctx);
+	thread->last_free.cookie = cookie;
 }
 
-static __always_inline void free_entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+static __always_inline void enter_free(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	__u64 block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK)), size;
 
 	if (!block)
 		return;
-	saw_file(thread, cookie);
-	if (thread->depth && is_inner(ctx, thread, cookie))
+	note_file(thread, cookie);
+	if (thread->depth && is_nested(ctx, thread, cookie))
 		return;
 	if (take_block(thread, block, &size)) {
-		remember_free(ctx, thread, block, cookie);
-		freed(thread, size);
+		set_last_free(ctx, thread, block, cookie);
+		count_free(thread, size);
 	} else {
-		if (is_rest_of_free(ctx, thread, block, cookie) || calls_itself(ctx, cookie))
+		if (continues_last_free(ctx, thread, block, cookie) ||
+		    is_called_directly(ctx, cookie))
 			return;
-		if (may_wrap(thread) && is_passed_on(ctx, thread, block))
+		if (uses_several_allocators(thread) && is_forwarded_free(ctx, thread, block))
 			return;
 		if (kind_of(cookie) == KIND_FREE_AGAIN)
-			remember_free(ctx, thread, block, cookie);
-		freed_unrecorded(thread);
+			set_last_free(ctx, thread, block, cookie);
+		count_unrecorded_free(thread);
 	}
-	if (may_wrap(thread))
-		note_free(ctx, thread, block);
+	if (uses_several_allocators(thread))
+		push_free(ctx, thread, block);
 }
 
 /* A function is entered of which that is enough. */
-static __always_inline void entered(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+static __always_inline void at_entry(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	if (kind_of(cookie) != KIND_START)
-		free_entered(ctx, thread, cookie);
+		enter_free(ctx, thread, cookie);
 	else
-		saw_file(thread, cookie);
+		note_file(thread, cookie);
 }
 
 #endif

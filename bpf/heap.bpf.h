@@ -29,7 +29,7 @@ static __always_inline struct thread *new_thread(struct task_struct *task)
 }
 
 /* A task that is not followed any more. Last: where none is, every row is on its way. */
-static __always_inline void thread_gone(struct task_struct *task)
+static __always_inline void forget_thread(struct task_struct *task)
 {
 	__u64 key = (__u64)task;
 
@@ -44,7 +44,7 @@ static __always_inline void thread_gone(struct task_struct *task)
  */
 static __always_inline struct heap *new_heap(void)
 {
-	__u64 id = next_heap();
+	__u64 id = next_heap_id();
 	struct heap *heap;
 
 	if (bpf_map_update_elem(&heaps, &id, &no_heap, BPF_NOEXIST)) {

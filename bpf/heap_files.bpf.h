@@ -10,7 +10,7 @@
 
 /* Remembers in the heap that it has a probed file: the row names its allocators. Whether it does.
  */
-FUNCTION int add_file(struct heap *heap, __u32 file)
+SUBPROGRAM int add_file(struct heap *heap, __u32 file)
 {
 	int i;
 
@@ -24,7 +24,7 @@ FUNCTION int add_file(struct heap *heap, __u32 file)
 }
 
 /* The thread has seen all that its heap remembers. */
-static __always_inline void knows_files(struct thread *thread, struct heap *heap)
+static __always_inline void note_all_files(struct thread *thread, struct heap *heap)
 {
 	int i;
 
@@ -33,7 +33,7 @@ static __always_inline void knows_files(struct thread *thread, struct heap *heap
 }
 
 /* The same, from a function of the file that is at work. */
-static __always_inline void saw_file(struct thread *thread, __u64 cookie)
+static __always_inline void note_file(struct thread *thread, __u64 cookie)
 {
 	__u32 file = (cookie >> COOKIE_FILE) & (MAX_FILES - 1);
 	__u64 bit = 1ULL << (file & 63);

@@ -20,7 +20,8 @@
 #include "wanted.bpf.h"
 
 /* The id of a new heap of a process that is there, which is its one user; 0 if that cannot be. */
-static __always_inline __u64 heap_of_running(struct task_struct *task, struct task_struct *leader)
+static __always_inline __u64 new_heap_of_running(struct task_struct *task,
+						 struct task_struct *leader)
 {
 	struct heap *heap = new_heap();
 	struct found_files *files;
@@ -62,7 +63,7 @@ static __always_inline __u64 adopt(struct task_struct *task, struct task_struct 
 		return id;
 	if (scope == SCOPE_ALL && !is_wanted(task, leader))
 		return 0;
-	id = heap_of_running(task, leader);
+	id = new_heap_of_running(task, leader);
 	if (!id)
 		return 0;
 	first = claim_process(leader, id);
@@ -75,7 +76,7 @@ static __always_inline __u64 adopt(struct task_struct *task, struct task_struct 
  * The current thread joins the heap of its process, if that is followed, or is to be. Returns
  * whether it did.
  */
-FUNCTION int join(void)
+SUBPROGRAM int join(void)
 {
 	struct task_struct *task = current_task(), *leader;
 	struct thread *thread;
@@ -101,10 +102,10 @@ FUNCTION int join(void)
 	thread->ppid = heap->ppid;
 	thread->image = 0;
 	enter_heap(thread, id, false);
-	joined(thread, heap, BPF_CORE_READ(task, signal, live.counter) == 1);
+	thread_joined(thread, heap, BPF_CORE_READ(task, signal, live.counter) == 1);
 	if (!heap->file_count)
-		survey_of(task, heap, false);
-	knows_files(thread, heap);
+		survey_mappings(task, heap, false);
+	note_all_files(thread, heap);
 	return 1;
 }
 
@@ -147,7 +148,7 @@ static __always_inline void adopt_running(struct task_struct *leader)
 	id = adopt(leader, leader);
 	heap = id ? heap_by_id(id) : 0;
 	if (heap)
-		survey_of(leader, heap, false);
+		survey_mappings(leader, heap, false);
 }
 
 #endif

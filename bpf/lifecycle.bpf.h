@@ -131,7 +131,7 @@ static __always_inline __u64 successor_of(struct task_struct *task)
 }
 
 /* Which image of its process the task is about to begin, if it is one of `successors`; else 0. */
-static __always_inline __u32 inherited_image(struct task_struct *task)
+static __always_inline __u32 take_inherited_image(struct task_struct *task)
 {
 	__u64 key = (__u64)task;
 	__u32 *image = successor_count ? bpf_map_lookup_elem(&successors, &key) : 0;
@@ -142,7 +142,7 @@ static __always_inline __u32 inherited_image(struct task_struct *task)
 	return number;
 }
 
-static __always_inline void hand_over(__u64 successor, __u32 image)
+static __always_inline void record_successor(__u64 successor, __u32 image)
 {
 	if (!bpf_map_update_elem(&successors, &successor, &image, BPF_ANY))
 		__sync_fetch_and_add(&successor_count, 1);
@@ -158,7 +158,7 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	struct thread *thread = thread_of(task);
 	__u64 exec_id = BPF_CORE_READ(task, self_exec_id);
 	struct heap *heap, *fresh;
-	__u32 leaving = 1, inherited = inherited_image(task);
+	__u32 leaving = 1, inherited = take_inherited_image(task);
 	bool followed;
 
 	if (again && thread && thread->exec_id == exec_id)
@@ -185,14 +185,14 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 			if (!(heap->flags & HEAP_LEADER_GONE))
 				__builtin_memcpy(heap->comm, thread->old_comm, COMM_LEN);
 			owner_leaves(task, heap, HEAP_EXEC);
-			leaving += process_leaves(heap);
+			leaving += release_process_user(heap);
 			thread->image++;
 		}
 		leave_heap(thread, heap, leaving);
 	}
 	if (!followed) {
 		drop_thread(task);
-		thread_gone(task);
+		forget_thread(task);
 		return;
 	}
 	enter_heap(thread, 0, true);
@@ -245,11 +245,11 @@ static __always_inline void exited(struct task_struct *task, bool again)
 	struct heap *heap;
 
 	/* Its threads come and go, and a group exit is its end. */
-	if (task->tgid == keeper && BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
+	if (task->tgid == memleak_tgid && BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
 		nobody_answers = 1;
 	/* Its exec has failed, too late for it to go on: whoever has its address next is another
 	 * one. */
-	inherited_image(task);
+	take_inherited_image(task);
 	if (!thread || (again && thread->exited))
 		return;
 	thread->exited = 1;
@@ -258,19 +258,19 @@ static __always_inline void exited(struct task_struct *task, bool again)
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		goto out;
-	close_left(thread);
+	count_unwound(thread);
 	if (!thread->borrowed) {
 		/* Else the thread that executes is an owner, and tells of it. */
 		if (heap->flags & HEAP_ATTACHED)
 			successor = successor_of(task);
 		if (successor)
-			hand_over(successor, thread->image + 1);
+			record_successor(successor, thread->image + 1);
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
 			set_flags(heap, HEAP_LEADER_GONE);
 		}
 		if (heap->flags & HEAP_PROCESS && is_end_of_process(task, heap))
-			leaving += process_leaves(heap);
+			leaving += release_process_user(heap);
 		/* Only the last of them sees for certain how the process ends. */
 		if (is_last_owner(thread, heap, leaving)) {
 			heap->status = wait_status(task);
@@ -279,7 +279,7 @@ static __always_inline void exited(struct task_struct *task, bool again)
 	}
 	leave_heap(thread, heap, leaving);
 out:
-	thread_gone(task);
+	forget_thread(task);
 }
 
 static __always_inline void renamed(struct task_struct *task)

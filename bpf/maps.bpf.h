@@ -72,7 +72,7 @@ struct thread {
 	__u32 pad;
 	struct entered_free frees[MAX_FREES];
 	char old_comm[COMM_LEN]; /* comm before the last change of it */
-	struct free_call freed;
+	struct free_call last_free;
 	struct open_call open[MAX_OPEN];
 };
 
@@ -193,7 +193,7 @@ struct pid_namespace *own_ns = 0;
 __u32 own_level = 0;
 __u32 proc_level = 0; /* the level of the one that /proc shows; may be above memleak's */
 
-__u32 keeper = 0;	  /* memleak itself, in the initial pid namespace; found by `identify` */
+__u32 memleak_tgid = 0;	  /* memleak itself, in the initial pid namespace; found by `identify` */
 __u32 nobody_answers = 0; /* memleak has gone, or is about to */
 struct arrival identified = {}; /* what `identify_file` found */
 __u64 answers = 0;		/* raised by user space when it has put something into `files` */

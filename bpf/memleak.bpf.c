@@ -33,12 +33,12 @@ int alloc_session(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
 
-	use_own_stack(ctx);
+	use_task_stack(ctx);
 	/* From the entry, 1 means that the return is not wanted. */
 	if (!thread)
 		return 1;
 	if (!is_return(ctx))
-		return !enter(ctx, thread, own_cookie(ctx));
+		return !enter(ctx, thread, probe_cookie(ctx));
 	leave(ctx, thread, 0);
 	return 0;
 }
@@ -57,7 +57,7 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(exec_shows, struct task_struct *task)
 {
 	if (image_arrived())
-		unheld();
+		mark_unheld();
 	return 0;
 }
 
@@ -65,7 +65,7 @@ int BPF_PROG(exec_shows, struct task_struct *task)
 SEC("uprobe.multi.s")
 int loader_maps(struct pt_regs *ctx)
 {
-	use_own_stack(ctx);
+	use_task_stack(ctx);
 	libraries_arrived(ctx);
 	return 0;
 }

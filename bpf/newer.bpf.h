@@ -44,7 +44,7 @@ struct {
 	__type(value, struct live_cell);
 } live_cells SEC(".maps");
 
-const volatile bool jumps = false; /* never set */
+const volatile bool tail_calls = false; /* never set */
 
 /*
  * From 6.13 on the kernel gives a program at a probe, or a function of it, that needs 64 B of stack
@@ -54,17 +54,17 @@ const volatile bool jumps = false; /* never set */
  * other's frames. A program with a tail call is spared, even if that is never reached: so it need
  * not be one that could be made, to a map that takes programs, which not all programs may use.
  */
-static __always_inline void use_own_stack(void *ctx)
+static __always_inline void use_task_stack(void *ctx)
 {
-	if (jumps)
+	if (tail_calls)
 		bpf_tail_call(ctx, &sites, 0);
 }
 
 /* What a program at many entries is. */
-#define ENTRIES "uprobe.multi"
+#define ENTRY_SECTION "uprobe.multi"
 
 /* Verified once, and not at each place that calls it. */
-#define FUNCTION __noinline
+#define SUBPROGRAM __noinline
 
 /* A field of the current task. */
 #define task_field(task, field) ((task)->field)
@@ -75,7 +75,7 @@ static __always_inline struct task_struct *current_task(void)
 }
 
 /* The cookie of the probe that runs. */
-static __always_inline __u64 own_cookie(void *ctx)
+static __always_inline __u64 probe_cookie(void *ctx)
 {
 	return bpf_get_attach_cookie(ctx);
 }
@@ -85,7 +85,7 @@ static __always_inline void set_flags(struct heap *heap, __u32 flags)
 	__sync_fetch_and_or(&heap->flags, flags);
 }
 
-static __always_inline __u64 next_heap(void)
+static __always_inline __u64 next_heap_id(void)
 {
 	return __sync_fetch_and_add(&last_heap, 1) + 1;
 }
@@ -302,7 +302,7 @@ static __always_inline void drop_heap(__u64 id)
 /* A thread has joined its process's heap. `alone`: only itself could change that it is the only
  * one.
  */
-static __always_inline void joined(struct thread *thread, struct heap *heap, bool alone)
+static __always_inline void thread_joined(struct thread *thread, struct heap *heap, bool alone)
 {
 	if (!alone)
 		return;
@@ -314,7 +314,7 @@ static __always_inline void joined(struct thread *thread, struct heap *heap, boo
  * How many users the process is of its heap beside its threads, from now on none any more: 1 where
  * it was there before us, and this is its end. Of those who see the end only one gets it.
  */
-static __always_inline __u32 process_leaves(struct heap *heap)
+static __always_inline __u32 release_process_user(struct heap *heap)
 {
 	if (!(heap->flags & HEAP_PROCESS))
 		return 0;

@@ -13,15 +13,15 @@
 #include "memleak.h"
 
 /* There is no other. */
-static __always_inline void use_own_stack(void *ctx)
+static __always_inline void use_task_stack(void *ctx)
 {
 }
 
 /* A program is at one probe. */
-#define ENTRIES "uprobe"
+#define ENTRY_SECTION "uprobe"
 
 /* Before 5.12 a function that is verified once takes no pointer. */
-#define FUNCTION static __noinline
+#define SUBPROGRAM static __noinline
 
 /* A field of the current task, whose address is nothing but a number here (before 5.11). */
 #define task_field(task, field) BPF_CORE_READ(task, field)
@@ -32,7 +32,7 @@ static __always_inline struct task_struct *current_task(void)
 }
 
 /* The cookie of the probe that runs: user space puts it here before it loads the program. */
-static __always_inline __u64 own_cookie(void *ctx)
+static __always_inline __u64 probe_cookie(void *ctx)
 {
 	__u64 cookie;
 
@@ -81,7 +81,7 @@ struct {
 #define CPU_BITS 16
 
 /* Heaps are begun in tracepoints, which are not preempted, and nest in none that begins one. */
-static __always_inline __u64 next_heap(void)
+static __always_inline __u64 next_heap_id(void)
 {
 	__u32 zero = 0;
 	__u64 *begun = bpf_map_lookup_elem(&heaps_begun, &zero);
@@ -305,7 +305,7 @@ static __always_inline void drop_heap(__u64 id)
 	bpf_map_delete_elem(&heaps, &id);
 }
 
-static __always_inline void joined(struct thread *thread, struct heap *heap, bool alone)
+static __always_inline void thread_joined(struct thread *thread, struct heap *heap, bool alone)
 {
 	if (heap->flags & HEAP_PEAKLESS)
 		return;
@@ -318,7 +318,7 @@ static __always_inline void joined(struct thread *thread, struct heap *heap, boo
 	}
 }
 
-static __always_inline __u32 process_leaves(struct heap *heap)
+static __always_inline __u32 release_process_user(struct heap *heap)
 {
 	return heap->flags & HEAP_PROCESS && take_token(heap->id, PROCESS);
 }

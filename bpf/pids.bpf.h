@@ -13,7 +13,7 @@ static __always_inline void find_own_namespace(void)
 	struct task_struct *task = current_task();
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 
-	keeper = task_field(task, tgid);
+	memleak_tgid = task_field(task, tgid);
 	own_level = BPF_CORE_READ(pid, level);
 	/* User space has put in how many levels /proc is above us. */
 	proc_level = own_level - proc_level;

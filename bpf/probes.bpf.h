@@ -17,9 +17,9 @@
 	{                                                                                          \
 		struct thread *thread = current_thread();                                          \
                                                                                                    \
-		use_own_stack(ctx);                                                                \
+		use_task_stack(ctx);                                                               \
 		if (thread)                                                                        \
-			does(ctx, thread, own_cookie(ctx));                                        \
+			does(ctx, thread, probe_cookie(ctx));                                      \
 		return 0;                                                                          \
 	}
 
@@ -27,8 +27,8 @@
 AT_PROBE("uprobe", alloc_enter, enter)
 AT_PROBE("uretprobe", alloc_return, leave)
 /* Functions of which the entry is enough. */
-AT_PROBE(ENTRIES, entry_only, entered)
+AT_PROBE(ENTRY_SECTION, entry_only, at_entry)
 /* Functions that may throw. */
-AT_PROBE(ENTRIES, throwing, reached)
+AT_PROBE(ENTRY_SECTION, throwing, at_throwing)
 
 #endif

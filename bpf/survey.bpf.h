@@ -16,7 +16,7 @@
 #ifdef OLDER_KERNELS
 
 /* What has been mapped is looked for in user space, before. */
-static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits)
+static __always_inline int survey_mappings(struct task_struct *task, struct heap *heap, bool waits)
 {
 	return 0;
 }
@@ -58,7 +58,7 @@ static __always_inline struct file_state *known_file(struct arrival *arrival)
 }
 
 /* Shows a file to user space. False if that cannot be. */
-static __always_inline bool show(struct arrival *arrival)
+static __always_inline bool send_arrival(struct arrival *arrival)
 {
 	struct file_state asked = {.version = arrival->version, .asked = 1};
 	struct file_id file = arrival->file;
@@ -72,7 +72,8 @@ static __always_inline bool show(struct arrival *arrival)
 	return false;
 }
 
-static __always_inline void note_file(struct heap *heap, struct file_state *state, bool program)
+static __always_inline void apply_file_state(struct heap *heap, struct file_state *state,
+					     bool program)
 {
 	if (state->index != NO_INDEX)
 		add_file(heap, state->index);
@@ -99,13 +100,13 @@ __noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int pro
 		return 0;
 	state = known_file(arrival);
 	if (state && !state->asked) {
-		note_file(heap, state, program);
+		apply_file_state(heap, state, program);
 		file = arrival->file;
 		if (state->flags & FILE_FORGET)
 			bpf_map_delete_elem(&files, &file);
 		return 0;
 	}
-	if ((state || show(arrival)) && waits)
+	if ((state || send_arrival(arrival)) && waits)
 		return 1;
 	__sync_fetch_and_or(&heap->flags, HEAP_LATE);
 	return 0;
@@ -115,7 +116,7 @@ __noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int pro
  * Goes through what a process has mapped to execute. Returns how many files are not known yet;
  * those that nobody was shown before are now. -1: the mappings cannot be read at the moment.
  */
-static __always_inline int survey_of(struct task_struct *task, struct heap *heap, bool waits)
+static __always_inline int survey_mappings(struct task_struct *task, struct heap *heap, bool waits)
 {
 	struct arrival arrival = {};
 	struct bpf_iter_task_vma it;
@@ -156,7 +157,7 @@ static __always_inline int survey_of(struct task_struct *task, struct heap *heap
 }
 
 /* The same for the current process. */
-__noinline int survey(struct thread *thread)
+__noinline int survey_current(struct thread *thread)
 {
 	struct heap *heap;
 	int unknown;
@@ -166,8 +167,8 @@ __noinline int survey(struct thread *thread)
 	heap = heap_by_id(thread->heap);
 	if (!heap)
 		return 0;
-	unknown = survey_of(bpf_get_current_task_btf(), heap, true);
-	knows_files(thread, heap);
+	unknown = survey_mappings(bpf_get_current_task_btf(), heap, true);
+	note_all_files(thread, heap);
 	return unknown;
 }
 

@@ -75,7 +75,7 @@ static __always_inline bool is_wanted(struct task_struct *task, struct task_stru
 {
 	__u32 uid;
 
-	if (task_field(task, tgid) == keeper || task_field(task, flags) & PF_KTHREAD)
+	if (task_field(task, tgid) == memleak_tgid || task_field(task, flags) & PF_KTHREAD)
 		return false;
 	if (by_uid) {
 		uid = BPF_CORE_READ(task, real_cred, uid.val);
