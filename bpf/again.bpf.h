@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The kernel does not call a program of a tracepoint that is at work on the same CPU already
- * (bpf_prog_get_recursion_context in include/linux/bpf.h). That used to take an interrupt; in
- * newer kernels (7.2 is one) tracepoints can be preempted, and whoever runs meanwhile is missed.
- * So there what must not be missed is told twice, by another program, after the first.
+ * A second program for each event that must not be missed, called after the first.
+ * The kernel does not call a program of a tracepoint that is already running on the same CPU
+ * (bpf_prog_get_recursion_context in include/linux/bpf.h). Formerly that took an interrupt. In
+ * newer kernels (7.2 is one) tracepoints can be preempted. Then the events of the tasks that run
+ * meanwhile are missed.
  */
 #ifndef MEMLEAK_AGAIN_H
 #define MEMLEAK_AGAIN_H

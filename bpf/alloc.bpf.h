@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What a call of an allocator function does to the counters. Entry and return are told apart by the
- * programs in memleak.bpf.c; who runs in which heap is the business of lifecycle.bpf.h.
+ * What a call of an allocator function does to the counters. The programs in memleak.bpf.c and
+ * probes.bpf.h tell entry and return apart. Which task uses which heap is decided in
+ * lifecycle.bpf.h.
  */
 #ifndef MEMLEAK_ALLOC_H
 #define MEMLEAK_ALLOC_H
@@ -16,10 +17,11 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* A product of size and count that wraps: the call is bound to fail. */
+/* Stands for a product of size and count that overflows. The call is bound to fail. */
 #define SIZE_OVERFLOW (~0ULL)
 
-/* Bytes between the stack pointer at entry and the one after return: `ret` pops the return address.
+/*
+ * Bytes between the stack pointer at entry and after return: on x86 `ret` pops the return address.
  */
 #if defined(__TARGET_ARCH_x86)
 #define RETURN_POPS 8
@@ -31,10 +33,10 @@ static __always_inline __u64 product(__u64 size, __u64 count)
 {
 	__u64 most;
 
-	/* Both below 2^32: the product fits, without the division. */
+	/* If both are below 2^32, the product fits, and needs no division. */
 	if ((size | count) >> 32 && count) {
 		most = SIZE_OVERFLOW / count;
-		/* Else clang makes this a 128-bit multiplication, which BPF does not have. */
+		/* Otherwise clang makes this a 128-bit multiplication, which BPF does not have. */
 		barrier_var(most);
 		if (size > most)
 			return SIZE_OVERFLOW;
@@ -42,7 +44,10 @@ static __always_inline __u64 product(__u64 size, __u64 count)
 	return size * count;
 }
 
-/* The block that a realloc replaced or freed, or a free with a return. */
+/*
+ * Counts the free of the block that a realloc replaced or freed, or that a free with a return probe
+ * frees.
+ */
 static __always_inline void count_old_block(struct thread *thread, struct open_call *call)
 {
 	if (call->old == OLD_RECORDED)
@@ -51,7 +56,7 @@ static __always_inline void count_old_block(struct thread *thread, struct open_c
 		count_unrecorded_free(thread);
 }
 
-/* A function with a return is entered. Returns whether its return is wanted. */
+/* Entry of a function with a return. Returns whether its return has to be probed. */
 static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	__u32 n, depth;
@@ -84,7 +89,7 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 	call->old = OLD_NONE;
 	n = cookie_field(cookie, COOKIE_BLOCK);
 	if (n) {
-		/* Out before anyone can be handed its address again. */
+		/* Taken out before another thread can get its address again. */
 		call->old_block = argument(ctx, n);
 		if (call->old_block)
 			call->old = take_block(thread, call->old_block, &call->old_size)
@@ -98,7 +103,7 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 	return true;
 }
 
-/* The same for one that may throw. */
+/* The same for a function that may throw. */
 static __always_inline void enter_throwing(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	struct open_call *call;
@@ -110,7 +115,7 @@ static __always_inline void enter_throwing(struct pt_regs *ctx, struct thread *t
 		call->back = return_address(ctx);
 }
 
-/* An open call is closed by its return, which gave `result`. */
+/* Closes an open call whose function has returned `result`. */
 static __always_inline void close_call(struct thread *thread, struct open_call *call, __u64 result)
 {
 	__u32 kind = kind_of(call->cookie);
@@ -118,7 +123,7 @@ static __always_inline void close_call(struct thread *thread, struct open_call *
 
 	thread->depth--;
 	if (call->out)
-		/* posix_memalign stores the block and returns 0, or an error number. */
+		/* posix_memalign stores the block, and returns 0 or an error number. */
 		block = (__u32)block ? 0 : user_word(call->out);
 	if (kind > KIND_REALLOC) {
 		if (kind == KIND_RESIZE)
@@ -142,8 +147,8 @@ static __always_inline void close_call(struct thread *thread, struct open_call *
 }
 
 /*
- * A function returns. `cookie` says which, or is 0 where only functions return whose entry asked
- * for it; else the return may be that of an inner call, at the same stack pointer.
+ * Return of a function. `cookie` names the function. It is 0 where a return is probed only if the
+ * entry asked for it. Otherwise the return may be that of an inner call at the same stack pointer.
  */
 static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
@@ -160,15 +165,15 @@ static __always_inline void leave(struct pt_regs *ctx, struct thread *thread, __
 	}
 	return;
 found:
-	/* What was entered later was jumped out of on the way to this return. */
+	/* Calls that were entered later were jumped out of on the way to this return. */
 	if (i)
 		abandon_calls(thread, i);
 	close_call(thread, call, PT_REGS_RC(ctx));
 }
 
 /*
- * A place that only a function that may throw and is about to leave its frame comes to, or one that
- * nobody followed: with its stack pointer at what it was at the entry.
+ * A place where a function that may throw leaves its frame, or a jump that was not followed. Here
+ * the stack pointer is the same as at the entry.
  */
 static __always_inline void leave_throwing(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
@@ -200,7 +205,7 @@ found:
 		thread->sum.lost_calls++;
 }
 
-/* An allocation that can only be told to have been asked for. */
+/* An allocation of which only the entry is known. */
 static __always_inline void unfollowed(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	note_file(thread, cookie);
@@ -208,7 +213,7 @@ static __always_inline void unfollowed(struct pt_regs *ctx, struct thread *threa
 		thread->sum.lost_calls++;
 }
 
-/* A function that may throw, at its entry or at one of the places where it returns. */
+/* A function that may throw: its entry, or one of the places where it returns. */
 static __always_inline void at_throwing(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	switch (kind_of(cookie)) {

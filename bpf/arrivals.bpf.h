@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A process that has mapped files that are not known yet waits until user space has looked at them,
- * before it has run any of their code.
+ * Holds a process that has mapped unknown files until user space has examined them. The process has
+ * not run any code of these files yet.
  */
 #ifndef MEMLEAK_ARRIVALS_H
 #define MEMLEAK_ARRIVALS_H
@@ -13,10 +13,13 @@
 #include "survey.bpf.h"
 
 #define SECOND_NS 1000000000ULL
-/* These take some three seconds, so more than HOLD_SECONDS; and nobody may wait for ever. */
+/*
+ * So many steps take about three seconds, which is more than HOLD_SECONDS. The limit ensures that
+ * no process waits for ever.
+ */
 #define MAX_HOLD_STEPS (1 << 23)
 
-/* Processes that are to wait before they are back from their exec, by their task's address. */
+/* Processes that are to be held before they return from their exec, by their task's address. */
 struct pending_hold {
 	struct bpf_task_work work;
 };
@@ -56,13 +59,13 @@ static __always_inline bool is_killed(struct task_struct *task)
 
 struct hold {
 	__u64 until_ns;
-	__u64 answers; /* when the mappings were last looked at */
+	__u64 answers; /* value of the global when the mappings were last read */
 	__u64 stack;   /* an address that can be read */
-	bool unread;   /* the mappings could not be looked at then */
+	bool unread;   /* the mappings could not be read then */
 	bool waiting;
 };
 
-/* One look at whether the wait is over. */
+/* One check whether the wait is over. */
 static __always_inline bool is_hold_over(__u32 round, struct hold *hold)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -70,7 +73,7 @@ static __always_inline bool is_hold_over(__u32 round, struct hold *hold)
 	struct thread *thread;
 	int unknown;
 
-	/* Who answers is at it: what is asked may come next. */
+	/* User space is answering: the next answer may be the one that is needed. */
 	if (round && now_answered != hold->answers)
 		hold->until_ns = bpf_ktime_get_ns() + HOLD_SECONDS * SECOND_NS;
 	if (round == 0 || hold->unread || now_answered != hold->answers) {
@@ -89,9 +92,10 @@ static __always_inline bool is_hold_over(__u32 round, struct hold *hold)
 }
 
 /*
- * A look at it that lets others run. The kernel does so where a process's memory is read in this
- * way; without preemption nowhere else, and what we wait for may need this very CPU. The process is
- * the current one, whose mappings are locked meanwhile, though its breakpoints are to be put there.
+ * One check that lets other tasks run. The kernel reschedules when a program reads a process's
+ * memory in this way. Without preemption it does so nowhere else, and the answer may need this very
+ * CPU. The process read here is the current one. Its mappings are locked meanwhile, although its
+ * breakpoints have to be inserted there.
  */
 static long hold_step(__u32 round, struct hold *hold)
 {
@@ -104,7 +108,9 @@ static long hold_step(__u32 round, struct hold *hold)
 	return 0;
 }
 
-/* The same, with memleak as the process: its mappings change less. Not allowed in uprobes. */
+/*
+ * The same, but reads memleak's memory, whose mappings change less often. Not allowed in uprobes.
+ */
 static long hold_step_after_exec(__u32 round, struct hold *hold)
 {
 	struct task_struct *task;
@@ -131,15 +137,15 @@ static __always_inline void mark_heap(__u32 flag)
 }
 
 /*
- * The current process waits until all that it has mapped is known. It may be interrupted while it
- * waits, but not stopped, and it takes no signal; it has not got back to its own code.
+ * The current process waits until all files that it has mapped are known. It can be interrupted
+ * while it waits, but not stopped, and it takes no signal. It has not returned to its own code.
  */
 static __always_inline void hold_current(struct task_struct *task, __u64 stack, bool after_exec)
 {
 	struct hold hold = {.stack = stack};
 	__u64 began = bpf_ktime_get_ns(), waited;
 
-	/* Who has not answered in all that time does not now. */
+	/* If memleak did not answer during a whole wait, it does not answer now. */
 	hold.until_ns = began;
 	if (waited_in_vain != answers)
 		hold.until_ns += HOLD_SECONDS * SECOND_NS;
@@ -157,7 +163,7 @@ static __always_inline void hold_current(struct task_struct *task, __u64 stack, 
 	mark_heap(HEAP_LATE);
 }
 
-/* Runs in the process that has executed something, on its way back from the kernel. */
+/* Runs in the process that has executed a file, on its way back from the kernel. */
 static int hold_after_exec(struct bpf_map *map, void *key, void *value)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -168,7 +174,9 @@ static int hold_after_exec(struct bpf_map *map, void *key, void *value)
 	return 0;
 }
 
-/* A new image is mapped: program and interpreter. Whether it brings anything that is not known. */
+/*
+ * A new image is mapped: program and interpreter. Returns whether it has files that are not known.
+ */
 static __always_inline bool image_arrived(void)
 {
 	struct thread *thread = thread_of(bpf_get_current_task_btf());
@@ -191,7 +199,7 @@ static __always_inline void hold_on_return(void)
 	mark_heap(HEAP_LATE);
 }
 
-/* Holds the current process after an exec, if that has mapped anything that is not known. */
+/* Holds the current process after an exec, if it has mapped files that are not known. */
 static __always_inline void hold_image(bool again)
 {
 	struct thread *thread = thread_of(bpf_get_current_task_btf());
@@ -207,22 +215,24 @@ static __always_inline void hold_image(bool again)
 }
 
 /*
- * The current process goes on, though it has files that are not known. If it has a dynamic loader
- * that is, that will hold it; a static program is late.
+ * The current process goes on, although it has files that are not known. If it has a dynamic loader
+ * that is known, that will hold the process later. A static program is late.
  */
 static __always_inline void mark_unheld(void)
 {
 	mark_heap(HEAP_UNHELD);
 }
 
-/* The dynamic loader has mapped what it was asked for, and called none of it yet. */
+/*
+ * The dynamic loader has mapped the libraries that it was asked for, and called none of them yet.
+ */
 static __always_inline void libraries_arrived(struct pt_regs *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct thread *thread = thread_of(task);
 	struct heap *heap;
 
-	/* One that may join has: before the loader maps a library, it allocates. */
+	/* A thread that may join has joined: the loader allocates before it maps a library. */
 	if (thread && survey_current(thread))
 		hold_current(task, PT_REGS_SP(ctx), false);
 	heap = thread ? heap_by_id(thread->heap) : 0;

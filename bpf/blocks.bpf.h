@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The table of live blocks. */
+/* The table of live blocks: on newer kernels an array of slots before a hash table. */
 #ifndef MEMLEAK_BLOCKS_H
 #define MEMLEAK_BLOCKS_H
 
@@ -16,7 +16,7 @@ static __always_inline int record_block(struct thread *thread, __u64 address, __
 	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
 }
 
-/* Takes a block out of the table. Whether it was there, and its size. */
+/* Takes a block out of the table. Returns whether it was there, and its size. */
 static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
@@ -25,7 +25,7 @@ static __always_inline bool take_block(struct thread *thread, __u64 address, __u
 	if (!found)
 		return false;
 	*size = *found;
-	/* Of two threads that free the same block (a bug of theirs) one gets it. */
+	/* If two threads free the same block (a bug of the program), one of them gets it. */
 	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
 }
 
@@ -40,8 +40,8 @@ static __always_inline bool heap_is_dead(__u64 id)
 
 /*
  * Most blocks are short-lived, and a hash table's insertion, look-up and deletion cost more than
- * all the rest of our work, so a block goes first to a slot that its address selects, and to the
- * hash table only where that is taken. It is in one of them, never in both, and never moves. User
+ * all other work here. So a block goes first to a slot that its address selects, and to the hash
+ * table only if the slot is taken. A block is in one of them, never in both, and never moves. User
  * space sets max_entries.
  */
 enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
@@ -61,8 +61,8 @@ struct {
 } slots SEC(".maps");
 
 /*
- * The slot that a block may be in. Neighbours have neighbouring slots, so one address range of 16 B
- * × slots has no collision in itself; the multiplications spread ranges and heaps.
+ * The slot that a block may be in. Neighbours have neighbouring slots. So an address range of 16 B
+ * × slots has no collision in itself. The multiplications spread ranges and heaps.
  */
 static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
 {
@@ -72,16 +72,16 @@ static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
 	return bpf_map_lookup_elem(&slots, &index);
 }
 
-/* Whether the change was ours to make. */
+/* Whether this program made the change. */
 static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to)
 {
 	return __sync_val_compare_and_swap(&slot->state, from, to) == from;
 }
 
 /*
- * A slot is busy only while one program fills or empties it, and nobody has to wait for that: the
- * block being put in has not been handed out yet, the one being taken out has a free that is under
- * way.
+ * A slot is busy only while one program fills or empties it. No other program has to wait for that.
+ * A block that is being put in has not been returned to the caller yet. A block that is being taken
+ * out is being freed.
  */
 static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
 {
@@ -92,8 +92,10 @@ static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
 	if (!slot_changes(slot, SLOT_EMPTY, SLOT_BUSY)) {
 		if (slot->state != SLOT_FULL)
 			return false;
-		/* It may go if its heap has ended, or if it is this block, whose free we have
-		 * missed. */
+		/*
+		 * The old block may go if its heap has ended, or if it is the same block, whose
+		 * free was missed.
+		 */
 		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap))
 			return false;
 		if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
@@ -137,9 +139,9 @@ static long drop_block_if_dead(void *map, struct block_key *key, __u64 *size, vo
 }
 
 /*
- * The table of live blocks is full. Blocks of ended heaps may go; user space sweeps them at
- * leisure, and where a tree outruns it we do it here, but only for an eighth of the table or more:
- * the walk is over all of it.
+ * The table of live blocks is full. Blocks of ended heaps may go. User space removes them from time
+ * to time. Where a tree of processes outruns it, this function removes them. It does so only if
+ * they are an eighth of the table or more, because it visits the whole table.
  */
 __noinline long make_room(void)
 {
@@ -162,7 +164,7 @@ static __always_inline int record_block(struct thread *thread, __u64 address, __
 	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
 }
 
-/* Takes a block out of the table. Whether it was there, and its size. */
+/* Takes a block out of the table. Returns whether it was there, and its size. */
 static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
@@ -174,7 +176,7 @@ static __always_inline bool take_block(struct thread *thread, __u64 address, __u
 	if (!found)
 		return false;
 	*size = *found;
-	/* Of two threads that free the same block (a bug of theirs) one gets it. */
+	/* If two threads free the same block (a bug of the program), one of them gets it. */
 	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
 }
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The allocator calls that are open in a thread: which are still under way, and which never return.
+/*
+ * The allocator calls that are open in a thread: which are still under way, and which will never
+ * return.
  */
 #ifndef MEMLEAK_CALLS_H
 #define MEMLEAK_CALLS_H
@@ -13,12 +15,15 @@
 #include "memleak.h"
 
 /*
- * Whether an open call is still inside its function, seen from one that is entered at `sp` and will
- * return to `back`: the kernel has replaced its return address by the trampoline's, and it stands
- * there until the function returns or its frame is gone. On x86 the trampoline's first instructions
- * write over it, so a call that a signal interrupts there is not inside any more, and returns all
- * the same. A function without return probe keeps its own return address there. On arm64 the return
- * address is in a register, where a tail call finds it, until the function calls another one.
+ * Whether an open call is still inside its function. This is seen from a call that is entered at
+ * `sp` and will return to `back`.
+ * The kernel has replaced the open call's return address by the trampoline's. That stands there
+ * until the function returns or its frame is gone. A function without return probe keeps its own
+ * return address there.
+ * On x86 the trampoline's first instructions overwrite the address. So a call that a signal
+ * interrupts there is not inside any more, and still returns.
+ * On arm64 the return address is in a register until the function calls another one. A tail call
+ * finds it in the register.
  */
 static __always_inline bool is_inside(struct task_struct *task, struct open_call *call, __u64 sp,
 				      __u64 back)
@@ -37,9 +42,10 @@ static __always_inline bool is_inside(struct task_struct *task, struct open_call
 }
 
 /*
- * Whether an open call can never return, seen from a new one at `sp`: it was jumped out of
- * (siglongjmp, an exception). Either its frame lies where the stack has been unwound since, or it
- * was a handler's, on the signal stack, and we are back on the thread's own.
+ * Whether an open call can never return, because it was jumped out of (siglongjmp, an exception).
+ * This is seen from a new call at `sp`. Either the stack has been unwound beyond the open call's
+ * frame, or the open call was a signal handler's. Such a call was on the signal stack, and the new
+ * one is on the thread's own stack.
  */
 static __always_inline bool was_unwound(struct task_struct *task, struct open_call *call, __u64 sp,
 					__u64 back, __u64 cookie)
@@ -48,26 +54,34 @@ static __always_inline bool was_unwound(struct task_struct *task, struct open_ca
 
 	if (call_alt != alt)
 		return call_alt;
-	/* It returns by its `ret` alone, and until then its return address stands. A loop that
-	 * catches comes back with the same one, but by the same function, which no tail call
-	 * does. */
+	/*
+	 * The call returns by its `ret` alone, and until then its return address stands. A loop
+	 * that catches an exception comes back with the same return address, and to the same
+	 * function. A tail call never does that.
+	 */
 	if (may_throw(call->cookie)) {
 		if (call->sp == sp)
 			return call->cookie == cookie || !is_inside(task, call, sp, back);
 #if defined(__TARGET_ARCH_x86)
 		return call->sp < sp || !is_inside(task, call, sp, back);
 #else
-		/* A signal may find it with its return address still in the register. */
+		/*
+		 * A signal may interrupt the call while its return address is still in the
+		 * register.
+		 */
 		return call->sp < sp;
 #endif
 	}
-	/* At the same place it is either the caller, by a tail call, or replaced by this one. */
+	/*
+	 * At the same stack pointer, the open call either made a tail call to the new one, or was
+	 * replaced by it.
+	 */
 	return call->sp < sp || (call->sp == sp && !is_inside(task, call, sp, back));
 }
 
 /*
- * An open call by its index, if there is one. The mask says again what the check says, in a way
- * that clang can neither move nor fold, for the verifier.
+ * An open call by its index; 0 if there is none. The mask repeats the check for the verifier, in a
+ * way that clang can neither move nor fold.
  */
 static __always_inline struct open_call *open_call_at(struct thread *thread, __u32 at)
 {
@@ -80,8 +94,8 @@ static __always_inline struct open_call *open_call_at(struct thread *thread, __u
 }
 
 /*
- * Closes the innermost open call, which will never return. Global functions, as this one, are
- * verified once and not at each place that calls them.
+ * Closes the innermost open call, which will never return. A global function is verified once, and
+ * not at each place that calls it.
  */
 SUBPROGRAM int abandon_call(struct thread *thread)
 {
@@ -95,11 +109,11 @@ SUBPROGRAM int abandon_call(struct thread *thread)
 	if (is_free_scope(call->cookie))
 		;
 	else if (may_throw(call->cookie))
-		/* By its exception: it has allocated nothing. */
+		/* It was left by an exception: it has allocated nothing. */
 		thread->sum.failed_allocs++;
 	else
 		thread->sum.lost_calls++;
-	/* Nobody knows whether the block is gone; if it is not, its free will come. */
+	/* It is not known whether the old block was freed. If it was not, its free will come. */
 	if (call->old == OLD_RECORDED)
 		record_block(thread, call->old_block, call->old_size);
 	thread->depth--;
@@ -107,9 +121,9 @@ SUBPROGRAM int abandon_call(struct thread *thread)
 }
 
 /*
- * The same for so many. With the callers' own counter as the loop's, which clang derives from one
- * that the verifier of 6.12 knows nothing of, it goes round until its limit of a million
- * instructions.
+ * Closes several open calls, from the innermost. The loop needs a counter of its own. If the
+ * callers had the loop, clang would derive its counter from one that the verifier of 6.12 does not
+ * track. Then the verifier would follow the loop up to its limit of a million instructions.
  */
 SUBPROGRAM int abandon_calls(struct thread *thread, __u32 calls)
 {
@@ -124,8 +138,8 @@ SUBPROGRAM int abandon_calls(struct thread *thread, __u32 calls)
 
 /*
  * Whether a call that is being entered is part of one already open, so that counting it would count
- * twice: a tail call of it, or a call from within the same file. A signal handler that interrupted
- * an allocator calls from elsewhere.
+ * twice. It is if it is a tail call of the open one, or comes from within the same file. If a
+ * signal handler interrupted an allocator, its calls come from elsewhere.
  */
 SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
 {
@@ -151,18 +165,27 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 		if (!is_inside(task, outer, sp, back))
 			continue;
 		if (outer->sp == sp) {
-			/* Returns of the outer one are not all probed: this one tells of both. */
+			/*
+			 * Not all returns of the outer call are probed. This call's return counts
+			 * for both.
+			 */
 			if (i == 0 && may_throw(outer->cookie) && has_return_probe(cookie)) {
 				thread->depth--;
 				return 0;
 			}
 			return 1;
 		}
-		/* A tail call of an inner one, which has a return probe, too, but with sessions. */
+		/*
+		 * A tail call of an inner call. That one has a return probe, too, except with
+		 * sessions.
+		 */
 		if (back == trampoline_of(task))
 			return 1;
 		if (in_text(back, outer->ip, outer->cookie)) {
-			/* One that wraps another: what that calls is a part of the call, too. */
+			/*
+			 * The outer allocator wraps another one. Calls from the wrapped one are
+			 * part of the outer call, too.
+			 */
 			outer->inner_ip = PT_REGS_IP(ctx);
 			outer->inner_cookie = probe_cookie(ctx);
 			return 1;
@@ -173,8 +196,8 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 }
 
 /*
- * Counts as failed what exceptions have left, and nobody has noticed since: the thread ends. Where
- * the return address still stands, the call may be under way, and is no more than that.
+ * The thread ends. Counts as failed the calls that exceptions have left, if no later call has
+ * noticed that. If the return address still stands, the call may be under way, and is not counted.
  */
 static __always_inline void count_unwound(struct thread *thread)
 {

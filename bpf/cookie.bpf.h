@@ -17,9 +17,9 @@ static __always_inline __u32 kind_of(__u64 cookie)
 }
 
 /*
- * Functions that may throw carry no return probe: the unwinder does not know the trampoline, and
- * the program would die of an exception that it would have caught. Their returns are probes of
- * their own, on each `ret`; an exception that leaves them is noticed later.
+ * Functions that may throw have no return probe. The unwinder does not know the trampoline, so an
+ * exception that the program would have caught would kill it. Instead, each `ret` has a probe. If
+ * an exception leaves the function, a later probe notices that.
  */
 static __always_inline bool may_throw(__u64 cookie)
 {

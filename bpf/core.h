@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The few kernel types that the programs look into, for CO-RE: every struct names only the fields
- * used, the loader finds their real places in the running kernel's BTF. Nothing here is ours; what
- * travels to user space is in memleak.h.
+ * The few kernel types that the programs read, for CO-RE. Every struct names only the fields that
+ * are used. The loader finds their real places in the running kernel's BTF. This file has only
+ * types of the kernel. The types that are sent to user space are in memleak.h.
  */
 #ifndef MEMLEAK_CORE_H
 #define MEMLEAK_CORE_H
@@ -36,7 +36,9 @@ enum { BPF_F_NO_PREALLOC = 1 };
 enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 enum { BPF_RB_FORCE_WAKEUP = 2 };
 
-/* Opaque to programs: an object in a map by which the kernel calls back in a task's own context. */
+/*
+ * Opaque to programs: an object in a map, by which the kernel calls back in a task's own context.
+ */
 struct bpf_task_work {
 	__u64 __opaque;
 } __attribute__((aligned(8)));
@@ -183,7 +185,7 @@ struct inode {
 	__u32 i_generation;
 };
 
-/* When an inode last changed, as kernels name it: since 6.11, since 6.6, and before. */
+/* When an inode was last changed. The field has three names: since 6.11, since 6.6, and before. */
 struct inode___sec {
 	__s64 i_ctime_sec;
 	__u32 i_ctime_nsec;
@@ -213,7 +215,7 @@ struct vm_area_struct {
 	struct file *vm_file;
 };
 
-/* Before 6.1: the mappings of a process, by their addresses. */
+/* Before 6.1: a process's mappings, as a tree ordered by address. */
 struct rb_node {
 	struct rb_node *rb_left, *rb_right;
 };
@@ -230,7 +232,7 @@ struct vm_area_struct___tree {
 	struct rb_node vm_rb;
 };
 
-/* Only to name it: a prototype of the kernel's has it. */
+/* Only its name is needed, for a prototype of a kernel function. */
 struct bpf_map {
 	__u32 id;
 };
@@ -271,7 +273,7 @@ struct task_struct {
 	int tgid;
 	int exit_code;
 	__u64 start_time;   /* CLOCK_MONOTONIC */
-	__u64 self_exec_id; /* another one after each exec */
+	__u64 self_exec_id; /* changes with each exec */
 	struct completion *vfork_done;
 	struct css_set *cgroups;
 	char comm[16];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What a block that comes or goes does to the counters. */
+/* What the allocation and the free of a block do to the counters. */
 #ifndef MEMLEAK_COUNTS_H
 #define MEMLEAK_COUNTS_H
 
@@ -34,8 +34,8 @@ static __always_inline void count_free(struct thread *thread, __u64 size)
 }
 
 /*
- * A block that is not in the table: one that did not fit, as long as there are any; else one that
- * this heap never allocated.
+ * A free of a block that is not in the table. As long as the heap has blocks that did not fit into
+ * the table, it counts as one of them. Otherwise the heap never allocated the block.
  */
 static __always_inline void count_unrecorded_free(struct thread *thread)
 {

@@ -8,10 +8,12 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* Directories that a relative path may lie deep and still be made absolute. */
+/* A relative path can be made absolute if its directory is at most this deep. */
 #define MAX_DIRECTORIES 48
 
-/* Appends a name and its NUL to heap->exe. False if there is no room, or nothing to read. */
+/*
+ * Appends a name and its NUL to heap->exe. Returns false if there is no room, or nothing to read.
+ */
 static __always_inline bool append_name(struct heap *heap, const void *name)
 {
 	__u32 used = heap->exe_len;
@@ -26,13 +28,16 @@ static __always_inline bool append_name(struct heap *heap, const void *name)
 	return true;
 }
 
-/* A place in the file system on the way up to the process's root. */
+/* A place in the file system, on the way up to the process's root. */
 struct walk {
 	struct dentry *dentry, *root_dentry;
 	struct vfsmount *mnt, *root_mnt;
 };
 
-/* A step up: appends a directory's name, or crosses a mount. Returns 1 at the root, -1 if lost. */
+/*
+ * One step up: appends a directory's name, or crosses a mount. Returns 1 at the root, and -1 if
+ * there is no way on.
+ */
 SUBPROGRAM int step_up(struct heap *heap, struct walk *walk)
 {
 	struct dentry *dentry, *parent;
@@ -47,7 +52,10 @@ SUBPROGRAM int step_up(struct heap *heap, struct walk *walk)
 		return 1;
 	parent = BPF_CORE_READ(dentry, d_parent);
 	if (dentry != BPF_CORE_READ(mnt, mnt_root) && dentry != parent) {
-		/* Removed: nothing has this path any more, or something else has. */
+		/*
+		 * The directory was removed. Its path does not exist any more, or names something
+		 * else.
+		 */
 		if (!BPF_CORE_READ(dentry, d_hash.pprev))
 			return -1;
 		walk->dentry = parent;
@@ -55,7 +63,10 @@ SUBPROGRAM int step_up(struct heap *heap, struct walk *walk)
 	}
 	mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 	above = BPF_CORE_READ(mount, mnt_parent);
-	/* The top, but not the process's root: outside of that, or of a file system detached. */
+	/*
+	 * This is the top, but not the process's root. The path is outside of the root, or in a
+	 * detached file system.
+	 */
 	if (above == mount)
 		return -1;
 	walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
@@ -63,7 +74,8 @@ SUBPROGRAM int step_up(struct heap *heap, struct walk *walk)
 	return 0;
 }
 
-/* Appends the names on the way up to the root. Where that cannot be reached, the path is unknown.
+/*
+ * Appends the names on the way up to the root. If the root cannot be reached, the path is unknown.
  */
 SUBPROGRAM int walk_up(struct heap *heap, struct walk *walk)
 {
@@ -79,8 +91,8 @@ SUBPROGRAM int walk_up(struct heap *heap, struct walk *walk)
 }
 
 /*
- * The path given to execve. Behind a relative one follow the names of the directories it is
- * relative to, innermost first, as far as the process's root.
+ * Takes the path given to execve. If it is relative, the names of the directories above it follow,
+ * innermost first, up to the process's root.
  */
 static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bprm)
 {
@@ -90,7 +102,7 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 	long length;
 
 	length = bpf_probe_read_kernel_str(heap->exe, EXE_LEN, BPF_CORE_READ(bprm, filename));
-	/* One that fills the buffer has probably been cut. */
+	/* A path that fills the buffer has probably been cut. */
 	if (length <= 1 || length >= EXE_LEN)
 		return;
 	heap->exe_len = length;
@@ -104,7 +116,10 @@ static __always_inline void name_exe(struct heap *heap, struct linux_binprm *bpr
 	walk_up(heap, &walk);
 }
 
-/* The program that a process executes: its name and those of the directories that it lies in. */
+/*
+ * Takes the program that a running process executes: its name, and those of the directories above
+ * it.
+ */
 static __always_inline void name_running_exe(struct heap *heap, struct task_struct *task)
 {
 	struct file *file = BPF_CORE_READ(task, mm, exe_file);

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Programs that do nothing, to be attached just as the counting ones are: what remains of a call's
- * price with them is the kernel's, and the least that any tool with probes at these places can
- * cost.
+ * Programs that do nothing, attached in the same way as the counting ones. With them, a call costs
+ * only what the kernel needs. Any tool with probes at these places costs at least as much.
  */
 #include "core.h"
 

@@ -8,8 +8,10 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* The barrier keeps clang from reading at a computed place in the context, which the verifier
- * refuses. */
+/*
+ * The barrier keeps clang from reading at a computed offset in the context, which the verifier
+ * refuses.
+ */
 #define ARGUMENT(n)                                                                                \
 	case n: {                                                                                  \
 		__u64 value = PT_REGS_PARM##n(ctx);                                                \
@@ -48,8 +50,8 @@ static __always_inline __u64 return_address(struct pt_regs *ctx)
 }
 
 /*
- * Whether `address` is code of the file of the function whose probe is at `ip`: its executable
- * segment is mapped in one piece.
+ * Whether `address` is code of the file of the function whose probe is at `ip`. The file's
+ * executable segment is mapped in one piece.
  */
 static __always_inline bool in_text(__u64 address, __u64 ip, __u64 cookie)
 {
@@ -64,22 +66,22 @@ static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
 	return sp - task_field(task, sas_ss_sp) < task_field(task, sas_ss_size);
 }
 
-/* What the kernel puts in the place of return addresses. */
+/* The address that the kernel writes over return addresses. */
 static __always_inline __u64 trampoline_of(struct task_struct *task)
 {
 	return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
 }
 
 #if !defined(__TARGET_ARCH_x86)
-/* The bits of an address. Above them may be a signature (pointer authentication). */
+/* The bits of an address. The bits above may hold a signature (pointer authentication). */
 #define ADDRESS_BITS ((1ULL << 48) - 1)
 
 /* How far below its caller's stack pointer a function keeps its return address, at the most. */
 enum { FRAME_SEARCHED = 1024, FRAME_AT_ONCE = 128 };
 
 /*
- * Whether `address` stands in the frame of a function that was entered with this stack pointer. A
- * function that calls others has put its return address somewhere there.
+ * Whether `address` is in the frame of a function that was entered with this stack pointer. A
+ * function that calls others has stored its return address somewhere in its frame.
  */
 SUBPROGRAM int frame_has(__u64 sp, __u64 address)
 {
@@ -87,7 +89,7 @@ SUBPROGRAM int frame_has(__u64 sp, __u64 address)
 	__u64 at = sp & -FRAME_AT_ONCE;
 	int i, j;
 
-	/* In pieces that lie within a page: the next one need not be there. */
+	/* Each piece lies within a page, because the next page may not be mapped. */
 	for (i = 0; i <= FRAME_SEARCHED / FRAME_AT_ONCE; i++, at -= FRAME_AT_ONCE) {
 		if (bpf_probe_read_user(words, sizeof(words), (void *)at))
 			return 0;

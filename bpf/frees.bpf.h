@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Frees, each of which is told from the rest of another one. */
+/* Frees. A free that only continues another one is not counted again. */
 #ifndef MEMLEAK_FREES_H
 #define MEMLEAK_FREES_H
 
@@ -15,8 +15,8 @@
 #include "memleak.h"
 
 /*
- * glibc gives a thread's cache back, when the thread ends, by calling its own free for blocks that
- * were freed long ago. Such a call goes straight to the function, where everyone else's goes by the
+ * When a thread ends, glibc frees the thread's cache: it calls its own free for blocks that the
+ * program freed long ago. Such a call goes directly to the function. All other calls go by the
  * symbol, which an interposed allocator could take.
  */
 static __always_inline bool is_called_directly(struct pt_regs *ctx, __u64 cookie)
@@ -51,8 +51,8 @@ static __always_inline bool is_called_directly(struct pt_regs *ctx, __u64 cookie
 }
 
 /*
- * Whether a free does the work of the one before it, for the same block: cfree may jump to free,
- * operator delete call it, a free begin again.
+ * Whether a free does the work of the one before it, for the same block. cfree may jump to free,
+ * operator delete may call it, and a free may begin again.
  */
 static __always_inline bool continues_last_free(struct pt_regs *ctx, struct thread *thread,
 						__u64 block, __u64 cookie)
@@ -84,7 +84,7 @@ static __always_inline struct entered_free *entered_free_at(struct thread *threa
 	return &thread->frees[index];
 }
 
-/* Notes a free, so that one that it passes the block on to can be told from it. */
+/* Records a free. If it passes its block on to another free, the other one can be recognised. */
 SUBPROGRAM int push_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
 {
 	struct task_struct *task = current_task();
@@ -101,14 +101,14 @@ SUBPROGRAM int push_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 		last = entered_free_at(thread, thread->free_count - 1);
 		if (!last)
 			break;
-		/* It has returned, if the stack has been given back to where it was. */
+		/* It has returned, if the stack pointer is back where it was, or above. */
 		last_alt = on_signal_stack(task, last->sp);
 		if (last_alt == alt ? last->sp > sp : alt)
 			break;
 		thread->free_count--;
 	}
 	if (thread->free_count >= MAX_FREES) {
-		/* The first has most likely returned, and the stack only grown since. */
+		/* The first one has most likely returned, and the stack has only grown since. */
 		for (i = 1; i < MAX_FREES; i++)
 			thread->frees[i - 1] = thread->frees[i];
 		thread->free_count = MAX_FREES - 1;
@@ -125,8 +125,8 @@ SUBPROGRAM int push_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 }
 
 /*
- * A free of an allocator that wraps another one passes the block on, as it is or with a header
- * before it: by a tail call, or by a call from its own file.
+ * Whether a wrapping allocator's free has passed this block on. The block is the same, or has a
+ * header before it. The wrapper does so by a tail call, or by a call from its own file.
  */
 SUBPROGRAM int is_forwarded_free(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 block)
 {
@@ -186,7 +186,7 @@ static __always_inline void enter_free(struct pt_regs *ctx, struct thread *threa
 		push_free(ctx, thread, block);
 }
 
-/* A function is entered of which that is enough. */
+/* Entry of a function without a return probe. */
 static __always_inline void at_entry(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
 	if (kind_of(cookie) != KIND_START)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How a thread begins to be followed, and how a heap begins, is left and ends. */
+/* How a thread begins to be followed. How a heap begins, how tasks leave it, and how it ends. */
 #ifndef MEMLEAK_HEAP_H
 #define MEMLEAK_HEAP_H
 
@@ -28,7 +28,10 @@ static __always_inline struct thread *new_thread(struct task_struct *task)
 	return thread;
 }
 
-/* A task that is not followed any more. Last: where none is, every row is on its way. */
+/*
+ * A task is not followed any more. This is the last step: if no task is followed, every row has
+ * been sent.
+ */
 static __always_inline void forget_thread(struct task_struct *task)
 {
 	__u64 key = (__u64)task;
@@ -39,8 +42,9 @@ static __always_inline void forget_thread(struct task_struct *task)
 }
 
 /*
- * A new heap, in the map already; nothing if it cannot be followed. It is put together in its
- * place: it is too large for the stack, and whoever is preempted has no room to himself.
+ * A new heap, which is already in the map; 0 if it cannot be followed. It is filled in place,
+ * because it is too large for the stack, and a program that can be preempted has no other memory of
+ * its own.
  */
 static __always_inline struct heap *new_heap(void)
 {
@@ -59,8 +63,9 @@ static __always_inline struct heap *new_heap(void)
 	return heap;
 }
 
-/* It is ready, and has one user. Who walks the map takes one without users for one that is not
- * there yet.
+/*
+ * The heap is ready, and has one user. Map walkers skip heaps with `users == 0`: they are not
+ * ready.
  */
 static __always_inline void start_heap(struct heap *heap)
 {
@@ -69,7 +74,7 @@ static __always_inline void start_heap(struct heap *heap)
 	heap->users = 1;
 }
 
-/* Gives a thread its heap and sets its own counters to nothing. */
+/* Gives a thread its heap, and sets the thread's own counters to 0. */
 static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool sole)
 {
 	__builtin_memset(&thread->sum, 0, sizeof(thread->sum));
@@ -83,7 +88,7 @@ static __always_inline void enter_heap(struct thread *thread, __u64 heap, bool s
 	thread->free_count = 0;
 }
 
-/* The row is on its way, or waits in the map until user space asks for it. */
+/* Sends the row, or leaves it in the map until user space asks for it. */
 static __always_inline void heap_ended(struct heap *heap)
 {
 	__u64 id = heap->id, taken = heap->sum.free_count - heap->lost_freed;
@@ -101,8 +106,8 @@ static __always_inline void heap_ended(struct heap *heap)
 }
 
 /*
- * A process leaves its heap: by its last thread's exit, or by an exec. What shares the heap
- * (CLONE_VM) may live on, and the row waits for that, but the end that it tells is this one.
+ * A process leaves its heap: by its last thread's exit, or by an exec. Tasks that share the heap
+ * (CLONE_VM) may go on, and the row waits for them. But the end that the row reports is this one.
  */
 static __always_inline void owner_leaves(struct task_struct *task, struct heap *heap, __u32 flags)
 {
@@ -110,13 +115,13 @@ static __always_inline void owner_leaves(struct task_struct *task, struct heap *
 	heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
 	if (is_outside(task))
 		flags |= HEAP_OUTSIDE;
-	/* After the rest: user space may look at any time. */
+	/* Comes last: user space may read the heap at any time. */
 	set_flags(heap, flags | HEAP_OWNER_GONE);
 }
 
 /*
- * A task leaves its heap for good, as so many users of it. Its sums go to the heap; the last one
- * out ends it.
+ * A task leaves its heap for good, and takes `leaving` users with it. Its sums are added to the
+ * heap's. The last task that leaves ends the heap.
  */
 static __always_inline void leave_heap(struct thread *thread, struct heap *heap, __u32 leaving)
 {

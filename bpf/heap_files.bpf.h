@@ -8,8 +8,7 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* Remembers in the heap that it has a probed file: the row names its allocators. Whether it does.
- */
+/* Records in the heap that it uses a probed file. Returns whether that succeeded. */
 SUBPROGRAM int add_file(struct heap *heap, __u32 file)
 {
 	int i;
@@ -23,7 +22,7 @@ SUBPROGRAM int add_file(struct heap *heap, __u32 file)
 	return append_file(heap, file);
 }
 
-/* The thread has seen all that its heap remembers. */
+/* The thread learns all files that its heap has recorded. */
 static __always_inline void note_all_files(struct thread *thread, struct heap *heap)
 {
 	int i;
@@ -32,7 +31,7 @@ static __always_inline void note_all_files(struct thread *thread, struct heap *h
 		thread->files |= 1ULL << (heap->files[i] & 63);
 }
 
-/* The same, from a function of the file that is at work. */
+/* Records the file of the function that was called, in the heap and in the thread. */
 static __always_inline void note_file(struct thread *thread, __u64 cookie)
 {
 	__u32 file = (cookie >> COOKIE_FILE) & (MAX_FILES - 1);

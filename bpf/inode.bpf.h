@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What tells a file, and its content, from others. */
+/* What identifies a file, and the version of its content. */
 #ifndef MEMLEAK_INODE_H
 #define MEMLEAK_INODE_H
 
@@ -22,7 +22,7 @@ static __always_inline void version_of(struct inode *inode, struct file_version 
 		version->changed_sec = BPF_CORE_READ(plain, i_ctime.tv_sec);
 		version->changed_nsec = BPF_CORE_READ(plain, i_ctime.tv_nsec);
 	}
-	/* I_CTIME_QUERIED: whether somebody has looked at it since. */
+	/* Clears I_CTIME_QUERIED: it says whether the ctime was read since. */
 	version->changed_nsec &= ~(1U << 31);
 }
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Processes that are there before they are followed: how they come to a heap. A process gets its
- * heap when memleak starts or, where the filters have come to want it since, at its next call of an
- * allocator. Each thread joins by itself, at its own next call: nobody but the thread ever writes
- * to its counters.
+ * How processes that are running before they are followed get a heap, and how their threads join
+ * it. A process gets its heap when memleak starts. If the filters want it only later, it gets the
+ * heap at its next call of an allocator. Each thread joins by itself, at its own next call. So only
+ * the thread itself ever writes to its counters.
  */
 #ifndef MEMLEAK_JOIN_H
 #define MEMLEAK_JOIN_H
@@ -19,7 +19,10 @@
 #include "survey.bpf.h"
 #include "wanted.bpf.h"
 
-/* The id of a new heap of a process that is there, which is its one user; 0 if that cannot be. */
+/*
+ * Makes a heap for a running process, which is the heap's only user. Returns its id; 0 if that
+ * fails.
+ */
 static __always_inline __u64 new_heap_of_running(struct task_struct *task,
 						 struct task_struct *leader)
 {
@@ -48,14 +51,14 @@ static __always_inline __u64 new_heap_of_running(struct task_struct *task,
 }
 
 /*
- * The heap of a process that is there; made if it has none and is wanted. `leader` is that of
- * `task`, who is any of its threads.
+ * The heap of a running process. Makes it if the process has none and is wanted. `task` is any
+ * thread of the process, and `leader` its leader.
  */
 static __always_inline __u64 adopt(struct task_struct *task, struct task_struct *leader)
 {
 	__u64 id, first;
 
-	/* First, for the sake of those who are not: they come here with each call. */
+	/* This check is first, because threads of other processes come here with each call. */
 	if (scope == SCOPE_CHOSEN && !is_chosen(leader))
 		return 0;
 	id = heap_of_process(leader);
@@ -73,8 +76,8 @@ static __always_inline __u64 adopt(struct task_struct *task, struct task_struct 
 }
 
 /*
- * The current thread joins the heap of its process, if that is followed, or is to be. Returns
- * whether it did.
+ * The current thread joins the heap of its process, if that is followed, or is to be followed.
+ * Returns whether the thread joined.
  */
 SUBPROGRAM int join(void)
 {
@@ -83,7 +86,7 @@ SUBPROGRAM int join(void)
 	struct heap *heap;
 	__u64 id;
 
-	/* Until its exec, a child of vfork uses the memory of its parent, who waits. */
+	/* Until its exec, a child of vfork uses the memory of its parent, which waits. */
 	if (!joining || task_field(task, vfork_done))
 		return 0;
 	leader = task_field(task, group_leader);
@@ -109,8 +112,7 @@ SUBPROGRAM int join(void)
 	return 1;
 }
 
-/* Whether the task is the current one and leads a process that has a heap which it has not joined.
- */
+/* Whether the task is the current one and leads a process with a heap that it has not joined. */
 static __always_inline bool may_join(struct task_struct *task)
 {
 	if (scope == SCOPE_TREE || task_field(task, pid) != task_field(task, tgid) ||
@@ -119,7 +121,7 @@ static __always_inline bool may_join(struct task_struct *task)
 	return heap_of_process(task);
 }
 
-/* The current thread, if it runs in a heap that is counted. */
+/* The current thread, if it has a heap that is counted. */
 static __always_inline struct thread *current_thread(void)
 {
 	struct task_struct *task = current_task();
@@ -132,7 +134,7 @@ static __always_inline struct thread *current_thread(void)
 	return thread_of(task);
 }
 
-/* Gives a process that is there and wanted its heap, before any of its threads has joined. */
+/* Gives a wanted running process its heap, before any of its threads has joined. */
 static __always_inline void adopt_running(struct task_struct *leader)
 {
 	struct heap *heap;
@@ -140,7 +142,7 @@ static __always_inline void adopt_running(struct task_struct *leader)
 
 	if (!leader || leader->pid != leader->tgid)
 		return;
-	/* One that has ended has told of its end already, or was not followed until then. */
+	/* An ended process has reported its end already, or was not followed until then. */
 	if (!BPF_CORE_READ(leader, signal, live.counter) || thread_of(leader))
 		return;
 	if (heap_of_process(leader))

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The kernels that the object is for: what newer.bpf.h has, or what stands in for it on older ones.
- */
+/* Selects the kernels that the object is for: newer.bpf.h, or its stand-ins in older.bpf.h. */
 #ifndef MEMLEAK_KERNELS_H
 #define MEMLEAK_KERNELS_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Who runs in which heap: forks, execs and ends of the followed tasks. */
+/* Which task uses which heap: forks, execs and exits of the followed tasks. */
 #ifndef MEMLEAK_LIFECYCLE_H
 #define MEMLEAK_LIFECYCLE_H
 
@@ -14,7 +14,7 @@
 #include "pids.bpf.h"
 #include "wanted.bpf.h"
 
-/* What wait(2) will tell of the process (wait_task_zombie in kernel/exit.c). */
+/* The status that wait(2) will report for the process (wait_task_zombie in kernel/exit.c). */
 static __always_inline __u32 wait_status(struct task_struct *task)
 {
 	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
@@ -22,7 +22,7 @@ static __always_inline __u32 wait_status(struct task_struct *task)
 	return BPF_CORE_READ(task, group_leader, exit_code);
 }
 
-/* The current thread, though it may not have executed anything yet. */
+/* The current thread, even if it has not executed anything yet. */
 static __always_inline struct thread *current_or_launched(void)
 {
 	if (scope == SCOPE_TREE)
@@ -31,8 +31,8 @@ static __always_inline struct thread *current_or_launched(void)
 }
 
 /*
- * What the kernel tells of forks, execs and ends may be told `again`, in case that it was missed
- * (see again.bpf.h): who was told already does nothing.
+ * Forks, execs and exits may be handled `again`, in case the first program was not called (see
+ * again.bpf.h). An event that was handled already does nothing.
  */
 static __always_inline void forked(struct task_struct *child, __u64 clone_flags, bool again)
 {
@@ -89,7 +89,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 	if (heap) {
 		fresh->file_count = heap->file_count;
 		__builtin_memcpy(fresh->files, heap->files, sizeof(fresh->files));
-		/* What its parent has mapped, it has too. */
+		/* The child has the same files mapped as its parent. */
 		fresh->flags = heap->flags & (HEAP_EXE_RELATIVE | HEAP_LATE | HEAP_UNHELD |
 					      HEAP_UNEXAMINED | HEAP_NO_SYMBOLS | HEAP_32BIT);
 		length = heap->exe_len;
@@ -100,13 +100,14 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 	start_heap(fresh);
 	thread->heap = fresh->id;
 	thread->files = parent->files;
-	/* A fork in a signal handler inside an allocator: the child, too, returns from that call.
+	/*
+	 * If a signal handler that interrupted an allocator forks, the child, too, returns from
+	 * that call.
 	 */
 	if (parent->depth) {
 		__builtin_memcpy(thread->open, parent->open, sizeof(thread->open));
 		thread->depth = parent->depth;
-		/* The block that a realloc is about to replace was never one of the child's heap.
-		 */
+		/* The block that a realloc is about to replace was never in the child's heap. */
 		for (i = 0; i < MAX_OPEN; i++) {
 			if (thread->open[i].old == OLD_RECORDED)
 				thread->open[i].old = OLD_UNRECORDED;
@@ -115,8 +116,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 }
 
 /*
- * The thread, by its address, whose exec is what ends this one; 0 if none is. The leader, too, ends
- * so where it is not the one that executes, and the process's image with it.
+ * The address of the thread whose exec ends this one; 0 if none does. The leader ends so, too, if
+ * another thread executes. Then the process's image ends with the leader.
  */
 static __always_inline __u64 successor_of(struct task_struct *task)
 {
@@ -130,7 +131,7 @@ static __always_inline __u64 successor_of(struct task_struct *task)
 	return (__u64)BPF_CORE_READ(before, group_exit_task);
 }
 
-/* Which image of its process the task is about to begin, if it is one of `successors`; else 0. */
+/* The number of the image that the task is about to begin, if it is in `successors`; else 0. */
 static __always_inline __u32 take_inherited_image(struct task_struct *task)
 {
 	__u64 key = (__u64)task;
@@ -150,7 +151,8 @@ static __always_inline void record_successor(__u64 successor, __u32 image)
 
 /*
  * The task is alone in its process: it may have been any thread of it, and is the leader now. A
- * failed exec does not get here, not even one that has cost the process its old memory and ends it.
+ * failed exec does not get here. That is so even if the exec has destroyed the old memory, which
+ * ends the process.
  */
 static __always_inline void executed(struct task_struct *task, struct linux_binprm *bprm,
 				     bool again)
@@ -200,7 +202,7 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	if (!fresh)
 		return;
 	if (!thread->pid) {
-		/* Nobody has seen its fork. */
+		/* Its fork was not seen. */
 		thread->pid = own_pid_of(task);
 		thread->ppid = own_pid_of(BPF_CORE_READ(task, real_parent, group_leader));
 	}
@@ -213,8 +215,8 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 }
 
 /*
- * Whether a task that exits is the last of its process, and knows how that ends: its leader's exit
- * code stands once the leader has been here.
+ * Whether a task that exits is the last of its process, so that the process's exit status is known.
+ * The leader's exit code is final once the leader has been here.
  */
 static __always_inline bool is_end_of_process(struct task_struct *task, struct heap *heap)
 {
@@ -225,7 +227,10 @@ static __always_inline bool is_end_of_process(struct task_struct *task, struct h
 	       BPF_CORE_READ(task, group_leader, exit_state);
 }
 
-/* A thread that exits, of a heap that it may never have used, but has to tell of. */
+/*
+ * The thread that exits. It joins its process's heap if it has to report the heap's end, even if it
+ * has never used it.
+ */
 static __always_inline struct thread *exiting_thread(struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
@@ -244,11 +249,13 @@ static __always_inline void exited(struct task_struct *task, bool again)
 	__u32 leaving = 1;
 	struct heap *heap;
 
-	/* Its threads come and go, and a group exit is its end. */
+	/* Threads of memleak come and go, but a group exit is its end. */
 	if (task->tgid == memleak_tgid && BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
 		nobody_answers = 1;
-	/* Its exec has failed, too late for it to go on: whoever has its address next is another
-	 * one. */
+	/*
+	 * Drops the entry of a task whose exec failed too late for it to go on. Another task may
+	 * get its address.
+	 */
 	take_inherited_image(task);
 	if (!thread || (again && thread->exited))
 		return;
@@ -260,7 +267,7 @@ static __always_inline void exited(struct task_struct *task, bool again)
 		goto out;
 	count_unwound(thread);
 	if (!thread->borrowed) {
-		/* Else the thread that executes is an owner, and tells of it. */
+		/* In other heaps, the thread that executes is an owner, and reports the exec. */
 		if (heap->flags & HEAP_ATTACHED)
 			successor = successor_of(task);
 		if (successor)
@@ -271,7 +278,7 @@ static __always_inline void exited(struct task_struct *task, bool again)
 		}
 		if (heap->flags & HEAP_PROCESS && is_end_of_process(task, heap))
 			leaving += release_process_user(heap);
-		/* Only the last of them sees for certain how the process ends. */
+		/* Only the last owner knows for certain how the process ends. */
 		if (is_last_owner(thread, heap, leaving)) {
 			heap->status = wait_status(task);
 			owner_leaves(task, heap, successor ? HEAP_EXEC : 0);
@@ -286,7 +293,7 @@ static __always_inline void renamed(struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
 
-	/* By an exec, perhaps, before the kernel has let the old image go altogether. */
+	/* An exec may have renamed it, before the kernel has released the old image. */
 	if (!thread && may_join(task) && join())
 		thread = thread_of(task);
 	if (thread)

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* The programs: where the kernel calls us. What they do is in the headers. */
+/*
+ * The object for newer kernels. The programs, here and in the included headers, are where the
+ * kernel calls memleak. The functions that they call are in the headers below them.
+ */
 #include "again.bpf.h"
 #include "alloc.bpf.h"
 #include "arrivals.bpf.h"
@@ -15,8 +18,10 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* kernel/trace/bpf_trace.c. Newer kernels (7.2 is one) want the context; libbpf drops what follows
- * "___". */
+/*
+ * kernel/trace/bpf_trace.c. Newer kernels (7.2 is one) take the context as an argument. libbpf
+ * drops what follows "___".
+ */
 extern bool bpf_session_is_return(void) __ksym __weak;
 extern bool bpf_session_is_return___of(void *ctx) __ksym __weak;
 
@@ -27,14 +32,14 @@ static __always_inline bool is_return(struct pt_regs *ctx)
 	return bpf_session_is_return();
 }
 
-/* Allocators, entry and return in one: session uprobes (6.13). */
+/* Allocators, entry and return in one program: session uprobes (6.13). */
 SEC("uprobe.session")
 int alloc_session(struct pt_regs *ctx)
 {
 	struct thread *thread = current_thread();
 
 	use_task_stack(ctx);
-	/* From the entry, 1 means that the return is not wanted. */
+	/* At the entry, 1 means that the return is not wanted. */
 	if (!thread)
 		return 1;
 	if (!is_return(ctx))
@@ -43,7 +48,7 @@ int alloc_session(struct pt_regs *ctx)
 	return 0;
 }
 
-/* After those that give the new image its heap. */
+/* Called after the programs that give the new image its heap. */
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(exec_holds, struct task_struct *task)
 {
@@ -61,7 +66,7 @@ int BPF_PROG(exec_shows, struct task_struct *task)
 	return 0;
 }
 
-/* In a dynamic loader, where it tells debuggers what it has mapped. */
+/* At the place in a dynamic loader where it tells debuggers what it has mapped. */
 SEC("uprobe.multi.s")
 int loader_maps(struct pt_regs *ctx)
 {
@@ -81,8 +86,9 @@ static long identify_mapping(struct task_struct *task, struct vm_area_struct *vm
 }
 
 /*
- * Run by memleak, which has mapped a file at the address that is the argument: what does the kernel
- * know the file by? stat(2) tells other numbers where one file system lies over another.
+ * memleak runs this, after it has mapped a file at the address that is the argument. It finds out
+ * how the kernel identifies the file. stat(2) reports other numbers if one file system lies over
+ * another.
  */
 SEC("raw_tp")
 int identify_file(__u64 *ctx)

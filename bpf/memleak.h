@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What kernel and user space say to each other, declared once: Rust gets these types from the BTF
- * of the compiled object. All sizes are bytes, all times nanoseconds of CLOCK_MONOTONIC.
+ * The types and numbers that kernel and user space share. They are declared once: Rust gets them
+ * from the BTF of the compiled object. All sizes are in bytes. All times are in nanoseconds of
+ * CLOCK_MONOTONIC.
  */
 #ifndef MEMLEAK_H
 #define MEMLEAK_H
@@ -10,46 +11,54 @@
 
 enum limits {
 	COMM_LEN = 16,
-	/* Longest name of an executable that is kept; a longer one is unknown. */
+	/* Longest path of an executable that is kept. A longer path is unknown. */
 	EXE_LEN = 1024,
-	/* One path component (NAME_MAX) and its NUL: the slack that a last append may need. */
+	/* One path component (NAME_MAX) and its NUL: the slack that the last append may need. */
 	NAME_LEN = 256,
-	/* Files with probes: what a cookie has room for. */
+	/* Files with probes. A cookie has room for so many. */
 	MAX_FILES = 4096,
-	/* Functions with probes, over all files. */
+	/* Functions with probes, in all files together. */
 	MAX_SITES = 32768,
-	/* Files with probes that one heap can name. */
+	/* Files with probes that the row of one heap can name. */
 	HEAP_FILES = 16,
-	/* Stands for no file. */
+	/* The index that stands for "no file". */
 	NO_INDEX = 0xffffffff,
-	/* How long a process may be held for files that it has mapped to be examined. */
+	/* How long a process may be held until the files that it has mapped are examined. */
 	HOLD_SECONDS = 2,
-	/* Allocator calls open at one time in one thread: a call, one more in a signal handler, …
+	/*
+	 * Allocator calls that can be open at one time in one thread: a call, another one in a
+	 * signal handler, and so on.
 	 */
 	MAX_OPEN = 8,
-	/* Frees entered at one time in one thread: the same, where one allocator wraps another. */
+	/*
+	 * Frees that one thread can have entered at one time: the same, where one allocator wraps
+	 * another.
+	 */
 	MAX_FREES = 4,
-	/* A power of two: heaps with several tasks at one time that need not look their heap up. */
+	/*
+	 * A power of two. Heaps that have several tasks and a cell for their live bytes: a task
+	 * finds the cell without looking up the heap.
+	 */
 	LIVE_CELLS = 4096,
 	/* Control groups that -a can be limited to. */
 	MAX_CGROUPS = 8,
-	/* States of the automaton that knows the command names that -a is limited to. */
+	/* States of the automaton that matches the command names that -a is limited to. */
 	NAME_STATES = 128,
 };
 
-/* Who is followed. */
+/* Which processes are followed. */
 enum scope {
-	SCOPE_TREE,   /* a command, from its exec on, and all that it starts */
-	SCOPE_CHOSEN, /* processes that are there, named by their ids, and all that they start */
-	SCOPE_ALL,    /* every process of the machine but memleak, or those that the filters want */
+	SCOPE_TREE,   /* a command, from its exec on, and all processes that it starts */
+	SCOPE_CHOSEN, /* running processes, named by their ids, and all processes that they start */
+	SCOPE_ALL, /* every process of the machine except memleak, or those that pass the filters */
 };
 
-/* What the kernel tells of tasks. */
+/* What can happen to a task. */
 enum task_event {
 	TASK_FORKED,
 	TASK_EXECUTED,
 	TASK_EXITED,
-	TASK_ARRIVED, /* what it has executed has files that may not be known */
+	TASK_ARRIVED, /* it has executed a file, and may have mapped files that are not known */
 	TASK_EVENTS,
 };
 
@@ -59,32 +68,37 @@ enum kind {
 	KIND_REALLOC = 2, /* replaces a block */
 	KIND_FREE = 3,
 	KIND_START = 4, /* allocates nothing; its call shows that the image uses the file */
-	/* As KIND_ALLOC and KIND_REALLOC, but it may throw: no return probe (see alloc.bpf.h). */
+	/*
+	 * As KIND_ALLOC and KIND_REALLOC, but the function may throw, so it has no return probe
+	 * (see cookie.bpf.h).
+	 */
 	KIND_NEW = 5,
 	KIND_RENEW = 6,
-	KIND_RESIZE = 7,   /* changes a block's size where it is, and returns the size it has */
+	KIND_RESIZE = 7,   /* changes a block's size in place, and returns its size */
 	KIND_REALLOCF = 8, /* as KIND_REALLOC, but frees the old block if it fails */
-	/* A free whose own calls of other allocators are part of it, up to its return. */
+	/* A free that may call other allocators. Until it returns, these calls are part of it. */
 	KIND_FREE_SCOPE = 9,
 	KIND_FREE_SCOPE_THROWS = 10,
 	/* Places in the code of functions that may throw: */
 	KIND_RETURN = 11, /* its `ret` */
 	KIND_LEFT = 12,	  /* a jump to code that was not followed */
-	/* A function that may throw, of which not even that is known. */
+	/* A function that may throw, and whose places of return are not known. */
 	KIND_UNFOLLOWED = 13,
-	/* As KIND_FREE, and it may begin again at its entry: glibc 2.43 does, if a thread's
-	 * first call of it has to make the thread's cache. */
+	/*
+	 * As KIND_FREE, but the function may begin again at its entry. The free of glibc 2.43 does
+	 * so if a thread's first call of it has to create the thread's cache.
+	 */
 	KIND_FREE_AGAIN = 14,
 };
 
 /*
- * A probe's cookie: everything its program must know about the function. Arguments are counted from
- * 1, 0 is "has none".
+ * A probe's cookie: everything that its program must know about the function. Arguments are counted
+ * from 1. 0 means that there is no such argument.
  */
 enum cookie_bits {
 	COOKIE_KIND = 0,   /* 4 bits: enum kind */
 	COOKIE_SIZE = 4,   /* 4 bits: the argument with the size */
-	COOKIE_COUNT = 8,  /* 4 bits: the argument to multiply it by */
+	COOKIE_COUNT = 8,  /* 4 bits: the argument to multiply the size by */
 	COOKIE_BLOCK = 12, /* 4 bits: the argument with the old block */
 	COOKIE_OUT = 16,   /* 4 bits: the argument that points to where the block is stored */
 	COOKIE_FILE = 20,  /* 12 bits: index of the file */
@@ -92,18 +106,21 @@ enum cookie_bits {
 };
 
 /*
- * What stands where a program is to have its probe's cookie, on kernels that do not tell programs
- * any. No cookie is like it: it is of no kind.
+ * Stands in a program in place of its probe's cookie, on kernels that do not tell programs their
+ * cookie. No real cookie equals it, because its kind does not exist.
  */
 enum placeholder {
 	PLACEHOLDER_LOW = 0x65616b00,
 	PLACEHOLDER_HIGH = 0x6d656d6c,
 };
 
-/* Where a probe's file lies around the probe, in bytes: to tell calls from within the file. */
+/*
+ * Where a probe's file lies around the probe, in bytes. It tells calls from within the file from
+ * others.
+ */
 struct site {
 	__u64 text_before;  /* from the start of the executable segment to the probe */
-	__u64 text_after;   /* from the probe to the segment's end */
+	__u64 text_after;   /* from the probe to the end of the segment */
 	__u64 entry_before; /* from the function's entry to the probe */
 };
 
@@ -115,39 +132,40 @@ struct counters {
 	__u64 free_count;
 	__u64 failed_allocs;
 	__u64 unknown_frees;
-	__u64 lost_calls; /* entered, never returned */
+	__u64 lost_calls; /* entered, but never returned */
 };
 
 enum heap_flags {
-	HEAP_ENDED = 1,	      /* no task uses it any more; waits for user space to take it */
-	HEAP_LEADER_GONE = 2, /* comm is final: the group leader has left */
-	HEAP_OWNER_GONE = 4,  /* the process has left it; what shares the heap may still be there */
+	HEAP_ENDED = 1,	      /* no task uses it any more; it waits for user space to take it */
+	HEAP_LEADER_GONE = 2, /* comm is final: the group leader has exited */
+	HEAP_OWNER_GONE = 4,  /* the process has left it; other tasks that share it may still run */
 	HEAP_EXEC = 8,	      /* its owner left it by an exec */
-	HEAP_EXE_RELATIVE =
-	    16, /* exe is followed by the names of the directories it is relative to */
-	/* Why not all it did may have been counted: */
-	HEAP_LATE = 32,	       /* it went on before a file of its was examined */
-	HEAP_UNEXAMINED = 64,  /* a file of its could not be examined */
+	HEAP_EXE_RELATIVE = 16, /* exe is followed by the names of the directories above it */
+	/* Reasons why the counts may be incomplete: */
+	HEAP_LATE = 32, /* its process went on before a file that it had mapped was examined */
+	HEAP_UNEXAMINED = 64,  /* a file that it has mapped could not be examined */
 	HEAP_NO_SYMBOLS = 128, /* its program has no symbols at all */
 	HEAP_32BIT = 256,      /* its program is a 32-bit one */
-	HEAP_UNHELD = 512,     /* it went on, and its dynamic loader has not held it since */
-	HEAP_ATTACHED = 1024,  /* its process was there before it was followed */
-	/* Its process is a user and an owner itself, for the threads that have not joined it yet.
+	HEAP_UNHELD = 512, /* its process went on, and its dynamic loader has not held it since */
+	HEAP_ATTACHED = 1024, /* its process was running before it was followed */
+	/*
+	 * The process itself counts as one user and one owner, for its threads that have not joined
+	 * yet.
 	 */
 	HEAP_PROCESS = 2048,
 	HEAP_OUTSIDE = 4096, /* its process is in none of the control groups that were named */
 	/* Several tasks have used it, and this kernel does not let them share their live bytes. */
 	HEAP_PEAKLESS = 8192,
-	HEAP_SURVEYED = 16384, /* the files of what it executed were looked at */
+	HEAP_SURVEYED = 16384, /* the files that its exec has mapped were looked up */
 };
 
-/* A file as the kernel tells it from others. */
+/* How the kernel identifies a file. */
 struct file_id {
 	__u64 inode;
 	__u64 device; /* as the kernel encodes it: major << 20 | minor */
 };
 
-/* It is the same file, but is it still what was looked at? */
+/* Tells whether a file's content is still the one that was examined. */
 struct file_version {
 	__s64 changed_sec; /* ctime */
 	__u32 changed_nsec;
@@ -155,48 +173,48 @@ struct file_version {
 };
 
 enum file_flags {
-	FILE_NO_SYMBOLS = 1, /* a static program without any */
+	FILE_NO_SYMBOLS = 1, /* a static program without any symbols */
 	FILE_32BIT = 2,
-	FILE_UNEXAMINED = 4, /* could not be opened or read, or its probes not be placed */
-	FILE_FORGET = 8,     /* true for who asked; the next one is to ask again */
+	FILE_UNEXAMINED = 4, /* could not be opened or read, or its probes could not be placed */
+	FILE_FORGET = 8,     /* true for the process that asked; the next one has to ask again */
 };
 
 /* What is known of a file that can be executed. */
 struct file_state {
 	struct file_version version;
-	__u32 index; /* among the files with probes; NO_INDEX: has none */
+	__u32 index; /* among the files with probes; NO_INDEX: it has none */
 	__u32 flags; /* enum file_flags */
-	__u32 asked; /* user space has been shown it, and has not answered */
+	__u32 asked; /* user space has been asked about it, and has not answered */
 	__u32 pad;
 };
 
-/* A file that nobody has looked at, mapped by a process that waits for it to be looked at. */
+/* A file that was not examined yet. The process that has mapped it waits until it is. */
 struct arrival {
 	struct file_id file;
 	struct file_version version;
 	__u64 heap;
 	__u64 start, end; /* where it is mapped */
-	__u32 pid;	  /* in the pid namespace that /proc shows; 0: none there */
+	__u32 pid;	  /* in the pid namespace that /proc shows; 0: not in it */
 	__u32 pad;
 };
 
-/* Bytes live now, and the most there ever were. */
+/* The bytes that are live now, and their maximum so far. */
 struct live {
 	__u64 bytes;
 	__u64 peak;
 };
 
-/* Where a heap that several tasks use keeps its live bytes: a cache line of its own. */
+/* Where a heap that several tasks use keeps its live bytes: a cache line for each heap. */
 struct live_cell {
-	__u64 heap; /* id of the heap; 0: free */
+	__u64 heap; /* id of the heap; 0: the cell is free */
 	struct live live;
-	__u64 lonely; /* one task may be all that is left */
+	__u64 lonely; /* only one task may be left */
 	__u64 pad[4];
 };
 
 /*
- * One process image and its heap: an address space. This is also the record that user space gets
- * when the image ends; `exe` is last, so that only the part in use travels.
+ * One process image and its heap: an address space. User space gets the same record when the image
+ * ends. `exe` is last, so that only the part in use is sent.
  */
 struct heap {
 	__u64 id;
@@ -205,24 +223,26 @@ struct heap {
 	struct counters sum; /* of the threads that have left */
 	__u64 lost_blocks;   /* allocated while the table of live blocks was full */
 	__u64 lost_bytes;
-	__u64 lost_freed; /* of lost_blocks, how many were freed since */
+	__u64 lost_freed; /* how many of lost_blocks were freed since */
 	struct live live; /* see struct thread */
 	__u32 users;	  /* tasks that use it */
-	__u32 owners;	  /* those of them that are threads of its process */
+	__u32 owners;	  /* those users that are threads of its process */
 	__u32 flags;	  /* enum heap_flags */
-	__u32 pid;	  /* in memleak's pid namespace; 0: none there */
+	__u32 pid;	  /* in memleak's pid namespace; 0: not in it */
 	__u32 ppid;
 	__u32 uid;
 	__u32 image;
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
-	__u32 file_count;	 /* of `files`; may exceed what fits */
-	__u16 files[HEAP_FILES]; /* probed files that it has mapped; one may be there twice */
+	__u32 file_count;	 /* of `files`; may exceed HEAP_FILES */
+	__u16 files[HEAP_FILES]; /* probed files that it has mapped; a file may be there twice */
 	char exe[EXE_LEN + NAME_LEN];
 };
 
-/* A living thread's share of its heap's counters (struct heap holds those of the ones that left).
+/*
+ * A living thread's share of its heap's counters. struct heap holds those of the threads that have
+ * left.
  */
 struct thread_sum {
 	__u64 heap;
@@ -237,7 +257,7 @@ struct thread_sum {
 	__u32 pad;
 };
 
-/* A control group (version 2), and how deep below the root it lies. */
+/* A control group (version 2), and its depth below the root. */
 struct cgroup_place {
 	__u64 id;
 	__u32 level;
@@ -245,20 +265,22 @@ struct cgroup_place {
 };
 
 /*
- * Says of a command name whether it is wanted: the state that follows a state and a byte. The end
- * of the name, a NUL, leads to 1 if it is, else to 0. It begins in state 0.
+ * Decides whether a command name is wanted: `next` gives the state that follows a state and a byte.
+ * The first state is 0. The end of the name, a NUL, leads to 1 if the name is wanted, else to 0.
  */
 struct name_automaton {
 	__u8 next[NAME_STATES][256];
 };
 
-/* Probed files that a process which is there has mapped. */
+/* Probed files that a running process has mapped. */
 struct found_files {
 	__u32 count;
 	__u16 files[HEAP_FILES];
 };
 
-/* Names everything above that no map holds, so that it gets into the BTF and from there to Rust. */
+/*
+ * Names every type above that no map holds. So the type gets into the BTF, and from there to Rust.
+ */
 struct vocabulary {
 	enum limits limits;
 	enum scope scope;

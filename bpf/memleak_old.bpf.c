@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * The programs for kernels that lack what those in memleak.bpf.c take (see older.bpf.h). Those at
- * probes are loaded once as they are, then again for each probe, with its cookie put in.
+ * The object for older kernels, which lack features that memleak.bpf.c uses (see older.bpf.h). The
+ * programs at probes are loaded once as they are. Then they are loaded again for each probe, with
+ * its cookie put in.
  */
 #define OLDER_KERNELS
 #include "core.h"
@@ -16,7 +17,10 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Set by user space: a process, as memleak sees it. 0 again when it has been found. */
+/*
+ * Set by user space to the pid of a process, as memleak sees it. It is 0 again when the process has
+ * been found.
+ */
 __u32 wanted_pid = 0;
 
 static __always_inline bool is_wanted_pid(struct task_struct *task)
@@ -24,7 +28,7 @@ static __always_inline bool is_wanted_pid(struct task_struct *task)
 	return wanted_pid && task && task->pid == task->tgid && own_pid_of(task) == wanted_pid;
 }
 
-/* Follows that process, a command which waits for its exec. */
+/* Follows that process: a command that waits for its exec. */
 SEC("iter/task")
 int follow(struct bpf_iter__task *ctx)
 {
@@ -35,7 +39,7 @@ int follow(struct bpf_iter__task *ctx)
 	return 0;
 }
 
-/* Chooses that process, which is there already. */
+/* Chooses that process: one that is already running. */
 SEC("iter/task")
 int choose(struct bpf_iter__task *ctx)
 {
@@ -53,7 +57,10 @@ int BPF_PROG(sched_process_free, struct task_struct *task)
 	return 0;
 }
 
-/* A tree of mappings is no deeper: twice the logarithm of as many as a process may have. */
+/*
+ * A tree of mappings is not deeper: twice the logarithm of the number of mappings that a process
+ * may have.
+ */
 #define MAX_DEPTH 64
 
 /* As identify_file in memleak.bpf.c. */
@@ -68,7 +75,7 @@ int identify_file(__u64 *ctx)
 	struct file *file;
 	int i;
 
-	/* Where these programs are tried on a newer kernel. */
+	/* A newer kernel, on which these programs are tested. */
 	if (!bpf_core_field_exists(mm->mm_rb))
 		return -ENOENT;
 	node = BPF_CORE_READ(mm, mm_rb.rb_node);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the tests have a program ignore. */
+/* Events that a program ignores on purpose, in tests. */
 #ifndef MEMLEAK_MISSES_H
 #define MEMLEAK_MISSES_H
 
@@ -7,7 +7,10 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* Whether to do what the kernel does by itself, now and then (see again.bpf.h). */
+/*
+ * Whether to ignore an event at random, as the kernel does by itself now and then (see
+ * again.bpf.h).
+ */
 static __always_inline bool is_ignored(enum task_event event, bool again)
 {
 	if (misses <= again || bpf_get_prandom_u32() & 1)

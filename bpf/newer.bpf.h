@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/*
- * What newer kernels (6.1) have and older ones lack, under the names that older.bpf.h gives to what
- * stands in for it there.
- */
+/* What only newer kernels (6.1) have. older.bpf.h has stand-ins under the same names. */
 #ifndef MEMLEAK_NEWER_H
 #define MEMLEAK_NEWER_H
 
@@ -10,7 +7,10 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* Lives and dies with the task: no key, so no pid that could be reused or belong to a namespace. */
+/*
+ * Lives and dies with the task. It has no key, so no pid that could be reused or belong to a
+ * namespace.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -18,7 +18,7 @@ struct {
 	__type(value, struct thread);
 } threads SEC(".maps");
 
-/* A process that was there before it was followed. Its threads join its heap one by one. */
+/* A process that was running before it was followed. Its threads join its heap one by one. */
 struct process {
 	__u64 heap; /* id of its heap; 0: none yet */
 	__u32 chosen;
@@ -34,8 +34,8 @@ struct {
 } processes SEC(".maps");
 
 /*
- * Live bytes of heaps that several tasks use, by the heap's id: found faster than the heap. A heap
- * that finds its place taken keeps them in itself.
+ * Live bytes of heaps that several tasks use, by the heap's id. A cell is found faster than the
+ * heap. A heap whose cell is taken keeps its live bytes in itself.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -47,12 +47,15 @@ struct {
 const volatile bool tail_calls = false; /* never set */
 
 /*
- * From 6.13 on the kernel gives a program at a probe, or a function of it, that needs 64 B of stack
- * or more a stack of its CPU's in place of the task's ("private stack", BPF_PRIV_STACK_MIN_SIZE in
- * kernel/bpf/verifier.c). That wants programs that do not interrupt each other, and nothing sees to
- * it for those at uprobes: where the kernel may be preempted, two threads in turn write over each
- * other's frames. A program with a tail call is spared, even if that is never reached: so it need
- * not be one that could be made, to a map that takes programs, which not all programs may use.
+ * Keeps a program on the task's stack.
+ * Since 6.13 the kernel may give a program at a probe a stack of its CPU in place of the task's. It
+ * does so if the program, or a function of it, needs 64 B of stack or more ("private stack",
+ * BPF_PRIV_STACK_MIN_SIZE in kernel/bpf/verifier.c). Such programs must not interrupt each other,
+ * and the kernel does not ensure this for programs at uprobes. Where the kernel may be preempted,
+ * two threads in turn overwrite each other's frames.
+ * A program with a tail call gets no private stack, even if the call is never reached. So the call
+ * need not be possible. A possible one would need a map that takes programs, which not all programs
+ * may use.
  */
 static __always_inline void use_task_stack(void *ctx)
 {
@@ -60,10 +63,10 @@ static __always_inline void use_task_stack(void *ctx)
 		bpf_tail_call(ctx, &sites, 0);
 }
 
-/* What a program at many entries is. */
+/* The section of a program at many entries. */
 #define ENTRY_SECTION "uprobe.multi"
 
-/* Verified once, and not at each place that calls it. */
+/* A function that is verified once, and not at each place that calls it. */
 #define SUBPROGRAM __noinline
 
 /* A field of the current task. */
@@ -99,7 +102,7 @@ static __always_inline bool append_file(struct heap *heap, __u32 file)
 	return true;
 }
 
-/* What is known of a task; nothing if it is not followed. */
+/* The record of a task; 0 if it is not followed. */
 static __always_inline struct thread *thread_of(struct task_struct *task)
 {
 	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
@@ -110,7 +113,7 @@ static __always_inline struct thread *thread_of(struct task_struct *task)
 	return thread;
 }
 
-/* Of the storage of a task that is to be followed; nothing if that cannot be made. */
+/* Creates the record in the storage of a task that is to be followed; 0 if that fails. */
 static __always_inline struct thread *make_thread(struct task_struct *task)
 {
 	if (all_late)
@@ -131,9 +134,9 @@ static __always_inline struct live_cell *live_cell_of(__u64 heap)
 }
 
 /*
- * Live bytes and their peak. A heap with one task keeps them in that task, where nobody else
- * writes. One with several shares them, in a cell if there is one free, and the peak is that of the
- * order in which the updates arrived.
+ * Moves a heap's live bytes, and their peak, to where several tasks share them. A heap with one
+ * task keeps them in that task: no other task writes there. A heap with several tasks keeps them in
+ * its cell, if that is free. Then the peak depends on the order in which the updates arrive.
  */
 static __noinline void share_live(struct heap *heap, struct live *live)
 {
@@ -160,7 +163,7 @@ static __noinline void unshare_live(struct heap *heap, struct live *live)
 	}
 }
 
-/* Where a thread shares its heap's live bytes; nothing if it is the only one. */
+/* Where a thread shares its heap's live bytes; 0 if it is the heap's only thread. */
 static __always_inline struct live *shared_live(struct thread *thread)
 {
 	struct live_cell *cell;
@@ -177,7 +180,7 @@ static __always_inline struct live *shared_live(struct thread *thread)
 	if (!heap)
 		return 0;
 	if (heap->users == 1) {
-		/* The others have left, and only this task could bring new ones. */
+		/* The other tasks have left, and only this task could start new ones. */
 		unshare_live(heap, &thread->live);
 		thread->sole = 1;
 		return 0;
@@ -221,13 +224,13 @@ static __always_inline void live_shrinks(struct thread *thread, __u64 size)
 		thread->live.bytes -= size;
 }
 
-/* A heap is about to have more users than its only task. */
+/* A heap with one task is about to get more users. */
 static __always_inline void share_heap(struct heap *heap, struct live *live)
 {
 	share_live(heap, live);
 }
 
-/* A task leaves its heap, as so many users of it. Whether nobody is left. */
+/* A task leaves its heap, and takes `leaving` users with it. Returns whether no user is left. */
 static __always_inline bool is_last_user(struct thread *thread, struct heap *heap, __u32 leaving)
 {
 	struct live_cell *cell;
@@ -236,7 +239,7 @@ static __always_inline bool is_last_user(struct thread *thread, struct heap *hea
 
 	if (users) {
 		cell = live_cell_of(id);
-		/* A hint: who is left will look whether it is true. */
+		/* A hint: the task that is left checks whether it is alone. */
 		if (users == 1 && cell && cell->heap == id)
 			cell->lonely = 1;
 		return false;
@@ -248,7 +251,7 @@ static __always_inline bool is_last_user(struct thread *thread, struct heap *hea
 	return true;
 }
 
-/* The same of its owners. */
+/* The same for the owners. */
 static __always_inline bool is_last_owner(struct thread *thread, struct heap *heap, __u32 leaving)
 {
 	return __sync_fetch_and_add(&heap->owners, -leaving) == leaving;
@@ -275,7 +278,10 @@ static __always_inline __u64 heap_of_process(struct task_struct *leader)
 	return process ? process->heap : 0;
 }
 
-/* Gives a process its heap. Which it has now: another thread may have been faster. 0: none. */
+/*
+ * Gives a process its heap. Returns the heap that it has now: another thread may have been faster.
+ * Returns 0 if it has none.
+ */
 static __always_inline __u64 claim_process(struct task_struct *leader, __u64 heap)
 {
 	struct process *process;
@@ -288,19 +294,20 @@ static __always_inline __u64 claim_process(struct task_struct *leader, __u64 hea
 	return first ? first : heap;
 }
 
-/* A new heap, of a process that is there, is about to be seen by others. */
+/* A new heap of a running process is about to be visible to other tasks. */
 static __always_inline void expect_joins(struct heap *heap, struct task_struct *leader)
 {
 }
 
-/* It has not been, and goes. */
+/* Drops a heap that was never published. */
 static __always_inline void drop_heap(__u64 id)
 {
 	bpf_map_delete_elem(&heaps, &id);
 }
 
-/* A thread has joined its process's heap. `alone`: only itself could change that it is the only
- * one.
+/*
+ * A thread has joined its process's heap. `alone`: it is the only thread, and only itself could
+ * start another one.
  */
 static __always_inline void thread_joined(struct thread *thread, struct heap *heap, bool alone)
 {
@@ -311,8 +318,9 @@ static __always_inline void thread_joined(struct thread *thread, struct heap *he
 }
 
 /*
- * How many users the process is of its heap beside its threads, from now on none any more: 1 where
- * it was there before us, and this is its end. Of those who see the end only one gets it.
+ * The process stops being a user of its heap. Returns how many users that were beside its threads:
+ * 1 if the process was running before memleak followed it, and this is its end. If several tasks
+ * see the end, one of them gets the 1.
  */
 static __always_inline __u32 release_process_user(struct heap *heap)
 {
@@ -321,7 +329,7 @@ static __always_inline __u32 release_process_user(struct heap *heap)
 	return !!(__sync_fetch_and_and(&heap->flags, ~HEAP_PROCESS) & HEAP_PROCESS);
 }
 
-/* Its heap is not the process's any more. */
+/* The heap does not belong to the process any more. */
 static __always_inline void forget_process(struct task_struct *leader)
 {
 	struct process *process = 0;

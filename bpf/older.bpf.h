@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What stands in for what newer.bpf.h uses on kernels from 5.10 on that lack it: all threads are in
- * a hash table, no program uses what an atomic operation returns, nor any but additions (5.12), and
- * each probe has a program of its own, which knows its cookie as a constant (there are no others
- * before 5.15).
+ * Stand-ins for newer.bpf.h, for kernels from 5.10 on that lack what it uses. All threads are in a
+ * hash table. No program uses the result of an atomic operation, or an atomic operation other than
+ * addition (5.12). Each probe has a program of its own, which contains its cookie as a constant,
+ * because cookies exist only since 5.15.
  */
 #ifndef MEMLEAK_OLDER_H
 #define MEMLEAK_OLDER_H
@@ -12,18 +12,18 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* There is no other. */
+/* These kernels have no private stacks. */
 static __always_inline void use_task_stack(void *ctx)
 {
 }
 
-/* A program is at one probe. */
+/* A program is at one probe only. */
 #define ENTRY_SECTION "uprobe"
 
-/* Before 5.12 a function that is verified once takes no pointer. */
+/* Before 5.12 a function that is verified once cannot take a pointer. */
 #define SUBPROGRAM static __noinline
 
-/* A field of the current task, whose address is nothing but a number here (before 5.11). */
+/* A field of the current task, whose address is just a number here (before 5.11). */
 #define task_field(task, field) BPF_CORE_READ(task, field)
 
 static __always_inline struct task_struct *current_task(void)
@@ -31,7 +31,7 @@ static __always_inline struct task_struct *current_task(void)
 	return (struct task_struct *)bpf_get_current_task();
 }
 
-/* The cookie of the probe that runs: user space puts it here before it loads the program. */
+/* The cookie of the probe that runs. User space puts it here before it loads the program. */
 static __always_inline __u64 probe_cookie(void *ctx)
 {
 	__u64 cookie;
@@ -59,10 +59,11 @@ static __always_inline void drop_thread(struct task_struct *task)
 }
 
 /*
- * Each flag is set once in a heap's life, by one who alone can: in heaps that others do not see
- * yet; HEAP_PEAKLESS by its only task, before there is a second; HEAP_LEADER_GONE by the leader;
- * HEAP_OWNER_GONE and HEAP_EXEC by the last owner; HEAP_ENDED by the last user. So to add it is to
- * set it, whatever others set meanwhile.
+ * Adding a flag sets it, even if other tasks set other flags at the same time, because each flag is
+ * set once in a heap's life. Only one task can set it. In a heap that other tasks do not see yet,
+ * that is its creator. HEAP_PEAKLESS is set by the only task, before there is a second one.
+ * HEAP_LEADER_GONE is set by the leader, HEAP_OWNER_GONE and HEAP_EXEC by the last owner, and
+ * HEAP_ENDED by the last user.
  */
 static __always_inline void set_flags(struct heap *heap, __u32 flags)
 {
@@ -77,10 +78,13 @@ struct {
 	__type(value, __u64);
 } heaps_begun SEC(".maps");
 
-/* More than Linux has CPUs (NR_CPUS of x86_64 is 8192). */
+/* More CPUs than Linux supports (NR_CPUS of x86_64 is 8192). */
 #define CPU_BITS 16
 
-/* Heaps are begun in tracepoints, which are not preempted, and nest in none that begins one. */
+/*
+ * Heaps are begun in tracepoints. These are not preempted, and do not nest in one that begins a
+ * heap.
+ */
 static __always_inline __u64 next_heap_id(void)
 {
 	__u32 zero = 0;
@@ -93,9 +97,10 @@ static __always_inline __u64 next_heap_id(void)
 }
 
 /*
- * What exactly one of several tasks gets: to delete an entry succeeds for one of them. A heap gets
- * two when it gets its second task, and they go when it ends; there is one more while a file is
- * put down, and one of a process that was there before it was followed.
+ * Something that exactly one of several tasks may get: deleting an entry succeeds for one of them.
+ * A heap gets LAST_USER and LAST_OWNER with its second task, and loses them when it ends. FILES
+ * exists while a task appends a file. PROCESS belongs to a process that was running before it was
+ * followed.
  */
 enum token { LAST_USER, LAST_OWNER, FILES, PROCESS };
 
@@ -127,8 +132,8 @@ static __always_inline bool take_token(__u64 heap, enum token token)
 }
 
 /*
- * A task leaves its heap. Whether nobody is left: of those who find that, one is to say so. The
- * others have left, too, but the heap may have gone already: hence its id from before.
+ * A task leaves its heap. Returns whether no task is left. Several tasks may find that, and one of
+ * them gets true. Another task may already have removed the heap, so the id was read before.
  */
 static __always_inline bool is_last(struct thread *thread, __u64 heap, __u32 *count, __u32 leaving,
 				    enum token token)
@@ -155,7 +160,7 @@ static __always_inline bool is_last_user(struct thread *thread, struct heap *hea
 	if (thread->sole)
 		heap->live = thread->live;
 	else
-		/* Where the process has left by an exec it is still there. */
+		/* If the process has left by an exec, this token still exists. */
 		take_token(id, LAST_OWNER);
 	return true;
 }
@@ -172,8 +177,7 @@ static __always_inline void take_last_tokens(__u64 heap)
 	take_token(heap, LAST_OWNER);
 }
 
-/* A heap is about to have more users than its only task. Its live bytes are nobody's from now on.
- */
+/* A heap with one task is about to get more users. From now on its live bytes are not counted. */
 static __always_inline void share_heap(struct heap *heap, struct live *live)
 {
 	set_flags(heap, HEAP_PEAKLESS);
@@ -192,12 +196,12 @@ static __always_inline void live_shrinks(struct thread *thread, __u64 size)
 	thread->live.bytes -= size;
 }
 
-/* Rounds in which another thread may be in the way. */
+/* Attempts, in each of which another thread may hold the token. */
 #define TRIES 8
 
 /*
- * Threads that come at one time go one after the other. Who is not served says so by `false`, and
- * comes again with its next call.
+ * Threads that come at the same time take turns. Returns false if a thread did not get its turn: it
+ * tries again with its next call.
  */
 static __always_inline bool append_file(struct heap *heap, __u32 file)
 {
@@ -220,8 +224,9 @@ static __always_inline bool append_file(struct heap *heap, __u32 file)
 }
 
 /*
- * The heaps of processes that were there before they were followed, and which of these processes
- * were named. By the address of the leader, which is its own until it is freed: then they go.
+ * The heaps of processes that were running before they were followed, and which of these processes
+ * were named. The key is the leader's address. It is valid until the leader is freed: then the
+ * entries go.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -279,7 +284,7 @@ static __always_inline void forget_process(struct task_struct *leader)
 		bpf_map_delete_elem(&processes, &key);
 }
 
-/* A task's address may be another one's from now on. */
+/* From now on another task may get this task's address. */
 static __always_inline void task_freed(struct task_struct *task)
 {
 	__u64 key = (__u64)task;
@@ -288,7 +293,7 @@ static __always_inline void task_freed(struct task_struct *task)
 	bpf_map_delete_elem(&chosen, &key);
 }
 
-/* Its process is one user, and each thread will be one more. */
+/* The process is one user, and each thread will be one more. */
 static __always_inline void expect_joins(struct heap *heap, struct task_struct *leader)
 {
 	if (BPF_CORE_READ(leader, signal, live.counter) != 1)
@@ -313,7 +318,10 @@ static __always_inline void thread_joined(struct thread *thread, struct heap *he
 		take_last_tokens(heap->id);
 		thread->sole = 1;
 	} else {
-		/* It was alone when the heap was made, so there is nobody else to do this. */
+		/*
+		 * The process had one thread when the heap was created, so no other task sets the
+		 * flag.
+		 */
 		set_flags(heap, HEAP_PEAKLESS);
 	}
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A process's id, as memleak and as /proc see it. */
+/* The id of a process or task, as memleak and as /proc see it. */
 #ifndef MEMLEAK_PIDS_H
 #define MEMLEAK_PIDS_H
 
@@ -7,7 +7,7 @@
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 
-/* memleak's own pid namespace, and the one that /proc shows. Run by memleak itself. */
+/* Finds memleak's own pid namespace, and the one that /proc shows. memleak itself runs this. */
 static __always_inline void find_own_namespace(void)
 {
 	struct task_struct *task = current_task();
@@ -15,12 +15,12 @@ static __always_inline void find_own_namespace(void)
 
 	memleak_tgid = task_field(task, tgid);
 	own_level = BPF_CORE_READ(pid, level);
-	/* User space has put in how many levels /proc is above us. */
+	/* User space has stored in it how many levels /proc is above memleak. */
 	proc_level = own_level - proc_level;
 	bpf_core_read(&own_ns, sizeof(own_ns), &pid->numbers[own_level].ns);
 }
 
-/* The process id as memleak sees it; 0 where the process is not in memleak's pid namespace. */
+/* The process id as memleak sees it; 0 if the process is not in memleak's pid namespace. */
 static __always_inline __u32 own_pid_of(struct task_struct *leader)
 {
 	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
@@ -33,7 +33,7 @@ static __always_inline __u32 own_pid_of(struct task_struct *leader)
 	return upid.ns == own_ns ? upid.nr : 0;
 }
 
-/* The id of a task as /proc has it, where memleak looks at it. */
+/* The id of a task in the /proc that memleak reads; 0 if it has none there. */
 static __always_inline __u32 proc_pid_of(struct task_struct *task)
 {
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The programs at probes, which are the same on all kernels but for sessions. */
+/* The programs at probes. Except for sessions, they are the same on all kernels. */
 #ifndef MEMLEAK_PROBES_H
 #define MEMLEAK_PROBES_H
 
@@ -10,7 +10,7 @@
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 
-/* A program that, for a thread that is followed, does this. */
+/* A program that calls `does` for a thread that is followed. */
 #define AT_PROBE(section, name, does)                                                              \
 	SEC(section)                                                                               \
 	int name(struct pt_regs *ctx)                                                              \
@@ -26,7 +26,7 @@
 /* Allocators, for kernels without sessions. */
 AT_PROBE("uprobe", alloc_enter, enter)
 AT_PROBE("uretprobe", alloc_return, leave)
-/* Functions of which the entry is enough. */
+/* Functions without a return probe. */
 AT_PROBE(ENTRY_SECTION, entry_only, at_entry)
 /* Functions that may throw. */
 AT_PROBE(ENTRY_SECTION, throwing, at_throwing)

@@ -1,41 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Who sent which signal to memleak and to the command: what reached both must not be passed on, nor
- * what the command's own tree sent.
+ * Which process sent which signal to memleak and to the command. memleak must not pass on a signal
+ * that reached both, or one that came from the command's own tree.
  */
 #ifndef MEMLEAK_SIGNALS_H
 #define MEMLEAK_SIGNALS_H
 
 #include "core.h"
 #include "kernels.bpf.h"
+#include "maps.bpf.h"
 #include "pids.bpf.h"
-
-struct signal_key {
-	__u32 signal;
-	__u32 sender; /* as memleak sees it; 0: outside its pid namespace */
-};
-
-/* The last time of each. */
-struct signal_seen {
-	__u64 to_memleak_ns;
-	__u64 to_command_ns;
-	__u64 of_tree; /* the sender was a followed process */
-};
-
-/*
- * More senders than ever send something within the few milliseconds for which an entry matters.
- * LRU: nothing needs to be deleted. Preallocated: signals are sent with locks held.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct signal_key);
-	__type(value, struct signal_seen);
-} signals_seen SEC(".maps");
-
-/* Set by user space before the command is released; as memleak sees them. */
-__u32 memleak_pid = 0;
-__u32 command_pid = 0;
 
 /* The current task sends `signal` to `target`. */
 static __always_inline void signal_sent(int signal, struct task_struct *target)

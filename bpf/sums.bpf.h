@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What a living task adds to the heap of its process. */
+/* What a living task adds to its heap's counters. */
 #ifndef MEMLEAK_SUMS_H
 #define MEMLEAK_SUMS_H
 
@@ -9,7 +9,7 @@
 #include "memleak.h"
 #include "wanted.bpf.h"
 
-/* False if the task has no heap. */
+/* Returns false if the task has no heap. */
 static __always_inline bool sum_of(struct task_struct *task, struct thread_sum *sum)
 {
 	struct thread *thread = thread_of(task);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Goes through the files that a process has mapped to execute. A file that was not seen before is
- * shown to user space, which looks whether it is an allocator and puts probes on it.
+ * Looks up the files that a process has mapped to execute. A new file is sent to user space, which
+ * examines whether it is an allocator, and puts probes on it.
  */
 #ifndef MEMLEAK_SURVEY_H
 #define MEMLEAK_SURVEY_H
@@ -15,7 +15,7 @@
 
 #ifdef OLDER_KERNELS
 
-/* What has been mapped is looked for in user space, before. */
+/* On older kernels, user space looks up the files before. */
 static __always_inline int survey_mappings(struct task_struct *task, struct heap *heap, bool waits)
 {
 	return 0;
@@ -23,8 +23,10 @@ static __always_inline int survey_mappings(struct task_struct *task, struct heap
 
 #else
 
-/* Executable files that have been looked at, or are being. 40,000 distinct ones fit, and cost
- * memory as they come; what does not fit is shown to user space again and again. */
+/*
+ * Executable files that were examined, or are being examined. 40,000 distinct ones fit. The map
+ * takes memory as it is used. A file that does not fit is sent to user space again and again.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -33,7 +35,7 @@ struct {
 	__type(value, struct file_state);
 } files SEC(".maps");
 
-/* Files on their way to user space: a process that starts brings some fifty, at the most. */
+/* Files on their way to user space. A process that starts brings some fifty, at the most. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 64 * 1024);
@@ -45,7 +47,7 @@ extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struc
 extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
 extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
 
-/* Whether the file behind `arrival` is known, as it is now; what a look at it found if so. */
+/* What is known of the file of `arrival`, as it is now; 0 if it is not known. */
 static __always_inline struct file_state *known_file(struct arrival *arrival)
 {
 	struct file_id file = arrival->file;
@@ -57,13 +59,13 @@ static __always_inline struct file_state *known_file(struct arrival *arrival)
 	return state;
 }
 
-/* Shows a file to user space. False if that cannot be. */
+/* Sends a file to user space. Returns false if that is not possible. */
 static __always_inline bool send_arrival(struct arrival *arrival)
 {
 	struct file_state asked = {.version = arrival->version, .asked = 1};
 	struct file_id file = arrival->file;
 
-	/* The answer must find the question there. */
+	/* The question must be in the map before the answer can come. */
 	if (bpf_map_update_elem(&files, &file, &asked, BPF_ANY))
 		return false;
 	if (!bpf_ringbuf_output(&arrivals, arrival, sizeof(*arrival), BPF_RB_FORCE_WAKEUP))
@@ -79,7 +81,7 @@ static __always_inline void apply_file_state(struct heap *heap, struct file_stat
 		add_file(heap, state->index);
 	if (state->flags & FILE_UNEXAMINED)
 		__sync_fetch_and_or(&heap->flags, HEAP_UNEXAMINED);
-	/* Of a program that is its own C library it tells that there is nothing to count. */
+	/* For a program that is its own C library, this means that there is nothing to count. */
 	if (program && state->flags & FILE_NO_SYMBOLS)
 		__sync_fetch_and_or(&heap->flags, HEAP_NO_SYMBOLS);
 	if (program && state->flags & FILE_32BIT)
@@ -87,9 +89,10 @@ static __always_inline void apply_file_state(struct heap *heap, struct file_stat
 }
 
 /*
- * A file that a process has mapped to execute: what is known of it goes into the heap. Whether that
- * is nothing yet, and the process waits for it; who does not wait is late. Global, and so verified
- * once rather than at every turn of the loop that calls it (on 6.12 44,000 instructions a program).
+ * Puts what is known of a mapped file into the heap. Returns 1 if the file is not known yet, and
+ * the process waits for it. A process that does not wait is late.
+ * It is a global function, and so verified once, not at every turn of the loop that calls it. On
+ * 6.12 that would be 44,000 instructions in each program.
  */
 __noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int program, int waits)
 {
@@ -113,8 +116,9 @@ __noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int pro
 }
 
 /*
- * Goes through what a process has mapped to execute. Returns how many files are not known yet;
- * those that nobody was shown before are now. -1: the mappings cannot be read at the moment.
+ * Looks up all files that a process has mapped to execute. Returns how many are not known yet.
+ * Those that user space had not been asked about have been sent to it. Returns -1 if the mappings
+ * cannot be read at the moment.
  */
 static __always_inline int survey_mappings(struct task_struct *task, struct heap *heap, bool waits)
 {
@@ -128,7 +132,7 @@ static __always_inline int survey_mappings(struct task_struct *task, struct heap
 
 	if (!bpf_iter_task_vma_new)
 		return 0;
-	/* Where the leader has left, its own entries in /proc show no memory any more. */
+	/* After the leader has exited, its own entries in /proc show no memory. */
 	arrival.pid = proc_pid_of(task);
 	arrival.heap = heap->id;
 	entry = BPF_CORE_READ(task, mm, start_code);
@@ -142,7 +146,7 @@ static __always_inline int survey_mappings(struct task_struct *task, struct heap
 		if (inode == last)
 			continue;
 		last = inode;
-		/* A device is no program, and to open one may do things. */
+		/* A device is not a program, and opening one may have effects. */
 		if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
 			continue;
 		arrival.start = BPF_CORE_READ(vma, vm_start);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The programs that follow tasks, which are the same on all kernels. */
+/* The programs that follow tasks. They are the same on all kernels. */
 #ifndef MEMLEAK_TASKS_H
 #define MEMLEAK_TASKS_H
 
@@ -50,7 +50,7 @@ int BPF_PROG(signal_generate, int signal, void *info, struct task_struct *target
 	return 0;
 }
 
-/* Run once by memleak itself. */
+/* memleak runs this itself, once. */
 SEC("raw_tp")
 int identify(void *ctx)
 {
@@ -58,7 +58,7 @@ int identify(void *ctx)
 	return 0;
 }
 
-/* Run for each task of the machine when memleak starts. */
+/* Runs for each task of the machine when memleak starts. */
 SEC("iter/task")
 int adopt_all(struct bpf_iter__task *ctx)
 {
@@ -66,7 +66,7 @@ int adopt_all(struct bpf_iter__task *ctx)
 	return 0;
 }
 
-/* The living tasks' shares of their heaps, for images that still run. */
+/* The living tasks' shares of their heaps, for images that are still running. */
 SEC("iter/task")
 int living(struct bpf_iter__task *ctx)
 {

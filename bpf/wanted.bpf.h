@@ -8,15 +8,17 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
-/* The id of a group's ancestor at a level that is not below the group's own. */
+/* The id of a group's ancestor, at a level that is not below the group's own. */
 static __always_inline __u64 ancestor_id(struct cgroup *group, __u64 level)
 {
 	struct cgroup___ids *ids = (void *)group;
 	struct cgroup *ancestor = 0;
 	__u64 id = 0;
 
-	/* The barriers keep what the other kind of kernel cannot do in the branch that it does not
-	 * take. */
+	/*
+	 * The barriers keep the code for the other kernels within the branch that this kernel does
+	 * not take.
+	 */
 	if (bpf_core_field_exists(group->ancestors)) {
 		barrier_var(group);
 		bpf_probe_read_kernel(&ancestor, sizeof(ancestor), &group->ancestors[level]);
@@ -28,7 +30,7 @@ static __always_inline __u64 ancestor_id(struct cgroup *group, __u64 level)
 	return id;
 }
 
-/* Whether the task is in one of the control groups that were named, or below. */
+/* Whether the task is in one of the control groups that were named, or below one. */
 static __always_inline bool in_wanted_cgroup(struct task_struct *task)
 {
 	struct cgroup *group = BPF_CORE_READ(task, cgroups, dfl_cgrp);
@@ -44,7 +46,7 @@ static __always_inline bool in_wanted_cgroup(struct task_struct *task)
 	return false;
 }
 
-/* Whether a process is not to be reported, though it is followed for the sake of its children. */
+/* Whether a process is followed only for the sake of its children, and is not reported. */
 static __always_inline bool is_outside(struct task_struct *task)
 {
 	return scope == SCOPE_CHOSEN && cgroup_count && !in_wanted_cgroup(task);
@@ -69,8 +71,7 @@ static __always_inline bool has_wanted_name(struct task_struct *leader)
 	return state;
 }
 
-/* Whether a process is to be followed, as it is at the moment; where all are but for the filters.
- */
+/* Whether the filters want a process, as it is now. For SCOPE_ALL. */
 static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader)
 {
 	__u32 uid;
