@@ -84,11 +84,12 @@ rule() { printf '\n==== %s ====\n\n' "$1"; }
 # With the commit's time, which both packages take over; nor must a script among the examples make rpm ask for bash.
 collect() { # collect ARCHITECTURE BINARY
 	rm -rf $parts
-	mkdir -p $parts/slurm
+	mkdir -p $parts/docs $parts/slurm
 	cp "$2" $parts/
 	gzip -9nc man/memleak.1 >$parts/memleak.1.gz
 	notices "$1" >$parts/copyright
 	cp --no-preserve=mode completions/* LICENSE README.md CHANGELOG.md $parts/
+	cp --no-preserve=mode docs/*.md $parts/docs/
 	cp --no-preserve=mode examples/slurm/* $parts/slurm/
 	find $parts -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
 }

@@ -48,8 +48,8 @@ seed() { # seed TARGET: prints where they are
 		done
 		;;
 	allocators_toml)
-		awk '/^    \[\[allocator\]\]/ { on = 1 } /^[^ ]/ { on = 0 } on { sub(/^    /, ""); print }' README.md >"$into/toml"
-		grep -o "[a-z./*]*:\(alloc\|new\)=[^ '\`]*" README.md src/find/notation.rs |
+		awk '/^    \[\[allocator\]\]/ { on = 1 } /^[^ ]/ { on = 0 } on { sub(/^    /, ""); print }' docs/allocators.md >"$into/toml"
+		grep -o "[a-z./*]*:\(alloc\|new\)=[^ '\`]*" docs/allocators.md src/find/notation.rs |
 			split -l 1 -a 3 - "$into/spec"
 		;;
 	events)

@@ -6,7 +6,7 @@
 //! thing measured. A run of memleak whose report does not show the calls made is no result.
 //!
 //! `cargo bench --bench overhead` prints and writes `target/tmp/bench.md`; with `-- --write` it also
-//! replaces the block between the bench markers of README.md. `BENCH_ROUNDS` sets the rounds,
+//! replaces the block between the bench markers of docs/benchmarks.md. `BENCH_ROUNDS` sets the rounds,
 //! `MEMLEAK_BIN` another binary to measure.
 
 mod crowd;
@@ -18,7 +18,6 @@ mod table;
 mod tool;
 mod workload;
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -26,7 +25,7 @@ use anyhow::{Context, Result, bail};
 
 use tool::{Tool, Toolbox};
 
-const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks.md");
 const OUTPUT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench.md");
 
 fn main() -> ExitCode {
@@ -82,8 +81,8 @@ fn run(write: bool) -> Result<()> {
     std::fs::write(OUTPUT, &text).with_context(|| format!("cannot write {OUTPUT}"))?;
     println!("Written to {OUTPUT}");
     if write {
-        write_readme(&text)?;
-        println!("Written to {README}");
+        write_page(&text)?;
+        println!("Written to {PAGE}");
     }
 
     let failures: Vec<_> = results
@@ -107,11 +106,11 @@ fn rounds() -> Result<usize> {
     }
 }
 
-/// Replaces what stands between the bench markers of README.md.
-fn write_readme(text: &str) -> Result<()> {
-    let path = Path::new(README);
-    let readme = std::fs::read_to_string(path).context("cannot read README.md")?;
-    let replaced = table::replace_block(&readme, text)
-        .context("README.md has no <!-- bench:begin --> … <!-- bench:end --> block")?;
-    std::fs::write(path, replaced).context("cannot write README.md")
+/// Replaces the text between the bench markers of docs/benchmarks.md.
+fn write_page(text: &str) -> Result<()> {
+    let page = std::fs::read_to_string(PAGE).with_context(|| format!("cannot read {PAGE}"))?;
+    let replaced = table::replace_block(&page, text).with_context(|| {
+        format!("{PAGE} has no <!-- bench:begin --> … <!-- bench:end --> block")
+    })?;
+    std::fs::write(PAGE, replaced).with_context(|| format!("cannot write {PAGE}"))
 }

@@ -202,9 +202,9 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// `readme` with what stands between the markers replaced; `None` where there are no markers.
-pub fn replace_block(readme: &str, text: &str) -> Option<String> {
-    let (before, rest) = readme.split_once(BEGIN)?;
+/// `page` with the text between the markers replaced; `None` where there are no markers.
+pub fn replace_block(page: &str, text: &str) -> Option<String> {
+    let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     Some(format!("{before}{BEGIN}\n{text}{END}{after}"))
 }
