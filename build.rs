@@ -14,9 +14,9 @@ fn main() -> Result<()> {
     let arch = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
         Ok("x86_64") => "x86",
         Ok("aarch64") => "arm64",
-        other => bail!("memleak knows x86_64 and aarch64, not {other:?}"),
+        other => bail!("memleak supports x86_64 and aarch64, not {other:?}"),
     };
-    // What the objects tell a debugger must not depend on where this was built.
+    // The debug information of the objects must not depend on the build directory.
     let here =
         env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set by cargo")?;
     let mut nowhere = OsString::from("-fdebug-prefix-map=");
@@ -24,7 +24,7 @@ fn main() -> Result<()> {
     nowhere.push("=/memleak");
     for name in OBJECTS {
         let source = PathBuf::from(format!("bpf/{name}.bpf.c"));
-        // v3 has atomic operations; clang 14, the oldest that we build with, knows it.
+        // BPF v3 has atomic operations. clang 14, the oldest that we build with, supports it.
         let args = ["-mcpu=v3", "-Wall", "-Werror"].map(OsString::from);
         let arch = OsString::from(format!("-D__TARGET_ARCH_{arch}"));
         SkeletonBuilder::new()

@@ -1,20 +1,20 @@
 # shellcheck shell=bash
-# To be sourced: packages of any of Debian's suites and architectures, from the mirror that this machine's apt
-# uses, with signatures checked, beside apt's own state and without touching it. The caller has `die`.
+# Source this file to get packages of any Debian suite and architecture. They come from the mirror that this machine's
+# apt uses, with signatures checked. apt's own state stays untouched. The caller must define `die`.
 
 debian_keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 debian_lists=$PWD/target/debian
 
 debian_mirror() {
 	local uri=${DEBIAN_MIRROR-}
-	# shellcheck disable=SC2016 # apt's own variables
+	# shellcheck disable=SC2016 # these are apt's variables
 	[[ -n $uri ]] || uri=$(apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' |
 		sed -n 's/^Debian //p' | head -n 1)
 	[[ -n $uri ]] || die "this machine's apt sources name no mirror of Debian: name one in DEBIAN_MIRROR"
 	printf '%s' "$uri"
 }
 
-# apt with that suite's lists, which are renewed once a day.
+# Runs apt with the lists of one suite. The lists are renewed once a day.
 apt_of() { # apt_of SUITE ARCHITECTURE COMMAND…: e.g. apt_of sid arm64 apt-cache search linux-image
 	local suite=$1 arch=$2 dir=$debian_lists/$1-$2 uri
 	shift 2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Shows memleak's main job: on a program that leaks a known amount, on a shell pipeline as it is, and
-# as a gate. `make run` calls it with the path of the binary.
+# Shows memleak's main use: on a program that leaks a known amount, on an ordinary shell pipeline, and as a gate.
+# `make run` calls it with the path of the binary.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -24,18 +24,18 @@ show() {
 }
 
 echo
-echo "A program that leaks 1,000,000 of 2,000,000 bytes in itself and 250,000 of 250,000 in a child:"
+echo "A program that leaks 1,000,000 of its 2,000,000 bytes, and all 250,000 bytes of its child:"
 show "$memleak" run -- "$fixture"
 
 echo
-echo "A shell pipeline; programs that end soon often leave freeing to the kernel:"
+echo "A shell pipeline. Programs that end soon often leave freeing to the kernel:"
 show "$memleak" run -- sh -c 'ls -l /usr/bin | sort -k 5 -n | tail -n 3'
 
 echo
-echo "The first again, as a gate in CI; no process may leak more than 500 kB:"
+echo "The first program again, as a gate in CI. No process may leak more than 500 kB:"
 code=0
 show "$memleak" run --fail-on-leak 500kB -- "$fixture" || code=$?
 if ((code != 23)); then
-	echo "demo: the gate should have ended with 23" >&2
+	echo "demo: the gate should have exited with 23" >&2
 	exit 1
 fi

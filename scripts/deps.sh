@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# The tools and libraries that this project needs from the system: says what is missing, or installs it.
+# Lists the tools and libraries that this project needs from the system and that are missing, or installs them.
 #
 #     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs]
 #     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs]
 #
-# build: to compile memleak · test: and to run its tests (the default) · lint: and to check formats ·
-# bench: and the tools that the benchmark compares with · kernels: and to test on other kernels · dist: and to make
-# a release · libcs: to test with other C libraries. Each takes in what is named before it, except that bench does
-# not need lint, kernels only build and test, dist only build, and libcs build, test and dist.
+# build: what compiles memleak
+# test: build, and what its tests need (the default)
+# lint: build and test, and what checks formats
+# bench: build, and the tools that the benchmark compares with
+# kernels: build and test, and what tests on other kernels
+# dist: build, and what makes a release
+# libcs: build, test and dist, for tests with other C libraries
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# What for | name | how to find it | Debian packages | Fedora packages (space-separated; none: "-").
-# libbpf is compiled from libbpf-sys's own copy: make, pkg-config and the headers of libelf and zlib.
-# libbpf-cargo links BPF objects with libbpf itself, so clang is all that it needs of LLVM.
+# Columns: purpose | name | how to find it | Debian packages | Fedora packages (separated by spaces; none: "-").
+# libbpf is compiled from libbpf-sys's own copy. That needs make, pkg-config and the headers of libelf and zlib.
+# libbpf-cargo links BPF objects with libbpf itself, so it needs only clang of LLVM.
 table='
 build | cargo        | cargo                 | -                     | -
 build | cc           | c-compiler            | gcc libc6-dev         | gcc glibc-devel
@@ -80,7 +83,7 @@ dist  | unshare      | command unshare       | util-linux            | util-linu
 dist  | qemu-user    | command qemu-aarch64-static | qemu-user-static | qemu-user-static-aarch64
 '
 
-# The oldest Rust that compiles this, as Cargo.toml states it.
+# The oldest Rust that compiles memleak, from Cargo.toml.
 rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/../Cargo.toml")
 
 say() { printf '%s\n' "$*"; }
@@ -97,7 +100,7 @@ compiles() { # compiles SOURCE COMPILER [ARGS]…
 
 found() { # found KIND [ARGUMENT]
 	case $1 in
-	# A user's PATH may lack the directories for root's programs.
+	# A user's PATH may lack the directories of root's programs.
 	command) PATH=$PATH:/usr/sbin:/sbin command -v "$2" >/dev/null ;;
 	cargo)
 		local version
@@ -105,9 +108,9 @@ found() { # found KIND [ARGUMENT]
 		version=${version#cargo }
 		[[ $(printf '%s\n%s\n' "$rust_needed" "${version%% *}" | sort -V | head -n 1) == "$rust_needed" ]]
 		;;
-	# A compiler without the C library's headers is as good as none.
+	# A compiler is useless without the C library's headers.
 	c-compiler) command -v cc >/dev/null && compiles '#include <stdlib.h>' cc -c ;;
-	# Some builds of clang leave the BPF target out.
+	# Some builds of clang lack the BPF target.
 	clang-bpf) command -v clang >/dev/null && compiles 'int a;' clang -target bpf -c ;;
 	file) [[ -e $2 ]] ;;
 	header) command -v cc >/dev/null && compiles "#include <$2>" cc -E ;;
@@ -132,7 +135,7 @@ lint) wanted=' build test lint ' ;;
 bench) wanted=' build bench ' ;;
 kernels) wanted=' build test kernels ' ;;
 dist) wanted=' build dist ' ;;
-# Tests that are linked as a release is.
+# These tests are linked like a release.
 libcs) wanted=' build test dist ' ;;
 *) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs" ;;
 esac
@@ -194,7 +197,7 @@ look
 case ${1-} in
 check)
 	if ((${#missing[@]} == 0)); then
-		say "Everything to $purpose is there."
+		say "Nothing is missing for $purpose."
 		exit 0
 	fi
 	say "Missing: $(list "${missing[@]}")"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes a release in target/dist: for each architecture a tar archive, a .deb and an .rpm with the same files, and
-# SHA256SUMS over all.
+# Makes a release in target/dist: a tar archive, a .deb and an .rpm with the same files for each architecture, and
+# SHA256SUMS of all.
 #
 #     scripts/dist.sh
-#     scripts/dist.sh check ARCHITECTURE BINARY     whether that runs on what we promise: glibc 2.31, and nothing else
+#     scripts/dist.sh check ARCHITECTURE BINARY     checks that BINARY needs glibc 2.31 and nothing else, as promised
 #
-# Times in it are those of the last commit (or SOURCE_DATE_EPOCH), and no path or name of this machine is in it.
+# Times in a release are those of the last commit (or SOURCE_DATE_EPOCH). No path or name of this machine is in it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 umask 022
 
-# Debian 11's. What is newer has it, what is older is not supported.
+# glibc of Debian 11. Newer systems have it, older systems are not supported.
 newest_glibc=2.31
 arches=(x86_64 aarch64)
 out=target/dist
@@ -29,11 +29,11 @@ check() { # check ARCHITECTURE BINARY
 	x86_64/*X86-64 | aarch64/AArch64) ;;
 	*) die "$file is for '$machine', not for $arch" ;;
 	esac
-	# All of them are glibc's but libgcc_s, which glibc itself needs.
+	# All of these belong to glibc, except libgcc_s, which glibc itself needs.
 	while read -r library; do
 		case $library in
 		libc.so.6 | libpthread.so.0 | libdl.so.2 | libgcc_s.so.1 | ld-linux-x86-64.so.2 | ld-linux-aarch64.so.1) ;;
-		*) die "$file needs $library, which a machine may not have" ;;
+		*) die "$file needs $library, which a machine may lack" ;;
 		esac
 	done < <(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
 	newest=$(readelf -VW "$file" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
@@ -42,7 +42,7 @@ check() { # check ARCHITECTURE BINARY
 		die "$file needs $newest, newer than $newest_glibc"
 }
 
-# Without optimisation, as in .ci/run: they run for seconds.
+# Compiles the tools without optimisation, as .ci/run does: they run only for seconds.
 install_tools() {
 	local tool
 	for tool in cargo-deb@3.8.0 cargo-generate-rpm@0.21.1; do
@@ -53,8 +53,8 @@ install_tools() {
 	done
 }
 
-# What is in the binary, and the notices that its authors ask to be kept with it. What is offered under the MIT
-# licence too is taken under that.
+# Prints what is in the binary, and the notices that the authors ask to be kept with it. A crate that is also offered
+# under the MIT licence is taken under that licence.
 notices() { # notices ARCHITECTURE
 	local arch=$1 crate version licence dir file
 	local -a files
@@ -81,7 +81,8 @@ notices() { # notices ARCHITECTURE
 
 rule() { printf '\n==== %s ====\n\n' "$1"; }
 
-# With the commit's time, which both packages take over; nor must a script among the examples make rpm ask for bash.
+# Collects the files of a package. They get the commit's time, and both packages keep it. They also lose their modes,
+# because an executable script among the examples would make rpm require bash.
 collect() { # collect ARCHITECTURE BINARY
 	rm -rf $parts
 	mkdir -p $parts/docs $parts/slurm
@@ -94,7 +95,7 @@ collect() { # collect ARCHITECTURE BINARY
 	find $parts -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
 }
 
-# Laid out as what is below /usr, or /usr/local: that is where the archive's content goes.
+# Makes the archive. Its layout is that of /usr and /usr/local, because it is unpacked there.
 archive() { # archive DEB NAME
 	local deb=$1 name=$2 dir=$parts/$2
 	rm -rf "$dir"
@@ -107,8 +108,8 @@ archive() { # archive DEB NAME
 		-c "$name" | gzip -9n >"$out/$name.tar.gz"
 }
 
-# Both at once: what runs on this machine, build scripts, is compiled once. There is no debug information in a release,
-# and names of functions are a fifth of the binary.
+# Builds both architectures at once, so that build scripts, which run on this machine, are compiled once. Symbols are
+# stripped: a release has no debug information, and the names of functions are a fifth of the binary.
 build() {
 	local -a around=() command=(cargo build --release --locked --bin memleak)
 	local arch
@@ -136,7 +137,7 @@ if [[ ${1-} == check ]]; then
 	exit
 fi
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} || die 'neither git nor SOURCE_DATE_EPOCH says of when this is'
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)} || die 'neither git nor SOURCE_DATE_EPOCH gives the time of this release'
 export SOURCE_DATE_EPOCH
 PATH=$PWD/$tools/bin:$PATH
 install_tools

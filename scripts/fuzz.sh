@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Feeds everything that reads unknown bytes what libFuzzer makes of real files, and stops at the first input that
-# makes it fail, hang or take too much memory.
+# Fuzzes all code that reads unknown bytes. libFuzzer derives the inputs from real files. The script stops at the first
+# input that makes the code fail, hang or take too much memory.
 #
 #     scripts/fuzz.sh SECONDS [TARGET…]
 #
-# Needs no root and no nightly Rust: memleak's few unsafe blocks are not what this looks for, so there is no
-# sanitizer, but overflows and assertions are checked.
+# It needs no root and no nightly Rust. It does not look for faults of memleak's few unsafe blocks, so it uses no
+# sanitizer. It does check overflows and assertions.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,11 +18,11 @@ work=target/fuzz
 tools=target/tools
 PATH=$PWD/$tools/bin:$PATH
 
-# Bytes of an input, at the most: what the code that reads it looks at.
+# The maximum size of an input in bytes: as much as the code under test looks at.
 declare -A longest=([elf]=262144 [code]=4096 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048)
 
-# Seeds are real files, as this machine has them, no longer than an input may be.
-seed() { # seed TARGET: prints where they are
+# Collects seeds: real files of this machine, no longer than an input may be.
+seed() { # seed TARGET: into $work/seeds/TARGET
 	local target=$1 into=$work/seeds/$1 limit=${longest[$1]} file
 	rm -rf "$into" && mkdir -p "$into"
 	case $target in
@@ -36,7 +36,7 @@ seed() { # seed TARGET: prints where they are
 		small_elfs "$into"
 		;;
 	code)
-		# The functions of the C library, in pieces.
+		# The code of the C library, in pieces.
 		objcopy -O binary --only-section=.text "$(ldd /bin/sh | awk '/libc\.so/ { print $3 }')" "$into/text"
 		head -c 1000000 "$into/text" | split -a 4 -b 1000 - "$into/piece"
 		rm "$into/text"
@@ -48,12 +48,13 @@ seed() { # seed TARGET: prints where they are
 		done
 		;;
 	allocators_toml)
-		awk '/^    \[\[allocator\]\]/ { on = 1 } /^[^ ]/ { on = 0 } on { sub(/^    /, ""); print }' docs/allocators.md >"$into/toml"
+		awk '/^    \[\[allocator\]\]/ { on = 1 } /^[^ ]/ { on = 0 } on { sub(/^    /, ""); print }' \
+			docs/allocators.md >"$into/toml"
 		grep -o "[a-z./*]*:\(alloc\|new\)=[^ '\`]*" docs/allocators.md src/find/notation.rs |
 			split -l 1 -a 3 - "$into/spec"
 		;;
 	events)
-		# What the kernel sends is in no file. Records are as long as these, and mostly zeros and counts.
+		# No file holds what the kernel sends. Its records have these lengths, and are mostly zeros and counts.
 		for size in 240 260 400 1400; do
 			head -c "$size" /dev/zero >"$into/zeros$size"
 			head -c "$size" /bin/ls >"$into/file$size"
@@ -63,7 +64,7 @@ seed() { # seed TARGET: prints where they are
 	find "$into" -empty -type f -delete
 }
 
-# Files of the kinds that allocators come in, small.
+# Makes small ELF files of all the kinds that contain allocators.
 small_elfs() { # small_elfs INTO
 	local into=$1 scratch
 	scratch=$(mktemp -d)
@@ -101,8 +102,8 @@ if ! command -v cargo-fuzz >/dev/null; then
 	echo "Installing cargo-fuzz into $tools"
 	cargo install --locked --quiet --debug --root "$tools" cargo-fuzz
 fi
-# The flags that cargo-fuzz gives the compiler are stable ones but for those of sanitizers. In a directory of its own,
-# so that other builds need not wait for this one.
+# Except for the flags of sanitizers, cargo-fuzz gives the compiler only stable flags. The build has a directory of its
+# own, so that other builds need not wait for it.
 cargo fuzz build --dev --sanitizer none --target-dir "$work/build"
 host=$(rustc -vV | sed -n 's/^host: //p')
 
@@ -116,8 +117,8 @@ for target in "${targets[@]}"; do
 		-max_total_time="$duration" -max_len="${longest[$target]}" -timeout=5 -rss_limit_mb=512 \
 		-artifact_prefix="$failures/" -print_final_stats=1 >"$log" 2>&1; then
 		grep -E 'panicked|ERROR|SUMMARY' -A 2 "$log" | head -n 20
-		echo "FAILED: the input is in $failures, what was said in $log."
-		echo "Once it is mended, the input, minimised, belongs into fuzz/found/$target:"
+		echo "FAILED: the input is in $failures, the messages are in $log."
+		echo "After the fix, put the minimised input into fuzz/found/$target:"
 		echo "    cargo fuzz tmin --dev --sanitizer none --target-dir $work/build $target $failures/…"
 		exit 1
 	fi

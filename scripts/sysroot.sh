@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes target/sysroot/ARCHITECTURE, what a binary is linked with that is to run on Debian 11 and whatever is newer:
-# its C library (glibc 2.31), and libelf and zlib as archives. With a command, runs that in an environment in which
-# cargo builds for that architecture, against these.
+# Makes target/sysroot/ARCHITECTURE: what a binary must be linked with to run on Debian 11 and newer systems. That is
+# Debian 11's C library (glibc 2.31), and libelf and zlib as archives. With a command, it then runs the command. In the
+# command's environment cargo builds for that architecture, against the sysroot.
 #
 #     scripts/sysroot.sh x86_64|aarch64 [COMMAND…]      e.g. scripts/sysroot.sh aarch64 cargo build --release
 #
-# What is built is then in target/ARCHITECTURE-unknown-linux-gnu. clang compiles and lld links, for either machine on
-# either: unlike gcc they take nothing from outside of a sysroot.
+# The result is in target/ARCHITECTURE-unknown-linux-gnu. clang compiles and lld links, for either architecture on
+# either. Unlike gcc they take nothing from outside of a sysroot.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -27,7 +27,7 @@ esac
 target=$arch-unknown-linux-gnu
 triple=$arch-linux-gnu
 root=$PWD/target/sysroot/$arch
-# Without libelf1 and zlib1g: where there is no shared library, -lelf takes the archive.
+# libelf1 and zlib1g are left out: without the shared library, -lelf takes the archive.
 packages=(libc6 libc6-dev linux-libc-dev libgcc-s1 libgcc-10-dev libelf-dev zlib1g-dev)
 
 unpack() {
@@ -40,7 +40,7 @@ unpack() {
 		dpkg-deb -x "$link" "$part"
 	done
 	rm -r "$part/debs" "${part:?}/usr/share"
-	# What they say about / means the sysroot.
+	# An absolute link means a path in the sysroot.
 	find "$part" -type l -lname '/*' | while read -r link; do
 		ln -sfn --relative "$part$(readlink "$link")" "$link"
 	done
@@ -56,8 +56,8 @@ for tool in clang ld.lld; do
 done
 [[ -d $(rustc --print target-libdir --target "$target") ]] ||
 	die "Rust's library for $arch is missing: rustup target add $target"
-# What a registry's copy is called depends on the mirror. Paths of this machine are no one's business, and would make
-# two builds differ.
+# The name of a registry's directory depends on the mirror. Paths of this machine must not be in the binary: they are
+# private, and would make two builds differ.
 cargo fetch --quiet --locked --target "$target"
 flags=(
 	-C linker=clang -C "link-arg=--target=$triple" -C "link-arg=--sysroot=$root" -C link-arg=-fuse-ld=lld
@@ -66,8 +66,8 @@ flags=(
 for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do
 	flags+=(--remap-path-prefix "$registry=/crates")
 done
-# Flags, and not the settings for a target's linker, because those would hold for build scripts too, and each change
-# between architectures would compile these anew.
+# These are flags and not the settings for a target's linker. Such settings would apply to build scripts too, and each
+# change of the architecture would compile the build scripts anew.
 name=${target//-/_}
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 exec env CARGO_BUILD_TARGET="$target" \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tests the release in target/dist: what is in it, whether its programs run on Debian 11, and that its packages leave
-# nothing behind. Installs them in roots of their own, which debootstrap makes, and runs memleak there, on this
-# machine's kernel. Takes root. What is for the other architecture is looked at, and started under qemu.
+# Tests the release in target/dist: its content, that its programs run on Debian 11, and that its packages leave nothing
+# behind. It installs each package in a root of its own, made by debootstrap, and runs memleak there on this machine's
+# kernel. It needs root. The files for the other architecture are inspected, and the program is started under qemu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -23,7 +23,7 @@ same() { # same WHAT EXPECTED FOUND
 	[[ $2 == "$3" ]] || die "$1: $(diff <(echo "$2") <(echo "$3") || true)"
 }
 
-refused() { # refused WHY COMMAND…: that it fails, and says why
+refused() { # refused WHY COMMAND…: checks that COMMAND fails with the message WHY
 	local why=$1 said
 	shift
 	! said=$("$@" 2>&1) || die "not refused: $*"
@@ -37,9 +37,9 @@ debian_name() {
 	esac
 }
 
-# ---- what is in it -----------------------------------------------------------------------------------
+# ---- content ----------------------------------------------------------------------------------------
 
-# Modes, checksums and names of all files.
+# Prints modes, checksums and names of all files.
 listing() { # listing DIRECTORY
 	(cd "$1" && find . ! -type d -printf '%m %p ' -exec sha256sum {} ';' | awk '{ print $1, $3, $2 }' | sort -k 3)
 }
@@ -62,13 +62,13 @@ contents() { # contents ARCHITECTURE
 	same "$arch: owners" '' "$({ tar -tvzf "$out/$name.tar.gz" && dpkg-deb -c "$deb"; } | awk '$2 !~ "^(0/0|root/root)$"')"
 	passed "$arch: the same $(wc -l <<<"$in_tar") files in .tar.gz, .deb and .rpm"
 
-	# shellcheck disable=SC2016 # dpkg-deb's own variables
+	# shellcheck disable=SC2016 # these are dpkg-deb's variables
 	same "$arch: the .deb's fields" "memleak $version-1 $(debian_name "$arch") libc6 (>= 2.31), libgcc-s1" \
 		"$(dpkg-deb --showformat='${Package} ${Version} ${Architecture} ${Depends}' -W "$deb")"
 	same "$arch: the .rpm's fields" "memleak $version-1 $arch GPL-2.0-or-later" \
 		"$(rpm -qp --qf '%{NAME} %{VERSION}-%{RELEASE} %{ARCH} %{LICENSE}' "$rpm")"
-	# What rpm's own scripts say that a package of Debian 11's C library would provide. That its loader knows the
-	# newer kind of hash table is stated by distributions by hand, and all have a shell.
+	# Compares with what rpm's own scripts say that a package of Debian 11's C library would provide. Distributions
+	# state by hand that their loader knows the newer kind of hash table. All of them have a shell.
 	same "$arch: what the .rpm requires, and Debian 11 has not" '' "$(rpm -qp --requires "$rpm" | grep -v '^rpmlib(' | sort -u |
 		comm -23 - <({
 			printf '%s\n' 'rtld(GNU_HASH)' /bin/sh
@@ -78,7 +78,7 @@ contents() { # contents ARCHITECTURE
 	passed "$arch: fields of the packages, and that they need glibc 2.31 and nothing else"
 }
 
-# A check that refuses nothing would find nothing.
+# Checks that the check itself refuses bad binaries.
 refusals() {
 	local other=x86_64
 	[[ $native != x86_64 ]] || other=aarch64
@@ -92,10 +92,10 @@ refusals() {
 
 # ---- in a root of its own ----------------------------------------------------------------------------
 
-# Nothing is mounted but for the time of one command, and where only that sees it: however this script ends, no
-# mount is left, and no removal of the root can reach into one.
+# Runs a command in the root. Mounts exist only for the time of that command, and only the command sees them. So no
+# mount is left however this script ends, and removing the root cannot reach into a mount.
 in_root() { # in_root COMMAND…
-	# shellcheck disable=SC2016 # the inner shell's
+	# shellcheck disable=SC2016 # these are the inner shell's variables
 	unshare --mount --propagation private sh -euc '
 		root=$1
 		shift
@@ -104,7 +104,7 @@ in_root() { # in_root COMMAND…
 		DEBIAN_FRONTEND=noninteractive "$@"
 }
 
-# A minimal Debian 11, unpacked anew.
+# Unpacks a fresh minimal Debian 11.
 fresh_root() {
 	local packed=$debian_lists/bullseye-$native.tar
 	rm -rf --one-file-system "$root"
@@ -122,13 +122,13 @@ fresh_root() {
 	tar -C "$root" -xf "$packed"
 }
 
-# Everything but the package managers' own state.
+# Lists all files except the package managers' own state.
 state() {
 	(cd "$root" && find . -path ./var/lib/dpkg -prune -o -path ./var/lib/rpm -prune -o -path ./var/lib/apt -prune -o \
 		-path ./var/cache -prune -o -path ./var/log -prune -o -path ./dev -prune -o \
 		\( -type d -printf '%p/ %m\n' -o -printf '%p %m %s %t %l\n' \) | sort)
 }
-# Files in the second of two states that are not in the first.
+# Prints the files of the second state that are not in the first.
 added() { comm -13 <(echo "$1") <(echo "$2") | sed -n 's/^\.\([^ ]*[^ /]\) .*/\1/p'; }
 
 works() {
@@ -139,7 +139,7 @@ works() {
 	[[ $row == *'"comm":"true"'* ]] || die "memleak run in the root: $row"
 }
 
-# Users from elsewhere than /etc/passwd, as from LDAP: libnss-extrausers stands for these.
+# Tests users that are not in /etc/passwd, for example from LDAP. libnss-extrausers stands for such a source.
 foreign_user() {
 	local row
 	[[ -e $(echo "$work"/libnss-extrausers_*.deb) ]] ||
@@ -150,8 +150,8 @@ foreign_user() {
 	mkdir -p "$root/var/lib/extrausers"
 	echo 'elsewhere:x:4242:4242::/:/bin/sh' >"$root/var/lib/extrausers/passwd"
 	row=$(in_root memleak run --user elsewhere -- true 2>&1) || die "memleak run --user elsewhere: $row"
-	[[ $row == *'4242 '*' elsewhere '*' true '* ]] || die "memleak does not know who 4242 is: $row"
-	passed 'a user of another source than /etc/passwd is known by name'
+	[[ $row == *'4242 '*' elsewhere '*' true '* ]] || die "memleak does not know the name of user 4242: $row"
+	passed 'a user from another source than /etc/passwd is known by name'
 }
 
 test_deb() {
@@ -160,10 +160,10 @@ test_deb() {
 	fresh_root
 	cp "$out/$deb" "$root/"
 	before=$(state)
-	# apt itself finds what the package depends on, or refuses; it has no list of packages to fetch from.
+	# apt itself checks the package's dependencies, or refuses. It has no list of packages to fetch from.
 	in_root apt-get -qq install "/$deb" >"$work/apt.log" 2>&1 || die "apt-get install: $(cat "$work/apt.log")"
 	after=$(state)
-	same 'files that are there but not of the package, or the other way round' \
+	same 'files that are only there, or only in the package' \
 		"$(in_root dpkg -L memleak | while read -r file; do
 			[[ -d $root$file ]] || printf '%s\n' "$file"
 		done | sort)" "$(added "$before" "$after" | sort)"
@@ -177,16 +177,16 @@ test_deb() {
 	foreign_user
 }
 
-# Debian's rpm knows of no package that provides the C library; that it would be found is among the tests above.
+# Debian's rpm knows no package that provides the C library. A test above checks that rpm would find it.
 test_rpm() {
 	local before after rpm=(rpm --root "$root" --dbpath /var/lib/rpm --force-debian)
 	fresh_root
-	# RPM distributions have these in their package `filesystem`, or with the shells.
+	# RPM distributions have these directories in their package `filesystem`, or with the shells.
 	mkdir -p "$root"/usr/share/{zsh/site-functions,fish/vendor_completions.d}
 	before=$(state)
 	"${rpm[@]}" -i --nodeps "$out/memleak-$version-1.$native.rpm"
 	after=$(state)
-	same 'files that are there but not of the package, or the other way round' \
+	same 'files that are only there, or only in the package' \
 		"$("${rpm[@]}" -ql memleak | sort)" "$(added "$before" "$after" | sort)"
 	same 'rpm --verify' '' "$("${rpm[@]}" --nodeps -V memleak 2>&1)"
 	works

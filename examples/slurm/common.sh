@@ -1,5 +1,5 @@
-# What prolog.sh and epilog.sh share: the settings, the log, the job's names. They say who they are (`script`) and where
-# they lie (`here`).
+# The part that prolog.sh and epilog.sh share: the settings, the log, the job's names. They set their name (`script`)
+# and their directory (`here`) before they source this file.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 MEMLEAK=/usr/local/bin/memleak
@@ -18,16 +18,16 @@ if [[ -r $here/memleak.conf ]]; then
 	. "$here/memleak.conf"
 fi
 
-# slurmd reads what a prolog prints until nobody has the pipe open.
+# slurmd reads a prolog's output until no process has the pipe open.
 exec </dev/null >/dev/null 2>&1
 umask 077
 
-# Whether nobody but root can have put anything into the spool, such as a link.
+# Succeeds if only root can have put anything into the spool, such as a link.
 spool_is_safe() { [[ $(stat -L -c '%u %a' -- "$MEMLEAK_SPOOL") == "0 700" ]]; }
 
-# To the system's log, and into the spool as well: not every node runs a syslog.
+# Writes to the system's log, and also into the spool, because not every node runs a syslog.
 say() { # say LINE
-	# The user has chosen the names of directories in it.
+	# LINE may have names of directories that the user has chosen.
 	local line="job ${SLURM_JOB_ID-?}: ${1//[^[:print:]]/?}"
 	if spool_is_safe; then
 		printf '%(%FT%T%z)T %s: %s\n' -1 "$script" "$line" >>"$MEMLEAK_SPOOL/log"
@@ -35,31 +35,31 @@ say() { # say LINE
 	timeout 0.1 logger -t "memleak-$script" -- "$line"
 }
 
-# Names of files are made of it.
+# File names are made from these.
 if [[ ! ${SLURM_JOB_ID-} =~ ^[0-9]+$ || ! ${SLURM_JOB_UID-} =~ ^[0-9]+$ ]]; then
-	say "SLURM_JOB_ID and SLURM_JOB_UID are no numbers"
+	say "SLURM_JOB_ID and SLURM_JOB_UID are not numbers"
 	exit
 fi
 job=$MEMLEAK_SPOOL/job.$SLURM_JOB_ID
 
-# When a process started, in clock ticks since boot: no two processes have that and the pid in common. Fails for one
-# that has ended.
+# Prints when a process started, in clock ticks since boot. No two processes have both the pid and this time in common.
+# Fails for a process that has ended.
 started() { # started PID
 	local stat
 	stat=$(<"/proc/$1/stat") || return
-	# The name, in parentheses, may hold anything; proc(5) counts from 1, and two fields are cut off.
+	# The process's name, in parentheses, may contain any character. proc(5) counts fields from 1, and two are cut off.
 	read -ra stat <<<"${stat##*) }"
 	[[ ${stat[0]} != Z ]] && echo "${stat[22 - 3]}"
 }
 
-# The pid of the job's memleak, while that runs.
+# Prints the pid of the job's memleak. Fails if that does not run.
 memleak_pid() {
 	local pid start
 	read -r pid start <"$job/process" || return
 	[[ -n $start && $(started "$pid") == "$start" ]] && echo "$pid"
 }
 
-# Milliseconds since boot, which nobody sets as the time of day is set.
+# Prints milliseconds since boot. Unlike the time of day, nobody can set that clock.
 now() {
 	local uptime
 	read -r uptime _ </proc/uptime
@@ -69,7 +69,7 @@ now() {
 
 began=$(now)
 
-# Waits until a command succeeds; fails if it does not for so long.
+# Waits until COMMAND succeeds. Fails if COMMAND has not succeeded after MILLISECONDS.
 await() { # await MILLISECONDS COMMAND…
 	local end=$(($(now) + $1))
 	shift
@@ -79,8 +79,8 @@ await() { # await MILLISECONDS COMMAND…
 	done
 }
 
-# Where Slurm makes the control groups of its jobs (`scope`, empty if nowhere in version 2), below where these are
-# mounted (`mount`), and whether we are in the job's own (`inside`).
+# Sets three variables. `mount` is where control groups of version 2 are mounted. `scope` is the group below it in which
+# Slurm makes the groups of its jobs; it is empty if there is none. `inside` is set if we are in the job's own group.
 find_scope() {
 	local own candidate
 	scope=
@@ -88,7 +88,7 @@ find_scope() {
 	mount=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/self/mounts)
 	[[ -n $mount && $MEMLEAK_FILTER != uid ]] || return
 	own=$(sed -n 's/^0:://p' /proc/self/cgroup)/
-	# With PrologFlags=RunInJob.
+	# That is so with PrologFlags=RunInJob.
 	if [[ $own == */job_$SLURM_JOB_ID/* ]]; then
 		inside=yes
 		scope=$mount${own%%"/job_$SLURM_JOB_ID/"*}

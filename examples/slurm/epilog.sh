@@ -1,8 +1,8 @@
 #!/bin/bash
-# Slurm's Epilog, as root on each node of a job: ends the memleak that prolog.sh left, and puts its report beside the
-# job's output. See README.md.
+# Slurm's Epilog, which runs as root on each node of a job. It ends the memleak that prolog.sh started, and puts its
+# report beside the job's output. See README.md.
 
-# An epilog that fails drains the node, which nothing here is worth.
+# An epilog that fails drains the node. Nothing here is worth that.
 trap 'exit 0' EXIT TERM
 # Slurm gives it no search path.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -16,26 +16,26 @@ ended() { ! memleak_pid; }
 stop_memleak() {
 	local pid
 	if ! pid=$(memleak_pid); then
-		say "memleak had ended before: $(tail -n 1 -- "$job/log")"
+		say "memleak ended before the job did: $(tail -n 1 -- "$job/log")"
 		return
 	fi
 	kill -TERM "$pid"
 	if ! await "$MEMLEAK_STOP_WAIT" ended; then
 		say "memleak (process $pid) does not end: killed"
 		kill -KILL "$pid"
-		# With it goes the report's last writer.
+		# After that, no process writes the report.
 		await 1000 ended
 	fi
 }
 
-# The directory of the job's output.
+# Prints the directory of the job's output.
 beside_output() {
 	local out=${SLURM_JOB_STDOUT-} work=${SLURM_JOB_WORK_DIR-}
 	if [[ $out != /* ]]; then
 		out=$work/$out
 	fi
 	out=${out%/*}
-	# Slurm does not fill in file names here.
+	# Slurm does not replace the placeholders of file names here.
 	out=${out//%j/$SLURM_JOB_ID}
 	out=${out//%u/${SLURM_JOB_USER-}}
 	case $out in
@@ -44,8 +44,8 @@ beside_output() {
 	echo "$out"
 }
 
-# Copies standard input, as the job's user, to a new file `$2$3` in `$1`. What is there is neither followed nor written
-# over.
+# Copies standard input to a new file `$2$3` in the directory `$1`. It runs as the job's user. It neither follows nor
+# overwrites what is there.
 # shellcheck disable=SC2016
 copy='
 	cd -- "$1" || exit
@@ -65,14 +65,14 @@ copy='
 deliver() { # deliver DIRECTORY NAME SUFFIX
 	local gid copier
 	gid=${SLURM_JOB_GID:-$(id -g -- "$SLURM_JOB_UID")}
-	# In a session of its own, to be killed with all that it started.
+	# The copier has a session of its own, so that it can be killed with all that it started.
 	setsid setpriv --reuid "$SLURM_JOB_UID" --regid "$gid" --init-groups --inh-caps=-all -- \
 		env -i PATH=/usr/bin:/bin LC_ALL=C sh -c "$copy" sh "$@" <"$job/report" >"$job/copy" 2>&1 &
 	copier=$!
-	# A file system that does not answer may hold it even then: it is not waited for.
+	# If the file system does not answer, even SIGKILL may not end the copier. So we do not wait for it after that.
 	if ! await "$MEMLEAK_COPY_WAIT" has_ended "$copier"; then
 		kill -KILL -- "-$copier"
-		echo "it takes longer than $MEMLEAK_COPY_WAIT ms" >"$job/copy"
+		echo "the copy takes longer than $MEMLEAK_COPY_WAIT ms" >"$job/copy"
 		return 1
 	fi
 	wait "$copier"
@@ -84,7 +84,7 @@ spool_is_safe && [[ -d $job ]] || exit
 stop_memleak
 find_scope
 if [[ -n $scope ]]; then
-	# Slurm, which finds the first one in it, leaves the job's own.
+	# Slurm itself does not remove the job's group, because it finds the group `memleak` in it.
 	rmdir -- "$scope/job_$SLURM_JOB_ID/memleak" "$scope/job_$SLURM_JOB_ID" "$mount/memleak"
 fi
 if [[ ! -s $job/report ]]; then

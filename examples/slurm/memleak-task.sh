@@ -1,8 +1,10 @@
 #!/bin/bash
-# srun memleak-task.sh COMMAND [ARGS]…: each task under a memleak of its own, with a report of its own. See README.md.
+# srun memleak-task.sh COMMAND [ARGS]… runs each task under a memleak of its own, with a report of its own.
+# See README.md.
 #
-# MEMLEAK: the program; MEMLEAK_REPORTS: the directory of the reports; MEMLEAK_TASK_OPTIONS: more options of
-# `memleak run`, separated by spaces.
+# MEMLEAK: the program
+# MEMLEAK_REPORTS: the directory of the reports
+# MEMLEAK_TASK_OPTIONS: more options of `memleak run`, separated by spaces
 
 memleak=${MEMLEAK:-/usr/local/bin/memleak}
 reports=${MEMLEAK_REPORTS:-.}
@@ -11,7 +13,7 @@ if [[ ! -f $memleak || ! -x $memleak ]]; then
 	echo "memleak-task.sh: $memleak is no program; the task runs without it" >&2
 	exec "$@"
 fi
-# A job's later steps have tasks of the same numbers.
+# Tasks of a job's later steps have the same numbers, so the step's number is added.
 step=
 if [[ ${SLURM_STEP_ID:-0} != 0 ]]; then
 	step='.%q{SLURM_STEP_ID}'

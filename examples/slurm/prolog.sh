@@ -1,7 +1,7 @@
 #!/bin/bash
-# Slurm's Prolog, as root on each node of a job: leaves a memleak on the job, and returns. See README.md.
+# Slurm's Prolog, which runs as root on each node of a job. It starts a memleak for the job, and returns. See README.md.
 
-# A prolog that fails drains the node, which nothing here is worth.
+# A prolog that fails drains the node. Nothing here is worth that.
 trap 'exit 0' EXIT TERM
 # Slurm gives it no search path.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -15,28 +15,30 @@ give_up() { # give_up WHY
 	exit
 }
 
-# The job's control group. Slurm makes it when the first step starts, after this, and takes one that is there. The one
-# below keeps it from being removed between two steps: another one would come, which nobody watches.
+# Makes the job's control group. Slurm would make it later, when the first step starts, and uses one that is there. The
+# empty group below it keeps Slurm from removing the job's group between two steps. Otherwise Slurm would make a new
+# group, which no memleak watches.
 job_cgroup() {
 	[[ -n $scope ]] || return
-	# As Slurm makes it: the job may read its limits there.
+	# The mode is that of Slurm's groups: the job may read its limits there.
 	(umask 022 && mkdir -p -- "$scope/job_$SLURM_JOB_ID/memleak")
 }
 
-# Becomes memleak, of which nothing ties it to us: slurmd kills our process group when we end, and waits for our pipe.
+# Becomes memleak, with nothing that ties it to the prolog. slurmd kills the prolog's process group when the prolog
+# ends, and waits for its pipe.
 become_memleak() {
 	local fd self=$BASHPID
 	for fd in "/proc/$self/fd"/*; do
 		fd=${fd##*/}
 		((fd <= 2)) || eval "exec $fd>&-"
 	done
-	# What is in the job's control group ends with the job.
+	# Processes in the job's control group end with the job.
 	if [[ -n $inside ]]; then
 		mkdir -p -- "$mount/memleak" && echo 0 >"$mount/memleak/cgroup.procs"
 	fi
-	# If memory runs out, rather this than the job.
+	# If memory runs out, the kernel should kill memleak and not the job.
 	echo 500 >"/proc/$self/oom_score_adj"
-	# Writing more is an error then, and no signal.
+	# With this, a write beyond the limit fails with an error and sends no signal.
 	trap '' XFSZ
 	ulimit -f $((MEMLEAK_MAX_MB * 1000000 / 1024))
 	cd / || exit
@@ -45,7 +47,7 @@ become_memleak() {
 		"${MEMLEAK_OPTIONS[@]}"
 }
 
-# memleak says with -v when it counts.
+# Succeeds if memleak counts, as its -v says, or if it has ended.
 settled() {
 	[[ $(<"$job/log") == *"memleak: attached by"* ]] || ! started "$child"
 }
@@ -56,7 +58,7 @@ spool_is_safe || give_up "$MEMLEAK_SPOOL is not root's alone (0700)"
 
 if ! mkdir -- "$job"; then
 	pid=$(memleak_pid) && give_up "it is already, by process $pid"
-	# The node went down, and the job was requeued: what there is of a report stays.
+	# The node went down, and the job was requeued. Keep the part of the report that there is.
 	mv -- "$job" "$job.$(date +%s)"
 	mkdir -- "$job" || give_up "cannot make $job"
 fi
