@@ -73,7 +73,7 @@ bench: ## Measure against other tools where installed; WRITE=1 puts the tables i
 
 .PHONY: docs
 docs: ## Write the manual page and the completions anew, after a change of the command line
-	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test documents
+	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it documents::
 
 .PHONY: check-tools
 check-tools: ## Say which tools are missing (FOR=build|test|lint|bench|kernels|dist|libcs)
@@ -95,7 +95,7 @@ lint: ## Check formats, and let clippy and shellcheck look
 	$(if $(c_files),clang-format --dry-run --Werror $(c_files))
 	shellcheck $(shell_files)
 
-# Not a part of .ci/run: what it finds becomes a test (tests/found.rs), and that is.
+# Not a part of .ci/run: what it finds becomes a test (tests/bounds/found.rs), and that is.
 SECONDS ?= 60
 .PHONY: fuzz
 fuzz: ## Feed all that reads unknown bytes made-up ones, SECONDS=60 each (TARGETS="elf code …")

@@ -35,19 +35,14 @@ unrun() { # unrun PLACE SUITE: names of tests, or *
 	done < <(rows unrun)
 }
 
-# Compiles the suites. Prints "SUITE PROGRAM" of each.
-build_suites() { # build_suites CARGO…: cargo's command line, up to the tests
-	local suite line program
-	local -a flags=()
-	for suite in $(suites); do
-		flags+=(--test "$suite")
-	done
-	line=$("$@" --no-run "${flags[@]}" 2>&1) || {
-		printf '%s\n' "$line" >&2
+# Compiles the integration tests, in which each suite is a module. Prints their program.
+build_tests() { # build_tests CARGO…: cargo's command line, up to the tests
+	local lines program
+	lines=$("$@" --no-run --test it 2>&1) || {
+		printf '%s\n' "$lines" >&2
 		die 'the tests do not build'
 	}
-	for suite in $(suites); do
-		program=$(sed -n "s|.*Executable tests/$suite\.rs (\(.*\))|\1|p" <<<"$line")
-		printf '%s %s\n' "$suite" "$PWD/$program"
-	done
+	program=$(sed -n 's|.*Executable tests/it/main\.rs (\(.*\))|\1|p' <<<"$lines")
+	[[ -n $program ]] || die 'cargo does not say where the tests are'
+	printf '%s\n' "$PWD/$program"
 }

@@ -22,14 +22,9 @@ die() {
 	exit 1
 }
 
-declare -A program_of=()
 # The oldest library must be able to run the tests themselves, and memleak.
 build() {
-	local programs suite program
-	programs=$(build_suites scripts/sysroot.sh "$(uname -m)" cargo test --locked)
-	while read -r suite program; do
-		program_of[$suite]=$program
-	done <<<"$programs"
+	program=$(build_tests scripts/sysroot.sh "$(uname -m)" cargo test --locked)
 }
 
 debian() { # debian SUITE: makes the directory with it, once
@@ -84,10 +79,10 @@ while read -r libc debian; do
 		options=()
 		while read -r test; do
 			[[ $test == '*' ]] && continue 2
-			options+=(--skip "$test")
+			options+=(--skip "$suite::$test")
 		done < <(unrun "$libc" "$suite")
 		if ! unshare --mount --propagation private bash -euc "$inside" inside "$work/$debian" "$PWD" \
-			"$work/built-$debian" "${program_of[$suite]}" --exact "${options[@]}" --show-output \
+			"$work/built-$debian" "$program" "$suite::" "${options[@]}" --show-output \
 			</dev/null >"$log" 2>&1; then
 			failed=true
 			sed -n '/^failures:/,$p' "$log" >&2

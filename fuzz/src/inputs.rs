@@ -1,5 +1,5 @@
 //! What is done with unknown bytes, one function an input: all that memleak would do with them, and what must
-//! hold of the result. For the fuzz targets, and for `tests/found.rs`, which feeds it what they found.
+//! hold of the result. For the fuzz targets, and for `tests/bounds/found.rs`, which feeds it what they found.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -4,7 +4,7 @@
 // to the very function in libc that the program would have called, and keeps, for each process
 // image, the counters that memleak keeps in the kernel. It shares nothing with memleak: no kernel,
 // no probe, no code. One file per image in $COUNTER_DIR, mapped shared, so that the counts survive
-// whatever ends the image: exit, _exit, a signal, an exec. `tests/common/counter.rs` reads the
+// whatever ends the image: exit, _exit, a signal, an exec. `tests/it/common/counter.rs` reads the
 // files.
 //
 // What it must get right, and how:
@@ -47,7 +47,7 @@
 
 typedef _Atomic uint64_t count;
 
-// The file of one image. Mirrored by tests/common/counter.rs.
+// The file of one image. Mirrored by tests/it/common/counter.rs.
 struct image {
 	uint64_t magic; // set last: a file without it was never finished
 	uint64_t pid;	// as the process sees itself
@@ -64,8 +64,8 @@ struct image {
 	char comm[16];
 	char exe[256];
 };
-_Static_assert(offsetof(struct image, comm) == 96, "tests/common/counter.rs has this offset");
-_Static_assert(sizeof(struct image) == 368, "tests/common/counter.rs has this size");
+_Static_assert(offsetof(struct image, comm) == 96, "tests/it/common/counter.rs has this offset");
+_Static_assert(sizeof(struct image) == 368, "tests/it/common/counter.rs has this size");
 
 #define MAGIC 0x31746e756f636c6dULL
 

@@ -1,17 +1,15 @@
 //! The launcher's cases in which counts decide: gates, and images from their first instruction. Their numbers
 //! are those of the launcher's list of cases.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::expected::case;
-use common::{Counts, Job, compile, fixture};
+use crate::common;
+use crate::common::expected::case;
+use crate::common::{Counts, Job, compile, fixture};
 use tempfile::TempDir;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");

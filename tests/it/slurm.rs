@@ -1,26 +1,20 @@
 //! `examples/slurm`, in a Slurm that is there for it: what a job leaks is in the report beside its output, and
 //! nothing that goes wrong with memleak stops a job or takes a node out of service.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-#[allow(dead_code, reason = "each test file uses a part of it")]
-#[path = "common/proc.rs"]
-mod proc;
-#[path = "common/slurm.rs"]
-mod slurm;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use common::expected::{End, counts};
-use common::group::Group;
-use common::newcomers::{Place, run};
-use common::watch::rows;
-use common::{Counts, Row, fixture};
-use slurm::{Cluster, install, memleak, program, set};
+use crate::common::expected::{End, counts};
+use crate::common::group::Group;
+use crate::common::newcomers::{Place, run};
+use crate::common::proc;
+use crate::common::slurm;
+use crate::common::slurm::{Cluster, install, memleak, program, set};
+use crate::common::watch::rows;
+use crate::common::{Counts, Row, fixture};
 
 /// A job that takes longer to begin was held up.
 const HELD_UP: Duration = Duration::from_secs(10);

@@ -5,17 +5,14 @@
 //! The programs are copies, so that no test finds one that memleak knows. What they allocate is known by
 //! hand and from gdb (`common/newcomers.rs`).
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::counter::Image;
-use common::expected::{End, counts};
-use common::newcomers::{Kind, Place, life, mapped, own, plus, run, same_file, start};
-use common::{Counted, Counts, Job, Losses, Report, Row, code, compile, fixture};
+use crate::common::counter::Image;
+use crate::common::expected::{End, counts};
+use crate::common::newcomers::{Kind, Place, life, mapped, own, plus, run, same_file, start};
+use crate::common::{Counted, Counts, Job, Losses, Report, Row, code, compile, fixture};
 
 /// An image: what it was executed as, how it ended, what it allocated.
 type Life = (PathBuf, End, Counts);

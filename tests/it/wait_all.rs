@@ -1,13 +1,10 @@
 //! What memleak does about processes that go on after the command: tells that they run, or waits for them.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::expected::{End, counts};
-use common::{Counts, Job, Report, code};
+use crate::common::expected::{End, counts};
+use crate::common::{Counts, Job, Report, code};
 use nix::sys::signal::{Signal, kill, killpg};
 
 /// How long the daemon holds its block, and how long a start of memleak may take beside other tests.

@@ -2,17 +2,6 @@
 //! shell, not its parent, not a debugger, not the process itself; and nobody waits for a memleak that is
 //! gone.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-#[allow(dead_code, reason = "each test file uses a part of it")]
-#[path = "common/proc.rs"]
-mod proc;
-#[allow(dead_code, reason = "each test file uses a part of it")]
-#[path = "common/pty.rs"]
-mod pty;
-#[path = "common/root.rs"]
-mod root;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -22,12 +11,15 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use common::Job;
-use common::newcomers::{Kind, Place, life};
+use crate::common;
+use crate::common::Job;
+use crate::common::newcomers::{Kind, Place, life};
+use crate::common::proc;
+use crate::common::proc::Process;
+use crate::common::pty::{PROMPT, Terminal};
+use crate::common::root;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proc::Process;
-use pty::{PROMPT, Terminal};
 use serde_json::Value;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");

@@ -1,19 +1,10 @@
 //! Where probes go in the C libraries that are here, and that the kernel does there what is said of it: an
 //! emulated probe does not single-step, which shows in the kernel's page for that, and in what it costs.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-#[path = "common/root.rs"]
-mod root;
-
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-
-use common::fixtures::compile_with;
-use common::{compile, fixture};
-use root::require_root;
 
 use memleak::code::placement::Kind;
 use memleak::elf::file::ElfFile;
@@ -23,6 +14,10 @@ use memleak::find::sites::Site;
 use memleak::kernel::empty::EmptyProbes;
 use memleak::kernel::method::Method;
 use memleak::os::root::Root;
+
+use crate::common::fixtures::compile_with;
+use crate::common::root::require_root;
+use crate::common::{compile, fixture};
 
 fn findings(path: &Path) -> Findings {
     let file = File::open(path).unwrap();

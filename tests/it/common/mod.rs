@@ -6,6 +6,10 @@ pub mod expected;
 pub mod fixtures;
 pub mod group;
 pub mod newcomers;
+pub mod proc;
+pub mod pty;
+pub mod root;
+pub mod slurm;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,7 +109,6 @@ pub struct Row {
 pub struct Summary {
     /// `None` where nothing was launched.
     pub outcome: Option<String>,
-    pub code: Option<i32>,
     pub processes: u64,
     /// Those of them whose allocations were all counted.
     pub covered_processes: Option<u64>,

@@ -1,9 +1,6 @@
 //! Trees that are hostile or broken, and processes that begin and end in unusual ways: nothing hangs, no row
 //! is wrong or missing, and memory stays bounded.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -14,8 +11,9 @@ use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use common::expected::{End, Expected, case, counts, ends, thread_bytes};
-use common::{Counts, Job, Losses, Report, Row, code, fixture};
+use crate::common;
+use crate::common::expected::{End, Expected, case, counts, ends, thread_bytes};
+use crate::common::{Counts, Job, Losses, Report, Row, code, fixture};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;

@@ -1,14 +1,10 @@
 //! The programs for kernels before 6.1 count as the others do. They work on newer ones, too, so they are tried on
 //! whatever kernel is here.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::process::Command;
 
-use common::expected::{assert_counted, case};
-use common::{Job, code};
-
+use crate::common::expected::{assert_counted, case};
+use crate::common::{Job, code};
 use memleak::os::release;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");

@@ -1,8 +1,5 @@
 //! Faults of the machine and of others: nothing hangs, nothing lies, and the command lives.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -11,10 +8,11 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::expected::{End, counts};
-use common::newcomers::Place;
-use common::watch::{Waiting, Watch};
-use common::{Job, Losses, Report, code, compile, fixture};
+use crate::common;
+use crate::common::expected::{End, counts};
+use crate::common::newcomers::Place;
+use crate::common::watch::{Waiting, Watch};
+use crate::common::{Job, Losses, Report, code, compile, fixture};
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
 

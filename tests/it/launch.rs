@@ -1,15 +1,6 @@
 //! The launcher's promises, with the real program, real signals, real terminals and namespaces. The numbers
 //! are those of the launcher's list of cases.
 
-#[path = "common/fixtures.rs"]
-mod fixtures;
-#[path = "common/proc.rs"]
-mod proc;
-#[path = "common/pty.rs"]
-mod pty;
-#[path = "common/root.rs"]
-mod root;
-
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, pipe};
@@ -24,12 +15,15 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fixtures::fixture;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use proc::Process;
-use pty::{PROMPT, Terminal};
 use tempfile::TempDir;
+
+use crate::common::fixtures::fixture;
+use crate::common::proc;
+use crate::common::proc::Process;
+use crate::common::pty::{PROMPT, Terminal};
+use crate::common::root;
 
 /// A run that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(30);

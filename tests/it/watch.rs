@@ -1,25 +1,18 @@
 //! `memleak -p`: processes that were there before memleak are counted from then on, and what they start from
 //! its beginning.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-#[allow(dead_code, reason = "each test file uses a part of it")]
-#[path = "common/proc.rs"]
-mod proc;
-#[path = "common/pty.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod pty;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::expected::{End, counts};
-use common::newcomers::{Kind, Place, mapped, own};
-use common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
-use common::{Counts, Losses, Row, compare, counter, fixture};
+use crate::common;
+use crate::common::expected::{End, counts};
+use crate::common::newcomers::{Kind, Place, mapped, own};
+use crate::common::pty;
+use crate::common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
+use crate::common::{Counts, Losses, Row, compare, counter, fixture};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 

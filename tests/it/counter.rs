@@ -1,12 +1,10 @@
 //! The truth itself: that the interposing counter counts what the fixtures do, that valgrind agrees, and
 //! that the comparison with memleak finds what differs. No rights and no BPF needed.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
-use common::counter::{Image, Kind};
-use common::expected::{Case, cases};
-use common::{Counts, Job, Losses, Row, code, compare, fixture};
+use crate::common;
+use crate::common::counter::{Image, Kind};
+use crate::common::expected::{Case, cases};
+use crate::common::{Counts, Job, Losses, Row, code, compare, fixture};
 
 /// Fails unless the counter sees just the images that the fixture is known to make. Those that never call
 /// the allocator may or may not have a file.

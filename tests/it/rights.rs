@@ -5,18 +5,14 @@
 //! its user database, its sudoers and a file system for privileged programs: nothing of it is left behind,
 //! however a test ends.
 
-#[path = "common/fixtures.rs"]
-mod fixtures;
-#[path = "common/root.rs"]
-mod root;
-
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use fixtures::fixture;
+use crate::common::fixtures::fixture;
+use crate::common::root;
 use tempfile::TempDir;
 
 const ALICE: u32 = 54321;

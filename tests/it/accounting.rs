@@ -1,12 +1,10 @@
 //! memleak is exact: each fixture's images, as its source says and as the interposing counter counts.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::expected::{Case, End, Expected, case, cases};
-use common::{Counts, Job, Losses, Report, code, compare};
+use crate::common;
+use crate::common::expected::{Case, End, Expected, case, cases};
+use crate::common::{Counts, Job, Losses, Report, code, compare};
 
 /// Runs a case twice, under memleak alone and under memleak and the counter, and fails unless memleak
 /// reports just the images that are expected, and the same as the counter.

@@ -1,43 +1,16 @@
 //! Inputs that were bad once, or are made to be: whatever reads unknown bytes reads each of them in bounded time
 //! and memory. `make fuzz` looks for more; what it finds goes, minimised, to `fuzz/found/`.
 
-#[path = "../fuzz/src/inputs.rs"]
-mod inputs;
-
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeSet;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
 use std::time::Duration;
-use std::{fs, thread};
 
-/// Counts what is held, and the most there was.
-struct Watching;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: what System does, with a note of the size.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Relaxed) + layout.size();
-        MOST.fetch_max(held, Relaxed);
-        // SAFETY: the caller keeps System's conditions, which are this function's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
+use crate::{HELD, MOST, alone, inputs};
 
 /// What an input may take: unpacked symbols and the dictionary for them.
 const ENOUGH: usize = 160 << 20;
@@ -136,9 +109,9 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
     inputs
 }
 
-/// One test, as what is held is the process's.
 #[test]
 fn no_input_that_was_found_or_made_brings_memleak_down_or_holds_it_up() {
+    let _alone = alone();
     // What panics, takes much or does not end is noticed.
     const MOMENT: Duration = Duration::from_millis(50);
     assert!(judge(|_| panic!("as it should"), Vec::new(), LONG).is_err());

@@ -1,13 +1,10 @@
 //! Static programs whose symbols were split off are counted like any other, where the symbols can be found.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Counts, Job, fixture};
+use crate::common::{Counts, Job, fixture};
 use tempfile::TempDir;
 
 /// Builds in a directory of its own from the static fixture, which is `$WHOLE` to the script.

@@ -1,15 +1,12 @@
 //! Files that are cut off or changed anywhere: whatever is found in them, looking at them ends, and takes
 //! little memory.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-
-use tempfile::TempDir;
 
 use memleak::elf::file::ElfFile;
 use memleak::elf::symbols::{self, Companions, Names};
@@ -17,34 +14,9 @@ use memleak::find::findings::find_sites;
 use memleak::find::functions::Table;
 use memleak::find::hooks;
 use memleak::os::root::Root;
+use tempfile::TempDir;
 
-/// Remembers the longest block that was asked for.
-struct Watching;
-
-static LONGEST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: what System does, with a note of the size.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LONGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps System's conditions, which are this function's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LONGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
+use crate::{LONGEST, alone};
 
 /// What may be taken at once: a table of section headers.
 const ENOUGH: usize = 8 << 20;
@@ -164,9 +136,9 @@ fn run(directory: &Path, script: &str) {
     assert!(output.status.success(), "{said}");
 }
 
-/// One test, as the longest block is the process's.
 #[test]
 fn a_damaged_file_is_looked_at_in_bounded_time_and_memory() {
+    let _alone = alone();
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name);
     run(
@@ -194,7 +166,7 @@ fn a_damaged_file_is_looked_at_in_bounded_time_and_memory() {
     let whole = fs::read(path("static")).unwrap();
     let names = names();
 
-    LONGEST.store(0, Ordering::Relaxed);
+    LONGEST.store(0, Relaxed);
     for length in 0..small.len() {
         look(&small[..length], &names);
     }
@@ -207,17 +179,17 @@ fn a_damaged_file_is_looked_at_in_bounded_time_and_memory() {
     flip(small, 3000);
     flip(libc, 3000);
     flip(whole, 100);
-    assert!(LONGEST.load(Ordering::Relaxed) <= ENOUGH, "{LONGEST:?}");
+    assert!(LONGEST.load(Relaxed) <= ENOUGH, "{LONGEST:?}");
 
     flip(packed.clone(), 2000);
     for length in (0..packed.len()).step_by(7) {
         look(&packed[..length], &names);
     }
-    let longest = LONGEST.load(Ordering::Relaxed);
+    let longest = LONGEST.load(Relaxed);
     assert!(longest <= ENOUGH_TO_UNPACK, "{longest}");
 
     // A sparse file whose tables take terabytes.
-    LONGEST.store(0, Ordering::Relaxed);
+    LONGEST.store(0, Relaxed);
     let mut sparse = whole_with_endless_tables(&fs::read(path("small")).unwrap());
     let huge = path("huge");
     let mut file = fs::File::create(&huge).unwrap();
@@ -228,7 +200,7 @@ fn a_damaged_file_is_looked_at_in_bounded_time_and_memory() {
     let file = fs::File::open(&huge).unwrap();
     let _ = find_sites(&file, &huge, &Root::ours(), &table());
     assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
-    assert!(LONGEST.load(Ordering::Relaxed) <= ENOUGH, "{LONGEST:?}");
+    assert!(LONGEST.load(Relaxed) <= ENOUGH, "{LONGEST:?}");
 }
 
 /// The file with every section going on for 2^41 bytes.

@@ -1,15 +1,12 @@
 //! memleak is honest: what it could not count is counted as lost, and what it says of the rest is true.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::expected::{assert_counted, case};
-use common::newcomers::{Kind, Place, life};
-use common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
+use crate::common::expected::{assert_counted, case};
+use crate::common::newcomers::{Kind, Place, life};
+use crate::common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
 
 /// The row with which the one process of this name ended, whatever else there was.

@@ -1,11 +1,6 @@
 //! `memleak doctor` on the real kernel: what it says where all is well, where something is in the way, and that
 //! it leaves nothing behind.
 
-#[path = "common/fixtures.rs"]
-mod fixtures;
-#[path = "common/root.rs"]
-mod root;
-
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,7 +10,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use fixtures::fixture;
+use crate::common::fixtures::fixture;
+use crate::common::root;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -1,15 +1,12 @@
 //! memleak is exact on real software: whole trees of programs that nobody here wrote, against the
 //! interposing counter in the same run, as both see the same calls; and totals against valgrind's.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::{Counted, Job, code, valgrind_totals};
+use crate::common::{Counted, Job, code, valgrind_totals};
 use tempfile::TempDir;
 
 /// Runs a job under both counters; fails unless it exits with 0, both count the same, and there are at
@@ -213,7 +210,7 @@ fn a_chain_of_interpreters_that_execute_each_other_is_exact() {
 
 #[test]
 fn totals_of_single_programs_are_those_of_valgrind() {
-    let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/mod.rs");
+    let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/common/mod.rs");
     let jobs = [
         Job::new("ls", ["-l", "/usr"]),
         Job::new("sort", ["-r", sources]),

@@ -1,15 +1,11 @@
 //! What goes wrong before the command runs: one line that says what and what to do, exit code 125, and the
 //! command not started.
 
-#[path = "common/fixtures.rs"]
-mod fixtures;
-#[path = "common/root.rs"]
-mod root;
-
 use std::ffi::OsStr;
 use std::process::{Command, Output};
 
-use fixtures::fixture;
+use crate::common::fixtures::fixture;
+use crate::common::root;
 use tempfile::TempDir;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");

@@ -2,19 +2,18 @@
 //! a program's own. What a fixture does is known from its source; what an allocator, a runtime or the
 //! fixture's language allocates at the start is what the same program allocates when it is told to do nothing.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
-use common::expected::counts;
-use common::fixtures::compile_with;
-use common::{Counts, Job, Report, code, compile, fixture};
 use nix::sys::signal::{Signal, kill};
+
+use crate::common::expected::counts;
+use crate::common::fixtures::compile_with;
+use crate::common::{Counts, Job, Report, code, compile, fixture};
 
 /// What the C++ runtime allocates for a `bad_alloc`: its header, and a pointer to its table of functions.
 const EXCEPTION: u64 = 128 + 8;

@@ -1,18 +1,15 @@
 //! `memleak -a`: every process of the machine, whoever's and wherever it is, and how that is narrowed down.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::expected::{End, counts};
-use common::group::Group;
-use common::newcomers::{Kind, Place};
-use common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
-use common::{Counts, Report, Row, compare, counter, fixture};
+use crate::common::expected::{End, counts};
+use crate::common::group::Group;
+use crate::common::newcomers::{Kind, Place};
+use crate::common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
+use crate::common::{Counts, Report, Row, compare, counter, fixture};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 

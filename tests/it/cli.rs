@@ -1,12 +1,11 @@
 //! The program as its user calls it: what goes to which stream, and with what code it ends.
 
-#[path = "common/root.rs"]
-mod root;
-
 use std::fs;
 
 use assert_cmd::Command;
 use tempfile::TempDir;
+
+use crate::common::root;
 
 fn memleak(words: &[&str]) -> Command {
     let mut memleak = Command::new(env!("CARGO_BIN_EXE_memleak"));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, User};
 
-use super::common::newcomers::{Place, run};
+use super::newcomers::{Place, run};
 use super::proc;
 
 /// What takes longer hangs.

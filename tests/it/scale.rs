@@ -1,9 +1,6 @@
 //! What `memleak -a` bears: many processes, many blocks, and being started and stopped again and again. How long
 //! and how often can be set: MEMLEAK_SCALE_SECONDS, MEMLEAK_SCALE_STARTS.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -13,10 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::expected::{End, counts};
-use common::newcomers::{Place, mapped, run};
-use common::watch::{Waiting, Watch};
-use common::{Losses, fixture};
+use crate::common::expected::{End, counts};
+use crate::common::newcomers::{Place, mapped, run};
+use crate::common::watch::{Waiting, Watch};
+use crate::common::{Losses, fixture};
 use nix::sys::signal::Signal;
 
 /// One at a time: each needs the machine, and probes all of it.
