@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::common;
 use crate::common::expected::{Case, End, Expected, case, cases};
+use crate::common::switches::switch;
 use crate::common::{Counts, Job, Losses, Report, code, compare};
 
 /// Runs a case twice, under memleak alone and under memleak and the counter, and fails unless memleak
@@ -228,7 +229,7 @@ fn the_comparison_fails_if_any_probe_is_missing() {
     for probe in PROBES {
         let counted = job
             .clone()
-            .options(["--without-probe", probe])
+            .options([switch("without-probe", probe)])
             .run_counted();
         let difference = compare(&counted.report.rows, &counted.images);
         assert!(difference.is_err(), "no one misses {probe}");
@@ -241,9 +242,9 @@ fn the_comparison_fails_if_any_probe_is_missing() {
     }
     // The one that counts nothing shows that an image which never allocates could have been counted, where
     // nobody looks at what it has mapped.
-    let nowhere = ["--holds", "nowhere"];
+    let nowhere = [switch("holds", "nowhere")];
     let job = case("allocates_nothing").job.options(nowhere);
     assert!(job.run().only_row().complete);
-    let report = job.options(["--without-probe", "start"]).run();
+    let report = job.options([switch("without-probe", "start")]).run();
     assert!(!report.only_row().complete && report.only_row().allocators.is_empty());
 }

@@ -5,13 +5,13 @@
 //! The programs are copies, so that no test finds one that memleak knows. What they allocate is known by
 //! hand and from gdb (`common/newcomers.rs`).
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::counter::Image;
 use crate::common::expected::{End, counts};
 use crate::common::newcomers::{Kind, Place, life, mapped, own, plus, run, same_file, start};
+use crate::common::switches::switch;
 use crate::common::{Counted, Counts, Job, Losses, Report, Row, code, compile, fixture};
 
 /// An image: what it was executed as, how it ended, what it allocated.
@@ -513,7 +513,7 @@ fn threads_go_on_while_one_of_them_opens_an_allocator() {
     let bump = place.copy(&bump(), "libbump.so");
     let exe = fixture("opens_beside_threads");
     let words = [bump.as_os_str(), "3000".as_ref()];
-    let job = Job::new(&exe, words).options(["--hold-delay", "300"]);
+    let job = Job::new(&exe, words).options([switch("hold-delay", "300")]);
     let counted = job.run_counted();
     assert_eq!(
         beyond_the_counter(&counted, &exe),
@@ -1141,9 +1141,10 @@ fn what_is_not_elf_or_cannot_be_mapped_harms_nothing() {
     let place = Place::new();
     let text = place.script("text", "exit 5\n");
     let program = place.newcomer(Kind::Static, "newcomer");
-    let head = fs::read(&program).expect("a file of ours")[..4096].to_vec();
     let cut = place.script("cut", "");
-    fs::write(&cut, head).expect("a file of ours");
+    run(Command::new("sh")
+        .args(["-c", r#"head -c 4096 "$0" >"$1""#])
+        .args([&program, &cut]));
     let script = format!(
         "{text} || [ $? = 5 ]; {cut} || echo refused; {program} 20",
         text = text.display(),

@@ -6,6 +6,7 @@ use assert_cmd::Command;
 use tempfile::TempDir;
 
 use crate::common::root;
+use crate::common::switches::switch;
 
 fn memleak(words: &[&str]) -> Command {
     let mut memleak = Command::new(env!("CARGO_BIN_EXE_memleak"));
@@ -178,7 +179,13 @@ fn every_way_to_attach_counts_the_same() {
     root::require_root();
     let totals = ["session", "multi", "perf-event", "separate"].map(|method| {
         let output = memleak(&[
-            "run", "--format", "json", "--method", method, "--", "ls", "/usr",
+            "run",
+            "--format",
+            "json",
+            &switch("method", method),
+            "--",
+            "ls",
+            "/usr",
         ])
         .assert()
         .success()

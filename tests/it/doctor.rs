@@ -10,8 +10,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::common::files;
 use crate::common::fixtures::fixture;
+use crate::common::machine;
 use crate::common::root;
+use crate::common::switches::switch;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -166,7 +169,16 @@ fn figures_are_counted_and_measured() {
         assert_eq!(details.iter().filter(of_function).count(), 1, "{function}");
     }
     assert!(number("memory", "kernel_bytes") > 30 << 20);
-    assert!(number("descriptors", "used") > 10);
+    // So many are needed at the least, and with some more the figure is the same.
+    let used = number("descriptors", "used");
+    let limited = |limit: u64| {
+        let limit = format!("--nofile={limit}:{limit}");
+        doctor(&["prlimit", &limit, "--"], &[])
+    };
+    limited(used - 1).assert_check("descriptors", "fail", &["too few"]);
+    let enough = limited(used + 20);
+    assert_eq!(enough.code, 0, "{enough:#?}");
+    assert_eq!(enough.check("descriptors")["used"], used);
 }
 
 #[test]
@@ -201,21 +213,33 @@ fn a_quiet_one_prints_only_what_is_not_ok() {
 
 #[test]
 fn colour_is_used_where_it_is_asked_for() {
+    let every = doctor(&[], &[]);
     let painted = text(&output([MEMLEAK, "doctor", "--color", "always"]).stdout);
-    let green = painted.lines().filter(|line| line.starts_with("\x1b[32m"));
-    assert!(green.count() > 10, "{painted}");
+    let lines: Vec<_> = painted.lines().collect();
+    let (last, lines) = lines.split_last().expect("a last line");
+    assert_eq!(lines.len(), every.checks.len(), "{painted}");
+    for (line, check) in lines.iter().zip(&every.checks) {
+        let status = check["status"].as_str().expect("a word");
+        let colour = match status {
+            "ok" => 32,
+            "warn" | "unknown" => 33,
+            _ => 31,
+        };
+        let word = format!("\x1b[{colour}m{status:<7}\x1b[0m ");
+        assert!(line.starts_with(&word), "{check}: {line:?}");
+    }
+    let whole =
+        last.starts_with("\x1b[32mmemleak run works here, by ") && last.ends_with("\x1b[0m");
+    assert!(whole, "{last:?}");
 }
 
 #[test]
 fn the_method_is_the_one_that_run_uses() {
-    for option in [
-        &[][..],
-        &["--method", "multi"],
-        &["--method", "perf-event"],
-        &["--method", "separate"],
-    ] {
-        let method = doctor(&[], option).check("method")["found"].clone();
-        let run = ["run", "-v"].iter().chain(option).chain(&["--", "true"]);
+    let forced = ["multi", "perf-event", "separate"].map(|method| vec![switch("method", method)]);
+    for option in [vec![]].into_iter().chain(forced) {
+        let option: Vec<_> = option.iter().map(String::as_str).collect();
+        let method = doctor(&[], &option).check("method")["found"].clone();
+        let run = ["run", "-v"].iter().chain(&option).chain(&["--", "true"]);
         let run = output([MEMLEAK].iter().chain(run));
         let said = text(&run.stderr);
         let attached = said
@@ -235,7 +259,7 @@ fn for_others() -> (TempDir, PathBuf) {
     let directory = TempDir::new().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = directory.path().join("memleak");
-    fs::copy(MEMLEAK, &copy).unwrap();
+    files::copy(MEMLEAK, &copy);
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     (directory, copy)
 }
@@ -360,7 +384,7 @@ fn too_few_descriptors_are_named_with_their_limit() {
 #[test]
 fn probes_that_cannot_be_attached_are_told_from_programs_that_cannot_be_loaded() {
     let without = ["setpriv", "--bounding-set=-sys_admin", "--"];
-    let diagnosis = doctor(&without, &["--method", "perf-event"]);
+    let diagnosis = doctor(&without, &[&switch("method", "perf-event")]);
     assert_eq!(diagnosis.doctor["failed"], serde_json::json!(["probes"]));
     diagnosis.assert_check("programs", "ok", &[]);
     let words = ["cannot attach to ", "malloc", "CAP_SYS_ADMIN"];
@@ -400,7 +424,7 @@ fn a_proc_of_another_pid_namespace_is_a_warning() {
 #[test]
 fn holding_less_is_a_warning_that_names_the_kernel_it_takes() {
     for (holds, version) in [("loader", "6.18"), ("nowhere", "6.7")] {
-        let diagnosis = doctor(&[], &["--holds", holds]);
+        let diagnosis = doctor(&[], &[&switch("holds", holds)]);
         assert_eq!(diagnosis.code, 0);
         assert_eq!(diagnosis.doctor["holds"], holds);
         diagnosis.assert_check("holds", "warn", &[version]);
@@ -459,7 +483,7 @@ impl Bystander {
         let libc = mapped_libc("self").path;
         let directory = TempDir::new().unwrap();
         let copy = directory.path().join("libc.so.6");
-        fs::copy(&libc, &copy).unwrap();
+        files::copy(&libc, &copy);
         let script = "mount --bind \"$1\" \"$2\" && exec cat";
         let mut process = Command::new("unshare")
             .args(["--mount", "sh", "-c", script, "sh"])
@@ -552,6 +576,7 @@ fn mapped_libc(pid: &str) -> Mapped {
 
 #[test]
 fn no_probe_is_left_in_a_bystander() {
+    let _machine = machine::unwatched();
     let bystander = Bystander::start();
     assert!(
         bystander.is_unprobed(),

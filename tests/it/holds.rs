@@ -13,11 +13,13 @@ use std::{fs, thread};
 
 use crate::common;
 use crate::common::Job;
+use crate::common::machine;
 use crate::common::newcomers::{Kind, Place, life};
 use crate::common::proc;
 use crate::common::proc::Process;
 use crate::common::pty::{PROMPT, Terminal};
 use crate::common::root;
+use crate::common::switches::switch;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -203,7 +205,7 @@ fn held(place: &Place, kind: Kind, command: &[&str]) -> (Tree, PathBuf, Pid) {
         .map(|word| word.replace("$P", &name))
         .collect();
     let command: Vec<_> = command.iter().map(String::as_str).collect();
-    let tree = Tree::start_command(place, &["--hold-delay", "20000"], &command);
+    let tree = Tree::start_command(place, &[&switch("hold-delay", "20000")], &command);
     let pid = process_of(&program);
     tree.assert_silent(A_WHILE);
     (tree, program, pid)
@@ -211,6 +213,7 @@ fn held(place: &Place, kind: Kind, command: &[&str]) -> (Tree, PathBuf, Pid) {
 
 #[test]
 fn case_31_memleak_killed_while_a_process_is_held_lets_it_go_at_once() {
+    let _machine = machine::unwatched();
     for kind in HELD {
         let place = Place::new();
         let (mut tree, program, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
@@ -239,7 +242,7 @@ fn eight_held_at_once_go_on_at_once_when_memleak_is_killed() {
     let program = prints_signals(&place, Kind::Static);
     let script = "for i in 1 2 3 4 5 6 7 8; do $P & done; wait";
     let script = script.replace("$P", &program.display().to_string());
-    let mut tree = Tree::start(&place, &["--hold-delay", "20000"], &script);
+    let mut tree = Tree::start(&place, &[&switch("hold-delay", "20000")], &script);
     process_of(&program);
     tree.assert_silent(A_WHILE);
     tree.memleak.kill().expect("it runs");
@@ -289,7 +292,7 @@ fn a_late_row_says_so_in_the_table() {
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "newcomer");
     let (status, table) = Job::shell(&format!("{} 500; exit 0", program.display()))
-        .run_under(MEMLEAK, &["run", "--hold-delay", "3000", "--"]);
+        .run_under(MEMLEAK, &["run", &switch("hold-delay", "3000"), "--"]);
     assert!(status.success(), "{table}");
     let line = table.lines().find(|line| line.contains("newcomer"));
     assert!(
@@ -302,6 +305,7 @@ fn a_late_row_says_so_in_the_table() {
 
 #[test]
 fn memleak_killed_leaves_no_breakpoint_behind() {
+    let _machine = machine::unwatched();
     for kind in [Kind::Static, Kind::MuslStatic] {
         let place = Place::new();
         let waits = place.copy(&kind.build("leaks_before_and_after_reading"), "waits");
@@ -379,7 +383,7 @@ fn who_is_killed_while_it_is_held_has_a_row_that_says_so() {
     let place = Place::new();
     let program = prints_signals(&place, Kind::Static);
     let script = format!("{}; exit 6", program.display());
-    let mut tree = Tree::start(&place, &["--hold-delay", "1500"], &script);
+    let mut tree = Tree::start(&place, &[&switch("hold-delay", "1500")], &script);
     let pid = process_of(&program);
     tree.assert_silent(A_WHILE);
     kill(pid, Signal::SIGTERM).expect("it runs");
@@ -399,7 +403,7 @@ fn a_signal_that_does_not_kill_comes_when_the_hold_is_over_and_once() {
     let ignoring = common::fixture("with_signals");
     // Blocked before the exec, so that the program finds it pending.
     let script = format!("{} block 10 -- {}", ignoring.display(), program.display());
-    let tree = Tree::start(&place, &["--hold-delay", "1000"], &script);
+    let tree = Tree::start(&place, &[&switch("hold-delay", "1000")], &script);
     let pid = process_of(&program);
     kill(pid, Signal::SIGUSR1).expect("it runs");
     tree.assert_silent(A_WHILE);
@@ -438,7 +442,7 @@ fn who_is_held_runs_in_everybodys_eyes() {
 fn a_parent_that_waits_for_stops_sees_none() {
     let watch = common::fixture("watches_for_stops");
     for kind in [Kind::Static, Kind::MuslStatic, Kind::Musl] {
-        for options in [&[][..], &["--hold-delay", "300"]] {
+        for options in [vec![], vec![switch("hold-delay", "300")]] {
             let place = Place::new();
             let program = place.newcomer(kind, "newcomer");
             let words = [watch.as_os_str(), program.as_os_str(), "70".as_ref()];
@@ -467,7 +471,7 @@ fn who_was_held_finds_its_status_as_it_would_be() {
             status.success() && bare.contains("TracerPid:\t0\n"),
             "{bare}"
         );
-        for options in [&[][..], &["--hold-delay", "200"]] {
+        for options in [vec![], vec![switch("hold-delay", "200")]] {
             let report = job.clone().options(options).run();
             assert_eq!(report.stdout, bare, "{kind:?}");
         }
@@ -711,7 +715,8 @@ fn ctrl_c_ends_a_newcomer_that_is_held() {
     let mut terminal = Terminal::open();
     let program = prints_signals(&place, Kind::Static);
     terminal.output_of(&format!(
-        "{MEMLEAK} run -q --hold-delay 1500 -- bash --norc --noprofile --noediting -i"
+        "{MEMLEAK} run -q {} -- bash --norc --noprofile --noediting -i",
+        switch("hold-delay", "1500")
     ));
     terminal.line(&program.display().to_string());
     let pid = process_of(&program);

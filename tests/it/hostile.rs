@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::common;
 use crate::common::expected::{End, Expected, case, counts, ends, thread_bytes};
+use crate::common::files;
+use crate::common::switches::switch;
 use crate::common::{Counts, Job, Losses, Report, Row, code, fixture};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -53,7 +55,7 @@ fn public_copy(name: &str) -> (TempDir, PathBuf) {
     let everyone = fs::Permissions::from_mode(0o755);
     fs::set_permissions(directory.path(), everyone).expect("can be changed");
     let copy = directory.path().join(name);
-    fs::copy(fixture(name), &copy).expect("a fixture can be copied");
+    files::copy(fixture(name), &copy);
     (directory, copy)
 }
 
@@ -218,6 +220,10 @@ fn what_moves_to_other_namespaces_is_followed_there() {
 
 // ---- signals to memleak from its own tree ---------------------------------------------------------------
 
+/// Runs what follows with the dispositions that a shell's job has. The tests may run under nohup, from cron or in the
+/// background, where some signals are ignored: memleak and its command would keep that so.
+const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal"];
+
 #[test]
 fn what_the_tree_sends_to_memleak_changes_neither_the_command_nor_its_code() {
     for (script, expected) in [
@@ -238,7 +244,7 @@ fn what_the_tree_sends_to_memleak_changes_neither_the_command_nor_its_code() {
         ("(kill -INT $PPID; kill -HUP 0); sleep 20", 128 + 2),
     ] {
         let began = Instant::now();
-        let report = Job::shell(script).run();
+        let report = Job::shell(script).under(&DEFAULT_SIGNALS).run();
         let code = code(report.status);
         // The last script's signals come in any order.
         assert!(
@@ -375,12 +381,12 @@ fn no_path_forges_a_line_or_reaches_the_terminal() {
     let directory = top.path().join(HOSTILE);
     fs::create_dir(&directory).expect("any name will do");
     let program = directory.join("leaks_2mb");
-    fs::copy(fixture("leaks_2mb"), &program).expect("a fixture can be copied");
+    files::copy(fixture("leaks_2mb"), &program);
     let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
     let libc = maps.lines().find(|line| line.ends_with("/libc.so.6"));
     let libc = libc.and_then(|line| line.split_whitespace().nth(5));
     let libc = libc.expect("the tests run with glibc");
-    fs::copy(libc, directory.join("libc.so.6")).expect("it can be copied");
+    files::copy(libc, directory.join("libc.so.6"));
     let said = |options: &[&str], program: &OsStr| {
         let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
             .arg("run")
@@ -434,7 +440,7 @@ fn a_program_at_the_end_of_the_longest_path_is_counted_without_it() {
     }
     fs::create_dir_all(&directory).expect("a deep directory");
     let program = directory.join("leaks_2mb");
-    fs::copy(fixture("leaks_2mb"), &program).expect("a fixture can be copied");
+    files::copy(fixture("leaks_2mb"), &program);
     let program = program.to_str().expect("text");
     let report = Job::new(program, [""; 0]).run();
     assert_eq!(code(report.status), 0, "{}", report.stderr);
@@ -724,7 +730,7 @@ fn an_exec_that_fails_too_late_ends_the_image_that_called_it() {
     assert_images(&report, [parent, child(leaks(50))]);
 
     // The thread has taken the leader's id by then; kept in either table.
-    for options in [&[][..], &["--late-threads"]] {
+    for options in [vec![], vec![switch("late-threads", "")]] {
         let job = Job::fixture("exec_fails_late", &["in a thread"]).options(options);
         let report = job.run();
         assert_images(&report, [parent, child(leaks(50).threads(1, 0))]);
@@ -758,7 +764,7 @@ fn a_core_dump_of_many_threads_loses_nothing() {
 fn threads_can_be_made_to_be_kept_in_the_slower_table() {
     let (status, stderr) = Job::fixture("threads_free_each_other", &[]).run_under(
         env!("CARGO_BIN_EXE_memleak"),
-        &["run", "--late-threads", "-v"],
+        &["run", &switch("late-threads", ""), "-v"],
     );
     assert!(status.success());
     assert!(
@@ -788,7 +794,7 @@ fn threads_in_the_slower_table_are_counted_as_exactly() {
         "handler_mallocs thread altstack",
     ] {
         let case = case(name);
-        let report = case.job.options(["--late-threads"]).run();
+        let report = case.job.options([switch("late-threads", "")]).run();
         assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
         assert_eq!(report.summary.losses, Losses::default(), "{name}");
         assert_images(&report, (case.images)(&report.stdout));
@@ -798,7 +804,7 @@ fn threads_in_the_slower_table_are_counted_as_exactly() {
 #[test]
 fn the_slower_table_forgets_threads_that_have_ended() {
     // It has room for 4,096.
-    let job = Job::fixture("short_lives", &["4500"]).options(["--late-threads"]);
+    let job = Job::fixture("short_lives", &["4500"]).options([switch("late-threads", "")]);
     let report = job.run();
     report.assert_complete();
     assert_eq!(report.rows.len(), 4501);

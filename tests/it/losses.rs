@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::expected::{assert_counted, case};
 use crate::common::newcomers::{Kind, Place, life};
+use crate::common::switches::switch;
 use crate::common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
 
@@ -37,8 +38,9 @@ fn what_the_kernel_misses_the_first_time_is_told_again() {
         "exits_under_waiting_threads",
         "threads_free_each_other",
     ] {
-        assert_counted(name, &["--missed-events"]);
-        assert_counted(name, &["--missed-events", "--late-threads"]);
+        let missed = switch("missed-events", "1");
+        assert_counted(name, std::slice::from_ref(&missed));
+        assert_counted(name, &[missed, switch("late-threads", "")]);
     }
 }
 
@@ -58,7 +60,7 @@ fn newcomers(place: &Place) -> (Vec<PathBuf>, Job) {
 fn who_is_not_held_the_first_time_is_the_second_time() {
     let place = Place::new();
     let (programs, job) = newcomers(&place);
-    let report = job.options(["--missed-events"]).run();
+    let report = job.options([switch("missed-events", "1")]).run();
     report.assert_complete();
     for program in programs {
         let comm = program.file_name().and_then(|name| name.to_str());
@@ -71,7 +73,9 @@ fn who_is_not_held_the_first_time_is_the_second_time() {
 fn what_the_kernel_misses_twice_is_lost_by_number_and_keeps_nobody_waiting() {
     for name in ["fork_storm", "exits_under_waiting_threads", "exec_chain"] {
         let case = case(name);
-        let job = case.job.options(["--missed-events=2", "--wait-all"]);
+        let job = case
+            .job
+            .options([&*switch("missed-events", "2"), "--wait-all"]);
         let began = Instant::now();
         let report = job.run();
         let (summary, losses) = (&report.summary, report.summary.losses);

@@ -17,6 +17,7 @@ mod gate;
 mod holds;
 mod hostile;
 mod launch;
+mod long;
 mod losses;
 mod older;
 mod placement;

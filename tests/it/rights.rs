@@ -11,8 +11,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::common::files;
 use crate::common::fixtures::fixture;
 use crate::common::root;
+use crate::common::switches::switch;
 use tempfile::TempDir;
 
 const ALICE: u32 = 54321;
@@ -490,7 +492,7 @@ fn with_file_capabilities_a_user_needs_no_sudo_and_the_counts_are_right() {
     let world = World::with_capabilities(CAPABILITIES);
     let program = fixture("leak_known");
     let copy = world.path("tmp/leak_known");
-    fs::copy(program, &copy).unwrap();
+    files::copy(program, &copy);
     let report = world.path("home/report");
     let options = ["--format", "json", "-o", report.to_str().unwrap()];
     let words = world.memleak(&options, &[copy.to_str().unwrap()]);
@@ -523,12 +525,13 @@ fn with_file_capabilities_a_user_needs_no_sudo_and_the_counts_are_right() {
 #[test]
 fn without_session_uprobes_multi_uprobes_take_no_more() {
     let world = World::with_capabilities(CAPABILITIES);
-    let words = world.memleak(&["--method", "multi"], &["sh", "-c", "exit 3"]);
+    let words = world.memleak(&[&switch("method", "multi")], &["sh", "-c", "exit 3"]);
     let output = output(&mut world.alice(words));
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
 
     // As below Linux 6.6.
-    let options = ["--method", "perf-event"];
+    let options = switch("method", "perf-event");
+    let options = [options.as_str()];
     let line = world.refusal(&options, |words| world.alice(words));
     assert_says(&line, &["malloc", "root, or CAP_SYS_ADMIN"]);
     let world = World::with_capabilities("cap_bpf,cap_perfmon,cap_sys_admin=ep");
@@ -612,7 +615,7 @@ fn with_file_capabilities_a_file_is_executed_with_the_users_rights_alone() {
         World::with_capabilities("cap_bpf,cap_perfmon,cap_dac_override,cap_dac_read_search=ep");
     let hidden = world.path("hidden");
     fs::create_dir(&hidden).unwrap();
-    fs::copy("/bin/true", hidden.join("program")).unwrap();
+    files::copy("/bin/true", hidden.join("program"));
     fs::set_permissions(&hidden, fs::Permissions::from_mode(0o700)).unwrap();
     let words = world.memleak(&["-q"], &[hidden.join("program").to_str().unwrap()]);
     let output = output(&mut world.alice(words));
@@ -649,7 +652,7 @@ fn with_file_capabilities_the_commands_own_libraries_are_counted() {
         .find(|path| path.ends_with("/libc.so.6"))
         .unwrap();
     let copy = libraries.join("libc.so.6");
-    fs::copy(libc, &copy).unwrap();
+    files::copy(libc, &copy);
     for (name, value) in [("LD_LIBRARY_PATH", &libraries), ("LD_PRELOAD", &copy)] {
         let report = world.path("home/report");
         let options = ["--format", "json", "-o", report.to_str().unwrap()];

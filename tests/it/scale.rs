@@ -11,15 +11,16 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::common::expected::{End, counts};
+use crate::common::machine;
 use crate::common::newcomers::{Place, mapped, run};
 use crate::common::watch::{Waiting, Watch};
 use crate::common::{Losses, fixture};
 use nix::sys::signal::Signal;
 
 /// One at a time: each needs the machine, and probes all of it.
-fn machine() -> MutexGuard<'static, ()> {
-    static MACHINE: Mutex<()> = Mutex::new(());
-    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+fn one() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn setting(name: &str, usual: u64) -> u64 {
@@ -37,7 +38,7 @@ fn rate(said: &str) -> (u64, u64) {
 
 #[test]
 fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() {
-    let _machine = machine();
+    let _one = one();
     let seconds = setting("MEMLEAK_SCALE_SECONDS", 5);
     // Room for what the rest of the machine may hold, too.
     let watch = Watch::start(["-a", "1", "--max-allocs", "6000000"]);
@@ -159,7 +160,7 @@ fn code_of(pid: u32, file: &Path) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behind() {
-    let _machine = machine();
+    let _one = one();
     let starts = setting("MEMLEAK_SCALE_STARTS", 20);
     let place = Place::new();
     let libc = Libc::new(&place);
@@ -195,7 +196,8 @@ fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behin
 
 #[test]
 fn killed_while_it_stops_it_leaves_no_probe_behind() {
-    let _machine = machine();
+    let _one = one();
+    let _machine = machine::unwatched();
     let place = Place::new();
     let libc = Libc::new(&place);
     // So many that taking the probes out of all of them takes some milliseconds.

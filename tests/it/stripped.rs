@@ -1,9 +1,9 @@
 //! Static programs whose symbols were split off are counted like any other, where the symbols can be found.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::files;
 use crate::common::{Counts, Job, fixture};
 use tempfile::TempDir;
 
@@ -29,7 +29,7 @@ fn built(script: &str) -> TempDir {
 /// the program's directory.
 fn expected(directory: &Path, bytes: &str) -> Counts {
     let whole = directory.join("whole");
-    fs::copy(fixture("static_leak"), &whole).unwrap();
+    files::copy(fixture("static_leak"), &whole);
     let report = Job::new(whole, [bytes]).run();
     report.assert_complete();
     report.only_row().counts

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::common::{Counted, Job, code, valgrind_totals};
+use crate::common::{Counted, Job, code, files, valgrind_totals};
 use tempfile::TempDir;
 
 /// Runs a job under both counters; fails unless it exits with 0, both count the same, and there are at
@@ -45,7 +45,7 @@ fn assert_exact_tree(job: &Job, processes: u64, programs: &[&str]) -> Counted {
 fn write(directory: &Path, name: &str, text: &str) {
     let path = directory.join(name);
     fs::create_dir_all(path.parent().expect("a directory")).expect("can be written");
-    fs::write(path, text).expect("can be written");
+    files::write_script(&path, text, 0o644);
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn assert_from_start(row: &Row, end: End, counts: Counts) {
 
 #[test]
 fn a_process_that_was_there_is_counted_from_then_on_and_its_sums_are_never_negative() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         let target = Waiting::fixture("joined_midway", &["500", "11"]);
         let pid = target.pid();
         let watch = Watch::pid(pid, programs);
@@ -77,7 +77,7 @@ fn a_process_that_was_there_is_counted_from_then_on_and_its_sums_are_never_negat
 
 #[test]
 fn threads_that_were_there_are_counted_each_from_its_next_call() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         for arguments in [&["5"][..], &["5", "leaderless"]] {
             let mut target = Waiting::fixture("threads_joined_midway", arguments);
             let pid = target.pid();
@@ -100,7 +100,7 @@ fn threads_that_were_there_are_counted_each_from_its_next_call() {
 
 #[test]
 fn a_process_that_does_nothing_any_more_has_its_row_all_the_same() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         let target = Waiting::fixture("joined_midway", &["1", "1"]);
         let pid = target.pid();
         let watch = Watch::pid(pid, programs);
@@ -113,7 +113,7 @@ fn a_process_that_does_nothing_any_more_has_its_row_all_the_same() {
 
 #[test]
 fn what_the_process_executes_is_counted_from_its_beginning_whichever_thread_executes_it() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         let program = fixture("leaks_2mb");
         let program = program.to_str().expect("a plain path");
         let leak = counts(2_000_000, 1, 0, 2_000_000, 1);
@@ -143,13 +143,13 @@ fn what_the_process_executes_is_counted_from_its_beginning_whichever_thread_exec
 
 #[test]
 fn what_a_process_starts_is_followed_unless_it_is_not_wanted() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         let program = fixture("leaks_2mb");
         let program = program.to_str().expect("a plain path");
         for (options, children) in [(&[][..], 1), (&["--no-children"], 0)] {
             let mut target = Waiting::fixture("executes_after_reading", &["child", program]);
             let pid = target.pid();
-            let watch = Watch::pid(pid, &[programs, options].concat());
+            let watch = Watch::pid(pid, &[programs.as_slice(), options].concat());
             target.go();
             let report = watch.wait();
             assert_since_attach(report.row_of(pid), End::Exit(0), Counts::default());

@@ -83,7 +83,7 @@ fn assert_leaked(report: &Report, expected: &[(u32, u64)]) {
 
 #[test]
 fn a_tree_that_starts_after_memleak_is_counted_as_the_counter_does() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         let directory = TempDir::new().expect("a temporary directory");
         let tree = "ls -l / | sort | wc -l >/dev/null; python3 -c 'import os; os.fork() and os.wait()'; \
                 for i in 1 2 3; do date; done; git --version | cat";
@@ -151,10 +151,10 @@ fn processes_of_all_users_have_rows_with_the_user_as_the_host_knows_it() {
 
 #[test]
 fn who_was_there_says_so_and_memleak_is_not_among_them() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         let mut target = Waiting::fixture("joined_midway", &["7", "2"]);
         let pid = target.pid();
-        let watch = Watch::all(&[programs, &["--top", "100000"]].concat());
+        let watch = Watch::all(&[programs.as_slice(), &["--top", "100000"]].concat());
         watch.signal(Signal::SIGUSR1);
         let own = watch.own_pid();
         let shown = watch.until(|rows| rows.iter().any(|row| row.pid == pid));
@@ -281,13 +281,13 @@ fn a_control_group_is_watched_with_all_below_it() {
 
 #[test]
 fn a_process_that_enters_the_group_is_counted_from_its_next_call() {
-    for &programs in BOTH.iter() {
+    for programs in BOTH.iter() {
         let group = Group::new();
         let mut target = Waiting::fixture("joined_midway", &["5", "6"]);
         let pid = target.pid();
         let watch = Watch::all(
             &[
-                programs,
+                programs.as_slice(),
                 &["--cgroup", group.path.to_str().expect("a plain path")],
             ]
             .concat(),

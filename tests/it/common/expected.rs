@@ -59,9 +59,9 @@ pub struct Case {
 
 /// Fails unless memleak, with these options besides, counts what the fixture does.
 #[track_caller]
-pub fn assert_counted(name: &str, options: &[&str]) {
+pub fn assert_counted(name: &str, options: &[String]) {
     let case = case(name);
-    let report = case.job.options(options.iter().copied()).run();
+    let report = case.job.options(options).run();
     assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
     if case.losses == Losses::default() {
         report.assert_complete();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
@@ -32,11 +33,9 @@ impl Group {
                 (mount.path().to_owned(), Some(mount))
             }
         };
-        let mut unique = std::process::id().to_string();
-        while root.join(format!("memleak-test-{unique}")).exists() {
-            unique.push('x');
-        }
-        let path = root.join(format!("memleak-test-{unique}"));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = root.join(format!("memleak-test-{}-{number}", std::process::id()));
         fs::create_dir(&path).expect("control groups can be made");
         Self { path, mount }
     }

@@ -3,13 +3,16 @@
 
 pub mod counter;
 pub mod expected;
+pub mod files;
 pub mod fixtures;
 pub mod group;
+pub mod machine;
 pub mod newcomers;
 pub mod proc;
 pub mod pty;
 pub mod root;
 pub mod slurm;
+pub mod switches;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -277,7 +280,7 @@ fn by_pid<T>(items: &[T], pid: impl Fn(&T) -> u32) -> BTreeMap<u32, Vec<&T>> {
 // ---- runs --------------------------------------------------------------------------------------------
 
 /// A command to be run under memleak, the counter, both or neither.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Job {
     command: Vec<OsString>,
     options: Vec<OsString>,

@@ -10,9 +10,9 @@ use std::sync::Mutex;
 
 use tempfile::TempDir;
 
-use super::Counts;
 use super::expected::counts;
 use super::fixtures::compile_with;
+use super::{Counts, files};
 
 /// How a program comes by its C library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,9 +69,7 @@ impl Place {
     /// A new file with the content and the mode of `from`.
     pub fn copy(&self, from: &Path, name: &str) -> PathBuf {
         let to = self.path(name);
-        // By another process: while we had it open for writing, another test might fork, and nobody
-        // could execute it until that child does.
-        run(Command::new("cp").arg("--").arg(from).arg(&to));
+        files::copy(from, &to);
         to
     }
 
@@ -83,8 +81,7 @@ impl Place {
     /// A script that everybody may execute.
     pub fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        fs::write(&path, text).expect("a file of ours");
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("a file of ours");
+        files::write_script(&path, text, 0o755);
         path
     }
 }

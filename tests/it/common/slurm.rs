@@ -3,17 +3,21 @@
 
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::ops::Deref;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, User};
 
+use super::machine::{self, Held};
 use super::newcomers::{Place, run};
 use super::proc;
+use super::root::require_root;
 
 /// What takes longer hangs.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -21,8 +25,51 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Where the daemons, and the jobs, find programs.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Three daemons at a time are enough for a small machine.
-static ONE: Mutex<()> = Mutex::new(());
+/// The one that the tests use, one test at a time. Starting it takes as long as a test, so that it stays while another
+/// test waits for it.
+static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
+
+/// How many tests use it or wait for it.
+static USERS: AtomicUsize = AtomicUsize::new(0);
+
+struct Entry;
+
+impl Entry {
+    fn new() -> Self {
+        USERS.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        USERS.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A test's turn with the cluster.
+pub struct Turn {
+    cluster: MutexGuard<'static, Option<Cluster>>,
+    _machine: Held,
+    _entry: Entry,
+}
+
+impl Deref for Turn {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        self.cluster.as_ref().expect("it runs")
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Whoever fails may leave anything behind.
+        if USERS.load(Ordering::SeqCst) == 1 || thread::panicking() {
+            *self.cluster = None;
+        }
+    }
+}
 
 pub struct Cluster {
     pub place: Place,
@@ -31,26 +78,35 @@ pub struct Cluster {
     daemons: Vec<Child>,
     /// All processes of the daemons, which have some.
     own: Vec<Pid>,
-    _one: MutexGuard<'static, ()>,
 }
 
 impl Cluster {
     /// With the scripts of `examples/slurm` as its prolog, epilog and task prolog, and these settings for them
     /// beside that of the spool, which is `spool`.
     #[track_caller]
-    pub fn start(settings: &str) -> Self {
-        assert!(
-            nix::unistd::geteuid().is_root(),
-            "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
-        );
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn start(settings: &str) -> Turn {
+        require_root();
+        let entry = Entry::new();
+        let mut cluster = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let machine = machine::watched();
+        match &*cluster {
+            Some(cluster) => cluster.reset(settings),
+            None => *cluster = Some(Self::new(settings)),
+        }
+        Turn {
+            cluster,
+            _machine: machine,
+            _entry: entry,
+        }
+    }
+
+    fn new(settings: &str) -> Self {
         let user = User::from_name("games").expect("users can be looked up");
         let mut cluster = Self {
             place: Place::new(),
             user: user.expect("Debian and Fedora have it"),
             daemons: Vec::new(),
             own: Vec::new(),
-            _one: one,
         };
         for name in ["state", "slurmd"] {
             cluster.place.directory(name);
@@ -63,6 +119,41 @@ impl Cluster {
         cluster.run_daemons();
         cluster.own = cluster.processes();
         cluster
+    }
+
+    /// As it was when it was started, with other settings.
+    fn reset(&self, settings: &str) {
+        let jobs = run(self.command("squeue").args(["-h", "-o", "%A"]));
+        if !jobs.trim().is_empty() {
+            run(self.command("scancel").args(jobs.split_whitespace()));
+        }
+        self.until("no job is left", |cluster| {
+            run(cluster.command("squeue").arg("-h")).trim().is_empty()
+        });
+        if self.node_state() != "idle" {
+            let node = ["update", "nodename=node", "state=resume"];
+            run(self.command("scontrol").args(node));
+        }
+        self.until("the node is idle", |cluster| cluster.node_state() == "idle");
+        self.assert_nothing_left();
+        for directory in ["", "out"] {
+            let entries = fs::read_dir(self.place.path(directory)).expect("a directory of ours");
+            for entry in entries {
+                let entry = entry.expect("a directory of ours");
+                let name = entry.file_name().into_string().expect("a plain name");
+                let daemons = ["munge", "slurm.conf", "slurmctld", "slurmd", "state"];
+                let stays = daemons.iter().any(|prefix| name.starts_with(prefix)) || name == "out";
+                if directory.is_empty() && stays {
+                    continue;
+                }
+                let removed = match entry.file_type().expect("it is there").is_dir() {
+                    true => fs::remove_dir_all(entry.path()),
+                    false => fs::remove_file(entry.path()),
+                };
+                removed.expect("a file of ours");
+            }
+        }
+        install(&self.place, settings);
     }
 
     fn configure(&self) {

@@ -11,12 +11,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use memleak::os::release;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Counts, Output, Report, Row, TIMEOUT, counter, fixture, reader, wait_status};
-use memleak::os::release;
+use super::counter;
+use super::machine::{self, Held};
+use super::switches::switch;
+use super::{Counts, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
 
 // ---- processes that are there ------------------------------------------------------------------------
 
@@ -112,8 +115,9 @@ impl Drop for Waiting {
 
 /// Options for the programs for newer kernels, and for those for kernels before 6.1. Where ends may be missed there are
 /// the first only: the others are not told of them twice.
-pub static BOTH: LazyLock<Vec<&[&str]>> = LazyLock::new(|| {
-    let options: [&[&str]; 2] = [&[], &["--method", "separate"]];
+pub static BOTH: LazyLock<Vec<Vec<&str>>> = LazyLock::new(|| {
+    static SEPARATE: LazyLock<String> = LazyLock::new(|| switch("method", "separate"));
+    let options = [vec![], vec![SEPARATE.as_str()]];
     let count = if release::may_miss_events() { 1 } else { 2 };
     options[..count].to_vec()
 });
@@ -126,6 +130,7 @@ pub struct Watch {
     said: String,
     json: PathBuf,
     _scratch: TempDir,
+    _machine: Option<Held>,
 }
 
 /// With which it says that it has attached.
@@ -156,6 +161,9 @@ impl Watch {
         wrapper: &[&OsStr],
         options: impl IntoIterator<Item = A>,
     ) -> Self {
+        let options: Vec<A> = options.into_iter().collect();
+        let all = options.iter().any(|option| option.as_ref() == "-a");
+        let machine = all.then(machine::watched);
         let scratch = TempDir::new().expect("a temporary directory");
         let json = scratch.path().join("report.json");
         let memleak = OsStr::new(env!("CARGO_BIN_EXE_memleak"));
@@ -165,7 +173,7 @@ impl Watch {
             .args(&words[1..])
             .args(["-v", "--format", "json", "-o"])
             .arg(&json)
-            .args(options)
+            .args(&options)
             .env_remove("LD_LIBRARY_PATH")
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
@@ -194,6 +202,7 @@ impl Watch {
             said: String::new(),
             json,
             _scratch: scratch,
+            _machine: machine,
         };
         watch.wait_for(ATTACHED);
         watch
