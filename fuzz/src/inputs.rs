@@ -25,7 +25,7 @@ use memleak::os::clock::Clock;
 use memleak::os::maps;
 use memleak::os::root::Root;
 use memleak::report::{Format, Options, Report, Verbosity, Window};
-use memleak::text::globs::Names;
+use memleak::text::globs::CommNames;
 
 /// The functions that are looked for, and some of a user's.
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
@@ -228,7 +228,7 @@ pub fn events(bytes: &[u8]) {
         total: Some(u64::MAX),
     };
     for format in [Format::Table, Format::Json, Format::Csv] {
-        let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
+        let mut ledger = Ledger::new(Gate::new(limits, CommNames::default()));
         let written = Written::default();
         let options = Options {
             verbosity: Verbosity::Verbose,

@@ -24,7 +24,7 @@ use crate::model::gate::{Gate, Limits};
 use crate::os::identity::{UserSpec, UserSpecError};
 use crate::report::{Format, Verbosity};
 use crate::text::escape;
-use crate::text::globs::{CommGlob, GlobError, Names};
+use crate::text::globs::{CommGlob, CommNames, GlobError};
 use crate::text::units::{SizeError, parse_size};
 
 /// How many live blocks the kernel's table holds unless the user says otherwise.
@@ -403,7 +403,7 @@ impl GateArgs {
             process: self.fail_on_leak,
             total: self.fail_on_total_leak,
         };
-        Gate::new(limits, Names::new(self.gate_comm.clone()))
+        Gate::new(limits, CommNames::new(self.gate_comm.clone()))
     }
 
     pub fn leak_exit(&self) -> LeakExit {

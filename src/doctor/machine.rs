@@ -9,8 +9,8 @@ use nix::sys::utsname::uname;
 
 use crate::kernel::features::BTF;
 use crate::os::capabilities::Capabilities;
+use crate::os::cgroup;
 use crate::os::processes::levels_of_proc_above;
-use crate::session::filter;
 
 /// The inode of the first user namespace (`PROC_USER_INIT_INO`).
 const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
@@ -85,7 +85,7 @@ impl Machine {
             memlock: hard(Resource::RLIMIT_MEMLOCK),
             has_proc: status.is_ok(),
             proc_above: levels_of_proc_above(),
-            cgroup_tree: filter::cgroup_tree().map(Path::to_owned),
+            cgroup_tree: cgroup::cgroup_tree().map(Path::to_owned),
         }
     }
 }

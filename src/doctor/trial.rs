@@ -11,8 +11,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::cli::{self, Task};
 use crate::doctor::patient::PROGRAM;
-use crate::kernel::error;
-use crate::kernel::error::{LoadError, ran_out_of_descriptors};
+use crate::kernel::error::{self, LoadError, ran_out_of_descriptors};
 use crate::kernel::method::{Holds, Method};
 use crate::launch::Suspended;
 use crate::launch::descriptors::Stderr;

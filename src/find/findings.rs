@@ -6,34 +6,14 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use object::elf::DT_DEBUG;
 
-use crate::elf::file::{ElfFile, Shape};
+use crate::elf::file::ElfFile;
 use crate::elf::symbols::{self, Companions, Function, Names, Source};
 use crate::find::functions::{Family, FileTable, Table};
 use crate::find::hooks;
+use crate::find::role::Role;
 use crate::find::sites::{self, Found, Site};
 use crate::os::root::Root;
-
-/// How a process comes by a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It is what is executed. A static one has its allocator in it, and symbols that nobody binds to.
-    Program,
-    /// The loader maps it for a program, or it is the loader.
-    Library,
-}
-
-impl Role {
-    fn of(elf: &ElfFile) -> Self {
-        match elf.shape() {
-            Shape::Static | Shape::StaticPie => Role::Program,
-            // A library may have an interpreter, too (libc has); a program wants a place for `_r_debug`.
-            Shape::Dynamic if elf.dynamic().get(DT_DEBUG).is_some() => Role::Program,
-            Shape::Dynamic | Shape::Library => Role::Library,
-        }
-    }
-}
 
 /// What a look at a file's symbols found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

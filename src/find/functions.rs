@@ -8,7 +8,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::find::notation::{self, Action, Allocator, FilePattern, SpecError, Verb};
-use crate::kernel::skeletons::types::{cookie_bits, kind};
 
 /// A function of an allocator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +39,7 @@ impl Row {
 
 /// Which program a function's probes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Program {
+pub enum ProbeProgram {
     /// At entry and return.
     EntryReturn,
     /// At entry.
@@ -51,18 +50,18 @@ pub enum Program {
 
 impl Action {
     /// Which program is to run.
-    pub fn program(self) -> Program {
+    pub fn program(self) -> ProbeProgram {
         match self.verb {
             Verb::Alloc | Verb::Realloc | Verb::Reallocf | Verb::Resize | Verb::FreeScope => {
-                Program::EntryReturn
+                ProbeProgram::EntryReturn
             }
-            Verb::Free | Verb::FreeAgain | Verb::Start => Program::Entry,
+            Verb::Free | Verb::FreeAgain | Verb::Start => ProbeProgram::Entry,
             Verb::New
             | Verb::Renew
             | Verb::FreeScopeThrows
             | Verb::Return
             | Verb::Left
-            | Verb::Unfollowed => Program::Throwing,
+            | Verb::Unfollowed => ProbeProgram::Throwing,
         }
     }
 
@@ -88,33 +87,6 @@ impl Action {
     pub fn arguments(self) -> Vec<u8> {
         let all = [self.size, self.count, self.block, self.out];
         all.into_iter().filter(|&n| n != 0).collect()
-    }
-
-    /// The cookie by which the BPF programs know the function (`enum cookie_bits`).
-    pub fn cookie(self, file: u16, site: u32) -> u64 {
-        let what = match self.verb {
-            Verb::Alloc => kind::KIND_ALLOC,
-            Verb::New => kind::KIND_NEW,
-            Verb::Realloc => kind::KIND_REALLOC,
-            Verb::Renew => kind::KIND_RENEW,
-            Verb::Reallocf => kind::KIND_REALLOCF,
-            Verb::Resize => kind::KIND_RESIZE,
-            Verb::Free => kind::KIND_FREE,
-            Verb::FreeAgain => kind::KIND_FREE_AGAIN,
-            Verb::FreeScope => kind::KIND_FREE_SCOPE,
-            Verb::FreeScopeThrows => kind::KIND_FREE_SCOPE_THROWS,
-            Verb::Start => kind::KIND_START,
-            Verb::Return => kind::KIND_RETURN,
-            Verb::Left => kind::KIND_LEFT,
-            Verb::Unfollowed => kind::KIND_UNFOLLOWED,
-        };
-        u64::from(what.0) << cookie_bits::COOKIE_KIND.0
-            | u64::from(self.size) << cookie_bits::COOKIE_SIZE.0
-            | u64::from(self.count) << cookie_bits::COOKIE_COUNT.0
-            | u64::from(self.block) << cookie_bits::COOKIE_BLOCK.0
-            | u64::from(self.out) << cookie_bits::COOKIE_OUT.0
-            | u64::from(file) << cookie_bits::COOKIE_FILE.0
-            | u64::from(site) << cookie_bits::COOKIE_SITE.0
     }
 }
 
@@ -519,7 +491,7 @@ impl<'table> FileTable<'table> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Family, File, NAMES, Path, Program, Table};
+    use super::{Family, File, NAMES, Path, ProbeProgram, Table};
     use crate::find::notation::{self, Action};
 
     fn table() -> Table {
@@ -529,15 +501,6 @@ mod tests {
     fn action(symbol: &str) -> Action {
         let table = table();
         table.rows[table.by_symbol[symbol]].action
-    }
-
-    #[test]
-    fn a_cookie_carries_every_argument() {
-        assert_eq!(
-            action("reallocarray").cookie(5, 7),
-            7 << 32 | 5 << 20 | 1 << 12 | 2 << 8 | 3 << 4 | 2
-        );
-        assert_eq!(action("posix_memalign").cookie(0, 0), 1 << 16 | 3 << 4 | 1);
     }
 
     #[test]
@@ -564,7 +527,12 @@ mod tests {
             .filter(|row| row.family == Family::Operators);
         assert_eq!(operators.clone().count(), 20);
         for row in operators {
-            assert_ne!(row.action.program(), Program::EntryReturn, "{}", row.name);
+            assert_ne!(
+                row.action.program(),
+                ProbeProgram::EntryReturn,
+                "{}",
+                row.name
+            );
         }
     }
 

@@ -9,6 +9,7 @@ pub mod hooks;
 pub mod ld_cache;
 pub mod loader;
 pub mod notation;
+pub mod role;
 pub mod sites;
 
 use std::ffi::OsStr;

@@ -15,9 +15,9 @@ use object::read::elf::{Rela, Sym};
 use crate::code::follow::{self, Followed, GaveUp, LONGEST, Pointer, Probed, Text, Work};
 use crate::code::placement::{self, Placement, Reason, WINDOW};
 use crate::elf::file::{ElfFile, Segment, string_in};
-use crate::find::findings::Role;
-use crate::find::functions::{Family, FileTable, Program, Row};
+use crate::find::functions::{Family, FileTable, ProbeProgram, Row};
 use crate::find::notation::{Action, Verb};
+use crate::find::role::Role;
 
 /// How much of a function is decoded at the most: enough to see the jumps that land near its entry.
 const DECODED: u64 = 4096;
@@ -89,7 +89,7 @@ pub fn place(
         !matches!(found.row.family, Family::Prefix("") | Family::User(_))
             || found.row.name.ends_with("allocx")
     });
-    let mut sites: BTreeMap<(u64, Program), Site> = BTreeMap::new();
+    let mut sites: BTreeMap<(u64, ProbeProgram), Site> = BTreeMap::new();
     for (&address, found) in &functions {
         let segment = elf.text_segment(address).with_context(|| {
             format!(
@@ -332,7 +332,7 @@ impl<'a> FileText<'a> {
 
     fn elsewhere(&self, name: &str) -> Pointer {
         let row = self.table.find(name).map(|(row, _)| row);
-        if row.is_some_and(|row| row.action.program() == Program::EntryReturn) {
+        if row.is_some_and(|row| row.action.program() == ProbeProgram::EntryReturn) {
             Pointer::Probed
         } else if never_returns(name) {
             Pointer::NeverReturns

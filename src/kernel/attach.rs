@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
-use crate::find::functions::Program as Runs;
+use crate::find::functions::ProbeProgram;
 use crate::find::sites::Site;
+use crate::kernel::cookie::cookie;
 use crate::kernel::method::Method;
 use crate::kernel::separate;
 use crate::kernel::skeletons::Program;
@@ -63,9 +64,9 @@ pub fn attach(
             .filter(|(site, _)| site.row.action.program() == runs)
             .collect()
     };
-    let with_return = sites_of(Runs::EntryReturn);
-    let entry_only = sites_of(Runs::Entry);
-    let may_throw = sites_of(Runs::Throwing);
+    let with_return = sites_of(ProbeProgram::EntryReturn);
+    let entry_only = sites_of(ProbeProgram::Entry);
+    let may_throw = sites_of(ProbeProgram::Throwing);
     let mut links = Vec::new();
     let mut attach_to = |program, sites: &[(&Site, u32)], retprobe| -> Result<()> {
         if sites.is_empty() {
@@ -75,12 +76,12 @@ pub fn attach(
             method,
             retprobe,
             session: method == Method::Session
-                && sites[0].0.row.action.program() == Runs::EntryReturn,
+                && sites[0].0.row.action.program() == ProbeProgram::EntryReturn,
         };
-        let cookie = |site: &Site, number| site.row.action.cookie(target.index, number);
+        let cookie_of = |site: &Site, number| cookie(site.row.action, target.index, number);
         let probes: Vec<_> = sites
             .iter()
-            .map(|&(site, number)| (site.file_offset, cookie(site, number)))
+            .map(|&(site, number)| (site.file_offset, cookie_of(site, number)))
             .collect();
         let made = attach_one(kind, program, file, &probes);
         links.extend(made.map_err(|error| {

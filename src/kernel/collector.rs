@@ -5,23 +5,23 @@ use std::os::fd::BorrowedFd;
 use std::thread as threads;
 use std::time::Duration;
 
-use crate::kernel::batch::Walk;
-use crate::kernel::files::{Key, Known};
-use crate::kernel::object::{Globals, Object};
-use crate::kernel::records::{self, Context};
-use crate::kernel::sweep::Sweep;
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, MapCore, RingBuffer};
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 
 use crate::kernel::attach::{Attached, Target};
+use crate::kernel::batch::Walk;
 use crate::kernel::error::LoadError;
+use crate::kernel::files::{Key, Known};
 use crate::kernel::method::{Holds, Method};
+use crate::kernel::object::{Globals, Object};
+use crate::kernel::records::{self, Context};
 use crate::kernel::rings::{Taken, ring};
 use crate::kernel::settings::Settings;
 use crate::kernel::skeletons::FloorSkel;
 use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
+use crate::kernel::sweep::Sweep;
 use crate::kernel::witness::SignalsSeen;
 use crate::kernel::{detach, load};
 use crate::model::image::Image;

@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use crate::kernel::object::Object;
-use crate::kernel::rings::bytes_of;
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{MapCore, MapFlags, ProgramMut};
 use nix::unistd::Pid;
 
 use crate::kernel::collector::Collector;
+use crate::kernel::object::Object;
+use crate::kernel::rings::bytes_of;
 use crate::kernel::skeletons::types::{self, found_files, thread};
 use crate::os::processes::Process;
 

@@ -3,8 +3,10 @@
 
 mod arrivals;
 pub mod attach;
+pub mod automaton;
 mod batch;
 pub mod collector;
+mod cookie;
 mod detach;
 pub mod empty;
 pub mod error;

@@ -1,9 +1,9 @@
 //! How the BPF programs are to be loaded, and which processes they follow.
 
+use crate::kernel::automaton::NameAutomaton;
 use crate::kernel::method::{Holds, Method};
 use crate::kernel::skeletons::types::limits;
 use crate::os::cgroup::Cgroup;
-use crate::text::globs::NameAutomaton;
 
 /// How the programs are to be loaded.
 #[derive(Clone, Debug)]

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use crate::kernel::records::{self};
-use crate::kernel::rings::bytes_of;
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Iter, MapCore, MapFlags, ProgramMut};
 
 use crate::kernel::collector::Collector;
+use crate::kernel::records;
+use crate::kernel::rings::bytes_of;
 use crate::kernel::skeletons::types::{heap, heap_flags, limits, live_cell, thread_sum};
 use crate::model::image::Image;
 use crate::os::clock::monotonic;

@@ -8,10 +8,11 @@ use std::ptr;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 
-use crate::model::exit::{self};
+use crate::model::exit;
 use crate::os::capabilities::Capabilities;
 use crate::os::identity::{Identity, Step};
-use crate::os::inherited::{Inherited, LAST_SIGNAL, environment};
+use crate::os::inherited::{Inherited, environment};
+use crate::os::signal_set::LAST_SIGNAL;
 
 /// What the child exits with if memleak is gone before the release: nobody is there to see it.
 const ABANDONED: c_int = 125;

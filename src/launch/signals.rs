@@ -14,7 +14,8 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, getpid, getsid};
 
 use crate::launch::running::{Change, Ended, Running, reap_orphans};
-use crate::os::inherited::{Inherited, SignalSet};
+use crate::os::inherited::Inherited;
+use crate::os::signal_set::SignalSet;
 
 /// What only the kernel's tracepoints can tell for certain. The pids are those of memleak's own namespace.
 ///

@@ -3,10 +3,7 @@
 //! A pure decision over how the command ended and what the gate says. Taking it (exiting, dying of a
 //! signal) is for others.
 
-use std::borrow::Cow;
 use std::ffi::OsStr;
-
-use libc::c_int;
 
 use crate::model::gate::Verdict;
 
@@ -153,22 +150,6 @@ pub fn that_counts(
 ) -> Option<Verdict> {
     let drains = slurm_context == "prolog_slurmd" || slurm_context == "epilog_slurmd";
     verdict.filter(|_| allow_drain || !drains)
-}
-
-/// First real-time signal that programs may use: the C library keeps the two below it for itself.
-const SIGRTMIN: u8 = 34;
-const SIGRTMAX: u8 = 64;
-
-/// A signal's name (`SIGSEGV`, `SIGRTMIN+3`), or `SIG` and its number where it has none.
-pub fn signal_name(signal: u8) -> Cow<'static, str> {
-    match signal_hook::low_level::signal_name(c_int::from(signal)) {
-        Some(name) => Cow::Borrowed(name),
-        None if signal == SIGRTMIN => Cow::Borrowed("SIGRTMIN"),
-        None if (SIGRTMIN..=SIGRTMAX).contains(&signal) => {
-            Cow::Owned(format!("SIGRTMIN+{}", signal - SIGRTMIN))
-        }
-        None => Cow::Owned(format!("SIG{signal}")),
-    }
 }
 
 #[cfg(test)]
@@ -331,23 +312,5 @@ mod tests {
         assert_eq!(Finish::Signal(15).code(), 143);
         assert_eq!(Finish::Signal(64).code(), 192);
         assert_eq!(Finish::Exit(3).code(), 3);
-    }
-
-    #[test]
-    fn signals_have_the_names_that_people_use() {
-        for (signal, name) in [
-            (1, "SIGHUP"),
-            (6, "SIGABRT"),
-            (11, "SIGSEGV"),
-            (31, "SIGSYS"),
-            (32, "SIG32"),
-            (34, "SIGRTMIN"),
-            (37, "SIGRTMIN+3"),
-            (64, "SIGRTMIN+30"),
-            (0, "SIG0"),
-            (65, "SIG65"),
-        ] {
-            assert_eq!(signal_name(signal), name);
-        }
     }
 }

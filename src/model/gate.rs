@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::model::image::{End, From, Image, Losses};
 use crate::text::escape;
-use crate::text::globs::Names;
+use crate::text::globs::CommNames;
 
 /// What a gate says. In the order of how much they weigh: of several verdicts the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,7 +99,7 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 pub struct Gate {
     limits: Limits,
-    names: Names,
+    names: CommNames,
     judged: u64,
     over: u64,
     worst: Option<Culprit>,
@@ -119,7 +119,7 @@ pub struct Culprit {
 
 impl Gate {
     /// A gate over the processes of these names. `None` without a limit.
-    pub fn new(limits: Limits, names: Names) -> Option<Self> {
+    pub fn new(limits: Limits, names: CommNames) -> Option<Self> {
         if limits == Limits::default() {
             return None;
         }
@@ -281,8 +281,8 @@ mod tests {
         Limits { process, total }
     }
 
-    fn names(globs: &[&str]) -> Names {
-        Names::new(globs.iter().map(|glob| glob.parse().unwrap()).collect())
+    fn names(globs: &[&str]) -> CommNames {
+        CommNames::new(globs.iter().map(|glob| glob.parse().unwrap()).collect())
     }
 
     fn leaking(bytes: u64) -> Image {
@@ -302,8 +302,8 @@ mod tests {
     #[test]
     fn without_a_limit_there_is_no_gate() {
         assert!(Gate::new(Limits::default(), names(&["sh"])).is_none());
-        assert!(Gate::new(limits(Some(0), None), Names::default()).is_some());
-        assert!(Gate::new(limits(None, Some(0)), Names::default()).is_some());
+        assert!(Gate::new(limits(Some(0), None), CommNames::default()).is_some());
+        assert!(Gate::new(limits(None, Some(0)), CommNames::default()).is_some());
     }
 
     #[test]
@@ -387,7 +387,7 @@ mod tests {
         };
         for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
             for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
-                let mut gate = Gate::new(limits, Names::default()).unwrap();
+                let mut gate = Gate::new(limits, CommNames::default()).unwrap();
                 gate.judge(&leaking(leaked));
                 assert_eq!(gate.finish(lost, true).verdict(), verdict, "{limits:?}");
             }
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_command_that_never_ran_leaves_its_gate_unknown() {
-        let gate = Gate::new(limits(Some(1_000), None), Names::default()).unwrap();
+        let gate = Gate::new(limits(Some(1_000), None), CommNames::default()).unwrap();
         assert_eq!(
             gate.finish(Losses::default(), false).verdict(),
             Verdict::Unknown

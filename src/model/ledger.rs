@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::model::gate::Limits;
     use crate::model::image::samples::{any_image, image};
-    use crate::text::globs::Names;
+    use crate::text::globs::CommNames;
 
     const OK: Outcome = Outcome::Exited(0);
 
@@ -248,7 +248,7 @@ mod tests {
                     process: Some(0),
                     total: None,
                 },
-                Names::default(),
+                CommNames::default(),
             )
         };
         let summary = Ledger::new(gate()).finish(Losses::default(), OK);
@@ -265,7 +265,7 @@ mod tests {
             process: Some(100),
             total: Some(1),
         };
-        let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
+        let mut ledger = Ledger::new(Gate::new(limits, CommNames::default()));
         assert_eq!(
             ledger.record(&leaking(100, End::Exited(0))),
             Some(Verdict::Passed)
@@ -297,7 +297,7 @@ mod tests {
             limit in 0..60_000_u64,
         ) {
             let limits = Limits { process: Some(limit), total: None };
-            let mut ledger = Ledger::new(Gate::new(limits, Names::default()));
+            let mut ledger = Ledger::new(Gate::new(limits, CommNames::default()));
             let verdicts: Vec<_> = images.iter().map(|image| ledger.record(image)).collect();
             let global = Losses { rows_lost: lost, ..Losses::default() };
             let summary = ledger.finish(global, OK);
@@ -441,7 +441,7 @@ mod tests {
             total in prop::option::of(0..20_000_u64),
             rows_lost in prop_oneof![4 => Just(0_u64), 1 => 1..3_u64],
         ) {
-            let names = Names::new(vec!["a".parse().unwrap()]);
+            let names = CommNames::new(vec!["a".parse().unwrap()]);
             let mut ledger = Ledger::new(Gate::new(Limits { process, total }, names));
             for image in arriving(&lives) {
                 let verdict = ledger.record(&image);

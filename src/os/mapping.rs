@@ -1,7 +1,7 @@
 //! Opens a file that another process has mapped: the very file, wherever its path may lead by now.
 
 use std::fs::{self, File};
-use std::io::{self};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 

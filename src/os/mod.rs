@@ -12,3 +12,4 @@ pub mod processes;
 pub mod release;
 pub mod root;
 pub mod say;
+pub mod signal_set;

@@ -1,9 +1,8 @@
 //! A mount of a single file.
 
 use std::fs::File;
-use std::io::{self};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::thread;
+use std::{io, thread};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};

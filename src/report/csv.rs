@@ -22,7 +22,7 @@ use crate::model::image::{Image, Losses};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::report::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
-use crate::report::{Render, SCHEMA, Window, end_name};
+use crate::report::render::{Render, SCHEMA, Window, end_name};
 use crate::text::escape;
 
 #[derive(Default)]

@@ -18,7 +18,7 @@ use crate::model::gate::{Judgement, Verdict};
 use crate::model::image::{End, From, Image, Losses, Uncovered};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
-use crate::report::{Render, SCHEMA, Window, end_name};
+use crate::report::render::{Render, SCHEMA, Window, end_name};
 use crate::text::escape;
 
 pub(super) struct Json;

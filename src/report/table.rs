@@ -6,13 +6,14 @@ use std::time::Duration;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ColumnConstraint, Width};
 
-use crate::model::exit::{self, Outcome};
+use crate::model::exit::Outcome;
 use crate::model::gate::{Bounds, Verdict};
 use crate::model::image::{End, From, Image, Uncovered};
 use crate::model::ledger::Summary;
 use crate::model::live::{Growing, Live};
-use crate::report::{Options, Render, Verbosity, Window};
+use crate::report::render::{Options, Render, Verbosity, Window};
 use crate::text::escape;
+use crate::text::signal_name::signal_name;
 use crate::text::units::megabytes;
 
 /// Every column and how wide it is at least. The first six are fixed, names and order; a longer value
@@ -285,7 +286,7 @@ fn name(name: &[u8]) -> String {
 fn exit(end: End) -> String {
     match end {
         End::Exited(code) => code.to_string(),
-        End::Signaled { signal, .. } => exit::signal_name(signal).into_owned(),
+        End::Signaled { signal, .. } => signal_name(signal).into_owned(),
         End::Exec => "exec".to_owned(),
         End::Running => "running".to_owned(),
     }

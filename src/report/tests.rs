@@ -1,9 +1,10 @@
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::model::exit::{ExecError, Outcome};
 use crate::model::gate::{Gate, Limits};
 use crate::model::image::samples::image;
-use crate::model::image::{From, Losses, Uncovered};
+use crate::model::image::{End, From, Losses, Uncovered};
 use crate::model::ledger::Ledger;
 use crate::model::live::Growing;
 use crate::report::table::{NO_WRAP, WRAP};
@@ -128,7 +129,7 @@ fn options(verbosity: Verbosity, color: bool) -> Options {
 fn gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
     Gate::new(
         Limits { process, total },
-        crate::text::globs::Names::default(),
+        crate::text::globs::CommNames::default(),
     )
 }
 

@@ -1,20 +1,17 @@
 //! Which processes are watched: what the kernel is told of it, and which rows are reported.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use anyhow::{Context, Result};
 use nix::unistd::User;
 
 use crate::cli;
+use crate::kernel::automaton::NameAutomaton;
 use crate::kernel::settings::Wanted;
 use crate::model::image::Image;
-use crate::os::cgroup::Cgroup;
+use crate::os::cgroup::{self, Cgroup};
 use crate::text::escape;
-use crate::text::globs::Names;
+use crate::text::globs::CommNames;
 
 /// The rows that are reported. A process may have changed its user or its name since the kernel began to
 /// follow it, and what it has leaked is known in the end.
@@ -22,7 +19,7 @@ use crate::text::globs::Names;
 pub struct Filter {
     /// Nobody is left out where this is empty.
     uids: HashSet<u32>,
-    names: Names,
+    names: CommNames,
     min_leak: u64,
 }
 
@@ -49,12 +46,16 @@ pub fn resolve(options: &cli::Filters) -> Result<(Wanted, Filter)> {
         })?;
         uids.push(user.uid.as_raw());
     }
-    let names = Names::new(options.comm.clone());
-    let cgroups: Result<Vec<Cgroup>> = options.cgroup.iter().map(|path| cgroup(path)).collect();
+    let names = CommNames::new(options.comm.clone());
+    let cgroups: Result<Vec<Cgroup>> = options
+        .cgroup
+        .iter()
+        .map(|path| cgroup::cgroup(path))
+        .collect();
     let wanted = Wanted {
         uids: uids.clone(),
         cgroups: cgroups?,
-        names: names.automaton(),
+        names: NameAutomaton::of(&names),
     };
     let filter = Filter {
         uids: uids.into_iter().collect(),
@@ -62,56 +63,6 @@ pub fn resolve(options: &cli::Filters) -> Result<(Wanted, Filter)> {
         min_leak: options.min_leak.unwrap_or(0),
     };
     Ok((wanted, filter))
-}
-
-/// Where the tree of control groups is mounted, in the order of how usual that is.
-const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-
-/// Where there is a tree of control groups of version 2 that `--cgroup` can name.
-pub fn cgroup_tree() -> Option<&'static Path> {
-    let mut mounts = MOUNTS.iter().map(Path::new);
-    mounts.find(|mount| matches!(place(mount), Ok(Some(_))))
-}
-
-/// The control group of a path: that of its directory, or as /proc/PID/cgroup has it.
-fn cgroup(given: &Path) -> Result<Cgroup> {
-    let name = escape::escaped(given.as_os_str().as_encoded_bytes());
-    let below = given.strip_prefix("/").unwrap_or(given);
-    let mut paths = vec![given.to_owned()];
-    paths.extend(MOUNTS.map(|mount| PathBuf::from(mount).join(below)));
-    let mut found = Err(anyhow!("there is no such directory"));
-    for path in paths {
-        match place(&path) {
-            Ok(Some(place)) => return Ok(place),
-            Ok(None) => found = Err(anyhow!("it is not a control group of version 2")),
-            Err(_) => {}
-        }
-    }
-    found.with_context(|| {
-        format!("--cgroup {name} (a directory below /sys/fs/cgroup, or what /proc/PID/cgroup shows after 0::)")
-    })
-}
-
-/// What the kernel knows a directory by, if it is a control group.
-fn place(path: &Path) -> Result<Option<Cgroup>> {
-    let path = fs::canonicalize(path)?;
-    let directory = File::open(&path)?;
-    let metadata = directory.metadata()?;
-    if fstatfs(&directory)?.filesystem_type() != CGROUP2_SUPER_MAGIC || !metadata.is_dir() {
-        return Ok(None);
-    }
-    // The root of the tree is where the file system begins, or seems to from within a namespace.
-    let device = metadata.dev();
-    let above = path
-        .ancestors()
-        .skip(1)
-        .take_while(|above| fs::metadata(above).is_ok_and(|above| above.dev() == device))
-        .count();
-    ensure!(above < 256, "it lies too deep");
-    Ok(Some(Cgroup {
-        id: metadata.ino(),
-        level: above as u32,
-    }))
 }
 
 #[cfg(test)]
@@ -122,7 +73,7 @@ mod tests {
     fn filter(uids: &[u32], globs: &[&str], min_leak: u64) -> Filter {
         Filter {
             uids: uids.iter().copied().collect(),
-            names: Names::new(globs.iter().map(|glob| glob.parse().unwrap()).collect()),
+            names: CommNames::new(globs.iter().map(|glob| glob.parse().unwrap()).collect()),
             min_leak,
         }
     }

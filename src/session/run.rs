@@ -9,8 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::cli::{self, WaitAll};
 use crate::launch::Suspended;
 use crate::launch::descriptors::Stderr;
-use crate::launch::running::ExecError;
-use crate::launch::running::{Ended, Running};
+use crate::launch::running::{Ended, ExecError, Running};
 use crate::launch::signals::{Event, Signals};
 use crate::model::exit::{self, Finish, Outcome};
 use crate::model::image::Losses;
@@ -19,8 +18,8 @@ use crate::os::identity::Identity;
 use crate::os::say::say;
 use crate::report::Verbosity;
 use crate::report::destination::{self, Standard};
+use crate::session::books::{Books, say_detours, started};
 use crate::session::prober::Prober;
-use crate::session::{Books, say_detours, started};
 
 /// Where Slurm says which of its scripts it runs.
 const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";

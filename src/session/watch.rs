@@ -20,10 +20,10 @@ use crate::os::processes::Process;
 use crate::os::say::say;
 use crate::report::closing_line;
 use crate::report::destination::{self, Standard};
+use crate::session::books::{Books, say_detours, started};
 use crate::session::filter::{self, Filter};
 use crate::session::prober::Prober;
 use crate::session::requests::{Request, Requests};
-use crate::session::{Books, say_detours, started};
 use crate::text::units::megabytes;
 
 /// How long the loop may sleep: rows that found the ring full announce themselves to nobody.

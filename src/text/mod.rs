@@ -2,4 +2,5 @@
 
 pub mod escape;
 pub mod globs;
+pub mod signal_name;
 pub mod units;

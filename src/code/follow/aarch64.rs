@@ -1,7 +1,7 @@
 //! aarch64's instructions, as far as they matter for where control goes. An address takes two of them (`adrp`, and
 //! what adds the lower bits): the second one is looked for together with the first, in what lies before it.
 
-use crate::code::follow::{Flow, LONGEST, Place, Stack, Step, Text};
+use crate::code::follow::step::{Flow, LONGEST, Place, Stack, Step, Text};
 
 /// How many instructions before one that adds the lower bits of an address the one is looked for that has the upper
 /// ones. Compilers put others between them, a few at the most.
@@ -201,9 +201,9 @@ fn stack(word: u32) -> Stack {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Pointer;
-    use super::super::Probed;
     use super::*;
+    use crate::code::follow::step::Pointer;
+    use crate::code::follow::step::Probed;
 
     const BASE: u64 = 0x1000;
 

@@ -4,7 +4,7 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 
-use crate::code::follow::{Flow, LONGEST, Place, Stack, Step, Text};
+use crate::code::follow::step::{Flow, LONGEST, Place, Stack, Step, Text};
 use crate::code::placement::x86_64::refused;
 
 /// The instruction at an address, if there is one.

@@ -10,7 +10,7 @@
 //! is not known here counts as writing all. That takes a page, where a disassembler would take its own crate and then
 //! a page about its operands.
 
-use crate::code::placement::{Kind, Placement, Reason, WINDOW};
+use crate::code::placement::place::{Kind, Placement, Reason, WINDOW};
 
 /// Registers as bits: x0 to x30, and the stack pointer.
 type Registers = u32;

@@ -5,7 +5,7 @@ use iced_x86::{
     InstructionInfoFactory, Mnemonic, OpAccess, Register,
 };
 
-use crate::code::placement::{Kind, Placement, Reason, WINDOW};
+use crate::code::placement::place::{Kind, Placement, Reason, WINDOW};
 
 /// Registers of the first arguments in the System V calling convention, from 1.
 const ARGUMENTS: [Register; 6] = [

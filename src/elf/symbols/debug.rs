@@ -10,7 +10,8 @@ use object::elf::SHT_SYMTAB;
 use xz4rust::{XzDecoder, XzNextBlockResult};
 
 use crate::elf::file::{ElfFile, string_in};
-use crate::elf::symbols::{Companions, Found, Names, Source, table};
+use crate::elf::symbols::names::{Companions, Found, Names, Source};
+use crate::elf::symbols::symtab;
 
 /// Bytes that packed symbols may have, packed and unpacked. The unpacking needs as much again, at the most,
 /// for its dictionary.
@@ -46,9 +47,9 @@ pub fn find<'n>(elf: &ElfFile, names: &Names<'n>, companions: Companions, found:
 }
 
 fn find_in<'n>(elf: &ElfFile, names: &Names<'n>, source: Source, found: &mut Found<'n>) -> bool {
-    table::of_kind(elf, SHT_SYMTAB)
+    symtab::of_kind(elf, SHT_SYMTAB)
         .iter()
-        .any(|ranges| table::find(elf, ranges, names, source, found).unwrap_or(false))
+        .any(|ranges| symtab::find(elf, ranges, names, source, found).unwrap_or(false))
 }
 
 /// Where the debug file may be, in the order of gdb.

@@ -11,7 +11,8 @@ use object::endian::{U32, U64};
 use object::read::elf::Sym;
 
 use crate::elf::file::{ElfFile, Unreadable};
-use crate::elf::symbols::{Function, Name, Names, Source, add, is_function, table};
+use crate::elf::symbols::names::{Function, Name, Names, Source, add, is_function};
+use crate::elf::symbols::symtab;
 
 /// Entries of the chains that are looked at in one file. A chain has a handful; a damaged one may have no
 /// end.
@@ -113,11 +114,11 @@ impl<'elf, 'file> Exported<'elf, 'file> {
     ) -> Result<(), Unreadable> {
         if let Index::None = self.index {
             let mut all = super::Found::default();
-            let ranges = table::Ranges {
+            let ranges = symtab::Ranges {
                 symbols: self.symbols.clone(),
                 strings: self.strings.clone(),
             };
-            table::find(self.elf, &ranges, names, Source::Exported, &mut all)?;
+            symtab::find(self.elf, &ranges, names, Source::Exported, &mut all)?;
             found.append(&mut all.functions);
             return Ok(());
         }

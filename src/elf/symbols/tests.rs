@@ -1,3 +1,8 @@
+use std::path::Path;
+
+use object::elf::STT_FUNC;
+
+use crate::os::root::Root;
 use std::fs::{self, File};
 
 use crate::elf::file::Shape;

@@ -11,7 +11,7 @@ use object::LittleEndian as LE;
 use object::elf::{SectionType, Sym64};
 
 use crate::elf::file::{ElfFile, Unreadable};
-use crate::elf::symbols::{Found, Names, Source, add, is_function};
+use crate::elf::symbols::names::{Found, Names, Source, add, end_of, is_function};
 
 /// Bytes that are read at a time; whole symbols fit in.
 const CHUNK: usize = SYMBOL * 8192;
@@ -30,16 +30,6 @@ const MAX_NAMES: usize = 1 << 24;
 /// Names with the end of a wanted one that are compared with it: more than any program has, so that a file
 /// made of them does not keep us busy.
 const MAX_COMPARED: usize = 1 << 19;
-
-/// How many different ends of names are told apart.
-pub const ENDS: usize = 1 << 12;
-
-/// A number for a name's last three bytes.
-pub fn end_of(name: &[u8]) -> usize {
-    let last = name.iter().rev().take(3);
-    let mixed = last.fold(0_usize, |sum, &byte| sum * 37 + usize::from(byte));
-    mixed % ENDS
-}
 
 /// Where the symbols and their names lie in the file.
 #[derive(Clone, Debug)]

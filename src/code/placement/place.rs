@@ -1,0 +1,113 @@
+//! Where a probe sits, and why there.
+
+use std::fmt;
+
+/// How many bytes from the entry are looked at: emulated instructions come early or not at all.
+pub const WINDOW: usize = 64;
+
+/// Where a probe goes, and why there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Bytes from the function's entry.
+    pub offset: u64,
+    /// The instruction there, as `-v` shows it.
+    pub instruction: String,
+    pub kind: Kind,
+    pub reason: Reason,
+}
+
+/// What the kernel does with the probed instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Emulated,
+    SingleStepped,
+}
+
+/// Why a probe sits where it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The entry itself is emulated.
+    Entry,
+    /// The first emulated instruction of the entry's basic block.
+    FirstEmulated,
+    /// The first instruction that the kernel takes a probe on at all, in the entry's basic block, which has none that
+    /// is emulated.
+    FirstTaken,
+    /// An instruction before the first emulated one changes a register that is read.
+    RegisterChanges,
+    /// The basic block ends before an emulated instruction.
+    BlockEnds,
+    /// A jump lands between the entry and the first emulated instruction.
+    JumpLands,
+    /// No emulated instruction near, or code that does not decode.
+    NoneFound,
+    /// Not a function's entry: where one that may throw returns.
+    Returns,
+    /// Where one that may throw goes to code that could not be followed.
+    Leaves,
+    /// A function that may throw and could not be followed: each call is a loss.
+    Unfollowed,
+}
+
+impl Placement {
+    /// Where no emulated instruction will do, for that reason: at the entry, or at the first place that is taken.
+    pub(super) fn single_stepped(offset: u64, instruction: String, reason: Reason) -> Self {
+        Placement {
+            offset,
+            instruction,
+            kind: Kind::SingleStepped,
+            reason: match offset {
+                0 => reason,
+                _ => Reason::FirstTaken,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Emulated => "emulated",
+            Kind::SingleStepped => "single-stepped",
+        })
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Entry => "the entry is emulated",
+            Reason::FirstEmulated => "first emulated instruction, arguments and stack as at entry",
+            Reason::FirstTaken => {
+                "first instruction that a probe can be on, arguments and stack as at entry"
+            }
+            Reason::RegisterChanges => {
+                "at entry: a register that is read changes before an emulated instruction"
+            }
+            Reason::BlockEnds => "at entry: the basic block ends before an emulated instruction",
+            Reason::JumpLands => "at entry: a jump lands before the first emulated instruction",
+            Reason::NoneFound => "at entry: no emulated instruction near",
+            Reason::Returns => "it may throw, so there is no return probe; it returns here",
+            Reason::Leaves => {
+                "it may throw, and goes to code that is not followed: such calls are lost"
+            }
+            Reason::Unfollowed => {
+                "it may throw, and its code cannot be followed: its calls are lost"
+            }
+        })
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Placement {
+            offset,
+            instruction,
+            kind,
+            reason,
+        } = self;
+        // Where a function returns may lie before it.
+        let offset = offset.cast_signed();
+        write!(f, "{offset:+} {instruction} ({kind}): {reason}")
+    }
+}

@@ -1,0 +1,169 @@
+//! The sums of a session, and the report of them.
+
+use std::io;
+use std::time::Duration;
+
+use anyhow::Result;
+use users::{Users, UsersCache};
+
+use crate::cli::ReportArgs;
+use crate::kernel::collector::Collector;
+use crate::kernel::error;
+use crate::model::exit::Outcome;
+use crate::model::gate::Gate;
+use crate::model::image::{Image, Losses};
+use crate::model::ledger::{Ledger, Summary};
+use crate::model::live::Live;
+use crate::os::say::say;
+use crate::report::destination::{self, Output};
+use crate::report::{Format, Options, Report, Verbosity, Window};
+use crate::session::prober::Prober;
+
+/// Says, where that is wanted, what the kernel and libbpf have to say to a start.
+pub(super) fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
+    if verbose {
+        match &prober {
+            Ok(prober) => say(&format!("attached by {}", prober.collector.method())),
+            Err(_) => error::take_messages().lines().for_each(say),
+        }
+    }
+    prober
+}
+
+pub(super) fn say_detours(collector: &Collector) {
+    for (count, what) in collector.detours() {
+        if count > 0 {
+            say(&format!("{count} {what}"));
+        }
+    }
+}
+
+/// The sums and the report of them.
+pub(super) struct Books {
+    ledger: Ledger,
+    report: Report,
+    users: UsersCache,
+    /// What messages call the report's destination.
+    name: String,
+    /// Whether the report could not be written: said once.
+    unwritten: bool,
+    /// Whether nobody reads the report any more.
+    pub(super) unread: bool,
+    /// Failures of memleak's own since it began.
+    failures: u64,
+    /// Whether somebody was told why programs under valgrind die.
+    explained: bool,
+    /// Whether a table of what runs replaces the one before.
+    pub(super) refreshes: bool,
+}
+
+impl Books {
+    /// `live`: what runs is shown again and again.
+    pub(super) fn open(
+        args: &ReportArgs,
+        verbosity: Verbosity,
+        gate: Option<Gate>,
+        live: bool,
+        output: Output,
+    ) -> Self {
+        // A terminal shows one table of what runs, and no history of them, if it can move its cursor.
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        let refreshes = live && output.terminal && !is_dumb && args.format == Format::Table;
+        let look = Options {
+            verbosity,
+            color: args.color.wanted(output.terminal, destination::no_color()),
+            refresh: refreshes,
+        };
+        Books {
+            ledger: Ledger::new(gate),
+            report: Report::new(args.format, look, output.writer),
+            users: UsersCache::new(),
+            name: output.name,
+            unwritten: false,
+            unread: false,
+            failures: 0,
+            explained: false,
+            refreshes,
+        }
+    }
+
+    fn name_user(&self, image: &mut Image) {
+        let user = self.users.get_user_by_uid(image.uid);
+        image.user = user.map(|user| user.name().to_string_lossy().into_owned());
+    }
+
+    /// Says once what killed a program that would have lived without us.
+    fn explain(&mut self, image: &Image) {
+        if !self.explained && image.died_under_valgrind() {
+            self.explained = true;
+            say(&format!(
+                "process {} died of SIGTRAP under valgrind, which takes probes for the program's own \
+                 instructions: run valgrind without memleak",
+                image.pid
+            ));
+        }
+    }
+
+    /// An image has ended, or is left running.
+    pub(super) fn enter(&mut self, mut image: Image) {
+        self.name_user(&mut image);
+        self.explain(&image);
+        let verdict = self.ledger.record(&image);
+        let written = self.report.image(&image, verdict);
+        self.check(written);
+    }
+
+    /// Images have ended from one time to another, since the Unix epoch.
+    pub(super) fn enter_window(&mut self, start: Duration, end: Duration, mut images: Vec<Image>) {
+        for image in &mut images {
+            self.name_user(image);
+            self.explain(image);
+            self.ledger.record(image);
+        }
+        let written = self.report.window(&Window { start, end, images });
+        self.check(written);
+    }
+
+    pub(super) fn show(&mut self, mut live: Live) {
+        for row in &mut live.rows {
+            self.name_user(&mut row.image);
+        }
+        let written = self.report.live(&live);
+        self.check(written);
+    }
+
+    /// Something that memleak could not do meanwhile: the result is incomplete, nobody else is disturbed.
+    pub(super) fn fail(&mut self, error: &anyhow::Error) {
+        if self.failures == 0 {
+            say(&format!("{error:#}"));
+        }
+        self.failures += 1;
+    }
+
+    /// Closes the sums, and reports them.
+    pub(super) fn close(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
+        losses.rows_lost += self.failures;
+        let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
+        let summary = ledger.finish(losses, outcome);
+        let written = self.report.summary(&summary);
+        self.check(written);
+        summary
+    }
+
+    /// A reader that has gone away is no failure; a full disk is one, of the report and not of the
+    /// command.
+    fn check(&mut self, written: io::Result<()>) {
+        let Err(error) = written else {
+            return;
+        };
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            self.unread = true;
+        } else if !self.unwritten {
+            self.unwritten = true;
+            say(&format!(
+                "cannot write the report to {}: {error}",
+                self.name
+            ));
+        }
+    }
+}
