@@ -29,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --output --format --quiet --verbose --color --uid --user-name --comm --cgroup --min-leak --help --version run doctor"
+            opts="-p -a -o -q -v -h -V --pid --all --no-children --live --top --max-allocs --allocator --output --quiet --verbose --color --format --uid --user-name --comm --cgroup --min-leak --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -85,12 +85,12 @@ _memleak() {
                     fi
                     return 0
                     ;;
-                --format)
-                    COMPREPLY=($(compgen -W "table json csv" -- "${cur}"))
-                    return 0
-                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "table json csv" -- "${cur}"))
                     return 0
                     ;;
                 --uid)
@@ -124,7 +124,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__doctor)
-            opts="-o -q -v -h -V --output --format --quiet --verbose --color --help --version"
+            opts="-o -q -v -h -V --output --quiet --verbose --color --format --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -160,12 +160,12 @@ _memleak() {
                     fi
                     return 0
                     ;;
-                --format)
-                    COMPREPLY=($(compgen -W "table json" -- "${cur}"))
-                    return 0
-                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "table json" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -176,7 +176,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-o -q -v -h -V --wait-all --user --max-allocs --allocator --output --format --quiet --verbose --color --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
+            opts="-o -q -v -h -V --wait-all --user --max-allocs --allocator --output --quiet --verbose --color --format --fail-on-leak --fail-on-total-leak --gate-comm --leak-exitcode --leak-exitcode-wins --allow-drain --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -228,12 +228,12 @@ _memleak() {
                     fi
                     return 0
                     ;;
-                --format)
-                    COMPREPLY=($(compgen -W "table json csv" -- "${cur}"))
-                    return 0
-                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "table json csv" -- "${cur}"))
                     return 0
                     ;;
                 --fail-on-leak)

@@ -12,6 +12,7 @@ pub mod find;
 pub mod kernel;
 pub mod launch;
 pub mod model;
+pub mod options;
 pub mod os;
 pub mod report;
 pub mod session;

@@ -10,6 +10,7 @@
 //! `MEMLEAK_BIN` another binary to measure.
 
 mod crowd;
+mod floor;
 mod latency;
 mod machine;
 mod neighbours;
@@ -29,6 +30,10 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks.md");
 const OUTPUT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench.md");
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == floor::WORD) {
+        return floor::main(&words.collect::<Vec<_>>());
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test --benches` starts this too, without --bench: nothing to test here.
     if !arguments.iter().any(|argument| argument == "--bench") {

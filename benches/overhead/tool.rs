@@ -7,6 +7,8 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::floor;
+
 /// Live blocks that the bpftrace script has room for: its maps are of one size, allocated up front.
 const BPFTRACE_MAP_KEYS: &str = "300000";
 
@@ -116,31 +118,33 @@ impl Toolbox {
     fn look_for(&self, tool: Tool) -> State {
         match tool {
             Tool::Bare => State::There("the command by itself".to_owned()),
-            Tool::Floor => self.try_memleak(&["--floor"], "empty programs on memleak's probes"),
-            Tool::Memleak => self.try_memleak(&[], "this tree's"),
+            Tool::Floor => self.try_on_true(tool, "empty programs at memleak's places"),
+            Tool::Memleak => self.try_on_true(tool, "this tree's"),
             Tool::Valgrind => version("valgrind"),
             Tool::Heaptrack => version("heaptrack"),
             Tool::Bpftrace => version("bpftrace"),
         }
     }
 
-    fn try_memleak(&self, options: &[&str], what: &str) -> State {
-        let output = Command::new(&self.memleak)
-            .arg("run")
-            .args(options)
-            .args(["--", "true"])
+    /// Whether `true` runs under a tool.
+    fn try_on_true(&self, tool: Tool, what: &str) -> State {
+        let line = match self.wrap(tool, &["true".into()]) {
+            Ok(line) => line,
+            Err(error) => return State::Missing(format!("{error:#}")),
+        };
+        let output = Command::new(&line[0])
+            .args(&line[1..])
             .stdin(Stdio::null())
             .output();
         match output {
             Ok(output) if output.status.success() => State::There(what.to_owned()),
             Ok(output) => State::Missing(format!(
-                "not available: `memleak run{}{} -- true` ended with {}: {}",
-                if options.is_empty() { "" } else { " " },
-                options.join(" "),
+                "not available: `{}` ended with {}: {}",
+                line.join(OsStr::new(" ")).display(),
                 output.status,
                 first_line(&output.stderr),
             )),
-            Err(error) => State::Missing(format!("{}: {error}", self.memleak.display())),
+            Err(error) => State::Missing(format!("{}: {error}", line[0].display())),
         }
     }
 
@@ -155,8 +159,8 @@ impl Toolbox {
         match tool {
             Tool::Bare => {}
             Tool::Floor => {
-                line.push(self.memleak.clone().into());
-                line.extend(["run", "--floor", "--"].map(OsString::from));
+                let own = std::env::current_exe().context("this program has no path")?;
+                line.extend([own.into(), floor::WORD.into()]);
             }
             Tool::Memleak => {
                 line.push(self.memleak.clone().into());

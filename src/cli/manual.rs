@@ -59,9 +59,9 @@ pub const DOCTOR: [&str; 2] = [
      kernels from Linux 6.11 to 6.13. Nothing is left behind.",
 ];
 
-/// What `memleak doctor --help` says after the options.
+/// What `memleak doctor --help` says after the options. The parser wraps its lines.
 pub fn after_doctor_help() -> String {
-    DOCTOR.map(|text| wrapped(text, 0)).join("\n\n")
+    DOCTOR.join("\n\n")
 }
 
 /// What the reports of -p and -a are, a paragraph each.
@@ -76,65 +76,17 @@ pub const WATCHING: [&str; 4] = [
      by what it is at that time. The rows are those of processes that the filters keep in the end.",
 ];
 
-/// What `memleak --help` says after the options.
+/// What `memleak --help` says after the options. The parser wraps its lines.
 pub fn after_watch_help() -> String {
-    let paragraphs: Vec<_> = WATCHING.iter().map(|text| wrapped(text, 0)).collect();
-    paragraphs.join("\n\n") + "\n\n" + SIZES
+    WATCHING.join("\n\n") + "\n\n" + SIZES
 }
 
-/// The width of a line of help.
-const WIDTH: usize = 90;
-
-/// What `memleak run --help` says after the options.
+/// What `memleak run --help` says after the options. The parser wraps its lines.
 pub fn after_help() -> String {
-    let mut help = "Exit codes:\n".to_owned();
-    for (code, meaning) in EXIT_CODES {
-        let indented = wrapped(meaning, 14);
-        help += &format!("  {code:<12}{}\n", indented.trim_start());
-    }
-    help += &format!("\n{}\n\nSignals:\n", wrapped(SLURM, 2));
-    for paragraph in SIGNALS {
-        help += &format!("{}\n", wrapped(paragraph, 2));
-    }
-    help + "\n" + SIZES
-}
-
-/// The words in lines that begin with `indent` spaces.
-fn wrapped(text: &str, indent: usize) -> String {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let full = |line: &String| indent + line.len() + 1 + word.len() > WIDTH;
-        if lines
-            .last()
-            .is_some_and(|line| !line.is_empty() && full(line))
-        {
-            lines.push(String::new());
-        }
-        if let Some(line) = lines.last_mut() {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-    }
-    let indented: Vec<_> = lines
-        .iter()
-        .map(|line| format!("{:indent$}{line}", ""))
-        .collect();
-    indented.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_as_long_as_they_may_be() {
-        let text = ["word"; 40].join(" ");
-        let wrapped = wrapped(&text, 3);
-        assert!(wrapped.lines().all(|line| line.len() <= WIDTH));
-        assert!(wrapped.lines().count() == 3, "{wrapped}");
-        assert_eq!(wrapped.split_whitespace().count(), 40);
-        assert!(wrapped.lines().all(|line| line.starts_with("   word")));
-    }
+    let codes = EXIT_CODES.map(|(code, meaning)| format!("{code}: {meaning}"));
+    format!(
+        "Exit codes:\n{}\n\n{SLURM}\n\nSignals:\n{}\n\n{SIZES}",
+        codes.join("\n"),
+        SIGNALS.join("\n")
+    )
 }

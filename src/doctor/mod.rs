@@ -1,16 +1,16 @@
 //! `memleak doctor`: whether `memleak run` works here, what is in its way, and what to do about it.
 //!
 //! What decides is a run in small (`trial`), of a child whose allocations are known (`patient`). The rest explains it:
-//! each fact is found out by itself (`machine`, `libc`, `price`), and what cannot be found out because of another
+//! each fact is found out by itself (`machine`, `c_library`, `price`), and what cannot be found out because of another
 //! one says so. What facts mean is decided by pure functions (`judge`, `verdict`) over plain values.
 
+mod c_library;
 mod check;
 mod judge;
-mod libc;
 mod machine;
+mod output;
 mod patient;
 mod price;
-mod report;
 mod trial;
 mod verdict;
 
@@ -22,35 +22,33 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::cli;
 use crate::kernel::method::Method;
 use crate::model::exit::TOOL_ERROR;
+use crate::options;
+use crate::options::switches::Switches;
 use crate::os::capabilities;
-use crate::report::Verbosity;
 use crate::report::destination::{self, Output, Standard};
+use c_library::{Libc, Unusable};
 use check::Diagnosis;
-use libc::Libc;
 use machine::Machine;
 use price::Price;
 use trial::Trial;
-
-pub use patient::Patient;
-pub use report::Format;
 
 /// Examines, reports, and says with what memleak is to end: 0 only if `memleak run` works.
 ///
 /// # Errors
 /// The report cannot be written.
-pub fn doctor(options: &cli::Doctor) -> Result<u8> {
-    if let Some(patient) = options.patient {
-        return Ok(patient.live());
+pub fn doctor(options: &options::Doctor) -> Result<u8> {
+    let switches = options.test.switches();
+    if let Some(part) = switches.patient {
+        return Ok(patient::live(part));
     }
     capabilities::keep_what_is_used()?;
     // A descriptor of its own: to let the child go is to give up standard output.
     let standard = Path::new("/dev/stdout");
-    let file = options.output.as_deref().unwrap_or(standard);
+    let file = options.shown.output.as_deref().unwrap_or(standard);
     let output = destination::open(Some(file), Standard::Output)?;
-    let diagnosis = examine(options);
+    let diagnosis = examine(switches);
     write(options, &diagnosis, output)?;
     Ok(match diagnosis.works() {
         true => 0,
@@ -58,10 +56,10 @@ pub fn doctor(options: &cli::Doctor) -> Result<u8> {
     })
 }
 
-fn examine(options: &cli::Doctor) -> Diagnosis {
+fn examine(switches: Switches) -> Diagnosis {
     let machine = Machine::look();
-    let trial = trial::run(options);
-    let libc = libc::find().map_err(|error| format!("{error:#}"));
+    let trial = trial::run(switches);
+    let libc = c_library::find();
     let measure = |method| price::measure(method).map_err(|error| format!("{error:#}"));
     diagnose(&machine, &trial, &libc, measure)
 }
@@ -70,7 +68,7 @@ fn examine(options: &cli::Doctor) -> Diagnosis {
 fn diagnose(
     machine: &Machine,
     trial: &Trial,
-    libc: &Result<Option<Libc>, String>,
+    libc: &Result<Option<Libc>, Unusable>,
     measure: impl FnOnce(Method) -> Result<Price, String>,
 ) -> Diagnosis {
     let mut checks = judge::machine(machine, trial);
@@ -89,16 +87,17 @@ fn diagnose(
     }
 }
 
-fn write(options: &cli::Doctor, diagnosis: &Diagnosis, mut output: Output) -> Result<()> {
-    let verbosity = Verbosity::of(options.quiet, options.verbose);
+fn write(options: &options::Doctor, diagnosis: &Diagnosis, mut to: Output) -> Result<()> {
+    let verbosity = options.shown.verbosity();
     let color = options
+        .shown
         .color
-        .wanted(output.terminal, destination::no_color());
-    let text = report::render(diagnosis, options.format, verbosity, color)?;
-    let written = output.writer.write_all(text.as_bytes());
-    match written.and_then(|()| output.writer.flush()) {
+        .wanted(to.terminal, destination::no_color());
+    let text = output::render(diagnosis, options.format, verbosity, color)?;
+    let written = to.writer.write_all(text.as_bytes());
+    match written.and_then(|()| to.writer.flush()) {
         // Nobody wants to read it any more.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.with_context(|| format!("cannot write to {}", output.name)),
+        written => written.with_context(|| format!("cannot write to {}", to.name)),
     }
 }

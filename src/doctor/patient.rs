@@ -9,18 +9,7 @@ use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::execv;
 
-/// Which of the images it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patient {
-    /// Executes the others: who executed it may have had other words and another environment.
-    Init,
-    /// Allocates nothing on purpose.
-    Bare,
-    /// Allocates what [`BLOCKS`] and its like say.
-    More,
-    /// The same, under a filter.
-    Seal,
-}
+use crate::options::switches::Patient;
 
 /// How many blocks are allocated, how many of them are freed, and the bytes of each.
 pub const BLOCKS: u64 = 1000;
@@ -43,43 +32,30 @@ pub const PROGRAM: &CStr = c"/proc/self/exe";
 /// The system call that return probes make on x86_64 since Linux 6.11.
 const URETPROBE: u32 = 335;
 
-impl Patient {
-    /// Reads the word on the command line. All are of one length, and reading them allocates the same: clap's way
-    /// of reading one of several values does not.
-    ///
-    /// # Errors
-    /// It is none of them.
-    pub fn parse(word: &str) -> Result<Self, &'static str> {
-        match word {
-            "init" => Ok(Patient::Init),
-            "bare" => Ok(Patient::Bare),
-            "more" => Ok(Patient::More),
-            "seal" => Ok(Patient::Seal),
-            _ => Err("it is init, bare, more or seal"),
-        }
-    }
+/// The word that makes memleak's doctor the first of its patients.
+pub const FIRST: &str = "--test=patient=init";
 
-    /// Does what it is there for, and becomes the next one. Returns its exit code where there is none.
-    pub fn live(self) -> u8 {
-        let next = match self {
-            Patient::Init => c"--patient=bare",
-            Patient::Bare => c"--patient=more",
-            Patient::More => c"--patient=seal",
-            Patient::Seal => {
-                if kill_at(URETPROBE).is_err() {
-                    return NOT_FILTERED;
-                }
-                allocate();
-                return 0;
+/// Does what this image is there for, and executes the next one. Returns an exit code where there is none.
+pub fn live(part: Patient) -> u8 {
+    let next = match part {
+        // Its parent may have had other words and another environment.
+        Patient::Init => c"--test=patient=bare",
+        Patient::Bare => c"--test=patient=more",
+        Patient::More => c"--test=patient=seal",
+        Patient::Seal => {
+            if kill_at(URETPROBE).is_err() {
+                return NOT_FILTERED;
             }
-        };
-        if self == Patient::More {
             allocate();
+            return 0;
         }
-        // It returns only where it fails.
-        let _ = execv(PROGRAM, &[c"memleak", c"doctor", next]);
-        NOT_EXECUTED
+    };
+    if part == Patient::More {
+        allocate();
     }
+    // It returns only where it fails.
+    let _ = execv(PROGRAM, &[c"memleak", c"doctor", next]);
+    NOT_EXECUTED
 }
 
 fn allocate() {
@@ -164,13 +140,5 @@ mod tests {
             end_under(i64::from(URETPROBE)),
             WaitStatus::Exited(_, 0)
         ));
-    }
-
-    #[test]
-    fn the_words_are_of_one_length_and_nothing_else_is_one() {
-        for word in ["init", "bare", "more", "seal"] {
-            assert!(Patient::parse(word).is_ok() && word.len() == 4);
-        }
-        assert!(Patient::parse("").is_err() && Patient::parse("Bare").is_err());
     }
 }

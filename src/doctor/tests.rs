@@ -2,17 +2,18 @@
 
 use std::path::PathBuf;
 
+use crate::doctor::c_library::{Libc, Unusable};
 use crate::doctor::check::{COUNT, Check, Diagnosis, Status};
-use crate::doctor::libc::Libc;
 use crate::doctor::machine::{Lockdown, Machine};
 use crate::doctor::patient::{BLOCK, BLOCKS, FREED, NOT_EXECUTED, NOT_FILTERED};
 use crate::doctor::price::Price;
-use crate::doctor::trial::{Cause, Ran, Refusal, Stage, Trial};
-use crate::doctor::{diagnose, judge, report, verdict};
+use crate::doctor::trial::{Cause, LOOK, Ran, Refusal, Stage, Trial};
+use crate::doctor::{diagnose, judge, output, verdict};
 use crate::kernel::method::{Holds, Method};
 use crate::launch::running::Ended;
 use crate::model::image::samples::image;
 use crate::model::image::{Image, Losses, Uncovered};
+use crate::options::DoctorFormat;
 use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use crate::report::Verbosity;
 
@@ -75,11 +76,12 @@ fn ran() -> Ran {
     }
 }
 
-fn refused(stage: Stage, cause: Cause, error: &str) -> Trial {
+fn refused(stage: Stage, cause: Cause, error: &str, remedy: &'static str) -> Trial {
     Trial::Refused(Refusal {
         stage,
         cause,
         error: error.to_owned(),
+        remedy,
         said: vec!["libbpf: no".to_owned()],
     })
 }
@@ -88,11 +90,12 @@ fn without_rights() -> Trial {
     refused(
         Stage::Load,
         Cause::Rights,
-        "no right to load BPF programs: run memleak as root",
+        "no right to load BPF programs",
+        "run memleak as root",
     )
 }
 
-fn diagnosis(machine: &Machine, trial: &Trial, libc: &Result<Option<Libc>, String>) -> Diagnosis {
+fn diagnosis(machine: &Machine, trial: &Trial, libc: &Result<Option<Libc>, Unusable>) -> Diagnosis {
     diagnose(machine, trial, libc, |_| {
         Ok(Price {
             emulated_ns: 300,
@@ -102,8 +105,8 @@ fn diagnosis(machine: &Machine, trial: &Trial, libc: &Result<Option<Libc>, Strin
 }
 
 fn shown(diagnosis: &Diagnosis) -> String {
-    let format = report::Format::Table;
-    report::render(diagnosis, format, Verbosity::Normal, false).unwrap()
+    let format = DoctorFormat::Table;
+    output::render(diagnosis, format, Verbosity::Normal, false).unwrap()
 }
 
 fn glibc() -> Libc {
@@ -162,7 +165,8 @@ fn a_kernel_on_which_nothing_is_well() {
     let trial = refused(
         Stage::Load,
         Cause::Other,
-        "this kernel has no type information: use one that has",
+        "this kernel has no type information",
+        "use one that has",
     );
     let diagnosis = diagnosis(&machine, &trial, &Ok(None));
     assert!(!diagnosis.works());
@@ -277,10 +281,15 @@ fn lockdown_is_in_the_way_at_its_highest_level_and_where_nothing_ran() {
 
 #[test]
 fn limits_are_blamed_for_what_was_refused_for_them() {
-    let trial = refused(Stage::Attach, Cause::Descriptors, "cannot attach: too many");
+    let trial = refused(
+        Stage::Attach,
+        Cause::Descriptors,
+        "cannot attach: too many",
+        LOOK,
+    );
     let few = named(judge::machine(&machine(), &trial), "descriptors");
     assert_check(&few, Status::Fail, &["4096", "ulimit -Hn"]);
-    let trial = refused(Stage::Load, Cause::Memory, "no memory: give less");
+    let trial = refused(Stage::Load, Cause::Memory, "no memory", "give less");
     let little = named(judge::machine(&machine(), &trial), "memory");
     assert_check(&little, Status::Fail, &["--max-allocs"]);
     let old = Machine {
@@ -391,6 +400,7 @@ fn what_cannot_be_attached_is_named_with_its_remedy_and_the_rest_is_not_found_ou
         Stage::Attach,
         Cause::Other,
         "cannot attach to malloc: no such thing",
+        LOOK,
     );
     let checks = verdict::trial(&trial);
     let probes = named(checks.clone(), "probes");
@@ -412,7 +422,10 @@ fn what_cannot_be_attached_is_named_with_its_remedy_and_the_rest_is_not_found_ou
 
 #[test]
 fn a_c_library_without_functions_is_a_failure() {
-    let error = "/lib/libc.so.6 has no symbol for free: reinstall the package".to_owned();
+    let error = Unusable {
+        found: "/lib/libc.so.6 has no symbol for free".to_owned(),
+        remedy: "reinstall the package",
+    };
     let [libc, places] = verdict::libc(&Err(error));
     assert_check(&libc, Status::Fail, &["no symbol for free; reinstall"]);
     assert_check(&places, Status::Unknown, &[]);

@@ -1,29 +1,30 @@
 //! `memleak run` in small: loads the real programs, attaches the real probes, lets a child of memleak's own
 //! go, and takes its rows.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
-use crate::cli::{self, Task};
-use crate::doctor::patient::PROGRAM;
+use crate::doctor::patient::{FIRST, PROGRAM};
 use crate::kernel::error::{self, LoadError, ran_out_of_descriptors};
 use crate::kernel::method::{Holds, Method};
 use crate::launch::Suspended;
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, Running};
 use crate::model::image::Image;
+use crate::options::Probing;
+use crate::options::switches::Switches;
 use crate::session::prober::Prober;
+use crate::session::pump::pump;
 
 /// A child that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between looks at a child that nothing is heard of.
-const STEP_MS: u8 = 100;
+const STEP: Duration = Duration::from_millis(100);
 
 /// How it went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +48,10 @@ impl Trial {
 pub struct Refusal {
     pub stage: Stage,
     pub cause: Cause,
-    /// What is wrong; where the programs could not be loaded, and after a colon what to do about it.
+    /// What is wrong.
     pub error: String,
+    /// What to do about it.
+    pub remedy: &'static str,
     /// What libbpf and the verifier said, line by line.
     pub said: Vec<String>,
 }
@@ -83,46 +86,39 @@ pub struct Ran {
     pub ended: Result<Ended, String>,
 }
 
+/// What to do where the error does not say it.
+pub const LOOK: &str = "see what else is not ok here, and what -v shows";
+
 /// Tries. To be called while the process has one thread; gives up memleak's standard input and output.
-pub fn run(options: &cli::Doctor) -> Trial {
+pub fn run(switches: Switches) -> Trial {
     let refused = |stage, error: &anyhow::Error| {
         let said = error::take_messages();
+        let (stage, what, remedy) = match error.downcast_ref::<LoadError>() {
+            Some(error) => (Stage::Load, error.what(), error.remedy()),
+            None => (stage, format!("{error:#}"), LOOK),
+        };
         Trial::Refused(Refusal {
-            stage: match error.is::<LoadError>() {
-                true => Stage::Load,
-                false => stage,
-            },
+            stage,
             cause: cause(error),
-            error: match error.downcast_ref::<LoadError>() {
-                Some(error) => error.to_string(),
-                None => format!("{error:#}"),
-            },
+            error: what,
+            remedy,
             said: said.lines().map(str::to_owned).collect(),
         })
     };
-    let (run, command) = match suspended(options) {
-        Ok(forked) => forked,
+    let words = [
+        OsStr::from_bytes(PROGRAM.to_bytes()),
+        OsStr::new("doctor"),
+        OsStr::new(FIRST),
+    ];
+    let command = match Suspended::fork(&words.map(OsStr::to_owned), None) {
+        Ok(command) => command,
         Err(error) => return refused(Stage::Fork, &error),
     };
-    match Prober::start(&run, &command) {
+    let probing = Probing::default();
+    match Prober::start(&probing, switches, false, &command) {
         Ok(prober) => Trial::Ran(follow(command, prober)),
         Err(error) => refused(Stage::Attach, &error),
     }
-}
-
-/// The child, and the options of a run that has no others.
-fn suspended(options: &cli::Doctor) -> Result<(cli::Run, Suspended)> {
-    let program = OsStr::from_bytes(PROGRAM.to_bytes());
-    let words = ["memleak", "run", "--"].map(OsStr::new).into_iter();
-    let command = [program, OsStr::new("doctor"), OsStr::new("--patient=init")];
-    let mut run = match cli::parse(words.chain(command).map(OsString::from)) {
-        Ok(Task::Run(run)) => run,
-        other => bail!("a run cannot be described: {other:?}"),
-    };
-    run.probing.method = options.method;
-    run.probing.holds = options.holds;
-    let command = Suspended::fork(&run.command, None)?;
-    Ok((run, command))
 }
 
 fn cause(error: &anyhow::Error) -> Cause {
@@ -172,15 +168,10 @@ fn follow(command: Suspended, mut prober: Prober) -> Ran {
 fn wait(running: &mut Running, prober: &mut Prober) -> Result<Ended> {
     let began = Instant::now();
     loop {
-        let mut ready: Vec<_> = prober
-            .collector
-            .fds()
-            .into_iter()
-            .chain([running.pidfd()])
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-            .collect();
-        poll(&mut ready, PollTimeout::from(STEP_MS)).context("cannot wait for the child")?;
-        prober.examine_arrivals()?;
+        let turn = pump(prober, &[running.pidfd()], STEP);
+        if let Some(error) = turn.failures.into_iter().next() {
+            return Err(error);
+        }
         if let Some(ended) = running.try_wait()? {
             return Ok(ended);
         }

@@ -1,8 +1,8 @@
 //! What a trial of `memleak run` showed. Pure.
 
 use crate::code::placement::Kind;
+use crate::doctor::c_library::{Libc, Unusable};
 use crate::doctor::check::{COUNT, Check};
-use crate::doctor::libc::Libc;
 use crate::doctor::machine::Machine;
 use crate::doctor::patient::{BARE, BLOCK, BLOCKS, FREED, MORE, NOT_EXECUTED, NOT_FILTERED, SEAL};
 use crate::doctor::price::Price;
@@ -40,16 +40,8 @@ pub fn trial(trial: &Trial) -> Vec<Check> {
 }
 
 fn refused(refusal: &Refusal) -> Vec<Check> {
-    let (found, remedy) = match refusal.stage {
-        // These name their remedy behind a colon.
-        Stage::Load => refusal.error.split_once(": "),
-        Stage::Fork | Stage::Attach => None,
-    }
-    .unwrap_or((
-        &refusal.error,
-        "see what else is not ok here, and what -v shows",
-    ));
-    let failed = |name| Check::fail(name, found, remedy).with_details(refusal.said.clone());
+    let failed =
+        |name| Check::fail(name, &refusal.error, refusal.remedy).with_details(refusal.said.clone());
     match refusal.stage {
         Stage::Fork => vec![
             failed("child"),
@@ -256,7 +248,7 @@ fn may_kill(machine: &Machine) -> bool {
 }
 
 /// The C library, and where its probes go.
-pub fn libc(found: &Result<Option<Libc>, String>) -> [Check; 2] {
+pub fn libc(found: &Result<Option<Libc>, Unusable>) -> [Check; 2] {
     const NAMES: [&str; 2] = ["libc", "places"];
     let libc = match found {
         Ok(Some(libc)) => libc,
@@ -270,10 +262,9 @@ pub fn libc(found: &Result<Option<Libc>, String>) -> [Check; 2] {
                 Check::unknown(NAMES[1], "there is no C library to look at"),
             ];
         }
-        Err(error) => {
-            let (found, remedy) = error.split_once(": ").unwrap_or((error, "reinstall it"));
+        Err(Unusable { found, remedy }) => {
             return [
-                Check::fail(NAMES[0], found, remedy),
+                Check::fail(NAMES[0], found, *remedy),
                 Check::unknown(NAMES[1], "there is no C library to look at"),
             ];
         }

@@ -18,7 +18,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use loader::Environment;
 
 use crate::elf::file::{self, Class};
@@ -59,6 +59,29 @@ impl Examined {
             class,
             findings,
         })
+    }
+}
+
+/// A file that is called as the C library is, and lacks functions that every C library has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {}", self.what(), Self::REMEDY)]
+pub struct NotTheLibrary {
+    path: PathBuf,
+    missing: Vec<&'static str>,
+}
+
+impl NotTheLibrary {
+    /// What to do about it.
+    pub const REMEDY: &str =
+        "its symbol table is not the C library's; reinstall the package that it belongs to";
+
+    /// What is wrong.
+    pub fn what(&self) -> String {
+        format!(
+            "{} has no symbol for {}",
+            self.path.display(),
+            self.missing.join(", ")
+        )
     }
 }
 
@@ -115,13 +138,13 @@ pub fn at_start<'a>(
             .path
             .file_name()
             .is_some_and(|name| name == "libc.so.6");
-        ensure!(
-            !is_libc || found.findings.missing.is_empty(),
-            "{} has no symbol for {}: its symbol table is not the C library's; reinstall the package \
-             that it belongs to",
-            found.path.display(),
-            found.findings.missing.join(", ")
-        );
+        if is_libc && !found.findings.missing.is_empty() {
+            return Err(NotTheLibrary {
+                path: found.path,
+                missing: found.findings.missing,
+            }
+            .into());
+        }
         if let Some((symbol, given_as)) = found.findings.user_missing.first() {
             bail!(
                 "--allocator {given_as}: {} has no function '{symbol}' (nm and nm -D print those that it has)",

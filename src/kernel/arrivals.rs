@@ -289,14 +289,8 @@ impl Collector {
     }
 
     fn attach(&self, target: &Target, file: &File) -> Result<Vec<Attached>> {
-        let programs = match (&self.floor, &self.object) {
-            (Some(floor), _) => Programs {
-                alloc: &floor.progs.alloc_session,
-                alloc_return: None,
-                entry: &floor.progs.entry_only,
-                throwing: &floor.progs.entry_only,
-            },
-            (None, Object::Newer(skel)) => Programs {
+        let programs = match &self.object {
+            Object::Newer(skel) => Programs {
                 alloc: match self.method {
                     Method::Session => &skel.progs.alloc_session,
                     _ => &skel.progs.alloc_enter,
@@ -305,7 +299,7 @@ impl Collector {
                 entry: &skel.progs.entry_only,
                 throwing: &skel.progs.throwing,
             },
-            (None, Object::Older(skel)) => Programs {
+            Object::Older(skel) => Programs {
                 alloc: &skel.progs.alloc_enter,
                 alloc_return: Some(&skel.progs.alloc_return),
                 entry: &skel.progs.entry_only,

@@ -4,7 +4,6 @@
 //! back into older kernels.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 use crate::find::functions::ProbeProgram;
 use crate::find::sites::Site;
 use crate::kernel::cookie::cookie;
+use crate::kernel::error::errno_of;
 use crate::kernel::method::Method;
 use crate::kernel::separate;
 use crate::kernel::skeletons::Program;
@@ -86,10 +86,7 @@ pub fn attach(
         let made = attach_one(kind, program, file, &probes);
         links.extend(made.map_err(|error| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
-            // The error's number cannot be had from it.
-            let why = if format!("{error:#}")
-                .contains(&io::Error::from_raw_os_error(ENOTSUPP).to_string())
-            {
+            let why = if errno_of(error.as_ref()) == Some(ENOTSUPP) {
                 ": the kernel takes no probe on an instruction there"
             } else if matches!(method, Method::PerfEvent | Method::Separate) {
                 " (perf-event uprobes take root, or CAP_SYS_ADMIN too)"

@@ -19,7 +19,6 @@ use crate::kernel::object::{Globals, Object};
 use crate::kernel::records::{self, Context};
 use crate::kernel::rings::{Taken, ring};
 use crate::kernel::settings::Settings;
-use crate::kernel::skeletons::FloorSkel;
 use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
 use crate::kernel::sweep::Sweep;
 use crate::kernel::witness::SignalsSeen;
@@ -41,7 +40,6 @@ const AT_ONCE: usize = 64;
 pub struct Collector {
     pub(super) object: Object,
     pub(super) globals: Globals,
-    pub(super) floor: Option<FloorSkel<'static>>,
     pub(super) method: Method,
     pub(super) holds: Holds,
     pub(super) told_twice: bool,
@@ -82,7 +80,6 @@ impl Collector {
         Ok(Collector {
             object: loaded.object,
             globals: loaded.globals,
-            floor: loaded.floor,
             method: loaded.method,
             holds: loaded.holds,
             told_twice: loaded.told_twice,

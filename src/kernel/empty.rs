@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::mem::MaybeUninit;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use libbpf_rs::ProgramAttachType;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
-use crate::kernel::attach::{self, Attached};
+use crate::find::sites::Site;
+use crate::kernel::attach::{self, Attached, Programs, Target};
 use crate::kernel::method::Method;
 use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
 
@@ -18,6 +20,37 @@ pub struct EmptyProbes {
 }
 
 impl EmptyProbes {
+    /// Attaches programs that do nothing to an allocator, as memleak attaches those that count. Takes session
+    /// uprobes (Linux 6.13).
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn on_allocator(path: PathBuf, file: &File, sites: Vec<Site>) -> Result<Self> {
+        let context = "cannot load programs that do nothing";
+        // Loaded once, needed until the process ends.
+        let open = FloorSkelBuilder::default()
+            .open(Box::leak(Box::new(MaybeUninit::uninit())))
+            .context(context)?;
+        let skel = open.load().context(context)?;
+        let programs = Programs {
+            alloc: &skel.progs.alloc_session,
+            alloc_return: None,
+            entry: &skel.progs.entry_only,
+            throwing: &skel.progs.entry_only,
+        };
+        let target = Target {
+            path,
+            index: 0,
+            sites,
+            first_site: 0,
+        };
+        let links = attach::attach(Method::Session, &programs, &target, file)?;
+        Ok(Self {
+            _links: links,
+            _skel: skel,
+        })
+    }
+
     /// Attaches a program that does nothing to offsets in a file.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Why the BPF programs cannot be loaded.
 
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libbpf_rs::ErrorKind;
@@ -9,52 +10,94 @@ use crate::kernel::features::{BTF, is_older};
 use crate::os::capabilities::{CAP_BPF, CAP_SYS_ADMIN, Capabilities};
 use crate::os::release;
 
-/// Why the programs cannot be loaded. Each names its remedy.
-#[derive(Debug, thiserror::Error)]
+/// Why the programs cannot be loaded.
+#[derive(Debug)]
 pub enum LoadError {
-    #[error(
-        "no right to load BPF programs: run memleak as root (sudo memleak …), or give its file the \
-         capabilities CAP_BPF and CAP_PERFMON (setcap cap_bpf,cap_perfmon=ep)"
-    )]
-    Rights(#[source] libbpf_rs::Error),
-    #[error(
-        "this kernel has no type information ({BTF} is missing): use one built with CONFIG_DEBUG_INFO_BTF=y"
-    )]
+    Rights(libbpf_rs::Error),
+    /// [`BTF`] is missing.
     NoBtf,
-    #[error(
-        "this kernel (Linux {release}) lacks what memleak needs: Linux 5.10 or later with CONFIG_BPF_SYSCALL, \
-         CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows what it said"
-    )]
     Kernel {
         release: String,
-        #[source]
         source: libbpf_rs::Error,
     },
-    #[error(
-        "too few descriptors for the programs and their tables: raise the hard limit (ulimit -Hn)"
-    )]
-    Descriptors(#[source] libbpf_rs::Error),
-    #[error(
-        "the limit of locked memory ({} kB), for which this kernel counts programs and their tables, is too low: \
-         raise the hard limit (ulimit -Hl unlimited, as root; systemd: LimitMEMLOCK=infinity)",
-        limit / 1024
-    )]
+    Descriptors(libbpf_rs::Error),
     LockedMemory {
+        /// In bytes.
         limit: u64,
-        #[source]
         source: libbpf_rs::Error,
     },
-    #[error("the programs have no variables: this memleak was built wrong")]
+    /// An object without its global variables.
     Variables,
-    #[error("no memory for a table of {max_blocks} live blocks: give a lower --max-allocs")]
     Memory {
         max_blocks: u32,
-        #[source]
         source: libbpf_rs::Error,
     },
 }
 
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what(), self.remedy())
+    }
+}
+
+impl std::error::Error for LoadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::NoBtf | Self::Variables => None,
+            Self::Rights(source)
+            | Self::Kernel { source, .. }
+            | Self::Descriptors(source)
+            | Self::LockedMemory { source, .. }
+            | Self::Memory { source, .. } => Some(source),
+        }
+    }
+}
+
 impl LoadError {
+    /// What is wrong.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Rights(_) => "no right to load BPF programs".to_owned(),
+            Self::NoBtf => format!("this kernel has no type information ({BTF} is missing)"),
+            Self::Kernel { release, .. } => {
+                format!("this kernel (Linux {release}) lacks what memleak needs")
+            }
+            Self::Descriptors(_) => {
+                "too few descriptors for the programs and their tables".to_owned()
+            }
+            Self::LockedMemory { limit, .. } => format!(
+                "the limit of locked memory ({} kB), for which this kernel counts programs and their tables, is too \
+                 low",
+                limit / 1024
+            ),
+            Self::Variables => "the programs have no variables".to_owned(),
+            Self::Memory { max_blocks, .. } => {
+                format!("no memory for a table of {max_blocks} live blocks")
+            }
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Rights(_) => {
+                "run memleak as root (sudo memleak …), or give its file the capabilities CAP_BPF and CAP_PERFMON \
+                 (setcap cap_bpf,cap_perfmon=ep)"
+            }
+            Self::NoBtf => "use one built with CONFIG_DEBUG_INFO_BTF=y",
+            Self::Kernel { .. } => {
+                "Linux 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows what it \
+                 said"
+            }
+            Self::Descriptors(_) => "raise the hard limit (ulimit -Hn)",
+            Self::LockedMemory { .. } => {
+                "raise the hard limit (ulimit -Hl unlimited, as root; systemd: LimitMEMLOCK=infinity)"
+            }
+            Self::Variables => "this memleak was built wrong",
+            Self::Memory { .. } => "give a lower --max-allocs",
+        }
+    }
+
     pub(super) fn ring(source: libbpf_rs::Error) -> Self {
         Self::of(source, 0)
     }
@@ -84,11 +127,21 @@ impl LoadError {
     }
 }
 
-/// Whether an error says that this process may open no more files. libbpf-rs keeps the number in its text only.
+/// The number of a system call's error, in an error or in what caused it.
+///
+/// libbpf-rs 0.27 hands an [`std::io::Error`] on as text only: its `source()` leaves the error out, and its kinds
+/// join several numbers. So the number is read here, and nowhere else, from "(os error N)".
+pub fn errno_of(error: &dyn std::error::Error) -> Option<i32> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
+        let text = error.to_string();
+        let (_, rest) = text.rsplit_once("(os error ")?;
+        rest.split_once(')')?.0.parse().ok()
+    })
+}
+
+/// Whether an error says that this process may open no more files.
 pub fn ran_out_of_descriptors(error: &dyn std::error::Error) -> bool {
-    let number = format!("(os error {})", libc::EMFILE);
-    std::iter::successors(Some(error), |error| error.source())
-        .any(|error| format!("{error:#}").contains(&number))
+    errno_of(error) == Some(libc::EMFILE)
 }
 
 /// What libbpf and the verifier said; for `-v`.
@@ -112,4 +165,21 @@ fn locked_memory_limit() -> Option<u64> {
     let may_load = Capabilities::get().is_ok_and(|own| own.has(CAP_BPF) || own.has(CAP_SYS_ADMIN));
     let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     (may_load && hard != RLIM_INFINITY).then_some(hard)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_system_calls_error_is_found_below_its_contexts() {
+        let plain = libbpf_rs::Error::from_raw_os_error(libc::EMFILE);
+        assert!(ran_out_of_descriptors(&plain));
+        let error: Result<(), _> = Err(libbpf_rs::Error::from_raw_os_error(524));
+        let error = error.context("cannot attach").context("(os error x)");
+        assert_eq!(errno_of(error.unwrap_err().as_ref()), Some(524));
+        assert_eq!(errno_of(&LoadError::NoBtf), None);
+    }
 }

@@ -13,16 +13,13 @@ use crate::kernel::method::{Holds, Method};
 use crate::kernel::object::{Globals, Object};
 use crate::kernel::settings::{MAX_CGROUPS, Scope, Settings, Wanted};
 use crate::kernel::skeletons::types::scope as scopes;
-use crate::kernel::skeletons::{
-    FloorSkel, FloorSkelBuilder, MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder,
-};
+use crate::kernel::skeletons::{MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder};
 use crate::os::processes::levels_of_proc_above;
 use crate::os::release;
 
 pub(super) struct Loaded {
     pub object: Object,
     pub globals: Globals,
-    pub floor: Option<FloorSkel<'static>>,
     pub method: Method,
     pub holds: Holds,
     /// Whether what must not be missed is told twice.
@@ -119,18 +116,9 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         .map(|program| program.attach())
         .collect::<Result<_, _>>()
         .map_err(fail)?;
-    let floor = if settings.floor {
-        let open = FloorSkelBuilder::default()
-            .open(Box::leak(Box::new(MaybeUninit::uninit())))
-            .map_err(fail)?;
-        Some(open.load().map_err(fail)?)
-    } else {
-        None
-    };
     Ok(Loaded {
         object,
         globals,
-        floor,
         method,
         holds,
         told_twice,

@@ -12,8 +12,6 @@ pub struct Settings {
     pub max_blocks: u32,
     /// The method to use; `None` for the best that works.
     pub method: Option<Method>,
-    /// Attach programs that do nothing in place of those that count.
-    pub floor: bool,
     /// Keep every thread that is started in the slower table.
     pub all_late: bool,
     /// How many times, of two, half of what the kernel tells of tasks is to be missed.

@@ -1,6 +1,6 @@
 //! What every output format needs: how much it shows, and what it is given to show.
 
-use std::io::{self};
+use std::io;
 use std::time::Duration;
 
 use clap::ValueEnum;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::Result;
 use users::{Users, UsersCache};
 
-use crate::cli::ReportArgs;
 use crate::kernel::collector::Collector;
 use crate::kernel::error;
 use crate::model::exit::Outcome;
@@ -14,9 +13,10 @@ use crate::model::gate::Gate;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
+use crate::options::ReportArgs;
 use crate::os::say::say;
 use crate::report::destination::{self, Output};
-use crate::report::{Format, Options, Report, Verbosity, Window};
+use crate::report::{Format, Options, Report, Window};
 use crate::session::prober::Prober;
 
 /// Says, where that is wanted, what the kernel and libbpf have to say to a start.
@@ -59,19 +59,16 @@ pub(super) struct Books {
 
 impl Books {
     /// `live`: what runs is shown again and again.
-    pub(super) fn open(
-        args: &ReportArgs,
-        verbosity: Verbosity,
-        gate: Option<Gate>,
-        live: bool,
-        output: Output,
-    ) -> Self {
+    pub(super) fn open(args: &ReportArgs, gate: Option<Gate>, live: bool, output: Output) -> Self {
         // A terminal shows one table of what runs, and no history of them, if it can move its cursor.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let refreshes = live && output.terminal && !is_dumb && args.format == Format::Table;
         let look = Options {
-            verbosity,
-            color: args.color.wanted(output.terminal, destination::no_color()),
+            verbosity: args.shown.verbosity(),
+            color: args
+                .shown
+                .color
+                .wanted(output.terminal, destination::no_color()),
             refresh: refreshes,
         };
         Books {

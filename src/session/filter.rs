@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use anyhow::{Context, Result};
 use nix::unistd::User;
 
-use crate::cli;
 use crate::kernel::automaton::NameAutomaton;
 use crate::kernel::settings::Wanted;
 use crate::model::image::Image;
+use crate::options::Filters;
 use crate::os::cgroup::{self, Cgroup};
 use crate::text::escape;
 use crate::text::globs::CommNames;
@@ -36,7 +36,7 @@ impl Filter {
 ///
 /// # Errors
 /// A user or a control group that is named does not exist.
-pub fn resolve(options: &cli::Filters) -> Result<(Wanted, Filter)> {
+pub fn resolve(options: &Filters) -> Result<(Wanted, Filter)> {
     let mut uids = options.uid.clone();
     for name in &options.user_name {
         let user = User::from_name(name).context("cannot look up a user")?;
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_user_or_a_group_that_is_not_there_is_named() {
-        let mut options = cli::Filters::default();
+        let mut options = Filters::default();
         options.user_name.push("no\x1bbody".to_owned());
         let said = format!("{:#}", resolve(&options).unwrap_err());
         assert!(said.contains(r"no user 'no\x1bbody'"), "{said}");
@@ -105,7 +105,7 @@ mod tests {
             ("/no/such", "no such directory"),
             ("/tmp", "not a control group"),
         ] {
-            let mut options = cli::Filters::default();
+            let mut options = Filters::default();
             options.cgroup.push(path.into());
             let said = format!("{:#}", resolve(&options).unwrap_err());
             assert!(said.contains(path) && said.contains(says), "{said}");

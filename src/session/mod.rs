@@ -3,6 +3,7 @@
 mod books;
 pub mod filter;
 pub mod prober;
+pub mod pump;
 mod requests;
 mod run;
 mod watch;

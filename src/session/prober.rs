@@ -10,7 +10,6 @@ use std::{fs, io};
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::cli;
 use crate::elf::file::Class;
 use crate::find::functions::Table;
 use crate::find::loader::Environment;
@@ -23,6 +22,8 @@ use crate::kernel::files::Arrival;
 use crate::kernel::method::Holds;
 use crate::kernel::settings::{Scope, Settings, Wanted};
 use crate::launch::Suspended;
+use crate::options::switches::Switches;
+use crate::options::{Probing, Watch};
 use crate::os::mapping::Mapping;
 use crate::os::processes::{self, Process, levels_of_proc_above};
 use crate::os::root::Root;
@@ -54,12 +55,15 @@ impl Prober {
     ///
     /// # Errors
     /// The kernel refuses, or there is nothing to probe.
-    pub fn start(options: &cli::Run, command: &Suspended) -> Result<Self> {
+    pub fn start(
+        probing: &Probing,
+        switches: Switches,
+        verbose: bool,
+        command: &Suspended,
+    ) -> Result<Self> {
         let environment = Environment::of_the_command();
-        let mut settings = settings(&options.probing);
-        settings.floor = options.floor;
-        let verbose = options.report.verbose;
-        let mut prober = Self::load(&options.probing, settings, verbose, |prober| {
+        let settings = settings(probing, &switches);
+        let mut prober = Self::load(probing, switches, settings, verbose, |prober| {
             let table = &prober.table;
             let expected = find::at_start(command.candidates(), &environment, table)?;
             prober.expect(expected)
@@ -73,14 +77,15 @@ impl Prober {
     ///
     /// # Errors
     /// The kernel refuses, or a process has nothing to probe.
-    pub fn watch(options: &cli::Watch, wanted: &Wanted, processes: &[Process]) -> Result<Self> {
-        let mut settings = settings(&options.probing);
+    pub fn watch(options: &Watch, wanted: &Wanted, processes: &[Process]) -> Result<Self> {
+        let switches = options.probing.test.switches();
+        let mut settings = settings(&options.probing, &switches);
         settings.scope = Scope::Chosen {
             children: !options.no_children,
         };
         settings.wanted = wanted.clone();
-        let verbose = options.report.verbose;
-        let mut prober = Self::load(&options.probing, settings, verbose, |prober| {
+        let verbose = options.report.shown.verbose;
+        let mut prober = Self::load(&options.probing, switches, settings, verbose, |prober| {
             for process in processes {
                 prober.expect_mapped_by(process)?;
             }
@@ -98,38 +103,46 @@ impl Prober {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn watch_all(options: &cli::Watch, wanted: &Wanted) -> Result<Self> {
-        let mut settings = settings(&options.probing);
+    pub fn watch_all(options: &Watch, wanted: &Wanted) -> Result<Self> {
+        let switches = options.probing.test.switches();
+        let mut settings = settings(&options.probing, &switches);
         settings.scope = Scope::All;
         settings.wanted = wanted.clone();
-        let verbose = options.report.verbose;
-        let mut prober = Self::load(&options.probing, settings, verbose, Self::expect_all)?;
+        let verbose = options.report.shown.verbose;
+        let mut prober = Self::load(
+            &options.probing,
+            switches,
+            settings,
+            verbose,
+            Self::expect_all,
+        )?;
         prober.collector.adopt()?;
         Ok(prober)
     }
 
     /// Loads the programs by the best method by which `expect` can put its probes in.
     fn load(
-        options: &cli::Probing,
+        probing: &Probing,
+        switches: Switches,
         mut settings: Settings,
         verbose: bool,
         expect: impl Fn(&mut Self) -> Result<()>,
     ) -> Result<Self> {
         raise_descriptor_limit();
-        let table = Table::new(user_allocators(&options.allocator)?)?;
+        let table = Table::new(user_allocators(&probing.allocator)?)?;
         loop {
             let mut prober = Prober {
                 collector: Collector::load(&settings)?,
                 table: table.clone(),
-                left_out: options.without_probe.clone(),
+                left_out: switches.without_probe.clone(),
                 verbose,
-                delay: Duration::from_millis(options.hold_delay),
+                delay: switches.hold_delay,
             };
             match expect(&mut prober) {
                 Ok(()) => return Ok(prober),
                 // What loads need not be something that this kernel can attach.
                 Err(error) => match prober.collector.method().next_best() {
-                    Some(next) if options.method.is_none() && !error.is::<Unwatchable>() => {
+                    Some(next) if switches.method.is_none() && !error.is::<Unwatchable>() => {
                         settings.method = Some(next);
                     }
                     _ => return Err(error),
@@ -312,14 +325,13 @@ struct Unwatchable {
     why: &'static str,
 }
 
-fn settings(options: &cli::Probing) -> Settings {
+fn settings(probing: &Probing, switches: &Switches) -> Settings {
     Settings {
-        max_blocks: options.max_allocs,
-        method: options.method,
-        floor: false,
-        all_late: options.late_threads,
-        misses: options.missed_events,
-        holds: options.holds,
+        max_blocks: probing.max_allocs,
+        method: switches.method,
+        all_late: switches.late_threads,
+        misses: switches.missed_events,
+        holds: switches.holds,
         scope: Scope::Tree,
         wanted: Wanted::default(),
     }

@@ -3,35 +3,30 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cli::{self, WaitAll};
 use crate::launch::Suspended;
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, ExecError, Running};
 use crate::launch::signals::{Event, Signals};
 use crate::model::exit::{self, Finish, Outcome};
 use crate::model::image::Losses;
+use crate::options::{GateArgs, Run, WaitAll};
 use crate::os::capabilities;
 use crate::os::identity::Identity;
 use crate::os::say::say;
-use crate::report::Verbosity;
 use crate::report::destination::{self, Standard};
 use crate::session::books::{Books, say_detours, started};
 use crate::session::prober::Prober;
+use crate::session::pump::{TICK, pump};
 
 /// Where Slurm says which of its scripts it runs.
 const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";
-
-/// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
-const TICK: Duration = Duration::from_millis(500);
 
 /// Runs the command and says how memleak is to end.
 ///
 /// # Errors
 /// Something failed before the command was released; it has not run.
-pub fn run(options: &cli::Run) -> Result<Finish> {
+pub fn run(options: &Run) -> Result<Finish> {
     capabilities::keep_what_is_used()?;
     let user = options
         .user
@@ -40,26 +35,18 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         .transpose()?;
     let command = Suspended::fork(&options.command, user.as_ref())?;
     let mut signals = Signals::take_over()?;
-    let report = destination::open(options.report.output.as_deref(), Standard::Error)?;
-    let mut prober = started(Prober::start(options, &command), options.report.verbose)?;
+    let report = destination::open(options.report.shown.output.as_deref(), Standard::Error)?;
+    let verbose = options.report.shown.verbose;
+    let switches = options.probing.test.switches();
+    let prober = Prober::start(&options.probing, switches, verbose, &command);
+    let mut prober = started(prober, verbose)?;
     // What -v still has to say needs it, too.
-    let keep = if report.is_stderr || options.report.verbose {
+    let keep = if report.is_stderr || verbose {
         Stderr::Keep
     } else {
         Stderr::GiveUp
     };
-    let verbosity = match options.floor {
-        // Programs that do nothing have nothing to report.
-        true => Verbosity::Quiet,
-        false => options.report.verbosity(),
-    };
-    let mut books = Books::open(
-        &options.report,
-        verbosity,
-        options.gate.gate(),
-        false,
-        report,
-    );
+    let mut books = Books::open(&options.report, options.gate.gate(), false, report);
     let outcome = match command.release(keep) {
         Ok(mut running) => {
             let ended = follow(&mut running, &mut signals, &mut prober, &mut books);
@@ -79,7 +66,7 @@ pub fn run(options: &cli::Run) -> Result<Finish> {
         Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
         Err(error) => books.fail(&error),
     }
-    if options.report.verbose {
+    if verbose {
         say_detours(&collector);
     }
     let finish = close(books, collector.losses(), outcome, &options.gate);
@@ -141,25 +128,8 @@ fn turn(
     prober: &mut Prober,
     books: &mut Books,
 ) -> Vec<Event> {
-    let timeout = prober.collector.patience(timeout);
-    let mut ready: Vec<_> = prober
-        .collector
-        .fds()
-        .into_iter()
-        .chain([signals.fd()])
-        .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
-        .collect();
-    // Rounded up: a rest of less than a millisecond is no reason to turn without waiting.
-    let timeout = timeout.as_micros().div_ceil(1000) as u16;
-    if let Err(error) = poll(&mut ready, PollTimeout::from(timeout))
-        && error != Errno::EINTR
-    {
-        books.fail(&anyhow::Error::new(error).context("cannot wait for events"));
-    }
-    // First: somebody waits for it.
-    if let Err(error) = prober.examine_arrivals() {
-        books.fail(&error);
-    }
+    let turn = pump(prober, &[signals.fd()], timeout);
+    turn.failures.iter().for_each(|error| books.fail(error));
     let collector = &mut prober.collector;
     let events = signals.dispatch(command, &mut collector.signals_seen());
     // Whatever of the tree had ended before the command did is in the ring by now.
@@ -182,7 +152,7 @@ fn turn(
 }
 
 /// Closes the books over the command's end, and decides memleak's own.
-fn close(books: Books, losses: Losses, outcome: Outcome, gate: &cli::GateArgs) -> Finish {
+fn close(books: Books, losses: Losses, outcome: Outcome, gate: &GateArgs) -> Finish {
     let verdict = books.close(losses, outcome).verdict();
     let leak = gate.leak_exit();
     let context = std::env::var_os(SLURM_CONTEXT).unwrap_or_default();

@@ -5,15 +5,13 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::cli;
 use crate::model::exit::Outcome;
 use crate::model::image::Image;
 use crate::model::live::Growth;
+use crate::options::Watch;
 use crate::os::capabilities;
 use crate::os::clock::monotonic;
 use crate::os::processes::Process;
@@ -23,40 +21,32 @@ use crate::report::destination::{self, Standard};
 use crate::session::books::{Books, say_detours, started};
 use crate::session::filter::{self, Filter};
 use crate::session::prober::Prober;
+use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
 use crate::text::units::megabytes;
-
-/// How long the loop may sleep: rows that found the ring full announce themselves to nobody.
-const TICK: Duration = Duration::from_millis(500);
 
 /// Watches until the processes that were named have ended, or somebody asks for the end.
 ///
 /// # Errors
 /// Nobody can be watched.
-pub fn watch(options: &cli::Watch) -> Result<()> {
+pub fn watch(options: &Watch) -> Result<()> {
     capabilities::keep_what_is_used()?;
     let (wanted, filter) = filter::resolve(&options.filters)?;
     let processes: Result<Vec<_>> = options.pid.iter().map(|pid| Process::open(*pid)).collect();
     let processes = processes?;
     let mut requests = Requests::take_over()?;
-    let report = destination::open(options.report.output.as_deref(), Standard::Output)?;
+    let report = destination::open(options.report.shown.output.as_deref(), Standard::Output)?;
     let clock = Instant::now();
     let prober = if options.all {
         Prober::watch_all(options, &wanted)
     } else {
         Prober::watch(options, &wanted, &processes)
     };
-    let prober = started(prober, options.report.verbose)?;
+    let prober = started(prober, options.report.shown.verbose)?;
     let began = monotonic();
     let mut watching = Watching {
         prober,
-        books: Books::open(
-            &options.report,
-            options.report.verbosity(),
-            None,
-            options.live,
-            report,
-        ),
+        books: Books::open(&options.report, None, options.live, report),
         filter,
         ended: Vec::new(),
         opened: began,
@@ -81,7 +71,7 @@ struct Watching<'a> {
     /// When it was opened, by CLOCK_MONOTONIC.
     opened: Duration,
     growth: Growth,
-    options: &'a cli::Watch,
+    options: &'a Watch,
 }
 
 impl Watching<'_> {
@@ -91,12 +81,7 @@ impl Watching<'_> {
         let mut due = Instant::now() + interval;
         loop {
             let rest = due.saturating_duration_since(Instant::now());
-            let rest = self.prober.collector.patience(rest.min(TICK));
-            self.wait(rest, &mut processes, requests);
-            // First: somebody waits for it.
-            if let Err(error) = self.prober.examine_arrivals() {
-                self.books.fail(&error);
-            }
+            self.wait(rest.min(TICK), &mut processes, requests);
             let asked = requests.take().unwrap_or_else(|error| {
                 self.books.fail(&error);
                 Vec::new()
@@ -128,27 +113,14 @@ impl Watching<'_> {
 
     /// Waits for something to happen, and takes those who have ended off the list.
     fn wait(&mut self, timeout: Duration, processes: &mut Vec<Process>, requests: &Requests) {
-        let fds = self.prober.collector.fds();
-        let mut ready: Vec<_> = fds
-            .into_iter()
-            .chain([requests.as_fd()])
+        let others: Vec<_> = std::iter::once(requests.as_fd())
             .chain(processes.iter().map(AsFd::as_fd))
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
-        // Rounded up: a rest of less than a millisecond is no reason to turn without waiting.
-        let timeout = timeout.as_micros().div_ceil(1000) as u16;
-        if let Err(error) = poll(&mut ready, PollTimeout::from(timeout)) {
-            if error != Errno::EINTR {
-                let error = anyhow::Error::new(error).context("cannot wait for events");
-                self.books.fail(&error);
-            }
-            return;
-        }
-        let ended: Vec<bool> = ready[ready.len() - processes.len()..]
+        let turn = pump(&mut self.prober, &others, timeout);
+        turn.failures
             .iter()
-            .map(|fd| fd.any().unwrap_or_default())
-            .collect();
-        let mut ended = ended.into_iter();
+            .for_each(|error| self.books.fail(error));
+        let mut ended = turn.readable.into_iter().skip(1);
         processes.retain(|_| !ended.next().unwrap_or_default());
     }
 
@@ -204,15 +176,15 @@ impl Watching<'_> {
         self.close_window();
         let report = &self.options.report;
         let collector = self.prober.collector;
-        if report.verbose {
+        if report.shown.verbose {
             say_detours(&collector);
         }
         let kernel = collector.kernel_memory();
         let summary = self.books.close(collector.losses(), Outcome::Watched);
-        if report.verbose || (!report.quiet && !summary.losses.is_empty()) {
+        if report.shown.verbose || (!report.shown.quiet && !summary.losses.is_empty()) {
             say(&closing_line(&summary));
         }
-        if report.verbose
+        if report.shown.verbose
             && let Some(cost) = own_cost(began.elapsed(), kernel)
         {
             say(&cost);

@@ -730,7 +730,7 @@ fn an_exec_that_fails_too_late_ends_the_image_that_called_it() {
     assert_images(&report, [parent, child(leaks(50))]);
 
     // The thread has taken the leader's id by then; kept in either table.
-    for options in [vec![], vec![switch("late-threads", "")]] {
+    for options in [vec![], vec![switch("late-threads", "yes")]] {
         let job = Job::fixture("exec_fails_late", &["in a thread"]).options(options);
         let report = job.run();
         assert_images(&report, [parent, child(leaks(50).threads(1, 0))]);
@@ -764,7 +764,7 @@ fn a_core_dump_of_many_threads_loses_nothing() {
 fn threads_can_be_made_to_be_kept_in_the_slower_table() {
     let (status, stderr) = Job::fixture("threads_free_each_other", &[]).run_under(
         env!("CARGO_BIN_EXE_memleak"),
-        &["run", &switch("late-threads", ""), "-v"],
+        &["run", &switch("late-threads", "yes"), "-v"],
     );
     assert!(status.success());
     assert!(
@@ -794,7 +794,7 @@ fn threads_in_the_slower_table_are_counted_as_exactly() {
         "handler_mallocs thread altstack",
     ] {
         let case = case(name);
-        let report = case.job.options([switch("late-threads", "")]).run();
+        let report = case.job.options([switch("late-threads", "yes")]).run();
         assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
         assert_eq!(report.summary.losses, Losses::default(), "{name}");
         assert_images(&report, (case.images)(&report.stdout));
@@ -804,7 +804,7 @@ fn threads_in_the_slower_table_are_counted_as_exactly() {
 #[test]
 fn the_slower_table_forgets_threads_that_have_ended() {
     // It has room for 4,096.
-    let job = Job::fixture("short_lives", &["4500"]).options([switch("late-threads", "")]);
+    let job = Job::fixture("short_lives", &["4500"]).options([switch("late-threads", "yes")]);
     let report = job.run();
     report.assert_complete();
     assert_eq!(report.rows.len(), 4501);

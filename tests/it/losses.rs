@@ -40,7 +40,7 @@ fn what_the_kernel_misses_the_first_time_is_told_again() {
     ] {
         let missed = switch("missed-events", "1");
         assert_counted(name, std::slice::from_ref(&missed));
-        assert_counted(name, &[missed, switch("late-threads", "")]);
+        assert_counted(name, &[missed, switch("late-threads", "yes")]);
     }
 }
 

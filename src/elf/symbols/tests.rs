@@ -1,13 +1,12 @@
+use std::fs::{self, File};
 use std::path::Path;
 
 use object::elf::STT_FUNC;
 
-use crate::os::root::Root;
-use std::fs::{self, File};
-
 use crate::elf::file::Shape;
 use crate::elf::symbols::built::Built;
 use crate::elf::symbols::*;
+use crate::os::root::Root;
 
 const LIBC: &str = if cfg!(target_arch = "x86_64") {
     "/lib/x86_64-linux-gnu/libc.so.6"

@@ -1,9 +1,6 @@
 //! The options of memleak that only tests use.
 
-/// A word of the command line that sets one of them. A switch without a value has an empty one.
+/// A word of the command line that sets one of them: `src/options/switches.rs` has the keys.
 pub fn switch(key: &str, value: &str) -> String {
-    match value {
-        "" => format!("--{key}"),
-        _ => format!("--{key}={value}"),
-    }
+    format!("--test={key}={value}")
 }

@@ -7,17 +7,9 @@ use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
 use crate::doctor::check::{Check, Diagnosis, Status};
+use crate::options::DoctorFormat;
 use crate::report::{SCHEMA, Verbosity};
 use crate::text::escape;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// A line for each check.
-    #[default]
-    Table,
-    /// One JSON object a line.
-    Json,
-}
 
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
@@ -34,7 +26,7 @@ const NAME: usize = 25;
 /// A value cannot be JSON.
 pub fn render(
     diagnosis: &Diagnosis,
-    format: Format,
+    format: DoctorFormat,
     verbosity: Verbosity,
     color: bool,
 ) -> io::Result<String> {
@@ -45,14 +37,14 @@ pub fn render(
             continue;
         }
         match format {
-            Format::Table => line(&mut out, check, verbosity, color),
-            Format::Json => out += &json(&CheckLine::new(check))?,
+            DoctorFormat::Table => line(&mut out, check, verbosity, color),
+            DoctorFormat::Json => out += &json(&CheckLine::new(check))?,
         }
     }
     if !quiet || !diagnosis.works() {
         out += &match format {
-            Format::Table => closing_line(diagnosis, color),
-            Format::Json => json(&DoctorLine::new(diagnosis))?,
+            DoctorFormat::Table => closing_line(diagnosis, color),
+            DoctorFormat::Json => json(&DoctorLine::new(diagnosis))?,
         };
     }
     Ok(out)
@@ -219,7 +211,7 @@ mod tests {
     }
 
     /// What follows is separated by lines of `---`.
-    fn all(format: Format) -> String {
+    fn all(format: DoctorFormat) -> String {
         use Verbosity::{Normal, Quiet, Verbose};
         let mut out = String::new();
         for diagnosis in [mixed(), working()] {
@@ -233,12 +225,12 @@ mod tests {
 
     #[test]
     fn as_lines() {
-        insta::assert_snapshot!(all(Format::Table));
+        insta::assert_snapshot!(all(DoctorFormat::Table));
     }
 
     #[test]
     fn as_json() {
-        let out = all(Format::Json);
+        let out = all(DoctorFormat::Json);
         for line in out.lines().filter(|line| *line != "---") {
             let _: serde_json::Value = serde_json::from_str(line).unwrap();
         }
@@ -247,14 +239,14 @@ mod tests {
 
     #[test]
     fn in_colour_only_the_status_and_the_last_line_are_painted() {
-        let out = render(&mixed(), Format::Table, Verbosity::Normal, true).unwrap();
+        let out = render(&mixed(), DoctorFormat::Table, Verbosity::Normal, true).unwrap();
         insta::assert_snapshot!(out.replace('\x1b', "ESC"));
         // The same words.
         let mut plain = out.replace(PLAIN, "");
         for paint in [GREEN, YELLOW, RED] {
             plain = plain.replace(paint, "");
         }
-        let without = render(&mixed(), Format::Table, Verbosity::Normal, false).unwrap();
+        let without = render(&mixed(), DoctorFormat::Table, Verbosity::Normal, false).unwrap();
         assert_eq!(plain, without);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::find::functions::Table;
 use crate::find::loader::Environment;
 use crate::find::sites::Site;
-use crate::find::{self, Examined};
+use crate::find::{self, Examined, NotTheLibrary};
 
 /// More of a C library is not searched for its version.
 const SEARCHED: u64 = 16 << 20;
@@ -22,11 +22,31 @@ pub struct Libc {
     pub sites: Vec<Site>,
 }
 
+/// Why the C library's functions cannot be probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    pub found: String,
+    pub remedy: &'static str,
+}
+
 /// The C library of /bin/sh; `None` where that has none of its own file.
 ///
 /// # Errors
-/// It lacks functions that it must have.
-pub fn find() -> Result<Option<Libc>> {
+/// Its functions cannot be probed.
+pub fn find() -> Result<Option<Libc>, Unusable> {
+    look().map_err(|error| match error.downcast_ref::<NotTheLibrary>() {
+        Some(error) => Unusable {
+            found: error.what(),
+            remedy: NotTheLibrary::REMEDY,
+        },
+        None => Unusable {
+            found: format!("{error:#}"),
+            remedy: "reinstall it",
+        },
+    })
+}
+
+fn look() -> Result<Option<Libc>> {
     let table = Table::new(Vec::new())?;
     let environment = Environment::of_the_command();
     let files = find::at_start(iter::empty(), &environment, &table)?;

@@ -1,0 +1,530 @@
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::*;
+use crate::kernel::method::{Holds, Method};
+use crate::model::exit::LeakExit;
+use crate::options::switches::Switches;
+use crate::options::{
+    Color, DEFAULT_MAX_ALLOCS, DEFAULT_TOP, DoctorFormat, Filters, WaitAll, parse_wait,
+};
+use crate::os::identity::UserSpec;
+use crate::report::{Format, Verbosity};
+
+fn words(words: &[&[u8]]) -> Vec<OsString> {
+    words
+        .iter()
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect()
+}
+
+fn stop(line: &[&str]) -> Stop {
+    let words = std::iter::once("memleak")
+        .chain(line.iter().copied())
+        .map(OsString::from);
+    parse(words).unwrap_err()
+}
+
+fn launched(words: impl IntoIterator<Item = OsString>) -> Run {
+    match parse(words).unwrap() {
+        Task::Run(run) => run,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn watch(line: &[&str]) -> Watch {
+    let words = ["memleak"].iter().chain(line).map(OsString::from);
+    match parse(words).unwrap() {
+        Task::Watch(watch) => watch,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn run(line: &[&str]) -> Run {
+    let words = ["memleak", "run"].iter().chain(line).map(OsString::from);
+    launched(words)
+}
+
+fn wrong(line: &[&str]) -> String {
+    let stop = stop(line);
+    assert_eq!(stop.code(), 125, "{line:?}");
+    let Stop::Wrong(said) = stop else {
+        panic!("{line:?} is not wrong: {stop:?}");
+    };
+    assert!(said.starts_with("memleak: "), "{said}");
+    assert!(!said.contains(char::is_control), "{said:?}");
+    said
+}
+
+#[test]
+fn the_command_gets_its_words_to_the_byte() {
+    let given: &[&[u8]] = &[
+        b"prog",
+        b"-x",
+        b"",
+        b"\xff\xfe",
+        b"--format",
+        b"json",
+        b"--",
+        b"-q",
+        b"a b\n",
+    ];
+    let prefixes: [&[&[u8]]; 4] = [
+        &[b"memleak", b"run"],
+        &[b"memleak", b"run", b"--"],
+        &[b"memleak", b"run", b"-v"],
+        &[b"memleak", b"run", b"-v", b"--"],
+    ];
+    for prefix in prefixes {
+        let run = launched(words(&[prefix, given].concat()));
+        assert_eq!(run.command, words(given), "{prefix:?}");
+        assert_eq!(run.report.format, Format::Table);
+        assert!(!run.report.shown.quiet);
+    }
+}
+
+#[test]
+fn after_two_dashes_even_an_option_is_a_command() {
+    for command in [&b"-x"[..], b"--help", b"", b"\xff", b"run"] {
+        let line = words(&[b"memleak", b"run", b"--", command, b"--", b"--version"]);
+        let run = launched(line);
+        assert_eq!(run.command, words(&[command, b"--", b"--version"]));
+    }
+}
+
+#[test]
+fn without_options_there_is_a_table_and_no_gate() {
+    let run = run(&["true"]);
+    assert_eq!(run.report.shown.output, None);
+    assert_eq!(run.report.format, Format::Table);
+    assert_eq!(run.report.shown.verbosity(), Verbosity::Normal);
+    assert_eq!(run.report.shown.color, Color::Auto);
+    assert!(run.gate.gate().is_none());
+    assert_eq!(run.gate.leak_exit(), LeakExit::default());
+    assert_eq!(run.probing.max_allocs, DEFAULT_MAX_ALLOCS);
+    assert_eq!(run.probing.test.switches(), Switches::default());
+}
+
+#[test]
+fn every_option_reaches_its_value() {
+    let run = run(&[
+        "-o",
+        "out file",
+        "--format",
+        "json",
+        "-v",
+        "--color=never",
+        "--fail-on-leak",
+        "1MB",
+        "--fail-on-total-leak=2MiB",
+        "--gate-comm",
+        "app*",
+        "--gate-comm",
+        "!app_x",
+        "--leak-exitcode",
+        "7",
+        "--leak-exitcode-wins",
+        "--allow-drain",
+        "--user",
+        "alice",
+        "--max-allocs",
+        "100",
+        "--test",
+        "without-probe=free",
+        "--test=without-probe=calloc",
+        "true",
+    ]);
+    assert_eq!(run.report.shown.output, Some("out file".into()));
+    assert_eq!(run.report.format, Format::Json);
+    assert_eq!(run.report.shown.verbosity(), Verbosity::Verbose);
+    assert_eq!(run.report.shown.color, Color::Never);
+    assert_eq!(run.gate.fail_on_leak, Some(1_000_000));
+    assert_eq!(run.gate.fail_on_total_leak, Some(2_097_152));
+    assert_eq!(run.gate.gate_comm.len(), 2);
+    assert!(run.gate.gate().is_some());
+    assert_eq!(
+        run.gate.leak_exit(),
+        LeakExit {
+            code: 7,
+            wins: true
+        }
+    );
+    assert!(run.gate.allow_drain);
+    assert_eq!(run.user, Some(UserSpec::Name("alice".to_owned(), None)));
+    assert_eq!(run.probing.max_allocs, 100);
+    let switches = run.probing.test.switches();
+    assert_eq!(switches.without_probe, ["free", "calloc"]);
+    assert_eq!(run.command, ["true"]);
+}
+
+#[test]
+fn the_last_of_a_repeated_option_counts() {
+    let run = run(&[
+        "--format",
+        "csv",
+        "--fail-on-leak",
+        "1",
+        "-q",
+        "-q",
+        "--fail-on-leak",
+        "2",
+        "--format",
+        "json",
+        "true",
+    ]);
+    assert_eq!(run.gate.fail_on_leak, Some(2));
+    assert_eq!(run.report.format, Format::Json);
+    assert_eq!(run.report.shown.verbosity(), Verbosity::Quiet);
+}
+
+#[test]
+fn bad_words_are_one_line_that_says_what_is_wrong_with_which() {
+    for (line, says) in [
+        (&[][..], "nothing to do: memleak run -- COMMAND"),
+        (
+            &["./my_app"],
+            "'./my_app' is not something memleak does: to launch a command, write memleak run",
+        ),
+        (&["--frob"], "'--frob'"),
+        (&["run"], "no command"),
+        (&["run", "--"], "no command"),
+        (&["run", "-q"], "no command"),
+        (&["run", "--frob", "true"], "unexpected argument '--frob'"),
+        (&["run", "-x", "true"], "unexpected argument '-x'"),
+        (
+            &["run", "--forma", "json", "true"],
+            "did you mean --format?",
+        ),
+        (&["run", "--format", "xml", "true"], "'xml'"),
+        (&["run", "--format", "xml", "true"], "table, json, csv"),
+        (
+            &["run", "--color", "sometimes", "true"],
+            "auto, always, never",
+        ),
+        (&["run", "-q", "-v", "true"], "cannot be used with"),
+        (&["run", "-o", "", "true"], "--output"),
+        (
+            &["run", "--fail-on-leak", "1M", "true"],
+            "--fail-on-leak <SIZE>: '1M' is not a size",
+        ),
+        (
+            &["run", "--fail-on-leak=-1", "true"],
+            "--fail-on-leak <SIZE>: '-1' is not a size",
+        ),
+        (
+            &["run", "--fail-on-total-leak", "99999999TB", "true"],
+            "too large",
+        ),
+        (
+            &["run", "--gate-comm", "[", "--fail-on-leak", "1", "true"],
+            "--gate-comm <GLOB>: '[' is not a pattern",
+        ),
+        (
+            &["run", "--gate-comm", "sh", "true"],
+            "--gate-comm changes a gate and there is none",
+        ),
+        (
+            &["run", "--leak-exitcode", "7", "true"],
+            "--leak-exitcode changes a gate",
+        ),
+        (
+            &["run", "--leak-exitcode-wins", "true"],
+            "--leak-exitcode-wins changes a gate",
+        ),
+        (
+            &["run", "--leak-exitcode", "0", "--fail-on-leak", "1", "true"],
+            "1..=255",
+        ),
+        (
+            &[
+                "run",
+                "--leak-exitcode",
+                "256",
+                "--fail-on-leak",
+                "1",
+                "true",
+            ],
+            "1..=255",
+        ),
+        (
+            &["run", "--allow-drain", "true"],
+            "--allow-drain changes a gate",
+        ),
+        (
+            &["run", "--user", "a\nb:c", "true"],
+            r"'a\x0ab:c' names no user",
+        ),
+        (&["run", "--max-allocs", "0", "true"], "1..=134217728"),
+        (
+            &["run", "--max-allocs", "134217729", "true"],
+            "1..=134217728",
+        ),
+        (&["run", "--max-allocs", "many", "true"], "'many'"),
+        (
+            &["run", "--allocator", "./app:alloc=f(length)", "true"],
+            "--allocator <SPEC>: 'length' in 'f(length)' is not size, count,",
+        ),
+        (
+            &["run", "--allocator", "./a\npp", "true"],
+            r"'./a\x0app' names no function",
+        ),
+        (
+            &["run", "--format", "\x1b[31m\n\nUsage: x", "true"],
+            r"\x1b[31m",
+        ),
+    ] {
+        let said = wrong(line);
+        assert!(said.contains(says), "{line:?}: {said}");
+        let help = if line.first() == Some(&"run") {
+            "(see 'memleak run --help')"
+        } else {
+            "(see 'memleak --help')"
+        };
+        assert!(said.ends_with(help), "{line:?}: {said}");
+    }
+}
+
+#[test]
+fn waiting_for_all_may_have_a_limit_and_takes_no_word_of_the_command() {
+    let seconds = |text| parse_wait(text).unwrap();
+    assert_eq!(run(&["true"]).wait_all, None);
+    let unlimited = run(&["--wait-all", "2"]);
+    assert_eq!(unlimited.wait_all, Some(WaitAll::Unlimited));
+    assert_eq!(unlimited.command, words(&[b"2"]));
+    assert_eq!(run(&["--wait-all=2", "true"]).wait_all, Some(seconds("2")));
+    assert_eq!(seconds("0.5"), WaitAll::AtMost(Duration::from_millis(500)));
+    assert_eq!(seconds("0"), WaitAll::AtMost(Duration::ZERO));
+    for text in ["", ".", "-1", "+1", "1e3", "inf", "2s", "1.2.3", "\u{661}"] {
+        assert!(parse_wait(text).is_err(), "{text:?}");
+    }
+    assert!(parse_wait(&"9".repeat(400)).is_err());
+    assert!(
+        wrong(&["run", "--wait-all=2s", "true"])
+            .contains("cannot be '2s'; it is a number of seconds")
+    );
+    assert!(wrong(&["run", "--wait-all=", "true"]).contains("--wait-all"));
+}
+
+#[test]
+fn every_option_of_watching_reaches_its_value() {
+    let one = watch(&["-p", "1234"]);
+    assert_eq!((&one.pid[..], one.all), (&[1234][..], false));
+    assert_eq!(one.interval, Duration::from_secs(5));
+    assert_eq!(one.filters, Filters::default());
+    assert_eq!(one.top, DEFAULT_TOP);
+    for line in [&["-p", "1,2", "0.5"][..], &["-p", "1", "-p", "2", "0.5"]] {
+        let two = watch(line);
+        assert_eq!(two.pid, [1, 2]);
+        assert_eq!(two.interval, Duration::from_millis(500));
+    }
+    let all = watch(&[
+        "-a",
+        "30",
+        "--live",
+        "--top",
+        "3",
+        "--uid",
+        "1,2",
+        "--user-name",
+        "root",
+        "--comm",
+        "a*",
+        "--comm",
+        "!ab",
+        "--cgroup",
+        "/x",
+        "--min-leak",
+        "1kB",
+        "--format",
+        "json",
+        "-o",
+        "f",
+        "--max-allocs",
+        "9",
+        "-v",
+    ]);
+    assert!(all.all && all.live && all.report.shown.verbose);
+    assert_eq!((all.interval.as_secs(), all.top), (30, 3));
+    assert_eq!(all.filters.uid, [1, 2]);
+    assert_eq!(all.filters.user_name, ["root"]);
+    assert_eq!(all.filters.comm.len(), 2);
+    assert_eq!(all.filters.cgroup, [PathBuf::from("/x")]);
+    assert_eq!(all.filters.min_leak, Some(1000));
+    assert_eq!(all.probing.max_allocs, 9);
+    assert!(watch(&["-p1", "--no-children"]).no_children);
+}
+
+#[test]
+fn every_option_of_doctor_reaches_its_value() {
+    let doctor = |line: &[&str]| {
+        let words = ["memleak", "doctor"].iter().chain(line).map(OsString::from);
+        match parse(words).unwrap() {
+            Task::Doctor(doctor) => doctor,
+            other => panic!("{other:?}"),
+        }
+    };
+    let plain = doctor(&[]);
+    assert_eq!(
+        (&plain.shown.output, plain.format),
+        (&None, DoctorFormat::Table)
+    );
+    assert!(!plain.shown.quiet && !plain.shown.verbose);
+    assert_eq!(plain.test.switches(), Switches::default());
+    let line = ["-o", "f", "--format", "json", "-v", "--color=always"];
+    let all = doctor(&line);
+    assert_eq!(
+        (all.shown.output, all.format),
+        (Some("f".into()), DoctorFormat::Json)
+    );
+    assert!(all.shown.verbose && all.shown.color == Color::Always);
+    assert!(doctor(&["-q"]).shown.quiet);
+    let switches = doctor(&["--test=method=multi", "--test=holds=loader"])
+        .test
+        .switches();
+    assert_eq!(
+        (switches.method, switches.holds),
+        (Some(Method::Multi), Holds::Loader)
+    );
+}
+
+#[test]
+fn bad_words_about_doctor_are_one_line_too() {
+    for (line, says) in [
+        (
+            &["--format", "csv"][..],
+            "--format <FORMAT> cannot be 'csv'; it is one of table, json",
+        ),
+        (&["now"], "unexpected argument 'now'"),
+        (&["-q", "-v"], "cannot be used with"),
+        (&["--max-allocs", "1"], "'--max-allocs'"),
+    ] {
+        let said = wrong(&[&["doctor"], line].concat());
+        assert!(said.contains(says), "{line:?}: {said}");
+        assert!(said.ends_with("(see 'memleak doctor --help')"), "{said}");
+    }
+}
+
+#[test]
+fn bad_words_about_watching_are_one_line_too() {
+    for (line, says) in [
+        (&["-q"][..], "nothing to do: memleak run -- COMMAND"),
+        (
+            &["--uid", "1"],
+            "memleak -p PID watches a process, memleak -a every",
+        ),
+        (&["7"], "nothing to do"),
+        (&["-p"], "--pid"),
+        (&["-p", "x"], "--pid <PID> cannot be 'x'"),
+        (&["-p", "0"], "--pid <PID> cannot be '0'"),
+        (&["-p", "1,"], "--pid"),
+        (
+            &["-p", "1", "2", "5"],
+            "unexpected argument '5': after PID there is one INTERVAL; several processes are -p 1,2 or -p 1 -p 2",
+        ),
+        (&["-p", "1", "-a"], "cannot be used with"),
+        (&["-a", "--no-children"], "cannot be used with"),
+        (&["-a", "run", "true"], "cannot be used with: --all"),
+        (
+            &["-a", "soon"],
+            "[INTERVAL] cannot be 'soon'; it is a number of seconds",
+        ),
+        (&["-a", "0"], "0.1 to 86400"),
+        (&["-a", "86401"], "0.1 to 86400"),
+        (
+            &["-a", "--comm", "["],
+            "--comm <GLOB>: '[' is not a pattern",
+        ),
+        (
+            &["-a", "--min-leak", "1M"],
+            "--min-leak <SIZE>: '1M' is not a size",
+        ),
+        (&["-a", "--top", "-1"], "-1"),
+        (&["-a", "--fail-on-leak", "1"], "'--fail-on-leak'"),
+    ] {
+        let said = wrong(line);
+        assert!(said.contains(says), "{line:?}: {said}");
+        assert!(said.ends_with("(see 'memleak --help')"), "{line:?}: {said}");
+    }
+    let many = ["--cgroup", "/x"].repeat(MAX_CGROUPS + 1);
+    let line = [&["-a"][..], &many].concat();
+    assert!(wrong(&line).contains("--cgroup can be given 8 times"));
+}
+
+#[test]
+fn an_option_value_that_is_not_utf8_is_an_error_and_a_file_name_is_not() {
+    let line = words(&[b"memleak", b"run", b"--fail-on-leak", b"\xff", b"true"]);
+    assert!(matches!(parse(line), Err(Stop::Wrong(_))));
+    let run = launched(words(&[b"memleak", b"run", b"-o", b"\xff", b"true"]));
+    assert_eq!(
+        run.report.shown.output,
+        Some(PathBuf::from(OsString::from_vec(vec![0xff])))
+    );
+}
+
+#[test]
+fn help_and_version_are_told_and_no_error() {
+    for line in [
+        &["--help"][..],
+        &["-h"],
+        &["run", "--help"],
+        &["--version"],
+        &["run", "-V"],
+    ] {
+        let stop = stop(line);
+        assert_eq!(stop.code(), 0, "{line:?}");
+        let Stop::Told(said) = stop else {
+            panic!("{line:?}: {stop:?}");
+        };
+        assert!(said.contains("memleak"), "{said}");
+        assert!(!said.contains('\u{1b}'), "{said:?}");
+    }
+    let Stop::Told(help) = stop(&["run", "--help"]) else {
+        panic!("no help");
+    };
+    insta::assert_snapshot!("run_help", help);
+    let Stop::Told(help) = stop(&["doctor", "--help"]) else {
+        panic!("no help");
+    };
+    insta::assert_snapshot!("doctor_help", help);
+    let Stop::Told(help) = stop(&["--help"]) else {
+        panic!("no help");
+    };
+    insta::assert_snapshot!("help", help);
+}
+
+#[test]
+fn the_options_of_clap_do_not_contradict_each_other() {
+    use clap::CommandFactory;
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn colour_is_for_terminals_unless_told_otherwise() {
+    for (color, terminal, no_color, wanted) in [
+        (Color::Auto, true, false, true),
+        (Color::Auto, true, true, false),
+        (Color::Auto, false, false, false),
+        (Color::Always, false, true, true),
+        (Color::Never, true, false, false),
+    ] {
+        assert_eq!(
+            color.wanted(terminal, no_color),
+            wanted,
+            "{color:?} {terminal} {no_color}"
+        );
+    }
+}
+
+#[test]
+fn a_hidden_option_is_never_suggested() {
+    for line in [
+        &["run", "--tes", "method=multi", "true"][..],
+        &["doctor", "--tests"],
+        &["-a", "--tset"],
+    ] {
+        let said = wrong(line);
+        assert!(said.contains("unexpected argument"), "{said}");
+        assert!(!said.contains("did you mean"), "{said}");
+    }
+}

@@ -1,0 +1,85 @@
+//! What is wrong with a command line, in one line.
+
+use std::error::Error;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::find::notation::SpecError;
+use crate::os::identity::UserSpecError;
+use crate::text::escape;
+use crate::text::globs::GlobError;
+use crate::text::units::SizeError;
+
+/// Puts clap's error, which has several lines, into one line.
+///
+/// `watches`: the command line names processes. `hidden`: options that are not to be suggested.
+pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String]) -> String {
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(escape::escaped(word.as_bytes())),
+        _ => None,
+    };
+    // Our own errors name the value themselves, and name it harmlessly.
+    if let Some(source) = error.source()
+        && (source.is::<SizeError>()
+            || source.is::<GlobError>()
+            || source.is::<UserSpecError>()
+            || source.is::<SpecError>())
+        && let Some(option) = word(ContextKind::InvalidArg)
+    {
+        return format!("{option}: {source}");
+    }
+    match error.kind() {
+        // A word after the interval may be a subcommand, for clap.
+        ErrorKind::ArgumentConflict | ErrorKind::UnknownArgument if watches => {
+            let number = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg]
+                .into_iter()
+                .filter_map(word)
+                .find(|word| word.parse::<u32>().is_ok());
+            if let Some(number) = number {
+                return format!(
+                    "unexpected argument '{number}': after PID there is one INTERVAL; several processes are \
+                     -p 1,2 or -p 1 -p 2"
+                );
+            }
+        }
+        ErrorKind::MissingRequiredArgument => {
+            return "no command: write it after the options, as in memleak run -- ./my_app"
+                .to_owned();
+        }
+        // These quote a word of the user's, which may hold line breaks and escape sequences.
+        ErrorKind::UnknownArgument => {
+            if let Some(option) = word(ContextKind::InvalidArg) {
+                let similar = word(ContextKind::SuggestedArg)
+                    .filter(|similar| !hidden.contains(similar))
+                    .map_or_else(String::new, |similar| format!("; did you mean {similar}?"));
+                return format!("unexpected argument '{option}'{similar}");
+            }
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let value = word(ContextKind::InvalidValue).filter(|value| !value.is_empty());
+            if let (Some(option), Some(value)) = (word(ContextKind::InvalidArg), value) {
+                if !watches && option == "[INTERVAL]" {
+                    return format!(
+                        "'{value}' is not something memleak does: to launch a command, write memleak run -- COMMAND"
+                    );
+                }
+                let why = match (error.get(ContextKind::ValidValue), error.source()) {
+                    (Some(ContextValue::Strings(valid)), _) => {
+                        format!("; it is one of {}", valid.join(", "))
+                    }
+                    (_, Some(source)) => {
+                        format!("; {}", escape::escaped(source.to_string().as_bytes()))
+                    }
+                    (_, None) => String::new(),
+                };
+                return format!("{option} cannot be '{value}'{why}");
+            }
+        }
+        _ => {}
+    }
+    let paragraphs = error.to_string();
+    let said = paragraphs.strip_prefix("error: ").unwrap_or(&paragraphs);
+    let first = said.split("\n\n").next().unwrap_or(said);
+    let line: Vec<&str> = first.lines().map(str::trim).collect();
+    escape::escaped(line.join(" ").as_bytes())
+}

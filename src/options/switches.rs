@@ -1,0 +1,201 @@
+//! The switches that only memleak's own tests use: one hidden option, `--test KEY=VALUE`, which may be repeated.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::find::functions::NAMES;
+use crate::kernel::method::{Holds, Method};
+
+/// The hidden option.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct TestArgs {
+    #[arg(long = "test", value_name = "KEY=VALUE", hide = true, value_parser = parse)]
+    switches: Vec<Switch>,
+}
+
+impl TestArgs {
+    /// All switches; of one that is given twice the last counts.
+    pub fn switches(&self) -> Switches {
+        let mut all = Switches::default();
+        self.switches.iter().for_each(|switch| all.set(switch));
+        all
+    }
+}
+
+/// The switches and their values. Without any, memleak does what users get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switches {
+    /// `method=session|multi|perf-event|separate`: attach the probes in this way, not in the best one that works.
+    pub method: Option<Method>,
+    /// `holds=nowhere|loader|everywhere`: hold processes at most there until their files are examined.
+    pub holds: Holds,
+    /// `hold-delay=MILLISECONDS`: let held processes wait this much longer.
+    pub hold_delay: Duration,
+    /// `missed-events=TIMES`: let the BPF programs ignore half of all forks, execs and exits, the first TIMES (0 to 2)
+    /// that the kernel reports each.
+    pub missed_events: u32,
+    /// `late-threads=yes`: keep every started thread in the slower table.
+    pub late_threads: bool,
+    /// `without-probe=NAME`: probe no function of this name. May be repeated.
+    pub without_probe: Vec<String>,
+    /// `patient=init|bare|more|seal`: be the child whose allocations the doctor counts.
+    pub patient: Option<Patient>,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self {
+            method: None,
+            holds: Holds::Everywhere,
+            hold_delay: Duration::ZERO,
+            missed_events: 0,
+            late_threads: false,
+            without_probe: Vec::new(),
+            patient: None,
+        }
+    }
+}
+
+/// The images of the doctor's child, in the order in which they execute each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Patient {
+    Init,
+    Bare,
+    More,
+    Seal,
+}
+
+/// One switch, with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Switch {
+    Method(Method),
+    Holds(Holds),
+    HoldDelay(Duration),
+    MissedEvents(u32),
+    LateThreads,
+    WithoutProbe(&'static str),
+    Patient(Patient),
+}
+
+impl Switches {
+    fn set(&mut self, switch: &Switch) {
+        match *switch {
+            Switch::Method(method) => self.method = Some(method),
+            Switch::Holds(holds) => self.holds = holds,
+            Switch::HoldDelay(delay) => self.hold_delay = delay,
+            Switch::MissedEvents(times) => self.missed_events = times,
+            Switch::LateThreads => self.late_threads = true,
+            Switch::WithoutProbe(name) => self.without_probe.push(name.to_owned()),
+            Switch::Patient(patient) => self.patient = Some(patient),
+        }
+    }
+}
+
+/// Reads `KEY=VALUE`.
+fn parse(word: &str) -> Result<Switch, String> {
+    let (key, value) = word.split_once('=').unwrap_or((word, ""));
+    match key {
+        "method" => one_of(value).map(Switch::Method),
+        "holds" => one_of(value).map(Switch::Holds),
+        "hold-delay" => number(value).map(|ms| Switch::HoldDelay(Duration::from_millis(ms))),
+        "missed-events" => match number(value)? {
+            times @ 0..=2 => Ok(Switch::MissedEvents(times as u32)),
+            _ => Err("missed-events is 0, 1 or 2".to_owned()),
+        },
+        "late-threads" if value == "yes" => Ok(Switch::LateThreads),
+        "late-threads" => Err("late-threads is yes".to_owned()),
+        "without-probe" => match NAMES.iter().find(|name| **name == value) {
+            Some(name) => Ok(Switch::WithoutProbe(name)),
+            None => Err(format!("without-probe is one of {}", NAMES.join(", "))),
+        },
+        "patient" => patient(value).map(Switch::Patient),
+        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, patient".to_owned()),
+    }
+}
+
+/// Reads the name of a patient. All names have the same length, and reading them allocates the same: clap's way of
+/// reading one of several values does not.
+fn patient(name: &str) -> Result<Patient, String> {
+    match name {
+        "init" => Ok(Patient::Init),
+        "bare" => Ok(Patient::Bare),
+        "more" => Ok(Patient::More),
+        "seal" => Ok(Patient::Seal),
+        _ => Err("patient is init, bare, more or seal".to_owned()),
+    }
+}
+
+fn one_of<T: ValueEnum>(value: &str) -> Result<T, String> {
+    T::from_str(value, false).map_err(|_| {
+        let values = T::value_variants().iter().filter_map(T::to_possible_value);
+        let names: Vec<_> = values.map(|value| value.get_name().to_owned()).collect();
+        format!("it is one of {}", names.join(", "))
+    })
+}
+
+fn number(value: &str) -> Result<u64, String> {
+    value.parse().map_err(|_| "it is a number".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_switch_reaches_its_value() {
+        let words = [
+            "method=multi",
+            "method=separate",
+            "holds=loader",
+            "hold-delay=250",
+            "missed-events=2",
+            "late-threads=yes",
+            "without-probe=free",
+            "without-probe=calloc",
+            "patient=more",
+        ];
+        let given = TestArgs {
+            switches: words.map(|word| parse(word).unwrap()).to_vec(),
+        };
+        let expected = Switches {
+            method: Some(Method::Separate),
+            holds: Holds::Loader,
+            hold_delay: Duration::from_millis(250),
+            missed_events: 2,
+            late_threads: true,
+            without_probe: vec!["free".to_owned(), "calloc".to_owned()],
+            patient: Some(Patient::More),
+        };
+        assert_eq!(given.switches(), expected);
+        assert_eq!(TestArgs::default().switches(), Switches::default());
+    }
+
+    #[test]
+    fn unknown_keys_and_values_are_refused_with_those_that_there_are() {
+        for (word, says) in [
+            ("", "the keys are"),
+            ("methods=multi", "the keys are"),
+            ("method", "session, multi, perf-event, separate"),
+            ("method=fast", "session, multi, perf-event, separate"),
+            ("holds=here", "nowhere, loader, everywhere"),
+            ("hold-delay=soon", "a number"),
+            ("missed-events=3", "0, 1 or 2"),
+            ("late-threads", "yes"),
+            ("without-probe=main", "malloc"),
+            ("patient=Bare", "init, bare, more or seal"),
+        ] {
+            let error = parse(word).unwrap_err();
+            assert!(error.contains(says), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_names_of_patients_have_the_same_length() {
+        for patient in Patient::value_variants() {
+            let name = patient.to_possible_value().unwrap();
+            assert_eq!(name.get_name().len(), 4);
+            assert_eq!(super::patient(name.get_name()), Ok(*patient));
+        }
+    }
+}
