@@ -1,5 +1,7 @@
-//! Files that followed processes map to execute: which are known, which are asked about, and the probes
-//! that the answers put in.
+//! Files that followed processes map executable: files that are new to the kernel side, and the answers to its
+//! questions about them. An answer may put probes on the file.
+//!
+//! Examining a file is left to `find`. How processes wait is in `bpf/arrivals.bpf.h`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,12 +31,12 @@ use crate::kernel::skeletons::types::{
 use crate::os::mapping::Mapping;
 use crate::os::mount::in_own_mount;
 
-/// How long the kernel may be too busy to look at a mapping of our own.
+/// How long the kernel may be too busy to look at one of memleak's own mappings.
 const IDENTIFIED_WITHIN: Duration = Duration::from_secs(1);
 
 impl Collector {
-    /// The files that wait to be examined. Each must be answered, by [`answer`](Self::answer) or
-    /// [`give_up`](Self::give_up), then all of them at once by [`answered`](Self::answered).
+    /// The files that wait to be examined. The caller must answer each one, by [`answer`](Self::answer) or
+    /// [`give_up`](Self::give_up). Then the caller calls [`answered`](Self::answered) once for all of them.
     ///
     /// # Errors
     /// The ring cannot be read.
@@ -59,8 +61,8 @@ impl Collector {
             .collect())
     }
 
-    /// Puts probes on a file if it has anything to probe, before anyone is followed who could map it. Its number
-    /// among the files with probes, if it is one.
+    /// Probes a file, if it has anything to probe, before any process that could map it is followed. Returns the
+    /// file's index among the files with probes, if it is one of them.
     ///
     /// # Errors
     /// The kernel refuses the probes, or there are more files than it can number.
@@ -73,13 +75,13 @@ impl Collector {
         Ok(u16::try_from(state.index).ok())
     }
 
-    /// What the kernel knows an open file by, and the time of its last change.
+    /// How the kernel identifies an open file, and the time of the file's last change.
     fn identify(&self, file: &File) -> Result<(file_id, file_version)> {
         let mapping = Mapped::at(file, 0)?;
         let mut arguments = [mapping.address.as_ptr() as u64];
         let began = Instant::now();
         loop {
-            // SAFETY: as long as the array, which outlives it; any bytes are integers.
+            // SAFETY: the slice is exactly as long as the array, which outlives it. Any bytes are valid integers.
             let context = unsafe {
                 std::slice::from_raw_parts_mut(
                     arguments.as_mut_ptr().cast(),
@@ -90,14 +92,14 @@ impl Collector {
                 context_in: Some(context),
                 ..ProgramInput::default()
             })?;
-            // The kernel has one lock for this on each CPU, which it lets go at an interrupt.
+            // The kernel has one lock for this on each CPU. An interrupt releases it.
             match Errno::from_raw(run.return_value.cast_signed().wrapping_neg()) {
                 Errno::UnknownErrno => break,
                 Errno::EBUSY if began.elapsed() < IDENTIFIED_WITHIN => {
                     threads::sleep(Duration::from_micros(100));
                 }
-                // The programs for older kernels, on one that is not: a file of a file system over another is
-                // then not told from the one below.
+                // These are the programs for older kernels, loaded on a newer one. stat(2) does not tell a file of a
+                // file system that lies over another from the file below.
                 Errno::ENOENT if matches!(self.object, Object::Older(_)) => {
                     return Ok(by_stat(&file.metadata()?));
                 }
@@ -108,11 +110,12 @@ impl Collector {
         Ok((identified.file, identified.version))
     }
 
-    /// Tells the kernel what a file is that a process waits for, and puts probes on it if it has anything to
-    /// probe.
+    /// Tells the kernel what is known of a file that a process waits for. Puts probes on the file if it has
+    /// anything to probe.
     ///
     /// # Errors
-    /// The kernel refuses the probes, or there are more files than it can number: [`give_up`](Self::give_up).
+    /// The kernel refuses the probes, or there are more files than it can number. Then the caller must call
+    /// [`give_up`](Self::give_up).
     pub fn answer(&mut self, arrival: &Arrival, examined: Examined) -> Result<()> {
         let pid = arrival.mapping.pid;
         let state = self.probe(&arrival.file, examined, Some(pid))?;
@@ -120,14 +123,14 @@ impl Collector {
         self.learn(&arrival.file, file_state { version, ..state })
     }
 
-    /// A file that waits cannot be examined. If nobody has it mapped any more (`forget`), the next one who
-    /// has may ask again; else whoever maps it is told to be uncovered.
+    /// Answers for a file that cannot be examined. With `forget`, no process has the file mapped any more, and
+    /// the next process that maps it may ask again. Otherwise each process that maps it is reported as uncovered.
     ///
     /// # Errors
     /// The kernel cannot be told.
     pub fn give_up(&mut self, arrival: &Arrival, forget: bool) -> Result<()> {
         if forget {
-            // Who else asks meanwhile may have an answer already.
+            // Another process may have asked meanwhile, and may have its answer already.
             if let Some(skel) = self.object.newer() {
                 let _ = skel.maps.files.delete(bytes_of(&arrival.file));
             }
@@ -143,29 +146,29 @@ impl Collector {
         )
     }
 
-    /// Lets those who wait look at the answers.
+    /// Lets the waiting processes look at the answers.
     pub fn answered(&mut self) {
         self.globals.answers.add(1);
     }
 
-    /// From now on nobody waits for answers.
+    /// From now on no process waits for answers.
     pub(super) fn stop_answering(&mut self) {
         self.globals.nobody_answers.set(1);
     }
 
     fn learn(&self, file: &file_id, state: file_state) -> Result<()> {
-        // Elsewhere no process asks.
+        // Only the object for newer kernels has processes that ask.
         let Some(skel) = self.object.newer() else {
             return Ok(());
         };
         let files = &skel.maps.files;
         files
             .update(bytes_of(file), bytes_of(&state), MapFlags::ANY)
-            .context("cannot tell the kernel of a file that was examined")
+            .context("cannot tell the kernel what is known of an examined file")
     }
 
-    /// Probes a file, unless that was done before. Returns what the kernel is to know of it, but for its
-    /// version.
+    /// Probes a file, unless its probes are in place already. Returns what the kernel has to know of the file, except
+    /// its version.
     fn probe(
         &mut self,
         file: &file_id,
@@ -195,11 +198,11 @@ impl Collector {
         if known.sites != sites || known.hooks != hooks {
             if !known.links.is_empty() {
                 let (path, file) = (&examined.path, &examined.file);
-                return self.written_over(key, known, path, file, pid);
+                return self.detach_overwritten(key, known, path, file, pid);
             }
             let _mapped = map_sites(&examined.file, &sites)
                 .with_context(|| format!("cannot map {}", examined.path.display()))?;
-            // What cannot have a mount of its own keeps the one that it has.
+            // A file that cannot get a mount of its own keeps the mount that it has.
             let own = in_own_mount(&examined.file, pid);
             let file = own.as_ref().unwrap_or(&examined.file);
             known = Entry::default();
@@ -227,11 +230,12 @@ impl Collector {
         })
     }
 
-    /// A file with probes has other content now, and the probes sit inside its instructions. They are taken out
-    /// and the process that has just mapped it gets back what the file has there. New probes must wait until
-    /// the kernel has forgotten the old ones, which it does not while a process is held: this one is told to be
-    /// uncovered, and the next who maps the file asks again.
-    fn written_over(
+    /// Handles a file with probes that has other content now, so that the probes are inside its instructions.
+    ///
+    /// The probes are removed. The process that has just mapped the file gets the file's own bytes back. New probes
+    /// must wait until the kernel has forgotten the old ones, and it does not do that while a process is held. So
+    /// this process is reported as uncovered, and the next process that maps the file asks again.
+    fn detach_overwritten(
         &mut self,
         key: Key,
         old: Entry,
@@ -250,7 +254,7 @@ impl Collector {
         if let Some(pid) = pid {
             restore(pid, file, &offsets).with_context(|| {
                 format!(
-                    "cannot take old breakpoints out of {}, which was written over",
+                    "cannot take old breakpoints out of {}, which was overwritten",
                     path.display()
                 )
             })?;
@@ -258,7 +262,7 @@ impl Collector {
         Ok(unexamined_for_now())
     }
 
-    /// A file with probes to be, with its number and those of its sites.
+    /// Makes the target for a file that is to be probed: assigns the indexes of the file and of its sites.
     fn target(&mut self, path: PathBuf, sites: Vec<Site>) -> Result<Target> {
         let first_site = self.known.sites;
         let next_site = first_site + sites.len() as u32;

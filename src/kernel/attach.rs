@@ -1,7 +1,8 @@
-//! Attaches programs to the sites of a file: one link a program and file, all offsets in it.
+//! Attaches programs to the sites of a file. Multi and session uprobes need one link for each program and file, with
+//! all offsets in it.
 //!
-//! Which kind of uprobe is decided by trying, not by the kernel's version: distributions take features
-//! back into older kernels.
+//! Which files and sites are probed is decided in `find`. Which kind of uprobe is used is decided by trying (`load`),
+//! not by the kernel's version, because distributions backport features into older kernels.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,40 +19,40 @@ use crate::kernel::method::Method;
 use crate::kernel::separate;
 use crate::kernel::skeletons::Program;
 
-/// A file to be probed.
+/// A file that is to be probed.
 pub struct Target {
     pub path: PathBuf,
-    /// Its number among the files with probes; a heap names its own by it.
+    /// The file's index among the files with probes. Heaps refer to their files by it.
     pub index: u16,
     pub sites: Vec<Site>,
-    /// Number of its first site in the table of all sites.
+    /// Index of the file's first site in the table of all sites.
     pub first_site: u32,
 }
 
 /// The programs to attach, as far as the method needs them.
 pub struct Programs<'a, 'obj> {
-    /// At functions with a return.
+    /// For functions that have a return probe.
     pub alloc: &'a Program<'obj>,
-    /// At their returns; nothing where `alloc` is there as well.
+    /// For the returns of these functions. `None` if `alloc` runs there as well.
     pub alloc_return: Option<&'a Program<'obj>>,
     pub entry: &'a Program<'obj>,
     pub throwing: &'a Program<'obj>,
 }
 
-/// What keeps a probe where it is, until it is dropped: that takes some 50 ms.
+/// Keeps a probe in place until it is dropped. Dropping takes some 50 ms.
 pub enum Attached {
     Link(Link),
     Event(OwnedFd),
 }
 
-/// What the kernel on x86_64 says of an instruction that it takes no probe on. No C library has a name for it.
+/// The error of the kernel on x86_64 for an instruction that cannot carry a probe. No C library has a name for it.
 const ENOTSUPP: i32 = 524;
 
-/// Attaches the programs to all sites of the target, which is open as `file`: its path may have come to mean
-/// another one.
+/// Attaches the programs to all sites of the target. `file` is the open target, because its path may lead to
+/// another file by now.
 ///
 /// # Errors
-/// The kernel refuses: it lacks the method, or the rights are not enough. Nothing stays attached.
+/// The kernel refuses: it lacks the method, or the rights are not sufficient. Nothing stays attached.
 pub fn attach(
     method: Method,
     programs: &Programs<'_, '_>,
@@ -87,9 +88,9 @@ pub fn attach(
         links.extend(made.map_err(|error| {
             let names: Vec<_> = sites.iter().map(|(site, _)| site.symbol.as_str()).collect();
             let why = if errno_of(error.as_ref()) == Some(ENOTSUPP) {
-                ": the kernel takes no probe on an instruction there"
+                ": the kernel cannot probe an instruction there"
             } else if matches!(method, Method::PerfEvent | Method::Separate) {
-                " (perf-event uprobes take root, or CAP_SYS_ADMIN too)"
+                " (perf-event uprobes need root, or CAP_SYS_ADMIN too)"
             } else {
                 ""
             };
@@ -110,7 +111,7 @@ pub fn attach(
     Ok(links)
 }
 
-/// Attaches a program to the places where a dynamic loader tells of what it has mapped.
+/// Attaches a program to the places where a dynamic loader reports what it has mapped.
 ///
 /// # Errors
 /// As for [`attach`].
@@ -125,7 +126,7 @@ pub fn attach_hooks(
         .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
 }
 
-/// Attaches a program to offsets in a file, where they are entered.
+/// Attaches a program to offsets in a file. The program runs when an offset is reached.
 ///
 /// # Errors
 /// As for [`attach`].
@@ -144,7 +145,7 @@ pub fn attach_at(
     attach_one(kind, program, file, &probes)
 }
 
-/// What sort of uprobe.
+/// The kind of a uprobe.
 #[derive(Clone, Copy)]
 struct Kind {
     method: Method,
@@ -163,7 +164,7 @@ fn attach_one(
         let events = separate::attach(program, file, kind.retprobe, probes)?;
         return Ok(events.into_iter().map(Attached::Event).collect());
     }
-    // The kernel follows this to the very file that we examined.
+    // The kernel follows this link to the very file that was examined.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     if kind.method == Method::PerfEvent {
         return probes

@@ -1,8 +1,8 @@
-//! Walks over a hash map, bucket by bucket. libbpf-rs has one, which takes a batch that is not full for the last
-//! one; the kernel leaves a batch before its end where the next bucket does not fit.
+//! Walks over a hash map, bucket by bucket. libbpf-rs has such an iterator, but it takes a batch that is not full for
+//! the last one. The kernel ends a batch early if the next bucket does not fit.
 //!
-//! Nothing is allocated for an entry: where every process of the machine is watched, memleak's own calls of the
-//! allocator meet the probes, too, and a walk may be over millions of entries.
+//! Nothing is allocated for a single entry, for two reasons. With `-a`, memleak's own calls of the allocator reach the
+//! probes, too. And a walk may go over millions of entries.
 
 use std::ffi::c_void;
 use std::os::fd::AsRawFd;
@@ -12,27 +12,27 @@ use libbpf_rs::MapCore;
 use libbpf_rs::libbpf_sys::{bpf_map_batch_opts, bpf_map_delete_batch, bpf_map_lookup_batch};
 use nix::errno::Errno;
 
-/// How far a walk has come. Entries that are there all the time are met once; those that come and go meanwhile may
-/// be met or not.
+/// The position of a walk. The walk meets entries that exist all the time exactly once. It may or may not meet entries
+/// that come or go meanwhile.
 #[derive(Debug)]
 pub struct Walk {
     keys: Vec<u8>,
     values: Vec<u8>,
-    /// Entries that fit into a batch.
+    /// How many entries fit into a batch.
     size: u32,
-    /// Where the kernel goes on: a bucket's number; nothing before the first batch.
+    /// The bucket where the kernel continues. `None` before the first batch.
     bucket: Option<u32>,
     is_over: bool,
 }
 
-/// Some entries of a map: keys and values in the same order.
+/// Some entries of a map. Keys and values are in the same order.
 pub struct Batch<'walk> {
     pub keys: ChunksExact<'walk, u8>,
     pub values: ChunksExact<'walk, u8>,
 }
 
 impl Walk {
-    /// `size` entries are read at once.
+    /// A walk that reads `size` entries at once.
     pub fn new(size: u32) -> Self {
         Walk {
             keys: Vec::new(),
@@ -43,7 +43,7 @@ impl Walk {
         }
     }
 
-    /// The next entries of a hash map, the same one each time; `None` after the last.
+    /// The next entries of the hash map, which must be the same at each call. `None` after the last entry.
     ///
     /// # Errors
     /// The kernel cannot read the map.
@@ -59,7 +59,7 @@ impl Walk {
         }))
     }
 
-    /// Fills the buffers with how many entries it returns.
+    /// Fills the buffers. Returns the number of entries.
     fn read(&mut self, map: i32, key_size: usize, value_size: usize) -> nix::Result<usize> {
         loop {
             self.keys.resize(key_size * self.size as usize, 0);
@@ -67,8 +67,8 @@ impl Walk {
             let from = self.bucket;
             let from = from.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
             let (mut bucket, mut count) = (0_u32, self.size);
-            // SAFETY: the buffers have room for `count` entries of the map, the positions are those of a hash
-            // map, a u32 each, and all outlive the call.
+            // SAFETY: the buffers have room for `count` entries of the map. A position in a hash map is a u32. All of
+            // them outlive the call.
             let result = unsafe {
                 bpf_map_lookup_batch(
                     map,
@@ -82,7 +82,7 @@ impl Walk {
             };
             match Errno::from_raw(-result.min(0)) {
                 Errno::UnknownErrno => {}
-                // No more buckets.
+                // There are no more buckets.
                 Errno::ENOENT => self.is_over = true,
                 Errno::EINTR => continue,
                 // Not even one bucket fits.
@@ -98,7 +98,8 @@ impl Walk {
     }
 }
 
-/// Deletes the entries with these keys, one behind the other, as far as they are there. Returns how many were.
+/// Deletes the entries with these keys, as far as they exist. The keys follow each other in `keys`. Returns how many
+/// entries were deleted.
 ///
 /// # Errors
 /// The kernel cannot change the map.
@@ -107,7 +108,7 @@ pub fn delete_all(map: &impl MapCore, mut keys: &[u8]) -> nix::Result<u64> {
     let mut deleted = 0;
     while !keys.is_empty() {
         let mut count = (keys.len() / key_size) as u32;
-        // SAFETY: there are `count` keys of the map, and all outlives the call.
+        // SAFETY: `keys` holds `count` keys of the map, and everything outlives the call.
         let result = unsafe {
             bpf_map_delete_batch(
                 map.as_fd().as_raw_fd(),
@@ -120,7 +121,7 @@ pub fn delete_all(map: &impl MapCore, mut keys: &[u8]) -> nix::Result<u64> {
         keys = &keys[count as usize * key_size..];
         match Errno::from_raw(-result.min(0)) {
             Errno::UnknownErrno | Errno::EINTR => {}
-            // Of the next one.
+            // The key after the deleted ones does not exist.
             Errno::ENOENT => keys = &keys[key_size.min(keys.len())..],
             error => return Err(error),
         }

@@ -1,4 +1,6 @@
 //! The loaded programs at work: their links, and the ring of images that have ended.
+//!
+//! Loading is left to `load`, decoding to `records`, living processes to `snapshot`, and arriving files to `arrivals`.
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
@@ -26,14 +28,14 @@ use crate::kernel::{detach, load};
 use crate::model::image::Image;
 use crate::os::clock::Clock;
 
-/// Blocks of ended heaps are swept when they fill this share of the table of live blocks. The kernel
-/// does it by itself when the table is full, in the middle of somebody's malloc; this is to spare it that.
+/// Blocks of ended heaps are swept when they fill this share of the table of live blocks. If the table is full, the
+/// kernel side sweeps by itself, in the middle of some process's malloc. Sweeping early avoids that.
 const SWEEP_SHARE: u64 = 4;
 
-/// How many records of heaps are read at once: a few hundred kilobytes.
+/// How many records of heaps are read at once. Together they take a few hundred kilobytes.
 const HEAPS_AT_ONCE: u32 = 256;
 
-/// How many records are taken off the ring before they are made images, a quarter of their size.
+/// How many records are taken off the ring before they become images. An image is a quarter of a record's size.
 const AT_ONCE: usize = 64;
 
 /// Loaded programs, their links, and the ring of ended images.
@@ -45,14 +47,14 @@ pub struct Collector {
     pub(super) told_twice: bool,
     links: Vec<Link>,
     ring: RingBuffer<'static>,
-    /// Where processes are held.
+    /// The ring of files that processes wait for. `None` if no process can be held.
     pub(super) arrivals: Option<RingBuffer<'static>>,
-    /// Threads that close links which nobody may wait for.
+    /// Threads that close links. Nothing waits for them before memleak detaches.
     pub(super) closing: HashMap<Key, threads::JoinHandle<()>>,
     arrived: Taken<heap>,
     pub(super) unseen: Taken<arrival>,
     pub(super) known: Known,
-    /// Processes of which the kernel was told what they have mapped.
+    /// Pids with an entry in the map `found`: the kernel was told which files these processes have mapped.
     pub(super) found: Vec<u32>,
     pub(super) context: Context,
     pub(super) targets: Vec<Target>,
@@ -62,13 +64,13 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Loads the programs and starts following forks, execs and exits; nobody is followed yet.
+    /// Loads the programs and starts to follow forks, execs and exits. No process is followed yet.
     ///
     /// # Errors
     /// See [`LoadError`].
     pub fn load(settings: &Settings) -> Result<Self, LoadError> {
         let loaded = load::load(settings)?;
-        // Rings of their own: who takes the ended must not take an arrival off unnoticed.
+        // Each kind of record has a ring of its own, so that reading ended images takes no arrivals off.
         let (ended, arrived) = ring(loaded.object.ended(), records::heap_from_bytes)?;
         let (arrivals, unseen) = match loaded.object.newer() {
             Some(skel) => {
@@ -102,12 +104,12 @@ impl Collector {
         })
     }
 
-    /// By which rows tell their times.
+    /// The clock that converts the times of rows.
     pub fn clock(&self) -> Clock {
         self.context.clock
     }
 
-    /// Looks at the clock again, for the rows to come.
+    /// Reads the clock again, for later rows.
     pub fn set_clock(&mut self) {
         self.context.clock = Clock::read();
     }
@@ -122,12 +124,12 @@ impl Collector {
         self.holds
     }
 
-    /// The files that carry probes.
+    /// The files with probes.
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
 
-    /// Watches what is sent to memleak and to `command`.
+    /// Watches the signals that are sent to memleak and to `command`.
     pub fn watch_signals(&mut self, command: Pid) {
         // The kernel's pids are positive.
         let [own, commands] = [getpid(), command].map(|pid| pid.as_raw().cast_unsigned());
@@ -135,21 +137,21 @@ impl Collector {
         self.globals.command_pid.set(commands);
     }
 
-    /// What was sent since [`watch_signals`](Self::watch_signals).
+    /// The signals that were sent since [`watch_signals`](Self::watch_signals).
     pub fn signals_seen(&self) -> SignalsSeen<'_> {
         SignalsSeen::new(self.object.signals_seen())
     }
 
-    /// Readable when images have ended, and when processes wait for files to be examined.
+    /// These are readable when images have ended, and when processes wait for files to be examined.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         std::iter::once(&self.ring)
             .chain(&self.arrivals)
-            // SAFETY: the descriptors are open for as long as the rings are.
+            // SAFETY: the descriptors are open as long as the rings exist.
             .map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
             .collect()
     }
 
-    /// The images that have ended since the last call, in the order of their ends as far as they came by the ring.
+    /// The images that have ended since the last call. Those that came through the ring are in the order of their ends.
     ///
     /// # Errors
     /// A map cannot be read.
@@ -158,7 +160,7 @@ impl Collector {
         Ok(ended.into_iter().map(|(_, image)| image).collect())
     }
 
-    /// The same, each with the id of its heap.
+    /// Like [`take_ended`](Self::take_ended), with the id of each image's heap.
     pub(super) fn take_records(&mut self) -> Result<Vec<(u64, Image)>> {
         let mut ended = Vec::new();
         loop {
@@ -179,14 +181,14 @@ impl Collector {
         Ok(ended)
     }
 
-    /// What a record tells, unless it is of nobody's interest.
+    /// The image of a record, unless its process is outside the wanted control groups.
     fn ended(&self, record: &heap) -> Option<(u64, Image)> {
         (!records::is_outside(record, &[]))
             .then(|| (record.id, records::ended_image(record, &self.context)))
     }
 
-    /// Drops blocks of ended heaps where they fill much of the table of live blocks, or goes on with that: a part of
-    /// them, as it may take some hundred milliseconds to drop all. To be done when rows are out.
+    /// Drops blocks of ended heaps if they fill much of the table of live blocks, or continues a sweep. One call drops
+    /// a part of them, because dropping all may take some hundred milliseconds. To be called after rows were written.
     ///
     /// # Errors
     /// The table cannot be walked.
@@ -204,7 +206,7 @@ impl Collector {
         Ok(())
     }
 
-    /// How long to wait for something to happen, of so long: not at all, while there is something left to be swept.
+    /// How long to wait for events: `most`, but not at all while a sweep is not finished.
     pub fn patience(&self, most: Duration) -> Duration {
         if self.is_sweeping() {
             Duration::ZERO
@@ -217,7 +219,8 @@ impl Collector {
         self.sweep.is_some()
     }
 
-    /// Images that found the ring full stay in the map until they are taken here. Returns how many were.
+    /// Takes images that found the ring full. They stay in the map until they are taken here. Returns how many there
+    /// were.
     fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<u64> {
         let mut waiting = Vec::new();
         self.for_each_heap(|record| {
@@ -236,7 +239,7 @@ impl Collector {
         Ok(taken)
     }
 
-    /// Reads the heaps that are in their map.
+    /// Calls `each` for every heap in the map of heaps.
     pub(super) fn for_each_heap(&self, mut each: impl FnMut(&heap)) -> Result<()> {
         let mut walk = Walk::new(HEAPS_AT_ONCE);
         while let Some(batch) = walk
@@ -250,7 +253,7 @@ impl Collector {
         Ok(())
     }
 
-    /// Takes the probes off.
+    /// Removes the probes.
     pub fn detach(&mut self) {
         self.stop_answering();
         let links = std::mem::take(&mut self.links);
@@ -260,19 +263,19 @@ impl Collector {
         self.wait_for_closing();
     }
 
-    /// Leaves it to memleak's end to take the probes off, which is to come now: whatever kills it meanwhile, none
-    /// stays behind.
+    /// Leaves the removal of the probes to memleak's own exit, which must follow at once. No probe stays behind,
+    /// whatever kills memleak meanwhile.
     pub fn detach_at_exit(mut self) {
         self.stop_answering();
         self.wait_for_closing();
         detach::at_exit();
-        // The links are not its own to close any more.
+        // memleak's exit closes the links, so they must not be dropped here.
         std::mem::forget(self);
     }
 
     fn wait_for_closing(&mut self) {
         for (_, thread) in self.closing.drain() {
-            // It has nothing to say.
+            // The thread returns no result.
             let _ = thread.join();
         }
     }

@@ -1,11 +1,11 @@
-//! Takes probes off, side by side: the kernel takes some 50 ms for each link, waiting for whoever may be running
-//! the program.
+//! Removes probes. Links are closed side by side, because the kernel takes some 50 ms for each. It waits for tasks that
+//! may be running the program.
 //!
-//! A process that SIGKILL has reached gets at no page of another process any more (EINTR), not even from within
-//! close(2): a probe that it was about to take off stays in the code of whoever has the file mapped, without a
-//! program, and costs a trap a call until the next memleak takes it off (`uprobe: memleak:PID failed to unregister,
-//! leaking uprobe`, says the kernel since 6.12). No signal reaches who has begun to end. So memleak's own end is
-//! what takes the probes off, see [`at_exit`].
+//! After SIGKILL, a process cannot access another process's memory (EINTR), not even from within close(2). A probe that
+//! it was about to remove stays in the code of every process that has the file mapped. It has no program then, and
+//! costs a trap a call until the next memleak removes it. Since 6.12 the kernel says
+//! `uprobe: memleak:PID failed to unregister, leaking uprobe`. No signal reaches a process that has begun to exit. So
+//! memleak's own exit removes the probes, see [`at_exit`].
 
 use std::os::fd::RawFd;
 use std::sync::mpsc::channel;
@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 /// How many threads close links side by side.
 const MOST_THREADS: usize = 64;
 
-/// Closes links while memleak goes on.
+/// Closes links while memleak continues.
 pub(super) fn close<T: Send>(mut links: Vec<T>) {
     while !links.is_empty() {
         thread::scope(|scope| {
@@ -28,11 +28,12 @@ pub(super) fn close<T: Send>(mut links: Vec<T>) {
     }
 }
 
-/// Leaves all links of this process to its end, which then takes hardly longer than that of one link. Nobody may
-/// use or close them any more.
+/// Leaves all links of this process to its exit, which then takes hardly longer than closing one link. Nothing may
+/// use or close the links after this call.
 ///
-/// Who shares descriptors gives them back one after the other. So each thread here has some for itself: it has a
-/// table of its own, and nobody else has those left. What cannot be shared out ends later, and as safely.
+/// Threads that share a descriptor table give its descriptors back one after another. So each thread started here gets
+/// a descriptor table of its own, with a share of the links that is in no other table. Links that cannot be shared out
+/// are closed later, and just as safely.
 pub(super) fn at_exit() {
     let Ok(fds) = links_of_this_process() else {
         return;
@@ -52,7 +53,7 @@ pub(super) fn at_exit() {
         let keep = move || {
             if unshare(CloneFlags::CLONE_FILES).is_ok() {
                 others.into_iter().for_each(close_fd);
-                // Who waits for it may have given up.
+                // The receiver may have given up.
                 let _ = ready.send(share);
             }
             drop(ready);
@@ -60,15 +61,15 @@ pub(super) fn at_exit() {
                 thread::park();
             }
         };
-        // Where there may be no more threads, the one that ends last does it.
+        // If no more threads can be started, the last thread to exit closes these links.
         let _ = Builder::new().spawn(keep);
     }
     drop(ready);
-    // None of these is the last one of its link: whoever told of them has them, too.
+    // No descriptor here is the last one of its link: the thread that sent it has a copy.
     are_ready.into_iter().flatten().for_each(close_fd);
 }
 
-/// The descriptors of links, and of the perf events that have programs.
+/// The descriptors of links, and of perf events that have programs.
 fn links_of_this_process() -> io::Result<Vec<RawFd>> {
     let is_link = |target: &str| target.contains("bpf_link") || target.contains("perf_event");
     let mut fds = Vec::new();
@@ -88,6 +89,6 @@ fn links_of_this_process() -> io::Result<Vec<RawFd>> {
 }
 
 fn close_fd(fd: RawFd) {
-    // SAFETY: a number only; by `at_exit`'s contract nobody uses what it names.
+    // SAFETY: takes a number only. By `at_exit`'s contract nothing uses the descriptor.
     unsafe { libc::close(fd) };
 }

@@ -1,4 +1,4 @@
-//! Probes that do nothing, to measure what a probe costs.
+//! Probes that do nothing, to measure what a probe costs. The measuring itself is left to `doctor`.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -13,7 +13,7 @@ use crate::kernel::attach::{self, Attached, Programs, Target};
 use crate::kernel::method::Method;
 use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
 
-/// Attached until dropped, which takes some 50 ms.
+/// Probes that stay attached until this is dropped. Dropping takes some 50 ms.
 pub struct EmptyProbes {
     _links: Vec<Attached>,
     _skel: FloorSkel<'static>,
@@ -57,12 +57,12 @@ impl EmptyProbes {
     /// The kernel refuses.
     pub fn attach(method: Method, file: &File, offsets: &[u64]) -> Result<Self> {
         let context = "cannot load a program that does nothing";
-        // Loaded once, needed until memleak ends.
+        // Loaded once, and needed until memleak exits.
         let mut open = FloorSkelBuilder::default()
             .open(Box::leak(Box::new(MaybeUninit::uninit())))
             .context(context)?;
         open.progs.alloc_session.set_autoload(false);
-        // It needs no cookie.
+        // The program needs no cookie.
         let method = method.min(Method::PerfEvent);
         if method == Method::PerfEvent {
             let program = &mut open.progs.entry_only;

@@ -1,4 +1,4 @@
-//! Why the BPF programs cannot be loaded.
+//! Reasons why the BPF programs cannot be loaded, with their remedies.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use crate::kernel::features::{BTF, is_older};
 use crate::os::capabilities::{CAP_BPF, CAP_SYS_ADMIN, Capabilities};
 use crate::os::release;
 
-/// Why the programs cannot be loaded.
+/// A reason why the programs cannot be loaded.
 #[derive(Debug)]
 pub enum LoadError {
     Rights(libbpf_rs::Error),
@@ -70,7 +70,7 @@ impl LoadError {
                  low",
                 limit / 1024
             ),
-            Self::Variables => "the programs have no variables".to_owned(),
+            Self::Variables => "the BPF programs have no global variables".to_owned(),
             Self::Memory { max_blocks, .. } => {
                 format!("no memory for a table of {max_blocks} live blocks")
             }
@@ -86,14 +86,14 @@ impl LoadError {
             }
             Self::NoBtf => "use one built with CONFIG_DEBUG_INFO_BTF=y",
             Self::Kernel { .. } => {
-                "Linux 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows what it \
-                 said"
+                "Linux 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows the \
+                 messages of libbpf and the verifier"
             }
             Self::Descriptors(_) => "raise the hard limit (ulimit -Hn)",
             Self::LockedMemory { .. } => {
                 "raise the hard limit (ulimit -Hl unlimited, as root; systemd: LimitMEMLOCK=infinity)"
             }
-            Self::Variables => "this memleak was built wrong",
+            Self::Variables => "build memleak again with cargo",
             Self::Memory { .. } => "give a lower --max-allocs",
         }
     }
@@ -104,7 +104,7 @@ impl LoadError {
 
     pub(super) fn of(error: libbpf_rs::Error, max_blocks: u32) -> Self {
         match error.kind() {
-            // EPERM and EACCES are one kind; only the verifier, whose no is EACCES, explains itself.
+            // EPERM and EACCES are one kind here. Only the verifier writes a log, and it refuses with EACCES.
             ErrorKind::PermissionDenied if !messages().contains(VERIFIER_LOG) => {
                 match locked_memory_limit() {
                     Some(limit) if is_older() => LoadError::LockedMemory {
@@ -127,10 +127,11 @@ impl LoadError {
     }
 }
 
-/// The number of a system call's error, in an error or in what caused it.
+/// The number of the system call's error that an error, or one of its causes, stands for.
 ///
-/// libbpf-rs 0.27 hands an [`std::io::Error`] on as text only: its `source()` leaves the error out, and its kinds
-/// join several numbers. So the number is read here, and nowhere else, from "(os error N)".
+/// libbpf-rs 0.27 passes an [`std::io::Error`] on as text only: its `source()` skips that error, and its kinds stand for
+/// several numbers each. So this function reads the number from "(os error N)". No other place takes an error's text
+/// apart.
 pub fn errno_of(error: &dyn std::error::Error) -> Option<i32> {
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
         let text = error.to_string();
@@ -139,28 +140,28 @@ pub fn errno_of(error: &dyn std::error::Error) -> Option<i32> {
     })
 }
 
-/// Whether an error says that this process may open no more files.
+/// Whether an error says that this process cannot open more files.
 pub fn ran_out_of_descriptors(error: &dyn std::error::Error) -> bool {
     errno_of(error) == Some(libc::EMFILE)
 }
 
-/// What libbpf and the verifier said; for `-v`.
+/// The messages of libbpf and the verifier, for `-v`.
 static MESSAGES: Mutex<String> = Mutex::new(String::new());
 
-/// With this libbpf begins to quote the verifier.
+/// libbpf begins its quotation of the verifier with this text.
 const VERIFIER_LOG: &str = "BEGIN PROG LOAD LOG";
 
 pub(super) fn messages() -> MutexGuard<'static, String> {
     MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes what libbpf and the verifier have said so far.
+/// Takes the messages of libbpf and the verifier so far.
 pub fn take_messages() -> String {
     std::mem::take(&mut *messages())
 }
 
-/// What the limit of locked memory is where it may be what the kernel refuses programs for: who may load them
-/// got the same answer, EPERM.
+/// The limit of locked memory, if it may be the reason why the kernel refuses programs. A process that may load
+/// programs gets the same error, EPERM, for it.
 fn locked_memory_limit() -> Option<u64> {
     let may_load = Capabilities::get().is_ok_and(|own| own.has(CAP_BPF) || own.has(CAP_SYS_ADMIN));
     let (_, hard) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;

@@ -1,12 +1,12 @@
-//! What this kernel can do, by its type information.
+//! What this kernel can do, read from its type information.
 
 use std::fs;
 
 use crate::kernel::method::{Holds, Method};
 use crate::os::release;
 
-/// The best that this kernel can do, by what its type information names, as distributions take features
-/// back into older versions.
+/// The best that this kernel can do. The names in its type information decide, not its version, because distributions
+/// backport features into older versions.
 pub(super) struct Best {
     pub(super) method: Method,
     pub(super) holds: Holds,
@@ -19,9 +19,9 @@ impl Best {
 
     fn by_names(btf: &[u8]) -> Self {
         let has = |name: &[u8]| memchr::memmem::find(btf, name).is_some();
-        // Not by the functions that sessions need: 6.10 has those, for kprobes only. And 6.1 loads a program
-        // for multi uprobes, and refuses only to attach it.
-        // The elements of a hash table are from memory that a probe may take.
+        // The functions that sessions need do not decide: 6.10 has those, for kprobes only. Trying does not decide
+        // either: 6.1 loads a program for multi uprobes, and refuses only to attach it.
+        // `bpf_mem_alloc` is the memory that a probe may use. With it, elements of a hash table come from there.
         let method = if !has(b"\0bpf_mem_alloc\0") {
             Method::Separate
         } else if has(b"\0BPF_TRACE_UPROBE_SESSION\0") {
@@ -44,11 +44,11 @@ impl Best {
     }
 }
 
-/// Where the kernel shows the types that it was built with.
+/// The file in which the kernel shows its own type information.
 pub const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Whether this kernel lacks what the programs for newer ones take. The version is only a reason to look:
-/// distributions take features back, and the type information has megabytes.
+/// Whether this kernel lacks what the programs for newer kernels need. The version only decides whether the type
+/// information is searched: distributions backport features, and the type information has megabytes.
 pub(super) fn is_older() -> bool {
     const NEWER: (u32, u32) = (6, 1);
     release::version(&release::release()).is_none_or(|version| version < NEWER)
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_kernel_can_do_is_told_by_whole_names() {
+    fn only_whole_names_in_the_type_information_count() {
         let best = |names: &[&str]| {
             let best = Best::by_names(format!("\0{}\0", names.join("\0")).as_bytes());
             (best.method, best.holds)

@@ -1,4 +1,4 @@
-//! Files with probes, by the numbers that the kernel has for their devices and inodes.
+//! The files with probes, identified by the kernel's numbers of their devices and inodes.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -12,7 +12,7 @@ use crate::kernel::attach::Attached;
 use crate::kernel::skeletons::types::{file_flags, file_id, file_state, file_version, limits};
 use crate::os::mapping::Mapping;
 
-/// A file that a process waits for to be examined.
+/// A file that a process waits for, to be examined.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub mapping: Mapping,
@@ -20,7 +20,7 @@ pub struct Arrival {
     pub(super) version: file_version,
 }
 
-/// What is known of the files with probes, by the kernel's numbers of their devices and inodes.
+/// What is known of the files with probes.
 #[derive(Default)]
 pub(super) struct Known {
     pub(super) files: HashMap<Key, Entry>,
@@ -30,7 +30,7 @@ pub(super) struct Known {
 /// The kernel's numbers of a file's device and inode.
 pub(super) type Key = (u64, u64);
 
-/// A file that carries probes.
+/// A file with probes.
 #[derive(Default)]
 pub(super) struct Entry {
     pub(super) index: Option<u16>,
@@ -48,20 +48,20 @@ impl Known {
     }
 }
 
-/// A piece of a file, mapped.
+/// A piece of a file, mapped into memleak.
 pub(super) struct Mapped {
     pub(super) address: NonNull<libc::c_void>,
 }
 
 impl Mapped {
-    /// The largest page that there is.
+    /// The largest page size that exists.
     const LENGTH: u64 = 1 << 16;
 
-    /// The piece that has this offset in it.
+    /// Maps the piece that contains this offset.
     pub(super) fn at(file: &File, offset: u64) -> io::Result<Self> {
         let start = offset / Self::LENGTH * Self::LENGTH;
         let start = start.try_into().map_err(io::Error::other)?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that is there.
+        // SAFETY: a new mapping at an address that the kernel chooses touches no existing memory.
         let address = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -83,13 +83,13 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody has a reference into it.
+        // SAFETY: memleak made the mapping, and no reference into it exists.
         unsafe { libc::munmap(self.address.as_ptr(), Self::LENGTH as usize) };
     }
 }
 
-/// Maps what is to be probed. The kernel looks at an instruction that a probe is to be on where somebody has it mapped;
-/// where a process maps it later, and the kernel takes no probe there, it tells nobody, and calls go uncounted.
+/// Maps the sites that are to be probed. The kernel checks an instruction only in processes that have it mapped. If it
+/// refuses the probe when a process maps the file later, it reports no error, and calls go uncounted.
 pub(super) fn map_sites(file: &File, sites: &[Site]) -> io::Result<Vec<Mapped>> {
     let mut offsets: Vec<u64> = sites.iter().map(|site| site.file_offset).collect();
     offsets.sort_unstable();
@@ -98,7 +98,7 @@ pub(super) fn map_sites(file: &File, sites: &[Site]) -> io::Result<Vec<Mapped>> 
     pieces.collect()
 }
 
-/// What stat(2) tells, as the kernel has it.
+/// The result of stat(2), in the kernel's form.
 pub(super) fn by_stat(metadata: &Metadata) -> (file_id, file_version) {
     let device = metadata.dev();
     let file = file_id {

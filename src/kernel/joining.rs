@@ -1,4 +1,4 @@
-//! Tells the kernel which processes to follow.
+//! Tells the kernel side which processes to follow. How their threads join is in `bpf/join.bpf.h`.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -13,7 +13,7 @@ use crate::kernel::skeletons::types::{self, found_files, thread};
 use crate::os::processes::Process;
 
 impl Collector {
-    /// Follows a task from its next exec on, and all that it starts.
+    /// Follows a task from its next exec on, and all processes that it starts.
     ///
     /// # Errors
     /// The task is gone, or the kernel has no memory for it.
@@ -29,7 +29,7 @@ impl Collector {
                     .update(&pidfd, bytes_of(&nothing), MapFlags::ANY)
                     .context(context)
             }
-            // It is our child, so its pid is nobody else's.
+            // The task is memleak's child, so no other process can have its pid.
             Object::Older(skel) => {
                 let found = self.find(&skel.progs.follow, pid.as_raw().cast_unsigned())?;
                 ensure!(found, context);
@@ -38,7 +38,7 @@ impl Collector {
         }
     }
 
-    /// Chooses a process that is there already, to be followed from [`adopt`](Self::adopt) on.
+    /// Chooses a running process. It is followed from [`adopt`](Self::adopt) on.
     ///
     /// # Errors
     /// The process is gone, or the kernel has no memory for it.
@@ -58,15 +58,15 @@ impl Collector {
             }
             Object::Older(skel) => {
                 let found = self.find(&skel.progs.choose, process.pid)?;
-                // As long as it has not ended, nobody else has had its pid.
+                // If the process has not ended yet, no other process has had its pid.
                 ensure!(found && !process.has_ended(), context());
                 Ok(())
             }
         }
     }
 
-    /// Tells the kernel which probed files a process that is there has mapped, by their numbers, for
-    /// [`adopt`](Self::adopt). Where there is no room for it, the process's first call of an allocator tells.
+    /// Tells the kernel which probed files a running process has mapped, by their indexes, for
+    /// [`adopt`](Self::adopt). If the map has no room, the process's first call of an allocator tells.
     pub fn has_mapped(&mut self, pid: u32, numbers: &[u16]) {
         if numbers.is_empty() {
             return;
@@ -83,27 +83,28 @@ impl Collector {
         self.found.extend(told.is_ok().then_some(pid));
     }
 
-    /// Begins to count the processes that are there. To be called when all that they have mapped is
-    /// probed: where the allocations of one were seen before its frees were, it would seem to leak.
+    /// Begins to count the running processes. All files that they have mapped must have their probes by now. If a
+    /// process's allocations were seen earlier than its frees, it would seem to leak.
     ///
     /// # Errors
-    /// The kernel does not list its tasks.
+    /// The kernel cannot list its tasks.
     pub fn adopt(&mut self) -> Result<()> {
         self.globals.joining.set(1);
         self.iterate(self.object.adopt_all())?;
-        // From now on the number may come to be another process's.
+        // From now on another process may get the pid.
         for pid in self.found.drain(..) {
-            // It is there.
+            // The entry exists.
             let _ = self.object.found().delete(&pid.to_ne_bytes());
         }
         Ok(())
     }
 
-    /// Runs a program of the object for older kernels for the process that has this pid: the kernel knows it by its
-    /// address, which only a program can tell. Whether it was found, and the program could do what it is for.
+    /// Runs a program of the object for older kernels for the process with this pid. The kernel side identifies the
+    /// process by an address that only a program can find. Returns whether the program found the process and did its
+    /// work.
     fn find(&self, program: &ProgramMut<'_>, pid: u32) -> Result<bool> {
         let wanted = self.globals.wanted_pid.as_ref();
-        let wanted = wanted.context("this object finds no process")?;
+        let wanted = wanted.context("this BPF object cannot look up a process by its pid")?;
         wanted.set(pid);
         self.iterate(program)?;
         Ok(wanted.get() == 0)

@@ -1,4 +1,4 @@
-//! Loads the BPF objects, by the best method that this kernel takes.
+//! Loads the BPF objects with the best method that this kernel accepts. Attaching to files is left to `attach`.
 
 use std::mem::MaybeUninit;
 use std::path::Path;
@@ -22,9 +22,9 @@ pub(super) struct Loaded {
     pub globals: Globals,
     pub method: Method,
     pub holds: Holds,
-    /// Whether what must not be missed is told twice.
+    /// Whether events that must not be missed are told twice (see bpf/again.bpf.h).
     pub told_twice: bool,
-    /// Those of the tracepoints.
+    /// The links of the tracepoints.
     pub links: Vec<Link>,
 }
 
@@ -39,8 +39,8 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
     let mut method = settings.method.unwrap_or(Method::BEST);
     let mut holds = settings.holds;
-    let mut looked = false;
-    // Not by trying: a kernel that refuses the programs has warned of them before.
+    let mut has_looked_up = false;
+    // Not decided by trying: before a kernel refuses these programs, it has already warned of them.
     if is_older() {
         method = Method::Separate;
     }
@@ -61,14 +61,14 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
             }
             Err(error) => {
                 let tried = (method, holds);
-                // Looked up only now: the type information has megabytes.
-                if !looked {
+                // Read only now, because the type information has megabytes.
+                if !has_looked_up {
                     let best = Best::of_this_kernel();
                     holds = holds.min(best.holds);
                     if settings.method.is_none() {
                         method = method.max(best.method);
                     }
-                    looked = true;
+                    has_looked_up = true;
                 }
                 if (method, holds) == tried {
                     match method.next_best() {
@@ -92,20 +92,20 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
             Object::Newer(Box::new(skel))
         }
     };
-    name_wanted(&object, &settings.wanted).map_err(fail)?;
+    fill_wanted_maps(&object, &settings.wanted).map_err(fail)?;
     let globals = object.globals().ok_or(LoadError::Variables)?;
     globals.proc_level.set(levels_of_proc_above());
     object
         .identify()
         .test_run(ProgramInput::default())
         .map_err(fail)?;
-    // In this order they are called: a new image has its heap before its files are looked at.
+    // The programs are called in this order: a new image has its heap before its files are looked at.
     let held = object.holds_after_exec(holds).into_iter().flatten();
     let shows = object.newer().map(|skel| &skel.progs.exec_shows);
     let shows = shows.filter(|_| holds == Holds::Loader);
     let freed = object.older().map(|skel| &skel.progs.sched_process_free);
     let freed = freed.filter(|_| settings.scope != Scope::Tree);
-    let again = object.second_chances().filter(|_| told_twice);
+    let again = object.second_programs().filter(|_| told_twice);
     let links = object
         .tracepoints()
         .into_iter()
@@ -126,7 +126,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     })
 }
 
-/// Tells the programs whom to follow, before they are loaded: by the constants of either object.
+/// Tells the programs which processes to follow. Sets the constants of either object, before it is loaded.
 macro_rules! limit_to {
     ($rodata:expr, $settings:expr) => {{
         let Settings { scope, wanted, .. } = $settings;
@@ -146,10 +146,10 @@ macro_rules! limit_to {
     }};
 }
 
-/// The object for older kernels.
+/// Loads the object for older kernels.
 fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     raise_locked_memory_limit();
-    // Loaded once, needed until memleak ends.
+    // Loaded once, and needed until memleak exits.
     let mut open = OlderSkelBuilder::default().open(Box::leak(Box::new(MaybeUninit::uninit())))?;
     open.maps.blocks.set_max_entries(settings.max_blocks)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
@@ -157,7 +157,7 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     }
     let watches = settings.scope != Scope::Tree;
     if !watches {
-        // Nobody is in them.
+        // These maps stay empty.
         open.maps.found.set_max_entries(1)?;
         open.maps.processes.set_max_entries(1)?;
         open.maps.chosen.set_max_entries(1)?;
@@ -169,14 +169,14 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     open.load()
 }
 
-/// The object for newer kernels.
+/// Loads the object for newer kernels.
 fn load_newer(
     method: Method,
     holds: Holds,
     told_twice: bool,
     settings: &Settings,
 ) -> libbpf_rs::Result<MemleakSkel<'static>> {
-    // Loaded once, needed until memleak ends.
+    // Loaded once, and needed until memleak exits.
     let mut open =
         MemleakSkelBuilder::default().open(Box::leak(Box::new(MaybeUninit::uninit())))?;
     open.maps.blocks.set_max_entries(settings.max_blocks)?;
@@ -184,7 +184,7 @@ fn load_newer(
         .slots
         .set_max_entries(slots(settings.max_blocks))?;
     if settings.scope == Scope::Tree {
-        // Nobody is in it.
+        // This map stays empty.
         open.maps.found.set_max_entries(1)?;
     }
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
@@ -235,19 +235,19 @@ fn load_newer(
     open.load()
 }
 
-/// Before Linux 5.11 what programs and their tables take is locked memory. The command, forked already, keeps
-/// the limit that it was given.
+/// Raises the limit of locked memory. Before Linux 5.11, programs and their maps count as locked memory. The command
+/// is forked already, so it keeps the limit that its caller gave it.
 fn raise_locked_memory_limit() {
     if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err()
         && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
     {
-        // What is not enough will show.
+        // If the limit is too low, loading fails.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard, hard);
     }
 }
 
-/// Tells the programs the same, as far as they look it up in maps.
-fn name_wanted(object: &Object, wanted: &Wanted) -> libbpf_rs::Result<()> {
+/// Fills the maps in which the programs look up which processes are wanted.
+fn fill_wanted_maps(object: &Object, wanted: &Wanted) -> libbpf_rs::Result<()> {
     for uid in &wanted.uids {
         object
             .wanted_uids()
@@ -262,7 +262,7 @@ fn name_wanted(object: &Object, wanted: &Wanted) -> libbpf_rs::Result<()> {
     Ok(())
 }
 
-/// How many slots stand before a table of so many blocks: a sixteenth, a power of two, 8 MB at the most.
+/// How many slots stand in front of a table of `max_blocks`: a sixteenth, rounded down to a power of two, 8 MB at most.
 fn slots(max_blocks: u32) -> u32 {
     1 << (max_blocks / 16).clamp(1, MAX_SLOTS).ilog2()
 }

@@ -1,4 +1,4 @@
-//! What the kernel missed, and what took a slower way.
+//! Events that the kernel missed, and events that took a slower way.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,22 +10,22 @@ use crate::model::image::Losses;
 use crate::os::processes::field;
 
 impl Collector {
-    /// Whether anything is left of what is followed. Where nothing is, [`take_ended`](Self::take_ended) has
-    /// all there is.
-    pub(super) fn anyone_lives(&self) -> bool {
+    /// Whether any followed task is alive. If none is, the next [`take_ended`](Self::take_ended) returns all that is
+    /// left.
+    pub(super) fn has_living_tasks(&self) -> bool {
         self.globals.living_tasks.get() > 0
     }
 
-    /// Whether everybody who is followed has ended. Where an end was missed the count stays too high for ever: then who
-    /// is there is looked for.
+    /// Whether all followed tasks have ended. After a missed exit, the count of living tasks stays too high for ever.
+    /// Then this function lists the tasks that are alive.
     pub fn everyone_has_ended(&self) -> bool {
-        !self.anyone_lives()
+        !self.has_living_tasks()
             || (self.told_twice
                 && self.missed_events() > 0
                 && self.thread_sums().is_ok_and(|sums| sums.is_empty()))
     }
 
-    /// What was lost and belongs to no image.
+    /// Losses that belong to no image.
     pub fn losses(&self) -> Losses {
         Losses {
             rows_lost: self.globals.rows_lost.get() + self.missed_events(),
@@ -33,11 +33,12 @@ impl Collector {
         }
     }
 
-    /// How many forks, execs and ends, and chances to hold who has executed something, were missed, at the most. What
-    /// was told the second time is not, nor can more be than neither program was called for. The kernel counts what
-    /// happens to anybody, so some of it may be nobody's of interest.
+    /// An upper bound of the missed forks, execs, exits and chances to hold a process after its exec.
+    ///
+    /// An event that the second program handled is not missed. An event is missed only if both programs were not
+    /// called for it. The kernel counts missed calls for all tasks, so some may concern no followed task.
     fn missed_events(&self) -> u64 {
-        let programs = self.object.second_chances().into_iter().flatten();
+        let programs = self.object.second_programs().into_iter().flatten();
         let programs = programs.chain(self.object.holds_after_exec(self.holds));
         let globals = &self.globals;
         let missed = programs.zip(globals.retold.iter().zip(&globals.ignored));
@@ -51,7 +52,7 @@ impl Collector {
         missed.sum()
     }
 
-    /// What took a slower way, and lost nothing by it: how many, and of what. For `-v`.
+    /// What took a slower way, without a loss: how many, and of what. For `-v`.
     pub fn detours(&self) -> [(u64, &'static str); 4] {
         [
             (
@@ -67,7 +68,7 @@ impl Collector {
                 "rows found the ring full and waited in the map",
             ),
             (
-                // Of the object for older kernels it is the only one.
+                // In the object for older kernels this is the only table.
                 self.object
                     .newer()
                     .map_or(0, |_| self.globals.late_count.get()),
@@ -76,7 +77,7 @@ impl Collector {
         ]
     }
 
-    /// How many bytes of the kernel's memory the maps take, as far as it tells that.
+    /// How many bytes of kernel memory the maps take, as far as the kernel reports it.
     pub fn kernel_memory(&self) -> u64 {
         let entries = fs::read_dir("/proc/self/fdinfo").into_iter().flatten();
         let of_map = |info: String| {
@@ -90,8 +91,8 @@ impl Collector {
     }
 }
 
-/// How often the kernel did not call a loaded program because it was at work on the same CPU; 0 where it does not
-/// tell (before 5.12).
+/// How often the kernel did not call a loaded program because that was running on the same CPU. 0 if the kernel does
+/// not report it (before 5.12).
 fn times_missed(program: &ProgramMut<'_>) -> u64 {
     let fdinfo = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());
     let fdinfo = fs::read_to_string(fdinfo).unwrap_or_default();

@@ -1,30 +1,30 @@
-//! How probes can be attached, and where processes can be held.
+//! The ways to attach probes, and the places where processes can be held. `features` finds out what this kernel can do.
 
 use std::fmt;
 
 /// The kinds of uprobes, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Method {
-    /// One program at entry and return, one link for all functions (6.13).
+    /// One program at entry and return, and one link for all functions (6.13).
     Session,
-    /// One link for all entries, one for all returns (6.6).
+    /// One link for all entries, and one for all returns (6.6).
     Multi,
-    /// A perf event for each function, entry and return.
+    /// One perf event for each entry and one for each return.
     PerfEvent,
-    /// The same, with a program for each of them, for kernels that lack what the others' programs use.
+    /// Perf events, each with a program of its own. For kernels that lack what the programs for newer kernels use.
     Separate,
 }
 
 impl Method {
-    /// What to try first.
+    /// The method to try first.
     pub const BEST: Method = Method::Session;
 
-    /// What to try where this one does not work.
+    /// The method to try if this one does not work.
     pub fn next_best(self) -> Option<Method> {
         match self {
             Method::Session => Some(Method::Multi),
             Method::Multi => Some(Method::PerfEvent),
-            // A kernel that takes no other is known by what it has: to try would do harm.
+            // `Separate` is chosen by the features of the kernel. Trying other methods there would do harm.
             Method::PerfEvent | Method::Separate => None,
         }
     }
@@ -43,11 +43,11 @@ impl fmt::Display for Method {
 /// Where a process can be held until the files that it has mapped have been examined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Holds {
-    /// Nowhere: only what is found before the command starts is probed in time.
+    /// Nowhere: only files found before the command starts are probed in time.
     Nowhere,
-    /// Where the dynamic loader tells what it has mapped. A static program goes on unheld.
+    /// At the place where the dynamic loader reports what it has mapped. A static program is not held.
     Loader,
-    /// There, and after every exec.
+    /// At the dynamic loader, and after every exec.
     Everywhere,
 }
 

@@ -1,5 +1,5 @@
-//! The kernel's side at work: loads the programs, attaches them, and hands out images as they end. With
-//! `probe`, the only modules that touch libbpf.
+//! The kernel side at work: loads the programs, attaches them, decodes their records and hands out images that have
+//! ended. Only these modules touch libbpf. What the figures mean is left to `model`.
 
 mod arrivals;
 pub mod attach;

@@ -1,5 +1,5 @@
-//! The loaded object: the one for newer kernels, or the one for older ones (`bpf/older.bpf.h`). What both have is
-//! asked for here, so that nobody else needs to know which it is.
+//! The loaded object: the one for newer kernels, or the one for older ones (`bpf/older.bpf.h`). Other modules get here
+//! what both objects have, so they need not know which one is loaded.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ pub(super) enum Object {
     Older(Box<OlderSkel<'static>>),
 }
 
-/// Something that both have.
+/// A value that both objects have.
 macro_rules! either {
     ($object:expr, $skel:ident => $value:expr) => {
         match $object {
@@ -74,7 +74,7 @@ impl Object {
         either!(self, skel => &skel.maps.wanted_names)
     }
 
-    /// What follows forks, execs, ends and signals.
+    /// The programs that follow forks, execs, exits and signals.
     pub(super) fn tracepoints(&self) -> [&ProgramMut<'static>; 5] {
         either!(self, skel => [
             &skel.progs.task_newtask,
@@ -85,8 +85,9 @@ impl Object {
         ])
     }
 
-    /// What is called after them where one of them may be missed, each with the one that it is for.
-    pub(super) fn second_chances(&self) -> Option<[[&ProgramMut<'static>; 2]; 3]> {
+    /// Second programs for events that must not be missed, called after the first ones. Each pair holds the first
+    /// program, then the second.
+    pub(super) fn second_programs(&self) -> Option<[[&ProgramMut<'static>; 2]; 3]> {
         let progs = &self.newer()?.progs;
         Some([
             [&progs.task_newtask, &progs.newtask_again],
@@ -95,13 +96,13 @@ impl Object {
         ])
     }
 
-    /// What holds a process that has executed something, and its second chance.
+    /// The program that holds a process after its exec, and the second program for the same event.
     pub(super) fn holds_after_exec(&self, holds: Holds) -> Option<[&ProgramMut<'static>; 2]> {
         let progs = &self.newer()?.progs;
         (holds == Holds::Everywhere).then_some([&progs.exec_holds, &progs.exec_holds_again])
     }
 
-    /// The one for newer kernels, for what only that has.
+    /// The object for newer kernels, for what only that has.
     pub(super) fn newer(&self) -> Option<&MemleakSkel<'static>> {
         match self {
             Object::Newer(skel) => Some(skel),
@@ -109,7 +110,7 @@ impl Object {
         }
     }
 
-    /// The one for older kernels, for what that has in its place.
+    /// The object for older kernels, for what only that has.
     pub(super) fn older(&self) -> Option<&OlderSkel<'static>> {
         match self {
             Object::Newer(_) => None,
@@ -117,7 +118,7 @@ impl Object {
         }
     }
 
-    /// To be asked for once.
+    /// The global variables. To be called once.
     pub(super) fn globals(&mut self) -> Option<Globals> {
         macro_rules! globals {
             ($bss:expr) => {{
@@ -158,8 +159,7 @@ impl Object {
     }
 }
 
-/// The programs' global variables, as far as user space has to do with them. They are there as long as the
-/// object.
+/// The programs' global variables that user space uses. They exist as long as the object.
 pub(super) struct Globals {
     pub(super) proc_level: Shared<u32>,
     pub(super) memleak_pid: Shared<u32>,
@@ -171,27 +171,29 @@ pub(super) struct Globals {
     pub(super) rows_waiting: Shared<u64>,
     pub(super) late_count: Shared<u64>,
     pub(super) dead_blocks: Shared<u64>,
-    /// What each of the [`second_chances`](Object::second_chances) was, and that of `holds_after_exec`.
+    /// How often each of the [`second_programs`](Object::second_programs) handled an event that the first one missed.
+    /// The last entry is for `holds_after_exec`.
     pub(super) retold: [Shared<u64>; 4],
-    /// What the programs of each did not heed, for tests.
+    /// How many events each program of these pairs ignored on purpose, in tests.
     pub(super) ignored: [[Shared<u64>; 2]; 4],
     pub(super) living_tasks: Shared<u64>,
     pub(super) holds: Shared<u64>,
     pub(super) longest_hold_ns: Shared<u64>,
-    /// Of the object for older kernels.
+    /// Only in the object for older kernels.
     pub(super) wanted_pid: Option<Shared<u32>>,
     identified: NonNull<arrival>,
 }
 
 impl Globals {
-    /// What `identify_file` has found. To be read when it has ended.
+    /// What `identify_file` has found. To be read after that program has ended.
     pub(super) fn identified(&self) -> arrival {
-        // SAFETY: from a reference to a variable of this type, or of its twin; who has the object has this.
+        // SAFETY: the pointer comes from a reference to a variable of this type, or of the older object's type, which
+        // has the same layout. The owner of the object owns this value, too.
         unsafe { self.identified.read_volatile() }
     }
 }
 
-/// A variable that programs may read or write at any time. All who write one do so atomically.
+/// A variable that programs may read or write at any time. Every writer of such a variable writes atomically.
 pub(super) struct Shared<T>(NonNull<T>);
 
 impl<T> Shared<T> {
@@ -202,7 +204,8 @@ impl<T> Shared<T> {
 
 impl Shared<u32> {
     fn atomic(&self) -> &AtomicU32 {
-        // SAFETY: from a reference, so it is aligned; it is there as long as the object, which whoever has this has.
+        // SAFETY: the pointer comes from a reference, so it is aligned. The variable exists as long as the object,
+        // and the owner of the object owns this value, too.
         unsafe { AtomicU32::from_ptr(self.0.as_ptr()) }
     }
 

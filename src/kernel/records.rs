@@ -1,4 +1,4 @@
-//! Turns the kernel's records into images. Pure: values in, values out, nothing here touches libbpf.
+//! Turns the kernel's records into images. Pure: values in, values out. Nothing here touches libbpf.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -9,23 +9,23 @@ use crate::kernel::skeletons::types::{arrival, counters, heap, heap_flags, live_
 use crate::model::image::{Counters, End, From, Image, Losses, Uncovered};
 use crate::os::clock::Clock;
 
-/// What is needed to read a record, besides the record.
+/// What a record does not contain, but is needed to read it.
 pub struct Context {
     pub clock: Clock,
-    /// The probed files, by their numbers, of which a heap keeps its own.
+    /// The files with probes. A heap refers to its files by their indexes here.
     pub files: Vec<PathBuf>,
 }
 
-/// Reads a record off the ring. It ends where its `exe` does; the rest is nothing.
+/// Reads a record off the ring. A record ends where its `exe` ends, and the rest of the value is zero.
 ///
-/// Returns `None` for one that is too short or too long to be a record.
+/// Returns `None` if the bytes are too few or too many for a record.
 pub fn heap_from_bytes(bytes: &[u8]) -> Option<heap> {
     if bytes.len() < std::mem::offset_of!(heap, exe) || bytes.len() > size_of::<heap>() {
         return None;
     }
     let mut record = std::mem::MaybeUninit::<heap>::zeroed();
-    // SAFETY: the length was checked; heap is a C struct of integers, which every byte pattern, zeroes
-    // included, is a value of.
+    // SAFETY: the length was checked. `heap` is a C struct of integers. Every byte pattern is a valid value of it,
+    // all zeroes included.
     unsafe {
         std::ptr::copy_nonoverlapping(bytes.as_ptr(), record.as_mut_ptr().cast(), bytes.len());
         Some(record.assume_init())
@@ -34,23 +34,23 @@ pub fn heap_from_bytes(bytes: &[u8]) -> Option<heap> {
 
 /// Reads a cell of shared live bytes.
 pub fn live_cell_from_bytes(bytes: &[u8]) -> Option<live_cell> {
-    // SAFETY: as long as the type, a C struct of integers; read_unaligned asks for no more.
+    // SAFETY: the bytes are as long as the type, a C struct of integers. read_unaligned needs no alignment.
     (bytes.len() == size_of::<live_cell>())
         .then(|| unsafe { bytes.as_ptr().cast::<live_cell>().read_unaligned() })
 }
 
-/// Reads a file's arrival off the ring.
+/// Reads the arrival of a file off the ring.
 pub fn arrival_from_bytes(bytes: &[u8]) -> Option<arrival> {
-    // SAFETY: as long as the type, a C struct of integers; read_unaligned asks for no more.
+    // SAFETY: the bytes are as long as the type, a C struct of integers. read_unaligned needs no alignment.
     (bytes.len() == size_of::<arrival>())
         .then(|| unsafe { bytes.as_ptr().cast::<arrival>().read_unaligned() })
 }
 
-/// Splits what the iterator over living tasks wrote.
+/// Splits the output of the iterator over living tasks.
 pub fn thread_sums_from_bytes(bytes: &[u8]) -> Vec<thread_sum> {
     bytes
         .chunks_exact(size_of::<thread_sum>())
-        // SAFETY: a chunk is as long as the type, a C struct of integers; read_unaligned asks for no more.
+        // SAFETY: a chunk is as long as the type, a C struct of integers. read_unaligned needs no alignment.
         .map(|chunk| unsafe { chunk.as_ptr().cast::<thread_sum>().read_unaligned() })
         .collect()
 }
@@ -65,7 +65,7 @@ pub fn ended_image(record: &heap, context: &Context) -> Image {
     image(record, end, record.end_ns, context)
 }
 
-/// The image of a heap that is still in use: what its heap knows and what its threads have on top.
+/// The image of a heap that is still in use: the counters of the heap plus those of its living threads.
 /// `cell` is where several threads of the heap share its live bytes, if they do.
 pub fn running_image(
     record: &heap,
@@ -88,14 +88,14 @@ pub fn running_image(
             record.comm = thread.comm;
         }
     }
-    // Its process has ended already; what shares its heap (CLONE_VM) has no row of its own.
+    // The heap's process has ended already. A task that shares the heap (CLONE_VM) has no row of its own.
     if record.flags & heap_flags::HEAP_OWNER_GONE.0 != 0 {
         return ended_image(&record, context);
     }
     image(&record, End::Running, now_ns, context)
 }
 
-/// Whether the process of a heap is in none of the control groups that were asked for.
+/// Whether the process of a heap is in none of the control groups that were named.
 pub fn is_outside(record: &heap, threads: &[thread_sum]) -> bool {
     record.flags & heap_flags::HEAP_OUTSIDE.0 != 0
         || threads
@@ -103,13 +103,13 @@ pub fn is_outside(record: &heap, threads: &[thread_sum]) -> bool {
             .any(|thread| thread.leader != 0 && thread.outside != 0)
 }
 
-/// How many threads use a heap; its process, which may count as one, is none.
+/// How many threads use a heap. The process itself may count as one user, and is not a thread.
 pub fn users(record: &heap) -> u32 {
     let process = record.flags & heap_flags::HEAP_PROCESS.0 != 0;
     record.users.saturating_sub(u32::from(process))
 }
 
-/// How many of the threads that may use a heap do.
+/// How many of these threads have joined their heap.
 pub fn joined(threads: &[thread_sum]) -> u32 {
     let joined = threads.iter().map(|thread| thread.joined);
     joined.fold(0, u32::saturating_add)
@@ -147,7 +147,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
                 .alloc_count
                 .saturating_sub(record.lost_blocks)
                 .saturating_sub(recorded_frees),
-            // What did not get into the table of live blocks is not in the live bytes either.
+            // Blocks that are not in the table of live blocks are not in the live bytes either.
             peak_live_bytes: (lossless && !peakless).then_some(record.live.peak),
             failed_allocs: sum.failed_allocs,
             unknown_frees: sum.unknown_frees,
@@ -174,7 +174,7 @@ fn allocators(record: &heap, context: &Context) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What kept calls of the image from being counted, the worst first.
+/// Why calls of the image may not have been counted: the worst reason.
 fn uncovered(record: &heap) -> Option<Uncovered> {
     [
         (heap_flags::HEAP_LATE, Uncovered::Late),
@@ -189,7 +189,7 @@ fn uncovered(record: &heap) -> Option<Uncovered> {
     .or_else(|| (record.file_count == 0).then_some(Uncovered::NoAllocator))
 }
 
-/// Saturating, as all sums are: what was counted must not end the report.
+/// Adds with saturation, as all sums do: an overflow must not abort the report.
 fn add(to: &mut counters, from: &counters) {
     let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
     add(&mut to.alloc_bytes, from.alloc_bytes);
@@ -201,7 +201,8 @@ fn add(to: &mut counters, from: &counters) {
     add(&mut to.lost_calls, from.lost_calls);
 }
 
-/// A wait(2) status: the signal in the low seven bits, bit 7 for a core dump, else the exit code.
+/// Decodes a status of wait(2). The low seven bits are the signal, and bit 7 means a core dump. Without a signal, the
+/// next byte is the exit code.
 fn end_of_status(status: u32) -> End {
     match (status & 0x7f) as u8 {
         0 => End::Exited((status >> 8) as u8),
@@ -212,8 +213,8 @@ fn end_of_status(status: u32) -> End {
     }
 }
 
-/// The path that was executed, absolute: a relative one is followed by the names of the directories
-/// that lead to it, innermost first.
+/// The path that was executed, made absolute. In the record, the names of the directories that lead to a relative path
+/// follow it, innermost first.
 fn exe(record: &heap) -> Option<PathBuf> {
     let bytes = bytes_of(&record.exe);
     let bytes = bytes.get(..record.exe_len as usize)?;
@@ -225,7 +226,7 @@ fn exe(record: &heap) -> Option<PathBuf> {
     let directories: Vec<_> = names.map(path).collect();
     let mut absolute = PathBuf::from("/");
     absolute.extend(directories.into_iter().rev());
-    // The lexical part that cannot mean anything else; `..` may follow a link.
+    // Only `./` can be removed from the text safely. `..` may follow a symbolic link.
     let given = given.strip_prefix(b"./").unwrap_or(given);
     absolute.push(path(given));
     Some(absolute)
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_freed_is_leaked() {
+    fn allocations_without_a_free_are_leaked() {
         let image = ended_image(&record(), &context());
         assert_eq!(
             (image.counters.leaked_bytes, image.counters.leaked_blocks),
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_did_not_fit_are_neither_leaked_nor_forgotten() {
+    fn blocks_that_did_not_fit_count_as_lost_and_not_as_leaked() {
         let mut record = record();
         (record.lost_blocks, record.lost_bytes, record.lost_freed) = (3, 100, 1);
         let image = ended_image(&record, &context());
@@ -360,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_ends_an_image_whatever_its_status() {
+    fn an_exec_ends_an_image_whatever_status_was_recorded() {
         let record = heap {
             flags: heap_flags::HEAP_EXEC.0,
             status: 9,
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_become_absolute() {
+    fn relative_paths_become_absolute() {
         let relative = heap_flags::HEAP_EXE_RELATIVE.0;
         assert_eq!(named(b"/bin/sh\0", 0), Some("/bin/sh".into()));
         assert_eq!(
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_image_has_its_threads_counters_on_top() {
+    fn the_counters_of_living_threads_are_added_to_a_running_image() {
         let thread = thread_sum {
             sum: counters {
                 alloc_bytes: 50,
@@ -424,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_whose_heap_another_still_uses_has_ended() {
+    fn a_process_has_ended_though_another_process_still_uses_its_heap() {
         let borrower = thread_sum {
             sum: counters {
                 alloc_bytes: 50,

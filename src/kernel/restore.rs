@@ -1,4 +1,4 @@
-//! Puts a file's bytes back where breakpoints were.
+//! Puts a file's own bytes back where breakpoints were, in one process. When that is needed is decided in `arrivals`.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 
 use crate::os::maps;
 
-/// More than a breakpoint takes, on any architecture.
+/// A breakpoint is shorter than this on every architecture.
 const BREAKPOINT: u64 = 16;
 
-/// How long the kernel may take to take breakpoints out of a process.
+/// How long the kernel may take to remove breakpoints from a process.
 const REMOVAL: Duration = Duration::from_secs(1);
 
-/// Puts what `file` has at these offsets to where `pid` has mapped it executable. There were breakpoints, and the
-/// kernel, which is about to take them out, puts back what the file had there before it was written over. The
-/// process must be held.
+/// Writes the bytes that `file` has at these offsets to where `pid` has mapped them executable.
+///
+/// There were breakpoints, and the kernel is about to remove them. It then puts back the bytes that the file had
+/// before it was overwritten. This function waits for that, and corrects the bytes. The process must be held.
 ///
 /// # Errors
 /// The process's memory cannot be read or written, or the breakpoints stay.
@@ -45,7 +46,7 @@ pub fn restore(pid: u32, file: &File, offsets: &[u64]) -> io::Result<()> {
 }
 
 fn await_removal(memory: &File, address: u64) -> io::Result<()> {
-    // int3; on aarch64 the instruction `brk` is known by its last byte.
+    // On x86_64 this is int3. On aarch64 the last byte identifies the instruction `brk`.
     let (at, breakpoint) = match cfg!(target_arch = "x86_64") {
         true => (address, 0xcc),
         false => (address + 3, 0xd4),

@@ -1,4 +1,4 @@
-//! Ring buffers, and the bytes of the values that maps hold.
+//! Ring buffers, and values as bytes for maps. `records` decodes what comes off a ring.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -8,10 +8,10 @@ use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
 
 use crate::kernel::error::LoadError;
 
-/// Taken off a ring, and not yet looked at.
+/// Records that were taken off a ring, and are not processed yet.
 pub(super) type Taken<T> = Rc<RefCell<Vec<T>>>;
 
-/// A ring, and where its records go when it is read.
+/// Opens a ring. Reading it puts its records into the returned list.
 pub(super) fn ring<T: 'static>(
     map: &dyn MapCore,
     decode: fn(&[u8]) -> Option<T>,

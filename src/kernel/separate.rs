@@ -1,5 +1,5 @@
-//! Probes on kernels that tell a program no cookie (before Linux 5.15): each probe has a program of its own, a copy
-//! of a loaded one with the cookie in the place of a constant.
+//! Probes for kernels that give a program no cookie (before Linux 5.15). Each probe has a program of its own. The
+//! program is a copy of a loaded one, with the cookie in place of a constant.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -14,20 +14,20 @@ use libbpf_rs::libbpf_sys::{
 use crate::kernel::skeletons::Program;
 use crate::kernel::skeletons::types::placeholder;
 
-/// The opcode of an instruction that loads 64 bits: two slots, with the lower half in the first
-/// (`BPF_LD | BPF_IMM | BPF_DW` in uapi/linux/bpf.h).
+/// The opcode of an instruction that loads 64 bits (`BPF_LD | BPF_IMM | BPF_DW` in uapi/linux/bpf.h). The instruction
+/// takes two slots, and the first has the lower half.
 const LOAD_64: u8 = 0x18;
 
-/// How the kernel counts events (uapi/linux/perf_event.h): `_IOW('$', 8, __u32)`, `_IO('$', 0)`.
+/// Requests to perf events (uapi/linux/perf_event.h): `_IOW('$', 8, __u32)` and `_IO('$', 0)`.
 const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
 const PERF_EVENT_IOC_ENABLE: libc::c_ulong = 0x2400;
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
-/// Where the kernel tells how uprobes are asked for as events.
+/// The directory where the kernel describes uprobes as events.
 const UPROBE: &str = "/sys/bus/event_source/devices/uprobe";
 
-/// Puts a program of its own on each of these offsets in a file, with its cookie; where the function returns, if
-/// `at_return`. They run until what is returned is closed.
+/// Puts a program of its own on each of these offsets in a file, with its cookie. With `at_return`, the program runs
+/// where the function returns. The programs run until the returned descriptors are closed.
 ///
 /// # Errors
 /// The kernel refuses. Nothing stays attached.
@@ -44,17 +44,17 @@ pub fn attach(
             let program = load(program.insns(), cookie)?;
             let event = uprobe
                 .open(file, offset)
-                .context("the kernel has no event for it")?;
-            // The event keeps the program.
+                .context("the kernel refuses an event for the probe")?;
+            // The event keeps a reference to the program.
             control(&event, PERF_EVENT_IOC_SET_BPF, program.as_raw_fd())
                 .and_then(|()| control(&event, PERF_EVENT_IOC_ENABLE, 0))
-                .context("the event takes no program")?;
+                .context("the event refuses the program")?;
             Ok(event)
         })
         .collect()
 }
 
-/// Loads a program with these instructions, as a loaded one has them, and this cookie.
+/// Loads a program with the instructions of a loaded one, and with this cookie.
 fn load(instructions: &[bpf_insn], cookie: u64) -> Result<OwnedFd> {
     let mut instructions = instructions.to_vec();
     ensure!(
@@ -76,10 +76,10 @@ fn load(instructions: &[bpf_insn], cookie: u64) -> Result<OwnedFd> {
             (&raw const options).cast_mut(),
         )
     };
-    descriptor(program.into()).context("the kernel refuses its program")
+    descriptor(program.into()).context("the kernel refuses the probe's program")
 }
 
-/// Puts the cookie where the placeholder is. Returns in how many places.
+/// Puts the cookie in place of the placeholder. Returns in how many places.
 fn put_cookie(instructions: &mut [bpf_insn], cookie: u64) -> usize {
     let mut places = 0;
     let mut at = 0;
@@ -88,7 +88,7 @@ fn put_cookie(instructions: &mut [bpf_insn], cookie: u64) -> usize {
             at += 1;
             continue;
         }
-        // One that is a map's has its kind in the source register.
+        // A load of a map has its kind in the source register.
         if low.src_reg() == 0
             && low.imm.cast_unsigned() == placeholder::PLACEHOLDER_LOW.0
             && high.imm.cast_unsigned() == placeholder::PLACEHOLDER_HIGH.0
@@ -102,7 +102,7 @@ fn put_cookie(instructions: &mut [bpf_insn], cookie: u64) -> usize {
     places
 }
 
-/// Uprobes, as events of this kernel.
+/// Uprobes as events of this kernel.
 struct Uprobe {
     kind: u32,
     config: u64,
@@ -116,7 +116,7 @@ impl Uprobe {
         };
         let kind = read("type")?;
         let kind = kind.trim().parse();
-        let kind = kind.with_context(|| format!("{UPROBE}/type is no number"))?;
+        let kind = kind.with_context(|| format!("{UPROBE}/type is not a number"))?;
         let mut config = 0;
         if at_return {
             let format = read("format/retprobe")?;
@@ -124,14 +124,14 @@ impl Uprobe {
             let bit = bit.and_then(|bit| bit.parse::<u32>().ok());
             config = bit
                 .and_then(|bit| 1_u64.checked_shl(bit))
-                .with_context(|| format!("{UPROBE}/format/retprobe is no bit"))?;
+                .with_context(|| format!("{UPROBE}/format/retprobe does not name a bit"))?;
         }
         Ok(Self { kind, config })
     }
 
-    /// An event of every process, on every CPU: with a program the one that is named does not matter.
+    /// Opens an event of every process. The event belongs to one CPU, but its program runs on every CPU.
     fn open(&self, file: &File, offset: u64) -> io::Result<OwnedFd> {
-        // The kernel follows this to the very file.
+        // The kernel follows this link to the very file that was examined.
         let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
         let mut event = perf_event_attr {
             type_: self.kind,
@@ -142,7 +142,7 @@ impl Uprobe {
         event.__bindgen_anon_3.uprobe_path = path.as_ptr() as u64;
         event.__bindgen_anon_4.probe_offset = offset;
         const EVERY_PROCESS: libc::pid_t = -1;
-        // SAFETY: the kernel reads what `event` and the path in it are, and both outlive the call.
+        // SAFETY: the kernel reads `event` and the path in it. Both outlive the call.
         descriptor(unsafe {
             libc::syscall(
                 libc::SYS_perf_event_open,
@@ -156,10 +156,10 @@ impl Uprobe {
     }
 }
 
-/// What a system call returned, as a descriptor.
+/// Turns the result of a system call into a descriptor.
 fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(returned) {
-        // SAFETY: the kernel has just opened it for us, and nobody else knows of it.
+        // SAFETY: the kernel has just opened the descriptor, and it has no other owner.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
@@ -199,7 +199,7 @@ mod tests {
         );
         let mut instructions = [
             load_64(0, low, high),
-            // A map's descriptor, another number, and something else with the same words.
+            // A map's descriptor, another number, and two instructions of another kind with the same words.
             load_64(1, low, high),
             load_64(0, low, 0),
             [instruction(0xb7, 0, low), instruction(0xb7, 0, high)],
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn no_instruction_is_too_short_to_be_looked_at() {
+    fn code_that_is_empty_or_cut_off_has_no_place_for_a_cookie() {
         assert_eq!(put_cookie(&mut [], 1), 0);
         assert_eq!(put_cookie(&mut [instruction(LOAD_64, 0, 0)], 1), 0);
     }

@@ -1,4 +1,4 @@
-//! How the BPF programs are to be loaded, and which processes they follow.
+//! How the BPF programs are to be loaded, and which processes they follow. `load` does the loading.
 
 use crate::kernel::automaton::NameAutomaton;
 use crate::kernel::method::{Holds, Method};
@@ -10,39 +10,39 @@ use crate::os::cgroup::Cgroup;
 pub struct Settings {
     /// Entries in the table of live blocks.
     pub max_blocks: u32,
-    /// The method to use; `None` for the best that works.
+    /// The method to use. `None`: the best method that works.
     pub method: Option<Method>,
     /// Keep every thread that is started in the slower table.
     pub all_late: bool,
-    /// How many times, of two, half of what the kernel tells of tasks is to be missed.
+    /// How many of the two programs for each event of a task ignore half of the events: 0 to 2. For tests.
     pub misses: u32,
-    /// Where processes are to be held at the most; fewer places where this kernel cannot.
+    /// The most places where processes are held. Fewer places are used if this kernel cannot hold there.
     pub holds: Holds,
     pub scope: Scope,
     pub wanted: Wanted,
 }
 
-/// Whom the kernel follows.
+/// Which processes the kernel side follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// A command, from its exec on, and all that it starts.
+    /// A command, from its exec on, and all processes that it starts.
     Tree,
-    /// Processes that are there already, and all that they start, unless without `children`.
+    /// Running processes and, with `children`, all processes that they start.
     Chosen { children: bool },
-    /// Every process of the machine but memleak itself, as far as it is wanted.
+    /// Every wanted process of the machine, except memleak itself.
     All,
 }
 
-/// Which processes are wanted. Where a list is empty, it leaves nobody out. Out of all, only these are
-/// followed; of those that are chosen, the kernel tells who is in none of the control groups.
+/// Which processes are wanted. An empty list excludes no process. With [`Scope::All`], only wanted processes are
+/// followed. With [`Scope::Chosen`], the kernel side marks processes that are in none of the control groups.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// Real user ids, as the initial user namespace has them.
+    /// Real user ids, as in the initial user namespace.
     pub uids: Vec<u32>,
     pub cgroups: Vec<Cgroup>,
-    /// `None`: every command name, or too many patterns of them for the kernel.
+    /// `None`: every command name is wanted, or there are too many patterns for the kernel side.
     pub names: Option<NameAutomaton>,
 }
 
-/// How many control groups there can be.
+/// The most control groups that can be named.
 pub const MAX_CGROUPS: usize = limits::MAX_CGROUPS.0 as usize;

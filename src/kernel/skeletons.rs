@@ -1,4 +1,4 @@
-//! The compiled BPF objects, and the types that kernel and user space share (declared in `bpf/memleak.h`).
+//! The compiled BPF objects, and the types that the kernel side and user space share (declared in `bpf/memleak.h`).
 
 use libbpf_rs::ProgramImpl;
 
@@ -8,7 +8,7 @@ mod memleak {
     include!(concat!(env!("OUT_DIR"), "/memleak.skel.rs"));
 }
 
-/// The same for older kernels.
+/// The same programs for older kernels.
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, dead_code, unused)]
 mod memleak_old {
     include!(concat!(env!("OUT_DIR"), "/memleak_old.skel.rs"));
@@ -26,7 +26,7 @@ pub use memleak_old::{
     MemleakOldSkel as OlderSkel, MemleakOldSkelBuilder as OlderSkelBuilder, types as older_types,
 };
 
-/// A loaded program whose links can be made.
+/// A loaded program that can be attached.
 pub type Program<'obj> = ProgramImpl<'obj, libbpf_rs::Mut>;
 
 #[cfg(test)]
@@ -35,7 +35,7 @@ mod tests {
 
     const OLDER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/memleak_old.bpf.o"));
 
-    /// What Linux 5.10 takes, by uapi/linux/bpf.h of that version and kernel/bpf/verifier.c.
+    /// What Linux 5.10 accepts, according to that version's uapi/linux/bpf.h and kernel/bpf/verifier.c.
     mod of_5_10 {
         /// `BPF_FUNC_redirect_peer`.
         pub const LAST_HELPER: i32 = 155;
@@ -45,15 +45,15 @@ mod tests {
 
     const LOAD_64: u8 = 0x18;
     const CALL: u8 = 0x85;
-    /// In a call's source register: it is of another function of the program.
+    /// The source register of a call to another function of the program.
     const TO_FUNCTION: u8 = 1;
-    /// Class STX, mode ATOMIC (XADD in 5.10), of whatever size.
+    /// Class STX, mode ATOMIC (XADD in 5.10), of any size.
     fn is_atomic(code: u8) -> bool {
         code & 0xe7 == 0xc3
     }
 
     #[test]
-    fn the_programs_for_older_kernels_use_nothing_that_these_lack() {
+    fn the_programs_for_older_kernels_use_only_features_of_linux_5_10() {
         let object = object::File::parse(OLDER).unwrap();
         let mut instructions = 0;
         let mut additions = 0;
@@ -86,7 +86,7 @@ mod tests {
         assert!(instructions > 1000 && helpers > 100 && additions > 20);
     }
 
-    /// A function that is verified by itself takes no pointer before 5.12.
+    /// Before 5.12, a function that is verified by itself cannot take a pointer.
     #[test]
     fn the_programs_for_older_kernels_have_no_global_function() {
         let object = object::File::parse(OLDER).unwrap();

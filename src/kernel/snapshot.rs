@@ -1,4 +1,4 @@
-//! The processes that are alive, and what their counters say at one moment.
+//! Reads the living processes and their counters as of one moment. The sums are made in `records`.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -13,10 +13,10 @@ use crate::kernel::skeletons::types::{heap, heap_flags, limits, live_cell, threa
 use crate::model::image::Image;
 use crate::os::clock::monotonic;
 
-/// How often the counters of a living process are read until no thread left it or came meanwhile.
+/// How often the counters of living processes are read, until no thread has come or gone during a reading.
 const SNAPSHOTS: u32 = 10;
 
-/// The same, where it will be looked at again soon.
+/// The same for readings that will soon be repeated.
 const GLANCES: u32 = 3;
 
 impl Collector {
@@ -28,7 +28,7 @@ impl Collector {
         let mut running = HashMap::new();
         let mut ended = Vec::new();
         for round in 1..=SNAPSHOTS {
-            if !self.anyone_lives() {
+            if !self.has_living_tasks() {
                 break;
             }
             let mut settled = self.snapshot(round == SNAPSHOTS, &mut running)?;
@@ -40,7 +40,7 @@ impl Collector {
             }
         }
         ended.extend(self.take_records()?);
-        // What was seen running has ended since.
+        // These images were seen running, and have ended since.
         for (id, _) in &ended {
             running.remove(id);
         }
@@ -49,7 +49,7 @@ impl Collector {
         Ok(images)
     }
 
-    /// The images that run at the moment, each with the id of its heap, which is its own for ever.
+    /// The images that run now, each with the id of its heap. Ids of heaps are never reused.
     ///
     /// # Errors
     /// The kernel's tables cannot be read.
@@ -63,19 +63,19 @@ impl Collector {
         Ok(oldest_first(running))
     }
 
-    /// Looks at who runs. False if somebody came or went meanwhile: whose counters are not certain is left
-    /// out then, but for the `last` time.
+    /// Reads the running images. Returns false if a thread or process came or went during the reading. Images whose
+    /// counters are then uncertain are left out, unless this is the `last` reading.
     fn snapshot(&self, last: bool, running: &mut HashMap<u64, Image>) -> Result<bool> {
         let before = self.living_heaps()?;
         let threads = self.thread_sums()?;
         let after = self.living_heaps()?;
         let now = monotonic().as_nanos() as u64;
-        // Until nobody comes or goes meanwhile: who comes may be the child of one who goes.
+        // A reading is settled if no heap came or went: a new process may be the child of one that ended.
         let mut settled = before.keys().all(|id| after.contains_key(id));
         running.retain(|id, _| after.contains_key(id));
         for (id, record) in &after {
             let threads = threads.get(id).map_or(&[][..], Vec::as_slice);
-            // A thread that leaves takes its sums to the heap: they must not be taken twice.
+            // A thread that exits adds its sums to the heap. They must not be counted twice.
             let sure = before.get(id).is_some_and(|before| {
                 bytes_of(&before.sum) == bytes_of(&record.sum)
                     && [before, record].map(records::users) == [records::joined(threads); 2]
@@ -97,7 +97,7 @@ impl Collector {
     fn living_heaps(&self) -> Result<HashMap<u64, heap>> {
         let mut living = HashMap::new();
         self.for_each_heap(|record| {
-            // Without users it is being made.
+            // A heap without users is still being made.
             if record.flags & heap_flags::HEAP_ENDED.0 == 0 && record.users > 0 {
                 living.insert(record.id, *record);
             }
@@ -115,7 +115,7 @@ impl Collector {
         Ok(threads)
     }
 
-    /// Runs a program for each task of the machine, and returns what it wrote.
+    /// Runs a program for each task of the machine. Returns the program's output.
     pub(super) fn iterate(&self, program: &ProgramMut<'_>) -> Result<Vec<u8>> {
         let link = program.attach().context("cannot list the living tasks")?;
         let mut bytes = Vec::new();
@@ -126,7 +126,7 @@ impl Collector {
         Ok(bytes)
     }
 
-    /// Where the threads of a heap may share its live bytes.
+    /// The cell where the threads of a heap may share its live bytes.
     fn live_cell(&self, heap: u64) -> Option<live_cell> {
         let index = heap as u32 % limits::LIVE_CELLS.0;
         let cells = &self.object.newer()?.maps.live_cells;

@@ -1,6 +1,8 @@
-//! Drops the blocks of ended heaps from the table of live blocks, a part at a time: processes may wait for files
-//! to be examined meanwhile. By buckets, not from key to key: such a walk begins again whenever its key is deleted
-//! under it.
+//! Drops the blocks of ended heaps from the table of live blocks. A sweep works in parts, because processes may wait
+//! meanwhile for files to be examined. It walks by buckets and not from key to key: a walk by keys begins again
+//! whenever its key was deleted.
+//!
+//! When a sweep is due is decided in `collector`.
 
 use std::collections::HashMap;
 
@@ -10,15 +12,15 @@ use crate::kernel::batch::{Walk, delete_all};
 use crate::kernel::records;
 use crate::kernel::skeletons::types::heap_flags;
 
-/// Entries that are looked at before anybody else gets their turn: about two milliseconds.
+/// How many entries are looked at before memleak's other work gets its turn. They take about two milliseconds.
 const PART: u32 = 4096;
 
 /// A sweep that has begun.
 pub(super) struct Sweep {
     walk: Walk,
-    /// Of the heaps that have been met, by their ids: have they ended?
+    /// Whether the heaps that were met have ended, by their ids.
     ended: HashMap<[u8; 8], bool>,
-    /// The keys that are to go.
+    /// The keys that are to be deleted.
     keys: Vec<u8>,
 }
 
@@ -31,7 +33,7 @@ impl Sweep {
         }
     }
 
-    /// Sweeps the next part of `blocks`. Returns how many entries are gone; `None` if there is nothing left to look at.
+    /// Sweeps the next part of `blocks`. Returns how many entries were deleted. `None`: the sweep is finished.
     ///
     /// # Errors
     /// The kernel cannot read or change its table.
@@ -60,7 +62,7 @@ impl Sweep {
     }
 }
 
-/// A heap is in its map before it has blocks: one that is not there now has ended.
+/// A heap is in the map of heaps before it has blocks. So a heap that is not in the map has ended.
 fn has_ended(id: [u8; 8], heaps: &impl MapCore) -> bool {
     match heaps.lookup(&id, MapFlags::ANY) {
         Ok(Some(record)) => records::heap_from_bytes(&record)

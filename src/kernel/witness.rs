@@ -1,4 +1,4 @@
-//! What the kernel saw of signals to memleak and to the command.
+//! What the kernel side saw of signals to memleak and to the command. Passing signals on is left to `launch`.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use crate::kernel::skeletons::types::{signal_key, signal_seen};
 use crate::launch::signals::Witness;
 use crate::os::clock::monotonic;
 
-/// Two signals of one sender that are no further apart were sent at once: by one `kill` to a group
-/// (microseconds), or by two in a row (`timeout`, Slurm, which goes through the pids of a step). A
-/// sender who means each of them takes longer.
+/// Two signals of one sender within this time were sent at once. Either one `kill` to a group sent both (microseconds
+/// apart), or the sender sent two in a row (`timeout`, and Slurm, which goes through the pids of a step). A sender that
+/// means two separate signals takes longer.
 const AT_ONCE: Duration = Duration::from_millis(20);
 
-/// How long memleak's own signal may be ahead of the command's.
+/// How long memleak's own signal may precede the command's.
 const AHEAD: Duration = Duration::from_millis(10);
 
-/// The kernel's record of signals.
+/// The kernel side's record of signals.
 pub struct SignalsSeen<'a> {
     map: &'a MapImpl<'a, Mut>,
 }
@@ -30,7 +30,7 @@ impl<'a> SignalsSeen<'a> {
         Self { map }
     }
 
-    /// `None` where it cannot be told, as after a signal that was sent before we watched.
+    /// `None` if nothing was recorded, as for a signal that was sent before memleak watched.
     fn of(&self, signal: c_int, sender: Pid) -> Option<signal_seen> {
         let key = signal_key {
             signal: signal.cast_unsigned(),
@@ -89,14 +89,14 @@ mod tests {
     }
 
     #[test]
-    fn two_signals_in_a_row_are_one() {
+    fn two_signals_within_20_ms_count_as_one() {
         assert!(at_once(5000, 5000));
         assert!(at_once(5000, 5015));
         assert!(at_once(5015, 5000));
     }
 
     #[test]
-    fn a_signal_to_the_command_long_ago_is_another_one() {
+    fn an_earlier_signal_to_the_command_is_a_separate_one() {
         assert!(!at_once(5000, 4000));
         assert!(!at_once(5, 0), "never sent to the command");
     }
