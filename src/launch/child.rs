@@ -1,4 +1,5 @@
-//! The child's way from the fork to the exec: only async-signal-safe calls, everything allocated before.
+//! The child's steps from the fork to the exec. They make only async-signal-safe calls, and everything is allocated
+//! before the fork. What the parent does is in `launch` and `running`.
 
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
 use std::os::fd::RawFd;
@@ -14,40 +15,40 @@ use crate::os::identity::{Identity, Step};
 use crate::os::inherited::{Inherited, environment};
 use crate::os::signal_set::LAST_SIGNAL;
 
-/// What the child exits with if memleak is gone before the release: nobody is there to see it.
+/// The child's exit code if memleak is gone before the release. No process reads it then.
 const ABANDONED: c_int = 125;
 
-/// Where the C library searches where there is no PATH (`_CS_PATH`).
+/// The directories that the C library searches if there is no PATH (`_CS_PATH`).
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
-/// What runs a text file without `#!` (`_PATH_BSHELL`).
+/// The interpreter of a text file without `#!` (`_PATH_BSHELL`).
 const SHELL: &CStr = c"/bin/sh";
 
-/// All that the child needs, made before the fork.
+/// Everything that the child needs, made before the fork.
 pub(super) struct ExecPlan {
     pub(super) name: OsString,
     pub(super) candidates: Vec<CString>,
-    /// What `argv` and `script_argv` point to.
+    /// Owns the strings that `argv` and `script_argv` point to.
     _arguments: Vec<CString>,
-    /// What `envp` points to beside the caller's.
+    /// Owns the strings that `envp` points to, besides those of the caller's environment.
     _variables: Vec<CString>,
     argv: Vec<*const c_char>,
-    /// `/bin/sh`, the candidate (put in when its turn comes), the arguments.
+    /// `/bin/sh`, the candidate (set when that candidate is tried), and the arguments.
     script_argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
 }
 
-/// As whom the child runs the command.
+/// The rights with which the child runs the command.
 pub(super) enum Privileges<'a> {
-    /// As whoever runs memleak.
+    /// Those of the user that runs memleak.
     Ours,
-    /// Without the capabilities that memleak's file gave it. The exec would take them anyway, but they
-    /// would decide on whether the file may be executed.
+    /// Without the capabilities that memleak's file has. The exec would remove them in any case, but until then they
+    /// would decide whether the file may be executed.
     None(Capabilities),
     Of(&'a Identity),
 }
 
-/// What the child tells its parent if there will be no command.
+/// The child's message to its parent if it cannot execute the command.
 pub(super) struct Failure {
     pub(super) step: Option<Step>,
     pub(super) errno: Errno,
@@ -70,7 +71,8 @@ impl Failure {
     }
 }
 
-/// What the child finds: numbers, since it must not drop (close) what its parent owns.
+/// What the child has at its start. Descriptors are plain numbers, since the child must not drop (close) its parent's
+/// owned ones.
 pub(super) struct Child<'a> {
     pub(super) inherited: Inherited,
     pub(super) privileges: Privileges<'a>,
@@ -111,16 +113,16 @@ impl ExecPlan {
         })
     }
 
-    /// The child's way from the fork to the exec. Only async-signal-safe calls: no allocation, no lock,
-    /// no panic.
+    /// Runs the child from the fork to the exec. Makes only async-signal-safe calls: no allocation, no lock, no
+    /// panic.
     pub(super) fn run(&mut self, child: &Child) -> ! {
         for fd in child.parents {
-            // SAFETY: this process's copies; nothing here drops their owners, as it never returns. With
-            // the writing end open it would never see that memleak is gone.
+            // SAFETY: these are this process's copies. Nothing here drops their owners, as this function never
+            // returns. With the writing end open, the child would never see that memleak is gone.
             unsafe { libc::close(fd) };
         }
-        child.restore_what_was_inherited();
-        // At once: what waits here has no more rights than the command will have.
+        child.restore_inherited_state();
+        // This comes first, so that a waiting child has no more rights than the command will have.
         let failure = match child.take_privileges() {
             Err((step, errno)) => Failure {
                 step: Some(step),
@@ -138,7 +140,7 @@ impl ExecPlan {
             }
         };
         let bytes = failure.to_bytes();
-        // SAFETY: writes a buffer of ours; if memleak is gone there is nobody to tell.
+        // SAFETY: writes a buffer of this function. If memleak is gone, no process reads it.
         unsafe {
             libc::signal(libc::SIGPIPE, libc::SIG_IGN);
             libc::write(child.outcome, bytes.as_ptr().cast(), bytes.len());
@@ -146,8 +148,8 @@ impl ExecPlan {
         }
     }
 
-    /// What execvp does (glibc posix/execvpe.c), which timeout and env call, without its search at this
-    /// late hour. Returns only if nothing could be executed.
+    /// Does what execvp does (glibc posix/execvpe.c), which timeout and env call. The search for candidates was done
+    /// before the fork. Returns only if nothing could be executed.
     fn execute(&mut self) -> Errno {
         let mut last = Errno::ENOENT;
         let mut refused = false;
@@ -183,16 +185,16 @@ impl Child<'_> {
         }
     }
 
-    fn restore_what_was_inherited(&self) {
+    fn restore_inherited_state(&self) {
         for fd in 0..3 {
             if self.inherited.was_closed(fd) {
-                // SAFETY: what Rust's runtime opened there, in this process only.
+                // SAFETY: Rust's runtime opened this descriptor. It is closed in this process only.
                 unsafe { libc::close(fd) };
             }
         }
         for signal in 1..=LAST_SIGNAL {
             let ignored = self.inherited.ignored.contains(signal);
-            // SAFETY: sets no handler. It fails for those that cannot be set, which need no restoring.
+            // SAFETY: sets no handler. It fails for signals that cannot be set, and these need no restoring.
             unsafe {
                 libc::signal(
                     signal,
@@ -207,11 +209,11 @@ impl Child<'_> {
         self.inherited.blocked.block_only();
     }
 
-    /// Waits for the byte; false at end of file, when memleak is gone.
+    /// Waits for the byte. Returns false at end of file, when memleak is gone.
     fn is_released(&self) -> bool {
         let mut byte = 0u8;
         loop {
-            // SAFETY: reads one byte to where one fits.
+            // SAFETY: reads one byte into a variable of one byte.
             let length = unsafe { libc::read(self.go, (&raw mut byte).cast(), 1) };
             if length >= 0 || Errno::last() != Errno::EINTR {
                 return length == 1;
@@ -230,10 +232,10 @@ fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
     strings.map(CStr::as_ptr).chain([ptr::null()]).collect()
 }
 
-/// The variables of an identity as an environment has them.
+/// The variables of an identity, in the form of environment entries.
 fn variables(identity: &Identity) -> Vec<CString> {
     let variables = identity.variables().into_iter();
-    // No entry of the user database has a zero byte in it.
+    // No entry of the user database contains a zero byte.
     variables
         .filter_map(|(name, value)| {
             CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
@@ -241,7 +243,7 @@ fn variables(identity: &Identity) -> Vec<CString> {
         .collect()
 }
 
-/// `environment` with `variables` in the places of those of the same name, or at its end.
+/// `environment` with `variables`. A variable replaces the entry of the same name, or comes at the end.
 fn replaced<'a>(environment: &[&'a CStr], variables: &'a [CString]) -> Vec<&'a CStr> {
     let name = |entry: &CStr| {
         let bytes = entry.to_bytes();
@@ -259,8 +261,8 @@ fn replaced<'a>(environment: &[&'a CStr], variables: &'a [CString]) -> Vec<&'a C
     new
 }
 
-/// The paths that execvp would try for `name`: itself if it has a slash, otherwise it in each directory
-/// of `path`, where an empty one is the current directory. An empty name is in none of them.
+/// The paths that execvp would try for `name`. A name with a slash is tried as it is. Any other name is tried in each
+/// directory of `path`, where an empty entry means the current directory. An empty name gives no paths.
 fn candidates(name: &OsStr, path: &[u8]) -> Vec<CString> {
     let name = name.as_bytes();
     if name.is_empty() {
@@ -275,7 +277,7 @@ fn candidates(name: &OsStr, path: &[u8]) -> Vec<CString> {
         };
         path.split(|byte| *byte == b':').map(in_directory).collect()
     };
-    // Neither an argument nor an environment string can hold a zero byte.
+    // Neither an argument nor an environment string can contain a zero byte.
     tried
         .into_iter()
         .filter_map(|path| CString::new(path).ok())
@@ -306,17 +308,17 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_slash_is_not_searched() {
+    fn a_name_with_a_slash_is_not_searched_in_path() {
         assert_eq!(tried("./ls", "/bin"), ["./ls"]);
     }
 
     #[test]
-    fn an_empty_name_is_nowhere() {
+    fn an_empty_name_has_no_candidates() {
         assert!(tried("", "/bin").is_empty());
     }
 
     #[test]
-    fn a_failure_arrives_as_it_was_sent() {
+    fn a_failure_is_decoded_as_it_was_sent() {
         for step in [
             None,
             Some(Step::Groups),

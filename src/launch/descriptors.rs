@@ -1,4 +1,4 @@
-//! The caller's descriptors: which memleak gives up, and the pipes to the command.
+//! The caller's descriptors that memleak gives up, and the pipes to the command.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -6,16 +6,16 @@ use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::unistd::pipe2;
 
-/// The kernel's default for the highest `ulimit -n` (fs.nr_open).
+/// The kernel's default for the highest possible `ulimit -n` (fs.nr_open).
 const MOST_DESCRIPTORS: RawFd = 1 << 20;
 
-/// What memleak does with its own standard error once the command has been executed.
+/// What memleak does with its own standard error after the command has been executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stderr {
-    /// The report goes there.
+    /// Keeps it: the report goes there.
     Keep,
-    /// The report goes elsewhere: whoever reads the command's standard error must see its end when the
-    /// command ends, not when memleak does.
+    /// Gives it up: the report goes elsewhere. A reader of the command's standard error must see end of file when
+    /// the command exits, not when memleak does.
     GiveUp,
 }
 
@@ -23,11 +23,11 @@ pub(super) fn close_on_exec_pipe() -> Result<(OwnedFd, OwnedFd)> {
     pipe2(OFlag::O_CLOEXEC).context("cannot open a pipe to the command (see `ulimit -n`)")
 }
 
-/// Puts `null` in place of standard input and output and closes every other descriptor of the caller's but
-/// standard error.
+/// Replaces standard input and output with `null`. Closes every other descriptor of the caller's, except standard
+/// error.
 ///
-/// A descriptor of the caller's is one without the close-on-exec flag: it survived our own exec, and
-/// all that we open has the flag.
+/// A descriptor without the close-on-exec flag is the caller's. It survived memleak's own exec, and all descriptors
+/// that memleak opens have the flag.
 pub(super) fn give_up_inherited(null: &OwnedFd) {
     replace(libc::STDIN_FILENO, null);
     replace(libc::STDOUT_FILENO, null);
@@ -35,20 +35,20 @@ pub(super) fn give_up_inherited(null: &OwnedFd) {
         .into_iter()
         .filter(|fd| *fd > libc::STDERR_FILENO)
     {
-        // SAFETY: only borrowed for the call, which tells whether it is open at all.
+        // SAFETY: the descriptor is borrowed for the call only. The call reports whether it is open.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
         if fcntl(borrowed, FcntlArg::F_GETFD)
             .is_ok_and(|flags| flags & FdFlag::FD_CLOEXEC.bits() == 0)
         {
-            // SAFETY: the caller's, as said above, so nothing in this process owns it.
+            // SAFETY: the descriptor is the caller's, as said above, so nothing in this process owns it.
             unsafe { libc::close(fd) };
         }
     }
 }
 
 pub(super) fn replace(standard: RawFd, null: &OwnedFd) {
-    // SAFETY: the standard descriptors have no owner. dup2 between two open ones cannot fail but by
-    // interruption of a file system's own making, and leaves what was there.
+    // SAFETY: the standard descriptors have no owner. dup2 between two open descriptors can fail only if a file
+    // system interrupts it, and then it changes nothing.
     unsafe { libc::dup2(null.as_raw_fd(), standard) };
 }
 
@@ -58,7 +58,7 @@ fn open_descriptors() -> Vec<RawFd> {
         Ok(entries) => entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .collect(),
-        // No /proc, or closed to a binary that has file capabilities: every number that there can be.
+        // There is no /proc, or a program with file capabilities may not read it: return every possible number.
         Err(_) => {
             let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
             let soft = limit.map_or(1024, |(soft, _)| soft);

@@ -1,11 +1,11 @@
-//! Launching a command as types: [`Suspended::fork`] → [`Suspended::release`] → [`Running`].
+//! Launches a command, with a type for each state: [`Suspended::fork`] → [`Suspended::release`] → [`Running`].
 //!
-//! The command is forked before memleak does anything else, waits on a pipe, and executes when one byte
-//! comes. What it finds then is what it would have found without memleak: descriptors, dispositions,
-//! mask, environment, limits, group and terminal. Releasing consumes the suspended command, so it cannot
-//! be done twice, and a suspended command that is dropped has never run.
+//! memleak forks the command before it does anything else. The child waits on a pipe, and executes the command when one
+//! byte comes. The command then finds everything as it would without memleak: descriptors, dispositions, mask,
+//! environment, limits, group and terminal. Releasing consumes the suspended command, so it cannot happen twice. A
+//! suspended command that is dropped has never run.
 //!
-//! Signals, stops and memleak's own end are `signals`.
+//! Signals, stops and memleak's own exit are in `signals`. Counting is left to `kernel`.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -30,7 +30,8 @@ pub mod descriptors;
 pub mod running;
 pub mod signals;
 
-/// A command that is forked and waits to be released. Dropped, it goes without having run, and is reaped.
+/// A command that is forked and waits to be released. If this is dropped, the child is killed and reaped without
+/// having run the command.
 #[derive(Debug)]
 pub struct Suspended {
     leash: Leash,
@@ -43,12 +44,13 @@ pub struct Suspended {
 }
 
 impl Suspended {
-    /// Forks `command` (a name or path and its arguments), which then waits, as the user `identity` if there is
-    /// one. To be called while the process has one thread, and before it changes anything that a child inherits. An ignored SIGCHLD is
-    /// reset here (without it there is no exit code), and restored in the child.
+    /// Forks `command` (a name or path, and its arguments). The child waits, as the user `identity` if there is one.
     ///
-    /// Takes no signal over: until [`crate::launch::signals::Signals::take_over`] a fatal one ends memleak, and
-    /// the command with it.
+    /// To be called while the process has one thread, and before it changes anything that a child inherits. An ignored
+    /// SIGCHLD is reset here, because without it there is no exit code. The child restores it.
+    ///
+    /// Takes over no signal. Until [`crate::launch::signals::Signals::take_over`] is called, a fatal signal kills
+    /// memleak, and then the child does not run the command.
     pub fn fork(command: &[OsString], identity: Option<&Identity>) -> Result<Self> {
         let inherited = Inherited::get()?;
         let mut plan = ExecPlan::new(command, identity)?;
@@ -62,7 +64,7 @@ impl Suspended {
         };
         let null = File::options().read(true).write(true).open("/dev/null");
         let null = null
-            .context("cannot open /dev/null to replace standard input and output by")?
+            .context("cannot open /dev/null, which replaces standard input and output")?
             .into();
         let (go_read, go_write) = close_on_exec_pipe()?;
         let (outcome_read, outcome_write) = close_on_exec_pipe()?;
@@ -70,7 +72,7 @@ impl Suspended {
             .context("cannot make the launch pipe non-blocking")?;
         // SAFETY: sets a default disposition, no handler.
         unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-        // SAFETY: the child only makes async-signal-safe calls (see `ExecPlan::run`).
+        // SAFETY: the child makes only async-signal-safe calls (see `ExecPlan::run`).
         let pid = match unsafe { fork() }.context("cannot fork the command (see `ulimit -u`)")? {
             ForkResult::Child => {
                 let child = Child {
@@ -100,12 +102,12 @@ impl Suspended {
         self.leash.pid
     }
 
-    /// Readable once the process has ended.
+    /// Readable after the process has exited.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// The paths that will be tried, in order; the first that can be executed is. Relative ones are
+    /// The paths that will be tried, in order. The first one that can be executed is executed. Relative paths are
     /// relative to the current directory.
     pub fn candidates(&self) -> impl Iterator<Item = &OsStr> {
         self.candidates
@@ -113,14 +115,14 @@ impl Suspended {
             .map(|path| OsStr::from_bytes(path.to_bytes()))
     }
 
-    /// Lets the command run, and gives up memleak's copies of its standard input and output, of every
-    /// other descriptor that the caller left, and of standard error if `stderr` says so. Files of
-    /// memleak's own, which are close-on-exec, stay open; one that the user named as `/dev/stdout` or
-    /// `/dev/fd/7` has to be opened before.
+    /// Lets the command run. Gives up memleak's copies of the command's standard input and output, and of every other
+    /// descriptor that the caller left. Gives up standard error if `stderr` says so. Files that memleak opened for
+    /// itself stay open, as they are close-on-exec. A file that the user named as `/dev/stdout` or `/dev/fd/7` must be
+    /// opened before this call.
     ///
-    /// Returns when it is known whether the exec worked. If the process is stopped meanwhile, or the exec
-    /// takes more than a second, the command counts as running; an exec that fails after that is an
-    /// [`Ended::NotExecuted`]. A process that was killed before its exec is a [`Running`] that has ended.
+    /// Returns when it is known whether the exec worked. If the process is stopped meanwhile, or the exec takes more
+    /// than a second, the command counts as running. An exec that fails after that is an [`Ended::NotExecuted`]. A
+    /// process that was killed before its exec is a [`Running`] that has ended.
     pub fn release(self, stderr: Stderr) -> std::result::Result<Running, ExecError> {
         let Self {
             mut leash,
@@ -133,7 +135,7 @@ impl Suspended {
         } = self;
         give_up_inherited(&null);
         leash.holds = false;
-        // If the process is dead already there is no reader, and its end says the rest.
+        // If the process is dead already, the pipe has no reader, and the process's status tells the rest.
         let _ = go.write_all(&[1]);
         drop(go);
         let stderr_replacement = (stderr == Stderr::GiveUp).then_some(null);
@@ -146,8 +148,8 @@ impl Suspended {
     }
 }
 
-/// Kills and reaps the child unless it was released. It has run nothing then, so nothing is cut short;
-/// closing its pipe would do for a child that is awake, not for one that Ctrl-Z has stopped.
+/// Kills and reaps the child unless it was released. The child has not run the command then, so nothing is cut short.
+/// Closing its pipe would end a child that runs, but not one that Ctrl-Z has stopped.
 #[derive(Debug)]
 struct Leash {
     pid: Pid,
@@ -157,7 +159,7 @@ struct Leash {
 impl Drop for Leash {
     fn drop(&mut self) {
         if self.holds {
-            // SAFETY: a child of ours that is not reaped yet, so the number is still its own.
+            // SAFETY: the child is ours and not reaped yet, so no other process has its pid.
             unsafe { libc::kill(self.pid.as_raw(), libc::SIGKILL) };
             let _ = wait_child(self.pid, libc::WEXITED);
         }
@@ -169,6 +171,6 @@ fn open_pidfd(pid: Pid) -> Result<OwnedFd> {
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = Errno::result(fd)
         .context("cannot open a pidfd of the command (Linux 5.3 or newer is needed)")?;
-    // SAFETY: just opened, ours alone, and close-on-exec as every pidfd is.
+    // SAFETY: the descriptor was just opened, has no other owner, and is close-on-exec as every pidfd is.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

@@ -1,4 +1,4 @@
-//! A command that was released: its state, its changes and its end.
+//! A command that was released: its state, the changes of its state, and its end. Signals are left to `signals`.
 
 use std::ffi::{OsString, c_int};
 use std::fmt;
@@ -17,9 +17,9 @@ use crate::launch::descriptors::replace;
 use crate::model::exit::{self, Outcome};
 use crate::os::identity::Step;
 
-/// How long a release waits for the exec, in steps between which it looks whether the command was
-/// stopped: a stopped one must not keep memleak from stopping too, nor an exec that hangs on a dead
-/// file server keep it from passing signals on.
+/// How long one step of a release waits for the exec. After each step, the release checks whether the command was
+/// stopped. A stopped command must not keep memleak from stopping, too. An exec that hangs on a dead file server must
+/// not keep memleak from passing on signals.
 const EXEC_STEP_MS: u16 = 20;
 
 const EXEC_STEPS: u32 = 50;
@@ -29,14 +29,14 @@ const EXEC_STEPS: u32 = 50;
 pub struct ExecError {
     /// The command as the user wrote it.
     pub command: OsString,
-    /// The step on the way to its user that failed; `None`: execve itself.
+    /// The failed step of becoming the command's user. `None`: execve itself failed.
     pub step: Option<Step>,
-    /// What that step said.
+    /// The error of that step.
     pub errno: Errno,
 }
 
 impl ExecError {
-    /// What this means for memleak's end: a command that was not even tried is memleak's own failure.
+    /// What this means for memleak's exit code. If execve was not even called, that is memleak's own failure.
     pub fn outcome(&self) -> Outcome {
         match self.step {
             Some(_) => Outcome::ToolError,
@@ -52,15 +52,17 @@ impl fmt::Display for ExecError {
             let why = self.errno.desc();
             return write!(
                 f,
-                " as the user that --user names: {step}: {why}; it takes all of root's rights, and ids that \
-                 this user namespace has"
+                " as the user that --user names: {step}: {why}; this needs all of root's rights, and ids \
+                 that exist in this user namespace"
             );
         }
         f.write_str(": ")?;
         let has_slash = self.command.as_bytes().contains(&b'/');
         match self.errno {
             Errno::ENOENT if !has_slash => f.write_str("no such command in PATH"),
-            Errno::ENOENT => f.write_str("it, or the interpreter that it names, does not exist"),
+            Errno::ENOENT => {
+                f.write_str("the file, or the interpreter that it names, does not exist")
+            }
             Errno::EACCES => {
                 f.write_str("not an executable file, or in a directory that may not be entered")
             }
@@ -77,15 +79,15 @@ pub enum Ended {
         signal: u8,
         core: bool,
     },
-    /// The exec failed, but so late that [`Suspended::release`] had returned: the command was stopped
-    /// or its file server hung in between.
+    /// The exec failed, but only after [`Suspended::release`] had returned. The command was stopped in between, or its
+    /// file server hung.
     NotExecuted(ExecError),
 }
 
 /// A change of the command's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// By this signal.
+    /// Stopped by this signal.
     Stopped(c_int),
     Continued,
     Ended(Ended),
@@ -111,11 +113,11 @@ pub(super) struct PendingExec {
 }
 
 impl Running {
-    /// A command that has just been released, as soon as it is known whether its exec worked, or after about a
-    /// second, or when it is stopped.
+    /// Waits until it is known whether the exec of a released command worked. Stops waiting after about a second, or
+    /// when the command is stopped.
     ///
     /// # Errors
-    /// The exec failed; the child is reaped.
+    /// The exec failed. The child is reaped.
     pub(super) fn await_exec(
         pid: Pid,
         pidfd: OwnedFd,
@@ -140,7 +142,7 @@ impl Running {
         }
         match running.exec_error.clone() {
             Some(error) => {
-                // The child leaves right after it has told the error.
+                // The child exits directly after it has reported the error.
                 let _ = running.wait();
                 Err(error)
             }
@@ -152,12 +154,12 @@ impl Running {
         self.pid
     }
 
-    /// Readable once the process has ended.
+    /// Readable after the process has exited.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Whether the command was stopped when its state was last looked at.
+    /// Whether the command was stopped when its state was last read.
     pub fn stopped(&self) -> bool {
         self.stopped
     }
@@ -177,13 +179,13 @@ impl Running {
         }
     }
 
-    /// The command's end, if it has come.
+    /// How the command ended, if it has ended by now.
     pub fn try_wait(&mut self) -> Result<Option<Ended>> {
         while self.next_change()?.is_some() {}
         Ok(self.ended.clone())
     }
 
-    /// The next change of the command's state that has not been told yet. Looks at no other child.
+    /// The next change of the command's state that was not returned yet. Looks at no other child.
     pub fn next_change(&mut self) -> Result<Option<Change>> {
         if self.ended.is_some() {
             return Ok(None);
@@ -192,8 +194,8 @@ impl Running {
         self.change(libc::WNOHANG)
     }
 
-    /// Whether the command was continued or ended since its stop was told. Tells no change.
-    pub(crate) fn goes_on(&self) -> bool {
+    /// Whether the command was continued, or ended, after its stop was returned. Consumes no change.
+    pub(crate) fn has_continued_or_ended(&self) -> bool {
         self.has_news(libc::WCONTINUED | libc::WEXITED)
     }
 
@@ -210,7 +212,7 @@ impl Running {
             libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED => {
                 Change::Ended(self.decode_end(code, status))
             }
-            // CLD_TRAPPED: we trace nobody.
+            // CLD_TRAPPED cannot come: memleak traces no process.
             other => bail!(
                 "unknown change {other} of the command (process {})",
                 self.pid
@@ -225,7 +227,7 @@ impl Running {
 
     fn decode_end(&mut self, code: c_int, status: c_int) -> Ended {
         self.exec_is_decided();
-        // waitid's status is an exit code from 0 to 255 or a signal from 1 to 64.
+        // The status of waitid is an exit code from 0 to 255, or a signal from 1 to 64.
         let number = status as u8;
         match (code, self.exec_error.clone()) {
             (libc::CLD_EXITED, Some(error)) => Ended::NotExecuted(error),
@@ -248,7 +250,7 @@ impl Running {
         )
     }
 
-    /// Reads what the child told of its exec, without waiting; whether there is nothing more to come.
+    /// Reads the child's message about its exec, without waiting. Returns whether the outcome is decided.
     fn exec_is_decided(&mut self) -> bool {
         let Some(exec) = &mut self.exec else {
             return true;
@@ -266,7 +268,7 @@ impl Running {
                     errno,
                 });
             }
-            // End of file: executed, or killed before; the process's end tells the two apart.
+            // End of file: the child has executed the command, or was killed before. The exit status tells which.
             _ => {
                 if let Some(null) = &exec.stderr_replacement {
                     replace(libc::STDERR_FILENO, null);
@@ -285,16 +287,16 @@ impl Running {
     }
 }
 
-/// What waitid says of a child: `si_code` and `si_status`.
+/// What waitid reports of a child: `si_code` and `si_status`.
 pub(super) struct Status {
     code: c_int,
     status: c_int,
 }
 
-/// Waits for `pid` alone. nix's waitid does not do: it cannot express a death by a real-time signal.
+/// Waits for `pid` alone. nix's waitid cannot be used: it cannot express a death by a real-time signal.
 pub(super) fn wait_child(pid: Pid, flags: c_int) -> io::Result<Option<Status>> {
     loop {
-        // SAFETY: all zero is a valid siginfo, which the call fills in.
+        // SAFETY: all zeroes are a valid siginfo, which the call fills in.
         let (result, info) = unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             let result = libc::waitid(
@@ -320,12 +322,12 @@ pub(super) fn wait_child(pid: Pid, flags: c_int) -> io::Result<Option<Status>> {
     }
 }
 
-/// As pid 1 of a namespace: reaps every ended child that is not `command`.
+/// Reaps every ended child that is not `command`. For memleak as pid 1 of a namespace.
 pub(crate) fn reap_orphans(command: Pid) {
     loop {
         let flags = libc::WEXITED | libc::WNOHANG;
-        // Looks first: the command's own end is not to be taken here.
-        // SAFETY: all zero is a valid siginfo, which the call fills in, as in `wait_child`.
+        // The first call only looks, because the command itself must not be reaped here.
+        // SAFETY: all zeroes are a valid siginfo, which the call fills in, as in `wait_child`.
         let child = unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             if libc::waitid(libc::P_ALL, 0, &raw mut info, flags | libc::WNOWAIT) != 0 {
@@ -365,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn without_its_user_a_command_is_not_tried() {
+    fn a_command_is_not_tried_if_its_user_cannot_be_set() {
         let error = ExecError {
             command: OsString::from("x"),
             step: Some(Step::Groups),
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_error_is_one_line_whatever_the_name() {
+    fn an_exec_error_is_one_line_with_any_name() {
         let error = ExecError {
             command: OsString::from("a\nb\x1b[31m"),
             step: None,

@@ -1,8 +1,9 @@
-//! Signals while a launched command runs: passing them on, stopping and going on with it, dying as it died.
+//! Signals while a launched command runs. memleak passes them on, stops and continues together with the command, and
+//! dies by the signal that killed the command.
 //!
-//! memleak blocks what it takes over and reads it from a descriptor, so nothing interrupts its work, and a
-//! signal comes with all the kernel knows of it: who sent it, and the value of a queued one. Nothing gets
-//! a handler; what the caller had ignored stays so.
+//! memleak blocks the signals that it takes over and reads them from a descriptor. So nothing interrupts its work. A
+//! signal comes with all that the kernel knows: its sender, and the value of a queued signal. No signal gets a handler.
+//! A signal that the caller had ignored stays ignored.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -17,21 +18,21 @@ use crate::launch::running::{Change, Ended, Running, reap_orphans};
 use crate::os::inherited::Inherited;
 use crate::os::signal_set::SignalSet;
 
-/// What only the kernel's tracepoints can tell for certain. The pids are those of memleak's own namespace.
+/// What only the kernel's tracepoints can tell for certain. All pids are in memleak's own pid namespace.
 ///
-/// A signal to a process group reaches its newest members first, and the command is newer than memleak:
-/// whoever sees signals being generated has seen the command's when memleak reads its own.
+/// A signal to a process group reaches its newest members first, and the command is newer than memleak. So the kernel
+/// side has seen the command's signal when memleak reads its own.
 pub trait Witness {
-    /// Whether `sender` belongs to the tree of `command`, or did when it sent `signal`.
+    /// Whether `sender` belongs to the tree of `command`, or belonged to it when it sent `signal`.
     ///
-    /// Without a better source: the parents of `sender` as `/proc` has them. That misses a process that is
-    /// gone by now, and one whose own parent is.
+    /// The default has no better source than the parents of `sender` in `/proc`. It misses a sender that is gone by
+    /// now, and a sender whose parent is gone.
     fn sent_by_tree(&mut self, _signal: c_int, sender: Pid, command: Pid) -> bool {
         descends_from(sender, command)
     }
 
-    /// Whether `sender` sent `signal` to the command too (as `kill -TERM -PGID` does), so that passing it
-    /// on would make it two. Asked once for every signal that memleak would pass on otherwise.
+    /// Whether `sender` sent `signal` to the command, too, as `kill -TERM -PGID` does. Then passing it on would make
+    /// two of it. Called once for every signal that memleak would pass on otherwise.
     fn already_delivered(&mut self, signal: c_int, sender: Pid) -> bool;
 }
 
@@ -50,7 +51,7 @@ impl Witness for NoWitness {
 pub enum Event {
     /// The command has ended, and is reaped.
     Ended(Ended),
-    /// INT, TERM, HUP or QUIT came after the command's end: whatever still waits should stop waiting.
+    /// INT, TERM, HUP or QUIT came after the command's end. Any wait that still goes on should stop.
     Interrupted(c_int),
 }
 
@@ -63,9 +64,11 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks every signal but those that the caller had ignored, and reads them from now on. To be called
-    /// after the fork of the command (whose mask is the caller's anyway) and before any thread is started,
-    /// since a thread has the mask of the one that started it. An ignored SIGCHLD is reset.
+    /// Blocks every signal that the caller had not ignored, and reads these signals from now on. An ignored SIGCHLD is
+    /// reset.
+    ///
+    /// To be called after the fork of the command. The child sets the caller's mask in any case. To be called before
+    /// any thread is started, since a new thread inherits the mask of its creator.
     pub fn take_over() -> Result<Self> {
         let ignored = Inherited::get()?
             .ignored
@@ -75,7 +78,7 @@ impl Signals {
         let taken = SignalSet::BLOCKABLE.without(ignored);
         let fd =
             Errno::result(taken.signalfd()).context("cannot open a signalfd (see `ulimit -n`)")?;
-        // SAFETY: just opened and ours alone.
+        // SAFETY: the descriptor was just opened and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         taken.block();
         Ok(Self {
@@ -85,16 +88,15 @@ impl Signals {
         })
     }
 
-    /// Readable when [`dispatch`](Self::dispatch) has something to do: a signal came, or the command
-    /// stopped, went on or ended.
+    /// Readable when [`dispatch`](Self::dispatch) has work: a signal came, or the command stopped, continued or ended.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Passes on what came, follows the command's state, and tells what the caller has to know. Never waits,
-    /// but stops (and returns when memleak is continued) where the command has stopped.
+    /// Passes on the signals that came, and follows the command's state. Returns what the caller has to know.
     ///
-    /// One call takes a bounded number of signals, so a flood of them starves nothing else.
+    /// Never waits. But if the command has stopped, it stops memleak, and returns when memleak is continued. One call
+    /// takes a bounded number of signals, so a flood of signals delays no other work.
     pub fn dispatch(
         &mut self,
         command: &mut Running,
@@ -138,7 +140,7 @@ impl Signals {
             }
         }
         if let Some(signal) = stop {
-            self.stop_like(signal, || !command.goes_on());
+            self.stop_like(signal, || !command.has_continued_or_ended());
         }
         Ok(events)
     }
@@ -157,7 +159,7 @@ impl Signals {
         let length = match Errno::result(length) {
             Ok(length) => usize::try_from(length).unwrap_or(0),
             Err(Errno::EAGAIN | Errno::EINTR) => 0,
-            Err(errno) => return Err(errno).context("cannot read the signals that came"),
+            Err(errno) => return Err(errno).context("cannot read the signals to memleak"),
         };
         let count = length / size_of::<libc::signalfd_siginfo>();
         // SAFETY: the kernel has filled in the first `count` records.
@@ -167,12 +169,12 @@ impl Signals {
             .collect())
     }
 
-    /// Stops memleak by `signal` if that is a terminal's stop (never for a SIGSTOP: who sends that to the
-    /// command continues the command, not us), and comes back when continued. The kernel itself leaves an
-    /// orphaned process group awake.
+    /// Stops memleak by `signal` if that is a stop signal of a terminal, and returns when memleak is continued. SIGSTOP
+    /// never stops memleak: the process that sends it to the command will continue the command, not memleak. The kernel
+    /// itself does not stop an orphaned process group.
     ///
-    /// `still` is asked once the stop is pending. A SIGCONT to the group that comes after it takes the
-    /// pending stop away; one that came before has continued the command too.
+    /// `still` is called when the stop is pending. A SIGCONT to the group that comes later removes the pending stop. A
+    /// SIGCONT that came earlier has continued the command, too.
     fn stop_like(&self, signal: c_int, still: impl FnOnce() -> bool) {
         if !matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
             || self.ignored.contains(signal)
@@ -180,7 +182,7 @@ impl Signals {
             return;
         }
         let stop = SignalSet::of(&[signal]);
-        // SAFETY: a blocked signal to this thread.
+        // SAFETY: sends a blocked signal to this thread.
         unsafe { libc::raise(signal) };
         if still() {
             stop.unblock();
@@ -191,13 +193,13 @@ impl Signals {
     }
 }
 
-/// A signal that memleak got.
+/// A signal that memleak received.
 #[derive(Clone, Copy, Debug)]
 struct Received {
     signal: c_int,
-    /// `si_code`: above 0 the kernel's own doing, `SI_USER` a kill, `SI_QUEUE` with a value.
+    /// `si_code`. Above 0: sent by the kernel. `SI_USER`: sent by kill. `SI_QUEUE`: queued with a value.
     code: c_int,
-    /// 0 if the sender is in none of our pid namespaces.
+    /// 0 if memleak's pid namespace does not contain the sender.
     sender: Pid,
     sender_uid: u32,
     value: u64,
@@ -206,7 +208,7 @@ struct Received {
 impl From<&libc::signalfd_siginfo> for Received {
     fn from(info: &libc::signalfd_siginfo) -> Self {
         Self {
-            // Signal numbers end at 64; the kernel's pids fit in 31 bits.
+            // Signal numbers end at 64, and the kernel's pids fit in 31 bits.
             signal: info.ssi_signo as c_int,
             code: info.ssi_code,
             sender: Pid::from_raw(info.ssi_pid as libc::pid_t),
@@ -216,7 +218,7 @@ impl From<&libc::signalfd_siginfo> for Received {
     }
 }
 
-/// The start of the kernel's siginfo for a queued signal, as long as the kernel wants it.
+/// The start of the kernel's siginfo for a queued signal, with the size that the kernel expects.
 #[repr(C)]
 struct QueuedInfo {
     signo: c_int,
@@ -232,8 +234,8 @@ struct QueuedInfo {
 const _: () = assert!(size_of::<QueuedInfo>() == size_of::<libc::siginfo_t>());
 
 impl Received {
-    /// Sends it to the command, with its value if it has one. The command may be gone, or may have become
-    /// someone whom we may not signal; then its sender could not have reached it either.
+    /// Sends the signal to the command, with its value if it has one. Errors are ignored. The command may be gone, or
+    /// may run as a user that memleak cannot signal. Then the sender could not have reached it either.
     fn pass_on(&self, command: BorrowedFd<'_>) {
         let queued = QueuedInfo {
             signo: self.signal,
@@ -263,17 +265,17 @@ impl Received {
     }
 }
 
-/// What decides about a signal beside the signal itself.
+/// What decides about a signal, besides the signal itself.
 struct Situation {
     own_pid: Pid,
     command: Pid,
     session_leader: bool,
-    /// Somebody has continued the stopped command since we last looked.
+    /// The stopped command was continued since its state was last read.
     continued: bool,
 }
 
 impl Situation {
-    /// Whether the command should get what memleak got: it was meant for it, and it has not got it.
+    /// Whether memleak should pass on the signal: it was meant for the command, and the command has not received it.
     fn is_for_command(&self, received: &Received, witness: &mut dyn Witness) -> bool {
         let Received {
             signal,
@@ -283,28 +285,30 @@ impl Situation {
         } = *received;
         match signal {
             libc::SIGCHLD | libc::SIGTTIN | libc::SIGTTOU | libc::SIGPIPE => return false,
-            // `fg` continues the whole job. Where the command went on before we passed anything on,
-            // it has its SIGCONT.
+            // `fg` continues the whole job. If the command continued before memleak passed on any signal, it has
+            // received its SIGCONT.
             libc::SIGCONT if self.continued => return false,
             _ => {}
         }
         if code > 0 {
-            return self.kernel_means_us_alone(signal);
+            return self.is_kernel_signal_to_memleak_alone(signal);
         }
-        // Our own: a write over the file size limit (SIGXFSZ).
+        // memleak sent this to itself, by a write over the file size limit (SIGXFSZ).
         if sender == self.own_pid {
             return false;
         }
-        // 0: from outside our namespace, so nobody of the command's tree.
+        // 0 means a sender outside the namespace, so the sender is not of the command's tree.
         let of_tree = sender.as_raw() != 0 && witness.sent_by_tree(signal, sender, self.command);
         !of_tree && !witness.already_delivered(signal, sender)
     }
 
-    /// What the kernel sends from the terminal reaches the whole foreground group, the command with it.
-    /// The exceptions are for one process alone, which would be the command if memleak were not there:
-    /// an `alarm` that was set before our exec (`perl -e 'alarm 10; exec @ARGV'`), and a hang-up for the
-    /// leader of a session (`ssh -t host memleak run …`).
-    fn kernel_means_us_alone(&self, signal: c_int) -> bool {
+    /// Whether the kernel sent a signal to memleak alone, and would have sent it to the command if memleak were not
+    /// there.
+    ///
+    /// A signal from the terminal reaches the whole foreground group, which includes the command. There are two
+    /// exceptions. One is an `alarm` that was set before memleak's exec (`perl -e 'alarm 10; exec @ARGV'`). The other
+    /// is a hang-up for the leader of a session (`ssh -t host memleak run …`).
+    fn is_kernel_signal_to_memleak_alone(&self, signal: c_int) -> bool {
         match signal {
             libc::SIGALRM | libc::SIGVTALRM | libc::SIGPROF => true,
             libc::SIGHUP | libc::SIGCONT => self.session_leader,
@@ -313,7 +317,7 @@ impl Situation {
     }
 }
 
-/// Whether `ancestor` is `pid` or among its parents, as far as `/proc` shows them.
+/// Whether `ancestor` is `pid` itself or one of its ancestors, as far as `/proc` shows them.
 fn descends_from(pid: Pid, ancestor: Pid) -> bool {
     let mut next = Some(pid);
     while let Some(pid) = next.filter(|pid| pid.as_raw() > 1) {
@@ -327,7 +331,7 @@ fn descends_from(pid: Pid, ancestor: Pid) -> bool {
 
 fn parent(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything; state and parent follow the last one.
+    // The name, in parentheses, may contain anything. State and parent follow the last parenthesis.
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name
         .split_ascii_whitespace()
@@ -337,12 +341,12 @@ fn parent(pid: Pid) -> Option<Pid> {
         .map(Pid::from_raw)
 }
 
-/// Ends memleak by `signal`, 1 to 64, as the command ended, without a core of its own. Where that does not
-/// kill (pid 1 of a namespace), exits with 128 + `signal`. Everything that is to be written must have been.
+/// Kills memleak by `signal` (1 to 64), as the command was killed, without a core dump. If that does not kill (pid 1 of
+/// a namespace), memleak exits with 128 + `signal`. All output must have been written before.
 pub fn die_of(signal: u8) -> ! {
     let number = c_int::from(signal);
-    // SAFETY: numbers only; sets a default disposition, no handler. The signal is sent to this thread, so
-    // that it strikes when the mask goes.
+    // SAFETY: takes numbers only, and sets a default disposition, no handler. The signal is sent to this thread, so
+    // that it is delivered when the mask is removed.
     unsafe {
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
         libc::signal(number, libc::SIG_DFL);
@@ -362,9 +366,9 @@ mod tests {
     const OF_TREE: Pid = Pid::from_raw(102);
     const SENT_TO_BOTH: c_int = libc::SIGUSR2;
 
-    struct Told;
+    struct FixedWitness;
 
-    impl Witness for Told {
+    impl Witness for FixedWitness {
         fn sent_by_tree(&mut self, _signal: c_int, sender: Pid, command: Pid) -> bool {
             assert_eq!(command, COMMAND);
             sender == OF_TREE
@@ -390,7 +394,7 @@ mod tests {
             sender_uid: 0,
             value: 0,
         };
-        situation.is_for_command(&received, &mut Told)
+        situation.is_for_command(&received, &mut FixedWitness)
     }
 
     fn killed(signal: c_int) -> bool {
@@ -398,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_to_us_alone_is_passed_on() {
+    fn signals_sent_to_memleak_alone_are_passed_on() {
         for signal in [
             libc::SIGTERM,
             libc::SIGINT,
@@ -413,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_only_us_is_not_passed_on() {
+    fn signals_that_concern_only_memleak_are_not_passed_on() {
         for signal in [libc::SIGCHLD, libc::SIGTTIN, libc::SIGTTOU, libc::SIGPIPE] {
             assert!(!killed(signal), "{signal}");
         }
@@ -421,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_command_has_already_is_not_passed_on() {
+    fn signals_that_the_command_has_received_are_not_passed_on() {
         assert!(!killed(SENT_TO_BOTH));
         assert!(!passed_on(
             &SITUATION,
@@ -443,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_its_own_tree_sent_is_not_passed_on() {
+    fn signals_from_the_tree_of_the_command_are_not_passed_on() {
         assert!(!passed_on(
             &SITUATION,
             libc::SIGTERM,
@@ -453,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_outside_the_container_is_passed_on() {
+    fn signals_from_outside_the_pid_namespace_are_passed_on() {
         assert!(passed_on(
             &SITUATION,
             libc::SIGTERM,
@@ -463,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_signals_to_one_process_are_passed_on() {
+    fn signals_of_the_kernel_to_memleak_alone_are_passed_on() {
         assert!(passed_on(
             &SITUATION,
             libc::SIGALRM,
