@@ -1,7 +1,7 @@
-//! The capabilities of this process: which it keeps for itself, and that none of them reaches the command.
+//! The capabilities of this process: memleak keeps those that it uses, and none of them reaches the command.
 //!
-//! A user who may not be root can run memleak where its file has capabilities (setcap). They are memleak's
-//! and not the user's, so they may do nothing for the user but load and attach programs.
+//! A user without root's rights can run memleak if its file has capabilities (setcap). They belong to memleak and not
+//! to the user. So they may only load and attach programs for the user.
 
 use std::io;
 
@@ -14,11 +14,11 @@ pub const CAP_SYS_ADMIN: u32 = 21;
 pub const CAP_PERFMON: u32 = 38;
 pub const CAP_BPF: u32 = 39;
 
-/// What loading and attaching take: CAP_BPF for maps and programs, CAP_PERFMON for programs that trace,
-/// and where there are only perf-event uprobes (below Linux 6.6) CAP_SYS_ADMIN to open one.
+/// The capabilities that loading and attaching need. Maps and programs need CAP_BPF, and programs that trace need
+/// CAP_PERFMON. Where only perf-event uprobes exist (below Linux 6.6), opening one needs CAP_SYS_ADMIN.
 const USED: u64 = 1 << CAP_BPF | 1 << CAP_PERFMON | 1 << CAP_SYS_ADMIN;
 
-/// `_LINUX_CAPABILITY_VERSION_3`: two words for each set.
+/// `_LINUX_CAPABILITY_VERSION_3`: each set has two words.
 const VERSION: u32 = 0x2008_0522;
 
 #[repr(C)]
@@ -35,7 +35,7 @@ struct Word {
     inheritable: u32,
 }
 
-/// The capability sets of a thread; bit n is capability n.
+/// The capability sets of a thread. Bit n is capability n.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     pub effective: u64,
@@ -44,14 +44,14 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Those of the calling thread.
+    /// The sets of the calling thread.
     pub fn get() -> io::Result<Self> {
         let header = Header {
             version: VERSION,
             pid: 0,
         };
         let mut words = [Word::default(); 2];
-        // SAFETY: the kernel reads the header and writes the two words of this version.
+        // SAFETY: the kernel reads the header, and writes the two words of this version.
         if unsafe { libc::syscall(libc::SYS_capget, &raw const header, words.as_mut_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -64,7 +64,7 @@ impl Capabilities {
         })
     }
 
-    /// Makes them those of the calling thread. Async-signal-safe.
+    /// Gives these sets to the calling thread. Async-signal-safe.
     pub fn set(self) -> io::Result<()> {
         let header = Header {
             version: VERSION,
@@ -88,7 +88,7 @@ impl Capabilities {
         self.effective & 1 << n != 0
     }
 
-    /// Without any that can be used now; inheritable ones do nothing by themselves.
+    /// These sets without any capability that can be used now. Inheritable ones have no effect by themselves.
     #[must_use]
     pub fn unusable(self) -> Self {
         Self {
@@ -99,12 +99,12 @@ impl Capabilities {
     }
 }
 
-/// Gives up, for good, every capability that memleak's file gave it and that it does not use, so that nothing
-/// opened in the user's name is opened with more than the user's rights. Does nothing where the file gave
-/// none. To be called while there is one thread.
+/// Gives up, for good, every capability that memleak's file gave it and that memleak does not use. So anything opened
+/// in the user's name is opened with the user's rights only. Does nothing if the file gave no capabilities. To be
+/// called while there is one thread.
 ///
 /// # Errors
-/// The file is set-user-ID or set-group-ID: the command would have its owner's rights.
+/// The file is set-user-ID or set-group-ID. The command would get the rights of the file's owner.
 pub fn keep_what_is_used() -> Result<()> {
     if !inherited::is_privileged_by_file() {
         return Ok(());
@@ -128,7 +128,7 @@ pub fn keep_what_is_used() -> Result<()> {
 mod tests {
     use super::*;
 
-    /// As `/proc` has them, of this very thread.
+    /// Compares with what `/proc` shows of this very thread.
     #[test]
     fn capabilities_are_read_as_the_kernel_shows_them() {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_is_what_is_read() {
+    fn capabilities_that_were_set_are_read_back() {
         std::thread::spawn(|| {
             let all = Capabilities::get().unwrap();
             let fewer = Capabilities {

@@ -9,11 +9,11 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use crate::text::escape;
 
-/// A control group (version 2), as the kernel knows it.
+/// A control group (version 2), as the kernel identifies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cgroup {
     pub id: u64,
-    /// How deep it lies below the root.
+    /// The group's depth below the root.
     pub level: u32,
 }
 

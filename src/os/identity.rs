@@ -1,7 +1,7 @@
-//! Who: the user that the command is to run as, and the one whose files memleak writes.
+//! Users: the user that the command is to run as, and the user whose files memleak writes.
 //!
-//! Everything is looked up here, before anything is forked: the C library's user database may open files
-//! and sockets and allocate, which a child between fork and exec must not.
+//! All look-ups are done here, before any fork. The C library's user database may open files and sockets, and may
+//! allocate. A child must not do that between fork and exec.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -20,7 +20,7 @@ use crate::text::escape;
 /// The user named by `--user`, as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserSpec {
-    /// `sudo`: whoever called sudo.
+    /// `sudo`: the user who called sudo.
     Sudo,
     /// A name, and a group if one was given.
     Name(String, Option<u32>),
@@ -30,7 +30,7 @@ pub enum UserSpec {
 
 /// Words that name no user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{}' names no user: write a name, a user id, either with :GID, or sudo for the user who called sudo", escape::escaped(.0.as_bytes()))]
+#[error("'{}' names no user: write a name or a user id, each may be followed by :GID, or write sudo for the user who called sudo", escape::escaped(.0.as_bytes()))]
 pub struct UserSpecError(String);
 
 impl FromStr for UserSpec {
@@ -45,7 +45,7 @@ impl FromStr for UserSpec {
         match (user, id(user)) {
             ("sudo", _) if group.is_none() => Ok(Self::Sudo),
             (_, Some(uid)) => Ok(Self::Id(uid, group)),
-            // A number that is too large or negative is no name either.
+            // A number that is too large or negative is not a name either.
             _ if user.is_empty()
                 || user.starts_with(|c: char| c.is_ascii_digit() || "-+".contains(c)) =>
             {
@@ -57,7 +57,7 @@ impl FromStr for UserSpec {
     }
 }
 
-/// A user or group id. The highest means "unchanged" to setresuid and its like, so it is none.
+/// Parses a user or group id. The highest number means "unchanged" to setresuid and similar calls, so it is not an id.
 fn id(digits: &str) -> Option<u32> {
     let only_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits
@@ -66,13 +66,13 @@ fn id(digits: &str) -> Option<u32> {
         .filter(|id| only_digits && *id != u32::MAX)
 }
 
-/// A user with everything that a login would give a process of theirs.
+/// A user, with everything that a login would give to a process of that user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
-    /// What the user database says of them, if it knows them.
+    /// The user's entry in the user database, if there is one.
     entry: Option<Entry>,
 }
 
@@ -116,11 +116,11 @@ impl Identity {
     /// The user that `--user` names.
     ///
     /// # Errors
-    /// There is no such user, or we may not become one.
+    /// The user does not exist, or memleak may not become another user.
     pub fn of_command(user: &UserSpec) -> Result<Self> {
         ensure!(
             geteuid().is_root(),
-            "--user takes root, which alone may become another user: run sudo memleak run --user …"
+            "--user needs root, because only root may become another user: run sudo memleak run --user …"
         );
         match user {
             UserSpec::Sudo => Self::of_sudo()?.context(
@@ -146,10 +146,10 @@ impl Identity {
         }
     }
 
-    /// The user behind sudo, where root's rights come from sudo; `None` where memleak runs with its user's own.
+    /// The user behind sudo, if root's rights come from sudo. `None` if memleak runs with its user's own rights.
     ///
     /// # Errors
-    /// SUDO_UID or SUDO_GID make no sense.
+    /// SUDO_UID or SUDO_GID is not valid.
     pub fn behind_sudo() -> Result<Option<Self>> {
         if !geteuid().is_root() {
             return Ok(None);
@@ -167,7 +167,7 @@ impl Identity {
             let number = value.to_str().and_then(id);
             let shown = escape::escaped(value.as_bytes());
             number.map(Some).with_context(|| {
-                format!("{name} is '{shown}', which is no id: unset it, or let sudo set it")
+                format!("{name} is '{shown}', which is not an id: unset it, or let sudo set it")
             })
         };
         let (uid, gid) = (number("SUDO_UID")?, number("SUDO_GID")?);
@@ -182,7 +182,7 @@ impl Identity {
         })
     }
 
-    /// `None` where the user database does not know the id, and no group was given.
+    /// `None` if the user database does not contain the id, and no group was given.
     fn of_id(uid: Uid, group: Option<Gid>) -> Result<Option<Self>> {
         let user = known(User::from_uid(uid))
             .with_context(|| format!("cannot look up the user with the id {uid}"))?;
@@ -213,8 +213,8 @@ impl Identity {
         })
     }
 
-    /// The variables that say who a process's user is, as sudo sets them; none where the user database
-    /// does not know.
+    /// The variables that name a process's user, as sudo sets them. Empty if the user database does not contain the
+    /// user.
     pub fn variables(&self) -> Vec<(&'static str, OsString)> {
         let Some(Entry { name, home }) = &self.entry else {
             return Vec::new();
@@ -226,12 +226,12 @@ impl Identity {
         ]
     }
 
-    /// Makes the calling process, which has one thread, this user's: groups, group and user, and no
-    /// capabilities unless the user is root. NO_NEW_PRIVS stays as it is, so a set-user-ID program still
-    /// works. Async-signal-safe.
+    /// Changes the calling process to this user: groups, group and user. Removes all capabilities unless the user is
+    /// root. The process must have one thread. NO_NEW_PRIVS stays as it is, so a set-user-ID program still works.
+    /// Async-signal-safe.
     ///
     /// # Errors
-    /// The step that failed, after which the process must not go on.
+    /// The step that failed. The process must not continue after that.
     pub fn assume(&self) -> std::result::Result<(), (Step, Errno)> {
         let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
         let done = |step, result: i64| match result {
@@ -239,7 +239,7 @@ impl Identity {
             _ => Err((step, Errno::last())),
         };
         done(Step::Groups, set_groups(&self.groups))?;
-        // The system calls themselves: the C library's functions would have other threads follow.
+        // These are plain system calls. The C library's functions would change all threads.
         // SAFETY: numbers only.
         done(Step::Group, unsafe {
             libc::syscall(libc::SYS_setresgid, gid, gid, gid)
@@ -248,7 +248,7 @@ impl Identity {
         done(Step::User, unsafe {
             libc::syscall(libc::SYS_setresuid, uid, uid, uid)
         })?;
-        // SAFETY: numbers only. Linux without ambient capabilities (below 4.3) is too old for us.
+        // SAFETY: numbers only. Linux without ambient capabilities (below 4.3) is too old for memleak.
         done(Step::Capabilities, unsafe {
             libc::syscall(
                 libc::SYS_prctl,
@@ -259,18 +259,18 @@ impl Identity {
                 0,
             )
         })?;
-        // The change of user has cleared all but the inheritable ones, unless securebits forbade it.
+        // The change of user has cleared all capabilities but the inheritable ones, unless securebits forbid that.
         if uid != 0 && Capabilities::default().set().is_err() {
             return Err((Step::Capabilities, Errno::last()));
         }
         Ok(())
     }
 
-    /// Does `work` with this user's rights to files and no others, as a file server does: the calling
-    /// thread's file-system ids and groups are theirs meanwhile, and its capabilities cannot be used.
+    /// Does `work` with this user's rights to files and no others, as a file server does. Meanwhile the calling
+    /// thread has this user's file-system ids and groups, and cannot use its capabilities.
     ///
     /// # Errors
-    /// The rights cannot be taken, and `work` was not done; or they cannot be given back.
+    /// The rights cannot be taken, and `work` was not done. Or the thread's own rights cannot be restored.
     pub fn with_file_rights<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         let own = FileRights::get().context("cannot read our own rights")?;
         let theirs = FileRights {
@@ -286,7 +286,7 @@ impl Identity {
             Ok(()) => Ok(work()),
             Err(error) => Err(error).with_context(|| format!("cannot take the rights of {self}")),
         };
-        own.set().context("cannot take our own rights back")?;
+        own.set().context("cannot restore the rights of memleak")?;
         result
     }
 }
@@ -300,7 +300,7 @@ impl fmt::Display for Identity {
     }
 }
 
-/// What decides on a thread's access to files.
+/// Everything that decides about a thread's access to files.
 struct FileRights {
     uid: u32,
     gid: u32,
@@ -318,7 +318,7 @@ impl FileRights {
         })
     }
 
-    /// Capabilities first where they are given back, last where they are given up: setgroups needs one.
+    /// Sets capabilities first if that adds any, and last if that removes any, because setgroups needs one.
     fn set(&self) -> io::Result<()> {
         let now = Capabilities::get()?;
         if self.capabilities.effective & !now.effective != 0 {
@@ -332,29 +332,29 @@ impl FileRights {
             (libc::SYS_setfsuid, self.uid),
         ] {
             file_system_id(call, id);
-            // They tell no failure, only the former id.
+            // These calls report no failure, only the former id.
             if file_system_id(call, u32::MAX) != id {
                 return Err(Errno::EPERM.into());
             }
         }
-        // A change of the file-system user changes the effective ones too.
+        // A change of the file-system user changes the effective capabilities, too.
         self.capabilities.set()
     }
 }
 
-/// setfsuid or setfsgid, which return the former id; the highest id changes nothing.
+/// Calls setfsuid or setfsgid, which return the former id. The highest id changes nothing.
 fn file_system_id(call: libc::c_long, id: u32) -> u32 {
     // SAFETY: numbers only.
     unsafe { libc::syscall(call, id) as u32 }
 }
 
-/// The system call: the groups of the calling thread, where the C library's function takes all threads.
+/// Sets the groups of the calling thread by the system call. The C library's function would change all threads.
 fn set_groups(groups: &[Gid]) -> i64 {
-    // SAFETY: a Gid is a transparent gid_t; the kernel reads as many as there are.
+    // SAFETY: a Gid is a transparent gid_t. The kernel reads `groups.len()` of them.
     unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }
 }
 
-/// What the user database answers, where some implementations have an error for "no such user" (getpwnam(3)).
+/// The answer of the user database. Some implementations report "no such user" as an error (getpwnam(3)).
 fn known(answer: nix::Result<Option<User>>) -> nix::Result<Option<User>> {
     match answer {
         Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => Ok(None),
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_is_told_harmlessly() {
+    fn an_error_names_invalid_words_without_control_characters() {
         for words in [
             "",
             ":",
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn every_step_has_a_number_of_its_own() {
+    fn every_step_can_be_decoded_from_its_number() {
         for number in 1..=4 {
             assert_eq!(
                 Step::from_number(number).map(|step| step as i32),
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_known_and_sudo_is_not_asked_for_nothing() {
+    fn an_id_without_a_user_needs_a_group() {
         let root = Identity::of_id(Uid::from_raw(0), None).unwrap().unwrap();
         assert_eq!(root.to_string(), "user root");
         assert_eq!(root.variables()[0].0, "HOME");

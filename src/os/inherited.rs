@@ -1,8 +1,8 @@
-//! What memleak's caller left it: signal dispositions and mask, standard descriptors, environment.
+//! The state that memleak inherited from its caller: signal dispositions and mask, standard descriptors, environment.
 //!
-//! Rust's runtime changes some of it before `main` (it ignores SIGPIPE, and opens `/dev/null` where a
-//! standard descriptor is closed), and memleak changes more. A launched command must find all of it as
-//! the caller left it, so it is read before the runtime starts, by a function in `.init_array`.
+//! Rust's runtime changes some of it before `main`: it ignores SIGPIPE, and opens `/dev/null` for a standard descriptor
+//! that is closed. memleak changes more. A launched command must find all of it as the caller left it. So a function
+//! in `.init_array` records the state before the runtime starts. `launch` restores it in the child.
 
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::fd::RawFd;
@@ -36,7 +36,7 @@ extern "C" fn record(argc: c_int, argv: *const *const c_char) {
         }
     }
     let mut blocked = 0u64;
-    // SAFETY: with a null new set the kernel only writes the old one, 8 bytes.
+    // SAFETY: with a null new set, the kernel only writes the old set, which is 8 bytes.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
@@ -48,7 +48,7 @@ extern "C" fn record(argc: c_int, argv: *const *const c_char) {
     };
     let mut closed = 0;
     for fd in 0..3 {
-        // SAFETY: reads the flags of a descriptor number.
+        // SAFETY: only reads the flags of a descriptor number.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
             closed |= 1 << fd;
         }
@@ -62,9 +62,9 @@ extern "C" fn record(argc: c_int, argv: *const *const c_char) {
     RECORDED.store(true, Relaxed);
 }
 
-/// The handler of `signal`, `SIG_DFL` where it cannot be read (the two that the C library keeps).
+/// The handler of `signal`. `SIG_DFL` for the two signals that the C library keeps, whose handlers cannot be read.
 fn disposition(signal: c_int) -> libc::sighandler_t {
-    // SAFETY: all zero is a valid sigaction; the call only writes it.
+    // SAFETY: all zeroes are a valid sigaction, and the call only writes it.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(signal, ptr::null(), &raw mut action) == 0 {
@@ -75,10 +75,12 @@ fn disposition(signal: c_int) -> libc::sighandler_t {
     }
 }
 
-/// The kernel lays the strings of the arguments, of the environment and of the executed path one after
-/// the other (fs/exec.c, `do_execveat_common`), so the environment is what lies between the other two.
-/// Its strings are still there when the loader, for a binary with file capabilities, has taken some out
-/// of the array that points to them. `/proc/self/environ` shows the same memory, where there is a /proc.
+/// Records where the environment's strings are.
+///
+/// The kernel places three groups of strings one after another: the arguments, the environment, and the executed path
+/// (fs/exec.c, `do_execveat_common`). So the environment lies between the other two. For a program with file
+/// capabilities, the loader removes some variables from the array of pointers, but their strings stay.
+/// `/proc/self/environ` shows the same memory, where there is a /proc.
 fn record_environment(argc: c_int, argv: *const *const c_char) {
     let Some(last) = usize::try_from(argc)
         .ok()
@@ -86,8 +88,8 @@ fn record_environment(argc: c_int, argv: *const *const c_char) {
     else {
         return;
     };
-    // SAFETY: the C library passes main's own arguments: argc pointers to NUL-terminated strings on the
-    // initial stack, and AT_EXECFN points to a string above them on the same stack.
+    // SAFETY: the C library passes main's own arguments: argc pointers to NUL-terminated strings on the initial stack.
+    // AT_EXECFN points to a string above them on the same stack.
     unsafe {
         let last = *argv.add(last);
         let start = last.add(libc::strlen(last) + 1);
@@ -99,10 +101,10 @@ fn record_environment(argc: c_int, argv: *const *const c_char) {
     }
 }
 
-/// What the caller left us, as it was before Rust's runtime started.
+/// The inherited state, as it was before Rust's runtime started.
 #[derive(Clone, Copy, Debug)]
 pub struct Inherited {
-    /// Signals whose disposition was to be ignored.
+    /// The signals that were ignored.
     pub ignored: SignalSet,
     /// The signal mask.
     pub blocked: SignalSet,
@@ -110,7 +112,7 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// What was recorded at the start of this process.
+    /// The state recorded at the start of this process.
     pub fn get() -> Result<Self> {
         ensure!(
             RECORDED.load(Relaxed),
@@ -129,14 +131,14 @@ impl Inherited {
     }
 }
 
-/// Whether this process has rights by its executable file that its caller has not: capabilities, or the
-/// set-user-ID or set-group-ID bit. The loader then takes variables out of our environment.
+/// Whether this process has rights from its executable file that its caller does not have: capabilities, or the
+/// set-user-ID or set-group-ID bit. The loader then removes variables from the environment.
 pub fn is_privileged_by_file() -> bool {
     // SAFETY: getauxval only reads the auxiliary vector.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// A variable of the caller's environment, the loader's own among them.
+/// A variable of the caller's environment. Variables that the loader removes are included.
 pub fn variable(name: &OsStr) -> Option<OsString> {
     environment().into_iter().find_map(|entry| {
         let value = entry.to_bytes().strip_prefix(name.as_bytes())?;
@@ -144,11 +146,11 @@ pub fn variable(name: &OsStr) -> Option<OsString> {
     })
 }
 
-/// The caller's environment, string by string, in its order, whatever the strings look like.
+/// All strings of the caller's environment, in order, even those that are not of the form NAME=VALUE.
 pub fn environment() -> Vec<&'static CStr> {
     let start = ENVIRONMENT_START.load(Relaxed);
     if is_privileged_by_file() && !start.is_null() {
-        // SAFETY: the initial stack lives as long as the process, and nobody writes there.
+        // SAFETY: the initial stack lives as long as the process, and nothing writes there.
         let bytes = unsafe {
             std::slice::from_raw_parts(start.cast::<u8>(), ENVIRONMENT_BYTES.load(Relaxed))
         };
@@ -158,8 +160,8 @@ pub fn environment() -> Vec<&'static CStr> {
         static environ: *const *const c_char;
     }
     let mut found = Vec::new();
-    // SAFETY: environ is null or a null-terminated array of NUL-terminated strings; memleak never changes
-    // its environment, so they live as long as the process.
+    // SAFETY: environ is null, or a null-terminated array of NUL-terminated strings. memleak never changes its
+    // environment, so they live as long as the process.
     unsafe {
         let mut next = environ;
         while !next.is_null() && !(*next).is_null() {
@@ -184,11 +186,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_caller_left_is_known_before_main() {
+    fn the_inherited_state_is_recorded_before_main() {
         assert!(Inherited::get().is_ok());
     }
 
-    /// The test harness runs after Rust's runtime, which ignores SIGPIPE.
+    /// Rust's runtime ignores SIGPIPE before the test harness runs.
     #[test]
     fn sigpipe_is_recorded_as_the_caller_had_it() {
         assert_eq!(disposition(libc::SIGPIPE), libc::SIG_IGN);
@@ -202,7 +204,7 @@ mod tests {
         // SAFETY: as in `environment`.
         let on_stack = strings(unsafe { std::slice::from_raw_parts(start.cast::<u8>(), length) });
         assert!(!on_stack.is_empty());
-        // The kernel's own copy: other tests may change `environ`.
+        // The kernel's own copy is used, because other tests may change `environ`.
         let kernels = std::fs::read("/proc/self/environ").unwrap();
         let kernels: Vec<_> = kernels.split_inclusive(|byte| *byte == 0).collect();
         assert_eq!(
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_holds_real_time_signals_and_leaves_out_what_is_none() {
+    fn a_set_can_contain_real_time_signals_and_only_valid_numbers() {
         let set = SignalSet::of(&[libc::SIGHUP, 64, 0, 65]);
         assert!(set.contains(1) && set.contains(64));
         assert!(!set.contains(2) && !set.contains(0) && !set.contains(65));

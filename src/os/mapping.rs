@@ -1,4 +1,4 @@
-//! Opens a file that another process has mapped: the very file, wherever its path may lead by now.
+//! Opens the file that another process has mapped, even if the file's path leads to another file by now.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,20 +12,20 @@ pub struct Mapping {
     pub pid: u32,
     pub start: u64,
     pub end: u64,
-    /// The file's number in its file system.
+    /// The file's inode number in its file system.
     pub inode: u64,
 }
 
-/// What a path that leads nowhere any more ends in (proc_pid_maps(5)).
+/// The kernel appends this to the path of a deleted file (proc_pid_maps(5)).
 const DELETED: &str = " (deleted)";
 
 impl Mapping {
-    /// Opens the file, and tells its path as the kernel does: that of the process's own mount namespace.
+    /// Opens the file. Returns its path as the kernel shows it: in the process's own mount namespace.
     ///
     /// # Errors
-    /// `NotFound`: the process is gone, or has taken the mapping away. Else there are no rights to the file:
-    /// its link in `map_files` takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and without these its path
-    /// must still lead to it.
+    /// `NotFound`: the process is gone, or has removed the mapping. Other errors: there are no rights to the file.
+    /// Its link in `map_files` needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE. Without these, the file's path must
+    /// still lead to it.
     pub fn open(&self) -> io::Result<(PathBuf, File)> {
         let link = PathBuf::from(format!(
             "/proc/{}/map_files/{:x}-{:x}",
@@ -54,7 +54,7 @@ impl Mapping {
             .map_or_else(|| self.open_program().map(|(_, file)| file), Ok)
     }
 
-    /// The process's program, if that is what is mapped there.
+    /// Opens the process's program, if that is the mapped file.
     fn open_program(&self) -> io::Result<(PathBuf, File)> {
         let link = PathBuf::from(format!("/proc/{}/exe", self.pid));
         let path = fs::read_link(&link)?;
@@ -68,7 +68,7 @@ impl Mapping {
     }
 }
 
-/// Whatever a path has come to lead to, opening it must not wait for anybody.
+/// Opens a file to read it. Whatever the path leads to by now, opening it must not wait.
 fn open(path: &Path) -> io::Result<File> {
     File::options()
         .read(true)
@@ -103,7 +103,7 @@ mod tests {
         let (path, file) = mapping.open().unwrap();
         assert_eq!(path, Path::new(words[5]));
         assert_eq!(file.metadata().unwrap().ino(), mapping.inode);
-        // As without the rights to the link.
+        // This is the way that is left without rights to the link.
         let program = mapping.open_program().unwrap();
         assert_eq!(program.1.metadata().unwrap().ino(), mapping.inode);
         let gone = Mapping {

@@ -1,26 +1,26 @@
-//! What a process has mapped to execute: reads `/proc/PID/maps` (proc_pid_maps(5)), line by line. Pure.
+//! Reads which files a process has mapped executable from `/proc/PID/maps` (proc_pid_maps(5)), line by line. Pure.
 //!
-//! Its lines are anybody's: a path in it is any bytes, and there may be a million of them, 4 kB long.
+//! The content is not trusted: a path may be any bytes, and there may be a million lines of 4 kB each.
 
 use std::io::{self, BufRead};
 use std::ops::Range;
 
-/// A file, mapped to be executed.
+/// A file that is mapped executable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
     pub addresses: Range<u64>,
-    /// Where in the file they begin.
+    /// The offset in the file at which the mapping begins.
     pub offset: u64,
-    /// As the kernel writes it, `fe:00`.
+    /// The device in the kernel's notation, such as `fe:00`.
     pub device: String,
-    /// The file's number on the device.
+    /// The file's inode number on the device.
     pub inode: u64,
 }
 
-/// What is mapped to be executed, in order. Lines that make no sense are passed over.
+/// Calls `each` for every executable mapping of a file, in order. Skips lines that cannot be parsed.
 ///
 /// # Errors
-/// What the reader says.
+/// The reader or `each` fails.
 pub fn executables(
     mut maps: impl BufRead,
     mut each: impl FnMut(Executable) -> io::Result<()>,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_files_that_are_executed_count() {
+    fn only_executable_mappings_of_files_count() {
         let line = b"55d0c0001000-55d0c0003000 r-xp 00002000 fe:00 42       /bin/\xff b\n";
         let found = Executable {
             addresses: 0x55d0_c000_1000..0x55d0_c000_3000,
@@ -82,8 +82,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_break_in_a_path_is_written_as_an_escape_and_forges_no_line() {
-        // As the kernel writes the path "/a\n1-2 r-xp 0 fe:00 9".
+    fn a_line_break_in_a_path_cannot_forge_a_line() {
+        // The kernel writes the path "/a\n1-2 r-xp 0 fe:00 9" like this.
         let maps =
             b"1000-2000 r-xp 0 fe:00 42 /a\\0121-2 r-xp 0 fe:00 9\n3000-4000 r-xp 0 fe:00 43 /b";
         let mut inodes = Vec::new();

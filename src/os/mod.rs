@@ -1,4 +1,5 @@
-//! The operating system as memleak sees it: processes, mappings, mounts, clocks, identities.
+//! The operating system as memleak sees it: processes, mappings, mounts, clocks, identities. What follows from its
+//! answers is decided elsewhere.
 
 pub mod capabilities;
 pub mod cgroup;

@@ -1,4 +1,4 @@
-//! A mount of a single file.
+//! A private mount of a single file, for probes.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -7,15 +7,15 @@ use std::{io, thread};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// An open file as seen by a mount that nobody else sees, and that goes with the last who uses it: what uprobes
-/// keep of a file includes the mount that it came by, which could not be unmounted while they are there. `pid`
-/// is a process in whose mount namespace the file is, if that may be another one.
+/// Returns the same file, seen through a private mount, which goes when nothing uses it any more. The reference that a
+/// uprobe keeps to its file includes the file's mount. While the probe exists, that mount could not be unmounted. `pid`
+/// is a process whose mount namespace contains the file, if that may be another namespace.
 ///
 /// # Errors
 /// CAP_SYS_ADMIN is missing, or Linux is older than 5.2.
 pub fn in_own_mount(file: &File, pid: Option<u32>) -> io::Result<File> {
     match (own_mount_of(file), pid) {
-        // Not a mount of ours.
+        // The mount is not in memleak's mount namespace.
         (Err(Errno::EINVAL), Some(pid)) => {
             let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
             let made = thread::scope(|scope| {
@@ -34,9 +34,9 @@ pub fn in_own_mount(file: &File, pid: Option<u32>) -> io::Result<File> {
 
 fn own_mount_of(file: &File) -> nix::Result<File> {
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
-    // SAFETY: the path is a C string; the call reads nothing else.
+    // SAFETY: the path is a C string, and the call reads nothing else.
     let made = unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) };
     let descriptor = Errno::result(made)? as RawFd;
-    // SAFETY: a new descriptor, which nobody else has.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { File::from_raw_fd(descriptor) })
 }

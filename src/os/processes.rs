@@ -1,4 +1,5 @@
-//! Processes that run already: which they are, and what they have mapped to execute.
+//! Running processes: which exist, and which files they have mapped executable. What is done with them is left to
+//! `session`.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -13,21 +14,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::os::mapping::Mapping;
 use crate::os::maps;
 
-/// A thread of the kernel (include/linux/sched.h).
+/// Marks a thread of the kernel (include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-/// A process that memleak is asked to watch, held by a descriptor: its number may not come to mean another.
+/// A process that memleak is asked to watch. The descriptor ensures that the process is not mistaken for another one
+/// with the same pid.
 #[derive(Debug)]
 pub struct Process {
     pub pid: u32,
-    /// Its number in the pid namespace that /proc shows.
+    /// The process's pid in the pid namespace that /proc shows.
     proc_pid: u32,
     fd: OwnedFd,
 }
 
 impl Process {
     /// # Errors
-    /// There is no such process, or none that has memory to watch.
+    /// The process does not exist, or it has no memory to watch.
     pub fn open(pid: u32) -> Result<Self> {
         ensure!(
             pid != std::process::id(),
@@ -38,22 +40,22 @@ impl Process {
             Err(Errno::ESRCH) => {
                 ensure!(
                     fs::exists(format!("/proc/{pid}")).is_ok_and(|there| !there),
-                    "process {pid} belongs to another pid namespace, of which /proc is: run memleak there, or \
-                     give the number that the process has in memleak's own"
+                    "process {pid} belongs to another pid namespace, the one that /proc shows: run memleak in that \
+                     namespace, or give the pid that the process has in memleak's own"
                 );
                 bail!("process {pid} does not exist");
             }
-            // Which of the two depends on the kernel.
+            // The kernel's version decides which of the two comes.
             Err(Errno::EINVAL | Errno::ENOENT) => {
                 let leader = status_field(pid, "Tgid:").unwrap_or_default();
-                bail!("{pid} is a thread of process {leader}: watch that with -p {leader}");
+                bail!("{pid} is a thread of process {leader}: watch the process with -p {leader}");
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot open process {pid}"));
             }
         };
         let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
-        let fdinfo = fdinfo.with_context(|| format!("cannot read of process {pid} in /proc"))?;
+        let fdinfo = fdinfo.with_context(|| format!("cannot read about process {pid} in /proc"))?;
         let proc_pid = field(&fdinfo, "Pid:").unwrap_or_default();
         let (_, flags) =
             stat(proc_pid).with_context(|| format!("process {pid} cannot be found in /proc"))?;
@@ -65,21 +67,21 @@ impl Process {
         Ok(Self { pid, proc_pid, fd })
     }
 
-    /// Whether none of its threads is left.
+    /// Whether no thread of the process is left.
     pub fn has_ended(&self) -> bool {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// What it has mapped to execute.
+    /// The files that the process has mapped executable.
     ///
     /// # Errors
-    /// It has ended, or there are no rights to look at it.
+    /// The process has ended, or there are no rights to read its mappings.
     pub fn mapped(&self) -> Result<Vec<Mapping>> {
         let pid = self.pid;
         let mapped = mapped(self.proc_pid).with_context(|| {
             format!(
-                "cannot read what process {pid} has mapped (/proc/{pid}/maps; processes of other users take root, or \
+                "cannot read what process {pid} has mapped (/proc/{pid}/maps; processes of other users need root, or \
                  CAP_SYS_PTRACE)"
             )
         })?;
@@ -94,7 +96,7 @@ impl AsFd for Process {
     }
 }
 
-/// The processes that /proc shows, without memleak, by the numbers that they have there.
+/// The pids of all processes that /proc shows, except memleak's own. They are pids of the namespace that /proc shows.
 ///
 /// # Errors
 /// /proc cannot be read.
@@ -112,11 +114,11 @@ pub fn all() -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// Where a process has mapped files to execute, each file once, with the device that it is on. `pid` is as
-/// /proc has it.
+/// Where a process has mapped files executable. Each file is there once, with its device. `pid` is a pid in the
+/// namespace that /proc shows.
 ///
 /// # Errors
-/// It has ended, or there are no rights to look at it.
+/// The process has ended, or there are no rights to read its mappings.
 pub fn mapped(pid: u32) -> io::Result<Vec<(Mapping, String)>> {
     let thread = living_thread(pid).ok_or(io::ErrorKind::NotFound)?;
     let maps = BufReader::new(File::open(format!("/proc/{thread}/maps"))?);
@@ -137,8 +139,8 @@ pub fn mapped(pid: u32) -> io::Result<Vec<(Mapping, String)>> {
     Ok(mappings)
 }
 
-/// A thread of a process that has not left: the process, where that has not. Who has left has nothing mapped any
-/// more, though the others go on.
+/// A living thread of a process: the leader, if that is alive. A leader that has exited has nothing mapped any more,
+/// even if other threads still run.
 fn living_thread(pid: u32) -> Option<u32> {
     let lives = |task: u32| stat(task).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
     if lives(pid) {
@@ -154,20 +156,20 @@ fn open_pidfd(pid: u32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes two numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd)? as RawFd;
-    // SAFETY: a new descriptor, which nobody else has.
+    // SAFETY: the descriptor is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A process's state, as `R` and `Z`, and its flags (`PF_*`), from /proc/PID/stat.
+/// A process's state (such as `R` or `Z`) and its flags (`PF_*`), from /proc/PID/stat.
 fn stat(pid: u32) -> Option<(char, u64)> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name before, in parentheses, may hold anything.
+    // The name in parentheses may contain anything, so the last parenthesis is searched for.
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let mut fields = std::str::from_utf8(&stat[end + 1..])
         .ok()?
         .split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    // proc_pid_stat(5): the state is the third field, the flags are the ninth.
+    // proc_pid_stat(5): the state is the third field, and the flags are the ninth.
     Some((state, fields.nth(5)?.parse().ok()?))
 }
 
@@ -178,13 +180,13 @@ fn status_field(pid: u32, name: &str) -> Option<u32> {
     )
 }
 
-/// A number that a file of /proc gives a line of its own, behind its name.
+/// A number from a file of /proc, where it stands on a line of its own after its name.
 pub fn field<T: FromStr>(text: &str, name: &str) -> Option<T> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().parse().ok()
 }
 
-/// How many levels the pid namespace that /proc shows is above our own: more than none where ours has no
+/// How many levels the pid namespace that /proc shows is above memleak's own. It is above if memleak's namespace has no
 /// /proc of its own (unshare --pid without --mount-proc).
 pub fn levels_of_proc_above() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -201,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn we_have_mapped_our_program_and_the_c_library_once_each() {
+    fn each_mapped_executable_file_is_listed_once() {
         let inodes: Vec<u64> = mapped(std::process::id())
             .unwrap()
             .iter()

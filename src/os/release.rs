@@ -1,6 +1,6 @@
-//! The kernel that is here, by its release.
+//! The release of the running kernel.
 
-/// Its release, as uname(2) has it; "unknown" if that cannot be asked.
+/// The kernel's release, as uname(2) reports it. "unknown" if the call fails.
 pub fn release() -> String {
     nix::sys::utsname::uname().map_or_else(
         |_| "unknown".to_owned(),
@@ -14,7 +14,7 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Whether this kernel may miss to call a program of a tracepoint (bpf/again.bpf.h). It did not up to 6.18.
+/// Whether this kernel may miss calls of a tracepoint's program (bpf/again.bpf.h). Kernels up to 6.18 do not.
 pub fn may_miss_events() -> bool {
     const NEVER_MISSES: (u32, u32) = (6, 18);
     version(&release()).is_none_or(|version| version > NEVER_MISSES)
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn releases_have_two_numbers_that_count() {
+    fn the_version_is_the_first_two_numbers_of_a_release() {
         for (release, expected) in [
             ("6.18.44-fc", Some((6, 18))),
             ("5.14.0-427.el9.x86_64", Some((5, 14))),

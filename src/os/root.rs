@@ -11,20 +11,20 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-/// A directory that paths begin in, `/proc/PID/root` say.
+/// A directory in which paths begin, such as `/proc/PID/root`.
 #[derive(Debug)]
 pub struct Root {
-    /// `None`: our own.
+    /// `None`: memleak's own root.
     directory: Option<OwnedFd>,
 }
 
 impl Root {
-    /// Our own root.
+    /// Memleak's own root.
     pub fn ours() -> Self {
         Self { directory: None }
     }
 
-    /// What a process sees as `/`; `pid` as /proc shows it.
+    /// The directory that a process sees as `/`. `pid` is a pid in the namespace that /proc shows.
     ///
     /// # Errors
     /// As for [`at`](Self::at).
@@ -32,8 +32,10 @@ impl Root {
         Self::at(&PathBuf::from(format!("/proc/{pid}/root")))
     }
 
+    /// The root at this path.
+    ///
     /// # Errors
-    /// There is no such directory, or it may not be opened.
+    /// The directory does not exist, or may not be opened.
     pub fn at(path: &Path) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(Self {
@@ -41,21 +43,21 @@ impl Root {
         })
     }
 
-    /// Opens a regular file to read it. Links lead nowhere out of the root, and nothing that is not
-    /// a regular file is opened: to open a device or a FIFO may wait, or do something.
+    /// Opens a regular file to read it. Symbolic links cannot lead out of the root. Nothing but a regular file is
+    /// opened, because opening a device or a FIFO may wait, or have effects.
     ///
     /// # Errors
-    /// There is no such file, it may not be opened, or it is not a regular one.
+    /// The file does not exist, may not be opened, or is not a regular file.
     pub fn open(&self, path: &Path) -> io::Result<File> {
         File::open(reopen(&self.found(path)?))
     }
 
-    /// Whether there is a regular file of this name.
+    /// Whether a regular file of this name exists.
     pub fn is_file(&self, path: &Path) -> bool {
         self.found(path).is_ok()
     }
 
-    /// The file's whole content, if it is no longer than `limit`.
+    /// The file's whole content, if it is not longer than `limit`.
     pub fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         let file = self.open(path)?;
         let mut bytes = Vec::new();
@@ -66,13 +68,13 @@ impl Root {
         Ok(bytes)
     }
 
-    /// The path of a file without links, as seen from the root.
+    /// The path of a file without symbolic links, as seen from the root.
     pub fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
         let found = fs::read_link(reopen(&self.found(path)?))?;
         let Some(directory) = &self.directory else {
             return Ok(found);
         };
-        // The root of another mount namespace is shown as "/", and what lies in it without it.
+        // The root of another mount namespace is shown as "/", and paths in it are shown without a prefix.
         let root = fs::read_link(reopen(directory))?;
         Ok(match found.strip_prefix(&root) {
             Ok(inner) => Path::new("/").join(inner),
@@ -88,7 +90,7 @@ impl Root {
                 let how = OpenHow::new()
                     .flags(flags)
                     .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-                // A relative path begins in the root, too: nobody's working directory is known.
+                // A relative path begins in the root, too, because the process's working directory is not known.
                 let mut relative = path.as_os_str().as_bytes();
                 while let Some(rest) = relative.strip_prefix(b"/") {
                     relative = rest;
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_file_than_allowed_is_an_error() {
+    fn a_file_longer_than_the_limit_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         fs::write(&path, "12345").unwrap();

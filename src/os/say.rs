@@ -1,16 +1,16 @@
-//! What memleak says of itself, beside the report.
+//! memleak's messages on standard error, beside the report. What they say is left to the callers.
 
 use std::io::{self, Write};
 
 use crate::text::escape;
 
-/// Says a line on standard error. That nobody may read it changes nothing.
+/// Writes a line to standard error. A failed write is ignored.
 pub fn say(line: &str) {
     tell(&format!("memleak: {line}"));
 }
 
-/// The same for a line that names memleak itself. Paths in it are anybody's: they change neither the terminal nor
-/// the number of lines.
+/// Like [`say`], for a line that names memleak itself. Paths in the line are not trusted. They cannot control the
+/// terminal, and cannot change the number of lines.
 pub fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{}", escape::line(line));
 }

@@ -4,16 +4,16 @@ use std::ffi::c_int;
 use std::os::fd::RawFd;
 use std::ptr;
 
-/// Bytes of the kernel's signal set on every 64-bit Linux.
+/// The size of the kernel's signal set on every 64-bit Linux.
 pub(super) const KERNEL_SET_BYTES: usize = size_of::<u64>();
 
 /// The highest signal number.
 pub const LAST_SIGNAL: c_int = 64;
 
-/// A set of signals, as the kernel has it: bit n-1 is signal n.
+/// A set of signals in the kernel's form: bit n-1 is signal n.
 ///
-/// nix's and libc's sets do not do: the first has no real-time signals, and libc silently leaves out the
-/// two that it keeps for its threads (32 and 33), which a caller may well have blocked.
+/// The sets of nix and libc cannot be used. nix's set has no real-time signals. libc's set silently leaves out 32 and
+/// 33, which the C library keeps for its threads. A caller may well have blocked these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SignalSet(u64);
 
@@ -23,11 +23,11 @@ impl SignalSet {
         Self(bits)
     }
 
-    /// Every signal that can be blocked without harm: not KILL and STOP, which cannot, nor 32 and 33,
-    /// which the C library needs to change the ids of all threads and to cancel them.
+    /// Every signal that can be blocked without harm. KILL and STOP cannot be blocked. The C library needs 32 and 33 to
+    /// change the ids of all threads and to cancel threads.
     pub const BLOCKABLE: Self = Self::of(&[libc::SIGKILL, libc::SIGSTOP, 32, 33]).complement();
 
-    /// The set of `signals`, numbers from 1 to 64.
+    /// The set of `signals`, which are numbers from 1 to 64.
     pub const fn of(signals: &[c_int]) -> Self {
         let mut bits = 0;
         let mut i = 0;
@@ -38,7 +38,7 @@ impl SignalSet {
         Self(bits)
     }
 
-    pub(super) const fn bit(signal: c_int) -> u64 {
+    const fn bit(signal: c_int) -> u64 {
         if signal < 1 || signal > LAST_SIGNAL {
             0
         } else {
@@ -68,14 +68,14 @@ impl SignalSet {
         self.change_mask(libc::SIG_BLOCK);
     }
 
-    /// Takes this set out of the calling thread's mask. Async-signal-safe.
+    /// Removes this set from the calling thread's mask. Async-signal-safe.
     pub fn unblock(self) {
         self.change_mask(libc::SIG_UNBLOCK);
     }
 
     fn change_mask(self, how: c_int) {
-        // SAFETY: the kernel reads 8 bytes from a set that lives through the call. It cannot fail: `how`
-        // is one of the three and the size is right. Not libc's function, which drops 32 and 33.
+        // SAFETY: the kernel reads 8 bytes from a set that lives through the call. The call cannot fail: `how` is one
+        // of the three values, and the size is right. libc's function is not used, because it drops 32 and 33.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigprocmask,
@@ -87,13 +87,13 @@ impl SignalSet {
         };
     }
 
-    /// Takes one pending signal of this set away, undelivered, if there is one.
+    /// Removes one pending signal of this set without delivering it, if there is one.
     pub fn discard_pending(self) {
         let now = libc::timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        // SAFETY: set and timeout live through the call; a null siginfo is allowed.
+        // SAFETY: the set and the timeout live through the call. A null siginfo is allowed.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigtimedwait,
@@ -105,7 +105,7 @@ impl SignalSet {
         };
     }
 
-    /// A close-on-exec, non-blocking signalfd for this set, or -1 and errno.
+    /// Opens a close-on-exec, non-blocking signalfd for this set. Returns -1 and sets errno on failure.
     pub(crate) fn signalfd(self) -> RawFd {
         // SAFETY: the kernel reads 8 bytes from a set that lives through the call.
         let fd = unsafe {

@@ -330,7 +330,7 @@ fn a_user_that_cannot_be_taken_is_named_with_the_reason() {
         ),
         (
             world.refusal(&["--user", "alice"], |words| world.alice(words)),
-            &["--user takes root", "sudo memleak run --user"],
+            &["--user needs root", "sudo memleak run --user"],
         ),
     ] {
         assert_says(&line, words);
