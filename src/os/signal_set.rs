@@ -38,7 +38,7 @@ impl SignalSet {
         Self(bits)
     }
 
-    const fn bit(signal: c_int) -> u64 {
+    pub(super) const fn bit(signal: c_int) -> u64 {
         if signal < 1 || signal > LAST_SIGNAL {
             0
         } else {
