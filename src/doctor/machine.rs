@@ -10,7 +10,7 @@ use nix::sys::utsname::uname;
 use crate::kernel::features::BTF;
 use crate::os::capabilities::Capabilities;
 use crate::os::cgroup;
-use crate::os::processes::levels_of_proc_above;
+use crate::os::processes::{self, levels_of_proc_above};
 
 /// The inode of the first user namespace (`PROC_USER_INIT_INO`).
 const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
@@ -64,10 +64,7 @@ impl Machine {
             )
         };
         let status = fs::read_to_string("/proc/self/status");
-        let field = |name: &str| {
-            let mut lines = status.iter().flat_map(|status| status.lines());
-            lines.find_map(|line| line.strip_prefix(name)?.trim().parse::<u32>().ok())
-        };
+        let field = |name: &str| processes::field::<u32>(status.as_ref().ok()?, name);
         let namespace = fs::read_link("/proc/self/ns/user").ok();
         let hard = |resource| getrlimit(resource).ok().map(|(_, hard)| hard);
         Machine {

@@ -10,11 +10,10 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -24,6 +23,7 @@ use crate::launch::running::{ExecError, PendingExec, Running, wait_child};
 use crate::os::capabilities::Capabilities;
 use crate::os::identity::Identity;
 use crate::os::inherited::{Inherited, is_privileged_by_file};
+use crate::os::processes::open_pidfd;
 
 mod child;
 pub mod descriptors;
@@ -88,7 +88,8 @@ impl Suspended {
         };
         let leash = Leash { pid, holds: true };
         Ok(Self {
-            pidfd: open_pidfd(pid)?,
+            pidfd: open_pidfd(pid.as_raw().cast_unsigned())
+                .context("cannot open a pidfd of the command (Linux 5.3 or newer is needed)")?,
             leash,
             go: go_write.into(),
             outcome: outcome_read.into(),
@@ -164,13 +165,4 @@ impl Drop for Leash {
             let _ = wait_child(self.pid, libc::WEXITED);
         }
     }
-}
-
-fn open_pidfd(pid: Pid) -> Result<OwnedFd> {
-    // SAFETY: takes two numbers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    let fd = Errno::result(fd)
-        .context("cannot open a pidfd of the command (Linux 5.3 or newer is needed)")?;
-    // SAFETY: the descriptor was just opened, has no other owner, and is close-on-exec as every pidfd is.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }

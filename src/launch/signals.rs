@@ -7,7 +7,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::{fs, process, ptr};
+use std::{process, ptr};
 
 use anyhow::{Context, Result};
 use libc::c_int;
@@ -16,6 +16,7 @@ use nix::unistd::{Pid, getpid, getsid};
 
 use crate::launch::running::{Change, Ended, Running, reap_orphans};
 use crate::os::inherited::Inherited;
+use crate::os::processes;
 use crate::os::signal_set::SignalSet;
 
 /// What only the kernel's tracepoints can tell for certain. All pids are in memleak's own pid namespace.
@@ -330,15 +331,8 @@ fn descends_from(pid: Pid, ancestor: Pid) -> bool {
 }
 
 fn parent(pid: Pid) -> Option<Pid> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may contain anything. State and parent follow the last parenthesis.
-    let (_, after_name) = stat.rsplit_once(')')?;
-    after_name
-        .split_ascii_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
-        .map(Pid::from_raw)
+    let parent = processes::stat(pid.as_raw().cast_unsigned())?.parent;
+    Some(Pid::from_raw(parent.cast_signed()))
 }
 
 /// Kills memleak by `signal` (1 to 64), as the command was killed, without a core dump. If that does not kill (pid 1 of

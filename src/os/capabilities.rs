@@ -7,6 +7,7 @@ use std::io;
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{getegid, geteuid, getgid, getuid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::os::inherited;
 
@@ -17,23 +18,6 @@ pub const CAP_BPF: u32 = 39;
 /// The capabilities that loading and attaching need. Maps and programs need CAP_BPF, and programs that trace need
 /// CAP_PERFMON. Where only perf-event uprobes exist (below Linux 6.6), opening one needs CAP_SYS_ADMIN.
 const USED: u64 = 1 << CAP_BPF | 1 << CAP_PERFMON | 1 << CAP_SYS_ADMIN;
-
-/// `_LINUX_CAPABILITY_VERSION_3`: each set has two words.
-const VERSION: u32 = 0x2008_0522;
-
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Word {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
 
 /// The capability sets of a thread. Bit n is capability n.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,41 +30,23 @@ pub struct Capabilities {
 impl Capabilities {
     /// The sets of the calling thread.
     pub fn get() -> io::Result<Self> {
-        let header = Header {
-            version: VERSION,
-            pid: 0,
-        };
-        let mut words = [Word::default(); 2];
-        // SAFETY: the kernel reads the header, and writes the two words of this version.
-        if unsafe { libc::syscall(libc::SYS_capget, &raw const header, words.as_mut_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let join =
-            |part: fn(&Word) -> u32| u64::from(part(&words[1])) << 32 | u64::from(part(&words[0]));
+        let sets = rustix::thread::capabilities(None)?;
         Ok(Self {
-            effective: join(|word| word.effective),
-            permitted: join(|word| word.permitted),
-            inheritable: join(|word| word.inheritable),
+            effective: sets.effective.bits(),
+            permitted: sets.permitted.bits(),
+            inheritable: sets.inheritable.bits(),
         })
     }
 
-    /// Gives these sets to the calling thread. Async-signal-safe.
+    /// Gives these sets to the calling thread. Async-signal-safe: rustix makes the system call itself, and allocates
+    /// nothing.
     pub fn set(self) -> io::Result<()> {
-        let header = Header {
-            version: VERSION,
-            pid: 0,
+        let sets = CapabilitySets {
+            effective: CapabilitySet::from_bits_retain(self.effective),
+            permitted: CapabilitySet::from_bits_retain(self.permitted),
+            inheritable: CapabilitySet::from_bits_retain(self.inheritable),
         };
-        let word = |shift: u32| Word {
-            effective: (self.effective >> shift) as u32,
-            permitted: (self.permitted >> shift) as u32,
-            inheritable: (self.inheritable >> shift) as u32,
-        };
-        let words = [word(0), word(32)];
-        // SAFETY: the kernel reads the header and the two words of this version.
-        if unsafe { libc::syscall(libc::SYS_capset, &raw const header, words.as_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        Ok(rustix::thread::set_capabilities(None, sets)?)
     }
 
     /// Whether capability number `n` can be used now.

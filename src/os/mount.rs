@@ -1,11 +1,11 @@
 //! A private mount of a single file, for probes.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::{io, thread};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// Returns the same file, seen through a private mount, which goes when nothing uses it any more. The reference that a
 /// uprobe keeps to its file includes the file's mount. While the probe exists, that mount could not be unmounted. `pid`
@@ -33,10 +33,11 @@ pub fn in_own_mount(file: &File, pid: Option<u32>) -> io::Result<File> {
 }
 
 fn own_mount_of(file: &File) -> nix::Result<File> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH as u32;
-    // SAFETY: the path is a C string, and the call reads nothing else.
-    let made = unsafe { libc::syscall(libc::SYS_open_tree, file.as_raw_fd(), c"".as_ptr(), flags) };
-    let descriptor = Errno::result(made)? as RawFd;
-    // SAFETY: the descriptor is new and has no other owner.
-    Ok(unsafe { File::from_raw_fd(descriptor) })
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let made = open_tree(file, "", flags);
+    Ok(made
+        .map_err(|error| Errno::from_raw(error.raw_os_error()))?
+        .into())
 }

@@ -4,12 +4,13 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::os::mapping::Mapping;
 use crate::os::maps;
@@ -57,7 +58,7 @@ impl Process {
         let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
         let fdinfo = fdinfo.with_context(|| format!("cannot read about process {pid} in /proc"))?;
         let proc_pid = field(&fdinfo, "Pid:").unwrap_or_default();
-        let (_, flags) =
+        let Stat { flags, .. } =
             stat(proc_pid).with_context(|| format!("process {pid} cannot be found in /proc"))?;
         ensure!(living_thread(proc_pid).is_some(), "process {pid} has ended");
         ensure!(
@@ -142,7 +143,7 @@ pub fn mapped(pid: u32) -> io::Result<Vec<(Mapping, String)>> {
 /// A living thread of a process: the leader, if that is alive. A leader that has exited has nothing mapped any more,
 /// even if other threads still run.
 fn living_thread(pid: u32) -> Option<u32> {
-    let lives = |task: u32| stat(task).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
+    let lives = |task: u32| stat(task).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
     if lives(pid) {
         return Some(pid);
     }
@@ -152,25 +153,45 @@ fn living_thread(pid: u32) -> Option<u32> {
         .find(|task| lives(*task))
 }
 
-fn open_pidfd(pid: u32) -> nix::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = Errno::result(fd)? as RawFd;
-    // SAFETY: the descriptor is new and has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Opens a process, close-on-exec. The descriptor becomes readable when the process ends.
+///
+/// # Errors
+/// The process does not exist or is a thread, or Linux is older than 5.3.
+pub fn open_pidfd(pid: u32) -> nix::Result<OwnedFd> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let opened = pidfd_open(pid.ok_or(Errno::EINVAL)?, PidfdFlags::empty());
+    opened.map_err(|error| Errno::from_raw(error.raw_os_error()))
 }
 
-/// A process's state (such as `R` or `Z`) and its flags (`PF_*`), from /proc/PID/stat.
-fn stat(pid: u32) -> Option<(char, u64)> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+/// What /proc/PID/stat says of a process or a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The state, such as `R` or `Z`.
+    pub state: char,
+    pub parent: u32,
+    /// `PF_*`
+    pub flags: u64,
+}
+
+/// Reads /proc/PID/stat. `None`: the process does not exist.
+pub fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
     // The name in parentheses may contain anything, so the last parenthesis is searched for.
     let end = stat.iter().rposition(|&byte| byte == b')')?;
     let mut fields = std::str::from_utf8(&stat[end + 1..])
         .ok()?
         .split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    // proc_pid_stat(5): the state is the third field, and the flags are the ninth.
-    Some((state, fields.nth(5)?.parse().ok()?))
+    // proc_pid_stat(5): the state is the third field, the parent the fourth, and the flags are the ninth.
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+        flags: fields.nth(4)?.parse().ok()?,
+    })
 }
 
 fn status_field(pid: u32, name: &str) -> Option<u32> {
@@ -201,6 +222,19 @@ pub fn levels_of_proc_above() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_hide_the_fields() {
+        let stat = b"7 (a) R 1 (b) Z 12 7 7 0 -1 4194560 100 0 0 0";
+        let expected = Stat {
+            state: 'Z',
+            parent: 12,
+            flags: 4_194_560,
+        };
+        assert_eq!(parse_stat(stat), Some(expected));
+        assert_eq!(parse_stat(b"7 (a"), None);
+        assert!(super::stat(std::process::id()).is_some());
+    }
 
     #[test]
     fn each_mapped_executable_file_is_listed_once() {
