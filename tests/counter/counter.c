@@ -1,29 +1,28 @@
-// An interposing counter: what memleak must agree with, to the byte.
+// An interposing counter. memleak must agree with its counts to the byte.
 //
-// Preloaded into every program of a tree, it defines glibc's allocator family, forwards each call
-// to the very function in libc that the program would have called, and keeps, for each process
-// image, the counters that memleak keeps in the kernel. It shares nothing with memleak: no kernel,
-// no probe, no code. One file per image in $COUNTER_DIR, mapped shared, so that the counts survive
-// whatever ends the image: exit, _exit, a signal, an exec. `tests/it/common/counter.rs` reads the
-// files.
+// The library is preloaded into every program of a tree and defines glibc's allocator family. It
+// forwards each call to the function in libc that the program would have called. For each process
+// image it keeps the counters that memleak keeps in the kernel. It shares nothing with memleak: no
+// kernel, no probe, no code. Each image has a file in $COUNTER_DIR, mapped shared, so that the
+// counts survive every end of the image: exit, _exit, a signal, an exec.
+// `tests/it/common/counter.rs` reads the files.
 //
-// What it must get right, and how:
+// What the counter must get right, and how:
 //
-// - Its own work calls no allocator and takes no lock, as a signal handler may call malloc while
-// malloc
-//   is being counted. The table of live blocks is a hash in pages of its own, changed by atomics
-//   only.
-// - A fork gets a heap of its own: state and table lie in pages that the kernel wipes in the child
-//   (MADV_WIPEONFORK), so the child finds itself new at its first call. A vfork or CLONE_VM child
-//   shares the pages and with them the counters, as it shares the heap.
-// - Nested calls count once. glibc's allocator calls its own functions directly, out of an
-// interposer's
-//   reach, with one exception, reallocarray: see there. There is no "am I nested" flag that a
-//   siglongjmp could leave behind, and no thread-local storage, which would change what the
-//   program's threads allocate.
+// - Its own work calls no allocator and takes no lock, because a signal handler may call malloc
+//   while a malloc is being counted. The table of live blocks is a hash table in pages of its own,
+//   changed only by atomics.
+// - A forked child gets a heap of its own. State and table lie in pages that the kernel wipes in
+//   the child (MADV_WIPEONFORK), so the child finds them empty at its first call. A vfork or
+//   CLONE_VM child shares the pages and the counters, as it shares the heap.
+// - Nested calls count once. glibc's allocator calls its own functions directly, which an
+//   interposer does not see. The one exception is reallocarray (see there). There is no flag for
+//   "nested", which a siglongjmp could leave set. There is no thread-local storage, which would
+//   change what the program's threads allocate.
 //
-// What it cannot see: calls to __libc_malloc and the like by name, programs that are static or that
-// drop LD_PRELOAD, and calls that the dynamic loader serves itself before libc is ready.
+// The counter does not see calls to __libc_malloc and the like by name. It does not see programs
+// that are static or that drop LD_PRELOAD. It does not see calls that the dynamic loader serves
+// itself before libc is ready.
 
 #define _GNU_SOURCE
 #include <elf.h>
@@ -47,11 +46,11 @@
 
 typedef _Atomic uint64_t count;
 
-// The file of one image. Mirrored by tests/it/common/counter.rs.
+// The file of one image. tests/it/common/counter.rs has the same layout.
 struct image {
-	uint64_t magic; // set last: a file without it was never finished
-	uint64_t pid;	// as the process sees itself
-	uint64_t kind;	// 0: begun by an exec, 1: by a fork
+	uint64_t magic; // set last: without it the file is unfinished
+	uint64_t pid;	// in the process's own pid namespace
+	uint64_t kind;	// 0: an exec began the image, 1: a fork
 	uint64_t start; // CLOCK_MONOTONIC, nanoseconds: orders the images of a pid
 	count total_allocs_bytes;
 	count alloc_count;
@@ -60,7 +59,7 @@ struct image {
 	count leaked_blocks;
 	count failed_allocs;
 	count unknown_frees;
-	count table_full; // blocks that found no place: the test is then void
+	count table_full; // blocks without a place: not 0 makes the test void
 	char comm[16];
 	char exe[256];
 };
@@ -69,10 +68,10 @@ _Static_assert(sizeof(struct image) == 368, "tests/it/common/counter.rs has this
 
 #define MAGIC 0x31746e756f636c6dULL
 
-// The table of live blocks: buckets of seven, 3.6 million blocks in 64 MiB of pages that cost
-// nothing until they are touched. A block that finds its bucket full goes to the next one and is
-// counted in `passed` of those it passed, so a search knows where it may stop and no tombstones
-// pile up.
+// The table of live blocks: buckets of seven, 3.6 million blocks in 64 MiB of pages. The pages cost
+// nothing until they are touched. A block whose bucket is full goes to the next bucket. Each full
+// bucket counts in `passed` the blocks that went past it. So a search knows where it may stop, and
+// no tombstones pile up.
 #define BUCKETS (1UL << 19)
 #define PER_BUCKET 7
 
@@ -84,14 +83,14 @@ struct bucket {
 	} block[PER_BUCKET];
 };
 
-// All that a fork's child must find empty.
+// Everything that a forked child must find empty.
 struct heap {
-	_Atomic int ready; // 0: new, 1: being set up, 2: `image` is this heap's
+	_Atomic int ready; // 0: new, 1: being set up, 2: `image` belongs to this heap
 	struct bucket bucket[BUCKETS];
 };
 
 static struct heap *heap;
-// Kept over a fork: the child maps its own file over the place of its parent's.
+// Kept over a fork: the child maps its own file over its parent's.
 static struct image *image;
 static char directory[PATH_MAX];
 
@@ -103,7 +102,7 @@ extern void *__libc_valloc(size_t);
 extern void *__libc_pvalloc(size_t);
 extern void __libc_free(void *);
 
-// The functions in libc. Those of the first group have a second name at the same address; the
+// The functions in libc. Those of the first group have a second name at the same address. The
 // constructor proves that the addresses are the same. The others are looked up.
 static void *(*const libc_malloc)(size_t) = __libc_malloc;
 static void *(*const libc_calloc)(size_t, size_t) = __libc_calloc;
@@ -124,7 +123,7 @@ static _Noreturn void die(const char *why)
 		;
 }
 
-// A symbol that is looked for, as dlsym(RTLD_NEXT, name) does, which allocates up to glibc 2.33.
+// A search for a symbol as dlsym(RTLD_NEXT, name) makes it. dlsym allocates up to glibc 2.33.
 struct search {
 	const char *name;
 	int behind_us;
@@ -140,8 +139,8 @@ static uint32_t gnu_hash(const char *name)
 	return hash;
 }
 
-// Looks into an object, if it comes after this one. The loader has made the pointers in its dynamic
-// section addresses, but for the kernel's own object.
+// Searches an object if it comes after this library. The loader has turned the pointers in the
+// object's dynamic section into addresses, except in the kernel's own object.
 static int look_into(struct dl_phdr_info *object, size_t size, void *data)
 {
 	struct search *search = data;
@@ -178,7 +177,8 @@ static int look_into(struct dl_phdr_info *object, size_t size, void *data)
 	}
 	if (!symbols || !names || !table || !table[0])
 		return 0;
-	// table: buckets, first symbol with a hash, words of the filter, its shift; the filter
+	// table: number of buckets, first symbol with a hash, words of the filter, its shift; then
+	// the filter
 	buckets = table + 4 + table[2] * (sizeof(ElfW(Addr)) / sizeof(*table));
 	chains = buckets + table[0];
 	i = buckets[hash % table[0]];
@@ -212,14 +212,14 @@ static void *lookup(_Atomic(void *) *slot, const char *name)
 	if (!f) {
 		f = next(name);
 		if (!f)
-			die("a function of the family is missing in libc");
+			die("libc lacks a function of the allocator family");
 		atomic_store_explicit(slot, f, memory_order_relaxed);
 	}
 	return f;
 }
 
 // Reads $COUNTER_DIR. The first call can come from the dynamic loader, before libc has its
-// environment; the kernel always has it.
+// environment. The kernel always has it.
 static void find_directory(void)
 {
 	static const char name[] = "COUNTER_DIR=";
@@ -284,7 +284,7 @@ static void read_file(const char *path, char *to, size_t size)
 		syscall(SYS_close, fd);
 }
 
-// Gives this heap its file. `fork`: the process had an image before, its parent's.
+// Gives this heap its file. `fork`: the process has its parent's image mapped.
 static void new_image(int fork)
 {
 	char path[PATH_MAX + 64];
@@ -319,11 +319,11 @@ static void set_up(void)
 	uint64_t all = ~0ULL, mask;
 	int saved = errno, expected = 0, fork = heap != NULL;
 
-	// A handler that calls malloc in the midst of this would wait for itself.
+	// A handler that calls malloc in the middle of this function would wait for itself.
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask));
 	if (!fork) {
-		// No second thread can be here: one thread starts an image, and its loader or
-		// constructor() comes by long before it can start another.
+		// No second thread can be here. One thread starts an image, and its loader or
+		// constructor() calls this function long before it can start another thread.
 		void *p = mmap(NULL, sizeof(*heap), PROT_READ | PROT_WRITE,
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
@@ -378,7 +378,7 @@ static void insert(uintptr_t addr, size_t size)
 			uintptr_t empty = 0;
 
 			if (atomic_compare_exchange_strong(&bucket->block[i].addr, &empty, addr)) {
-				// Whoever may free it learns of it from us, later.
+				// The caller that may free the block gets it later, from this call.
 				atomic_store(&bucket->block[i].size, size);
 				return;
 			}
@@ -388,7 +388,7 @@ static void insert(uintptr_t addr, size_t size)
 	add(&image->table_full, 1);
 }
 
-// Takes a block out and tells its size. False: not a block of this heap.
+// Removes a block from the table and stores its size. Returns 0 if it is not a block of this heap.
 static int take(uintptr_t addr, size_t *size)
 {
 	size_t start = home(addr);
@@ -444,7 +444,7 @@ EXPORT void *malloc(size_t size)
 
 EXPORT void *calloc(size_t n, size_t size)
 {
-	// Where the product overflows, libc returns NULL and the product is not used.
+	// If the product overflows, libc returns NULL and the product is not used.
 	return allocated(libc_calloc(n, size), n * size);
 }
 
@@ -487,14 +487,14 @@ EXPORT void free(void *p)
 		int ours;
 
 		ready();
-		// Before libc can hand the address to somebody else.
+		// Before the call, because libc can then give the address to another thread.
 		ours = take((uintptr_t)p, &size);
 		freed(ours, size);
 	}
 	libc_free(p);
 }
 
-// The second half of a realloc that returned `new`; `zero`: it was asked for no bytes.
+// The second half of a realloc that returned `new`. `zero`: the caller asked for 0 bytes.
 static void *reallocated(void *p, int ours, size_t old, void *new, size_t size, int zero)
 {
 	ready(); // again: a handler that interrupted the call may have forked
@@ -516,18 +516,18 @@ HIDDEN void *counter_realloc(void *p, size_t size)
 	int ours;
 
 	ready();
-	// Out before the call: libc may free the old block and another thread may be handed its
-	// address before we are back.
+	// Removed before the call: libc may free the old block, and another thread may get its
+	// address before the call returns.
 	ours = p && take((uintptr_t)p, &old);
 	return reallocated(p, ours, old, counter_libc_realloc(p, size), size, size == 0);
 }
 
-// glibc's reallocarray multiplies and jumps to realloc, through the table that made it ours. That
-// inner call must reach libc with the stack and the return address that reallocarray left, as it
-// would without us; and it is not a call of its own. It is known by two registers that a callee
-// must preserve: while reallocarray runs they hold a secret and the place of its return address. A
-// signal handler that interrupts it inherits the registers but not the place, and a siglongjmp out
-// of it restores both.
+// glibc's reallocarray multiplies and jumps to realloc, through the table that leads to this
+// library's realloc. That inner call must reach libc with the stack and the return address that
+// reallocarray left, as it would without this library. It does not count as a separate call. Two
+// registers that a callee must preserve identify it. While reallocarray runs, they hold a secret
+// and the place of its return address. A signal handler that interrupts reallocarray inherits the
+// registers, but runs at another place. A siglongjmp out of it restores both registers.
 HIDDEN void *counter_call_reallocarray(void *p, size_t n, size_t size, void *f);
 
 #define SECRET "0x6f9d3a1c57e2b804"
@@ -608,7 +608,7 @@ EXPORT void *reallocarray(void *p, size_t n, size_t size)
 			   !overflow && bytes == 0);
 }
 
-// Every image has its file, also one that never allocates.
+// Every image gets a file, even one that never allocates.
 __attribute__((constructor)) static void constructor(void)
 {
 	static const struct {
@@ -623,7 +623,7 @@ __attribute__((constructor)) static void constructor(void)
 	ready();
 	for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++)
 		if (next(same[i].name) != same[i].f)
-			die("another allocator than libc's follows the counter");
+			die("the allocator after the counter is not libc's");
 	lookup(&libc_aligned_alloc, "aligned_alloc");
 	lookup(&libc_posix_memalign, "posix_memalign");
 	lookup(&libc_reallocarray, "reallocarray");

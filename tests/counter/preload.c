@@ -1,7 +1,7 @@
 // preload LIBRARY DIRECTORY COMMAND [ARGS]...
 //
-// Executes the command under the counter. `env` would do, but it allocates; this calls no
-// allocator, so that its own image is known to the byte: nothing.
+// Executes the command under the counter. `env` would do, but it allocates. This program calls no
+// allocator, so that the counts of its own image are known to be 0.
 
 #define _GNU_SOURCE
 #include <stdio.h>
