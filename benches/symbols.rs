@@ -1,9 +1,9 @@
-//! How long it takes to look for an allocator in a file, for each file of some directories: a process may be
-//! held still for it.
+//! How long memleak searches a file for an allocator, for each file of some directories. A process may be held
+//! stopped during that search.
 //!
-//! `cargo bench --bench symbols` looks at the system's libraries, its programs, and what a python3 with many
-//! modules maps; `-- DIRECTORY…` at programs elsewhere. Files are in the page cache; each time is the median
-//! of five and includes opening the file.
+//! `cargo bench --bench symbols` searches the system's libraries, its programs, and the files that a python3
+//! with many modules maps. With `-- DIRECTORY…` it searches programs elsewhere. Files are in the page cache.
+//! Each time is the median of five and includes opening the file.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -27,7 +27,7 @@ print(open('/proc/self/maps').read())";
 
 fn main() {
     let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    // `cargo test --benches` starts this too, without --bench: nothing to test here.
+    // `cargo test --benches` also starts this program, without --bench. It has no tests.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return;
     }
@@ -72,7 +72,7 @@ fn measure(what: &str, files: Vec<PathBuf>) {
 fn time(path: &Path, table: &Table) -> Option<Duration> {
     let root = Root::ours();
     let mut times = [Duration::ZERO; 5];
-    // The first look brings the file into the page cache.
+    // The first search brings the file into the page cache and does not count.
     for round in 0..=times.len() {
         let began = Instant::now();
         let file = File::open(path).ok()?;
@@ -102,7 +102,7 @@ fn is_native(path: &Path) -> bool {
     )
 }
 
-/// The files in a directory, each once, and not those behind it.
+/// The files in a directory, each once, without those in its subdirectories.
 fn in_directory(directory: &Path) -> Vec<PathBuf> {
     let mut seen = Vec::new();
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();

@@ -1,5 +1,5 @@
-//! Very many processes through one memleak: whether each has its row, what it costs, and what memory
-//! memleak takes for it.
+//! Very many processes under one memleak: whether each process has its row, what a process costs, and how
+//! much memory memleak takes.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use serde_json::Value;
 use crate::tool::Toolbox;
 use crate::workload::built;
 
-/// How many; more than there are pids by default.
+/// Number of processes. It is larger than the default number of pids.
 pub const PROCESSES: u64 = 100_000;
 
-/// How many rows are written when the memory is first looked at.
+/// Number of rows that are written when the memory is first measured.
 pub const EARLY: u64 = 20_000;
 
 pub struct Crowd {
-    /// Microseconds a process, memleak's start and end included.
+    /// Microseconds per process, including memleak's start and end.
     pub each: f64,
-    /// memleak's resident memory in kilobytes: after [`EARLY`] rows, and the most there was later.
+    /// memleak's resident memory in kilobytes: after [`EARLY`] rows, and the most that it had later.
     pub early_kb: u64,
     pub most_kb: u64,
 }
@@ -39,7 +39,7 @@ pub fn measure(toolbox: &Toolbox) -> Result<Crowd> {
         .stdout(Stdio::null())
         .spawn()
         .context("cannot start memleak")?;
-    // Bytes of the report, kilobytes of memory.
+    // Pairs: bytes of the report, kilobytes of memory.
     let mut samples: Vec<(u64, u64)> = Vec::new();
     let status = loop {
         if let Some(status) = memleak.try_wait().context("cannot wait for memleak")? {
@@ -58,7 +58,7 @@ pub fn measure(toolbox: &Toolbox) -> Result<Crowd> {
     let rows = rows.count() as u64;
     ensure!(
         rows == PROCESSES + 1,
-        "{rows} rows of {PROCESSES} children and one parent"
+        "{rows} rows for {PROCESSES} children and one parent"
     );
     let summary: Value = serde_json::from_str(text.lines().last().unwrap_or_default())
         .context("the report has no summary")?;
@@ -71,7 +71,7 @@ pub fn measure(toolbox: &Toolbox) -> Result<Crowd> {
         .map(|(_, resident)| *resident);
     let early_kb = later
         .next()
-        .context("over before the memory was looked at")?;
+        .context("the run ended before its memory was measured")?;
     let crowd = Crowd {
         each: took.as_secs_f64() * 1e6 / PROCESSES as f64,
         early_kb,

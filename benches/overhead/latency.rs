@@ -1,4 +1,4 @@
-//! How long memleak makes people wait: its start and end, and from a process's end to its row.
+//! How long a user waits for memleak: for its start and end, and from a process's end to its row.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -11,25 +11,25 @@ use serde_json::Value;
 use crate::tool::{Tool, Toolbox, output_of};
 use crate::workload::{built, median};
 
-/// Blocks that the process leaves whose row is waited for.
+/// Number of blocks that a process leaks before its row is timed.
 const LEFT: u64 = 1_000_000;
 
 /// All in milliseconds.
 pub struct Latency {
-    /// `true` by itself, from spawn to reaping.
+    /// `true` without memleak, from spawn to reaping.
     pub bare: f64,
-    /// What empty probes add to it, where there are any.
+    /// What empty probes add to that time. `None` where the machine cannot run the floor.
     pub floor: Option<f64>,
-    /// What memleak adds to it, detaching included.
+    /// What memleak adds to that time, including detaching.
     pub memleak: f64,
-    /// From the end of a process that leaves [`LEFT`] blocks to its row at the reader of a pipe.
+    /// From the end of a process that leaks [`LEFT`] blocks until the reader of a pipe has its row.
     pub row: f64,
 }
 
 pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Latency> {
     println!("\nstart and end");
     let command = [OsString::from("true")];
-    // Both of these are cheap and vary more than a loop does.
+    // Both measurements are cheap and vary more than a loop does, so they get more rounds.
     let rounds = rounds * 2;
     let mut bare = Vec::new();
     let mut floor = Vec::new();
@@ -60,14 +60,14 @@ pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Latency> {
     }
     println!("  under memleak: {:.1} ms more", measured.memleak);
     println!(
-        "  end of a process that leaves {LEFT} blocks to its row: {:.1} ms (highest {:.1})",
+        "  from the end of a process that leaks {LEFT} blocks to its row: {:.1} ms (highest {:.1})",
         measured.row,
         row[row.len() - 1]
     );
     Ok(measured)
 }
 
-/// From spawn to reaping.
+/// Milliseconds from spawn to reaping.
 fn wall(toolbox: &Toolbox, tool: Tool, command: &[OsString]) -> Result<f64> {
     let line = toolbox.wrap(tool, command)?;
     let began = Instant::now();
@@ -82,7 +82,7 @@ fn wall(toolbox: &Toolbox, tool: Tool, command: &[OsString]) -> Result<f64> {
     Ok(took.as_secs_f64() * 1e3)
 }
 
-/// From the end that the row states to the row's arrival at this end of a pipe.
+/// Milliseconds from the end that the row states to the row's arrival at the reader of a pipe.
 fn exit_to_row(toolbox: &Toolbox) -> Result<f64> {
     let mut child = Command::new(&toolbox.memleak)
         .args(["run", "--format", "json", "--"])
@@ -111,6 +111,6 @@ fn exit_to_row(toolbox: &Toolbox) -> Result<f64> {
     let status = child.wait().context("cannot wait for memleak")?;
     match latency {
         Some(latency) if status.success() => Ok(latency),
-        _ => bail!("no row shows the {LEFT} blocks that were left ({status})"),
+        _ => bail!("no row shows the {LEFT} leaked blocks ({status})"),
     }
 }

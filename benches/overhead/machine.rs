@@ -1,8 +1,8 @@
-//! Where it was measured: figures without it mean nothing.
+//! The machine that was measured. Figures mean nothing without it.
 
 use std::ffi::CStr;
 
-/// One sentence on kernel, libc, processor, and how often it was measured.
+/// One sentence with the kernel, libc, processor, and number of rounds.
 pub fn caption(rounds: usize) -> String {
     let place = if virtual_machine() {
         "in a virtual machine"
@@ -18,7 +18,7 @@ pub fn caption(rounds: usize) -> String {
     )
 }
 
-/// Major and minor version: the rest names the distribution's build.
+/// Major and minor version. The rest names the distribution's build.
 fn kernel() -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     release
@@ -30,7 +30,7 @@ fn kernel() -> String {
 }
 
 fn glibc() -> String {
-    // SAFETY: returns a pointer to a constant, NUL-terminated string of libc's own.
+    // SAFETY: the function returns a pointer to a constant, NUL-terminated string of libc.
     let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
     version.to_string_lossy().into_owned()
 }
@@ -47,8 +47,8 @@ fn processor() -> String {
     cpuinfo("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// Single-stepping a probed instruction leaves for the hypervisor, which decides what a probe costs.
-/// x86 only: no other processor tells.
+/// Whether this is a virtual machine. Single-stepping a probed instruction there exits to the hypervisor,
+/// which decides what a probe costs. Only x86 processors report this.
 fn virtual_machine() -> bool {
     cpuinfo("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor"))
 }

@@ -1,13 +1,13 @@
-//! What memleak costs, measured beside the bare command, empty probes, and other tools.
+//! The cost of memleak, compared with the bare command, empty probes, and other tools.
 //!
 //! Every round runs each tool once, one after the other (A B C A B C …), so that a machine that slows
-//! down slows all of them; what is shown is the median of the rounds. Programs measure themselves by
-//! the monotonic clock and print the time, so no tool's start counts, except where the start is the
-//! thing measured. A run of memleak whose report does not show the calls made is no result.
+//! down slows all of them. The result is the median of the rounds. Programs measure themselves with
+//! the monotonic clock and print the time. So a tool's start does not count, except where the start is
+//! measured. A run of memleak whose report does not show the calls made is not a result.
 //!
-//! `cargo bench --bench overhead` prints and writes `target/tmp/bench.md`; with `-- --write` it also
-//! replaces the block between the bench markers of docs/benchmarks.md. `BENCH_ROUNDS` sets the rounds,
-//! `MEMLEAK_BIN` another binary to measure.
+//! `cargo bench --bench overhead` prints the result and writes `target/tmp/bench.md`. With `-- --write`
+//! it also replaces the block between the bench markers of docs/benchmarks.md. `BENCH_ROUNDS` sets the
+//! number of rounds, `MEMLEAK_BIN` another binary to measure.
 
 mod crowd;
 mod floor;
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         return floor::main(&words.collect::<Vec<_>>());
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` starts this too, without --bench: nothing to test here.
+    // `cargo test --benches` also starts this program, without --bench. It has no tests.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
 
 fn run(write: bool) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("loading BPF programs takes root: run `make bench`, which goes through sudo");
+        bail!("loading BPF programs needs root: run `make bench`, which uses sudo");
     }
     let rounds = rounds()?;
     let began = Instant::now();
@@ -100,14 +100,14 @@ fn run(write: bool) -> Result<()> {
     Ok(())
 }
 
-/// Rounds to run: at least 1, 5 unless `BENCH_ROUNDS` says otherwise.
+/// Number of rounds: `BENCH_ROUNDS`, which must be at least 1, or 5 without it.
 fn rounds() -> Result<usize> {
     let Ok(text) = std::env::var("BENCH_ROUNDS") else {
         return Ok(5);
     };
     match text.parse() {
         Ok(rounds) if rounds > 0 => Ok(rounds),
-        _ => bail!("BENCH_ROUNDS={text} is not a number of rounds"),
+        _ => bail!("BENCH_ROUNDS={text} is not a number of rounds (1 or more)"),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What several memleaks at once cost a watched program and a bystander: a uprobe belongs to the file,
-//! so every process that maps it pays for everybody's.
+//! What several memleaks at once cost a watched program and a bystander. A uprobe belongs to the file, so
+//! every process that maps the file pays for the probes of all memleaks.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -9,31 +9,31 @@ use anyhow::{Context, Result, ensure};
 use crate::tool::{Tool, Toolbox};
 use crate::workload::{median, pairs};
 
-/// How many memleaks there are at once.
+/// Numbers of memleaks that run at once.
 const CROWDS: [usize; 3] = [1, 8, 32];
 
-/// Nanoseconds a malloc+free pair.
+/// Nanoseconds per malloc+free pair.
 pub struct Neighbours {
-    /// With no memleak about.
+    /// Without any memleak.
     pub alone: f64,
     pub crowds: Vec<Crowd>,
 }
 
 pub struct Crowd {
     pub memleaks: usize,
-    /// Of a program under one of them, the others watching something idle.
+    /// For a program under one memleak, while each of the others watches an idle command.
     pub watched: f64,
-    /// Of a program under none, all of them watching something idle.
+    /// For a program under no memleak, while each of them watches an idle command.
     pub bystander: f64,
 }
 
-/// A memleak whose command does nothing until it is told to end.
+/// A memleak whose command is idle until the benchmark tells it to end.
 struct Idle(Child);
 
 impl Idle {
-    /// Starts one, and returns when its command runs: then the probes are in.
+    /// Starts one, and returns when its command runs. Then the probes are attached.
     fn start(toolbox: &Toolbox) -> Result<Self> {
-        // cat ends when its standard input does, so nobody needs to be killed.
+        // cat ends with its standard input, so no process needs to be killed.
         let mut child = Command::new(&toolbox.memleak)
             .args(["run", "-q", "--", "sh", "-c", "echo ready; exec cat"])
             .stdin(Stdio::piped())
@@ -49,7 +49,8 @@ impl Idle {
     }
 }
 
-/// Ends all of them: told first and waited for then, since closing probes takes each a while.
+/// Ends all of them. It tells all of them before it waits for the first, because each takes a while to
+/// close its probes.
 fn end(mut idle: Vec<Idle>) -> Result<()> {
     for Idle(child) in &mut idle {
         drop(child.stdin.take());

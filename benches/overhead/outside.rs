@@ -1,5 +1,5 @@
-//! What a process pays for a memleak that watches others: its calls come to the probes all the same, and the
-//! kernel's side decides there whether it is wanted.
+//! What a process pays for a memleak that watches other processes. Its calls reach the probes too, and the
+//! BPF programs decide there whether memleak counts the process.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -15,7 +15,7 @@ use crate::workload::{median, pairs};
 
 const PAIRS: u64 = 200_000;
 
-/// How memleak is started, and what that makes of the program that is measured.
+/// What the measured program is to memleak, and the options that memleak is started with.
 const WATCHES: [(&str, &[&str]); 5] = [
     ("watched by `-a`", &["-a"]),
     ("not the process of `-p`", &["-p", PROCESS]),
@@ -24,17 +24,17 @@ const WATCHES: [(&str, &[&str]); 5] = [
     ("outside of `-a --cgroup`", &["-a", "--cgroup", GROUP]),
 ];
 
-/// Stand for a process that does nothing, and for a control group with nobody in it.
+/// Placeholders for the pid of an idle process and for the path of an empty control group.
 const PROCESS: &str = "{process}";
 const GROUP: &str = "{group}";
 
-/// Nanoseconds a malloc+free pair.
+/// Nanoseconds per malloc+free pair.
 pub struct Outside {
     pub alone: f64,
     pub watched: Vec<(&'static str, f64)>,
 }
 
-/// A control group, gone when dropped.
+/// A control group that is removed on drop.
 struct Group(PathBuf);
 
 impl Group {
@@ -56,7 +56,7 @@ impl Drop for Group {
     }
 }
 
-/// Killed when dropped, should something fail.
+/// A child that is killed on drop, in case a step fails.
 struct Running(Child);
 
 impl Running {

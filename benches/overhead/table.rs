@@ -1,4 +1,4 @@
-//! The measurements as Markdown. Takes values, returns text.
+//! Turns the measurements into Markdown. This module takes values and returns text.
 
 use crate::crowd::{self, Crowd};
 use crate::latency::Latency;
@@ -21,7 +21,7 @@ pub fn markdown(
     crowd: &Crowd,
 ) -> String {
     let mut text = format!(
-        "{}\nIn brackets: times bare. Floor: empty programs on the same probes.\n\n",
+        "{}\nIn brackets: how many times bare. Floor: empty programs on the same probes.\n\n",
         machine::caption(rounds)
     );
     text += &workloads(results);
@@ -51,7 +51,7 @@ pub fn markdown(
         latency.memleak
     );
     text += &format!(
-        "| from the end of a process that leaves 1,000,000 blocks to its row | {:.1} |\n",
+        "| from the end of a process that leaks 1,000,000 blocks to its row | {:.1} |\n",
         latency.row
     );
     text += &format!(
@@ -65,7 +65,7 @@ pub fn markdown(
         crowd.early_kb as f64 / 1e3
     );
     text += &format!(
-        "| the most there was later | {:.1} MB |\n",
+        "| most resident memory later | {:.1} MB |\n",
         crowd.most_kb as f64 / 1e3
     );
     text
@@ -109,7 +109,7 @@ fn workloads(results: &[Measured]) -> String {
     text
 }
 
-/// Why cells are empty, and which tool did less than the title says.
+/// Says why cells are empty, and which tool did less than the title says.
 fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
     let mut lines = Vec::new();
     for tool in Tool::ALL {
@@ -134,8 +134,8 @@ fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
                     measured.title
                 )),
                 Cell::Took { operations, .. } => {
-                    // The bare command's number is the title's; fewer calls give the same mean in a
-                    // loop, but fewer blocks held at once, fewer processes and fewer records do not.
+                    // The title states the bare command's number. In a loop, fewer calls give the
+                    // same mean. Fewer blocks held at once, processes or records do not.
                     if let Some(named) = number_in(measured.title)
                         && *operations < named
                     {
@@ -162,7 +162,7 @@ fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
     text
 }
 
-/// The first number of a title, `1,000,000` being one.
+/// The first number in a title. `1,000,000` is one number.
 fn number_in(title: &str) -> Option<u64> {
     title
         .split(' ')
@@ -179,7 +179,7 @@ fn time(nanoseconds: f64) -> String {
     }
 }
 
-/// A time, and in brackets how many times the reference it is.
+/// A time, and in brackets its ratio to the reference.
 fn against(nanoseconds: f64, reference: Option<f64>) -> String {
     let ratio = match reference.map(|reference| nanoseconds / reference) {
         None => return time(nanoseconds),
@@ -189,7 +189,7 @@ fn against(nanoseconds: f64, reference: Option<f64>) -> String {
     format!("{} ({ratio} ×)", time(nanoseconds))
 }
 
-/// Digits in groups of three.
+/// The number with its digits in groups of three.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -202,7 +202,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// `page` with the text between the markers replaced; `None` where there are no markers.
+/// `page` with the text between the markers replaced. `None` if there are no markers.
 pub fn replace_block(page: &str, text: &str) -> Option<String> {
     let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;

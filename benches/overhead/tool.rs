@@ -1,4 +1,4 @@
-//! The tools compared: whether each is there, and how a command runs under it.
+//! The tools that are compared: whether each is installed, and how a command runs under it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use serde_json::Value;
 
 use crate::floor;
 
-/// Live blocks that the bpftrace script has room for: its maps are of one size, allocated up front.
+/// Number of live blocks that the bpftrace script has room for. Its maps have a fixed size and are
+/// allocated up front.
 const BPFTRACE_MAP_KEYS: &str = "300000";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
-    /// The command by itself.
+    /// The command without any tool.
     Bare,
     /// Empty BPF programs on memleak's own probes.
     Floor,
@@ -46,10 +47,10 @@ impl Tool {
     }
 }
 
-/// What a run under a tool gave.
+/// The result of a run under a tool.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// What the program says it did: pairs, calls, blocks, processes.
+    /// Number of operations that the program reports: pairs, calls, blocks, processes.
     pub operations: u64,
     pub nanoseconds: u64,
 }
@@ -69,8 +70,9 @@ pub struct Toolbox {
 
 /// Whether a tool can be measured.
 enum State {
-    /// With the version it states.
+    /// It can. The text is the version that the tool states.
     There(String),
+    /// It cannot. The text is the reason.
     Missing(String),
 }
 
@@ -101,7 +103,7 @@ impl Toolbox {
         matches!(self.lookup(tool), State::There(_))
     }
 
-    /// The version of a tool, or why it is not measured, for people.
+    /// The version of a tool, or why it is not measured, as text for the user.
     pub fn state(&self, tool: Tool) -> &str {
         match self.lookup(tool) {
             State::There(text) | State::Missing(text) => text,
@@ -117,9 +119,9 @@ impl Toolbox {
 
     fn look_for(&self, tool: Tool) -> State {
         match tool {
-            Tool::Bare => State::There("the command by itself".to_owned()),
+            Tool::Bare => State::There("the command without any tool".to_owned()),
             Tool::Floor => self.try_on_true(tool, "empty programs at memleak's places"),
-            Tool::Memleak => self.try_on_true(tool, "this tree's"),
+            Tool::Memleak => self.try_on_true(tool, "built from this tree"),
             Tool::Valgrind => version("valgrind"),
             Tool::Heaptrack => version("heaptrack"),
             Tool::Bpftrace => version("bpftrace"),
@@ -148,7 +150,7 @@ impl Toolbox {
         }
     }
 
-    /// Where memleak's report goes when a command is run under it here.
+    /// The path of memleak's report when the benchmark runs a command under memleak.
     pub fn report(&self) -> PathBuf {
         self.directory.join("report.json")
     }
@@ -182,8 +184,8 @@ impl Toolbox {
                 line.push(self.directory.join("heaptrack").into());
             }
             Tool::Bpftrace => {
-                // In a mount namespace of its own: the script's tracepoint needs tracefs, which need
-                // not be mounted, and mounting it for good is not a benchmark's business.
+                // Runs in a mount namespace of its own. The script's tracepoint needs tracefs, which
+                // may not be mounted, and a benchmark must not mount it for good.
                 line.extend(
                     [
                         "unshare",
@@ -204,7 +206,7 @@ impl Toolbox {
         Ok(line)
     }
 
-    /// The committed script, with the path of the libc that programs here use.
+    /// The committed script, with the path of the libc that programs on this machine use.
     fn bpftrace_script(&self) -> Result<PathBuf> {
         const SCRIPT: &str = include_str!("../leak.bt");
         const NAMED: &str = "/lib/x86_64-linux-gnu/libc.so.6";
@@ -220,7 +222,7 @@ impl Toolbox {
         let output = output_of(&line)?;
         let text = String::from_utf8_lossy(&output.stdout);
         if tool == Tool::Bpftrace && !text.lines().any(|line| line.starts_with("leak: ")) {
-            bail!("it counted nothing: {}", first_line(&output.stderr));
+            bail!("bpftrace counted nothing: {}", first_line(&output.stderr));
         }
         let timing = text.lines().find_map(parse);
         match timing {
@@ -234,7 +236,8 @@ impl Toolbox {
         }
     }
 
-    /// Allocations in memleak's last report, over all images; an error where it is not complete.
+    /// Number of allocations in memleak's last report, over all images. Fails if the report is not
+    /// complete.
     pub fn reported_allocations(&self) -> Result<u64> {
         let path = self.report();
         let text = std::fs::read_to_string(&path)
@@ -263,10 +266,10 @@ pub fn output_of(line: &[OsString]) -> Result<Output> {
     Command::new(program)
         .args(arguments)
         .env("PYTHONMALLOC", "malloc")
-        // The name changed with bpftrace 0.20; each version knows one of them.
+        // bpftrace 0.20 changed the name. Each version knows one of the two.
         .env("BPFTRACE_MAP_KEYS_MAX", BPFTRACE_MAP_KEYS)
         .env("BPFTRACE_MAX_MAP_KEYS", BPFTRACE_MAP_KEYS)
-        // Under `make bench` this make is not the first, and would share the other's jobs.
+        // Under `make bench`, the make of a workload would otherwise share the jobs of the outer make.
         .env_remove("MAKEFLAGS")
         .env_remove("MAKELEVEL")
         .stdin(Stdio::null())
@@ -294,7 +297,7 @@ fn version(program: &str) -> State {
     }
 }
 
-/// The libc that this process has mapped, which is the one that the workloads load.
+/// The path of the libc that this process has mapped. The workloads load the same one.
 fn own_libc() -> Result<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").context("cannot read /proc/self/maps")?;
     maps.lines()

@@ -11,19 +11,19 @@ use crate::tool::{Tool, Toolbox, first_line, output_of};
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/bench");
 const BUILT: &str = env!("CARGO_TARGET_TMPDIR");
 const PROGRAMS: [&str; 5] = ["pairs", "grow", "hold", "spawn", "starts"];
-/// A small C project: this many files, and a Makefile.
+/// Number of files in a small C project, which also has a Makefile.
 const PROJECT_FILES: usize = 30;
 
 /// A program to run under every tool.
 pub struct Workload {
-    /// What it does, as the table says it.
+    /// What the program does, as the table says it.
     pub title: &'static str,
-    /// Its command line, `{}` standing for the number of operations.
+    /// Its command line. `{}` stands for the number of operations.
     command: &'static [&'static str],
-    /// Operations under each tool. Costs differ by three orders of magnitude, so each gets as many as
-    /// take it some tenths of a second.
+    /// Operations under each tool. Costs differ by three orders of magnitude, so each tool gets a number
+    /// that takes it some tenths of a second.
     operations: fn(Tool) -> Asked,
-    /// Allocations that a report must show at least, per operation.
+    /// Least number of allocations that a report must show, per operation.
     allocations: u64,
 }
 
@@ -31,9 +31,9 @@ pub struct Workload {
 #[derive(Clone, Copy)]
 enum Asked {
     Operations(u64),
-    /// It does not follow a child that execs, or no child.
+    /// The tool follows no child, or no child that execs.
     CannotFollow,
-    /// One operation would take it longer than all else together.
+    /// One operation under this tool would take longer than the rest of the benchmark.
     TooSlow,
 }
 
@@ -57,7 +57,7 @@ pub fn all() -> Vec<Workload> {
             title: "a block growing by realloc, a call",
             command: &["grow", "{}"],
             operations: |tool| match tool {
-                // Copies the block in every call.
+                // valgrind copies the block in every call.
                 Tool::Valgrind => Operations(20_000),
                 tool => Operations(by_cost(tool, 5_000_000, 200_000, 20_000)),
             },
@@ -133,7 +133,7 @@ pub fn all() -> Vec<Workload> {
     ]
 }
 
-/// Operations of children, which some tools do not see.
+/// Operations that children do. Some tools do not follow children.
 fn followed(tool: Tool, most: u64, valgrind: u64) -> Asked {
     match tool {
         Tool::Bare | Tool::Floor | Tool::Memleak => Operations(most),
@@ -174,7 +174,7 @@ fn compile_one(source: &str, name: &str, flags: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Files as small projects have them: a few functions each, and the headers that everybody includes.
+/// Writes the files of a typical small project: each has a few functions and includes common headers.
 fn write_project() -> Result<()> {
     let directory = built("project");
     let write = |name: String, text: String| {
@@ -231,8 +231,8 @@ impl Workload {
     }
 }
 
-/// The interpreter itself: a version manager puts shell scripts in front of it, whose calls are not
-/// what is measured.
+/// The path of the interpreter itself. A version manager puts shell scripts in front of it, and their
+/// calls must not be measured.
 fn python() -> Result<OsString> {
     let line = ["python3", "-c", "import sys; print(sys.executable)"].map(OsString::from);
     let output = output_of(&line)?;
@@ -240,28 +240,28 @@ fn python() -> Result<OsString> {
     Ok(first_line(&output.stdout).into())
 }
 
-/// What the rounds of one workload gave.
+/// The results of one workload.
 pub struct Measured {
     pub title: &'static str,
     cells: Vec<(Tool, Cell)>,
 }
 
 pub enum Cell {
-    /// Nanoseconds an operation: median, lowest and highest round.
+    /// Nanoseconds per operation: median, lowest and highest round.
     Took {
         median: f64,
         lowest: f64,
         highest: f64,
-        /// Operations a round, where fewer than the title says.
+        /// Operations per round, which may be fewer than the title says.
         operations: u64,
     },
-    /// The tool is not there (see the toolbox for why).
+    /// The tool is not available. The toolbox says why.
     Absent,
-    /// The tool does not see what the workload's children do.
+    /// The tool does not follow the workload's children.
     Unable,
-    /// It would take too long.
+    /// The tool would take too long.
     NotTried,
-    /// It failed, and this is why.
+    /// The tool failed, with this reason.
     Failed(String),
 }
 
@@ -335,7 +335,7 @@ pub fn measure(workload: &Workload, toolbox: &Toolbox, rounds: usize) -> Measure
     measured
 }
 
-/// One run: nanoseconds an operation.
+/// Runs the workload once. Returns nanoseconds per operation.
 fn once(workload: &Workload, toolbox: &Toolbox, tool: Tool, operations: u64) -> Result<f64> {
     let timing = toolbox.run(tool, &workload.line(operations)?)?;
     if tool == Tool::Memleak {
@@ -343,7 +343,7 @@ fn once(workload: &Workload, toolbox: &Toolbox, tool: Tool, operations: u64) -> 
         let least = operations * workload.allocations;
         ensure!(
             counted >= least,
-            "memleak counted {counted} allocations of at least {least}"
+            "memleak counted {counted} allocations, and there were at least {least}"
         );
     }
     Ok(timing.each())
@@ -377,7 +377,7 @@ fn print(measured: &Measured) {
     }
 }
 
-/// Sorts, and gives the middle; of an even number the mean of the middle two.
+/// Sorts the samples and returns the median. For an even number, that is the mean of the middle two.
 pub fn median(samples: &mut [f64]) -> f64 {
     samples.sort_by(f64::total_cmp);
     let middle = samples.len() / 2;

@@ -1,5 +1,6 @@
-//! What is done with unknown bytes, one function an input: all that memleak would do with them, and what must
-//! hold of the result. For the fuzz targets, and for `tests/bounds/found.rs`, which feeds it what they found.
+//! Runs memleak's code on unknown bytes, with one function for each kind of input. A function does everything
+//! that memleak would do with the bytes, and checks what must hold for the result. The fuzz targets use it, and
+//! so does `tests/bounds/found.rs`, which replays the inputs that fuzzing found.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -27,17 +28,18 @@ use memleak::os::root::Root;
 use memleak::report::{Format, Options, Report, Verbosity, Window};
 use memleak::text::globs::CommNames;
 
-/// The functions that are looked for, and some of a user's.
+/// The functions that memleak looks for, and some that a user describes.
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
     let Ok(Spec::One(own)) = notation::parse("program:alloc=my_alloc,new=main,free=my_free") else {
-        panic!("the description is one");
+        panic!("the text describes one allocator");
     };
     Table::new(vec![own]).expect("the table has room")
 });
 
-/// A file that a process of the tree executes: its allocator, where it is probed, and what its loader would map.
+/// A file that a process of the tree executes: finds its allocator, the places of the probes, and the files that
+/// its loader would map.
 pub fn elf(bytes: &[u8]) {
-    // Whoever maps it has a root directory with nothing else in it.
+    // The process that maps the file has a root directory with no other file.
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("program");
     fs::write(&path, bytes).expect("it can be written");
@@ -62,7 +64,7 @@ pub fn elf(bytes: &[u8]) {
     };
     let _ = (elf.shape(), elf.interpreter(), elf.build_id());
     let _ = symbols::exports(&elf, "_rtld_global");
-    // As a program's, which has its debug data beside it, whatever it seems to be.
+    // Reads the symbols as those of a program with debug data beside it, whatever the file seems to be.
     let names = symbols::Names::new(["malloc", "free", "_Znwm", "je_malloc", "main"]);
     let companions = Companions {
         root: &root,
@@ -71,7 +73,7 @@ pub fn elf(bytes: &[u8]) {
     let _ = symbols::find(&elf, &names, Some(companions));
 }
 
-/// Code at the end of the addresses, or at their beginning, with functions and pointers where the bytes say.
+/// Code at the beginning of the address space, at its end, or between. The bytes say where pointers are.
 struct Code<'a> {
     base: u64,
     bytes: &'a [u8],
@@ -116,14 +118,14 @@ impl Text for Code<'_> {
     }
 }
 
-/// A function's code: where in it the probe goes, and where it returns.
+/// A function's code: finds the place of its probe, and where the function returns.
 pub fn code(bytes: &[u8]) {
     let Some((&place, bytes)) = bytes.split_first() else {
         return;
     };
     let placement = placement::place(bytes, &[place & 7, place >> 3 & 7]);
     assert!(placement.offset == 0 || placement.offset < bytes.len() as u64);
-    // Not at the entry only where that is worth it.
+    // The probe leaves the entry only for a better place.
     let better = placement.kind == Kind::Emulated || placement.reason == Reason::FirstTaken;
     assert!(placement.offset == 0 || better);
     assert_one_line(&placement.to_string());
@@ -147,9 +149,9 @@ pub fn code(bytes: &[u8]) {
     follow::calls_below(&text, BTreeSet::from([base]));
 }
 
-/// The loader's cache, of the root that a command sees.
+/// The loader's cache, in the root directory of a command.
 pub fn ld_cache(bytes: &[u8]) {
-    // The name that is looked for is a library that there is, or any.
+    // The name to look up is that of a real library, or any bytes.
     let length = usize::from(bytes.first().copied().unwrap_or_default() % 32);
     let any = bytes.get(1..=length).unwrap_or_default();
     for cache in [bytes, bytes.get(1 + length..).unwrap_or_default()] {
@@ -161,7 +163,7 @@ pub fn ld_cache(bytes: &[u8]) {
     }
 }
 
-/// What a process has mapped, as /proc shows it.
+/// The mappings of a process, as /proc shows them.
 pub fn maps(bytes: &[u8]) {
     let lines = bytes.split(|&byte| byte == b'\n').count();
     let mut found = 0;
@@ -197,7 +199,7 @@ pub fn allocators_toml(bytes: &[u8]) {
     }
 }
 
-/// What the kernel's side sends, up to the report in every format.
+/// What the BPF programs send, up to the report in every format.
 pub fn events(bytes: &[u8]) {
     let Some((&shape, rest)) = bytes.split_first() else {
         return;
@@ -251,12 +253,12 @@ pub fn events(bytes: &[u8]) {
     }
 }
 
-/// A report has as many lines as it has things to say, and nothing in them that a terminal would act on.
+/// Checks that a report has one line for each item, and no characters that a terminal would act on.
 fn check(format: Format, report: &[u8]) {
     let text = std::str::from_utf8(report).expect("a report is text");
     let lines: Vec<&str> = text.lines().collect();
     lines.iter().for_each(|line| assert_one_line(line));
-    // Images, as they end and in a window, and the summary; headings.
+    // The 7 lines are 3 images as they end, 3 images in a window, and the summary.
     let headings = match format {
         Format::Table => 3,
         Format::Json => 0,
@@ -282,7 +284,7 @@ fn check(format: Format, report: &[u8]) {
             for line in &lines {
                 let fields = fields(line);
                 assert_eq!(fields.len(), 39, "{line}");
-                // What a spreadsheet would take for a formula; of numbers only growth may be negative.
+                // A spreadsheet takes such a field for a formula. Of the numbers only growth may be negative.
                 let formula = |field: &String| field.starts_with(['=', '+', '-', '@']);
                 assert!(!fields.iter().any(formula), "{line}");
             }
@@ -291,19 +293,19 @@ fn check(format: Format, report: &[u8]) {
     }
 }
 
-/// A tab may be in a line, and does a terminal no harm.
+/// Checks that the text is one line. A tab is allowed, since it does a terminal no harm.
 fn assert_one_line(text: &str) {
     let breaks = |c: char| c.is_control() && c != '\t';
     assert!(!text.contains(breaks), "{text:?}");
 }
 
-/// Keeps what is written to it.
+/// A writer that keeps what is written to it.
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
     fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut self.0.lock().expect("nobody panicked"))
+        std::mem::take(&mut self.0.lock().expect("no thread panicked"))
     }
 }
 
@@ -311,7 +313,7 @@ impl Write for Written {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0
             .lock()
-            .expect("nobody panicked")
+            .expect("no thread panicked")
             .extend_from_slice(bytes);
         Ok(bytes.len())
     }
