@@ -31,14 +31,30 @@ run: ## Install what is missing, build, and show memleak at work
 	$(CARGO) build --release $(CARGO_FLAGS)
 	@scripts/demo.sh target/release/memleak
 
+# So many tests run at a time: most of the time they wait for the kernel.
+TEST_THREADS ?= 6
+
 # Asks for root first: nobody should wait for a build to learn that the tests cannot run. Compiles as
-# the user, so that no file that root made is in the way of the next build.
+# the user, so that no file that root made is in the way of the next build. Runs all tests, whatever fails.
 .PHONY: test
 test: ## Install what is missing, build, and run all tests (root, or sudo)
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
 	$(CARGO) test $(CARGO_FLAGS) --no-run
-	$(as_root) $(CARGO) test $(CARGO_FLAGS) $(TEST_ARGS)
+	RUST_TEST_THREADS=$(TEST_THREADS) $(as_root) $(CARGO) test $(CARGO_FLAGS) --no-fail-fast $(TEST_ARGS)
+
+.PHONY: test-long
+test-long: ## Run the tests that take minutes; WRITE=1 puts what they print into tests/long.txt
+	@scripts/as-root.sh
+	@scripts/deps.sh install test
+	$(CARGO) test $(CARGO_FLAGS) --no-run
+	@scripts/test-long.sh $(if $(WRITE),--write)
+
+.PHONY: test-times
+test-times: ## Run all tests and say how long each took, the longest first
+	@scripts/as-root.sh
+	@scripts/deps.sh install test
+	@RUST_TEST_THREADS=$(TEST_THREADS) scripts/test-times.sh
 
 # Compiled as the user, as for test: the script's own build then finds nothing to do.
 .PHONY: test-kernels

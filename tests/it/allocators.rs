@@ -15,11 +15,14 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::expected::counts;
 use crate::common::fixtures::compile_with;
+use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use crate::common::{Counts, Job, Report, code, compile, fixture};
 
 /// What the C++ runtime allocates for a `bad_alloc`: its header, and a pointer to its table of functions.
 const EXCEPTION: u64 = 128 + 8;
+
+const METHODS: [&str; 4] = ["session", "multi", "perf-event", "separate"];
 
 const LIBRARIES: [&str; 4] = ["jemalloc", "tcmalloc_minimal", "tcmalloc", "mimalloc"];
 
@@ -93,16 +96,16 @@ fn whole_family() -> Counts {
 
 #[test]
 fn a_preloaded_allocator_is_counted_to_the_byte() {
-    for name in LIBRARIES {
+    side_by_side(LIBRARIES, |name| {
         let with = |fixture| Job::fixture(fixture, &[]).env("LD_PRELOAD", library(name));
         let found = more_than(&with("allocates_nothing"), &with("whole_family"));
         assert_eq!(found, whole_family(), "{name}");
-    }
+    });
 }
 
 #[test]
 fn a_linked_allocator_is_counted_to_the_byte() {
-    for name in LIBRARIES {
+    side_by_side(LIBRARIES, |name| {
         let linked = |fixture: &str| {
             let flags = ["-O1", "-Wl,--no-as-needed", &format!("-l{name}")];
             let program = compile(
@@ -114,12 +117,12 @@ fn a_linked_allocator_is_counted_to_the_byte() {
         };
         let found = more_than(&linked("allocates_nothing"), &linked("whole_family"));
         assert_eq!(found, whole_family(), "{name}");
-    }
+    });
 }
 
 #[test]
 fn a_row_names_the_allocator_that_was_used() {
-    for name in LIBRARIES {
+    side_by_side(LIBRARIES, |name| {
         let job = Job::fixture("leaks_2mb", &[]).env("LD_PRELOAD", library(name));
         let report = complete(&job).1;
         let allocators = &report.only_row().allocators;
@@ -127,7 +130,7 @@ fn a_row_names_the_allocator_that_was_used() {
             allocators.contains(&library(name)),
             "{name}: {allocators:?}"
         );
-    }
+    });
 }
 
 // ---- C++ ---------------------------------------------------------------------------------------------
@@ -155,16 +158,16 @@ fn caught() -> Counts {
 
 #[test]
 fn each_operator_of_cpp_counts_once() {
-    for name in LIBRARIES {
+    side_by_side(LIBRARIES, |name| {
         let job = |what| Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
         assert_eq!(more_than(&job("idle"), &job("use")), used(), "{name}");
-    }
-    for name in LIBRARIES {
+    });
+    side_by_side(LIBRARIES, |name| {
         let program = operators(&[&format!("-l{name}")]);
         let job = |what| Job::new(&program, [what]);
         let found = more_than(&job("idle"), &job("use"));
         assert_eq!(found, used(), "{name}, linked");
-    }
+    });
 }
 
 #[test]
@@ -185,7 +188,7 @@ fn the_operators_of_the_runtime_count_as_the_calls_of_malloc_that_they_are() {
 
 #[test]
 fn a_bad_alloc_that_the_program_catches_does_not_end_it() {
-    for name in LIBRARIES {
+    side_by_side(LIBRARIES, |name| {
         let job = |what| Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
         // mimalloc is written in C: it ends the process itself.
         if name == "mimalloc" {
@@ -198,22 +201,22 @@ fn a_bad_alloc_that_the_program_catches_does_not_end_it() {
         assert_eq!(quiet.failed_allocs, 20, "{name}");
         assert_eq!((quiet.leaked_bytes, quiet.unknown_frees), (0, 0), "{name}");
         assert_eq!(quiet.alloc_count, quiet.free_count, "{name}");
-    }
+    });
 }
 
 #[test]
 fn operators_are_counted_by_every_method() {
-    for method in ["session", "multi", "perf-event", "separate"] {
-        for name in ["jemalloc", "tcmalloc_minimal"] {
-            let job = |what| {
-                let job = Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
-                job.options([switch("method", method)])
-            };
-            let what = format!("{name} by {method}");
-            assert_eq!(more_than(&job("idle"), &job("use")), used(), "{what}");
-            assert_eq!(more_than(&job("idle"), &job("catch")), caught(), "{what}");
-        }
-    }
+    let libraries = ["jemalloc", "tcmalloc_minimal"];
+    let all = METHODS.map(|method| libraries.map(|name| (method, name)));
+    side_by_side(all.into_iter().flatten(), |(method, name)| {
+        let job = |what| {
+            let job = Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
+            job.options([switch("method", method)])
+        };
+        let what = format!("{name} by {method}");
+        assert_eq!(more_than(&job("idle"), &job("use")), used(), "{what}");
+        assert_eq!(more_than(&job("idle"), &job("catch")), caught(), "{what}");
+    });
 }
 
 // ---- part of the program -----------------------------------------------------------------------------
@@ -436,14 +439,14 @@ fn an_allocator_that_throws_is_counted_and_the_program_goes_on() {
         "{}:alloc=_ZN4Pool5allocEm(_, size),free=_ZN4Pool4freeEPv(_, block)",
         program.display()
     );
-    for method in ["session", "multi", "perf-event", "separate"] {
+    side_by_side(METHODS, |method| {
         let job = |arguments: &[&str]| {
             Job::new(&program, arguments).options(["--allocator", &spec, &switch("method", method)])
         };
         let found = more_than(&job(&["idle"]), &job(&[]));
         let expected = counts(10_000 + 4 * EXCEPTION, 20 + 4, 15 + 4, 2500, 5);
         assert_eq!(found, failed(expected, 4), "{method}");
-    }
+    });
 }
 
 /// How `pool_unprobed` is described where blocks are given back by this function.
@@ -457,7 +460,7 @@ fn unprobed(free: &str) -> String {
 
 #[test]
 fn a_function_that_begins_with_what_no_probe_can_be_on_has_it_further_on() {
-    for method in ["session", "multi", "perf-event", "separate"] {
+    side_by_side(METHODS, |method| {
         let options = [
             "--allocator",
             &unprobed("free_further"),
@@ -465,14 +468,14 @@ fn a_function_that_begins_with_what_no_probe_can_be_on_has_it_further_on() {
         ];
         let job = Job::fixture("pool_unprobed", &[]).options(options);
         assert_eq!(complete(&job).0, counts(2000, 11, 4, 1600, 7), "{method}");
-    }
+    });
 }
 
 /// The kernel notices an instruction that it takes no probe on only where somebody has it mapped.
 #[test]
 fn a_function_that_no_probe_can_be_on_is_never_taken_for_one_that_nobody_calls() {
     let (program, spec) = (fixture("pool_unprobed"), unprobed("free_nowhere"));
-    for method in ["session", "multi", "perf-event", "separate"] {
+    side_by_side(METHODS, |method| {
         let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
             .args(["run", &switch("method", method), "--allocator", &spec, "--"])
             .arg(&program)
@@ -482,7 +485,7 @@ fn a_function_that_no_probe_can_be_on_is_never_taken_for_one_that_nobody_calls()
         assert_eq!(output.status.code(), Some(125), "{method}: {said}");
         assert!(said.contains("cannot attach to free_nowhere"), "{said}");
         assert_eq!(said.lines().count(), 1, "{method}: {said}");
-    }
+    });
     // Where it comes later, the command has started.
     let job = Job::shell(&format!("{}; exit 3", program.display()));
     let report = job.options(["--allocator", &spec, "-v"]).run();
@@ -538,8 +541,8 @@ fn what_is_wrong_with_a_description_is_said_before_the_command_starts() {
 /// sessions, where a call within another has none.
 #[test]
 fn a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method() {
-    for method in ["session", "multi", "perf-event", "separate"] {
+    side_by_side(METHODS, |method| {
         let job = Job::new("ls", ["-l", "/usr"]).options([switch("method", method)]);
         job.run_counted().assert_equal_counts();
-    }
+    });
 }

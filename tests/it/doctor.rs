@@ -14,6 +14,7 @@ use crate::common::files;
 use crate::common::fixtures::fixture;
 use crate::common::machine;
 use crate::common::root;
+use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -236,7 +237,8 @@ fn colour_is_used_where_it_is_asked_for() {
 #[test]
 fn the_method_is_the_one_that_run_uses() {
     let forced = ["multi", "perf-event", "separate"].map(|method| vec![switch("method", method)]);
-    for option in [vec![]].into_iter().chain(forced) {
+    let options = [vec![]].into_iter().chain(forced);
+    side_by_side(options, |option| {
         let option: Vec<_> = option.iter().map(String::as_str).collect();
         let method = doctor(&[], &option).check("method")["found"].clone();
         let run = ["run", "-v"].iter().chain(&option).chain(&["--", "true"]);
@@ -249,7 +251,7 @@ fn the_method_is_the_one_that_run_uses() {
         let attached = attached.strip_prefix("memleak: ").unwrap();
         let method = method.as_str().unwrap();
         assert_eq!(method.split(':').next(), Some(attached), "{option:?}");
-    }
+    });
 }
 
 // ---- what is in the way --------------------------------------------------------------------------------

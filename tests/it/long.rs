@@ -1,9 +1,19 @@
-//! Counts that take minutes. `make test-long` runs them, and tests/long.txt has what it printed last.
+//! Counts that take minutes. `make test-long` runs them, and tests/long.txt has what they printed last.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Instant;
 
+use crate::common::Job;
+use crate::common::expected::{End, Expected, assert_counted, counts, ends};
 use crate::launch::assert_exit_code;
+
+/// Says how long something took.
+fn timed(what: &str, run: impl FnOnce()) {
+    let began = Instant::now();
+    run();
+    println!("{what}: {:.1} s", began.elapsed().as_secs_f64());
+}
 
 #[test]
 #[ignore = "takes a minute: make test-long"]
@@ -14,10 +24,39 @@ fn all_256_exit_codes_are_passed_on_from_end_to_end() {
             assert_exit_code(code);
         }
     };
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(take_turns);
-        }
+    timed("256 exit codes", || {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(take_turns);
+            }
+        });
     });
     assert!(next.into_inner() >= 256);
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn a_realloc_raced_by_other_threads_loses_no_block_in_ten_runs() {
+    timed("ten runs of realloc_raced", || {
+        for _ in 0..10 {
+            assert_counted("realloc_raced", &[]);
+        }
+    });
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn a_storm_of_ten_thousand_forks_is_found_to_the_last() {
+    const FORKS: u64 = 10_000;
+    timed("10,000 forks", || {
+        let report = Job::fixture("fork_storm", &[&FORKS.to_string()]).run();
+        report.assert_complete();
+        let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
+        let child = |c: u64| ends(0, End::Exit(0), counts(1000 + c % 100, 2, 1, c % 100, 1));
+        let parent = ends(0, End::Exit(0), counts(1, 1, 0, 1, 1));
+        let mut expected: Vec<_> = (0..FORKS).map(child).chain([parent]).collect();
+        found.sort();
+        expected.sort();
+        assert!(found == expected, "{} rows", found.len());
+    });
 }

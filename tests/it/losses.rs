@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::expected::{assert_counted, case};
 use crate::common::newcomers::{Kind, Place, life};
+use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use crate::common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
@@ -25,7 +26,7 @@ fn row_of<'a>(rows: &'a [Row], comm: &str) -> &'a Row {
 
 #[test]
 fn what_the_kernel_misses_the_first_time_is_told_again() {
-    for name in [
+    let names = [
         "fork_storm",
         "forks_in_threads",
         "generations",
@@ -37,11 +38,12 @@ fn what_the_kernel_misses_the_first_time_is_told_again() {
         "leader_leaves_first",
         "exits_under_waiting_threads",
         "threads_free_each_other",
-    ] {
+    ];
+    side_by_side(names, |name| {
         let missed = switch("missed-events", "1");
         assert_counted(name, std::slice::from_ref(&missed));
         assert_counted(name, &[missed, switch("late-threads", "yes")]);
-    }
+    });
 }
 
 /// Many static programs that no memleak has seen, each executed once.

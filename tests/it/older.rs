@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use crate::common::expected::{assert_counted, case};
+use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use crate::common::{Job, code};
 use memleak::os::release;
@@ -17,7 +18,7 @@ fn separate() -> [String; 1] {
 /// Each for something that these programs do in another way.
 #[test]
 fn the_programs_for_older_kernels_count_the_same() {
-    for name in [
+    let names = [
         // Each function of the family has programs of its own; nothing of it is in another's.
         "whole_family",
         "realloc_forms",
@@ -33,23 +34,23 @@ fn the_programs_for_older_kernels_count_the_same() {
         "two_heaps_one_address",
         "exec_chain",
         "jumps_out_of_calloc altstack",
-    ] {
-        assert_counted(name, &separate());
-    }
+    ];
+    side_by_side(names, |name| assert_counted(name, &separate()));
 }
 
 #[test]
 fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
-    for (name, peak) in [
+    let peaks = [
         ("frees_all", Some(1_000_000)),
         ("leaks_2mb", Some(2_000_000)),
         ("one_idle_thread", None),
         ("threads_free_each_other", None),
-    ] {
+    ];
+    side_by_side(peaks, |(name, peak)| {
         let report = case(name).job.options(separate()).run();
         report.assert_complete();
         assert_eq!(report.only_row().peak_live_bytes, peak, "{name}");
-    }
+    });
 }
 
 /// Where the kernel counts programs and tables as locked memory: until 5.11.

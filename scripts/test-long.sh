@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs the tests that take minutes (tests/it/long.rs), and prints what they say with the date, the kernel and the
+# commit.
+#
+#     scripts/test-long.sh [--write]     --write: into tests/long.txt, too
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+export "CARGO_TARGET_${host}_RUNNER=scripts/as-root.sh"
+into=/dev/null
+[[ ${1-} != --write ]] || into=tests/long.txt
+{
+	printf '%s, Linux %s, %d CPUs, commit %s\n' "$(date -u +%F)" "$(uname -r)" "$(nproc)" "$(git rev-parse --short HEAD)"
+	# One after the other: each starts enough by itself.
+	cargo test --quiet --locked --test it -- --ignored --show-output --test-threads=1 2>&1
+} | tee "$into"

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Runs the tests and prints how long they took: the modules by their sum, then every test, the longest first.
+#
+#     scripts/test-times.sh [ARGUMENT]…      arguments of `cargo test`, as for one module: --test it tree::
+#     scripts/test-times.sh --read LOG       of a run that is over: what cargo printed with --report-time
+#
+# Takes root or sudo, as the tests do. RUST_TEST_THREADS is how many run at a time. The sum of a module is more than
+# it took where tests ran at the same time.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
+log=target/test-times.log
+status=0
+if [[ ${1-} == --read ]]; then
+	log=$2
+else
+	host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+	# Of the compiler that is stable: the harness takes the option only so. The build knows nothing of it.
+	export "CARGO_TARGET_${host}_RUNNER=scripts/as-root.sh env RUSTC_BOOTSTRAP=1"
+	mkdir -p target
+	cargo test --locked --no-run
+	cargo test --locked --no-fail-fast "$@" -- -Z unstable-options --report-time >"$log" 2>&1 || status=$?
+	printf '%s, Linux %s, %d CPUs, %d tests at a time, commit %s\n' "$(date -u +%F)" "$(uname -r)" "$(nproc)" \
+		"$RUST_TEST_THREADS" "$(git rev-parse --short HEAD)"
+fi
+
+# "SECONDS RESULT MODULE TEST". In the library and in a crate of one module the program stands for the module.
+times=$(awk '
+	/^ +Running / { program = $2 == "unittests" ? $3 : $2; sub(/^tests\//, "", program); sub(/\/main\.rs$/, "", program)
+		sub(/\.rs$/, "", program) }
+	match($0, /<[0-9.]+s>$/) && /^test / {
+		seconds = substr($0, RSTART + 1, RLENGTH - 3)
+		module = program
+		if (program == "it") { module = $2; sub(/::.*/, "", module) }
+		print seconds, $(NF - 1), module, $2
+	}' "$log")
+printf '\nseconds  tests  failed  module\n'
+awk '{ sum[$3] += $1; count[$3]++; failed[$3] += $2 != "ok" }
+	END { for (module in sum) printf "%7.1f %6d %7d  %s\n", sum[module], count[module], failed[module], module }' \
+	<<<"$times" | sort -rn
+printf '\nseconds  test\n'
+sort -rn <<<"$times" | awk '{ printf "%7.1f  %s%s\n", $1, $4, $2 == "ok" ? "" : "  FAILED" }'
+printf '\n'
+grep -E '^test result|^ +Running' "$log" | sed -E 's/ \(target.*//; s/; 0 measured.*finished in/ in/'
+exit "$status"
