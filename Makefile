@@ -81,7 +81,7 @@ test-dist: dist ## Install the release's packages in clean roots, run memleak th
 	scripts/as-root.sh scripts/test-dist.sh
 
 .PHONY: bench
-bench: ## Measure against other tools where installed; WRITE=1 puts the tables into README.md
+bench: ## Measure against other tools where installed; WRITE=1 puts the tables into docs/benchmarks.md
 	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
 	@scripts/as-root.sh
 	$(CARGO) bench $(CARGO_FLAGS) --bench overhead --no-run
