@@ -3,6 +3,7 @@
 //! Answers with files; where probes go in them is the business of `probe`.
 
 pub mod command;
+mod file_text;
 pub mod findings;
 pub mod functions;
 pub mod hooks;
