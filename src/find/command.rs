@@ -1,4 +1,5 @@
-//! What binary a command word executes in the end: the interpreter, where it is a script.
+//! Which binary a command runs in the end: for a script, its interpreter. Which files the binary maps is left to
+//! `loader`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -8,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
-/// Scripts whose interpreter is a script: the kernel follows five.
+/// The most interpreters in a row: the kernel follows a script whose interpreter is a script five times.
 const MAX_INTERPRETERS: usize = 5;
 
-/// The first line of a script is read this far (BINPRM_BUF_SIZE).
+/// The most bytes of a script's first line that are read (BINPRM_BUF_SIZE).
 const FIRST_LINE: u64 = 256;
 
-/// The binary that runs in the end when the first of `candidates` that can be executed is; `None` if none
-/// can.
+/// The binary that runs in the end if the first executable file of `candidates` is executed; `None` if none of
+/// them is executable.
 pub fn executable<'a>(candidates: impl Iterator<Item = &'a OsStr>) -> Option<PathBuf> {
     let mut path = candidates
         .map(PathBuf::from)
@@ -60,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_is_its_interpreter() {
+    fn a_script_stands_for_its_interpreter() {
         let directory = tempfile::tempdir().unwrap();
         let script = file(directory.path(), "script", "#! /bin/sh -e\necho\n", 0o755);
         assert_eq!(first([&script]), Some(PathBuf::from("/bin/sh")));

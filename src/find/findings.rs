@@ -1,5 +1,5 @@
-//! Finds a file's allocator functions, and where in each its probe goes. Reads one ELF file, attaches
-//! nothing.
+//! Finds a file's allocator functions, and where in each its probe goes. Reads one ELF file. Attaching the probes
+//! is left to `kernel`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,46 +15,46 @@ use crate::find::role::Role;
 use crate::find::sites::{self, Found, Site};
 use crate::os::root::Root;
 
-/// What a look at a file's symbols found.
+/// What a file's symbols say about its allocator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     pub sites: Vec<Site>,
-    /// What every C library must define, and this file does not.
+    /// The functions that every C library must define and this file does not.
     pub missing: Vec<&'static str>,
     /// The user's functions that this file should define and does not, each with the description that names
     /// it.
     pub user_missing: Vec<(String, String)>,
-    /// Whether its functions give blocks and take them back; a static program need not free.
+    /// Whether the file's functions give out blocks and take them back. A static program need not free.
     allocates: bool,
-    /// Whether it is a static program: what it lacks, it never calls.
+    /// Whether the file is a static program. A static program never calls a function that it lacks.
     pub is_static: bool,
-    /// Whether it is a static program of which neither a symbol table nor debug data names any function: it
+    /// Whether the file is a static program for which neither a symbol table nor debug data names any function. It
     /// may have an allocator all the same.
     pub stripped: bool,
-    /// Whether it is a dynamic loader.
+    /// Whether the file is a dynamic loader.
     pub is_loader: bool,
-    /// Where a loader tells of what it has mapped before it runs any of it: offsets in the file.
+    /// Where a loader reports what it has mapped, before any code of the mapped files runs. Offsets in the file.
     pub loader_hooks: Vec<u64>,
-    /// Whether it starts programs, as the C library does.
+    /// Whether the file starts programs, as the C library does.
     pub is_libc: bool,
 }
 
 impl Findings {
-    /// Whether the file is an allocator. A loader's own (glibc's up to 2.30 exports it) serves the loader until
-    /// the C library is there; musl's loader is the C library.
+    /// Whether the file is an allocator. A loader's own allocator (glibc's up to 2.30 exports it) serves only the
+    /// loader, until the C library is mapped. musl's loader is the C library.
     pub fn is_allocator(&self) -> bool {
         self.allocates && (!self.is_loader || self.is_libc)
     }
 }
 
-/// The name by which a C library is known: a loader that has it is one.
+/// The function that identifies a C library. A loader that exports it is a C library.
 const START: &str = "__libc_start_main";
 
-/// Looks for the functions of a table in an open ELF file. `path` is where those who map the file see it below
-/// `root`, for messages and to find what was split off the file.
+/// Looks for the functions of a table in an open ELF file. `path` is the file's path below `root`, as the processes
+/// that map the file see it. It is used in messages, and to find debug data that was split off the file.
 ///
 /// # Errors
-/// The file is no ELF file of this machine ([`Unreadable`] says what it is), or is damaged.
+/// The file is not an ELF file for this machine ([`Unreadable`] names its class), or is damaged.
 ///
 /// [`Unreadable`]: crate::elf::file::Unreadable
 pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Result<Findings> {
@@ -63,7 +63,7 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let is_static = role == Role::Program && !elf.has_interpreter();
     let table = table.for_file(path, file);
     let names = Names::new(table.symbols().chain([hooks::DEBUG_STATE, START]));
-    // A library's users find its functions by what it exports; a program's own need no such names.
+    // A library's users find its functions by its exported symbols. A program's own functions need no exported names.
     let companions = (role == Role::Program).then_some(Companions { root, path });
     let found = symbols::find(&elf, &names, companions)
         .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
@@ -108,14 +108,14 @@ fn by_address(
         let Some((row, rank)) = table.find(function.name) else {
             continue;
         };
-        // In a static program the linker makes hidden functions local; elsewhere a local one of a common
-        // name is a function of the file's own.
+        // In a static program the linker makes hidden functions local. In other files a local function with a common
+        // name is the file's own, not the C library's.
         let local =
             function.local || (role == Role::Library && function.source != Source::Exported);
         if local && !is_static && !row.may_be_local() {
             continue;
         }
-        // An address with several names goes by the one whose row comes first.
+        // Of several names at one address, the name whose row comes first counts.
         if (found.get(&function.address)).is_none_or(|(other, _)| rank < *other) {
             let named = Found {
                 row: row.clone(),
@@ -169,19 +169,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let library = |names: &[&str]| library(directory.path(), names);
         assert!(library(&["malloc", "free"]).is_allocator());
-        // glibc's until 2.30
+        // As glibc's loaders until 2.30.
         for mark in ["_dl_debug_state", "_rtld_global"] {
             let loader = library(&["malloc", "free", mark]);
             assert!(loader.is_loader && !loader.is_allocator(), "{mark}");
         }
-        // musl's
+        // As musl's loader.
         let loader = library(&["malloc", "free", "_dl_debug_state", START]);
         assert!(loader.is_loader && loader.is_libc && loader.is_allocator());
     }
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn this_systems_loaders_are_known() {
+    fn the_loaders_of_this_system_are_recognised() {
         let glibc = findings(Path::new("/lib64/ld-linux-x86-64.so.2")).unwrap();
         assert!(glibc.is_loader && !glibc.is_allocator());
         let musl = findings(Path::new("/lib/ld-musl-x86_64.so.1")).unwrap();
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn a_file_made_of_calls_takes_no_longer_than_others() {
+    fn a_file_full_of_calls_is_examined_within_ten_seconds() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("library");
         let script = r#"
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_is_can_be_told_from_the_error() {
+    fn the_error_tells_the_class_of_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let mut bytes = b"\x7fELF\x01\x01\x01".to_vec();

@@ -1,5 +1,5 @@
-//! Which functions are probed, and what their arguments mean: the one table that says so. The allocators
-//! that a user names (`--allocator`) are rows of the same kind.
+//! The table of the functions that are probed, and of what their arguments mean. The allocators that a user names
+//! (`--allocator`) are rows of the same kind. Looking for the functions in a file is left to `findings`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use crate::find::notation::{self, Action, Allocator, FilePattern, SpecError, Ver
 /// A function of an allocator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// What messages call it: the symbol without its family's prefix.
+    /// The function's name in messages: the symbol without its family's prefix.
     pub name: Cow<'static, str>,
     pub family: Family,
     pub action: Action,
@@ -21,35 +21,35 @@ pub struct Row {
 /// Functions that belong together: they give out and take back the same blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// Those with this prefix, which is empty for the C library's own names.
+    /// The functions with this prefix, which is empty for the C library's own names.
     Prefix(&'static str),
-    /// C++'s operators new and delete: part of whatever allocator their file defines.
+    /// C++'s operators new and delete. They are part of whatever allocator their file defines.
     Operators,
-    /// The user's, by number.
+    /// The functions of one allocator that the user names, by its number.
     User(usize),
 }
 
 impl Row {
-    /// Whether a local symbol of this name is the function too. Nobody else would have such a name; a local
-    /// `malloc` may be anything.
+    /// Whether a local symbol of this name is the function, too. No other function would have a prefixed name, but a
+    /// local `malloc` may be anything.
     pub fn may_be_local(&self) -> bool {
         !matches!(self.family, Family::Prefix("") | Family::Operators)
     }
 }
 
-/// Which program a function's probes run.
+/// Which BPF program a function's probes run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProbeProgram {
-    /// At entry and return.
+    /// Runs at entry and return.
     EntryReturn,
-    /// At entry.
+    /// Runs at entry.
     Entry,
-    /// At the entry of a function that may throw, and where it returns.
+    /// Runs at the entry of a function that may throw, and at the places where the function returns.
     Throwing,
 }
 
 impl Action {
-    /// Which program is to run.
+    /// Which program the function's probes run.
     pub fn program(self) -> ProbeProgram {
         match self.verb {
             Verb::Alloc | Verb::Realloc | Verb::Reallocf | Verb::Resize | Verb::FreeScope => {
@@ -65,17 +65,17 @@ impl Action {
         }
     }
 
-    /// Whether the function must carry no return probe.
+    /// Whether the function may leave by an exception. Such a function must not have a return probe.
     pub fn may_throw(self) -> bool {
         matches!(self.verb, Verb::New | Verb::Renew | Verb::FreeScopeThrows)
     }
 
-    /// Whether it gives out blocks.
+    /// Whether the function gives out blocks.
     pub fn allocates(self) -> bool {
         self.size != 0
     }
 
-    /// Whether all it does is to take a block back.
+    /// Whether the function takes a block back and does nothing else.
     pub fn frees(self) -> bool {
         matches!(
             self.verb,
@@ -83,7 +83,7 @@ impl Action {
         )
     }
 
-    /// Numbers of the arguments that its program reads.
+    /// Numbers of the arguments that the function's program reads.
     pub fn arguments(self) -> Vec<u8> {
         let all = [self.size, self.count, self.block, self.out];
         all.into_iter().filter(|&n| n != 0).collect()
@@ -96,10 +96,10 @@ struct Rows {
     functions: &'static [(Verb, &'static str)],
 }
 
-/// Under these names programs bundle jemalloc: redis and others; Rust's tikv-jemallocator.
+/// The prefixes under which programs bundle jemalloc: redis and others, and Rust's tikv-jemallocator.
 const JEMALLOC: [&str; 4] = ["", "je_", "_rjem_", "__rjem_"];
 
-/// The allocators that memleak knows. Where one address has several of these names, the first counts.
+/// The allocators that memleak knows. If one address has several of these names, the first one counts.
 const KNOWN: [Rows; 8] = [
     // The C library's family, under its own names and those of bundled allocators.
     Rows {
@@ -202,7 +202,7 @@ const KNOWN: [Rows; 8] = [
             (Verb::Free, "free_aligned(block, align)"),
         ],
     },
-    // The same from a heap of the caller's.
+    // The same functions for a heap that the caller passes.
     Rows {
         prefixes: &["mi_"],
         functions: &[
@@ -250,8 +250,8 @@ const KNOWN: [Rows; 8] = [
             (Verb::New, "heap_alloc_new_n(_, count, size)"),
         ],
     },
-    // operator new and new[]: plain, nothrow, aligned, aligned and nothrow. None of them gets a return probe,
-    // not even those that must not throw: a new-handler may, in an allocator that is written in C.
+    // operator new and new[]: plain, nothrow, aligned, aligned and nothrow. None of them gets a return probe, not even
+    // the nothrow forms: in an allocator that is written in C, a new-handler may throw through them.
     Rows {
         prefixes: &[OPERATOR],
         functions: &[
@@ -297,7 +297,7 @@ const KNOWN: [Rows; 8] = [
     },
 ];
 
-/// Marks the operators among the prefixes of [`KNOWN`]: no symbol begins so.
+/// Marks the operators among the prefixes of [`KNOWN`]. No symbol begins with this text.
 const OPERATOR: &str = "operator ";
 
 /// Names of the C library's rows, for `--without-probe`.
@@ -314,7 +314,7 @@ pub const NAMES: [&str; 10] = [
     "start",
 ];
 
-/// What every C library must define.
+/// The functions that every C library must define.
 const REQUIRED: [&str; 4] = ["malloc", "calloc", "realloc", "free"];
 
 /// All rows, by symbol.
@@ -325,17 +325,17 @@ pub struct Table {
     user: Vec<UserRows>,
 }
 
-/// What the user says about a file.
+/// An allocator that the user names, with its rows.
 #[derive(Clone, Debug)]
 struct UserRows {
     allocator: Allocator,
-    /// Device and inode of the file that the path meant when memleak started.
+    /// Device and inode of the file that the user's path led to when memleak started.
     file: Option<(u64, u64)>,
     rows: Vec<(String, Row)>,
 }
 
 impl Table {
-    /// The rows that memleak knows, and those that the user names.
+    /// A table of the rows that memleak knows and of the rows that the user names.
     ///
     /// # Errors
     /// A row cannot be read.
@@ -408,7 +408,7 @@ impl Table {
         Ok(())
     }
 
-    /// The rows for a file: the user's come first.
+    /// The rows for a file. The user's rows come first.
     pub fn for_file(&self, path: &Path, file: &File) -> FileTable<'_> {
         let identity = file
             .metadata()
@@ -442,7 +442,7 @@ impl<'table> FileTable<'table> {
         user.chain(self.table.by_symbol.keys().map(String::as_str))
     }
 
-    /// The row of a symbol, and its rank: of several symbols at one address the one of the lowest counts.
+    /// The row of a symbol, and its rank. Of several symbols at one address, the symbol with the lowest rank counts.
     pub fn find(&self, symbol: &str) -> Option<(&'table Row, usize)> {
         let users = self.user.iter().flat_map(|user| &user.rows);
         if let Some((rank, (_, row))) = users.enumerate().find(|(_, (name, _))| name == symbol) {
@@ -452,7 +452,7 @@ impl<'table> FileTable<'table> {
         Some((&self.table.rows[at], at + 1_000_000))
     }
 
-    /// Names of what every C library must define, and this file does not.
+    /// Names of the functions that every C library must define and that are not among `found`.
     pub fn missing<'row>(
         &self,
         found: impl Iterator<Item = &'row Row> + Clone,
@@ -468,12 +468,12 @@ impl<'table> FileTable<'table> {
             .collect()
     }
 
-    /// The user's functions that are not among `found`, each with the description that names it.
+    /// The user's functions that are not among `found`, each with the user's description that names it.
     pub fn user_missing<'row>(
         &self,
         found: impl Iterator<Item = &'row Row> + Clone,
     ) -> Vec<(String, String)> {
-        // A pattern may fit files that have nothing to do with it.
+        // A pattern with wildcards may match files that the user does not mean, so those are not checked.
         let is_certain = |user: &&&UserRows| match &user.allocator.file {
             FilePattern::Path(_) => true,
             FilePattern::Name(pattern) => !pattern.as_str().contains(['*', '?', '[']),
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn no_symbol_stands_in_two_rows() {
+    fn every_symbol_has_one_row() {
         let table = table();
         assert_eq!(table.rows.len(), table.by_symbol.len());
     }
@@ -563,7 +563,7 @@ mod tests {
                 .map(|(row, _)| (row.family, row.action.size))
         };
         let (user, own) = (Some((Family::User(0), 2)), Some((Family::Prefix(""), 1)));
-        // However the path is written.
+        // The file is matched by device and inode, however its path is written.
         assert_eq!(find("/bin/../bin/sh", &shell, "malloc"), user);
         let other = File::open("/dev/null").unwrap();
         assert_eq!(find("/dev/null", &other, "malloc"), own);

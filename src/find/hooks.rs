@@ -1,33 +1,38 @@
-//! Where a dynamic loader lets others know that it maps and unmaps libraries.
+//! Where a dynamic loader tells debuggers and tracers that it maps and unmaps libraries. Finds the places only;
+//! attaching to them is left to `kernel`.
 
 use object::elf::SHT_NOTE;
 
 use crate::elf::file::{ElfFile, Unreadable};
 use crate::elf::symbols::{Names, Source, find};
 
-/// `NT_STAPSDT`: a probe of SystemTap's kind, which is a `nop` and a note of where it is.
+/// `NT_STAPSDT`: a note of a SystemTap probe. The probe is a `nop`, and the note says where the `nop` is.
 const STAPSDT: u32 = 3;
 
-/// Who the notes are by: glibc's loader.
+/// The provider in the notes of glibc's loader.
 const PROVIDER: &[u8] = b"rtld";
 
-/// The empty function that debuggers break on, of every loader that knows them.
+/// The empty function on which debuggers set a breakpoint. Every loader that supports debuggers has it.
 pub const DEBUG_STATE: &str = "_dl_debug_state";
 
-/// Which of glibc's probes tell that all is mapped, and that nothing of it has run: of a program, of a dlopen.
+/// The probes of glibc at which everything is mapped and no mapped code has run yet: at a program's start, and in a
+/// dlopen.
 const COMPLETE: [&[u8]; 2] = [b"init_complete", b"map_complete"];
 
-/// Bytes of `call rel32`, and its opcode.
+/// Bytes of `call rel32`.
 const CALL: usize = 5;
+/// The opcode of `call rel32`.
 const OPCODE: u8 = 0xe8;
 
-/// More of a loader's code than this is not searched (glibc's has 150 kB).
+/// The most bytes of a loader's code that are searched (glibc's loader has 150 kB).
 const SEARCHED: u64 = 8 << 20;
 
-/// Where a loader tells that it has mapped libraries and has called none of them yet, as offsets in the file:
-/// glibc's probes, where its build has them; else its calls of the function that debuggers break on, which
-/// come before and after each change. (The function itself is but a `ret`, which the kernel must single-step;
-/// a call is emulated.) None where the file is not a loader.
+/// Where a loader reports that it has mapped libraries and has called none of them yet, as offsets in the file. Empty
+/// if the file is not a loader.
+///
+/// glibc's SystemTap probes are taken if the build has them. Otherwise the loader's calls of [`DEBUG_STATE`] are taken,
+/// which come before and after each change. The calls are better than the function itself: the function is a single
+/// `ret`, which the kernel must single-step, and a call is emulated.
 ///
 /// # Errors
 /// The file's tables are damaged.
@@ -44,7 +49,7 @@ pub fn loader_hooks(elf: &ElfFile) -> Result<Vec<u64>, Unreadable> {
     Ok(state.map_or_else(Vec::new, |function| calls_of(elf, function.address)))
 }
 
-/// The calls of a function, or the function itself where none are found.
+/// The offsets in the file of the calls of a function, or of the function itself if no call is found.
 fn calls_of(elf: &ElfFile, address: u64) -> Vec<u64> {
     let Some(segment) = elf.text_segment(address) else {
         return Vec::new();
@@ -61,9 +66,9 @@ fn calls_of(elf: &ElfFile, address: u64) -> Vec<u64> {
     found.into_iter().map(|at| offset + at).collect()
 }
 
-/// The offsets in `text` of the direct calls (x86_64) of the function that lies at the offset `function`. Looks
-/// for the bytes and not for instructions: that four bytes which are no call have this very distance in them,
-/// behind this very opcode, happens once in 10¹² bytes.
+/// The offsets in `text` of the direct calls (x86_64) of the function at the offset `function`. Compares bytes and
+/// does not decode instructions. Bytes that are not a call match the opcode and the distance by chance once in 10¹²
+/// bytes.
 fn calls(text: &[u8], function: u64) -> Vec<u64> {
     let mut found = Vec::new();
     for (at, window) in text.windows(CALL).enumerate() {
@@ -79,7 +84,8 @@ fn calls(text: &[u8], function: u64) -> Vec<u64> {
     found
 }
 
-/// The notes of the provider `rtld`. They lie in no segment, so without section headers there are none.
+/// The offsets in the file that the notes of the provider `rtld` mark. The notes lie in no segment, so a file without
+/// section headers has none.
 fn marked(elf: &ElfFile) -> Vec<u64> {
     let Some(notes) = elf.section_named(".note.stapsdt") else {
         return Vec::new();
@@ -94,8 +100,8 @@ fn marked(elf: &ElfFile) -> Vec<u64> {
                 content.get(at..at + 8)?.try_into().ok()?,
             ))
         };
-        // The address of the nop, that which the section .stapsdt.base then had, that of a semaphore; and
-        // provider, name, arguments. Prelinking moves the sections and leaves the notes as they are.
+        // A note has three addresses: of the nop, of the section .stapsdt.base at link time, and of a semaphore.
+        // Provider, name and arguments follow. Prelinking moves the sections and does not update the notes.
         let (address, noted_base) = (word(0)?, word(8)?);
         let mut words = content.get(24..)?.split(|&byte| byte == 0);
         if words.next()? != PROVIDER {
@@ -115,6 +121,7 @@ fn marked(elf: &ElfFile) -> Vec<u64> {
         .collect()
 }
 
+/// The offset in the file of the code at an address.
 fn offset_of(elf: &ElfFile, address: u64) -> Option<u64> {
     elf.text_segment(address)?;
     Some(elf.mapped_at(address)?.start)
@@ -140,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn less_than_a_call_is_none() {
+    fn text_shorter_than_a_call_has_no_calls() {
         assert!(calls(&[0xe8, 0, 0, 0], 4).is_empty());
     }
 
@@ -149,13 +156,13 @@ mod tests {
         loader_hooks(&ElfFile::open(&file).unwrap()).unwrap()
     }
 
-    /// The byte at a place in a file.
+    /// The byte at an offset in a file.
     #[cfg(target_arch = "x86_64")]
     fn code(path: impl AsRef<Path>, offset: u64) -> u8 {
         fs::read(path).unwrap()[usize::try_from(offset).unwrap()]
     }
 
-    /// Where a marked nop lies, told by a note that was written before the file was moved by 0x1000.
+    /// A nop and the note that marks it. The note was written before the file was moved by 0x1000.
     #[cfg(target_arch = "x86_64")]
     const NOTED: &str = r#"
         .text
@@ -204,7 +211,7 @@ _.stapsdt.base: .space 1
         let hooks = hooks(path);
         assert!(!hooks.is_empty());
         for hook in hooks {
-            // A nop where there are notes, else a call.
+            // A nop if the file has notes, else a call.
             assert!([0x90, 0xe8].contains(&code(path, hook)), "{hook:#x}");
         }
     }
@@ -220,7 +227,7 @@ _.stapsdt.base: .space 1
     }
 
     #[test]
-    fn what_is_no_loader_has_no_hooks() {
+    fn a_file_that_is_not_a_loader_has_no_hooks() {
         assert!(hooks("/bin/sh").is_empty());
     }
 }

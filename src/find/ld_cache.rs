@@ -1,7 +1,8 @@
-//! Reads `/etc/ld.so.cache`: where the loader finds libraries that no path names. Pure.
+//! Looks up libraries in the bytes of `/etc/ld.so.cache`, as glibc's loader does for a name without a path. Pure: the
+//! file is read by `loader`.
 //!
-//! The format is `struct cache_file_new` of glibc's `sysdeps/generic/dl-cache.h`; older files hold it
-//! behind a table in the former format.
+//! The format is `struct cache_file_new` of glibc's `sysdeps/generic/dl-cache.h`. Older files have it behind a table
+//! in the previous format.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,25 +13,26 @@ const OLD_MAGIC: &[u8] = b"ld.so-1.7.0";
 const HEADER: usize = 48;
 const ENTRY: usize = 24;
 
-/// Entries for this machine's libc6 ELF libraries (`_DL_CACHE_DEFAULT_ID`).
+/// The flags of an entry for an ELF library of this machine and libc6 (`_DL_CACHE_DEFAULT_ID`).
 #[cfg(target_arch = "x86_64")]
 const FLAGS: u32 = 0x0303;
 #[cfg(target_arch = "aarch64")]
 const FLAGS: u32 = 0x0a03;
 
-/// In an entry's word for the processor: the rest of it is the index of a subdirectory's name
+/// A bit of an entry's hwcap word. If it is set, the low 32 bits are the index of a subdirectory's name
 /// (`DL_CACHE_HWCAP_EXTENSION`).
 const HAS_SUBDIRECTORY: u64 = 1 << 62;
 
-/// Where the header says where the extensions begin, and what those begin with.
+/// The offset in the header of the word that says where the extensions begin.
 const EXTENSIONS: usize = 32;
+/// The first word of the extensions.
 const EXTENSIONS_MAGIC: u32 = 0xeaa4_2174;
 /// The extension that holds the names of subdirectories (`cache_extension_tag_glibc_hwcaps`).
 const SUBDIRECTORIES: u32 = 1;
 
-/// The path that the cache names for `soname`. `None` if it names none, or the cache is not one.
+/// The path that the cache gives for `soname`. `None` if it gives none, or if the bytes are not a cache.
 ///
-/// `hwcaps` are the subdirectories of `glibc-hwcaps` with variants that the processor can run, best first.
+/// `hwcaps` are the subdirectories of `glibc-hwcaps` with variants that this processor can run, best first.
 pub fn look_up(cache: &[u8], soname: &[u8], hwcaps: &[&str]) -> Option<PathBuf> {
     let cache = current_format(cache)?;
     let entries = usize::try_from(word(cache, MAGIC.len())?).ok()?;
@@ -44,7 +46,7 @@ pub fn look_up(cache: &[u8], soname: &[u8], hwcaps: &[&str]) -> Option<PathBuf> 
                 .iter()
                 .position(|known| is_at(cache, at, known.as_bytes()))
         }
-        // Variants in the way of glibc before 2.33, whose processors we do not know.
+        // Variants in the format of glibc before 2.33. Which processors they are for is unknown here.
         _ => None,
     };
     (0..entries)
@@ -61,7 +63,7 @@ pub fn look_up(cache: &[u8], soname: &[u8], hwcaps: &[&str]) -> Option<PathBuf> 
         .map(|path| Path::new(OsStr::from_bytes(path)).to_owned())
 }
 
-/// The places of the subdirectories' names, one word each.
+/// The offsets of the subdirectories' names, one word each.
 fn subdirectories(cache: &[u8]) -> Option<&[u8]> {
     let at = usize::try_from(word(cache, EXTENSIONS)?).ok()?;
     let extensions = cache.get(at..).filter(|_| at != 0)?;
@@ -69,7 +71,7 @@ fn subdirectories(cache: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let count = usize::try_from(word(extensions, 4)?).ok()?;
-    // Each has a tag, flags, a place in the cache, and a size.
+    // Each extension has a tag, flags, an offset in the cache, and a size.
     let names = extensions
         .get(8..)?
         .chunks_exact(16)
@@ -80,6 +82,7 @@ fn subdirectories(cache: &[u8]) -> Option<&[u8]> {
     cache.get(start..start.checked_add(size)?)
 }
 
+/// The part of a cache that is in the current format.
 fn current_format(cache: &[u8]) -> Option<&[u8]> {
     if cache.starts_with(MAGIC) {
         return Some(cache);
@@ -87,7 +90,7 @@ fn current_format(cache: &[u8]) -> Option<&[u8]> {
     if !cache.starts_with(OLD_MAGIC) {
         return None;
     }
-    // magic padded to 12, a count, 12 bytes an entry, aligned to 8
+    // The old format: its magic padded to 12 bytes, a count, and 12 bytes an entry. The new one is aligned to 8.
     let old_entries = usize::try_from(word(cache, 12)?).ok()?;
     let at = old_entries
         .checked_mul(12)?
@@ -106,7 +109,7 @@ fn double_word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-/// The string at this place in the cache.
+/// The string at this offset in the cache.
 fn string(cache: &[u8], at: u32) -> Option<&[u8]> {
     cache
         .get(usize::try_from(at).ok()?..)?
@@ -114,8 +117,8 @@ fn string(cache: &[u8], at: u32) -> Option<&[u8]> {
         .next()
 }
 
-/// Whether the string at this place is `text`. Without a search for its end: that may be far, for a million
-/// entries.
+/// Whether the string at this offset is `text`. Does not search for the string's end, which may be far away for a
+/// million entries.
 fn is_at(cache: &[u8], at: u32, text: &[u8]) -> bool {
     let rest = usize::try_from(at).ok().and_then(|at| cache.get(at..));
     let rest = rest.and_then(|rest| rest.strip_prefix(text));
@@ -126,7 +129,7 @@ fn is_at(cache: &[u8], at: u32, text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// A cache with one library a (flags, hwcap, soname, path).
+    /// A cache with one entry for each (flags, hwcap, soname, path).
     fn cache(libraries: &[(u32, u64, &str, &str)]) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend((libraries.len() as u32).to_ne_bytes());
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_not_found_rather_than_a_panic() {
+    fn a_damaged_cache_causes_no_panic() {
         let whole = cache(&[(FLAGS, 0, "libc.so.6", "/lib/libc.so.6")]);
         for length in 0..whole.len() {
             look_up(&whole[..length], b"libc.so.6", &[]);
@@ -216,8 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_made_to_take_long_does_not() {
-        // All names are one string, which is long and has no end.
+    fn a_cache_made_to_be_slow_is_searched_quickly() {
+        // The names of all entries are the same string, which is long and has no end.
         let entry = (FLAGS, 0, "", "");
         let mut cache = cache(&vec![entry; 50_000]);
         let place = (cache.len() as u32).to_ne_bytes();
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn this_systems_cache_knows_its_c_library() {
+    fn the_cache_of_this_system_has_its_c_library() {
         let Ok(cache) = std::fs::read("/etc/ld.so.cache") else {
             return;
         };

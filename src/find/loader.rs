@@ -1,5 +1,6 @@
-//! Which files the dynamic loader will map when a program starts: the program, its libraries and
-//! preloaded ones, searched for as ld.so(8) does, or musl's loader, whichever the program names.
+//! Which files the dynamic loader will map when a program starts: the program, its libraries and preloaded libraries.
+//! Searches for them as ld.so(8) or musl's loader does, depending on the loader that the program names. Looking into
+//! the files is left to `findings`.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -14,23 +15,24 @@ use crate::elf::file::{ElfFile, string_in};
 use crate::find::ld_cache;
 use crate::os::root::Root;
 
-/// More libraries than this no program has; a tree of files that seems to is not followed further.
+/// The most files that are followed. No program has more libraries.
 const MAX_FILES: usize = 4096;
 
-/// No name or path in a dynamic section is longer: a list of directories, and one name (`PATH_MAX`).
+/// The longest list of directories in a dynamic section.
 const MAX_STRING: u64 = 1 << 16;
+/// The longest name in a dynamic section (`PATH_MAX`).
 const MAX_NAME: u64 = 4096;
 
-/// Names, and directories to search, of all files of a program together; and how often a file is looked for.
-/// What was left out for that is found when it is mapped.
+/// Limits for all files of a program together: names of needed libraries, directories to search, and look-ups of a
+/// file. A library that these limits leave out is found when it is mapped.
 const MAX_NAMES: usize = 1 << 14;
 const MAX_DIRECTORIES: usize = 1 << 16;
 const MAX_LOOKS: usize = 1 << 19;
 
-/// No system's cache, or list of directories, is longer.
+/// The longest cache, or list of directories, of a system. No system has longer ones.
 const MAX_CACHE: u64 = 64 << 20;
 
-/// Where glibc's loader looks last. Those that a system does not have do no harm.
+/// The directories that glibc's loader searches last. A directory that a system does not have does no harm.
 #[cfg(target_arch = "x86_64")]
 const DEFAULT_DIRECTORIES: [&str; 6] = [
     "/lib/x86_64-linux-gnu",
@@ -50,20 +52,20 @@ const DEFAULT_DIRECTORIES: [&str; 6] = [
     "/usr/lib",
 ];
 
-/// Where musl's loader looks last, and the file that says otherwise.
+/// The directories that musl's loader searches last, unless the file [`MUSL_PATHS`] lists others.
 const MUSL_DIRECTORIES: &str = "/lib:/usr/local/lib:/usr/lib";
 #[cfg(target_arch = "x86_64")]
 const MUSL_PATHS: &str = "/etc/ld-musl-x86_64.path";
 #[cfg(target_arch = "aarch64")]
 const MUSL_PATHS: &str = "/etc/ld-musl-aarch64.path";
 
-/// Libraries that are in musl's loader itself.
+/// Libraries that are part of musl's loader itself.
 const IN_MUSL: [&str; 7] = ["c", "pthread", "rt", "m", "dl", "util", "xnet"];
 
-/// What `$PLATFORM` stands for.
+/// The value of `$PLATFORM`.
 const PLATFORM: &str = std::env::consts::ARCH;
 
-/// The variables that decide what is mapped.
+/// The environment variables that influence which files are mapped.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `LD_LIBRARY_PATH`
@@ -81,11 +83,11 @@ struct Dynamic {
     runpath: Vec<u8>,
 }
 
-/// The files mapped at the start of the ELF program at `program`, itself first, each once. All paths are
-/// those seen below `root`.
+/// The files mapped at the start of the ELF program at `program`. Each file comes once, the program first. All paths
+/// are below `root`.
 ///
 /// # Errors
-/// The program cannot be read, or is no ELF file.
+/// The program cannot be read, or is not an ELF file.
 pub fn mapped_at_start(
     program: &Path,
     environment: &Environment,
@@ -98,7 +100,7 @@ pub fn mapped_at_start(
     };
     let search = Search::new(&interpreter, environment, root);
     let wanted_by_main = search.wanted_by(program, &main, &[]);
-    // Each with the files' names and where those are looked for.
+    // Each entry has names of needed files, and the directories in which they are looked for.
     let mut queue: VecDeque<Wanted> = VecDeque::new();
     queue.push_back(Wanted {
         names: search.preloaded(environment),
@@ -117,23 +119,24 @@ pub fn mapped_at_start(
             }
         }
     }
-    // Musl's is libc; glibc's maps the libraries.
+    // musl's loader is its C library, and may be in the list already. glibc's loader only maps the libraries.
     if !files.contains(&interpreter) {
         files.push(interpreter);
     }
     Ok(files)
 }
 
-/// What one file needs, and where its directories are.
+/// The names of the libraries that one file needs, and the directories to search for them.
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     names: Vec<Vec<u8>>,
-    /// Its own, and of those that made the loader map it.
+    /// The file's own RPATH, and the RPATHs of the files that made the loader map it.
     rpath: Vec<PathBuf>,
-    /// Its own only.
+    /// The file's own RUNPATH only.
     runpath: Vec<PathBuf>,
 }
 
+/// How the loader of one program searches for libraries.
 struct Search<'root> {
     root: &'root Root,
     interpreter: PathBuf,
@@ -143,13 +146,13 @@ struct Search<'root> {
     last: Vec<PathBuf>,
     /// Subdirectories of `glibc-hwcaps` with libraries that this processor can run, best first.
     hwcaps: Vec<&'static str>,
-    /// How much more there may be of each.
+    /// How many more names, directories and look-ups are allowed.
     names: Cell<usize>,
     directories: Cell<usize>,
     looks: Cell<usize>,
 }
 
-/// Takes as many as there may be off what is left.
+/// Takes `wanted` off what is left, or all that is left. Returns how many were taken.
 fn take(left: &Cell<usize>, wanted: usize) -> usize {
     let taken = wanted.min(left.get());
     left.set(left.get() - taken);
@@ -183,6 +186,7 @@ impl<'root> Search<'root> {
         }
     }
 
+    /// The path of the library that the loader maps for a name.
     fn find(&self, name: &[u8], wanted: &Wanted) -> Option<PathBuf> {
         let path = Path::new(OsStr::from_bytes(name));
         if name.contains(&b'/') {
@@ -202,7 +206,7 @@ impl<'root> Search<'root> {
                 .find(|path| self.is_library(path))
         };
         let (early, late) = if self.is_musl {
-            // Musl's knows no difference between the two, and asks them after the variable.
+            // musl's loader treats RPATH and RUNPATH alike, and searches them after LD_LIBRARY_PATH.
             (&[][..], [&wanted.rpath[..], &wanted.runpath])
         } else {
             (&wanted.rpath[..], [&[][..], &wanted.runpath])
@@ -215,7 +219,7 @@ impl<'root> Search<'root> {
             .or_else(|| self.last.iter().find_map(in_directory))
     }
 
-    /// Whether there is an ELF file of this machine: the loader passes over others.
+    /// Whether there is an ELF file of this machine at the path. The loader skips other files.
     fn is_library(&self, path: &Path) -> bool {
         if take(&self.looks, 1) == 0 {
             return false;
@@ -224,10 +228,10 @@ impl<'root> Search<'root> {
         file.is_ok_and(|file| ElfFile::open(&file).is_ok())
     }
 
-    /// What the file at `path` needs. `inherited` is the RPATH of those that led to it.
+    /// What the file at `path` needs. `inherited` are the RPATHs of the files that led to this one.
     fn wanted_by(&self, path: &Path, dynamic: &Dynamic, inherited: &[PathBuf]) -> Wanted {
-        // A RUNPATH makes glibc's loader ignore the file's RPATH, and the inherited ones. Those who
-        // inherit from this file have no use for its RUNPATH.
+        // If a file has a RUNPATH, glibc's loader ignores its RPATH and the inherited ones. A RUNPATH is not inherited
+        // by the libraries that this file needs.
         let mut runpath = directories(&dynamic.runpath, path, self.root);
         let mut rpath = Vec::new();
         if runpath.is_empty() {
@@ -245,6 +249,7 @@ impl<'root> Search<'root> {
         }
     }
 
+    /// The names of the libraries to preload, from the environment and from `/etc/ld.so.preload`.
     fn preloaded(&self, environment: &Environment) -> Vec<Vec<u8>> {
         let list = (!self.is_musl).then(|| {
             let list = Path::new("/etc/ld.so.preload");
@@ -260,7 +265,7 @@ impl<'root> Search<'root> {
     }
 }
 
-/// Whether musl's loader takes a name such as `libc.so.6` or `libpthread.so` for itself.
+/// Whether musl's loader takes a name, such as `libc.so.6` or `libpthread.so`, to mean itself.
 fn is_in_musl(name: &[u8]) -> bool {
     let stem = name
         .strip_prefix(b"lib")
@@ -270,7 +275,8 @@ fn is_in_musl(name: &[u8]) -> bool {
     })
 }
 
-/// The variants of libraries that glibc's loader takes on this processor (`sysdeps/x86_64/dl-hwcaps-subdirs.c`).
+/// The variants of libraries that glibc's loader uses on this processor, best first
+/// (`sysdeps/x86_64/dl-hwcaps-subdirs.c`).
 #[cfg(target_arch = "x86_64")]
 fn hwcaps() -> Vec<&'static str> {
     use std::arch::is_x86_feature_detected as has;
@@ -306,7 +312,7 @@ fn hwcaps() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// Splits a list of directories; an empty one means the current directory.
+/// Splits a list of directories. An empty entry means the current directory.
 fn split(list: &[u8]) -> Vec<PathBuf> {
     split_at(list, b":;")
 }
@@ -323,7 +329,7 @@ fn split_at(list: &[u8], separators: &[u8]) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The directories of an RPATH or RUNPATH, with `$ORIGIN`, `$LIB` and `$PLATFORM` put in.
+/// The directories of an RPATH or RUNPATH, with `$ORIGIN`, `$LIB` and `$PLATFORM` replaced by their values.
 fn directories(list: &[u8], file: &Path, root: &Root) -> Vec<PathBuf> {
     if !list.contains(&b'$') {
         return split(list);
@@ -333,7 +339,7 @@ fn directories(list: &[u8], file: &Path, root: &Root) -> Vec<PathBuf> {
         .ok()
         .and_then(|path| path.parent().map(Path::to_owned))
         .unwrap_or_default();
-    // On Debian $LIB is lib/<triplet>, elsewhere lib64: as the C library's own directory is called.
+    // $LIB is the name of the C library's own directory: lib/<triplet> on Debian, lib64 elsewhere.
     let lib =
         DEFAULT_DIRECTORIES[if root.is_file(&Path::new(DEFAULT_DIRECTORIES[0]).join("libc.so.6")) {
             0
@@ -370,7 +376,7 @@ fn replace(text: &[u8], token: &[u8], value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Reads the dynamic section as the loader does: through the segments.
+/// Reads the dynamic section through the segments, as the loader does.
 fn read_dynamic(path: &Path, root: &Root) -> Result<Dynamic> {
     let context = || format!("cannot read {} as ELF", path.display());
     let file = root.open(path).with_context(context)?;
@@ -422,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preloaded_library_comes_before_what_the_program_needs() {
+    fn a_preloaded_library_comes_before_the_libraries_that_the_program_needs() {
         let directory = tempfile::tempdir().unwrap();
         let copy = directory.path().join("libpreloaded.so");
         fs::copy(
@@ -478,7 +484,7 @@ mod tests {
         );
     }
 
-    /// A directory with what `script` builds there. `$CC` makes an empty library.
+    /// A directory with the files that `script` builds there. `$CC` makes an empty library.
     fn built(script: &str) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let output = std::process::Command::new("sh")
@@ -498,7 +504,7 @@ mod tests {
         directory
     }
 
-    /// What of `directory` a program in it maps, which is not found in the root but below it.
+    /// The files that a program in `directory` maps if `directory` is the root.
     fn mapped(directory: &Path, program: &str, library_path: &str) -> Vec<String> {
         let root = Root::at(directory).unwrap();
         let environment = Environment {
@@ -536,12 +542,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_section_headers_is_understood() {
+    fn the_libraries_of_a_file_without_section_headers_are_found() {
         let directory = built(&format!(
             "mkdir sub
             $CC -o sub/libouter.so -Wl,-soname,libouter.so
             {PROGRAM} -o program -Lsub -louter -Wl,-rpath,/sub
-            # e_shoff; e_shnum and e_shstrndx
+            # e_shoff, then e_shnum and e_shstrndx
             printf '\\0\\0\\0\\0\\0\\0\\0\\0' | dd of=program bs=1 seek=40 conv=notrunc
             printf '\\0\\0\\0\\0' | dd of=program bs=1 seek=60 conv=notrunc"
         ));
@@ -609,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_elf_file_is_an_error() {
+    fn a_file_that_is_not_elf_is_an_error() {
         assert!(
             mapped_at_start(
                 Path::new("/etc/passwd"),

@@ -1,6 +1,7 @@
-//! What a file has to do with allocating: found before the command starts, or when a process maps it.
+//! Which files have an allocator, and which of its functions are probed where. The question comes up before the
+//! command starts, and when a process maps a file.
 //!
-//! Answers with files; where probes go in them is the business of `probe`.
+//! Answers with open files and the places in them. Attaching the probes is left to `kernel`.
 
 pub mod command;
 mod file_text;
@@ -31,19 +32,19 @@ use crate::os::root::Root;
 /// Bytes of an ELF file's header.
 const HEAD: usize = 64;
 
-/// An executable file that has been looked at, open, so that it stays the one that was looked at.
+/// An executable file that has been examined. It stays open, so that its path cannot come to mean another file.
 #[derive(Debug)]
 pub struct Examined {
     pub path: PathBuf,
     pub file: File,
     pub class: Class,
-    /// Nothing where the class is not [`Class::Native`].
+    /// Empty if the class is not [`Class::Native`].
     pub findings: Findings,
 }
 
 impl Examined {
-    /// Looks for the functions of a table in an open file. `path` is where those who map the file see it below
-    /// `root`.
+    /// Looks for the functions of a table in an open file. `path` is the file's path below `root`, as the processes
+    /// that map the file see it.
     ///
     /// # Errors
     /// The file cannot be read, or is damaged.
@@ -63,7 +64,7 @@ impl Examined {
     }
 }
 
-/// A file that is called as the C library is, and lacks functions that every C library has.
+/// A file that has the C library's name, and lacks functions that every C library has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {}", self.what(), Self::REMEDY)]
 pub struct NotTheLibrary {
@@ -72,11 +73,11 @@ pub struct NotTheLibrary {
 }
 
 impl NotTheLibrary {
-    /// What to do about it.
+    /// What the user can do about the file.
     pub const REMEDY: &str =
         "its symbol table is not the C library's; reinstall the package that it belongs to";
 
-    /// What is wrong.
+    /// What is wrong with the file.
     pub fn what(&self) -> String {
         format!(
             "{} has no symbol for {}",
@@ -86,18 +87,19 @@ impl NotTheLibrary {
     }
 }
 
+/// What kind of file it is, by its first bytes.
 fn class_of(file: &File) -> io::Result<Class> {
     let mut head = [0; HEAD];
     let length = file.read_at(&mut head, 0)?;
     Ok(file::class(&head[..length]))
 }
 
-/// Looks at the files that a command, and the shell that may start for it, will map. `candidates` are the
-/// paths at which the command is looked for, in order. What cannot be read is left out: the command cannot
-/// map it either, or it will be looked at when it does.
+/// Examines the files that a command, and the shell that may start for it, will map. `candidates` are the
+/// paths at which the command is looked for, in order. A file that cannot be read is left out: the command cannot
+/// map it either, or the file will be examined when the command maps it.
 ///
 /// # Errors
-/// The C library lacks a function that it must have, or a file one that the user names in it.
+/// The C library lacks a function that every C library has, or a file lacks a function that the user names in it.
 pub fn at_start<'a>(
     candidates: impl Iterator<Item = &'a OsStr>,
     environment: &Environment,
@@ -105,8 +107,8 @@ pub fn at_start<'a>(
 ) -> Result<Vec<Examined>> {
     let root = Root::ours();
     let mut files: Vec<PathBuf> = Vec::new();
-    // The command may be a script, a static program, or not there at all: then its children, or
-    // nobody, use the system's C library, which is the one that the shell uses.
+    // The command may be a script or a static program, or it may not exist. Its children may then use the system's
+    // C library, which is the one that the shell uses.
     for program in [
         command::executable(candidates),
         Some(PathBuf::from("/bin/sh")),
@@ -120,7 +122,7 @@ pub fn at_start<'a>(
     let mut seen = Vec::new();
     let mut examined = Vec::new();
     for path in files {
-        // What a program names as its loader may be a FIFO.
+        // What a program names as its loader may be a FIFO. `Root::open` refuses to open one.
         let Ok(file) = root.open(&path) else {
             continue;
         };
@@ -158,7 +160,7 @@ pub fn at_start<'a>(
 }
 
 impl Environment {
-    /// The environment that the command will get: the caller's, which is not always ours.
+    /// The environment that the command will get. It is the caller's, which may differ from memleak's own.
     pub fn of_the_command() -> Self {
         let get = |name: &str| inherited::variable(OsStr::new(name)).unwrap_or_default();
         Environment {

@@ -1,5 +1,5 @@
-//! The notation for an allocator's functions, `posix_memalign(out, align, size)`, and for those of a program's
-//! own allocator (`--allocator`). Text in, plain values out; no file of an allocator is looked at here.
+//! The notation for an allocator's functions, as in `posix_memalign(out, align, size)`, and for the allocators that a
+//! user names (`--allocator`). Turns text into plain values. Looking into an allocator's file is left to `findings`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::text::escape;
 
-/// Arguments that the programs can read: those that the calling convention passes in registers.
+/// The BPF programs can read this many arguments. The calling convention passes them in registers.
 const MAX_ARGUMENTS: usize = 5;
 
 /// What a function does.
@@ -17,40 +17,42 @@ const MAX_ARGUMENTS: usize = 5;
 pub enum Verb {
     /// Returns a new block, or stores its address where `out` points.
     Alloc,
-    /// The same, and may leave by an exception: C++'s operator new.
+    /// As [`Verb::Alloc`], and may leave by an exception: C++'s operator new.
     New,
-    /// Replaces a block by one of another size; if it fails, the block stays.
+    /// Replaces a block by one of another size. If that fails, the block stays.
     Realloc,
-    /// The same, and may leave by an exception.
+    /// As [`Verb::Realloc`], and may leave by an exception.
     Renew,
-    /// As realloc, but a failure frees the block (`reallocf`).
+    /// As [`Verb::Realloc`], but a failure frees the block (`reallocf`).
     Reallocf,
-    /// Changes a block's size where it is, and returns the size that it then has (`xallocx`).
+    /// Changes a block's size without moving the block, and returns the new size (`xallocx`).
     Resize,
+    /// Takes a block back.
     Free,
-    /// The same, and jumps to its own entry.
+    /// As [`Verb::Free`], and may jump back to its own entry.
     FreeAgain,
-    /// As free; what it calls of other allocators is its own business, up to its return.
+    /// As [`Verb::Free`], but until the function returns, its calls of other allocators are part of its own work.
     FreeScope,
-    /// The same, and may leave by an exception.
+    /// As [`Verb::FreeScope`], and may leave by an exception.
     FreeScopeThrows,
-    /// Allocates nothing, but is called once in every image that uses the file.
+    /// Allocates nothing. It is called once in every image that uses the file.
     Start,
-    /// Not a function, but where one that may throw returns.
+    /// Not a function, but a place where a function that may throw returns.
     Return,
-    /// Not a function, but where one that may throw goes to code that was not followed.
+    /// Not a function, but a place where a function that may throw goes to code that was not followed.
     Left,
-    /// May throw, and nobody knows where it returns.
+    /// May throw, and the places where the function returns are unknown.
     Unfollowed,
 }
 
-/// What a function does, and with which of its arguments. They count from 1; 0 means "has none".
+/// What a function does, and which of its arguments mean what. Arguments count from 1. 0 means that the function has
+/// no such argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Action {
     pub verb: Verb,
     /// The size of the block, in bytes.
     pub size: u8,
-    /// What to multiply the size by.
+    /// The number by which the size is multiplied.
     pub count: u8,
     /// The block that is freed or replaced.
     pub block: u8,
@@ -84,11 +86,11 @@ pub struct Allocator {
     /// The file that has it.
     pub file: FilePattern,
     pub functions: Vec<Function>,
-    /// What messages call it.
+    /// The allocator's name in messages.
     pub given_as: String,
 }
 
-/// Which file is meant: a path, or, without a slash, a pattern for the file's name.
+/// Which file is meant: a path, or a pattern for the file's name. A text without a slash is a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FilePattern {
     Path(PathBuf),
@@ -99,11 +101,11 @@ pub enum FilePattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     One(Allocator),
-    /// A file in TOML that describes any number of them.
+    /// A TOML file that describes any number of allocators.
     File(PathBuf),
 }
 
-/// What is wrong with a description. One line, with the part that is wrong in quotation marks.
+/// What is wrong with a description. The message is one line and quotes the wrong part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     #[error(
@@ -136,6 +138,7 @@ pub enum SpecError {
     Toml(String),
 }
 
+/// A hint for a symbol that looks like a demangled C++ or Rust name.
 fn demangled(symbol: &str) -> &'static str {
     if symbol.contains("::") {
         ": write it as nm prints it, as _ZN4Pool5allocEm"
@@ -161,13 +164,13 @@ impl fmt::Display for Verb {
     }
 }
 
-/// What an error quotes, without line breaks and escape sequences.
+/// A word as errors quote it, without line breaks and escape sequences.
 fn quoted(word: &str) -> String {
     escape::escaped(word.as_bytes())
 }
 
-/// Reads `SYMBOL` or `SYMBOL(size, block, …)`: an argument's word says what it means, `_` and `align` that
-/// nobody reads it. Without a list the arguments are those of malloc, realloc or free.
+/// Reads `SYMBOL` or `SYMBOL(size, block, …)`. An argument's word says what the argument means. `_` and `align` mark
+/// arguments that memleak does not read. Without a list, the arguments are those of malloc, realloc or free.
 ///
 /// # Errors
 /// See [`SpecError`].
@@ -255,8 +258,8 @@ pub fn function(verb: Verb, text: &str) -> Result<Function, SpecError> {
     })
 }
 
-/// A function that the user names. By its name, one in C++ or Rust may leave by an exception; a free's own
-/// frees are part of it.
+/// A function that the user names. A function whose name is mangled, as in C++ or Rust, may leave by an exception. The
+/// frees that a free itself calls are part of that free.
 fn named(verb: &str, text: &str) -> Result<Function, SpecError> {
     let text = text.trim();
     let throws = text.starts_with("_Z") || text.starts_with("_R");
@@ -277,7 +280,7 @@ fn named(verb: &str, text: &str) -> Result<Function, SpecError> {
 /// # Errors
 /// See [`SpecError`].
 pub fn parse(text: &str) -> Result<Spec, SpecError> {
-    // A path may have colons in it; the one before the first function has a verb behind it.
+    // A path may contain colons. The colon before the first function is the first one with a verb behind it.
     let colon = text.match_indices(':').find(|&(at, _)| {
         let rest = &text[at + 1..];
         let verb = rest.split_once('=').map_or("", |(verb, _)| verb);
@@ -300,7 +303,7 @@ pub fn parse(text: &str) -> Result<Spec, SpecError> {
     allocator(&text[..at], functions, text.to_owned()).map(Spec::One)
 }
 
-/// Splits at the commas that stand in no list of arguments.
+/// Splits at the commas outside the lists of arguments.
 fn split_functions(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (at, byte) in text.bytes().enumerate() {
@@ -318,6 +321,7 @@ fn split_functions(text: &str) -> Vec<&str> {
     parts
 }
 
+/// An allocator in a file, with its functions. `given_as` is the allocator's name in messages.
 fn allocator(
     file: &str,
     functions: Vec<Function>,
@@ -342,7 +346,7 @@ fn allocator(
     })
 }
 
-/// The file of `--allocator FILE.toml`.
+/// The content of the file in `--allocator FILE.toml`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -365,16 +369,16 @@ struct Entry {
 }
 
 /// Reads a description in TOML: tables `[[allocator]]` with `file`, `alloc`, `new`, `realloc` and `free`.
-/// `name` is what messages call the file.
+/// `name` is the file's name in messages.
 ///
 /// # Errors
-/// It is no TOML, has a word that is not known, or a [`SpecError`] in one of its functions.
+/// The text is not TOML, has an unknown word, or has a [`SpecError`] in one of its functions.
 pub fn parse_toml(text: &str, name: &Path) -> Result<Vec<Allocator>, SpecError> {
     let document: Document = toml::from_str(text).map_err(|error| {
         let line = error
             .span()
             .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        // It quotes words of the file's.
+        // The parser's message quotes words of the file, so they are escaped.
         let message = escape::line(&error.message().lines().collect::<Vec<_>>().join(" "));
         SpecError::Toml(match line {
             Some(line) => format!("line {line}: {message}"),
@@ -426,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arguments_word_says_what_it_means() {
+    fn an_arguments_word_says_what_the_argument_means() {
         assert_eq!(arguments(Verb::Alloc, "calloc(count, size)"), [2, 1, 0, 0]);
         assert_eq!(
             arguments(Verb::Alloc, " posix_memalign ( out , align,size ) ".trim()),
@@ -440,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn without_arguments_they_are_those_of_the_c_library() {
+    fn a_function_without_a_list_has_the_c_librarys_arguments() {
         assert_eq!(arguments(Verb::Alloc, "f"), [1, 0, 0, 0]);
         assert_eq!(arguments(Verb::New, "f"), [1, 0, 0, 0]);
         assert_eq!(arguments(Verb::Realloc, "f"), [2, 0, 1, 0]);
@@ -480,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_of_cpp_may_throw_and_others_if_it_is_said() {
+    fn mangled_functions_may_throw_and_others_only_if_named_new() {
         let verbs = |text| {
             one(text)
                 .functions
@@ -498,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_in_one_line() {
+    fn an_error_names_the_wrong_part_in_one_line() {
         for (text, says) in [
             ("./app", "'./app' names no function"),
             ("", "'' names no function"),
@@ -549,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_toml_file_says_the_same() {
+    fn a_toml_file_gives_the_same_allocators() {
         assert_eq!(parse("pools.toml"), Ok(Spec::File("pools.toml".into())));
         let text = r#"
             [[allocator]]
@@ -572,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_in_a_toml_file_is_named_in_one_line() {
+    fn an_error_in_a_toml_file_is_named_in_one_line() {
         for (text, says) in [
             ("", "no [[allocator]]"),
             ("[[allocator]]\nalloc = [\"f\"]", "missing field `file`"),
