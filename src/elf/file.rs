@@ -1,8 +1,8 @@
-//! Reads one ELF file: its header, segments, sections and dynamic section.
+//! Reads one ELF file: its header, segments, sections and dynamic section. Symbols are left to `symbols`.
 //!
-//! The files that a process maps are anybody's, and it may be held still while they are read. So nothing is
-//! taken for granted, no size in the file is believed before memory is taken for it, and the file is
-//! read in pieces, with `pread`: a mapping of a file that somebody truncates kills its reader.
+//! A process may map files from any source, and it may be held while memleak reads them. So this module checks
+//! everything that it reads, and checks each size in the file before it allocates memory for it. The file is
+//! read in pieces, with `pread`: a reader that maps a file is killed when another process truncates the file.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -20,13 +20,14 @@ use object::elf::{
 };
 use object::pod::{self, Pod};
 
-/// The first page holds the header, the program headers and the interpreter's name of nearly every file.
+/// The bytes that are read at once on opening. In nearly every file, the first page holds the header, the program
+/// headers and the interpreter's name.
 const HEAD: usize = 4096;
 
-/// The most that is read in one piece.
+/// The most bytes that are read in one piece.
 const PIECE: usize = 1 << 20;
 
-/// Beyond these, a table is not one that a linker makes.
+/// Limits for tables. No linker makes larger ones.
 const MAX_SEGMENTS: usize = 1024;
 const MAX_SECTIONS: usize = 1 << 16;
 const MAX_DYNAMIC: usize = 4096;
@@ -38,15 +39,15 @@ const MACHINE: Machine = object::elf::EM_X86_64;
 #[cfg(target_arch = "aarch64")]
 const MACHINE: Machine = object::elf::EM_AARCH64;
 
-/// What kind of file it is, as far as its first bytes say.
+/// What kind of file it is, judged by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// 64-bit, of this machine.
+    /// 64-bit ELF for this machine.
     Native,
-    /// 32-bit, of any machine.
+    /// 32-bit ELF for any machine.
     Bits32,
     OtherMachine,
-    /// A script, data, an object file that is not linked, or a file cut off within the ELF header.
+    /// A script, data, an object file that is not linked, or a file that ends within the ELF header.
     NotElf,
 }
 
@@ -61,14 +62,14 @@ impl fmt::Display for Class {
     }
 }
 
-/// What a native ELF file is to a process.
+/// How a process uses a native ELF file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// Executed at fixed addresses, with no loader.
+    /// Executed at fixed addresses, without a loader.
     Static,
-    /// Executed at any address, with no loader: it relocates itself.
+    /// Executed at any address, without a loader: the program relocates itself.
     StaticPie,
-    /// Executed by way of a loader, or, as a library may be, by its name.
+    /// Executed through a loader. A library with an interpreter is of this shape, too, since it can be executed.
     Dynamic,
     /// A shared library without an interpreter, or a loader.
     Library,
@@ -85,24 +86,27 @@ pub enum Unreadable {
     Io(#[from] io::Error),
 }
 
+/// A segment: what a program header says.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
     pub kind: ProgramType,
     pub flags: ProgramFlags,
-    /// Offset and size in the file.
+    /// Offset in the file.
     pub offset: u64,
+    /// Bytes in the file.
     pub size: u64,
-    /// Virtual address, as the file has it.
+    /// The virtual address that the file gives.
     pub address: u64,
 }
 
 impl Segment {
-    /// The bytes in the file.
+    /// Where the segment's bytes are in the file.
     fn range(&self) -> Range<u64> {
         self.offset..self.offset.saturating_add(self.size)
     }
 }
 
+/// A section: what a section header says.
 #[derive(Clone, Copy, Debug)]
 pub struct Section {
     pub kind: SectionType,
@@ -115,7 +119,7 @@ pub struct Section {
 }
 
 impl Section {
-    /// The bytes in the file; none where the section has none there.
+    /// Where the section's bytes are in the file. Empty for a section without bytes in the file.
     pub fn range(&self) -> Range<u64> {
         if self.kind == SHT_NOBITS {
             return 0..0;
@@ -124,19 +128,20 @@ impl Section {
     }
 }
 
+/// Where the content of an ELF file comes from.
 enum Bytes<'file> {
     File(&'file File),
     Memory(Cow<'file, [u8]>),
 }
 
-/// A native ELF file, open.
+/// An open native ELF file.
 pub struct ElfFile<'file> {
     bytes: Bytes<'file>,
     length: u64,
     head: Vec<u8>,
     header: FileHeader64<LE>,
     segments: Vec<Segment>,
-    // Read when they are asked for.
+    // The rest is read when it is first needed.
     sections: OnceCell<Vec<Section>>,
     section_names: OnceCell<Vec<u8>>,
     dynamic: OnceCell<Dynamic>,
@@ -144,16 +149,16 @@ pub struct ElfFile<'file> {
 
 impl<'file> ElfFile<'file> {
     /// # Errors
-    /// It cannot be read, is no ELF file of this machine, or is cut off within its headers.
+    /// The file cannot be read, is not an ELF file for this machine, or ends within its headers.
     pub fn open(file: &'file File) -> Result<Self, Unreadable> {
         let length = file.metadata()?.len();
         Self::new(Bytes::File(file), length)
     }
 
-    /// An ELF file that lay compressed in another.
+    /// An ELF file in memory, such as one that was compressed in a section of another file.
     ///
     /// # Errors
-    /// As `open`.
+    /// The same as `open`.
     pub fn in_memory(bytes: impl Into<Cow<'file, [u8]>>) -> Result<Self, Unreadable> {
         let bytes = bytes.into();
         let length = bytes.len() as u64;
@@ -221,18 +226,19 @@ impl<'file> ElfFile<'file> {
         self.segments.iter().find(|segment| segment.kind == kind)
     }
 
-    /// Whether it names a loader: what is executed and does not is static.
+    /// Whether the file names a loader. An executed file that names none is static.
     pub fn has_interpreter(&self) -> bool {
         self.segment(PT_INTERP).is_some()
     }
 
-    /// The loader that it names.
+    /// The path of the loader that the file names.
     pub fn interpreter(&self) -> Option<Vec<u8>> {
         let range = self.segment(PT_INTERP)?.range();
         let text = self.read(range.start, (range.end - range.start).min(4096))?;
         Some(string_in(&text, 0)?.to_vec())
     }
 
+    /// How a process uses the file.
     pub fn shape(&self) -> Shape {
         match self.header.e_type.get(LE) {
             _ if self.has_interpreter() => Shape::Dynamic,
@@ -242,7 +248,7 @@ impl<'file> ElfFile<'file> {
         }
     }
 
-    /// The segment to which `address` belongs, if it is executable.
+    /// The segment that `address` belongs to, if that segment is executable.
     pub fn text_segment(&self, address: u64) -> Option<&Segment> {
         self.load_segment(address)
             .filter(|segment| segment.flags.contains(PF_X))
@@ -255,14 +261,14 @@ impl<'file> ElfFile<'file> {
         })
     }
 
-    /// Where in the file that lies which is mapped at `address`, and up to where its segment goes on.
+    /// The range in the file from the byte that is mapped at `address` to the end of its segment.
     pub fn mapped_at(&self, address: u64) -> Option<Range<u64>> {
         let segment = self.load_segment(address)?;
         let start = segment.offset.checked_add(address - segment.address)?;
         Some(start..segment.range().end.min(self.length)).filter(|range| range.start < range.end)
     }
 
-    /// The section headers; none where they were cut off, as `sstrip` does.
+    /// The section headers. Empty if they were removed, as `sstrip` does.
     pub fn sections(&self) -> &[Section] {
         self.sections
             .get_or_init(|| self.read_sections().unwrap_or_default())
@@ -272,7 +278,7 @@ impl<'file> ElfFile<'file> {
         let names = self
             .section_names
             .get_or_init(|| self.read_section_names().unwrap_or_default());
-        // Without a search for where the name ends: it may be far, for many sections.
+        // This does not search for the end of the name, which may be far away for many sections.
         let has_name = |section: &&Section| {
             let rest = names.get(section.name as usize..).unwrap_or_default();
             rest.strip_prefix(name.as_bytes())
@@ -297,7 +303,7 @@ impl<'file> ElfFile<'file> {
         if at == 0 || usize::from(header.e_shentsize.get(LE)) != size_of::<SectionHeader64<LE>>() {
             return None;
         }
-        // With more sections than the header can count, the first one, which is otherwise empty, says how many.
+        // If a file has more sections than the header can count, the first section, otherwise empty, has the count.
         let first = || self.array::<SectionHeader64<LE>>(at, 1)?.first().copied();
         let mut count = usize::from(header.e_shnum.get(LE));
         if count == 0 {
@@ -315,7 +321,7 @@ impl<'file> ElfFile<'file> {
         Some(headers.iter().map(section).collect())
     }
 
-    /// The dynamic section, found as the loader finds it.
+    /// The dynamic section, found through the segments as the loader finds it.
     pub fn dynamic(&self) -> &Dynamic {
         self.dynamic
             .get_or_init(|| self.read_dynamic().unwrap_or_default())
@@ -333,7 +339,7 @@ impl<'file> ElfFile<'file> {
         Some(Dynamic { entries })
     }
 
-    /// What the linker wrote to tell this build from all others.
+    /// The build ID, which the linker wrote to tell this build from all others.
     pub fn build_id(&self) -> Option<Vec<u8>> {
         let notes = self
             .segments
@@ -359,7 +365,7 @@ impl<'file> ElfFile<'file> {
         self.length
     }
 
-    /// Fills `buffer` from `offset` on.
+    /// Fills `buffer` with the bytes from `offset` on.
     pub fn fill(&self, offset: u64, buffer: &mut [u8]) -> Option<()> {
         let end = offset.checked_add(buffer.len() as u64)?;
         if end > self.length {
@@ -372,7 +378,7 @@ impl<'file> ElfFile<'file> {
         self.bytes.read(offset, buffer).ok()
     }
 
-    /// `size` bytes from `offset` on, unless the file ends before, or that is more than a piece.
+    /// `size` bytes from `offset` on. `None` if the file ends before that, or if `size` is more than `PIECE`.
     pub fn read(&self, offset: u64, size: u64) -> Option<Vec<u8>> {
         let within = offset.checked_add(size)? <= self.length;
         let size = usize::try_from(size).ok()?;
@@ -384,20 +390,20 @@ impl<'file> ElfFile<'file> {
         Some(bytes)
     }
 
-    /// A structure of the file.
+    /// The structure at `offset`.
     pub fn value<T: Pod + Copy>(&self, offset: u64) -> Option<T> {
         self.array(offset, 1)?.first().copied()
     }
 
-    /// `count` structures of the file that lie side by side.
+    /// `count` adjacent structures from `offset` on.
     pub fn array<T: Pod + Copy>(&self, offset: u64, count: usize) -> Option<Vec<T>> {
         let size = count.checked_mul(size_of::<T>())?;
         let end = offset.checked_add(size as u64)?;
-        // What lies in the first page has been read.
+        // The first page has been read already.
         let bytes = if end <= self.head.len() as u64 {
             Cow::Borrowed(&self.head[offset as usize..end as usize])
         } else {
-            // Section headers alone may take more than a piece.
+            // Section headers may take more than a piece, so their largest size is the limit here.
             if end > self.length || size > MAX_SECTIONS * size_of::<SectionHeader64<LE>>() {
                 return None;
             }
@@ -432,13 +438,14 @@ pub struct Dynamic {
 }
 
 impl Dynamic {
-    /// The value of the last entry with this tag, which is the one that loaders take.
+    /// The value of the last entry with this tag. Loaders take the last one.
     pub fn get(&self, tag: DynamicTag) -> Option<u64> {
         let mut reversed = self.entries.iter().rev();
         reversed.find(|entry| entry.0 == tag).map(|entry| entry.1)
     }
 }
 
+/// A note of an ELF file.
 #[derive(Debug)]
 pub struct Note {
     pub kind: u32,
@@ -447,6 +454,7 @@ pub struct Note {
 }
 
 impl Note {
+    /// Splits the first note off `rest`. `None` at the end, and for a damaged note.
     fn split_off(rest: &mut &[u8]) -> Option<Note> {
         let word = |at: usize| -> Option<usize> {
             let bytes = rest.get(at..at + 4)?.try_into().ok()?;
@@ -465,9 +473,9 @@ impl Note {
     }
 }
 
-/// The class that a file's first bytes tell; it takes 64 of them.
+/// The class of a file with these first bytes. At least 64 bytes are needed.
 pub fn class(head: &[u8]) -> Class {
-    // e_ident's magic, class and byte order, then e_type and e_machine.
+    // Reads the magic, class and byte order in e_ident, then e_type and e_machine.
     if head.get(..4) != Some(&ELFMAG) {
         return Class::NotElf;
     }
@@ -492,7 +500,7 @@ pub fn class(head: &[u8]) -> Class {
     Class::Native
 }
 
-/// The string, without its end, that begins at `start`; `None` where it has no end.
+/// The string that begins at `start`, without its terminating zero. `None` if the string is not terminated.
 pub fn string_in(bytes: &[u8], start: usize) -> Option<&[u8]> {
     let rest = bytes.get(start..)?;
     let end = rest.iter().position(|&byte| byte == 0)?;
@@ -515,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn the_class_is_that_of_the_header() {
+    fn the_class_follows_from_the_header() {
         let native = header(2, 1, 3, MACHINE.0);
         assert_eq!(class(&native), Class::Native);
         assert_eq!(class(&header(1, 1, 3, 3)), Class::Bits32, "i386");
@@ -530,13 +538,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_class_says_so() {
+    fn opening_a_file_of_another_class_fails_with_its_class() {
         let elf = ElfFile::in_memory(header(1, 1, 2, 3));
         assert!(matches!(elf, Err(Unreadable::Class(Class::Bits32))));
     }
 
     #[test]
-    fn notes_are_read_to_the_first_that_is_damaged() {
+    fn notes_are_read_up_to_the_first_damaged_note() {
         let mut bytes = Vec::new();
         for (owner, content) in [(&b"GNU\0"[..], &b"12345"[..]), (b"x\0", b"")] {
             bytes.extend((owner.len() as u32).to_le_bytes());

@@ -1,4 +1,4 @@
-//! ELF files and their symbols.
+//! ELF files and their symbols. Which symbols matter is left to `find`.
 
 pub mod file;
 pub mod symbols;

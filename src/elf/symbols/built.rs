@@ -1,4 +1,4 @@
-//! Files that tests build.
+//! Builds ELF files for tests.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// Files that a test builds.
+/// A directory with the files that a test builds. The directory is removed with this value.
 pub(crate) struct Built(pub(crate) TempDir);
 
 impl Built {
@@ -19,7 +19,7 @@ impl Built {
         self.0.path().join(name)
     }
 
-    /// Compiles a source of this file name; the result has no extension.
+    /// Writes `source` to a file of this name and compiles it. The result has the name without the extension.
     pub(crate) fn cc(&self, name: &str, source: &str, flags: &[&str]) -> PathBuf {
         let (source_path, target) = (self.path(name), self.path(name).with_extension(""));
         fs::write(&source_path, source).unwrap();

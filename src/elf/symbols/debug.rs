@@ -1,5 +1,6 @@
-//! Symbols that were split off a file when it was stripped: packed into a section of its own
-//! (`.gnu_debugdata`, as Fedora and its kin do for every program), or put into a debug file.
+//! Symbols that were split off a file when it was stripped. They are either packed into a section of the same file
+//! (`.gnu_debugdata`, which Fedora and related distributions add to every program), or put into a debug file.
+//! Finds and unpacks them; reading the symbol table is left to `symtab`.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -13,19 +14,19 @@ use crate::elf::file::{ElfFile, string_in};
 use crate::elf::symbols::names::{Companions, Found, Names, Source};
 use crate::elf::symbols::symtab;
 
-/// Bytes that packed symbols may have, packed and unpacked. The unpacking needs as much again, at the most,
-/// for its dictionary.
+/// The most bytes of packed symbols.
 const MAX_PACKED: u64 = 16 << 20;
+/// The most bytes of unpacked symbols. Unpacking needs at most the same again for its dictionary.
 const MAX_UNPACKED: usize = 64 << 20;
 
-/// A name in `.gnu_debuglink`, and the sum behind it.
+/// The most bytes of `.gnu_debuglink` that are read: a file name and the checksum behind it.
 const MAX_LINK: u64 = 4096;
 
-/// Where distributions put debug files.
+/// The directory in which distributions put debug files.
 const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
 
-/// Adds the functions of these names from what was split off `elf`. Debug data that is damaged, or another
-/// build's, is as good as none.
+/// Adds the functions of these names from the symbols that were split off `elf`. Debug data that is damaged, or that
+/// belongs to another build, is ignored.
 pub fn find<'n>(elf: &ElfFile, names: &Names<'n>, companions: Companions, found: &mut Found<'n>) {
     if let Some(packed) = elf.section_named(".gnu_debugdata")
         && let Some(unpacked) = unpack(elf, packed.range())
@@ -46,13 +47,14 @@ pub fn find<'n>(elf: &ElfFile, names: &Names<'n>, companions: Companions, found:
     }
 }
 
+/// Adds the functions of these names from a file's `.symtab`. Returns whether it has any functions.
 fn find_in<'n>(elf: &ElfFile, names: &Names<'n>, source: Source, found: &mut Found<'n>) -> bool {
     symtab::of_kind(elf, SHT_SYMTAB)
         .iter()
         .any(|ranges| symtab::find(elf, ranges, names, source, found).unwrap_or(false))
 }
 
-/// Where the debug file may be, in the order of gdb.
+/// The paths at which the debug file may be, in the order in which gdb tries them.
 fn candidates(elf: &ElfFile, id: &[u8], path: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     let mut hex = String::new();
@@ -87,6 +89,7 @@ fn candidates(elf: &ElfFile, id: &[u8], path: &Path) -> Vec<PathBuf> {
     paths
 }
 
+/// Unpacks a range of the file that is compressed with xz.
 fn unpack(elf: &ElfFile, range: std::ops::Range<u64>) -> Option<Vec<u8>> {
     let size = range.end.checked_sub(range.start)?;
     if size > MAX_PACKED {

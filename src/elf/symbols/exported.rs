@@ -1,4 +1,5 @@
-//! The dynamic symbols, looked up through the hash tables that the loader uses.
+//! The dynamic symbols, looked up through the hash tables that the loader uses. A file without a hash table is searched
+//! by `symtab`.
 
 use std::ops::Range;
 
@@ -14,14 +15,13 @@ use crate::elf::file::{ElfFile, Unreadable};
 use crate::elf::symbols::names::{Function, Name, Names, Source, add, is_function};
 use crate::elf::symbols::symtab;
 
-/// Entries of the chains that are looked at in one file. A chain has a handful; a damaged one may have no
-/// end.
+/// The most chain entries that are read in one file. A chain has a few entries, but a damaged chain may have no end.
 const STEPS: usize = 1 << 17;
 
-/// A filter up to this size, in words, is read as a whole.
+/// A Bloom filter of at most this many words is read as a whole.
 const SMALL_FILTER: u32 = 4096;
 
-/// Symbols that are looked at to learn whether any is a function.
+/// The most symbols that are read to learn whether any of them is a function.
 const LOOKED_AT: u64 = 4096;
 
 const SYMBOL: u64 = size_of::<Sym64<LE>>() as u64;
@@ -34,21 +34,23 @@ pub struct Exported<'elf, 'file> {
     index: Index,
 }
 
+/// The hash table of the symbols.
 enum Index {
     Gnu(GnuIndex),
     Sysv {
         buckets: u32,
         chains: u32,
-        /// Where the buckets begin in the file; the chains follow them.
+        /// The offset in the file of the buckets. The chains follow them.
         at: u64,
     },
-    /// To be gone through.
+    /// No hash table: all symbols must be read.
     None,
 }
 
+/// A hash table of `DT_GNU_HASH`.
 struct GnuIndex {
     buckets: u32,
-    /// The first symbol that the table knows: imported ones come before it.
+    /// The first symbol in the table. Imported symbols come before it.
     first: u32,
     shift: u32,
     words: u32,
@@ -59,7 +61,7 @@ struct GnuIndex {
 }
 
 impl<'elf, 'file> Exported<'elf, 'file> {
-    /// `None` for a file without a dynamic section, or one that names no symbols.
+    /// `None` for a file without a dynamic section, or with a dynamic section that names no symbols.
     pub fn of(elf: &'elf ElfFile<'file>) -> Option<Self> {
         let dynamic = elf.dynamic();
         let symbols_address = dynamic.get(DT_SYMTAB)?;
@@ -81,8 +83,8 @@ impl<'elf, 'file> Exported<'elf, 'file> {
                 at: at + size_of::<HashHeader<LE>>() as u64,
             })
         });
-        // How many there are stands nowhere else in the dynamic section. Where sections do not tell
-        // either, the names follow the symbols, as all linkers have it.
+        // Of the dynamic section's tables only DT_HASH tells the number of symbols. The section headers may tell it,
+        // too. Otherwise the symbols end where the names begin, as all linkers place them.
         let section = elf
             .sections()
             .iter()
@@ -158,7 +160,7 @@ impl<'elf, 'file> Exported<'elf, 'file> {
         symbols.is_some_and(|symbols| symbols.iter().any(is_function))
     }
 
-    /// Calls `found` for each symbol of this name: one may be there in several versions.
+    /// Calls `found` for each symbol of this name. A name may have symbols in several versions.
     fn look_up(
         &self,
         name: &Name,
@@ -193,7 +195,7 @@ impl<'elf, 'file> Exported<'elf, 'file> {
         }
     }
 
-    /// Calls `found` for the symbol at `index` if that is its name.
+    /// Calls `found` for the symbol at `index` if the symbol has this name.
     fn take(&self, index: u32, name: &Name, found: &mut dyn FnMut(&Sym64<LE>)) {
         let at = u64::from(index) * SYMBOL;
         let symbol = || {
@@ -250,14 +252,14 @@ impl GnuIndex {
         };
         loop {
             let n = u64::from(symbol - self.first);
-            // Most chains are shorter than this.
+            // Most chains have fewer than 8 entries.
             let chain: Vec<U32<LE>> = (elf.array(self.chains_at + n * 4, 8))
                 .or_else(|| elf.array(self.chains_at + n * 4, 1))
                 .ok_or(Unreadable::Damaged("it ends within its hash table"))?;
             for entry in chain {
                 step(steps)?;
                 let entry = entry.get(LE);
-                // The lowest bit marks a chain's last.
+                // The lowest bit marks the last entry of a chain.
                 if entry | 1 == hash | 1 {
                     found(symbol);
                 }
@@ -271,7 +273,7 @@ impl GnuIndex {
         }
     }
 
-    /// The first symbol of the chain for `hash`, unless the filter says that there is no such symbol.
+    /// The first symbol of the chain for `hash`. `None` if the filter says that no symbol has this hash.
     fn first_of(&self, elf: &ElfFile, hash: u32) -> Option<u32> {
         let at = (hash / 64) & (self.words - 1);
         let word = match self.filter.get(at as usize) {
@@ -290,6 +292,7 @@ impl GnuIndex {
     }
 }
 
+/// Counts a chain entry against the limit.
 fn step(steps: &mut usize) -> Result<(), Unreadable> {
     *steps = steps
         .checked_sub(1)

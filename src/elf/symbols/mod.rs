@@ -1,10 +1,12 @@
 //! Which of some wanted functions a file defines, and where.
 //!
-//! Most files define none, and a process may wait for the answer. So the symbols are not gone through: the
-//! exported ones are looked up by their hash (`exported`), as the loader does; of `.symtab`, where there
-//! is one, first the names are searched, and the symbols are read only if one is there (`symtab`). What was
-//! split off the file (`debug`) is read only where it can matter. `hooks` finds what a loader calls when it
-//! maps libraries.
+//! Most files define none of them, and a process may wait for the answer. So the symbols are not read one by one:
+//! - Exported symbols are looked up by their hash, as the loader does (`exported`).
+//! - In `.symtab`, if the file has one, the names are searched first. The symbols are read only if a wanted name is
+//!   there (`symtab`).
+//! - Symbols that were split off the file are read only where they can matter (`debug`).
+//!
+//! What the functions do is left to `find`.
 
 mod debug;
 mod exported;
@@ -20,11 +22,11 @@ use crate::elf::file::{ElfFile, Unreadable};
 
 /// Finds the functions of these names.
 ///
-/// `companions` are consulted where the file has no `.symtab` with functions; pass `None` where nothing but
-/// exported functions can matter: for a library, whose users find its functions by what it exports.
+/// `companions` say where to look for debug data if the file has no `.symtab` with functions. Pass `None` if only
+/// exported functions can matter. That is so for a library, since its users find its functions by its exported symbols.
 ///
 /// # Errors
-/// A table that the loader would use is damaged. Damage to anything else hides what is in it.
+/// A table that the loader would use is damaged. Damage in any other table only hides the symbols in that table.
 pub fn find<'n>(
     elf: &ElfFile,
     names: &Names<'n>,
@@ -35,14 +37,14 @@ pub fn find<'n>(
         exported.find(names, &mut found.functions)?;
         found.has_functions = !found.functions.is_empty();
     } else if elf.dynamic().get(DT_SYMTAB).is_none() {
-        // Without a dynamic section nobody links to these, but they are names all the same.
+        // Without a dynamic section no other file links to these symbols, but they still name functions.
         for section in symtab::of_kind(elf, SHT_DYNSYM) {
             symtab::find(elf, &section, names, Source::Exported, &mut found)?;
         }
     }
     let mut has_symtab = false;
     for section in symtab::of_kind(elf, SHT_SYMTAB) {
-        // A loader does not read it: damage in there makes the file no less usable.
+        // A loader does not read `.symtab`, so the file stays usable if `.symtab` is damaged.
         has_symtab |=
             symtab::find(elf, &section, names, Source::Symtab, &mut found).unwrap_or(false);
     }

@@ -1,4 +1,5 @@
-//! The names that are looked for, and the functions that were found by them.
+//! The names that are looked for, and the functions that were found by these names. Searching is left to `exported`,
+//! `symtab` and `debug`.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,12 +15,15 @@ use crate::os::root::Root;
 #[derive(Clone, Debug)]
 pub struct Names<'n> {
     pub(super) names: Vec<Name<'n>>,
-    /// Which ends occur, and in which names.
+    /// Which values of [`end_of`] occur among the names.
     pub(super) ends: Vec<bool>,
+    /// The names by their [`end_of`].
     pub(super) by_end: HashMap<usize, Vec<&'n str>>,
+    /// Bytes of the longest name.
     pub(super) longest: usize,
 }
 
+/// A name and its hashes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Name<'n> {
     pub(super) text: &'n str,
@@ -54,15 +58,15 @@ impl<'n> Names<'n> {
     }
 }
 
-/// A defined function of a wanted name.
+/// A defined function with a wanted name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function<'n> {
     pub name: &'n str,
-    /// Virtual address, as the file has it.
+    /// The virtual address that the file gives.
     pub address: u64,
-    /// In bytes; 0 where it is not known.
+    /// In bytes; 0: unknown.
     pub size: u64,
-    /// Nothing outside the file can bind to it.
+    /// No other file can bind to the function.
     pub local: bool,
     pub source: Source,
 }
@@ -70,40 +74,40 @@ pub struct Function<'n> {
 /// Where a function's name was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// The dynamic symbols: what the file exports.
+    /// The dynamic symbols, which the file exports.
     Exported,
     /// `.symtab`
     Symtab,
     /// `.gnu_debugdata`: a compressed `.symtab`, in the file itself.
     DebugData,
-    /// A debug file of its own.
+    /// A separate debug file.
     DebugFile,
 }
 
-/// Where the debug file of a file may be.
+/// Where to look for the debug file of a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Companions<'a> {
-    /// What the processes that map the file see as `/`.
+    /// The root directory of the processes that map the file.
     pub root: &'a Root,
-    /// The file's path in there.
+    /// The file's path below that root.
     pub path: &'a Path,
 }
 
-/// More functions of wanted names than these no file has.
+/// The most functions with wanted names in one file. No file has more.
 const MAX_FUNCTIONS: usize = 1024;
 
-/// What a file says of its functions.
+/// What was found in a file's symbols.
 #[derive(Debug, Default)]
 pub struct Found<'n> {
-    /// In the order of their sources; each address and name once.
+    /// In the order of their sources. Each pair of address and name comes once.
     pub functions: Vec<Function<'n>>,
-    /// Whether any function at all has a name, wanted or not. Looked into only with companions: whoever
-    /// has no use for debug data has none for this.
+    /// Whether the file names any function, wanted or not. Complete only if `find` was given companions: a caller that
+    /// needs no debug data does not need this either.
     pub has_functions: bool,
 }
 
-/// Whether a symbol is a function of this file. An indirect function (`STT_GNU_IFUNC`) is not: what is
-/// at its address chooses the function.
+/// Whether a symbol is a function of this file. An indirect function (`STT_GNU_IFUNC`) is not: the code at its
+/// address only chooses the function.
 pub(super) fn is_function(symbol: &Sym64<LE>) -> bool {
     symbol.st_type() == STT_FUNC && !symbol.is_undefined(LE) && symbol.st_value.get(LE) != 0
 }
@@ -132,10 +136,10 @@ fn function<'n>(name: &'n str, symbol: &Sym64<LE>, source: Source) -> Function<'
     }
 }
 
-/// How many different ends of names are told apart.
+/// The number of different values of [`end_of`].
 pub const ENDS: usize = 1 << 12;
 
-/// A number for a name's last three bytes.
+/// A number below [`ENDS`] for a name's last three bytes.
 pub fn end_of(name: &[u8]) -> usize {
     let last = name.iter().rev().take(3);
     let mixed = last.fold(0_usize, |sum, &byte| sum * 37 + usize::from(byte));

@@ -1,8 +1,8 @@
-//! A symbol table that has no index: `.symtab`, or the dynamic symbols of a file without a hash table.
+//! Searches a symbol table that has no index: `.symtab`, or the dynamic symbols of a file without a hash table.
 //!
-//! The names are gone through first, in the order in which they lie in the file, and the symbols only if a
-//! wanted name is among them. So the many symbols of the many files without an allocator are never read,
-//! and the memory that it takes does not depend on the file.
+//! The names are searched first, in the order of the file. The symbols are read to the end only if a wanted name is
+//! among the names. So most symbols of the many files without an allocator are never read. The memory that the search
+//! takes does not depend on the file.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,22 +13,22 @@ use object::elf::{SectionType, Sym64};
 use crate::elf::file::{ElfFile, Unreadable};
 use crate::elf::symbols::names::{Found, Names, Source, add, end_of, is_function};
 
-/// Bytes that are read at a time; whole symbols fit in.
+/// Bytes that are read at a time: a whole number of symbols.
 const CHUNK: usize = SYMBOL * 8192;
 
-/// Longer tables are not read: a file with holes may have tables of any length, and somebody waits.
+/// Longer tables are not read. A file with holes may have tables of any length, and a process may wait meanwhile.
 const MAX_TABLE: u64 = 256 << 20;
 
-/// Names that may be found: each linker writes a name once or twice.
+/// The most places where wanted names may be found. Linkers write a name once or twice.
 const MAX_PLACES: usize = 4096;
 
 const SYMBOL: usize = size_of::<Sym64<LE>>();
 
-/// More names than the longest table has symbols, nearly.
+/// The most names in a table: nearly the number of symbols that fit into the longest table.
 const MAX_NAMES: usize = 1 << 24;
 
-/// Names with the end of a wanted one that are compared with it: more than any program has, so that a file
-/// made of them does not keep us busy.
+/// The most names that are compared with wanted names because they have the same end. No program has as many, and a
+/// file that is made of such names cannot keep memleak busy.
 const MAX_COMPARED: usize = 1 << 19;
 
 /// Where the symbols and their names lie in the file.
@@ -48,12 +48,12 @@ pub fn of_kind(elf: &ElfFile, kind: SectionType) -> Vec<Ranges> {
                 strings: elf.sections().get(section.link)?.range(),
             })
         })
-        // There is one; a file with many of them means to keep us busy.
+        // A file has one table of a kind. A file with many tables could keep memleak busy.
         .take(1)
         .collect()
 }
 
-/// Adds the functions of these names. Says whether the table has functions, of whatever name.
+/// Adds the functions of these names. Returns whether the table has functions of any name.
 pub fn find<'n>(
     elf: &ElfFile,
     table: &Ranges,
@@ -92,12 +92,12 @@ pub fn find<'n>(
     Ok(any)
 }
 
-/// How much of a table is read at a time.
+/// How many bytes of a table are read at a time.
 fn chunk_of(range: &Range<u64>) -> usize {
     usize::try_from(range.end.saturating_sub(range.start)).map_or(CHUNK, |size| size.min(CHUNK))
 }
 
-/// Where in the table of names the wanted ones begin. A name may be the end of a longer one.
+/// The offsets in the table of names at which the wanted names begin. A wanted name may be the end of a longer name.
 fn places_of<'n>(
     elf: &ElfFile,
     strings: &Range<u64>,
@@ -105,7 +105,7 @@ fn places_of<'n>(
 ) -> Result<HashMap<u32, &'n str>, Unreadable> {
     let mut places = HashMap::new();
     let (mut seen, mut compared) = (0, 0);
-    // What is left of the chunk before: a name may begin in it.
+    // The end of the previous chunk is kept, since a name may begin in it.
     let overlap = names.longest;
     let mut buffer = vec![0; overlap + chunk_of(strings)];
     let mut kept = 0;

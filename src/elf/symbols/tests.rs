@@ -37,7 +37,7 @@ const NAMES: [&str; 7] = [
     "not_defined",
 ];
 
-/// The names and where they were found, in order.
+/// The names that were found and their sources, in order.
 fn found_in(elf: &ElfFile, companions: Option<Companions>) -> Vec<(&'static str, Source)> {
     let found = find(elf, &Names::new(NAMES), companions).unwrap();
     found
@@ -53,7 +53,7 @@ fn found(path: &Path) -> Vec<(&'static str, Source)> {
 }
 
 #[test]
-fn what_is_looked_up_is_what_going_through_all_symbols_finds() {
+fn the_look_up_finds_the_same_functions_as_reading_all_symbols() {
     use object::{Object, ObjectSymbol};
     let names = [
         "malloc",
@@ -107,14 +107,14 @@ fn every_kind_of_hash_table_leads_to_the_exported_functions() {
         let flags = ["-shared", "-fPIC", "-fno-builtin", "-s", &flag];
         let path = built.cc(&format!("{style}.c"), LIBRARY, &flags);
         assert_eq!(found(&path), exported, "{style}");
-        // Without the section headers, too.
+        // The same without section headers.
         let mut bytes = fs::read(&path).unwrap();
         cut_sections(&mut bytes);
         assert_eq!(
             found_in(&ElfFile::in_memory(&*bytes).unwrap(), None),
             exported
         );
-        // And without any hash table.
+        // The same without any hash table.
         for tag in [object::elf::DT_GNU_HASH, object::elf::DT_HASH] {
             let elf = ElfFile::in_memory(&*bytes).unwrap();
             let dynamic = elf.dynamic();
@@ -131,14 +131,14 @@ fn every_kind_of_hash_table_leads_to_the_exported_functions() {
     }
 }
 
-/// As `sstrip` does.
+/// Removes the section headers, as `sstrip` does.
 fn cut_sections(bytes: &mut [u8]) {
     bytes[40..48].fill(0);
     bytes[60..64].fill(0);
 }
 
 #[test]
-fn a_symbol_table_adds_what_is_not_exported() {
+fn a_symbol_table_adds_functions_that_are_not_exported() {
     let built = Built::new();
     let path = built.cc("whole.c", LIBRARY, &["-shared", "-fPIC", "-fno-builtin"]);
     let file = File::open(&path).unwrap();
@@ -162,7 +162,7 @@ fn a_symbol_table_adds_what_is_not_exported() {
     assert!(found.functions.iter().all(|function| function.size > 0));
 }
 
-/// A static program that allocates nothing, but has the C library's allocator in it.
+/// A program that contains the C library's allocator when it is linked statically.
 const PROGRAM: &str = "#include <stdlib.h>
     int main(void) { free(malloc(1)); return 0; }";
 
@@ -239,7 +239,7 @@ fn packed_symbols_are_found() {
         is_found(&elf, Some(companions)),
         (Some(Source::DebugData), true)
     );
-    // Where nobody wants it, it is left alone.
+    // Without companions the packed symbols are not read.
     assert_eq!(is_found(&elf, None).0, None);
     let address = |path: &Path| {
         let file = File::open(path).unwrap();
@@ -284,7 +284,7 @@ fn a_debug_file_of_the_same_build_is_found_below_the_root() {
             "{}",
             place.display()
         );
-        // Another build's is not taken.
+        // A debug file of another build is not taken.
         let mut bytes = fs::read(&place).unwrap();
         let id = [0xab, 0xcd, 0xef, 0x01, 0x23];
         let at = bytes.windows(5).position(|part| part == id).unwrap();
