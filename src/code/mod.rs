@@ -1,4 +1,5 @@
-//! Machine instructions: where a probe may sit, and where a function returns. Pure: bytes in, answers out.
+//! Machine instructions: where in a function a probe goes, and where the function returns. Pure: takes bytes, returns
+//! values. Reading the bytes from a file is left to `elf` and `find`.
 
 pub mod follow;
 pub mod placement;

@@ -1,10 +1,10 @@
-//! aarch64's instructions, as far as they matter for where control goes. An address takes two of them (`adrp`, and
-//! what adds the lower bits): the second one is looked for together with the first, in what lies before it.
+//! Decodes aarch64's instructions as far as control flow and the stack pointer need it. An address takes two
+//! instructions: `adrp`, and one that adds the lower bits. At the second, the code before it is searched for the first.
 
 use crate::code::follow::step::{Flow, LONGEST, Place, Stack, Step, Text};
 
-/// How many instructions before one that adds the lower bits of an address the one is looked for that has the upper
-/// ones. Compilers put others between them, a few at the most.
+/// An `adrp` is looked for in this many instructions before the one that adds the lower bits. Compilers put at most a
+/// few others between the two.
 const BACK: u64 = 12;
 
 const SP: u32 = 31;
@@ -18,7 +18,7 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
     let flow = match word {
         _ if word & 0xfc00_0000 == 0x1400_0000 => Flow::Jump(Place::Address(near(0, 26))),
         _ if word & 0xfc00_0000 == 0x9400_0000 => Flow::Call(Place::Address(near(0, 26))),
-        // b.cond; cbz and cbnz; tbz and tbnz
+        // b.cond, then cbz and cbnz, then tbz and tbnz
         _ if word & 0xff00_0010 == 0x5400_0000 => Flow::Branch(near(5, 19)),
         _ if word & 0x7e00_0000 == 0x3400_0000 => Flow::Branch(near(5, 19)),
         _ if word & 0x7e00_0000 == 0x3600_0000 => Flow::Branch(near(5, 14)),
@@ -27,16 +27,16 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
             Flow::Call(loaded(text, address, register).map_or(Place::Register, Place::Pointer))
         }
         _ if word & 0xffff_fc1f == 0xd65f_0000 => Flow::Return,
-        // braa and the like, retaa and retab: the kernel takes no probe on them. blraa
+        // blraa and the like are calls. The kernel takes no probe on the others: braa and the like, retaa and retab.
         _ if word & 0xfe9f_f800 == 0xd61f_0800 => match word >> 21 & 0b11 {
             0b01 => Flow::Call(Place::Register),
             _ => Flow::Jump(Place::Computed),
         },
-        // svc goes on; other exceptions and returns from them do not.
+        // After svc the code goes on. After other exceptions, and returns from exceptions, it does not.
         _ if word & 0xffe0_001f == 0xd400_0001 => Flow::On,
         _ if word >> 25 & 0b111_1111 == 0b110_1010 && word >> 24 & 1 == 0 => Flow::End,
         _ if word >> 25 & 0b111_1111 == 0b110_1011 => Flow::End,
-        // bti, which paciasp may stand for
+        // bti, and paciasp, which may stand for it
         _ if word & 0xffff_ff3f == 0xd503_241f || word == 0xd503_233f => Flow::Pad,
         _ => Flow::On,
     };
@@ -49,7 +49,8 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
     })
 }
 
-/// The pointer through which the stub at this address jumps, if it is one: `adrp`, `ldr`, `add`, `br`.
+/// The pointer through which the stub at this address jumps. `None` if the code there is not a stub: `adrp`, `ldr`,
+/// `add`, `br`.
 pub(super) fn stub(text: &impl Text, address: u64) -> Option<u64> {
     let mut at = address;
     if decode(text, at)?.flow == Flow::Pad {
@@ -76,7 +77,7 @@ fn signed(word: u32, low: u32, bits: u32) -> i64 {
     i64::from((word >> low << (32 - bits)).cast_signed() >> (32 - bits))
 }
 
-/// The register that an `adrp` sets, and what to.
+/// The register that an `adrp` sets, and the address of the page that it sets it to.
 fn page(word: u32, address: u64) -> Option<(u32, u64)> {
     (word & 0x9f00_0000 == 0x9000_0000).then(|| {
         let pages = signed(word, 5, 19) << 2 | i64::from(word >> 29 & 0b11);
@@ -87,7 +88,7 @@ fn page(word: u32, address: u64) -> Option<(u32, u64)> {
     })
 }
 
-/// The page in a register at an address, by what comes before it in the code.
+/// The page address in a register, as an `adrp` in the code before `address` sets it.
 fn page_in(text: &impl Text, address: u64, register: u32) -> Option<u64> {
     (1..=BACK).find_map(|back| {
         let at = address.checked_sub(4 * back)?;
@@ -96,14 +97,14 @@ fn page_in(text: &impl Text, address: u64, register: u32) -> Option<u64> {
     })
 }
 
-/// `ldr x, [x, #offset]`: the register that it sets, and where from.
+/// For `ldr x, [x, #offset]`: the register that the instruction sets, and the address of the pointer that it loads.
 fn load(text: &impl Text, address: u64, word: u32) -> Option<(u32, u64)> {
     (word & 0xffc0_0000 == 0xf940_0000).then_some(())?;
     let page = page_in(text, address, field(word, 5))?;
     Some((field(word, 0), page + u64::from(word >> 10 & 0xfff) * 8))
 }
 
-/// The pointer that was loaded into a register before an address.
+/// The address of the pointer that the code before `address` loads into a register.
 fn loaded(text: &impl Text, address: u64, register: u32) -> Option<u64> {
     (1..=BACK).find_map(|back| {
         let at = address.checked_sub(4 * back)?;
@@ -115,13 +116,14 @@ fn loaded(text: &impl Text, address: u64, register: u32) -> Option<u64> {
 /// Where a jump through a register goes.
 fn jump(text: &impl Text, address: u64, register: u32) -> Place {
     let before = address.checked_sub(4).and_then(|at| word(text, at));
-    // add x, x, w, sxtb #2 and the like: from a table of distances.
+    // add x, x, w, sxtb #2 and the like: the target comes from a table of distances.
     if before.is_some_and(|word| word & 0x7fe0_0000 == 0x0b20_0000 && field(word, 0) == register) {
         return Place::Computed;
     }
     loaded(text, address, register).map_or(Place::Register, Place::Pointer)
 }
 
+/// The address that an instruction loads into a register.
 fn takes(text: &impl Text, address: u64, word: u32) -> Option<Place> {
     if word & 0x9f00_0000 == 0x1000_0000 {
         let bytes = signed(word, 5, 19) << 2 | i64::from(word >> 29 & 0b11);
@@ -135,31 +137,32 @@ fn takes(text: &impl Text, address: u64, word: u32) -> Option<Place> {
     load(text, address, word).map(|(_, pointer)| Place::Pointer(pointer))
 }
 
-/// Whether it stores, or may.
+/// Whether an instruction stores to memory, or may do so.
 fn stores(word: u32) -> bool {
     let vector = word >> 26 & 1 == 1;
     if word >> 25 & 0b101 != 0b100 {
         return false;
     }
     match word & 0x3a00_0000 {
-        // A pair
+        // A pair of registers.
         0x2800_0000 => word >> 22 & 1 == 0,
-        // One; with atomic operations, which have bit 21 but for those that take an offset from a register
+        // One register, or an atomic operation. Atomic operations have bit 21 set, and so have accesses whose offset is
+        // in a register.
         0x3800_0000 => {
             let plain = word >> 24 & 1 == 1 || word >> 21 & 1 == 0 || word >> 10 & 0b11 == 0b10;
             !plain || word >> 22 & if vector { 0b01 } else { 0b11 } == 0
         }
-        // Of a literal
+        // A load of a literal.
         0x1800_0000 => false,
         _ => true,
     }
 }
 
-/// What becomes of the stack pointer.
+/// What an instruction does to the stack pointer and the frame pointer.
 fn stack(word: u32) -> Stack {
     let (to, from) = (field(word, 0), field(word, 5));
     let is_access = word >> 25 & 0b101 == 0b100;
-    // Of a pair, with its address moved before or afterwards: by a multiple of its registers' size.
+    // A load or store of a pair that moves the address before or after it, by a multiple of the registers' size.
     if is_access && word & 0x3a80_0000 == 0x2880_0000 && from == SP {
         let vector = word >> 26 & 1 == 1;
         let size = match (vector, word >> 30) {
@@ -169,11 +172,11 @@ fn stack(word: u32) -> Stack {
         };
         return Stack::Grows(-signed(word, 15, 7) * size);
     }
-    // The same with one register: by bytes.
+    // The same with one register, by a number of bytes.
     if is_access && word & 0x3b20_0400 == 0x3800_0400 && from == SP {
         return Stack::Grows(-signed(word, 12, 9));
     }
-    // add and sub with a constant
+    // Add and sub with a constant.
     if word & 0xbf80_0000 == 0x9100_0000 || word & 0xff80_0000 == 0xd100_0000 {
         let shift = if word >> 22 & 1 == 1 { 12 } else { 0 };
         let constant = i64::from(word >> 10 & 0xfff) << shift;
@@ -190,7 +193,7 @@ fn stack(word: u32) -> Stack {
             _ => Stack::Same,
         };
     }
-    // Logic with a constant, and additions of an extended register
+    // Logic with a constant, and additions of an extended register.
     let logic = word & 0x1f80_0000 == 0x1200_0000 && word >> 29 & 0b11 != 0b11;
     let extended = word & 0x3fe0_0000 == 0x0b20_0000;
     match to == SP && (logic || extended) {
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn branches_go_where_they_go() {
+    fn branches_are_decoded_with_their_targets() {
         assert_eq!(flow(&[0x1400_0002]), Flow::Jump(Place::Address(BASE + 8)));
         assert_eq!(flow(&[0x97ff_ffff]), Flow::Call(Place::Address(BASE - 4)));
         // b.eq, cbz, cbnz, tbz, tbnz: back by 4
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_jumps_is_told_from_a_pointer() {
+    fn a_jump_table_is_distinguished_from_a_pointer() {
         // add x1, x1, w2, sxtb #2; br x1
         assert_eq!(
             flow(&[0x8b22_8821, 0xd61f_0020]),
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stack_is_kept_count_of() {
+    fn changes_of_the_stack_pointer_are_tracked() {
         for (word, stack) in [
             (0xa9bc_7bfd, Stack::Grows(64)),     // stp x29, x30, [sp, #-64]!
             (0xa8c4_7bfd, Stack::Grows(-64)),    // ldp x29, x30, [sp], #64
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_writes_elsewhere_writes() {
+    fn only_stores_outside_the_stack_count_as_writes() {
         // str x0, [x1]; stp x0, x1, [x2]; str q0, [x1]; swp x0, x1, [x2]; stxr w3, x0, [x1]; st1 {v0.16b}, [x1]
         for word in [
             0xf900_0020,

@@ -1,4 +1,5 @@
-//! Walks over all instructions of a function that can be reached from its entry, without regard to the stack.
+//! Walks over all instructions that can be reached from a function's entry, and does not track the stack. Finding the
+//! function's returns is left to `walk`.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,15 +11,15 @@ const HELPER_DEPTH: usize = 2;
 
 /// How a walk goes on after an instruction.
 enum Visit {
-    /// Where the instruction leads.
+    /// Go where the instruction leads.
     Follow,
-    /// At the next instruction, whatever this one does.
+    /// Go to the next instruction, whatever this one does.
     Next,
-    /// Nowhere: the walk ends.
+    /// End the whole walk.
     End,
 }
 
-/// Visits each instruction once that is reached from `entry` by jumps and branches. Calls are not followed.
+/// Visits once each instruction that can be reached from `entry` by jumps and branches. Calls are not followed.
 /// At most [`MAX_INSTRUCTIONS`] are visited.
 fn walk(text: &impl Text, entry: u64, mut visit: impl FnMut(u64, &Step) -> Visit) {
     let mut pending = vec![entry];

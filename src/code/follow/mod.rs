@@ -1,11 +1,12 @@
-//! Where a function returns: follows its code from the entry to every `ret` that leaves it. Pure: code in,
-//! addresses out.
+//! Where a function returns: follows the function's code from the entry to every `ret` that leaves it. Pure: takes
+//! code, returns addresses.
 //!
-//! For functions that may throw, which must carry no return probe (the unwinder does not know the kernel's
-//! trampoline), and to see which functions leave all the work to others that are probed. Follows jumps,
-//! also those that leave the function for another one of the same file (tail calls), and not calls. The
-//! stack pointer is followed with them: a `ret` belongs to the function only where it is what it was at the
-//! entry. So what lies behind a call that never returns, which is some other function's code, does no harm.
+//! This is needed for functions that may throw. They must not have a return probe, since the unwinder does not know
+//! the kernel's trampoline. It also shows which functions leave all their work to other probed functions.
+//!
+//! Jumps are followed, also to another function of the same file (tail calls). Calls are not followed. The stack
+//! pointer is tracked along each path: a `ret` belongs to the function only if the stack pointer is the same as at
+//! the entry. The code behind a call that never returns is another function's, and this check ignores its `ret`s.
 
 #[cfg(any(test, target_arch = "aarch64"))]
 mod aarch64;

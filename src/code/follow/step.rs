@@ -1,20 +1,22 @@
-//! What one instruction does, and what is known of the code that it stands in.
+//! The types of following a function: what one instruction does, what is known about the code, and the result.
+//! Decoding is left to the architectures' modules, and following to `walk`.
 
 use std::collections::BTreeSet;
 
-/// A function with more instructions is given up: the operators of known allocators have a few hundred.
+/// A function with more instructions is not followed to its end. The operators of known allocators have a few
+/// hundred.
 pub(super) const MAX_INSTRUCTIONS: usize = 8192;
 
-/// No instruction has more bytes than this.
+/// The most bytes of an instruction.
 pub const LONGEST: usize = 15;
 
-/// The code of a file, and what is known of it.
+/// The code of a file, and what is known about the code.
 pub trait Text {
-    /// The code from an address on, as much of it as an instruction may have; empty outside of the file's code.
+    /// The code from an address on, as many bytes as an instruction may have. Empty outside the file's code.
     fn code<'b>(&self, address: u64, buffer: &'b mut [u8; LONGEST]) -> &'b [u8];
-    /// What the loader puts into the pointer at this address.
+    /// What the loader stores in the pointer at this address.
     fn pointer(&self, address: u64) -> Pointer;
-    /// What is at this address, if it is the entry of a function with a row in the table.
+    /// The function whose entry is at this address, if the table has a row for it.
     fn function(&self, address: u64) -> Option<Probed>;
 }
 
@@ -25,102 +27,109 @@ pub enum Pointer {
     Here(u64),
     /// A function that never returns.
     NeverReturns,
-    /// A function of another file that carries a return probe there.
+    /// A function of another file that has a return probe there.
     Probed,
+    /// Anything else.
     Unknown,
 }
 
-/// What the table says of a function.
+/// What the table says about a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probed {
-    /// It gives out blocks, and its return is probed.
+    /// The function gives out blocks, and has a return probe.
     Allocates,
-    /// The same, and may throw.
+    /// The function gives out blocks and may throw. Its returns are probed one by one.
     MayThrow,
+    /// The function takes blocks back.
     Frees,
 }
 
 /// What following a function found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Followed {
-    /// Addresses of its `ret`s.
+    /// Addresses of the function's `ret`s.
     pub returns: BTreeSet<u64>,
-    /// Addresses of jumps that leave it for code that cannot be followed.
+    /// Addresses of jumps that leave the function for code that cannot be followed.
     pub exits: BTreeSet<u64>,
-    /// Calls of, and jumps to, functions that do the work.
+    /// Addresses of calls and jumps to functions that do the work.
     pub inner: BTreeSet<u64>,
-    /// Other functions of the file that it calls.
+    /// Other functions of the file that the function calls.
     pub callees: BTreeSet<u64>,
-    /// It never returns but by, or after a call of, such a function: that one's probes see all it does.
+    /// Each return of the function is by a jump to, or after a call of, a function that does the work. The probes of
+    /// that other function then see everything.
     pub delegates: bool,
 }
 
 /// Why a function could not be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GaveUp {
-    /// It jumps to an address that it computes.
+    /// The function jumps to an address that it computes.
     ComputedJump,
-    /// It is too long, or not code.
+    /// The function is too long, or is not code.
     TooLong,
 }
 
-/// What an instruction does, as far as it matters here.
+/// The effects of an instruction that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
-    /// The instruction behind it.
+    /// The address of the instruction behind this one.
     pub(super) next: u64,
     pub(super) flow: Flow,
     pub(super) stack: Stack,
-    /// It writes to memory that is not its own stack's.
+    /// Whether the instruction writes to memory outside the function's own stack.
     pub(super) writes: bool,
-    /// It takes an address, or what a pointer at an address holds.
+    /// The address that the instruction loads into a register: given directly, or read from a pointer in memory.
     pub(super) takes: Option<Place>,
 }
 
 /// Where control goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
+    /// To the next instruction.
     On,
-    /// On, from where a jump through a register may land.
+    /// To the next instruction. The instruction is a landing pad: a jump through a register may land on it.
     Pad,
     Call(Place),
     Jump(Place),
-    /// On, or there.
+    /// To the next instruction, or to this address.
     Branch(u64),
     Return,
-    /// Nowhere.
+    /// Nowhere: the path ends here.
     End,
 }
 
-/// Where a call or a jump goes, or an address comes from.
+/// Where a call or a jump goes, or where an address comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
+    /// This address.
     Address(u64),
-    /// To what the loader puts into the pointer at this address.
+    /// The address that the loader stores in the pointer at this address.
     Pointer(u64),
+    /// The address in a register.
     Register,
-    /// By a table of jumps, or in a way that no probe can be on.
+    /// An address from a jump table. Also stands for any jump on which the kernel takes no probe.
     Computed,
 }
 
-/// What becomes of the stack pointer.
+/// What an instruction does to the stack pointer and the frame pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stack {
     Same,
-    /// So many more bytes are on the stack.
+    /// The stack grows by so many bytes; it shrinks if the number is negative.
     Grows(i64),
     /// The frame pointer is set to so many bytes above the stack pointer.
     SetsFrame(i64),
     /// The stack pointer is set to so many bytes above the frame pointer.
     ToFrame(i64),
+    /// The stack pointer becomes unknown.
     Lost,
 }
 
-/// What a function is followed for: which others may do its work.
+/// The work of the function that is followed. It decides which other functions may do that work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     Allocates,
-    /// Frees, and it matters only whether it delegates.
+    /// Frees. It only matters whether the function delegates.
     Frees,
     /// Frees, and may throw.
     FreesAndThrows,

@@ -3,9 +3,9 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::code::follow::step::MAX_INSTRUCTIONS;
 
-/// Code from address 0x1000 on, an allocating function at 0x9000, one that may throw at 0x9100, one that
-/// frees at 0x9200, and pointers at 0x8000 (a function that never returns), 0x8008 (unknown), 0x8010
-/// (0x1100), 0x8018 (probed elsewhere).
+/// A file with code from address 0x1000 on. It has an allocating function at 0x9000, a function that may throw at
+/// 0x9100, and one that frees at 0x9200. It has pointers at 0x8000 (to a function that never returns), 0x8008
+/// (unknown), 0x8010 (to 0x1100) and 0x8018 (to a function that is probed in another file).
 struct Fake(Vec<u8>);
 
 const BASE: u64 = 0x1000;
@@ -70,7 +70,7 @@ fn a_jump_back_to_the_entry_is_seen_through_another_function() {
     };
     assert!(begins_again(&code(BASE), BASE));
     assert!(!begins_again(&code(BASE + 2), BASE));
-    // A call is no jump.
+    // A call is not a jump.
     assert!(!begins_again(&Fake(to(CALL, BASE, BASE)), BASE));
 }
 
@@ -81,7 +81,7 @@ fn returns(code: &[u8]) -> Vec<u64> {
 }
 
 #[test]
-fn both_ways_of_a_jump_come_to_a_return() {
+fn both_ways_of_a_branch_are_followed_to_a_return() {
     // test %rdi,%rdi; je 1f; ret; 1: nop; ret
     assert_eq!(
         returns(&[0x48, 0x85, 0xff, 0x74, 0x01, RET, 0x90, RET]),
@@ -92,7 +92,7 @@ fn both_ways_of_a_jump_come_to_a_return() {
 }
 
 #[test]
-fn a_return_counts_only_with_the_stack_as_at_the_entry() {
+fn a_return_counts_only_with_the_stack_pointer_as_at_the_entry() {
     // push %rbx; sub $16,%rsp; add $16,%rsp; pop %rbx; ret
     let code = [
         PUSH_RBX, 0x48, 0x83, 0xec, 16, 0x48, 0x83, 0xc4, 16, POP_RBX, RET,
@@ -101,7 +101,7 @@ fn a_return_counts_only_with_the_stack_as_at_the_entry() {
     // push %rbp; mov %rsp,%rbp; sub $32,%rsp; leave; ret
     let code = [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 32, 0xc9, RET];
     assert_eq!(returns(&code), [9]);
-    // the same by lea -8(%rbp),%rsp; pop %rbx; pop %rbp
+    // The same with an aligned stack, and back by lea -8(%rbp),%rsp; pop %rbx; pop %rbp; ret
     let code = [
         0x55, 0x48, 0x89, 0xe5, PUSH_RBX, 0x48, 0x83, 0xe4, 0xe0, 0x48, 0x8d, 0x65, 0xf8, POP_RBX,
         0x5d, RET,
@@ -110,13 +110,13 @@ fn a_return_counts_only_with_the_stack_as_at_the_entry() {
 }
 
 #[test]
-fn what_lies_behind_a_call_that_never_returns_is_another_functions() {
+fn code_behind_a_call_that_never_returns_is_not_the_functions() {
     // push %rbx; call somewhere; then another function: push %rbx; pop %rbx; ret
     let mut code = vec![PUSH_RBX];
     code.extend(to(CALL, BASE + 1, 0x7000));
     code.extend([PUSH_RBX, POP_RBX, RET]);
     assert!(returns(&code).is_empty());
-    // By its name it is known not to return: call of a stub, which is at the end.
+    // The called function is known by its name not to return. The call goes to a stub at the end of the code.
     let mut code = to(CALL, BASE, BASE + 6);
     code.push(RET);
     code.extend(to(JMP_POINTER, BASE + 6, 0x8000));
@@ -135,36 +135,36 @@ fn a_tail_call_is_followed_through_its_stub() {
 }
 
 #[test]
-fn a_jump_to_another_file_is_an_exit_where_it_is_made() {
+fn a_jump_to_another_file_is_an_exit_at_the_jump() {
     let mut code = vec![0x90];
     code.extend(to(JMP, BASE + 1, BASE + 6));
     code.extend(to(JMP_POINTER, BASE + 6, 0x8008));
     let found = of(&code).unwrap();
     assert_eq!(found.exits, BTreeSet::from([BASE + 1]));
-    // Allocators there have probes.
+    // The other file's function is probed there, so the jump is not an exit.
     let found = of(&to(JMP_POINTER, BASE, 0x8018)).unwrap();
     assert!(found.exits.is_empty() && !found.delegates);
 }
 
 #[test]
-fn a_jump_through_a_register_goes_to_what_has_its_address_taken() {
+fn a_jump_through_a_register_goes_to_code_whose_address_is_taken() {
     // lea 0x1020(%rip),%rdx; jmp *%rdx
     let mut code = to(&[0x48, 0x8d, 0x15], BASE, BASE + 0x20);
     code.extend([0xff, 0xe2]);
     code.resize(0x20, 0xcc);
     code.push(RET);
     assert_eq!(returns(&code), [0x20]);
-    // Nothing has.
+    // No address is taken.
     let found = of(&[0xff, 0xe2]).unwrap();
     assert_eq!(found.exits, BTreeSet::from([BASE]));
-    // notrack jmp *%rdx: no probe can be there.
+    // notrack jmp *%rdx: the kernel takes no probe there.
     assert_eq!(of(&[0x3e, 0xff, 0xe2]), Err(GaveUp::ComputedJump));
-    // A table of jumps within the function.
+    // A jump table within the function.
     assert_eq!(of(&[PUSH_RBX, 0xff, 0xe2]), Err(GaveUp::ComputedJump));
 }
 
 #[test]
-fn a_function_that_leaves_all_to_another_delegates() {
+fn a_function_that_leaves_all_work_to_another_delegates() {
     // sub $8,%rsp; call malloc; add $8,%rsp; ret
     let mut code = vec![0x48, 0x83, 0xec, 8];
     code.extend(to(CALL, BASE + 4, 0x9000));
@@ -193,10 +193,10 @@ fn a_free_may_look_at_its_argument_before_it_delegates() {
     let mut code = vec![0x48, 0x85, 0xff, 0x75, 0x01, RET];
     code.extend(to(JMP, BASE + 6, 0x9200));
     assert!(frees(&code));
-    // mov %rdi,(%rsi) in place of the test: it keeps the block
+    // mov %rdi,(%rsi) in place of the test: the function stores the block's address.
     code.splice(..3, [0x48, 0x89, 0x3e]);
     assert!(!frees(&code));
-    // What allocates does not free.
+    // A jump to an allocating function is not a free.
     assert!(!frees(&to(JMP, BASE, 0x9000)));
 }
 
@@ -220,7 +220,7 @@ fn calls_are_found_two_levels_down() {
 }
 
 #[test]
-fn code_without_an_end_is_given_up() {
+fn code_without_an_end_is_not_followed() {
     let code = vec![0x90; 2 * MAX_INSTRUCTIONS];
     assert_eq!(of(&code), Err(GaveUp::TooLong));
 }

@@ -1,4 +1,4 @@
-//! Follows a function from its entry to its returns.
+//! Follows a function from its entry to its returns, and tracks the stack pointer on each path.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -12,15 +12,15 @@ use crate::code::follow::step::{
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Path {
     address: u64,
-    /// The jump that it has just come by; 0: none.
+    /// The address of the jump by which the path has just come; 0: none.
     from: u64,
-    /// Bytes on the stack since the entry; unknown behind what aligns it.
+    /// Bytes on the stack since the entry. Unknown after an instruction that aligns the stack pointer.
     depth: Option<i64>,
-    /// The same where the frame pointer was set.
+    /// The same at the place to which the frame pointer points, if the frame pointer was set.
     frame: Option<i64>,
-    /// It has called, or written to memory: more than to look at an argument.
+    /// The path has called a function or written to memory, so it did more than look at an argument.
     acted: bool,
-    /// It has called a function that does the work.
+    /// The path has called a function that does the work.
     handed: bool,
 }
 
@@ -49,11 +49,11 @@ pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, Gave
         computed: Vec::new(),
     };
     walk.run()?;
-    // Each may lead to each: what was made to have thousands of both would take gigabytes.
+    // Each computed jump may go to each taken address. A file with thousands of both would take gigabytes.
     if walk.computed.len() * walk.taken.len() > MAX_INSTRUCTIONS {
         return Err(GaveUp::TooLong);
     }
-    // A jump through a register that leaves the function: to what it was given an address of.
+    // A jump through a register that leaves the function may go to any code whose address the function takes.
     for path in std::mem::take(&mut walk.computed) {
         if walk.taken.is_empty() {
             walk.found.exits.insert(path.from);
@@ -71,31 +71,38 @@ pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, Gave
     Ok(walk.found)
 }
 
+/// The state of following one function.
 struct Walk<'text, T> {
     text: &'text T,
     entry: u64,
+    /// Whether the function's work is to free.
     frees: bool,
-    /// Whether it is only asked if it delegates.
+    /// Whether it only matters if the function delegates.
     frees_alone: bool,
     found: Followed,
+    /// Paths that remain to be followed.
     pending: Vec<Path>,
     seen: HashSet<Path>,
-    /// Code whose address it takes.
+    /// Addresses of code that the function takes.
     taken: BTreeSet<u64>,
-    /// A `ret` has been found that no function which does the work comes before.
+    /// Whether a `ret` was found on a path that did not call a function that does the work.
     own_return: bool,
-    /// Where a register is jumped to with the stack as at the entry.
+    /// The jumps through a register with the stack pointer as at the entry.
     computed: Vec<Path>,
 }
 
-/// Where control goes from an instruction.
+/// How a path goes on after an instruction.
 enum Next {
+    /// At the next instruction.
     On,
+    /// Not at all.
     Stop,
+    /// At this address.
     Jump(u64),
 }
 
 impl<T: Text> Walk<'_, T> {
+    /// Follows the pending paths to their ends.
     fn run(&mut self) -> Result<(), GaveUp> {
         while let Some(mut path) = self.pending.pop() {
             loop {
@@ -106,11 +113,11 @@ impl<T: Text> Walk<'_, T> {
                     return Err(GaveUp::TooLong);
                 }
                 let Some(step) = decode(self.text, path.address) else {
-                    // Not code: what lies behind a call that never returns.
+                    // These bytes are not code, as may be behind a call that never returns.
                     break;
                 };
                 let next = self.step(&step, &mut path)?;
-                // Of a free nothing else is asked.
+                // Its own return shows that the free does not delegate. Nothing else about it matters.
                 if self.frees_alone && self.own_return {
                     return Ok(());
                 }
@@ -129,6 +136,7 @@ impl<T: Text> Walk<'_, T> {
         Ok(())
     }
 
+    /// Takes one instruction on a path.
     fn step(&mut self, step: &Step, path: &mut Path) -> Result<Next, GaveUp> {
         match step.flow {
             Flow::On | Flow::Pad => {
@@ -165,7 +173,7 @@ impl<T: Text> Walk<'_, T> {
             Flow::Return => {
                 if path.depth.is_none_or(|depth| depth == 0) {
                     self.found.returns.insert(path.address);
-                    // A free may look at its argument and return; that takes nobody's work.
+                    // A free may look at its argument and return. Such a path frees nothing, so it does not count.
                     self.own_return |= !path.handed && (path.acted || !self.frees);
                 }
                 Ok(Next::Stop)
@@ -174,7 +182,7 @@ impl<T: Text> Walk<'_, T> {
         }
     }
 
-    /// Whether this function does the work of the one that is followed, and how.
+    /// What the table says about the function at `address`, if that function does the work of the followed one.
     fn does_the_work(&self, address: u64) -> Option<Probed> {
         if address == self.entry {
             return None;
@@ -183,6 +191,7 @@ impl<T: Text> Walk<'_, T> {
         ((probed == Probed::Frees) == self.frees).then_some(probed)
     }
 
+    /// A call of a known address.
     fn call(&mut self, target: u64, path: &mut Path) -> Next {
         let target = match self.through_stub(target) {
             Pointer::Here(target) => target,
@@ -202,17 +211,17 @@ impl<T: Text> Walk<'_, T> {
         Next::On
     }
 
-    /// A jump to a known place; `path.from` is where from.
+    /// A jump to a known address; `path.from` is the address of the jump.
     fn jump(&mut self, target: u64, path: &mut Path) -> Next {
         let as_at_entry = path.depth.is_none_or(|depth| depth == 0);
         if as_at_entry {
             match self.does_the_work(target) {
-                // Its own probes take over.
+                // The probes of that function take over.
                 Some(Probed::Allocates | Probed::Frees) => {
                     self.found.inner.insert(path.from);
                     return Next::Stop;
                 }
-                // It may or may not be left to that one; its returns are wanted in any case.
+                // That function's returns are wanted in any case, whether the followed one delegates or not.
                 Some(Probed::MayThrow) => {
                     self.found.inner.insert(path.from);
                     path.handed = true;
@@ -223,9 +232,10 @@ impl<T: Text> Walk<'_, T> {
         Next::Jump(target)
     }
 
+    /// A jump through a pointer or a register, or with a computed target.
     fn indirect(&mut self, place: Place, path: &mut Path) -> Result<Next, GaveUp> {
         let as_at_entry = path.depth.is_none_or(|depth| depth == 0);
-        // Everybody comes by a stub: what counts is who jumped to it.
+        // All jumps to another file's function share one stub. What counts is the jump that led to the stub.
         if path.from == 0 {
             path.from = path.address;
         }
@@ -233,7 +243,7 @@ impl<T: Text> Walk<'_, T> {
             return Ok(match self.text.pointer(pointer) {
                 Pointer::Here(target) => self.jump(target, path),
                 Pointer::NeverReturns => Next::Stop,
-                // Allocators there take over as those here do.
+                // A probed function of another file takes over, as one of this file does.
                 Pointer::Probed if as_at_entry => {
                     self.own_return |= !path.handed;
                     Next::Stop
@@ -245,7 +255,7 @@ impl<T: Text> Walk<'_, T> {
             });
         }
         if !as_at_entry || place == Place::Computed {
-            // A table of jumps within the function.
+            // A jump table within the function.
             return Err(GaveUp::ComputedJump);
         }
         path.from = path.address;
@@ -253,12 +263,12 @@ impl<T: Text> Walk<'_, T> {
         Ok(Next::Stop)
     }
 
-    /// Through the stub by which a file calls what another one may define.
+    /// Where a call goes, through the stub by which a file calls a function that another file may define.
     fn through_stub(&self, target: u64) -> Pointer {
         stub(self.text, target).map_or(Pointer::Here(target), |pointer| self.text.pointer(pointer))
     }
 
-    /// Notes code whose address is taken: it may be jumped to later.
+    /// Notes the code whose address an instruction takes. A later jump may go there.
     fn take_address(&mut self, place: Option<Place>) {
         let target = match place {
             Some(Place::Address(address)) => Pointer::Here(address),
@@ -274,7 +284,7 @@ impl<T: Text> Walk<'_, T> {
 }
 
 impl Path {
-    /// Keeps count of what an instruction puts on the stack, or takes off.
+    /// Tracks the stack pointer and the frame pointer over an instruction.
     fn moves(&mut self, stack: Stack) {
         match stack {
             Stack::Same => {}

@@ -1,4 +1,4 @@
-//! x86_64's instructions, as far as they matter for where control goes.
+//! Decodes x86_64's instructions as far as control flow and the stack pointer need it.
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
@@ -23,7 +23,7 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
         FlowControl::IndirectCall => Flow::Call(pointer.map_or(Place::Register, Place::Pointer)),
         FlowControl::ConditionalBranch => Flow::Branch(target),
         FlowControl::UnconditionalBranch => Flow::Jump(Place::Address(target)),
-        // As "notrack jmp" is.
+        // A `notrack jmp`, for example, is refused.
         FlowControl::IndirectBranch | FlowControl::Return if refused(code) => {
             Flow::Jump(Place::Computed)
         }
@@ -51,7 +51,7 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
     })
 }
 
-/// The pointer through which the stub at this address jumps, if it is one.
+/// The pointer through which the stub at this address jumps. `None` if the code there is not a stub.
 pub(super) fn stub(text: &impl Text, address: u64) -> Option<u64> {
     let mut step = decode(text, address)?;
     if step.flow == Flow::Pad {

@@ -1,14 +1,15 @@
-//! aarch64: see the module above.
+//! Places probes in aarch64 code. The module above has the rules.
 //!
-//! The kernel simulates branches and `adr`, and steps over all else (`arm_probe_decode_insn` in
-//! arch/arm64/kernel/probes/decode-insn.c). A return probe replaces the return address in x30, at the
-//! probed instruction: nothing before that may have put x30 away, signed it (`paciasp`), or moved the stack
-//! pointer, by which calls are told apart. As most functions begin with `stp x29, x30, [sp, #-N]!`, most probes
-//! stay at the entry.
+//! The kernel simulates branches and `adr`, and single-steps all other instructions (`arm_probe_decode_insn` in
+//! arch/arm64/kernel/probes/decode-insn.c).
 //!
-//! All instructions have 32 bits, and of most it matters only which registers they write; what
-//! is not known here counts as writing all. That takes a page, where a disassembler would take its own crate and then
-//! a page about its operands.
+//! A return probe replaces the return address in x30 at the probed instruction. So no instruction before that may have
+//! saved x30, signed it (`paciasp`), or moved the stack pointer, which tells calls apart. Most functions begin with
+//! `stp x29, x30, [sp, #-N]!`, so most probes stay at the entry.
+//!
+//! All instructions have 32 bits. For most of them only the registers that they write matter. An instruction that is
+//! unknown here counts as writing all registers. This takes a page of code. A disassembler would take its own crate,
+//! and still a page of code about its operands.
 
 use crate::code::placement::place::{Kind, Placement, Reason, WINDOW};
 
@@ -19,11 +20,11 @@ const LINK: Registers = 1 << 30;
 const STACK: Registers = 1 << 31;
 const ALL: Registers = !0;
 
-/// The number of the stack pointer in some places, of a register that is always zero in others.
+/// In some fields this number is the stack pointer. In others it is a register that is always zero.
 const SP_OR_ZERO: u32 = 31;
 
-/// Places a probe in the function that begins `code`. `arguments` are the numbers (from 1) of those that the
-/// program reads. `code` may be the whole function: jumps in it are then seen to land.
+/// Places a probe in the function at the start of `code`. `arguments` are the numbers (from 1) of the arguments that
+/// the probe's program reads. If `code` is the whole function, all its jumps that land near the entry are seen.
 pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     let kept = arguments
         .iter()
@@ -36,7 +37,8 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     let targets: Vec<u64> = words()
         .filter_map(|(at, word)| Some(at.wrapping_add_signed(distance(word)?)))
         .collect();
-    // Where there is none that is simulated: the entry, or the first that has a probe taken at all.
+    // The place if no simulated instruction can be used: the first instruction on which the kernel takes a probe, or
+    // the entry.
     let mut taken = None;
     let stepped = |taken: Option<u64>, reason| {
         let offset = taken.unwrap_or(0);
@@ -76,7 +78,7 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     stepped(taken, Reason::NoneFound)
 }
 
-/// What the instruction that begins `code` is to a probe: itself, and what the kernel does with it.
+/// The instruction at the start of `code`, and what the kernel does with it under a probe.
 pub fn placed_on(code: &[u8]) -> (String, Kind) {
     let Some(bytes) = code.first_chunk() else {
         return (String::new(), Kind::SingleStepped);
@@ -95,7 +97,7 @@ fn word(bytes: &[u8]) -> u32 {
         .fold(0, |word, &byte| word << 8 | u32::from(byte))
 }
 
-/// Its mnemonic where the kernel simulates it, the word otherwise.
+/// The mnemonic if the kernel simulates the instruction, otherwise the instruction's word in hexadecimal.
 fn text(bytes: &[u8; 4]) -> String {
     let word = u32::from_le_bytes(*bytes);
     match simulated(word) {
@@ -104,9 +106,9 @@ fn text(bytes: &[u8; 4]) -> String {
     }
 }
 
-/// The mnemonic of an instruction that every kernel simulates. Newer ones do so with `nop`, too, which is good for
-/// those that begin with it, and no reason to go there. Loads of a literal are refused (before 6.12 they
-/// were simulated, and failed).
+/// The mnemonic of an instruction that every kernel simulates. Newer kernels simulate `nop`, too. That makes a probe
+/// cheaper on a function that begins with `nop`, but is no reason to move a probe to one. Probes on loads of a literal
+/// are refused (before 6.12 they were simulated, and failed).
 fn simulated(word: u32) -> Option<&'static str> {
     Some(match word {
         _ if word & 0xff00_0010 == 0x5400_0000 => "b.cond",
@@ -127,7 +129,7 @@ fn simulated(word: u32) -> Option<&'static str> {
 
 /// How far a jump within the code goes, in bytes.
 fn distance(word: u32) -> Option<i64> {
-    // The field's lowest bit, and how many it has.
+    // The lowest bit of the field, and its number of bits.
     let (low, bits) = match simulated(word)? {
         "b" => (0, 26),
         "b.cond" | "cbz" | "cbnz" => (5, 19),
@@ -138,9 +140,11 @@ fn distance(word: u32) -> Option<i64> {
     Some(i64::from(field.cast_signed() >> (32 - bits)) * 4)
 }
 
-/// Whether a kernel takes no probe on this instruction, or might step over it wrongly: exclusive loads and stores,
-/// which a trap between them undoes, loads of what lies beside the code, writes of the system's registers, and hints
-/// but those that sign or mark.
+/// Whether a kernel refuses a probe on this instruction, or might single-step it wrongly. That holds for:
+/// - exclusive loads and stores, which a trap between them undoes,
+/// - loads of a literal beside the code,
+/// - writes of system registers,
+/// - hints, except those that sign or mark.
 fn refused(word: u32) -> bool {
     leaves(word)
         || word & 0x3f80_0000 == 0x0800_0000
@@ -154,44 +158,46 @@ fn refused(word: u32) -> bool {
             ))
 }
 
-/// Branches that are not simulated (with authentication), exceptions, and what no program has.
+/// Whether an instruction leaves the basic block without being simulated: a branch with authentication, an exception,
+/// or an encoding that no program has.
 fn leaves(word: u32) -> bool {
     let group = word >> 25 & 0b1111;
     (group & 0b1110 == 0b1010 && word >> 24 != 0xd5) || group & 0b1101 == 0
 }
 
-/// The registers that an instruction may change; it is no branch.
+/// The registers that an instruction may change. The instruction must not be a branch.
 fn writes(word: u32) -> Registers {
     let field = |low: u32| word >> low & 0b1_1111;
     let bit = |at: u32| word >> at & 1 == 1;
-    // Number 31 is nothing, or the stack pointer.
+    // Register number 31 is either no register or the stack pointer.
     let or_nothing = |number: u32| match number {
         SP_OR_ZERO => 0,
         _ => 1 << number,
     };
     let or_stack = |number: u32| 1 << number;
     match word >> 25 & 0b1111 {
-        // Data processing, with a constant: additions, their kind for tags, logic, and what has no use for
-        // the stack pointer.
+        // Data processing with a constant: additions, additions of tags, logic, and operations that cannot name the
+        // stack pointer.
         0b1000 | 0b1001 => match word >> 23 & 0b111 {
             0b010 if !bit(29) => or_stack(field(0)),
             0b011 => or_stack(field(0)),
             0b100 if word >> 29 & 0b11 != 0b11 => or_stack(field(0)),
             _ => or_nothing(field(0)),
         },
-        // Hints. Some sign x30, or take the signature off.
+        // Hints. Some of them sign x30, or remove its signature.
         0b1010 | 0b1011 if word & 0xffff_f01f == 0xd503_201f => match word >> 5 & 0x7f {
             7..=15 | 24..=31 | 39.. => ALL,
             _ => 0,
         },
-        // The system's registers.
+        // Accesses of system registers.
         0b1010 | 0b1011 => match bit(21) {
             true => or_nothing(field(0)),
             false => 0,
         },
         // Loads and stores.
         0b0100 | 0b0110 | 0b1100 | 0b1110 => match word & 0x3a00_0000 {
-            // A pair. Bit 23 without bit 24: the address is moved afterwards; with it: before.
+            // A pair of registers. Bit 23 says that the address register is changed, too: after the access if bit 24 is
+            // clear, before it if bit 24 is set.
             0x2800_0000 => {
                 let loaded = match bit(22) && !bit(26) {
                     true => or_nothing(field(0)) | or_nothing(field(10)),
@@ -199,7 +205,8 @@ fn writes(word: u32) -> Registers {
                 };
                 loaded | if bit(23) { or_stack(field(5)) } else { 0 }
             }
-            // One register; with a wide constant, or a register, or an atomic operation, or as for a pair.
+            // One register. The offset is a wide constant or a register, or the instruction is an atomic operation, or
+            // the address register is changed as for a pair.
             0x3800_0000 => {
                 let loaded = match word >> 22 & 0b11 != 0 && !bit(26) {
                     true => or_nothing(field(0)),
@@ -214,26 +221,26 @@ fn writes(word: u32) -> Registers {
                 let others = or_nothing(field(0)) | or_stack(field(5));
                 loaded | if plain { 0 } else { others }
             }
-            // What lies beside the code; or it is only fetched ahead.
+            // A load of a literal beside the code, or only a prefetch of it.
             0x1800_0000 if !bit(24) => match bit(26) || word >> 30 == 0b11 {
                 true => 0,
                 false => or_nothing(field(0)),
             },
             _ => ALL,
         },
-        // Data processing with registers: additions of an extended one may name the stack pointer.
+        // Data processing with registers. Additions of an extended register may name the stack pointer.
         0b0101 | 0b1101 => match word >> 24 & 0b1_1111 {
             0b0_1011 if bit(21) && !bit(29) => or_stack(field(0)),
             _ => or_nothing(field(0)),
         },
-        // Floating point: at the most one of these registers.
+        // Floating point: writes at most one general register.
         0b0111 | 0b1111 => or_nothing(field(0)),
         _ => ALL,
     }
 }
 
-/// x30, if an instruction may read it, to put it where a return probe does not find it: wherever a number of a
-/// register can be.
+/// x30, if an instruction may read it: the instruction could save x30 where a return probe does not find it. Checks
+/// every field that may hold a register number.
 fn reads_link(word: u32) -> Registers {
     let constant = word >> 26 & 0b111 == 0b100;
     let fields = if constant {
@@ -265,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_check_at_the_entry_is_taken() {
+    fn a_null_check_at_the_entry_is_probed() {
         assert_eq!(
             placed(&[CBZ_X0, STP_FRAME], &[1]),
             (0, Kind::Emulated, Reason::Entry)
@@ -273,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_probe_is_taken_on_is_passed_over() {
+    fn instructions_that_the_kernel_refuses_are_skipped() {
         let further = (4, Kind::SingleStepped, Reason::FirstTaken);
         // yield; ldr q0, +8; prfm pldl1keep, +8; msr tpidr_el0, x1
         for word in [0xd503_203f, 0x9c00_0040, 0xd800_0040, 0xd51b_d041] {
@@ -283,21 +290,21 @@ mod tests {
                 "{word:#x}"
             );
         }
-        // dmb ish is taken.
+        // The kernel takes a probe on dmb ish.
         assert_eq!(placed(&[0xd503_3bbf, STP_FRAME], &[1]).0, 0);
-        // One that is simulated is better.
+        // A simulated instruction is better.
         assert_eq!(
             placed(&[0xd503_203f, CBZ_X0], &[1]),
             (4, Kind::Emulated, Reason::FirstEmulated)
         );
-        // The kernel is asked at the entry where there is nothing better. ldxr x1, [x2]; ldr x0, +8
+        // If there is no better place, the entry is tried. ldxr x1, [x2]; ldr x0, +8
         for word in [0xc85f_7c41, 0x5800_0040] {
             assert_eq!(placed(&[word, STP_FRAME], &[1, 2]).0, 0, "{word:#x}");
         }
     }
 
     #[test]
-    fn nothing_beyond_what_makes_a_frame() {
+    fn no_probe_behind_an_instruction_that_makes_a_frame() {
         let kept = (0, Kind::SingleStepped, Reason::RegisterChanges);
         // adrp x23, 0
         assert_eq!(placed(&[STP_FRAME, 0x9000_0017], &[1]), kept);
@@ -314,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_beyond_what_signs_or_saves_the_return_address() {
+    fn no_probe_behind_an_instruction_that_signs_or_saves_the_return_address() {
         let kept = (0, Kind::SingleStepped, Reason::RegisterChanges);
         // paciasp; mov x9, x30; str x30, [x18], #8
         for word in [PACIASP, 0xaa1e_03e9, 0xf800_865e] {
@@ -323,17 +330,17 @@ mod tests {
     }
 
     #[test]
-    fn landing_pads_and_nops_are_passed_over() {
+    fn landing_pads_and_nops_are_skipped() {
         let beyond = (4, Kind::Emulated, Reason::FirstEmulated);
         assert_eq!(placed(&[BTI_C, CBZ_X0], &[1]), beyond);
         assert_eq!(placed(&[NOP, CBZ_X0], &[1]), beyond);
     }
 
     #[test]
-    fn nothing_beyond_a_change_of_an_argument() {
+    fn no_probe_behind_a_change_of_an_argument() {
         let kept = (0, Kind::SingleStepped, Reason::RegisterChanges);
         let beyond = (4, Kind::Emulated, Reason::FirstEmulated);
-        // mul x1, x1, x2, which reallocarray begins with; of its arguments three are read
+        // mul x1, x1, x2: reallocarray begins with it, and three of its arguments are read.
         assert_eq!(placed(&[0x9b02_7c21, CBZ_X0], &[1, 2, 3]), kept);
         assert_eq!(placed(&[0x9b02_7c21, CBZ_X0], &[1]), beyond);
         // mov w0, #12; ldr x0, [x2]; ldp x3, x0, [x2]; mrs x0, tpidr_el0; swp x1, x0, [x2]; ldr x2, [x0], #8
@@ -363,15 +370,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_beyond_what_is_not_known() {
-        // An exclusive load, one of vectors; SVE; a word that is no instruction
+    fn no_probe_behind_an_unknown_instruction() {
+        // An exclusive load, a load of vectors, an SVE instruction, and a word that is not an instruction.
         for word in [0xc85f_7c43, 0x4c40_7043, 0x0420_4021, 0] {
             assert_eq!(placed(&[word, CBZ_X0], &[1]).0, 0, "{word:x}");
         }
     }
 
     #[test]
-    fn nothing_beyond_a_branch_that_is_not_simulated() {
+    fn no_probe_behind_a_branch_that_is_not_simulated() {
         // retaa; svc #0
         for word in [0xd65f_0bff, 0xd400_0001] {
             assert_eq!(
@@ -387,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_where_a_jump_lands() {
+    fn no_probe_where_a_jump_lands() {
         // mov x3, x0; 1: cbz x0, 2f; b 1b; 2: ret; and the same by cbz and tbnz
         for back in [0x17ff_ffff, 0xb4ff_ffe3, 0x3707_ffe3] {
             assert_eq!(
@@ -399,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_where_nothing_is_simulated() {
+    fn code_without_a_simulated_instruction_is_probed_at_the_entry() {
         assert_eq!(
             placed(&[], &[1]),
             (0, Kind::SingleStepped, Reason::NoneFound)
@@ -408,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_is_told() {
+    fn the_instruction_at_a_place_is_told() {
         let told = |word: u32| placed_on(&word.to_le_bytes());
         assert_eq!(told(RET), ("ret".to_owned(), Kind::Emulated));
         assert_eq!(

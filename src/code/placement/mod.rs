@@ -1,13 +1,19 @@
-//! Where in a function a probe goes. Pure: bytes in, offset out.
+//! Where in a function a probe goes. Pure: takes bytes, returns an offset. Finding the functions is left to `find`.
 //!
-//! A uprobe costs what its instruction costs: one that the kernel emulates is done within the trap, any
-//! other is executed out of line under single-step, which is a second trap, and in a virtual machine one
-//! that leaves for the hypervisor. So the probe goes on the first instruction that is emulated, as long as
-//! everything that its program reads (the argument registers, the stack pointer) is then
-//! still what it was at the function's entry, and as long as that instruction runs exactly once a
-//! call: in the entry's own basic block. Some instructions the kernel refuses to probe at all; a function that begins
-//! with one has its probe further on, if it can. Each architecture has a module with `place`, which decides that, and
-//! `placed_on`, which tells what a given place is.
+//! The cost of a uprobe depends on the probed instruction. The kernel emulates some instructions within the trap. It
+//! executes any other one out of line under single-step, which takes a second trap. In a virtual machine that second
+//! trap leaves for the hypervisor.
+//!
+//! So the probe goes on the first emulated instruction, under two conditions:
+//! - Everything that the probe's program reads (the argument registers, the stack pointer) still has its value from the
+//!   function's entry.
+//! - The instruction runs exactly once a call: it is in the entry's own basic block.
+//!
+//! The kernel refuses probes on some instructions. A function that begins with such an instruction is probed further
+//! on, if the conditions allow it.
+//!
+//! Each architecture has a module with two functions. `place` decides where the probe goes. `placed_on` tells which
+//! instruction is at a given place, and what the kernel does with it.
 
 #[cfg(any(test, target_arch = "aarch64"))]
 pub mod aarch64;

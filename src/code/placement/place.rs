@@ -1,16 +1,16 @@
-//! Where a probe sits, and why there.
+//! The result of placing a probe: where it is, and why. Choosing the place is left to the architectures' modules.
 
 use std::fmt;
 
-/// How many bytes from the entry are looked at: emulated instructions come early or not at all.
+/// How many bytes from the entry are searched. Emulated instructions come early or not at all.
 pub const WINDOW: usize = 64;
 
-/// Where a probe goes, and why there.
+/// Where a probe goes, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// Bytes from the function's entry.
     pub offset: u64,
-    /// The instruction there, as `-v` shows it.
+    /// The instruction at that place, as `-v` shows it.
     pub instruction: String,
     pub kind: Kind,
     pub reason: Reason,
@@ -23,34 +23,35 @@ pub enum Kind {
     SingleStepped,
 }
 
-/// Why a probe sits where it does.
+/// Why a probe is where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The entry itself is emulated.
+    /// The instruction at the entry is emulated.
     Entry,
     /// The first emulated instruction of the entry's basic block.
     FirstEmulated,
-    /// The first instruction that the kernel takes a probe on at all, in the entry's basic block, which has none that
-    /// is emulated.
+    /// The first instruction in the entry's basic block on which the kernel takes a probe. The block has no emulated
+    /// instruction that could be used.
     FirstTaken,
-    /// An instruction before the first emulated one changes a register that is read.
+    /// An instruction before the first emulated one changes a register that the probe's program reads.
     RegisterChanges,
     /// The basic block ends before an emulated instruction.
     BlockEnds,
     /// A jump lands between the entry and the first emulated instruction.
     JumpLands,
-    /// No emulated instruction near, or code that does not decode.
+    /// No emulated instruction is near, or the code cannot be decoded.
     NoneFound,
-    /// Not a function's entry: where one that may throw returns.
+    /// Not an entry: a function that may throw returns here.
     Returns,
-    /// Where one that may throw goes to code that could not be followed.
+    /// Not an entry: a function that may throw goes from here to code that could not be followed.
     Leaves,
-    /// A function that may throw and could not be followed: each call is a loss.
+    /// The function may throw, and its code could not be followed. Each of its calls is a loss.
     Unfollowed,
 }
 
 impl Placement {
-    /// Where no emulated instruction will do, for that reason: at the entry, or at the first place that is taken.
+    /// The placement if `reason` rules out every emulated instruction: at the entry, or at the first instruction on
+    /// which the kernel takes a probe.
     pub(super) fn single_stepped(offset: u64, instruction: String, reason: Reason) -> Self {
         Placement {
             offset,
@@ -106,7 +107,7 @@ impl fmt::Display for Placement {
             kind,
             reason,
         } = self;
-        // Where a function returns may lie before it.
+        // A place where the function returns may lie before its entry, so the offset may be negative.
         let offset = offset.cast_signed();
         write!(f, "{offset:+} {instruction} ({kind}): {reason}")
     }

@@ -1,4 +1,4 @@
-//! x86_64: see the module above.
+//! Places probes in x86_64 code. The module above has the rules.
 
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Formatter, GasFormatter, Instruction,
@@ -7,7 +7,7 @@ use iced_x86::{
 
 use crate::code::placement::place::{Kind, Placement, Reason, WINDOW};
 
-/// Registers of the first arguments in the System V calling convention, from 1.
+/// Registers of the first arguments in the System V calling convention, in order. The first argument has number 1.
 const ARGUMENTS: [Register; 6] = [
     Register::RDI,
     Register::RSI,
@@ -17,21 +17,22 @@ const ARGUMENTS: [Register; 6] = [
     Register::R9,
 ];
 
-/// Places a probe in the function that begins `code`. `arguments` are the numbers (from 1) of those
-/// that the program reads. `code` may be the whole function: jumps in it are then seen to land.
+/// Places a probe in the function at the start of `code`. `arguments` are the numbers (from 1) of the arguments that
+/// the probe's program reads. If `code` is the whole function, all its jumps that land near the entry are seen.
 pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     let mut read: Vec<Register> = arguments
         .iter()
         .filter_map(|&n| ARGUMENTS.get(usize::from(n).wrapping_sub(1)).copied())
         .collect();
-    // A return probe replaces the word at the stack pointer; nesting is told by it.
+    // A return probe replaces the word at the stack pointer. The stack pointer also tells nested calls apart.
     read.push(Register::RSP);
 
     let instructions: Vec<Instruction> = Decoder::with_ip(64, code, 0, DecoderOptions::NONE)
         .into_iter()
         .collect();
     let targets: Vec<u64> = instructions.iter().filter_map(branch_target).collect();
-    // Where there is none that is emulated: the entry, or the first that has a probe taken at all.
+    // The place if no emulated instruction can be used: the first instruction on which the kernel takes a probe, or
+    // the entry.
     let mut taken = None;
     let stepped = |taken: Option<&Instruction>, reason| {
         let instruction = taken.or(instructions.first());
@@ -79,7 +80,7 @@ pub fn place(code: &[u8], arguments: &[u8]) -> Placement {
     stepped(taken, Reason::NoneFound)
 }
 
-/// What the instruction that begins `code` is to a probe: itself, in AT&T syntax, and what the kernel does with it.
+/// The instruction at the start of `code`, in AT&T syntax, and what the kernel does with it under a probe.
 pub fn placed_on(code: &[u8]) -> (String, Kind) {
     let instruction = Decoder::with_ip(64, code, 0, DecoderOptions::NONE).decode();
     let kind = match emulated(&instruction, code) {
@@ -89,8 +90,8 @@ pub fn placed_on(code: &[u8]) -> (String, Kind) {
     (text(&instruction), kind)
 }
 
-/// Whether the kernel emulates this instruction under a uprobe: `branch_setup_xol_ops` and
-/// `push_setup_xol_ops` in arch/x86/kernel/uprobes.c.
+/// Whether the kernel emulates this instruction under a uprobe. See `branch_setup_xol_ops` and `push_setup_xol_ops` in
+/// arch/x86/kernel/uprobes.c.
 fn emulated(instruction: &Instruction, code: &[u8]) -> bool {
     let start = instruction.ip() as usize;
     let Some(bytes) = code.get(start..start + instruction.len()) else {
@@ -101,7 +102,7 @@ fn emulated(instruction: &Instruction, code: &[u8]) -> bool {
         [0x50..=0x57] | [0x41, 0x50..=0x57] => true,
         // nop (f3 90 is pause, which is single-stepped)
         [0x90] => instruction.mnemonic() == Mnemonic::Nop,
-        // call, jmp, jcc, relative and with no prefix
+        // relative call, jmp and jcc without a prefix
         [0xe8 | 0xe9, ..] if bytes.len() == 5 => true,
         [0xeb, _] | [0x70..=0x7f, _] => true,
         [0x0f, 0x80..=0x8f, ..] if bytes.len() == 6 => true,
@@ -109,9 +110,9 @@ fn emulated(instruction: &Instruction, code: &[u8]) -> bool {
     }
 }
 
-/// Whether a kernel may take no probe on the instruction that begins `code`: `is_prefix_bad` and the tables in the same
-/// file, which have come to know more from version to version. One that is wrongly said to be refused only has its
-/// probe further on.
+/// Whether a kernel may refuse a probe on the instruction at the start of `code`. See `is_prefix_bad` and the tables in
+/// the same file, which have grown from version to version. If this is wrong for an accepted instruction, the probe is
+/// only further on.
 pub fn refused(code: &[u8]) -> bool {
     let mut bytes = code;
     while let [
@@ -119,7 +120,7 @@ pub fn refused(code: &[u8]) -> bool {
         rest @ ..,
     ] = bytes
     {
-        // Segments (but for fs and gs), which "notrack" is one of, and lock
+        // The segment prefixes except fs and gs (`notrack` is one of them), and lock.
         if matches!(prefix, 0x26 | 0x2e | 0x36 | 0x3e | 0xf0) {
             return true;
         }
@@ -129,12 +130,12 @@ pub fn refused(code: &[u8]) -> bool {
         bytes = rest;
     }
     match bytes {
-        // Of the opcodes with two bytes: for the system, to prefetch, fences
+        // Opcodes with two bytes: system instructions, prefetches, fences.
         [0x0f, second, ..] => matches!(
             second,
             0x00..=0x0d | 0x18 | 0x24..=0x27 | 0x30 | 0x34..=0x3f | 0x78..=0x7d | 0xa6 | 0xa7 | 0xae | 0xb8
         ),
-        // Vector instructions of later kinds, input and output, interrupts, and stopping the processor
+        // Newer vector instructions, input and output, interrupts, and stopping the processor.
         [first, ..] => matches!(
             first,
             0x62 | 0x6c..=0x6f | 0xc4 | 0xc5 | 0xcc..=0xcf | 0xe4..=0xe7 | 0xec..=0xef | 0xf1 | 0xf4 | 0xfa | 0xfb
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_at_the_entry_is_taken() {
+    fn a_push_at_the_entry_is_probed() {
         // push %r12; mov %rdi,%r12
         let code = [0x41, 0x54, 0x49, 0x89, 0xfc];
         assert_eq!(place(&code, &[1]), (0, Kind::Emulated, Reason::Entry));
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn endbr64_is_passed_over() {
+    fn endbr64_is_skipped() {
         // endbr64; push %r15
         let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x41, 0x57];
         assert_eq!(
@@ -194,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_beyond_a_change_of_an_argument() {
+    fn no_probe_behind_a_change_of_an_argument() {
         // mov %rsi,%rdi; push %rbp
         let code = [0x48, 0x89, 0xf7, 0x55];
         assert_eq!(
             place(&code, &[1]),
             (0, Kind::SingleStepped, Reason::RegisterChanges)
         );
-        // the same where the first argument is not read
+        // the same if the first argument is not read
         assert_eq!(
             place(&code, &[2]),
             (3, Kind::Emulated, Reason::FirstEmulated)
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_beyond_a_change_of_the_stack_pointer() {
+    fn no_probe_behind_a_change_of_the_stack_pointer() {
         // sub $0x18,%rsp; push %rbp
         let code = [0x48, 0x83, 0xec, 0x18, 0x55];
         assert_eq!(
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_beyond_a_jump_that_is_not_emulated() {
+    fn no_probe_behind_a_jump_that_is_not_emulated() {
         // jmp *%rax; push %rbp
         assert_eq!(
             place(&[0xff, 0xe0, 0x55], &[1]),
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_where_a_jump_lands() {
+    fn no_probe_where_a_jump_lands() {
         // mov %edi,%eax; [1:] push %rbp; jmp 1b
         let code = [0x89, 0xf8, 0x55, 0xeb, 0xfd];
         assert_eq!(
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_where_nothing_decodes() {
+    fn code_that_cannot_be_decoded_is_probed_at_the_entry() {
         assert_eq!(
             place(&[], &[1]),
             (0, Kind::SingleStepped, Reason::NoneFound)
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_probe_is_taken_on_is_passed_over() {
+    fn instructions_that_the_kernel_refuses_are_skipped() {
         let further = |offset| (offset, Kind::SingleStepped, Reason::FirstTaken);
         // lock addq $1,0x2e87(%rip); ret
         let lock = [0xf0, 0x48, 0x83, 0x05, 0x87, 0x2e, 0, 0, 1, 0xc3];
@@ -265,19 +266,19 @@ mod tests {
             0xc3,
         ];
         assert_eq!(place(&code, &[1]), further(12));
-        // One that is emulated is better: the same, and push %rbp
+        // An emulated instruction is better: the same, and push %rbp
         let pushed = [&lock[..9], &[0x55]].concat();
         assert_eq!(
             place(&pushed, &[1]),
             (9, Kind::Emulated, Reason::FirstEmulated)
         );
-        // The kernel is asked at the entry where there is nothing better. lock xadd %rdi,(%rsi); ret
+        // If there is no better place, the entry is tried. lock xadd %rdi,(%rsi); ret
         let code = [0xf0, 0x48, 0x0f, 0xc1, 0x3e, 0xc3];
         assert_eq!(
             place(&code, &[1]),
             (0, Kind::SingleStepped, Reason::RegisterChanges)
         );
-        // mov %fs:0,%rax is taken
+        // The kernel takes a probe on mov %fs:0,%rax.
         let code = [0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0, 0xc3];
         assert_eq!(place(&code, &[1]).0, 0);
     }
