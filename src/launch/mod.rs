@@ -122,8 +122,9 @@ impl Suspended {
     /// opened before this call.
     ///
     /// Returns when it is known whether the exec worked. If the process is stopped meanwhile, or the exec takes more
-    /// than a second, the command counts as running. An exec that fails after that is an [`Ended::NotExecuted`]. A
-    /// process that was killed before its exec is a [`Running`] that has ended.
+    /// than a second, the command counts as running. An exec that fails after that is a
+    /// [`NotExecuted`](running::Ended::NotExecuted). A process that was killed before its exec is a [`Running`] that
+    /// has ended.
     pub fn release(self, stderr: Stderr) -> std::result::Result<Running, ExecError> {
         let Self {
             mut leash,

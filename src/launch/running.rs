@@ -79,7 +79,7 @@ pub enum Ended {
         signal: u8,
         core: bool,
     },
-    /// The exec failed, but only after [`Suspended::release`] had returned. The command was stopped in between, or its
+    /// The exec failed, but only after `Suspended::release` had returned. The command was stopped in between, or its
     /// file server hung.
     NotExecuted(ExecError),
 }
