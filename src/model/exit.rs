@@ -1,43 +1,43 @@
-//! With what `memleak run` itself ends.
+//! Decides how `memleak run` itself ends.
 //!
-//! A pure decision over how the command ended and what the gate says. Taking it (exiting, dying of a
-//! signal) is for others.
+//! The decision is pure, over the command's end and the gate's verdict. `main` and `launch::signals` carry it out (exit
+//! or die of a signal).
 
 use std::ffi::OsStr;
 
 use crate::model::gate::Verdict;
 
-/// Exit code for what memleak itself could not do, and for a gate that cannot be judged.
+/// Exit code for a failure of memleak itself, and for a gate that cannot be judged.
 pub const TOOL_ERROR: u8 = 125;
-/// Exit code of a command that is there and cannot be executed.
+/// Exit code of a command that exists but cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
-/// Exit code of a command that is not there.
+/// Exit code of a command that does not exist.
 pub const NOT_FOUND: u8 = 127;
-/// Exit code of a failed gate, unless the user chose another.
+/// Default exit code of a failed gate.
 pub const LEAK: u8 = 23;
 
-/// How the command ended, or why it never began.
+/// How the command ended, or why it never ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It exited with this code (0–255).
+    /// The command exited with this code (0–255).
     Exited(u8),
-    /// It died of this signal; `core` if it left a core dump.
+    /// The command died of this signal. `core`: it left a core dump.
     Signaled { signal: u8, core: bool },
     /// The exec failed.
     ExecError(ExecError),
-    /// memleak failed before the command was let go, which therefore never ran.
+    /// memleak failed before it released the command. The command never ran.
     ToolError,
-    /// There was no command: processes were watched until they ended, or somebody asked memleak to stop.
+    /// There was no command: memleak watched processes until they ended, or until a signal asked it to stop.
     Watched,
 }
 
 impl Outcome {
-    /// Whether the command ran, so that there is something to judge.
+    /// Whether the command ran. Only then is there something to judge.
     pub fn ran(self) -> bool {
         matches!(self, Self::Exited(_) | Self::Signaled { .. })
     }
 
-    /// The signal that the command died of, if it did, and whether it left a core dump.
+    /// The signal that killed the command, if any, and whether the command left a core dump.
     pub fn signal(self) -> (Option<u8>, bool) {
         match self {
             Self::Signaled { signal, core } => (Some(signal), core),
@@ -45,7 +45,7 @@ impl Outcome {
         }
     }
 
-    /// The exit code that stands for this outcome; `None` for a signal, which is passed on as one, and where
+    /// The exit code for this outcome. `None` for a signal, because memleak dies of the signal itself, and `None` if
     /// there was no command.
     pub fn code(self) -> Option<u8> {
         match self {
@@ -57,7 +57,7 @@ impl Outcome {
     }
 }
 
-/// Why a command cannot be executed, as far as exit codes tell it apart.
+/// Why a command cannot be executed, as far as exit codes distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecError {
     NotFound,
@@ -65,8 +65,8 @@ pub enum ExecError {
 }
 
 impl ExecError {
-    /// The kind behind an errno of execve. As in env, nohup and timeout, only "no such file" means that
-    /// the command was not found; all else (no permission, a directory, a bad format) means that it was.
+    /// The kind for an errno of execve. As in env, nohup and timeout, only "no such file" means that the command was
+    /// not found. All other errors (no permission, a directory, a bad format) mean that it was found.
     pub fn from_errno(errno: i32) -> Self {
         if errno == libc::ENOENT {
             Self::NotFound
@@ -83,12 +83,12 @@ impl ExecError {
     }
 }
 
-/// What a failed gate does to the exit code.
+/// The effect of a failed gate on the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeakExit {
-    /// The code (1–255: with 0 a failed gate would look like a passed one).
+    /// The code (1–255). With 0, a failed gate would look like a passed one.
     pub code: u8,
-    /// Whether it comes before the command's own non-zero code. It never comes before a signal.
+    /// Whether `code` replaces the command's own non-zero code. It never replaces a signal.
     pub wins: bool,
 }
 
@@ -101,7 +101,7 @@ impl Default for LeakExit {
     }
 }
 
-/// What memleak does at its end.
+/// How memleak ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     Exit(u8),
@@ -110,8 +110,8 @@ pub enum Finish {
 }
 
 impl Finish {
-    /// The exit code, or for a signal the one that stands for it where dying of it does not work (as
-    /// pid 1, or for a signal that memleak cannot die of).
+    /// The exit code. For a signal, the code that stands for it if memleak cannot die of it (as pid 1, or because the
+    /// signal does not kill memleak).
     pub fn code(self) -> u8 {
         match self {
             Self::Exit(code) => code,
@@ -120,10 +120,10 @@ impl Finish {
     }
 }
 
-/// Decides memleak's end. In this order: the command's signal, its own code if that is not 0, the failed
-/// gate, the gate that cannot be judged. `leak.wins` puts the failed gate before the command's code.
-/// `verdict` is `None` where no gate was asked for. A command that never ran has its error's code,
-/// whatever the verdict.
+/// Decides how memleak ends. The first of these counts: the command's signal, the command's own code if that is not 0,
+/// a failed gate, a gate that cannot be judged. With `leak.wins`, a failed gate comes before the command's code.
+/// `verdict` is `None` if the user asked for no gate. For a command that never ran, the code of its error counts,
+/// whatever the verdict is.
 pub fn finish(outcome: Outcome, verdict: Option<Verdict>, leak: LeakExit) -> Finish {
     match outcome {
         Outcome::Signaled { signal, .. } => Finish::Signal(signal),
@@ -140,10 +140,10 @@ pub fn finish(outcome: Outcome, verdict: Option<Verdict>, leak: LeakExit) -> Fin
     }
 }
 
-/// The verdict as far as it counts for memleak's end: not where Slurm would take the node out of service for
-/// one job's leaks, unless `allow_drain`. Slurm does so when slurmd's own prolog or epilog exits with
-/// another code than 0; `slurm_context` is SLURM_SCRIPT_CONTEXT, which says what it runs.
-pub fn that_counts(
+/// The verdict as far as it counts for memleak's end. Without `allow_drain`, a verdict does not count where Slurm would
+/// take the node out of service because of one job's leaks. Slurm does so if slurmd's own prolog or epilog exits with
+/// another code than 0. `slurm_context` is SLURM_SCRIPT_CONTEXT, which names the script that Slurm runs.
+pub fn effective_verdict(
     verdict: Option<Verdict>,
     slurm_context: &OsStr,
     allow_drain: bool,
@@ -169,7 +169,7 @@ mod tests {
     };
 
     #[test]
-    fn every_outcome_verdict_and_option_has_the_end_that_is_promised() {
+    fn every_outcome_verdict_and_option_has_the_promised_end() {
         use Finish::{Exit, Signal};
         let segv = Outcome::Signaled {
             signal: 11,
@@ -177,7 +177,7 @@ mod tests {
         };
         let missing = Outcome::ExecError(ExecError::NotFound);
         let barred = Outcome::ExecError(ExecError::NotExecutable);
-        // One line for each outcome and option; columns: no gate, passed, failed, unknown.
+        // One line for each outcome and option. The columns are: no gate, passed, failed, unknown.
         for (outcome, leak, ends) in [
             (
                 Outcome::Exited(0),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_of_the_command_is_its_own_unless_a_gate_says_otherwise() {
+    fn without_a_failed_gate_every_code_of_the_command_is_kept() {
         for code in 0..=255 {
             for verdict in [None, PASSED] {
                 for leak in [KEEP, WINS] {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exit_code_of_a_failed_gate_is_the_users() {
+    fn the_user_chooses_the_exit_code_of_a_failed_gate() {
         for leak in [
             LeakExit {
                 code: 7,
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn where_slurm_would_drain_the_node_only_the_command_decides() {
+    fn only_the_command_decides_where_slurm_would_drain_the_node() {
         let segv = Outcome::Signaled {
             signal: 11,
             core: false,
@@ -279,7 +279,7 @@ mod tests {
                     .flat_map(|leak| [None, PASSED, FAILED, UNKNOWN].map(|v| (leak, v)))
                 {
                     let end = |allow_drain| {
-                        let counts = that_counts(verdict, OsStr::new(context), allow_drain);
+                        let counts = effective_verdict(verdict, OsStr::new(context), allow_drain);
                         finish(outcome, counts, leak)
                     };
                     let usual = finish(outcome, verdict, leak);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_missing_file_is_a_command_not_found() {
+    fn only_a_missing_file_means_that_the_command_was_not_found() {
         assert_eq!(ExecError::from_errno(libc::ENOENT), ExecError::NotFound);
         for errno in [
             libc::EACCES,
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_that_cannot_be_died_of_becomes_128_and_its_number() {
+    fn the_exit_code_for_a_signal_is_128_plus_its_number() {
         assert_eq!(Finish::Signal(15).code(), 143);
         assert_eq!(Finish::Signal(64).code(), 192);
         assert_eq!(Finish::Exit(3).code(), 3);

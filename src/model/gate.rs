@@ -1,8 +1,8 @@
-//! The leak gate: did any process, or all of them together, leak more than was allowed?
+//! The leak gate: decides whether any process, or all processes together, leaked more than allowed.
 //!
-//! A gate is fed each image as it ends and keeps a few sums, whatever the length of the job. Where
-//! something was lost, a leak is known only within bounds, and a gate passes only where the bounds prove
-//! it. What a verdict does to the exit code is decided in `status`.
+//! A gate takes each image as it ends, and keeps a few sums, however long the job is. If something was lost, a leak is
+//! only known within bounds. A gate only passes if the bounds prove it. The effect of a verdict on the exit code is
+//! decided in `exit`.
 
 use std::fmt;
 
@@ -10,17 +10,17 @@ use crate::model::image::{End, From, Image, Losses};
 use crate::text::escape;
 use crate::text::globs::CommNames;
 
-/// What a gate says. In the order of how much they weigh: of several verdicts the greatest counts.
+/// A verdict of a gate. The verdicts are in ascending order of weight: of several verdicts, the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     Passed,
-    /// Too much was lost to tell.
+    /// Too much was lost to decide.
     Unknown,
     Failed,
 }
 
 impl Verdict {
-    /// As JSON, CSV and the closing line spell it.
+    /// The spelling in JSON, CSV and the closing line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Passed => "passed",
@@ -30,24 +30,24 @@ impl Verdict {
     }
 }
 
-/// Between how many bytes and how many a leak is.
+/// The bounds of a leak, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub lower: u64,
-    /// `None`: no bound is known.
+    /// `None`: no upper bound is known.
     pub upper: Option<u64>,
 }
 
 impl Bounds {
-    /// Nothing leaked, and that is certain.
+    /// Certainly nothing leaked.
     pub const ZERO: Self = Self {
         lower: 0,
         upper: Some(0),
     };
 
-    /// The bounds of what an image leaked. Blocks that were not recorded may have been freed or not; a
-    /// call that never returned, a row that was lost, an allocator that was not seen and a life before
-    /// memleak's may have leaked anything.
+    /// The bounds of an image's leak. Blocks that were not recorded may or may not have been freed. There is no upper
+    /// bound after a call that never returned, with a lost row, with an allocator that was not followed, or if the
+    /// image ran before memleak attached.
     pub fn of(image: &Image) -> Self {
         let lower = image.counters.leaked_bytes;
         let bounded = image.losses.calls_without_return == 0
@@ -60,7 +60,7 @@ impl Bounds {
         }
     }
 
-    /// Whether the leak is known to the byte.
+    /// Whether the leak is known exactly.
     pub fn exact(self) -> bool {
         self.upper == Some(self.lower)
     }
@@ -86,12 +86,12 @@ impl std::ops::AddAssign for Bounds {
     }
 }
 
-/// How much may be leaked, in bytes: more than that fails.
+/// The allowed leaks in bytes. A larger leak fails the gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// By any one process.
+    /// Limit for each single process.
     pub process: Option<u64>,
-    /// By all processes together.
+    /// Limit for all processes together.
     pub total: Option<u64>,
 }
 
@@ -108,17 +108,17 @@ pub struct Gate {
     rows_lost: bool,
 }
 
-/// The process that leaked most of those over the limit.
+/// The process with the largest leak of those over the limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Culprit {
     pub pid: u32,
     pub comm: Vec<u8>,
-    /// What it leaked at least, in bytes.
+    /// Lower bound of its leak, in bytes.
     pub leaked_bytes: u64,
 }
 
 impl Gate {
-    /// A gate over the processes of these names. `None` without a limit.
+    /// A gate over the processes with these names. `None` if there is no limit.
     pub fn new(limits: Limits, names: CommNames) -> Option<Self> {
         if limits == Limits::default() {
             return None;
@@ -135,10 +135,10 @@ impl Gate {
         })
     }
 
-    /// Takes an image into account; the verdict over it alone, or `None` where the limit for one process
-    /// does not apply to it. Images that an exec replaced and ones still running are not judged.
+    /// Takes an image into account. Returns the verdict over this image alone, or `None` if the limit for one process
+    /// does not apply to it. Images that an exec replaced, and images that still run, are not judged.
     pub fn judge(&mut self, image: &Image) -> Option<Verdict> {
-        // Whoever lost a row: what is missing could have been anyone.
+        // Counts for every image, even one that is not judged: the lost row may belong to any process.
         self.rows_lost |= image.losses.rows_lost > 0;
         if matches!(image.end, End::Exec | End::Running) || !self.names.choose(&image.comm) {
             return None;
@@ -165,8 +165,8 @@ impl Gate {
         Some(verdict)
     }
 
-    /// The verdict over everything. `losses` are those that no image carries; `ran` is whether the
-    /// command ran at all: of one that did not, nothing is known.
+    /// The verdict over all images. `losses` are the losses that belong to no image. `ran` says whether the command ran
+    /// at all. If it did not, nothing is known.
     pub fn finish(mut self, losses: Losses, ran: bool) -> Judgement {
         let blind = self.rows_lost || losses != Losses::default() || !ran;
         if blind {
@@ -185,21 +185,21 @@ impl Gate {
     }
 }
 
-/// What a gate found.
+/// The result of a gate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
     pub limits: Limits,
-    /// The verdict of the limit for one process, if there was one.
+    /// The verdict of the limit for one process, if there is such a limit.
     pub process: Option<Verdict>,
-    /// The verdict of the limit for all together, if there was one.
+    /// The verdict of the limit for all processes together, if there is such a limit.
     pub total: Option<Verdict>,
     /// How many processes were judged.
     pub judged: u64,
-    /// How many of them leaked more than the limit for one process, for certain.
+    /// How many of them certainly leaked more than the limit for one process.
     pub over: u64,
-    /// The one that leaked most of those.
+    /// The process with the largest leak of those over the limit.
     pub worst: Option<Culprit>,
-    /// What the judged processes leaked together.
+    /// The leak of all judged processes together.
     pub leaked: Bounds,
 }
 
@@ -214,7 +214,7 @@ impl Judgement {
     }
 }
 
-/// One line without its end, in bytes so that a leak just over the limit looks like one.
+/// One line without a line break. Sizes are in bytes, so that a leak just over the limit is visible as such.
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "gate {}: ", self.verdict().as_str())?;
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn only_more_than_the_limit_fails() {
+    fn only_a_leak_over_the_limit_fails() {
         for (limit, leaked, verdict) in [
             (0, 0, Verdict::Passed),
             (0, 1, Verdict::Failed),
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn one_limit_is_for_each_process_and_the_other_for_their_sum() {
+    fn one_limit_is_for_each_process_and_the_other_for_the_sum() {
         let images = [leaking(600), leaking(600)];
         let passed = judgement(limits(Some(1_000), None), &[], &images);
         assert_eq!(passed.verdict(), Verdict::Passed);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_passes_over_losses_only_where_their_bound_proves_it() {
+    fn with_losses_a_gate_only_passes_if_the_bounds_prove_it() {
         for (leaked, not_recorded, verdict) in [
             (0, 1_000, Verdict::Passed),
             (400, 600, Verdict::Passed),
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_bound_can_fail_a_gate_and_never_pass_it() {
+    fn an_image_without_an_upper_bound_can_fail_a_gate_but_never_pass_it() {
         let spoilers: [fn(&mut Image); 4] = [
             |image| image.losses.calls_without_return = 1,
             |image| image.losses.rows_lost = 1,
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_row_could_have_been_anyones_whoever_lost_it() {
+    fn a_lost_row_makes_the_gate_unknown_even_if_its_image_is_not_judged() {
         for (comm, end) in [
             ("sh", End::Exec),
             ("sh", End::Running),
@@ -421,11 +421,11 @@ mod tests {
     }
 
     #[test]
-    fn what_an_exec_replaced_and_what_still_runs_is_not_judged() {
+    fn replaced_and_running_images_are_not_judged() {
         for end in [End::Exec, End::Running] {
             let mut image = leaking(5_000);
             image.end = end;
-            // Nor do their own blocks that were not recorded make anything unknown.
+            // Their unrecorded blocks do not make the gate unknown either.
             image.losses.blocks_not_recorded = 1;
             image.losses.bytes_not_recorded = 5_000;
             for limits in [limits(Some(0), None), limits(None, Some(0))] {
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn globs_choose_who_is_judged() {
+    fn globs_choose_the_processes_that_are_judged() {
         for (comms, comm, judged) in [
             (&[][..], &b"anything"[..], true),
             (&["my_app"], b"my_app", true),
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_says_over_what_it_was_found() {
+    fn the_text_of_a_verdict_names_what_was_judged() {
         let say = |limits, image: Image| judgement(limits, &[], &[image]).to_string();
         let mut lossy = leaking(1);
         lossy.losses.calls_without_return = 1;
@@ -532,7 +532,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_true_leak_within_the_bounds_a_verdict_that_is_known_is_right(
+        fn a_known_verdict_is_right_for_every_true_leak_within_the_bounds(
             lower in 0..2_000_u64,
             spread in 0..2_000_u64,
             part in 0.0..=1.0_f64,

@@ -1,7 +1,7 @@
-//! One process image: what it allocated, what it never freed, how it ended.
+//! One process image: what it allocated, what it never freed, and how it ended.
 //!
-//! An *image* is what runs in a process between two execs. These are plain values: the kernel counted
-//! them (`bpf/`), `collect` decoded them, `ledger` adds them up, `report` shows them.
+//! An *image* is the program that a process runs between two execs. The types here are plain values. The BPF programs
+//! (`bpf/`) count them, `kernel` decodes them, `ledger` adds them up, and `report` prints them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,20 +9,20 @@ use std::time::Duration;
 /// The life of one process image, complete once the image has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Process id (of the group leader) in memleak's own pid namespace; 0 where it has none there.
+    /// Process id (of the group leader) in memleak's own pid namespace. 0 if the process has no id there.
     pub pid: u32,
-    /// Process id of the parent that started the process, in memleak's own pid namespace; 0 where it
-    /// has none there.
+    /// Process id of the parent that started the process, in memleak's own pid namespace. 0 if the parent has no id
+    /// there.
     pub ppid: u32,
-    /// Real user id, as the initial user namespace sees it.
+    /// Real user id in the initial user namespace.
     pub uid: u32,
-    /// Name of `uid`, where one is known.
+    /// Name of `uid`, if known.
     pub user: Option<String>,
     /// Command name of the group leader (at most 15 bytes, any byte but NUL).
     pub comm: Vec<u8>,
-    /// The path given to execve, made absolute; `None` where unknown.
+    /// The path given to execve, made absolute. `None` if unknown.
     pub exe: Option<PathBuf>,
-    /// Which image of its process this is: execs before it, counted from 0.
+    /// Number of the image within its process, from 0: the number of execs before it.
     pub image: u32,
     pub end: End,
     pub from: From,
@@ -31,22 +31,22 @@ pub struct Image {
     /// When the image ended, since the Unix epoch.
     pub end_time: Duration,
     pub counters: Counters,
-    /// Files with a probed allocator that this image mapped.
+    /// The files with a probed allocator that this image mapped.
     pub allocators: Vec<PathBuf>,
-    /// Why the image, or a part of it, was not followed at all.
+    /// Why the image, or a part of it, was not followed.
     pub uncovered: Option<Uncovered>,
     pub losses: Losses,
 }
 
 impl Image {
-    /// Whether everything the image did with its allocator was counted: nothing lost, an allocator
-    /// known, and there from the image's first instruction.
+    /// Whether all calls of the image's allocator were counted. That is so if nothing was lost, the allocator is known,
+    /// and memleak followed the image from its first instruction.
     pub fn complete(&self) -> bool {
         self.losses.is_empty() && self.uncovered.is_none() && self.from == From::Start
     }
 
-    /// Whether a tool of valgrind's (`…/valgrind/memcheck-amd64-linux`) died of a breakpoint. It translates the
-    /// program's code, a probe's instruction with it.
+    /// Whether a valgrind tool (`…/valgrind/memcheck-amd64-linux`) died of a breakpoint. Valgrind translates the
+    /// program's code, and with it the breakpoint instruction of a probe.
     pub fn died_under_valgrind(&self) -> bool {
         let is_trap =
             matches!(self.end, End::Signaled { signal, .. } if i32::from(signal) == libc::SIGTRAP);
@@ -55,18 +55,18 @@ impl Image {
     }
 }
 
-/// Why calls of an image's allocator were not seen.
+/// Why calls of an image's allocator were not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Uncovered {
-    /// It mapped no file with an allocator that is known.
+    /// The image mapped no file with a known allocator.
     NoAllocator,
-    /// It is a static program without symbols: where its allocator is cannot be told.
+    /// The image is a static program without symbols. The place of its allocator cannot be found.
     NoSymbols,
-    /// It is a 32-bit program.
+    /// The image is a 32-bit program.
     ThirtyTwoBit,
-    /// It went on before a file that it had mapped was examined.
+    /// The image continued before a file that it had mapped was examined.
     Late,
-    /// A file that it had mapped could not be examined.
+    /// A file that the image had mapped could not be examined.
     Unexamined,
 }
 
@@ -77,49 +77,49 @@ pub enum End {
     Exited(u8),
     /// The process died of this signal.
     Signaled { signal: u8, core: bool },
-    /// The image was replaced by an exec; its heap went with it, so it leaks nothing.
+    /// An exec replaced the image. Its heap is gone, so the image leaks nothing.
     Exec,
-    /// Still alive when memleak left.
+    /// The image was still running when memleak ended or printed it.
     Running,
 }
 
-/// Since when an image was counted.
+/// From when on an image was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
     /// From its first instruction.
     Start,
-    /// From the moment memleak attached; the process was there before.
+    /// From the moment memleak attached. The process had started before.
     Attach,
 }
 
-/// What the kernel counted for one image. Sizes are the requested ones, in bytes.
+/// The kernel's counters of one image. Sizes are the requested sizes, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub total_allocs_bytes: u64,
     pub alloc_count: u64,
-    /// Frees of blocks of this heap.
+    /// Number of frees of blocks of this heap.
     pub free_count: u64,
-    /// Bytes never freed. With losses, a lower bound.
+    /// Bytes that were never freed. With losses, a lower bound.
     pub leaked_bytes: u64,
-    /// Blocks never freed. With losses, a lower bound.
+    /// Blocks that were never freed. With losses, a lower bound.
     pub leaked_blocks: u64,
-    /// Highest number of bytes live at one time; `None` where the kernel cannot tell exactly.
+    /// Highest number of live bytes at one time. `None` if the kernel side does not know it exactly.
     pub peak_live_bytes: Option<u64>,
-    /// Calls that returned NULL for want of memory.
+    /// Calls that returned NULL because of missing memory.
     pub failed_allocs: u64,
-    /// Frees of blocks that are not of this heap: inherited over a fork, or from before memleak came.
+    /// Frees of blocks that do not belong to this heap: inherited by a fork, or allocated before memleak attached.
     pub unknown_frees: u64,
 }
 
-/// What could not be counted. All zero: nothing was lost.
+/// The losses: what could not be counted. All zero if nothing was lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
-    /// Blocks allocated while the table of live blocks was full: counted in the totals, but their free
-    /// could not be told apart, so whether they leaked is unknown.
+    /// Blocks that were allocated while the table of live blocks was full. The totals contain them. Their frees could
+    /// not be recognised, so it is unknown whether they leaked.
     pub blocks_not_recorded: u64,
-    /// Bytes of those blocks.
+    /// Total size of these blocks, in bytes.
     pub bytes_not_recorded: u64,
-    /// Calls that entered an allocator and never came back (jumped out of), or whose return was missed.
+    /// Calls of an allocator that never returned (the program jumped out of them), or whose return was missed.
     pub calls_without_return: u64,
     /// Images (rows) that could not be followed or delivered at all.
     pub rows_lost: u64,
@@ -130,7 +130,7 @@ impl Losses {
         *self == Self::default()
     }
 
-    /// How many single things were lost: the number the table shows.
+    /// The number of lost items, as shown in the table.
     pub fn count(&self) -> u64 {
         self.blocks_not_recorded
             .saturating_add(self.calls_without_return)
@@ -138,7 +138,7 @@ impl Losses {
     }
 }
 
-/// Saturating: a sum that does not fit must not end the report.
+/// The sums saturate: an overflow must not end the report.
 impl std::ops::AddAssign for Losses {
     fn add_assign(&mut self, other: Self) {
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
@@ -149,7 +149,7 @@ impl std::ops::AddAssign for Losses {
     }
 }
 
-/// Images for the tests of those who use them.
+/// Images for tests, including those of other modules.
 #[cfg(test)]
 pub(crate) mod samples {
     use proptest::prelude::*;
@@ -183,7 +183,8 @@ pub(crate) mod samples {
         }
     }
 
-    /// Any image, as far as sums and gates look at it: small numbers that meet, and huge ones.
+    /// An arbitrary image, in the fields that sums and gates use. Most numbers are small, so that they meet limits and
+    /// each other. Some are huge.
     pub(crate) fn any_image() -> impl Strategy<Value = Image> {
         let end = prop_oneof![
             any::<u8>().prop_map(End::Exited),

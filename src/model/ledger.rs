@@ -1,7 +1,7 @@
-//! Adds images up: what the whole command allocated, leaked and lost, and what the gate says to it.
+//! Adds up images: what all processes together allocated, leaked and lost, and the gate's verdict.
 //!
-//! Fed each image as its record arrives, the ledger keeps sums and a short list of names, never the
-//! images. The figures of one image are the kernel's and are not questioned here.
+//! The ledger takes each image as its record arrives. It keeps sums and a short list of names, but never the images.
+//! The figures of an image come from the kernel side. The ledger does not check them.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use crate::model::exit::Outcome;
 use crate::model::gate::{Bounds, Gate, Judgement, Verdict};
 use crate::model::image::{End, From, Image, Losses, Uncovered};
 
-/// How many of the processes that still run are named; the rest is counted. A closing line is to be
-/// read.
+/// How many of the processes that still run are named. The others are only counted, so that the closing line stays
+/// readable.
 pub const RUNNING_NAMED: usize = 16;
 
 /// The sums so far.
@@ -29,7 +29,7 @@ pub struct Ledger {
     gate: Option<Gate>,
 }
 
-/// A process that was alive when memleak left.
+/// A process that was still running when memleak ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
     pub pid: u32,
@@ -53,8 +53,8 @@ impl Ledger {
         }
     }
 
-    /// Takes an image into account; returns what the gate's limit for one process says to it, `None`
-    /// where it is not judged by one. Sums saturate.
+    /// Takes an image into account. Returns the verdict of the gate's limit for one process over this image, or `None`
+    /// if there is none. Sums saturate.
     pub fn record(&mut self, image: &Image) -> Option<Verdict> {
         let complete = image.complete();
         self.total_allocs_bytes = self
@@ -72,7 +72,7 @@ impl Ledger {
         }
         match image.end {
             End::Exited(_) | End::Signaled { .. } => self.leaked += Bounds::of(image),
-            // An exec took the heap with it; what still runs may yet free all it has.
+            // The exec has discarded the heap. A running process may still free all its blocks.
             End::Exec => {}
             End::Running => {
                 self.running_count += 1;
@@ -89,7 +89,7 @@ impl Ledger {
 
     /// Closes the sums. `losses` are those that belong to no image.
     pub fn finish(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
-        // The command is itself a process: without any row, its own is missing.
+        // The command is a process, too. If there is no row at all, its row was lost.
         if outcome.ran() && self.processes == 0 && losses.rows_lost == 0 {
             losses.rows_lost = 1;
         }
@@ -114,35 +114,35 @@ impl Ledger {
     }
 }
 
-/// The whole job in one value.
+/// The results of the whole job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     pub outcome: Outcome,
-    /// Processes (pids), running ones among them; not images.
+    /// Number of processes (pids, not images), including those that still run.
     pub processes: u64,
-    /// Those whose last image was counted completely.
+    /// Number of processes whose last image was counted completely.
     pub complete_processes: u64,
-    /// Images of which not every call was seen, by the reason.
+    /// Number of images of which not every call was counted, by reason.
     pub uncovered: BTreeMap<Uncovered, u64>,
-    /// Images that were there before memleak.
+    /// Number of images that started before memleak attached.
     pub attached: u64,
-    /// Bytes allocated by all images, those that an exec replaced and running ones included.
+    /// Bytes that all images allocated, including replaced and running images.
     pub total_allocs_bytes: u64,
-    /// Bytes leaked by the processes that ended.
+    /// Bytes that the ended processes leaked.
     pub leaked: Bounds,
-    /// `None` where no gate was asked for.
+    /// `None` if the user asked for no gate.
     pub gate: Option<Judgement>,
-    /// Whether nothing at all escaped.
+    /// Whether everything was counted.
     pub complete: bool,
     pub losses: Losses,
-    /// The first [`RUNNING_NAMED`] of the processes that still run.
+    /// The first [`RUNNING_NAMED`] processes that still run.
     pub running: Vec<Running>,
-    /// How many more still run.
+    /// How many more processes still run.
     pub unnamed_running: u64,
 }
 
 impl Summary {
-    /// The gate's verdict; `None` where no gate was asked for.
+    /// The gate's verdict. `None` if the user asked for no gate.
     pub fn verdict(&self) -> Option<Verdict> {
         self.gate.as_ref().map(Judgement::verdict)
     }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_keeps_its_allocations_in_the_sum_and_takes_its_leaks_out() {
+    fn the_sums_include_the_allocations_of_a_replaced_image_but_not_its_leaks() {
         let summary = summary(&[leaking(300, End::Exec), leaking(50, End::Exited(0))]);
         assert_eq!(summary.processes, 1);
         assert_eq!(summary.total_allocs_bytes, 20_000);
@@ -194,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn however_many_still_run_only_the_first_are_named() {
+    fn only_the_first_running_processes_are_named() {
         let summary = summary(&vec![leaking(0, End::Running); RUNNING_NAMED + 3]);
         assert_eq!(summary.running.len(), RUNNING_NAMED);
         assert_eq!(summary.unnamed_running, 3);
     }
 
     #[test]
-    fn what_was_not_recorded_bounds_the_leak_and_what_never_returned_unbounds_it() {
+    fn unrecorded_blocks_bound_the_leak_and_calls_without_return_leave_it_unbounded() {
         let mut bounded = leaking(50, End::Exited(0));
         bounded.losses.blocks_not_recorded = 1;
         bounded.losses.bytes_not_recorded = 7;
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_that_belong_to_no_image_make_the_whole_incomplete() {
+    fn losses_that_belong_to_no_image_make_the_summary_incomplete() {
         let mut ledger = Ledger::new(None);
         ledger.record(&image());
         let lost = Losses {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_ran_and_left_no_row_is_a_row_lost_and_its_gate_unknown() {
+    fn a_command_that_ran_without_leaving_a_row_counts_as_a_lost_row() {
         let gate = || {
             Gate::new(
                 Limits {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn each_image_gets_the_verdict_that_is_its_own() {
+    fn each_image_gets_its_own_verdict() {
         let limits = Limits {
             process: Some(100),
             total: Some(1),
@@ -283,7 +283,7 @@ mod tests {
         );
     }
 
-    /// A sum in numbers that cannot overflow, and then saturated: what the ledger's steps must come to.
+    /// A sum that is computed without overflow and saturated at its end. The ledger's sums must be equal to it.
     fn sum(images: &[Image], of: impl Fn(&Image) -> u64) -> u64 {
         let sum: u128 = images.iter().map(|image| u128::from(of(image))).sum();
         u64::try_from(sum).unwrap_or(u64::MAX)
@@ -356,7 +356,7 @@ mod tests {
         }
     }
 
-    /// A process as somebody knows it who saw everything, and as the kernel tells of it.
+    /// A process: what it really did, and what the kernel side reports about it.
     #[derive(Clone, Debug)]
     struct Life {
         images: Vec<Seen>,
@@ -365,9 +365,9 @@ mod tests {
     #[derive(Clone, Debug)]
     struct Seen {
         image: Image,
-        /// What it really leaked.
+        /// The image's true leak in bytes.
         leaked: u64,
-        /// When its record arrived, after those of its process before it.
+        /// Delay of its record after the previous record of the same process.
         after: u32,
     }
 
@@ -415,7 +415,7 @@ mod tests {
         )
     }
 
-    /// The records of all lives in the order in which they arrive: those of one process in theirs.
+    /// The records of all processes in the order of their arrival. The records of one process keep their order.
     fn arriving(lives: &[Life]) -> Vec<Image> {
         let mut records = Vec::new();
         for (pid, life) in (1..).zip(lives) {
@@ -435,7 +435,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_arrives_in_whatever_order_is_never_judged_against_what_really_was(
+        fn a_verdict_never_contradicts_the_true_leaks_in_any_order_of_arrival(
             lives in prop::collection::vec(any_life(), 0..8),
             process in prop::option::of(0..6_000_u64),
             total in prop::option::of(0..20_000_u64),
@@ -462,7 +462,7 @@ mod tests {
                 images().map(|seen| seen.image.counters.total_allocs_bytes).sum::<u64>()
             );
 
-            // Only who ended can have leaked, and only by its last image.
+            // Only processes that have ended can have leaked, and only with their last images.
             let ended = lives.iter().filter(|life| !runs(life)).map(last);
             let ended: Vec<Seen> = ended.collect();
             let leaked: u64 = ended.iter().map(|seen| seen.leaked).sum();

@@ -1,30 +1,30 @@
-//! Processes that still run: how much more they hold than when they were last looked at.
+//! Running processes: how much their memory has grown since they were last shown. `report` prints the result.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::model::image::Image;
 
-/// What runs at one time, those that grew most first.
+/// The running processes at one time, those that grew most first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
-    /// When it was looked at, since the Unix epoch.
+    /// The time of this view, since the Unix epoch.
     pub time: Duration,
-    /// Since when the growth is.
+    /// The time from which the growth is measured, since the Unix epoch.
     pub since: Duration,
     pub rows: Vec<Growing>,
-    /// How many more there are than rows.
+    /// How many more processes there are than rows.
     pub more: usize,
 }
 
-/// A process that runs, and by how many bytes what it holds has grown.
+/// A running process, and the growth of its memory in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Growing {
     pub image: Image,
     pub growth: i64,
 }
 
-/// Remembers what each process held.
+/// Remembers how many bytes each process held at the last view.
 #[derive(Clone, Debug)]
 pub struct Growth {
     since: Duration,
@@ -32,7 +32,7 @@ pub struct Growth {
 }
 
 impl Growth {
-    /// Nobody holds anything, at the beginning.
+    /// At the beginning, every process counts as holding nothing.
     pub fn since(time: Duration) -> Self {
         Self {
             since: time,
@@ -40,8 +40,8 @@ impl Growth {
         }
     }
 
-    /// Ranks what runs, each with a number that stays its own, by how much it has grown since the last call.
-    /// `kept` are shown, at most `top` of them.
+    /// Ranks the running processes by their growth since the last call. Each process comes with a number that
+    /// identifies it in later calls. Only processes that `kept` selects are shown, at most `top` of them.
     pub fn look(
         &mut self,
         time: Duration,
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn who_grew_most_comes_first_and_who_shrank_last() {
+    fn the_process_that_grew_most_comes_first_and_one_that_shrank_last() {
         let mut growth = Growth::since(Duration::from_secs(1));
         let first = look(&mut growth, 6, &[(1, 100), (2, 50), (3, 0)], 10);
         assert_eq!(rows(&first), [(1, 100), (2, 50), (3, 0)]);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_asked_for_are_shown_and_the_others_counted() {
+    fn at_most_top_processes_are_shown_and_the_others_are_counted() {
         let mut growth = Growth::since(Duration::ZERO);
         let live = look(&mut growth, 1, &[(1, 1), (2, 2), (3, 3), (9, 9)], 2);
         assert_eq!(rows(&live), [(3, 3), (2, 2)]);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_shown_is_remembered_all_the_same() {
+    fn a_process_that_is_not_shown_is_remembered_too() {
         let mut growth = Growth::since(Duration::ZERO);
         look(&mut growth, 1, &[(1, 100), (2, 70)], 1);
         let live = look(&mut growth, 2, &[(1, 100), (2, 71)], 1);

@@ -1,4 +1,4 @@
-//! What was counted, added up and judged. Pure: no input, no output, no clock.
+//! Adds up and judges what the kernel counted, and decides the exit code. Pure: no input, no output, no clock.
 
 pub mod exit;
 pub mod gate;

@@ -1,4 +1,5 @@
-//! `memleak run` from beginning to end: launch, probe, release, follow, report.
+//! `memleak run` from beginning to end: launch, probe, release, follow, report. The steps themselves are in `launch`,
+//! `prober`, `pump` and `books`.
 
 use std::time::{Duration, Instant};
 
@@ -19,13 +20,13 @@ use crate::session::books::{Books, say_detours, started};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 
-/// Where Slurm says which of its scripts it runs.
+/// The environment variable in which Slurm says which of its scripts it runs.
 const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";
 
-/// Runs the command and says how memleak is to end.
+/// Runs the command, and returns how memleak must end.
 ///
 /// # Errors
-/// Something failed before the command was released; it has not run.
+/// Something failed before the command was released. The command has not run.
 pub fn run(options: &Run) -> Result<Finish> {
     capabilities::keep_what_is_used()?;
     let user = options
@@ -40,7 +41,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     let switches = options.probing.test.switches();
     let prober = Prober::start(&options.probing, switches, verbose, &command);
     let mut prober = started(prober, verbose)?;
-    // What -v still has to say needs it, too.
+    // The later messages of -v need standard error, too.
     let keep = if report.is_stderr || verbose {
         Stderr::Keep
     } else {
@@ -90,8 +91,8 @@ fn follow(
     }
 }
 
-/// Follows what the command has left behind: to the last end, for as long as `limit` says, or until a
-/// signal asks for the report.
+/// Follows the processes that the command has left behind, until the last one has ended, `limit` is over, or a signal
+/// asks for the report.
 fn wait_all(
     limit: WaitAll,
     command: &mut Running,
@@ -100,8 +101,8 @@ fn wait_all(
     books: &mut Books,
 ) {
     let began = Instant::now();
-    // Each row that comes wakes us, that of the last process too; the tick is for a last process that
-    // could not be given a row.
+    // Each row wakes memleak, including the row of the last process. The tick is for a last process for which there was
+    // no row left.
     while !prober.collector.everyone_has_ended() {
         let rest = match limit {
             WaitAll::Unlimited => TICK,
@@ -120,7 +121,7 @@ fn wait_all(
     }
 }
 
-/// Waits for something to happen, at most `timeout`, and does what is to be done about it.
+/// Waits for an event, at most for `timeout`, and handles it.
 fn turn(
     timeout: Duration,
     command: &mut Running,
@@ -132,7 +133,7 @@ fn turn(
     turn.failures.iter().for_each(|error| books.fail(error));
     let collector = &mut prober.collector;
     let events = signals.dispatch(command, &mut collector.signals_seen());
-    // Whatever of the tree had ended before the command did is in the ring by now.
+    // The ring now has the rows of all images of the tree that ended before the command did.
     match collector.take_ended() {
         Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
         Err(error) => books.fail(&error),
@@ -142,7 +143,7 @@ fn turn(
         Vec::new()
     });
     let ended = |event: &Event| matches!(event, Event::Ended(_));
-    // Nobody should wait for memleak's end because of it.
+    // No sweep after the command's end: it would delay memleak's own end.
     if !events.iter().any(ended)
         && let Err(error) = collector.sweep_if_due()
     {
@@ -151,12 +152,12 @@ fn turn(
     events
 }
 
-/// Closes the books over the command's end, and decides memleak's own.
+/// Closes the books after the command's end, and decides how memleak ends.
 fn close(books: Books, losses: Losses, outcome: Outcome, gate: &GateArgs) -> Finish {
     let verdict = books.close(losses, outcome).verdict();
     let leak = gate.leak_exit();
     let context = std::env::var_os(SLURM_CONTEXT).unwrap_or_default();
-    let counts = exit::that_counts(verdict, &context, gate.allow_drain);
+    let counts = exit::effective_verdict(verdict, &context, gate.allow_drain);
     let finish = exit::finish(outcome, counts, leak);
     if finish != exit::finish(outcome, verdict, leak) {
         say(&format!(

@@ -1,19 +1,19 @@
-//! Names from the kernel as text.
+//! Turns names from the kernel into safe text.
 //!
-//! A command name or a path is any bytes: it may hold an escape sequence that would repaint a terminal,
-//! a line break that would forge a row, or no UTF-8 at all. Everything that shows one goes through here.
+//! A command name or a path can consist of any bytes. It may contain an escape sequence that would repaint a terminal,
+//! a line break that would forge a row, or bytes that are not UTF-8. All code that prints a name uses this module.
 
 use std::borrow::Cow;
 
-/// Whether a character may be printed as it is: not a control or format character (escape sequences,
-/// bidirectional overrides, zero-width ones), and not one that melts into the character before it.
+/// Whether a character may be printed unchanged. That is so if it is not a control or format character (escape
+/// sequences, bidirectional overrides, zero-width characters), and does not combine with the character before it.
 pub fn is_printable(c: char) -> bool {
-    // `escape_debug` knows Unicode's tables; quotes and the backslash it escapes for other reasons.
+    // `escape_debug` knows Unicode's tables. It escapes quotes and the backslash only for the syntax of Rust.
     matches!(c, '\'' | '"' | '\\') || c.escape_debug().len() == 1
 }
 
-/// The bytes as text for a reader that can carry any text (JSON): UTF-8 stays as it is. Where it is not
-/// UTF-8, each byte in the way becomes `\xNN`, and, in such a name only, a backslash becomes `\\`.
+/// The bytes as text for a format that can contain any text (JSON). UTF-8 stays unchanged. In a name that is not UTF-8,
+/// each invalid byte becomes `\xNN`, and each backslash becomes `\\`.
 pub fn text(bytes: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(bytes) {
         return Cow::Borrowed(text);
@@ -26,9 +26,9 @@ pub fn text(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The bytes as one line of printable text (tables, CSV, messages), different for different bytes: a
-/// byte that is not UTF-8 or not printable ASCII becomes `\xNN`, another character that is not printable
-/// `\u{N}`, a backslash `\\`, and a space at either end, where padding would hide it, `\x20`.
+/// The bytes as one line of printable text (tables, CSV, messages). Different bytes give different texts. A byte that
+/// is not UTF-8 or not printable ASCII becomes `\xNN`. Any other character that is not printable becomes `\u{N}`. A
+/// backslash becomes `\\`. A space at the beginning or at the end becomes `\x20`, because padding would hide it.
 pub fn escaped(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     let mut at = 0;
@@ -50,8 +50,8 @@ pub fn escaped(bytes: &[u8]) -> String {
     shown
 }
 
-/// A message as one line that no terminal acts on, whatever was put into it as it was (a path, an argument). What is
-/// printable stays, and a tab.
+/// A message as one line on which no terminal acts, even if it contains an unescaped path or argument. Printable
+/// characters and tabs stay unchanged.
 pub fn line(message: &str) -> String {
     let mut shown = String::with_capacity(message.len());
     for c in message.chars() {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ordinary_names_are_shown_as_they_are() {
+    fn ordinary_names_are_shown_unchanged() {
         for name in [
             "python3",
             "Web Content",
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_act_on_is_spelled_out() {
+    fn characters_on_which_a_terminal_would_act_are_escaped() {
         for (name, shown) in [
             (&b"\x1b[2J"[..], r"\x1b[2J"),
             (b"a\nb\tc\0", r"a\x0ab\x09c\x00"),
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_one_line_and_what_is_escaped_in_it_stays() {
+    fn a_message_becomes_one_line_and_its_own_escapes_stay() {
         assert_eq!(
             line("cannot read /a\x1b[2J\nmemleak: forged\u{9b}: \\x1b, 'größe'\t1"),
             r"cannot read /a\x1b[2J\x0amemleak: forged\u{9b}: \x1b, 'größe'".to_owned() + "\t1"
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn text_changes_only_names_that_are_not_utf8() {
+    fn text_only_changes_names_that_are_not_utf8() {
         assert_eq!(text(br"\xff"), r"\xff");
         assert_eq!(text(b"\x1b[2J"), "\u{1b}[2J");
         assert_eq!(text(b"a\\\xff"), r"a\\\xff");
     }
 
-    /// Undoes `escaped`; that it can be undone is why two names are never shown alike.
+    /// Reverses `escaped`. Because this is possible, two different names never look the same.
     fn unescaped(shown: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut rest = shown;

@@ -1,4 +1,4 @@
-//! Command names: the patterns that choose processes by them.
+//! Patterns of command names, by which processes are chosen.
 
 use std::str::FromStr;
 
@@ -10,8 +10,8 @@ use crate::text::escape;
 /// The longest command name that the kernel keeps, in bytes (`TASK_COMM_LEN` less its NUL).
 const COMM_MAX: usize = 15;
 
-/// A pattern of command names, as `--gate-comm` and `--comm` take it: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`, and a
-/// leading `!` to exclude what matches. A name that is not UTF-8 is matched as JSON shows it.
+/// A pattern of command names for `--gate-comm` and `--comm`: `*`, `?`, `[abc]`, `[a-z]`, `[!abc]`. A leading `!`
+/// excludes the names that match. A name that is not UTF-8 is matched in the form that JSON shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommGlob {
     exclude: bool,
@@ -19,7 +19,7 @@ pub struct CommGlob {
 }
 
 impl CommGlob {
-    /// Whether it excludes the names that it matches.
+    /// Whether the pattern excludes the names that match it.
     pub fn excludes(&self) -> bool {
         self.exclude
     }
@@ -38,7 +38,7 @@ impl CommGlob {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum GlobError {
     #[error(
-        "the pattern is empty: write a command name, * and ? in it if need be, ! before it to exclude"
+        "the pattern is empty: write a command name; * and ? are wildcards, a leading ! excludes"
     )]
     Empty,
     #[error(
@@ -69,8 +69,8 @@ impl FromStr for CommGlob {
             glob: glob.to_owned(),
             reason: error.msg,
         })?;
-        // A gate that waits for a name that cannot be would pass for ever. Patterns with brackets or
-        // with the escapes of a name that is not UTF-8 are longer than what they match: not judged.
+        // A gate over a name that no process can have would always pass. Patterns with brackets, or with the escapes of
+        // a name that is not UTF-8, are longer than the names that match them. Their length is not checked.
         let shortest = wanted.bytes().filter(|byte| *byte != b'*').count();
         if shortest > COMM_MAX && !wanted.contains(['[', '\\', '?']) {
             let whole = (0..=COMM_MAX)
@@ -87,8 +87,8 @@ impl FromStr for CommGlob {
     }
 }
 
-/// A choice of command names: those that one of the including patterns matches (all, if there is none),
-/// without those that an excluding one matches.
+/// A choice of command names: all names that match an including pattern (every name, if there is no such pattern),
+/// except those that match an excluding pattern.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommNames {
     globs: Vec<CommGlob>,
@@ -99,7 +99,7 @@ impl CommNames {
         Self { globs }
     }
 
-    /// Whether a command name is among them.
+    /// Whether a command name is chosen.
     pub fn choose(&self, comm: &[u8]) -> bool {
         let mut including = self.globs.iter().filter(|glob| !glob.exclude).peekable();
         let mut excluding = self.globs.iter().filter(|glob| glob.exclude);
@@ -107,7 +107,7 @@ impl CommNames {
         included && !excluding.any(|glob| glob.matches(comm))
     }
 
-    /// The patterns, in the order in which they were given.
+    /// The patterns, in the order of the command line.
     pub fn globs(&self) -> &[CommGlob] {
         &self.globs
     }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_that_can_match_no_command_name_is_refused_with_one_that_can() {
+    fn a_pattern_that_can_match_no_command_name_is_refused_with_a_shorter_one() {
         let error = |glob: &str| glob.parse::<CommGlob>().unwrap_err().to_string();
         assert!("fifteen_bytes__".parse::<CommGlob>().is_ok());
         assert!("*fifteen_bytes__*".parse::<CommGlob>().is_ok());
@@ -129,7 +129,7 @@ mod tests {
              try 'my_very_long_pr*'"
         );
         assert!(error("!my_very_long_program").ends_with("try '!my_very_long_pr*'"));
-        // Cut before a character, never within one.
+        // The shorter pattern is cut between characters.
         assert!(error("fourteen_bytesüü").ends_with("try 'fourteen_bytes*'"));
         for glob in ["", "!"] {
             assert_eq!(glob.parse::<CommGlob>(), Err(GlobError::Empty));

@@ -1,4 +1,4 @@
-//! Text for people: escaped names, sizes, patterns. Pure.
+//! Text for people: escaped names, sizes, patterns of names, names of signals. Pure.
 
 pub mod escape;
 pub mod globs;

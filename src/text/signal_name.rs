@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use libc::c_int;
 
-/// First real-time signal that programs may use: the C library keeps the two below it for itself.
+/// The first real-time signal for programs. The C library reserves the two signals below it for itself.
 const SIGRTMIN: u8 = 34;
 
 const SIGRTMAX: u8 = 64;
 
-/// A signal's name (`SIGSEGV`, `SIGRTMIN+3`), or `SIG` and its number where it has none.
+/// A signal's name (`SIGSEGV`, `SIGRTMIN+3`), or `SIG` and its number if it has no name.
 pub fn signal_name(signal: u8) -> Cow<'static, str> {
     match signal_hook::low_level::signal_name(c_int::from(signal)) {
         Some(name) => Cow::Borrowed(name),

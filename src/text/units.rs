@@ -1,14 +1,14 @@
-//! Sizes as people write and read them.
+//! Sizes in the form that people write and read.
 //!
-//! Sizes on the command line become bytes here, and bytes become the megabytes of the `_MB` columns.
-//! Integers only: a table, a gate and JSON must agree to the byte.
+//! Turns sizes of the command line into bytes, and bytes into the megabytes of the `_MB` columns. Only uses integers,
+//! because the table, the gate and JSON must agree to the byte.
 
 use thiserror::Error;
 
 use crate::text::escape;
 
-/// Every unit that a size may carry, with its bytes. Names are exact: `M` or `mb` could be meant either
-/// way, so they are refused rather than guessed.
+/// Every unit of a size, with its number of bytes. Names are exact. `M` or `mb` can mean a power of 1000 or of 1024, so
+/// they are refused.
 const UNITS: [(&str, u64); 11] = [
     ("", 1),
     ("B", 1),
@@ -40,12 +40,11 @@ pub enum SizeError {
     TooLarge(String),
 }
 
-/// Reads a size: a whole decimal number followed, without a space, by nothing or a unit. The result is
-/// in bytes.
+/// Reads a size: a whole decimal number, and after it, without a space, a unit or nothing. The result is in bytes.
 ///
 /// # Errors
-/// [`SizeError::Unparsable`] if the text has another form, [`SizeError::TooLarge`] if the size does not
-/// fit 64 bits.
+/// [`SizeError::Unparsable`] if the text has another form, [`SizeError::TooLarge`] if the size does not fit into
+/// 64 bits.
 pub fn parse_size(size: &str) -> Result<u64, SizeError> {
     let digits = size.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = size.split_at(digits);
@@ -53,7 +52,7 @@ pub fn parse_size(size: &str) -> Result<u64, SizeError> {
     let (false, Some((_, bytes))) = (number.is_empty(), bytes) else {
         return Err(SizeError::Unparsable(size.to_owned()));
     };
-    // Only digits are left, so the parse can fail for one reason: too many of them.
+    // The number only has digits, so the parse fails only if there are too many of them.
     number
         .parse::<u64>()
         .ok()
@@ -61,7 +60,7 @@ pub fn parse_size(size: &str) -> Result<u64, SizeError> {
         .ok_or_else(|| SizeError::TooLarge(size.to_owned()))
 }
 
-/// Bytes as megabytes (10^6 bytes) with three decimals, rounded to the nearest, halves up.
+/// Bytes as megabytes (10^6 bytes) with three decimals, rounded to the nearest value. Halves are rounded up.
 pub fn megabytes(bytes: u64) -> String {
     let thousands = bytes / 1_000 + u64::from(bytes % 1_000 >= 500);
     format!("{}.{:03}", thousands / 1_000, thousands % 1_000)
@@ -96,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_meant_two_ways_is_refused() {
+    fn an_ambiguous_or_malformed_size_is_refused() {
         for size in [
             "", "MB", "-1", "+1", "1.5MB", "1e6", "1 MB", " 1", "1 ", "1M", "1K", "1mb", "1kiB",
             "1Mb", "0x10", "1_000", "1MBs", "٣", "1\u{b5}B",
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_text_and_the_forms_in_one_harmless_line() {
+    fn an_error_names_the_text_and_the_valid_forms_in_one_escaped_line() {
         let error = parse_size("1\u{1b}[31m\n").unwrap_err().to_string();
         assert!(
             error.starts_with(r"'1\x1b[31m\x0a' is not a size"),
@@ -170,7 +169,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_the_parser_panic_or_accept_what_does_not_begin_with_a_digit(size: String) {
+        fn the_parser_never_panics_and_only_accepts_texts_that_begin_with_a_digit(size: String) {
             if parse_size(&size).is_ok() {
                 prop_assert!(size.starts_with(|c: char| c.is_ascii_digit()));
             }
@@ -183,7 +182,7 @@ mod tests {
             prop_assert_eq!(decimals.len(), 3);
             let back = whole.parse::<u128>().unwrap() * 1_000_000
                 + decimals.parse::<u128>().unwrap() * 1_000;
-            // Halves go up: the shown value is more than 500 below never, 500 above at most.
+            // Halves are rounded up: the value is at most 500 below the shown value, and less than 500 above it.
             let (low, high) = (back.saturating_sub(500), back + 499);
             prop_assert!((low..=high).contains(&u128::from(bytes)), "{} for {}", shown, bytes);
         }
