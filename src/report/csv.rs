@@ -1,14 +1,14 @@
 //! CSV: the fields of JSON in one table, for spreadsheets and data frames.
 //!
-//! One header, then a row for every image and one for the summary, told apart by the column `type`:
-//! whoever adds a column up filters by it. `losses` and `gate` are flattened (`losses_rows_lost`,
-//! `gate_verdict`); what a row has not, or JSON has as null, is an empty field. Names are escaped as in
-//! the table, since CSV has no escapes of its own; `allocators` are joined by `:` (one in a path is
-//! `\x3a`).
+//! The report is one header, a row for every image, and a row for the summary. The column `type` tells images and the
+//! summary apart: a sum over a column must filter by it. `losses` and `gate` are flattened (`losses_rows_lost`,
+//! `gate_verdict`). A value that a row does not have, or that is null in JSON, is an empty field. Names are escaped as
+//! in the table, because CSV has no escapes of its own. `allocators` are joined by `:`. A `:` in a path is written as
+//! `\x3a`.
 //!
-//! A spreadsheet takes a field that begins with `=`, `+`, `-` or `@` for a formula, and anyone may name
-//! a process so: such a name gets a `'` before it, as does one that begins with `'`, so that whoever
-//! takes one leading `'` off has the name again.
+//! Spreadsheets treat a field that begins with `=`, `+`, `-` or `@` as a formula, and any user can give a process such
+//! a name. Such a name gets a `'` in front. A name that begins with `'` also gets one. So a reader gets every name back
+//! by removing one leading `'`.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -76,7 +76,7 @@ impl Csv {
     }
 }
 
-/// The header is the names of these fields, in this order.
+/// A row. The header consists of the names of these fields, in this order.
 #[derive(Default, Serialize)]
 struct Row {
     schema: &'static str,
@@ -200,8 +200,8 @@ fn path(path: &Path) -> String {
     escape::escaped(path.as_os_str().as_bytes()).replace(':', r"\x3a")
 }
 
-/// Keeps a spreadsheet from taking a name for a formula. (A tab or a carriage return, which some take
-/// off before they look, is escaped already.)
+/// Prevents a spreadsheet from treating a name as a formula. Some spreadsheets remove a leading tab or carriage return
+/// first, but these are escaped already.
 fn inert(name: String) -> String {
     if name.starts_with(['=', '+', '-', '@', '\'']) {
         format!("'{name}")
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_a_spreadsheet_would_run_is_quoted_and_no_other() {
+    fn only_names_that_a_spreadsheet_would_run_are_quoted() {
         for (plain, shown) in [
             ("=1+1", "'=1+1"),
             ("+1", "'+1"),

@@ -1,8 +1,9 @@
-//! Where the report goes: the file that `-o` names, or standard output or error.
+//! Opens the destination of the report: the file that `-o` names, standard output, or standard error. The report itself
+//! is written by `Report`.
 //!
-//! The file is opened with the rights of the user who called memleak, under sudo the one who called sudo:
-//! a name in a directory that others write to, such as /tmp, may be a link that one of them put there. And what an
-//! environment variable puts into the name is part of one: it leads to no other directory.
+//! The file is opened with the rights of the user who called memleak, or under sudo of the user who called sudo. The
+//! reason: in a directory that other users can write to, such as /tmp, the name may be a link that another user has put
+//! there. For the same reason, the value of an environment variable in the name must not lead to another directory.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -21,30 +22,30 @@ use crate::os::inherited::{self, Inherited};
 /// An open destination.
 pub struct Output {
     pub writer: Box<dyn Write + Send>,
-    /// Whether it is a terminal, so that colour may be of use.
+    /// Whether the destination is a terminal, which can show colour.
     pub terminal: bool,
-    /// What messages call it.
+    /// The name of the destination in messages.
     pub name: String,
-    /// Whether it is memleak's standard error.
+    /// Whether the destination is memleak's standard error.
     pub is_stderr: bool,
 }
 
-/// Where a report goes without `-o`.
+/// The destination of a report without `-o`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standard {
     Output,
     Error,
 }
 
-/// Whether `NO_COLOR` asks for none (no-color.org): set, and not empty.
+/// Whether `NO_COLOR` forbids colour (no-color.org), that is, whether it is set and not empty.
 pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// Opens the file that `-o` names, or what a report goes to without it. To be called while there is one thread.
+/// Opens the file that `-o` names, or the standard destination without `-o`. Call it while memleak has one thread.
 ///
 /// # Errors
-/// The name's `%` parts make no sense, or the user may not create or write the file.
+/// The name has an invalid `%` part, or the user may not create or write the file.
 pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
     let Some(pattern) = file else {
         return Ok(match standard {
@@ -78,14 +79,14 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
 
 fn create(path: &Path) -> Result<File> {
     let open = || -> io::Result<File> {
-        // A terminal that is written to must not become ours. A FIFO that nobody reads must not hold us up:
-        // anybody may have put it there.
+        // O_NOCTTY: a terminal must not become memleak's controlling terminal. O_NONBLOCK: a FIFO without a reader
+        // must not block memleak, because another user may have put it there.
         let mut options = File::options();
         options.write(true).create(true).truncate(true);
         let file = options
             .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
             .open(path)?;
-        // What is opened is written to as anything is.
+        // The open file is then written to without O_NONBLOCK.
         let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
         fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
         Ok(file)
@@ -102,7 +103,7 @@ fn create(path: &Path) -> Result<File> {
     }
 }
 
-/// The descriptor that a path stands for.
+/// The number of the descriptor that a path names, if it names one.
 fn descriptor(path: &Path) -> Option<RawFd> {
     match path.as_os_str().as_bytes() {
         b"/dev/stdout" => Some(libc::STDOUT_FILENO),
@@ -116,17 +117,17 @@ fn descriptor(path: &Path) -> Option<RawFd> {
     }
 }
 
-/// The caller's own descriptor, as shells and awk have it, and not its file opened again: that would cut
-/// off what the command writes there, fail for a socket, and for a terminal that sudo made, which is root's.
+/// Duplicates the caller's own descriptor, as shells and awk do. Opening its file again would truncate what the command
+/// writes there. It would also fail for a socket, and for a terminal that sudo has made, since that belongs to root.
 fn duplicate(fd: RawFd) -> Result<File> {
     let closed = || anyhow!("descriptor {fd} is not open for writing");
     if fd < 0 || Inherited::get()?.was_closed(fd) {
         return Err(closed());
     }
-    // SAFETY: only borrowed for the calls below, the first of which tells whether it is open at all.
+    // SAFETY: the descriptor is only borrowed for the calls below. The first call finds out whether it is open.
     let caller = unsafe { BorrowedFd::borrow_raw(fd) };
     let flag = |command| fcntl(caller, command).map_err(|_| closed());
-    // What is close-on-exec is ours: it did not come through our own exec.
+    // A close-on-exec descriptor is memleak's own: it cannot have passed memleak's exec.
     let is_ours = flag(FcntlArg::F_GETFD)? & FdFlag::FD_CLOEXEC.bits() != 0;
     if is_ours || flag(FcntlArg::F_GETFL)? & libc::O_ACCMODE == libc::O_RDONLY {
         return Err(closed());
@@ -134,9 +135,10 @@ fn duplicate(fd: RawFd) -> Result<File> {
     Ok(caller.try_clone_to_owned()?.into())
 }
 
-/// Puts in what the `%` parts of a file name stand for: `%p` memleak's pid, `%h` the host's name, `%q{VAR}` an
-/// environment variable, `%%` a percent sign. A variable is a path only where the name begins with it (`%q{HOME}/…`):
-/// elsewhere whoever sets it, the user whose job an administrator's prolog reports on, would choose the directory.
+/// Replaces the `%` parts of a file name: `%p` by memleak's pid, `%h` by the host's name, `%q{VAR}` by an environment
+/// variable, `%%` by a percent sign. A variable may only be a path if the name begins with it (`%q{HOME}/…`). At other
+/// places, the user who sets the variable would choose the directory. An example is the user whose job an
+/// administrator's prolog reports on.
 fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Result<PathBuf> {
     let mut out = Vec::new();
     let whole = pattern.as_os_str().as_bytes();
@@ -156,7 +158,7 @@ fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Resu
             }
             [b'h', ..] => {
                 let host =
-                    nix::unistd::gethostname().context("cannot tell the host's name for %h")?;
+                    nix::unistd::gethostname().context("cannot get the host's name for %h")?;
                 out.extend(host.as_bytes());
                 1
             }
@@ -173,7 +175,7 @@ fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Resu
                     );
                 };
                 let value = value.as_bytes();
-                // Up to here nothing but its own percent sign has been read.
+                // Whether the name begins with this variable: only its percent sign has been read so far.
                 let begins = rest.len() + 1 == whole.len();
                 leads_away |= !begins && value.contains(&b'/');
                 climbs += if begins { ups(value) } else { 0 };
@@ -191,15 +193,15 @@ fn expand(pattern: &Path, variable: impl Fn(&OsStr) -> Option<OsString>) -> Resu
     let path = PathBuf::from(OsString::from_vec(out));
     ensure!(
         !leads_away && ups(path.as_os_str().as_bytes()) <= climbs,
-        "-o {}: it comes to {}, as a variable in it leads to another directory; one that is a path must stand at \
-         the beginning",
+        "-o {}: a variable in it leads to another directory, as the name becomes {}; a variable that is a path must \
+         stand at the beginning",
         pattern.display(),
         path.display()
     );
     Ok(path)
 }
 
-/// How often a path goes up.
+/// How many `..` a path has.
 fn ups(path: &[u8]) -> usize {
     let parts = path.split(|&byte| byte == b'/');
     parts.filter(|part| *part == b"..").count()
@@ -246,12 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_name_stays() {
+    fn a_plain_name_stays_as_it_is() {
         assert_eq!(expanded("dir/report.json").unwrap(), "dir/report.json");
     }
 
     #[test]
-    fn percent_parts_are_put_in() {
+    fn percent_parts_are_replaced_by_their_values() {
         let pid = std::process::id();
         assert_eq!(
             expanded("%q{JOB}.%p-100%%").unwrap(),
@@ -261,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_descriptors_are_known() {
+    fn paths_of_descriptors_are_recognised() {
         for (path, fd) in [
             ("/dev/stdout", Some(1)),
             ("/dev/stderr", Some(2)),
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_told() {
+    fn the_error_names_the_invalid_percent_part() {
         for (pattern, word) in [
             ("%x", "after %"),
             ("a%", "after %"),

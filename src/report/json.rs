@@ -1,9 +1,8 @@
-//! JSON lines, schema `memleak/1`: for programs.
+//! JSON lines for programs, with the schema `memleak/1`.
 //!
-//! Bytes are bytes, times are seconds since the Unix epoch, to the microsecond. A name that is UTF-8 is
-//! that very name; characters that a terminal would act on are written as `\uXXXX`, which to a JSON
-//! reader is the same string. Of a name that is not UTF-8, the bytes in the way become the text `\xNN`
-//! (and its own backslashes `\\`).
+//! Sizes are in bytes. Times are in seconds since the Unix epoch, with microseconds. A UTF-8 name is kept as it is.
+//! Characters on which a terminal would act are written as `\uXXXX`, which is the same string for a JSON reader. In a
+//! name that is not UTF-8, each invalid byte becomes the text `\xNN`, and each backslash becomes `\\`.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -56,7 +55,7 @@ impl Render for Json {
     }
 }
 
-/// The order of the fields is the schema's.
+/// The order of the fields is that of the schema.
 #[derive(Serialize)]
 struct ProcessLine<'a> {
     schema: &'static str,
@@ -172,8 +171,8 @@ impl SummaryLine {
     }
 }
 
-/// `limit_bytes` is always there, null if only a total was limited; `total_limit_bytes` only with such a
-/// limit. The verdict is that of both.
+/// `limit_bytes` is always present, and is null if only the total is limited. `total_limit_bytes` is only present with
+/// such a limit. The verdict is that of both limits together.
 #[derive(Serialize)]
 struct GateObject {
     limit_bytes: Option<u64>,
@@ -192,7 +191,7 @@ impl GateObject {
     }
 }
 
-/// Only what is not zero.
+/// Only losses that are not zero are written.
 #[derive(Serialize)]
 struct LossesObject {
     #[serde(skip_serializing_if = "is_zero")]
@@ -265,7 +264,7 @@ pub(super) fn outcome_name(outcome: Outcome) -> Option<&'static str> {
     })
 }
 
-/// Seconds with microseconds: as much as a double holds for a time of these centuries.
+/// Seconds with microseconds. A double is not more precise for the times of these centuries.
 pub(super) fn seconds(time: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "exact up to the year 2255")]
     let micros = time.as_micros() as f64;
@@ -281,8 +280,8 @@ fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Compact JSON whose strings hold no character that a terminal would act on. serde_json itself escapes
-/// only those below U+0020, and U+009B begins an escape sequence too.
+/// Writes compact JSON whose strings contain no character on which a terminal would act. serde_json itself only escapes
+/// characters below U+0020, but U+009B also begins an escape sequence.
 struct Harmless;
 
 impl Formatter for Harmless {

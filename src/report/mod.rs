@@ -1,8 +1,8 @@
 //! Shows images and the summary: as a table, as JSON lines or as CSV.
 //!
-//! A renderer turns one value into the bytes of whole lines, and knows nothing of where they go;
-//! [`Report`] writes them, each row in one write and as it happens. Where the report goes, whether that
-//! is a terminal, and what a failed write means are the caller's.
+//! A renderer turns a value into the bytes of whole lines, and does not know where they go. [`Report`] writes the
+//! lines. Each row is one write, and is written at once. `destination` opens the place where the report goes. The
+//! caller says whether that is a terminal, and decides what a failed write means.
 
 use std::io::{self, Write};
 
@@ -23,7 +23,7 @@ mod render;
 
 pub use render::{Format, Options, SCHEMA, Verbosity, Window};
 
-/// A report on its way to where the user wants it.
+/// A report that is being written to its destination.
 pub struct Report {
     verbosity: Verbosity,
     render: Box<dyn Render>,
@@ -44,11 +44,11 @@ impl Report {
         }
     }
 
-    /// Reports one image; `verdict` is what [`Ledger::record`](crate::model::ledger::Ledger::record) returned
-    /// for it.
+    /// Reports one image. `verdict` is the result of [`Ledger::record`](crate::model::ledger::Ledger::record) for this
+    /// image.
     ///
     /// # Errors
-    /// What the writer says. The row is lost, later calls try again.
+    /// The write fails. The row is lost. Later calls try to write again.
     pub fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<()> {
         if self.verbosity == Verbosity::Quiet {
             return Ok(());
@@ -57,10 +57,10 @@ impl Report {
         self.write(&lines)
     }
 
-    /// Reports who has ended in a window.
+    /// Reports the images that have ended in a window.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The write fails.
     pub fn window(&mut self, window: &Window) -> io::Result<()> {
         if self.verbosity == Verbosity::Quiet {
             return Ok(());
@@ -69,10 +69,10 @@ impl Report {
         self.write(&lines)
     }
 
-    /// Reports what runs.
+    /// Reports the running processes.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The write fails.
     pub fn live(&mut self, live: &Live) -> io::Result<()> {
         if self.verbosity == Verbosity::Quiet {
             return Ok(());
@@ -81,10 +81,10 @@ impl Report {
         self.write(&lines)
     }
 
-    /// Reports the end.
+    /// Reports the summary, at the end of the session.
     ///
     /// # Errors
-    /// What the writer says.
+    /// The write fails.
     pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
         let alarming = matches!(summary.verdict(), Some(Verdict::Failed | Verdict::Unknown));
         if self.verbosity == Verbosity::Quiet && !alarming {

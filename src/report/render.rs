@@ -1,4 +1,5 @@
-//! What every output format needs: how much it shows, and what it is given to show.
+//! The interface of the output formats, and the options that they share. The formats themselves are in `table`, `json`
+//! and `csv`.
 
 use std::io;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 
-/// The name and version of what JSON and CSV say.
+/// Name and version of the schema of JSON and CSV.
 pub const SCHEMA: &str = "memleak/1";
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -36,7 +37,7 @@ pub enum Verbosity {
 }
 
 impl Verbosity {
-    /// By `-q` and `-v`.
+    /// The verbosity that `-q` and `-v` ask for.
     pub fn of(quiet: bool, verbose: bool) -> Self {
         match (quiet, verbose) {
             (true, _) => Self::Quiet,
@@ -46,16 +47,17 @@ impl Verbosity {
     }
 }
 
+/// The look of a report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub verbosity: Verbosity,
-    /// Whether the table may use colour: what is over a gate in red.
+    /// Whether the table may use colour. Rows over a gate's limit are red.
     pub color: bool,
-    /// Whether the table of what runs takes the place of the one before, as a terminal can show it.
+    /// Whether a table of running processes replaces the previous one. Only a terminal can show that.
     pub refresh: bool,
 }
 
-/// Who has ended from one time to another, since the Unix epoch.
+/// The images that have ended in a window. `start` and `end` are times since the Unix epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     pub start: Duration,
@@ -63,16 +65,16 @@ pub struct Window {
     pub images: Vec<Image>,
 }
 
-/// Turns values into whole lines; empty where a format has nothing to say to a value.
+/// Turns values into whole lines. The result is empty if a format prints nothing for a value.
 pub(super) trait Render: Send {
-    /// `verdict` is what the gate's limit for one process says to the image.
+    /// `verdict` is the verdict of the gate's limit for one process over this image.
     fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>>;
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>>;
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
     fn live(&mut self, live: &Live) -> io::Result<Vec<u8>>;
 }
 
-/// How JSON and CSV spell an end.
+/// The spelling of an end in JSON and CSV.
 pub(super) fn end_name(end: End) -> &'static str {
     match end {
         End::Exited(_) => "exited",

@@ -1,4 +1,4 @@
-//! The table, for people (and for awk: one row a line, columns split by spaces).
+//! The table, for people and for awk: one row per line, columns separated by spaces.
 
 use std::io;
 use std::time::Duration;
@@ -16,9 +16,8 @@ use crate::text::escape;
 use crate::text::signal_name::signal_name;
 use crate::text::units::megabytes;
 
-/// Every column and how wide it is at least. The first six are fixed, names and order; a longer value
-/// widens its own row. Later rows are not known when the header is written, so no column ever depends
-/// on what the rows hold.
+/// The columns with their minimum widths. Names and order of the first six are fixed. A longer value only widens its
+/// own row. Later rows are not known when the header is written, so no column depends on the contents of the rows.
 const COLUMNS: [(&str, u16); 8] = [
     UID,
     USER,
@@ -30,10 +29,10 @@ const COLUMNS: [(&str, u16); 8] = [
     NOTE,
 ];
 
-/// The columns of a window. The note has no heading where nobody has one.
+/// The columns of a window. NOTE has no heading if no row has a note.
 const WINDOW_COLUMNS: [(&str, u16); 7] = [UID, USER, PID, COMM, TOTAL, ("MEM_LEAK_MB", 11), NOTE];
 
-/// The columns of what runs.
+/// The columns of the running processes.
 const LIVE_COLUMNS: [(&str, u16); 9] = [
     UID,
     USER,
@@ -53,22 +52,22 @@ const COMM: (&str, u16) = ("COMM", 16);
 const TOTAL: (&str, u16) = ("TOTAL_ALLOCS_MB", 15);
 const NOTE: (&str, u16) = ("NOTE", 0);
 
-/// A command name may be empty; a cell may not, or the columns of its row would shift. A lone `\0` is
-/// what no other name is shown as.
+/// Shown for an empty command name. An empty cell would shift the columns of its row. No other name is shown as a lone
+/// `\0`.
 const EMPTY_NAME: &str = r"\0";
 
 const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Lets a terminal cut lines off, or break them again.
+/// Makes a terminal cut long lines off, and wrap them again.
 pub(super) const NO_WRAP: &str = "\x1b[?7l";
 pub(super) const WRAP: &str = "\x1b[?7h";
 
 pub(super) struct Table {
     options: Options,
     began: bool,
-    /// Lines of what runs that are to be replaced.
+    /// Number of lines on the terminal that the next output replaces.
     drawn: usize,
 }
 
@@ -81,7 +80,7 @@ impl Table {
         }
     }
 
-    /// What takes the lines that are to be replaced off the terminal.
+    /// The escape sequence that erases the lines to be replaced. Empty if there are none.
     fn erased(&mut self) -> String {
         match std::mem::take(&mut self.drawn) {
             0 => String::new(),
@@ -115,7 +114,7 @@ impl Render for Table {
             lines.push_str(&row(COLUMNS, names(COLUMNS)));
             lines.push('\n');
         }
-        let [uid, user, pid, comm, total] = who(image);
+        let [uid, user, pid, comm, total] = first_cells(image);
         let leaked = megabytes(image.counters.leaked_bytes);
         let cells = [
             uid,
@@ -134,13 +133,13 @@ impl Render for Table {
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
-        // Nothing ran: the error that was printed says all there is to say.
+        // The command never ran. The error that memleak printed is sufficient.
         if matches!(summary.outcome, Outcome::ExecError(_) | Outcome::ToolError)
             && summary.processes == 0
         {
             return Ok(Vec::new());
         }
-        // Nobody asked for more than the windows.
+        // A watch only prints its windows.
         if summary.outcome == Outcome::Watched {
             return Ok(Vec::new());
         }
@@ -177,7 +176,7 @@ impl Render for Table {
             note.clear();
         }
         let rows = images.iter().map(|image| {
-            let [uid, user, pid, comm, total] = who(image);
+            let [uid, user, pid, comm, total] = first_cells(image);
             let leaked = megabytes(image.counters.leaked_bytes);
             [uid, user, pid, comm, total, leaked, note(image)]
         });
@@ -195,7 +194,7 @@ impl Render for Table {
             live.since.as_secs()
         );
         let rows = live.rows.iter().map(|Growing { image, growth }| {
-            let [uid, user, pid, comm, total] = who(image);
+            let [uid, user, pid, comm, total] = first_cells(image);
             let held = megabytes(image.counters.leaked_bytes);
             let sign = if *growth < 0 { "-" } else { "" };
             let growth = format!("{sign}{}", megabytes(growth.unsigned_abs()));
@@ -219,7 +218,7 @@ impl Render for Table {
     }
 }
 
-/// What the closing line says, without colours, however the report looks.
+/// The closing line without colours. It does not depend on the report's format.
 pub fn closing_line(summary: &Summary) -> String {
     clauses(summary, summary.gate.as_ref().map(ToString::to_string)).join("; ")
 }
@@ -236,8 +235,8 @@ fn names<const N: usize>(columns: [(&str, u16); N]) -> [String; N] {
     columns.map(|(name, _)| name.to_owned())
 }
 
-/// The columns that every table begins with.
-fn who(image: &Image) -> [String; 5] {
+/// The cells of the columns with which every table begins.
+fn first_cells(image: &Image) -> [String; 5] {
     let user = image.user.as_ref();
     [
         image.uid.to_string(),
@@ -253,14 +252,14 @@ fn row<const N: usize>(columns: [(&str, u16); N], cells: [String; N]) -> String 
     table.load_style(NOTHING);
     table.add_row(cells);
     for (column, (_, width)) in table.column_iter_mut().zip(columns) {
-        // The space between columns is padding, and a constraint counts the padding too.
+        // The space between columns is padding. A constraint includes the padding.
         column.set_padding((0, 1));
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
     }
     table.trim_fmt()
 }
 
-/// The two largest units of a time: `12s`, `3m12s`, `4h05m`, `2d03h`.
+/// A time in its two largest units: `12s`, `3m12s`, `4h05m`, `2d03h`.
 fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
@@ -334,7 +333,7 @@ fn sums(summary: &Summary) -> String {
     format!("{processes}, {allocated} MB allocated, {leaked} MB leaked")
 }
 
-/// What was lost, and what to do about it where something can be done.
+/// The losses, with remedies where something can be done.
 fn lost(summary: &Summary) -> Option<String> {
     if summary.complete {
         return None;

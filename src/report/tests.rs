@@ -10,7 +10,7 @@ use crate::model::live::Growing;
 use crate::report::table::{NO_WRAP, WRAP};
 use crate::report::*;
 
-/// Remembers every write, and can be told to fail as a pipe without a reader does.
+/// Remembers every write. With `broken`, fails like a pipe without a reader.
 #[derive(Clone, Default)]
 struct Sink {
     writes: Arc<Mutex<Vec<String>>>,
@@ -32,7 +32,7 @@ impl Write for Sink {
     }
 }
 
-/// One report by hand: what can happen to an image, and what a hostile one can be called.
+/// A report made by hand: all that can happen to an image, and names that a hostile process can choose.
 fn images() -> Vec<Image> {
     let named = |pid, comm: &[u8]| {
         let mut image = image();
@@ -191,7 +191,7 @@ fn a_quiet_report_of_a_failed_gate() {
 }
 
 #[test]
-fn colour_marks_the_row_over_the_gate_and_the_verdict_only() {
+fn colour_only_marks_the_row_over_the_limit_and_the_verdict() {
     let shown = |gate| {
         let images = &images()[1..3];
         writes(Format::Table, options(NORMAL, true), gate, images, EXITED_2).concat()
@@ -211,7 +211,7 @@ fn colour_marks_the_row_over_the_gate_and_the_verdict_only() {
 }
 
 #[test]
-fn the_header_and_the_first_columns_are_the_promised_ones() {
+fn the_header_and_the_first_columns_are_those_of_the_contract() {
     let table = whole(Format::Table, NORMAL);
     assert!(
         table.starts_with("UID      USER         PID    COMM             TOTAL_ALLOCS_MB MEM_LEAK_MB EXIT      NOTE\n"),
@@ -226,7 +226,7 @@ fn the_header_and_the_first_columns_are_the_promised_ones() {
 }
 
 #[test]
-fn every_row_is_one_write_when_it_happens_and_the_first_brings_the_header() {
+fn every_row_is_one_write_and_the_first_one_contains_the_header() {
     for format in [Format::Table, Format::Json, Format::Csv] {
         let images = &images()[1..5];
         let writes = writes(format, options(NORMAL, false), None, images, EXITED_2);
@@ -240,7 +240,7 @@ fn every_row_is_one_write_when_it_happens_and_the_first_brings_the_header() {
 }
 
 #[test]
-fn nothing_a_terminal_would_act_on_is_sent_in_any_format() {
+fn no_format_sends_a_character_on_which_a_terminal_would_act() {
     for format in [Format::Table, Format::Json, Format::Csv] {
         let report = whole(format, Verbosity::Verbose);
         let sent = report
@@ -259,7 +259,7 @@ fn no_line_of_a_table_ends_in_a_blank() {
 }
 
 #[test]
-fn json_is_read_back_as_what_was_meant() {
+fn a_json_reader_gets_the_values_of_the_images_back() {
     let report = whole(Format::Json, NORMAL);
     let lines: Vec<serde_json::Value> = report
         .lines()
@@ -286,7 +286,7 @@ fn json_is_read_back_as_what_was_meant() {
 }
 
 #[test]
-fn a_json_line_has_the_fields_of_the_schema_in_their_order() {
+fn a_json_line_has_the_fields_of_the_schema_in_order() {
     let mut sample = image();
     sample.counters.free_count = 3_433;
     sample.counters.leaked_bytes = 440_807;
@@ -323,7 +323,7 @@ fn a_json_line_has_the_fields_of_the_schema_in_their_order() {
 }
 
 #[test]
-fn the_gate_of_a_summary_has_the_limits_that_were_asked_for() {
+fn the_gate_of_a_summary_has_the_limits_of_the_command_line() {
     for (gate, json, csv) in [
         (gate(None, None), r#""gate":null"#, ",,,,,1"),
         (
@@ -389,12 +389,12 @@ fn every_outcome_has_its_code_or_signal_in_the_summary() {
 }
 
 #[test]
-fn csv_has_as_many_fields_in_every_row_and_gives_names_back() {
+fn all_rows_of_csv_have_the_same_number_of_fields_and_names_can_be_recovered() {
     let report = whole(Format::Csv, NORMAL);
     let mut reader = ::csv::Reader::from_reader(report.as_bytes());
     let headers = reader.headers().unwrap().clone();
     let at = |name: &str| headers.iter().position(|header| header == name).unwrap();
-    // The reader refuses rows of another length.
+    // The reader refuses rows with another number of fields.
     let rows: Vec<_> = reader.records().map(Result::unwrap).collect();
     assert_eq!(rows.len(), images().len() + 1);
     for row in &rows {
@@ -423,7 +423,7 @@ fn csv_has_as_many_fields_in_every_row_and_gives_names_back() {
 }
 
 #[test]
-fn json_and_csv_tell_the_same_about_every_process() {
+fn json_and_csv_have_the_same_values_for_every_process() {
     let json = whole(Format::Json, NORMAL);
     let csv = whole(Format::Csv, NORMAL);
     let mut reader = ::csv::Reader::from_reader(csv.as_bytes());
@@ -451,7 +451,7 @@ fn json_and_csv_tell_the_same_about_every_process() {
                         assert_eq!(field(&format!("{name}_{inner_name}")), value);
                     }
                 }
-                // Escaped in CSV: other tests look at them.
+                // These are escaped in CSV. Other tests check them.
                 serde_json::Value::String(_) | serde_json::Value::Array(_) => _ = field(name),
             }
         }
@@ -490,7 +490,7 @@ fn quiet_is_silent_unless_the_gate_failed_or_is_unknown() {
 }
 
 #[test]
-fn a_closing_line_says_no_more_than_is_known() {
+fn a_closing_line_only_says_what_is_known() {
     let closing = |image: Image| {
         writes(
             Format::Table,
@@ -533,7 +533,7 @@ fn a_table_of_a_command_that_never_ran_is_empty() {
 }
 
 #[test]
-fn a_reader_that_went_away_is_told_to_the_caller() {
+fn the_caller_gets_the_error_if_the_reader_has_closed_its_end() {
     for format in [Format::Table, Format::Json, Format::Csv] {
         let broken = Sink {
             broken: true,
@@ -548,7 +548,7 @@ fn a_reader_that_went_away_is_told_to_the_caller() {
     }
 }
 
-// ---- windows, and what runs ------------------------------------------------------------------------------
+// ---- windows and running processes ----------------------------------------------------------------------
 
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -581,7 +581,7 @@ fn live() -> Live {
     }
 }
 
-/// What a report of two windows, with what runs after each, writes.
+/// The writes of a report of four windows, each followed by the running processes.
 fn watched(format: Format, options: Options) -> Vec<String> {
     let sink = Sink::default();
     let mut report = Report::new(format, options, Box::new(sink.clone()));
@@ -612,7 +612,7 @@ fn windows_and_what_runs_as_csv() {
 }
 
 #[test]
-fn the_columns_of_a_window_are_the_six() {
+fn a_window_without_notes_has_the_six_columns_of_the_contract() {
     let mut report = table::Table::new(options(NORMAL, false));
     let lines = report.window(&window(vec![image()])).unwrap();
     let lines = String::from_utf8(lines).unwrap();
@@ -628,7 +628,7 @@ fn the_columns_of_a_window_are_the_six() {
 }
 
 #[test]
-fn a_window_in_which_nobody_ended_is_no_line() {
+fn a_window_in_which_no_process_ended_has_no_line() {
     let mut exec = image();
     exec.end = End::Exec;
     for images in [vec![], vec![exec]] {
@@ -638,7 +638,7 @@ fn a_window_in_which_nobody_ended_is_no_line() {
 }
 
 #[test]
-fn on_a_terminal_what_runs_is_replaced_and_windows_stay() {
+fn on_a_terminal_the_running_processes_are_replaced_and_windows_stay() {
     let options = Options {
         refresh: true,
         ..options(NORMAL, false)
@@ -648,7 +648,7 @@ fn on_a_terminal_what_runs_is_replaced_and_windows_stay() {
         panic!("{writes:?}");
     };
     assert!(!window.contains('\x1b'));
-    // A heading of two lines, three processes, and how many more there are.
+    // Two heading lines, three processes, and the line that says how many more there are.
     let erased = "\x1b[6F\x1b[J";
     assert!(
         live.starts_with(NO_WRAP) && live.ends_with(WRAP),
