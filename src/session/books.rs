@@ -1,4 +1,4 @@
-//! The sums of a session, and the report of them.
+//! The sums of a session and their report. The sums are computed in `model`, and the report is printed in `report`.
 
 use std::io;
 use std::time::Duration;
@@ -19,7 +19,8 @@ use crate::report::destination::{self, Output};
 use crate::report::{Format, Options, Report, Window};
 use crate::session::prober::Prober;
 
-/// Says, where that is wanted, what the kernel and libbpf have to say to a start.
+/// With `verbose`, says by which method the probes were attached. If the start failed, prints the messages of the
+/// kernel and of libbpf instead.
 pub(super) fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
     if verbose {
         match &prober {
@@ -30,6 +31,7 @@ pub(super) fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
     prober
 }
 
+/// Says how often something took a slower way without a loss.
 pub(super) fn say_detours(collector: &Collector) {
     for (count, what) in collector.detours() {
         if count > 0 {
@@ -43,24 +45,24 @@ pub(super) struct Books {
     ledger: Ledger,
     report: Report,
     users: UsersCache,
-    /// What messages call the report's destination.
+    /// Name of the report's destination in messages.
     name: String,
-    /// Whether the report could not be written: said once.
+    /// Whether memleak has said that the report could not be written. It says so once.
     unwritten: bool,
-    /// Whether nobody reads the report any more.
+    /// Whether the reader of the report has closed its end.
     pub(super) unread: bool,
-    /// Failures of memleak's own since it began.
+    /// How often memleak itself has failed since it began.
     failures: u64,
-    /// Whether somebody was told why programs under valgrind die.
+    /// Whether memleak has said why programs under valgrind die. It says so once.
     explained: bool,
-    /// Whether a table of what runs replaces the one before.
+    /// Whether a table of running processes replaces the previous one.
     pub(super) refreshes: bool,
 }
 
 impl Books {
-    /// `live`: what runs is shown again and again.
+    /// `live`: the running processes are shown repeatedly.
     pub(super) fn open(args: &ReportArgs, gate: Option<Gate>, live: bool, output: Output) -> Self {
-        // A terminal shows one table of what runs, and no history of them, if it can move its cursor.
+        // A terminal that can move its cursor shows one table of running processes, not a history of tables.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let refreshes = live && output.terminal && !is_dumb && args.format == Format::Table;
         let look = Options {
@@ -89,19 +91,19 @@ impl Books {
         image.user = user.map(|user| user.name().to_string_lossy().into_owned());
     }
 
-    /// Says once what killed a program that would have lived without us.
+    /// Says once what killed a program that would have survived without memleak.
     fn explain(&mut self, image: &Image) {
         if !self.explained && image.died_under_valgrind() {
             self.explained = true;
             say(&format!(
-                "process {} died of SIGTRAP under valgrind, which takes probes for the program's own \
+                "process {} died of SIGTRAP under valgrind, which mistakes probes for the program's own \
                  instructions: run valgrind without memleak",
                 image.pid
             ));
         }
     }
 
-    /// An image has ended, or is left running.
+    /// Adds and reports an image that has ended, or that is left running.
     pub(super) fn enter(&mut self, mut image: Image) {
         self.name_user(&mut image);
         self.explain(&image);
@@ -110,7 +112,7 @@ impl Books {
         self.check(written);
     }
 
-    /// Images have ended from one time to another, since the Unix epoch.
+    /// Adds and reports the images that have ended in a window. `start` and `end` are times since the Unix epoch.
     pub(super) fn enter_window(&mut self, start: Duration, end: Duration, mut images: Vec<Image>) {
         for image in &mut images {
             self.name_user(image);
@@ -121,6 +123,7 @@ impl Books {
         self.check(written);
     }
 
+    /// Reports the running processes.
     pub(super) fn show(&mut self, mut live: Live) {
         for row in &mut live.rows {
             self.name_user(&mut row.image);
@@ -129,7 +132,8 @@ impl Books {
         self.check(written);
     }
 
-    /// Something that memleak could not do meanwhile: the result is incomplete, nobody else is disturbed.
+    /// Counts a failure of memleak during the session, and says the first one. The result is then incomplete. The
+    /// watched processes are not disturbed.
     pub(super) fn fail(&mut self, error: &anyhow::Error) {
         if self.failures == 0 {
             say(&format!("{error:#}"));
@@ -137,7 +141,7 @@ impl Books {
         self.failures += 1;
     }
 
-    /// Closes the sums, and reports them.
+    /// Closes the sums and reports them.
     pub(super) fn close(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
         losses.rows_lost += self.failures;
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
@@ -147,8 +151,8 @@ impl Books {
         summary
     }
 
-    /// A reader that has gone away is no failure; a full disk is one, of the report and not of the
-    /// command.
+    /// Handles the result of a write. A reader that has closed its end is not a failure. A full disk is a failure of
+    /// the report, not of the command.
     fn check(&mut self, written: io::Result<()>) {
         let Err(error) = written else {
             return;

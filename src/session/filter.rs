@@ -1,4 +1,5 @@
-//! Which processes are watched: what the kernel is told of it, and which rows are reported.
+//! Turns the filter options into what the kernel can decide and what is decided over the rows. The kernel's own part is
+//! in `kernel::settings`.
 
 use std::collections::HashSet;
 
@@ -13,11 +14,11 @@ use crate::os::cgroup::{self, Cgroup};
 use crate::text::escape;
 use crate::text::globs::CommNames;
 
-/// The rows that are reported. A process may have changed its user or its name since the kernel began to
-/// follow it, and what it has leaked is known in the end.
+/// Selects the rows that are reported. The kernel's filters are not sufficient for that. A process may have changed its
+/// user or its name since the kernel began to follow it, and its leak is only known at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Nobody is left out where this is empty.
+    /// If this is empty, all users are reported.
     uids: HashSet<u32>,
     names: CommNames,
     min_leak: u64,
@@ -32,10 +33,10 @@ impl Filter {
     }
 }
 
-/// What the kernel can decide, and what is left to decide over the rows.
+/// Splits the options into what the kernel can decide and what must be decided over the rows.
 ///
 /// # Errors
-/// A user or a control group that is named does not exist.
+/// A named user or control group does not exist.
 pub fn resolve(options: &Filters) -> Result<(Wanted, Filter)> {
     let mut uids = options.uid.clone();
     for name in &options.user_name {
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_kept_where_every_filter_keeps_it() {
+    fn a_row_is_kept_if_every_filter_keeps_it() {
         let mut image = image();
         image.uid = 1001;
         image.comm = b"python3".to_vec();
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_or_a_group_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_user_or_control_group() {
         let mut options = Filters::default();
         options.user_name.push("no\x1bbody".to_owned());
         let said = format!("{:#}", resolve(&options).unwrap_err());

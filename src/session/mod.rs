@@ -1,4 +1,5 @@
-//! What memleak does from beginning to end: `run` launches a command, `watch` joins what runs already.
+//! The course of a session from its beginning to its end: `run` launches a command, `watch` attaches to running
+//! processes. Loading, launching, counting and printing are done by `kernel`, `launch`, `model` and `report`.
 
 mod books;
 pub mod filter;

@@ -1,5 +1,7 @@
-//! Keeps the probes where the allocators are: finds them before the command starts, or in what processes have
-//! mapped, and looks at what these bring later while they wait.
+//! Keeps probes on all allocators. It finds allocators before the command starts, or in the files that running
+//! processes have mapped. While processes are held, it examines the files that they map later.
+//!
+//! Which functions a file has is found in `find`. Probes are attached in `kernel`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -29,29 +31,29 @@ use crate::os::processes::{self, Process, levels_of_proc_above};
 use crate::os::root::Root;
 use crate::os::say::say;
 
-/// Each file with probes takes two descriptors, and a tree may bring hundreds. The command, forked already,
-/// keeps the limit that it was given.
+/// Raises memleak's limit of descriptors. Each file with probes needs two descriptors, and a tree may map hundreds of
+/// files. The command is forked already, and keeps its original limit.
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // What is not enough will show where it is not.
+        // If this fails, a later attach reports that the descriptors are too few.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
-/// The kernel's side, and what is needed to look at files.
+/// The kernel's side, and what is needed to examine files.
 pub struct Prober {
     pub collector: Collector,
-    /// The functions that are looked for.
+    /// The functions that are searched for.
     table: Table,
-    /// Rows of the table that get no probe, to see that this is noticed.
+    /// Names of functions that get no probe. Tests use this to check that memleak notices the gap.
     left_out: Vec<String>,
     verbose: bool,
-    /// Waited before arrivals are looked at, for tests of what happens meanwhile.
+    /// Delay before arrivals are examined. Tests use this to observe processes that are held.
     delay: Duration,
 }
 
 impl Prober {
-    /// Loads the programs, puts the probes in, and follows the command from its exec on.
+    /// Loads the programs, attaches the probes, and follows the command from its exec on.
     ///
     /// # Errors
     /// The kernel refuses, or there is nothing to probe.
@@ -73,7 +75,8 @@ impl Prober {
         Ok(prober)
     }
 
-    /// Loads the programs, puts probes on what these processes have mapped, and follows them from now on.
+    /// Loads the programs, attaches probes to the files that these processes have mapped, and follows the processes
+    /// from now on.
     ///
     /// # Errors
     /// The kernel refuses, or a process has nothing to probe.
@@ -99,7 +102,7 @@ impl Prober {
         Ok(prober)
     }
 
-    /// The same for every process of the machine, as far as it is wanted.
+    /// Does the same for every process of the machine that `wanted` selects.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -120,7 +123,7 @@ impl Prober {
         Ok(prober)
     }
 
-    /// Loads the programs by the best method by which `expect` can put its probes in.
+    /// Loads the programs for the best method by which `expect` can attach its probes.
     fn load(
         probing: &Probing,
         switches: Switches,
@@ -140,7 +143,7 @@ impl Prober {
             };
             match expect(&mut prober) {
                 Ok(()) => return Ok(prober),
-                // What loads need not be something that this kernel can attach.
+                // A kernel may load programs that it cannot attach.
                 Err(error) => match prober.collector.method().next_best() {
                     Some(next) if switches.method.is_none() && !error.is::<Unwatchable>() => {
                         settings.method = Some(next);
@@ -151,7 +154,7 @@ impl Prober {
         }
     }
 
-    /// Puts probes on what a process has mapped.
+    /// Attaches probes to the files that a process has mapped.
     fn expect_mapped_by(&mut self, process: &Process) -> Result<()> {
         let mut classes = Vec::new();
         let mut stripped = false;
@@ -173,23 +176,24 @@ impl Prober {
         } else if classes.contains(&Class::Bits32) {
             "it is a 32-bit program"
         } else if stripped {
-            "its program is static and has no symbols; --allocator can name functions of one that has"
+            "its program is static and has no symbols (--allocator needs a program with symbols)"
         } else {
-            "no file that it has mapped has one (--allocator names functions of a program's own)"
+            "none of its mapped files has an allocator (--allocator can name functions of the program)"
         };
         Err(Unwatchable { pid, why }.into())
     }
 
-    /// Puts probes on what the processes of the machine have mapped. Those that start meanwhile do not have to
-    /// wait for that. A file that cannot be examined or probed shows in the rows of those who use it.
+    /// Attaches probes to the files that the processes of the machine have mapped. Processes that start meanwhile do
+    /// not have to wait for that. A file that cannot be examined or probed shows in the rows of the processes that use
+    /// it.
     fn expect_all(&mut self) -> Result<()> {
-        // Else these are not the numbers that rows have.
+        // Otherwise /proc shows other pids than the rows have.
         let own_pids = levels_of_proc_above() == 0;
-        // Of each file its number, if it is probed.
+        // The index of each file, if it is probed.
         let mut seen = HashMap::new();
         for pid in processes::all()? {
             let mut probed = Vec::new();
-            // A process that is gone, or that has no memory, has nothing mapped.
+            // A process that has exited, or that has no memory, has nothing mapped.
             for (mapping, device) in processes::mapped(pid).unwrap_or_default() {
                 let number = match seen.entry((device, mapping.inode)) {
                     Entry::Occupied(seen) => *seen.get(),
@@ -206,20 +210,20 @@ impl Prober {
         Ok(())
     }
 
-    /// Puts probes on a file that is mapped. Its number, if it is probed.
+    /// Attaches probes to a mapped file. Returns the file's index, if it is probed.
     fn expect_file(&mut self, mapping: &Mapping) -> Result<Option<u16>> {
         let Ok(Some(examined)) = self.look(mapping) else {
             return Ok(None);
         };
         self.collector.expect(examined).or_else(|error| {
-            // Where the first one fails, all do.
+            // If the first file fails, all files do.
             ensure!(!self.collector.targets().is_empty(), error);
             say(&format!("{error:#}"));
             Ok(None)
         })
     }
 
-    /// Looks at what is mapped; `None` where that is gone.
+    /// Examines a mapped file. `None` if the mapping no longer exists.
     fn look(&self, mapping: &Mapping) -> Result<Option<Examined>> {
         let (path, file) = match mapping.open() {
             Ok(opened) => opened,
@@ -231,12 +235,12 @@ impl Prober {
                 });
             }
         };
-        // Where the process is gone, nobody needs what was split off its file.
+        // If the process has exited, the file's separate debug file is not needed any more.
         let root = Root::of_process(mapping.pid).unwrap_or_else(|_| Root::ours());
         Examined::look(path, file, &root, &self.table).map(|file| Some(self.with_wanted(file)))
     }
 
-    /// Puts probes on the files that the command is known to map.
+    /// Attaches probes to the files that the command will map, as far as they are known before its start.
     fn expect(&mut self, files: Vec<Examined>) -> Result<()> {
         for file in files {
             let file = self.with_wanted(file);
@@ -250,11 +254,11 @@ impl Prober {
         Ok(())
     }
 
-    /// Examines the files that processes of the tree have brought, while they wait for it.
+    /// Examines the files that processes have newly mapped, while these processes are held.
     ///
     /// # Errors
-    /// The kernel cannot be asked, or told. What is wrong with a single file is said, and shows in the rows of
-    /// those who use it.
+    /// Reading the arrivals from the kernel or answering them fails. An error of a single file is only said, and shows
+    /// in the rows of the processes that use the file.
     pub fn examine_arrivals(&mut self) -> Result<()> {
         let arrivals = self.collector.arrivals()?;
         if arrivals.is_empty() {
@@ -299,7 +303,7 @@ impl Prober {
         file
     }
 
-    /// Says where each probe sits, and why there, from the file with number `from` on.
+    /// Says for each probe its place and the reason for that place, from the file with index `from` on.
     fn explain(&self, from: usize) {
         if !self.verbose {
             return;
@@ -337,7 +341,7 @@ fn settings(probing: &Probing, switches: &Switches) -> Settings {
     }
 }
 
-/// The allocators that the user describes.
+/// The allocators that the user has described.
 fn user_allocators(specs: &[Spec]) -> Result<Vec<notation::Allocator>> {
     let mut allocators = Vec::new();
     for spec in specs {

@@ -1,4 +1,5 @@
-//! One turn of a session's loop: waits for something to happen, and answers the processes that wait for memleak.
+//! One turn of a session's loop: waits for an event, and answers the processes that are held for memleak. Rows are left
+//! to the caller.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -8,20 +9,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::session::prober::Prober;
 
-/// The longest turn of a session without a deadline of its own: a row that found the ring full wakes nobody.
+/// The longest turn of a session without a deadline of its own. A turn must end by itself, because a row that found the
+/// ring full does not wake memleak.
 pub const TICK: Duration = Duration::from_millis(500);
 
-/// What a turn found.
+/// The result of a turn.
 pub struct Turn {
-    /// Which of the descriptors have something to read, in the order in which they were given.
+    /// Which of `others` are readable, in the same order.
     pub readable: Vec<bool>,
-    /// What memleak could not do.
+    /// What failed in memleak.
     pub failures: Vec<anyhow::Error>,
 }
 
-/// Waits until images have ended, a process waits for its files, or one of `others` is readable; at most for
-/// `timeout`, and not at all while blocks of ended heaps are left to be swept. Then examines the files that processes
-/// wait for.
+/// Waits until images have ended, a process waits for its files, or one of `others` is readable. Waits at most for
+/// `timeout`. Does not wait while blocks of ended heaps are still to be swept. Then examines the files for which
+/// processes wait.
 pub fn pump(prober: &mut Prober, others: &[BorrowedFd<'_>], timeout: Duration) -> Turn {
     let mut failures = Vec::new();
     let timeout = prober.collector.patience(timeout);
@@ -31,7 +33,8 @@ pub fn pump(prober: &mut Prober, others: &[BorrowedFd<'_>], timeout: Duration) -
         .chain(others)
         .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
         .collect();
-    // Rounded up: a rest of less than a millisecond is no reason to turn without waiting. A poll takes 65 s at most.
+    // Rounded up, so that a rest of less than a millisecond does not become a turn without waiting. A poll waits for
+    // 65 s at most.
     let milliseconds = timeout.as_micros().div_ceil(1000).min(u128::from(u16::MAX)) as u16;
     let readable = match poll(&mut ready, PollTimeout::from(milliseconds)) {
         Ok(_) => ready[fds.len()..]

@@ -1,4 +1,4 @@
-//! What is asked, by signals, of a memleak that watches.
+//! The requests that a watching memleak gets by signals. `watch` decides what to do about them.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -8,11 +8,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::os::inherited::Inherited;
 
+/// A request to memleak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// INT, TERM, HUP or QUIT: report what there is, and end.
+    /// INT, TERM, HUP or QUIT: report the open window, and end.
     Stop,
-    /// USR1: show what runs.
+    /// USR1: show the running processes.
     Show,
 }
 
@@ -23,15 +24,16 @@ const STOPS: [Signal; 4] = [
     Signal::SIGQUIT,
 ];
 
-/// The signals that ask for something: an event source for a poll loop.
+/// The signals that carry requests, as an event source for a poll loop.
 #[derive(Debug)]
 pub struct Requests {
     fd: SignalFd,
 }
 
 impl Requests {
-    /// Reads these signals from now on. What the caller had ignored, as under nohup, stays so, but for USR1. To
-    /// be called before any thread is started, since a thread has the mask of the one that started it.
+    /// Reads these signals from now on. Signals that the caller ignored (for example under nohup) stay ignored, except
+    /// USR1. Call this function before any thread is started, because a thread inherits the signal mask of the thread
+    /// that starts it.
     ///
     /// # Errors
     /// There is no descriptor left.
@@ -51,7 +53,7 @@ impl Requests {
         Ok(Self { fd })
     }
 
-    /// What has come since the last call, without waiting.
+    /// The requests since the last call. Does not wait.
     ///
     /// # Errors
     /// The signals cannot be read.
@@ -60,7 +62,7 @@ impl Requests {
         while let Some(info) = self
             .fd
             .read_signal()
-            .context("cannot read the signals that came")?
+            .context("cannot read the received signals")?
         {
             requests.push(if info.ssi_signo == Signal::SIGUSR1 as u32 {
                 Request::Show

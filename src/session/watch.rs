@@ -1,4 +1,5 @@
-//! `memleak -p` and `-a`: join what runs, report window by window who has ended in it.
+//! `memleak -p` and `-a`: attach to running processes, and report window by window which processes have ended. The
+//! steps themselves are in `prober`, `pump` and `books`.
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -25,10 +26,10 @@ use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
 use crate::text::units::megabytes;
 
-/// Watches until the processes that were named have ended, or somebody asks for the end.
+/// Watches until the named processes and all that they started have ended, or until a signal asks for the end.
 ///
 /// # Errors
-/// Nobody can be watched.
+/// memleak cannot begin to watch.
 pub fn watch(options: &Watch) -> Result<()> {
     capabilities::keep_what_is_used()?;
     let (wanted, filter) = filter::resolve(&options.filters)?;
@@ -58,24 +59,25 @@ pub fn watch(options: &Watch) -> Result<()> {
     Ok(())
 }
 
-/// Rows that wait for the end of their window at the most, about a kilobyte each. A window with more is reported in
-/// parts, each with its own times.
+/// The largest number of rows that wait for the end of their window. A row takes about a kilobyte. A window with more
+/// rows is reported in parts, each with its own times.
 const MOST_HELD: usize = 32_768;
 
 struct Watching<'a> {
     prober: Prober,
     books: Books,
     filter: Filter,
-    /// Who has ended in the window that is open.
+    /// The images that have ended in the open window.
     ended: Vec<Image>,
-    /// When it was opened, by CLOCK_MONOTONIC.
+    /// When the window was opened, by CLOCK_MONOTONIC.
     opened: Duration,
     growth: Growth,
     options: &'a Watch,
 }
 
 impl Watching<'_> {
-    /// Follows until there is nobody left of whom to follow, or somebody asks for the end.
+    /// Follows until no process is left to follow, until a signal asks for the end, or until the report's reader has
+    /// closed its end.
     fn follow(&mut self, mut processes: Vec<Process>, requests: &mut Requests) {
         let interval = self.options.interval;
         let mut due = Instant::now() + interval;
@@ -86,7 +88,7 @@ impl Watching<'_> {
                 self.books.fail(&error);
                 Vec::new()
             });
-            // Before the rows are taken: whoever has ended by now has left its row.
+            // Checked before the rows are taken: a process that has ended by now has left its row.
             let over = !self.options.all
                 && processes.is_empty()
                 && self.prober.collector.everyone_has_ended();
@@ -102,7 +104,7 @@ impl Watching<'_> {
                 if self.options.live {
                     self.show();
                 }
-                // A window that could not be closed in time is longer, and those after it are not shorter.
+                // A window that was closed late is longer. The windows after it are not shorter.
                 due = (due + interval).max(Instant::now());
             }
             if let Err(error) = self.prober.collector.sweep_if_due() {
@@ -111,7 +113,7 @@ impl Watching<'_> {
         }
     }
 
-    /// Waits for something to happen, and takes those who have ended off the list.
+    /// Waits for an event, and removes the processes that have ended from the list.
     fn wait(&mut self, timeout: Duration, processes: &mut Vec<Process>, requests: &Requests) {
         let others: Vec<_> = std::iter::once(requests.as_fd())
             .chain(processes.iter().map(AsFd::as_fd))
@@ -124,7 +126,7 @@ impl Watching<'_> {
         processes.retain(|_| !ended.next().unwrap_or_default());
     }
 
-    /// Takes the rows of those who have ended.
+    /// Takes the rows of the images that have ended.
     fn take(&mut self) {
         match self.prober.collector.take_ended() {
             Ok(images) => {
@@ -133,7 +135,7 @@ impl Watching<'_> {
             }
             Err(error) => self.books.fail(&error),
         }
-        // In parts, rather than in any amount of memory.
+        // Reports the window in parts, so that memory use stays bounded.
         if self.ended.len() >= MOST_HELD {
             self.close_window();
         }
@@ -142,8 +144,8 @@ impl Watching<'_> {
     fn close_window(&mut self) {
         let end = monotonic();
         let ended = std::mem::take(&mut self.ended);
-        // All times of a window by one clock, the rows' too: it does not end before it began because somebody has
-        // set the clock back.
+        // All times of a window and of its rows use one clock. Otherwise a system clock that was set back could make a
+        // window end before it began.
         let clock = self.prober.collector.clock();
         let [from, to] = [self.opened, end].map(|time| clock.unix(time));
         self.books.enter_window(from, to, ended);
@@ -151,7 +153,7 @@ impl Watching<'_> {
         self.prober.collector.set_clock();
     }
 
-    /// Shows who still runs.
+    /// Shows the running processes.
     fn show(&mut self) {
         match self.prober.collector.running() {
             Ok(running) => {
@@ -170,7 +172,7 @@ impl Watching<'_> {
         }
     }
 
-    /// Reports the window that is still open, and says what is to be said in the end.
+    /// Reports the window that is still open, and says the closing messages.
     fn close(mut self, began: Instant) {
         self.take();
         self.close_window();
@@ -193,11 +195,11 @@ impl Watching<'_> {
     }
 }
 
-/// How many processes fit on the terminal, between two headings and a line of how many more there are.
+/// How many processes fit on the terminal, beside two heading lines and a line that says how many more there are.
 fn room() -> usize {
     const LINES_BESIDE: usize = 4;
     let mut size = MaybeUninit::<libc::winsize>::zeroed();
-    // SAFETY: the call fills in the structure, of integers, which are something even where it does not.
+    // SAFETY: the call fills in the structure. If it fails, the structure is still zeroed, and its integers are valid.
     let lines = unsafe {
         libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, size.as_mut_ptr());
         usize::from(size.assume_init().ws_row)
@@ -208,13 +210,13 @@ fn room() -> usize {
     }
 }
 
-/// What watching has cost: `elapsed` is how long it took, `kernel` what maps and programs take, in bytes.
+/// Says what watching has cost. `elapsed` is its duration, `kernel` the memory of maps and programs in bytes.
 fn own_cost(elapsed: Duration, kernel: u64) -> Option<String> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
     let seconds = |time: TimeVal| time.num_microseconds() as f64 / 1e6;
     let cpu = seconds(usage.user_time()) + seconds(usage.system_time());
     let elapsed = elapsed.as_secs_f64();
-    // getrusage(2) tells kilobytes of 1024.
+    // getrusage(2) returns kilobytes of 1024 bytes.
     let resident = megabytes(usage.max_rss().unsigned_abs() * 1024);
     let kernel = megabytes(kernel);
     Some(format!(
