@@ -1,4 +1,5 @@
-//! The C library that commands get here, and where its probes go: found as `memleak run` finds it for a shell.
+//! Finds the C library that commands use on this machine, and the places of its probes. The search is that of
+//! `memleak run` for a shell (`find`). What the result means is decided in `verdict`.
 
 use std::io::Read;
 use std::iter;
@@ -11,13 +12,13 @@ use crate::find::loader::Environment;
 use crate::find::sites::Site;
 use crate::find::{self, Examined, NotTheLibrary};
 
-/// More of a C library is not searched for its version.
+/// How many bytes of a C library are searched for its version.
 const SEARCHED: u64 = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Libc {
     pub path: PathBuf,
-    /// What it calls itself, as `glibc 2.36`.
+    /// Its name and version, for example `glibc 2.36`.
     pub name: String,
     pub sites: Vec<Site>,
 }
@@ -29,10 +30,10 @@ pub struct Unusable {
     pub remedy: &'static str,
 }
 
-/// The C library of /bin/sh; `None` where that has none of its own file.
+/// The C library of /bin/sh. `None` if /bin/sh has no C library in a file of its own.
 ///
 /// # Errors
-/// Its functions cannot be probed.
+/// The functions of the C library cannot be probed.
 pub fn find() -> Result<Option<Libc>, Unusable> {
     look().map_err(|error| match error.downcast_ref::<NotTheLibrary>() {
         Some(error) => Unusable {
@@ -71,7 +72,7 @@ fn name(file: &Examined) -> String {
     }
 }
 
-/// The version that glibc has in its banner: `GNU C Library (…) stable release version 2.36.`
+/// The version in the banner of glibc: `GNU C Library (…) stable release version 2.36.`
 fn version(file: &Examined) -> Option<String> {
     let mut bytes = Vec::new();
     (&file.file).take(SEARCHED).read_to_end(&mut bytes).ok()?;

@@ -1,16 +1,16 @@
-//! What was checked, as plain values.
+//! The checks and their results, as plain values. `judge` and `verdict` make them, and `output` prints them.
 
 use crate::kernel::method::{Holds, Method};
 
-/// How a check came out.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Ok,
-    /// It is in nobody's way now, and something is worse for it.
+    /// `memleak run` works, but something is worse because of it.
     Warn,
     /// `memleak run` does not work because of it.
     Fail,
-    /// It could not be found out.
+    /// It could not be determined.
     Unknown,
 }
 
@@ -25,17 +25,17 @@ impl Status {
     }
 }
 
-/// One thing that `memleak run` takes.
+/// A check of one thing that `memleak run` needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     pub name: &'static str,
     pub status: Status,
     pub found: String,
-    /// What to do about it, where it is not ok and something can be done.
+    /// What to do if the check is not ok and something can be done.
     pub remedy: Option<String>,
-    /// Numbers that were measured, each with its name.
+    /// Measured numbers, each with its name.
     pub figures: Vec<(&'static str, u64)>,
-    /// What `-v` shows beside.
+    /// The lines that `-v` adds.
     pub details: Vec<String>,
 }
 
@@ -84,16 +84,16 @@ impl Check {
     }
 }
 
-/// All that was checked.
+/// All checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
     pub checks: Vec<Check>,
-    /// How the probes were attached; `None` where they could not be.
+    /// How the probes were attached. `None` if they could not be attached.
     pub method: Option<Method>,
     pub holds: Option<Holds>,
 }
 
-/// The check that decides: a child's allocations were counted, and the figures are right.
+/// The name of the deciding check: whether a child's allocations were counted correctly.
 pub const COUNT: &str = "count";
 
 impl Diagnosis {
@@ -103,7 +103,7 @@ impl Diagnosis {
         self.checks.iter().any(counted) && self.failed().next().is_none()
     }
 
-    /// The names of what failed.
+    /// The names of the checks that failed.
     pub fn failed(&self) -> impl Iterator<Item = &'static str> {
         let failed = self
             .checks
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn it_works_only_where_the_count_was_right_and_nothing_failed() {
+    fn memleak_run_works_only_if_the_count_is_right_and_no_check_failed() {
         let count = || Check::ok(COUNT, "right");
         assert!(diagnosis(vec![count()]).works());
         assert!(diagnosis(vec![Check::warn("kernel", "old", None), count()]).works());

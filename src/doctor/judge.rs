@@ -1,4 +1,4 @@
-//! What the facts about this machine mean for `memleak run`. Pure.
+//! Decides what the facts about this machine mean for `memleak run`. Pure: `machine` reads the facts.
 
 use crate::doctor::check::Check;
 use crate::doctor::machine::{Lockdown, Machine};
@@ -9,13 +9,13 @@ use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN};
 use crate::os::release::version;
 use crate::text::units::megabytes;
 
-/// What the programs use is all there from here on; distributions take it back into older ones.
+/// This kernel and later ones have all that the programs use. Distributions backport it into older kernels.
 const NEEDED: (u32, u32) = (5, 10);
 
-/// From here on the memory of maps counts for the control group, not for RLIMIT_MEMLOCK.
+/// From this kernel on, the memory of maps counts against the control group, not against RLIMIT_MEMLOCK.
 const COUNTS_BY_CGROUP: (u32, u32) = (5, 11);
 
-/// What is judged without a trial, but not against one: where memleak ran, nothing was in its way.
+/// The checks that need no trial. They never contradict a trial: if memleak ran, no fact prevented it.
 pub fn machine(machine: &Machine, trial: &Trial) -> Vec<Check> {
     let ran = trial.ran().is_some();
     let mut checks = vec![
@@ -41,7 +41,7 @@ fn kernel(machine: &Machine) -> Check {
         Some(version) if version < NEEDED => Check::warn(
             "kernel",
             format!(
-                "{found}; it lacks what memleak needs, unless its distribution has taken that back"
+                "{found}; it lacks features that memleak needs, unless the distribution has backported them"
             ),
             format!(
                 "where the programs cannot be loaded, use Linux {}.{} or later",
@@ -95,7 +95,7 @@ fn capabilities(machine: &Machine, ran: bool) -> Check {
         return Check::fail(
             NAME,
             format!(
-                "{found}, but only within a user namespace, as in a rootless container: they do not reach BPF"
+                "{found}, but only within a user namespace, as in a rootless container: they give no rights to BPF"
             ),
             "run memleak outside of it, as root",
         );
@@ -107,7 +107,7 @@ fn capabilities(machine: &Machine, ran: bool) -> Check {
         return Check::fail(
             NAME,
             format!(
-                "{found}, and no_new_privs is set: sudo and a file's capabilities give none here"
+                "{found}, and no_new_privs is set: sudo and a file's capabilities have no effect here"
             ),
             "run memleak as root where it is not set (systemd: NoNewPrivileges=no; docker: without no-new-privileges)",
         );
@@ -124,7 +124,8 @@ fn capabilities(machine: &Machine, ran: bool) -> Check {
     )
 }
 
-/// Whether something but capabilities refuses bpf(2): memleak has the rights, and was told that it has not.
+/// Whether something other than missing capabilities refuses bpf(2). That is so if memleak has the capabilities, and
+/// the kernel still said that the rights are missing.
 fn seccomp(machine: &Machine, trial: &Trial) -> Check {
     const NAME: &str = "seccomp";
     let refused = matches!(trial, Trial::Refused(refusal) if refusal.cause == Cause::Rights);
@@ -145,7 +146,7 @@ fn seccomp(machine: &Machine, trial: &Trial) -> Check {
         ),
         (true, _) => Check::unknown(
             NAME,
-            "memleak is under a filter; whether it lets bpf(2) through was not found out",
+            "memleak is under a filter; whether the filter lets bpf(2) through could not be determined",
         ),
     }
 }
@@ -165,12 +166,12 @@ fn lockdown(machine: &Machine, ran: bool) -> Check {
         ),
         Lockdown::Hidden => Check::unknown(
             NAME,
-            "not to be told: /sys/kernel/security is not mounted (securityfs) or may not be read",
+            "/sys/kernel/security (securityfs) is not mounted or cannot be read",
         ),
     }
 }
 
-/// Neither is in the way of who has the capabilities, and neither opens a way for who has not.
+/// Neither sysctl restricts a process that has the capabilities. Neither gives rights to a process without them.
 fn sysctls(machine: &Machine) -> [Check; 2] {
     let traces = machine.capabilities.is_some_and(|capabilities| {
         [CAP_PERFMON, CAP_SYS_ADMIN]
@@ -188,7 +189,7 @@ fn sysctls(machine: &Machine) -> [Check; 2] {
         }
         Some(value) => Check::warn(
             name,
-            format!("{value}, which does not matter, as programs that trace take CAP_PERFMON at any value"),
+            format!("{value}, which does not matter, as programs that trace need CAP_PERFMON at any value"),
             "see capabilities".to_owned(),
         ),
     })
@@ -231,13 +232,13 @@ fn memory(machine: &Machine, trial: &Trial) -> Check {
         .with_figure("kernel_bytes", ran.kernel_bytes),
         Trial::Refused(refusal) if refusal.cause == Cause::Memory => Check::fail(
             NAME,
-            "there is not enough of it for the tables",
+            "there is not enough memory for the tables",
             "give run a lower --max-allocs, or the control group more memory",
         ),
         Trial::Refused(_) if limited => Check::warn(
             NAME,
             format!(
-                "this kernel counts the tables for the limit of locked memory, {} MB",
+                "this kernel counts the tables against the limit of locked memory, {} MB",
                 megabytes(machine.memlock.unwrap_or_default())
             ),
             "raise it (ulimit -l unlimited)".to_owned(),
@@ -254,13 +255,13 @@ fn pid_namespace(machine: &Machine) -> Check {
             "/proc is not mounted",
             "mount it (mount -t proc proc /proc)",
         ),
-        0 => Check::ok(NAME, "/proc shows memleak's own"),
+        0 => Check::ok(NAME, "/proc shows memleak's own pid namespace"),
         levels => Check::warn(
             NAME,
             format!(
-                "/proc shows another one, {levels} above memleak's own: the PIDs in reports are not those that ps shows"
+                "/proc shows another pid namespace, {levels} above memleak's own: the PIDs in reports are not those that ps shows"
             ),
-            "mount its own (unshare --mount-proc, or mount -t proc proc /proc)".to_owned(),
+            "mount a /proc of memleak's namespace (unshare --mount-proc, or mount -t proc proc /proc)".to_owned(),
         ),
     }
 }
@@ -271,7 +272,7 @@ fn cgroup(machine: &Machine) -> Check {
         Some(tree) => Check::ok(NAME, format!("version 2 at {}", tree.display())),
         None => Check::warn(
             NAME,
-            "there is no tree of version 2, so --cgroup can name none",
+            "no control group tree of version 2 is mounted, so --cgroup cannot be used",
             "mount it (mount -t cgroup2 none /sys/fs/cgroup), or boot with systemd.unified_cgroup_hierarchy=1".to_owned(),
         ),
     }

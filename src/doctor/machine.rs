@@ -1,4 +1,5 @@
-//! What this kernel and this process say of themselves: read from /proc, /sys and system calls.
+//! Reads facts about this kernel and this process from /proc, /sys and system calls. What they mean is decided in
+//! `judge`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,16 +18,16 @@ const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
 
 const SECURITYFS: &str = "/sys/kernel/security";
 
-/// What is so without trying anything. `None`: it cannot be read.
+/// The facts that are known without a trial. `None`: the fact cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
     pub release: String,
-    /// As uname(2) names it.
+    /// As in uname(2).
     pub architecture: String,
-    /// Bytes of the kernel's type information; `None` where there is none.
+    /// Size of the kernel's type information in bytes. `None` if there is none.
     pub btf: Option<u64>,
     pub capabilities: Option<Capabilities>,
-    /// Whether capabilities are those of the first user namespace, which alone count for BPF.
+    /// Whether memleak is in the first user namespace. Only capabilities of that namespace count for BPF.
     pub first_user_namespace: Option<bool>,
     pub no_new_privs: bool,
     /// Whether memleak itself is under a seccomp filter.
@@ -34,27 +35,28 @@ pub struct Machine {
     pub lockdown: Lockdown,
     pub unprivileged_bpf_disabled: Option<i32>,
     pub perf_event_paranoid: Option<i32>,
-    /// The hard limit of descriptors, to which memleak raises its own.
+    /// The hard limit of descriptors. memleak raises its soft limit to it.
     pub descriptors: Option<u64>,
     /// The limit of locked memory, in bytes.
     pub memlock: Option<u64>,
     pub has_proc: bool,
-    /// How many levels the pid namespace that /proc shows is above our own.
+    /// How many levels the pid namespace of /proc is above memleak's own.
     pub proc_above: u32,
     pub cgroup_tree: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lockdown {
-    /// The kernel was built without, or it is off.
+    /// The kernel was built without lockdown, or lockdown is off.
     Off,
     Integrity,
     Confidentiality,
-    /// securityfs is not mounted, or may not be read.
+    /// securityfs is not mounted, or cannot be read.
     Hidden,
 }
 
 impl Machine {
+    /// Reads all facts.
     pub fn look() -> Self {
         let name = uname().ok();
         let of_name = |part: Option<&std::ffi::OsStr>| {
@@ -97,14 +99,14 @@ fn lockdown() -> Lockdown {
         return lockdown_in(&text);
     }
     let mounted = statfs(SECURITYFS).is_ok_and(|fs| fs.filesystem_type() == SECURITYFS_MAGIC);
-    // Where the kernel has lockdown, the file is there.
+    // A kernel with lockdown has the file.
     match mounted && !Path::new(SECURITYFS).join("lockdown").exists() {
         true => Lockdown::Off,
         false => Lockdown::Hidden,
     }
 }
 
-/// The level in brackets, as in `none [integrity] confidentiality`.
+/// The level in brackets, for example in `none [integrity] confidentiality`.
 fn lockdown_in(text: &str) -> Lockdown {
     let level = text
         .split_once('[')

@@ -1,8 +1,9 @@
-//! `memleak doctor`: whether `memleak run` works here, what is in its way, and what to do about it.
+//! `memleak doctor`: says whether `memleak run` works here, what prevents it, and how to fix that.
 //!
-//! What decides is a run in small (`trial`), of a child whose allocations are known (`patient`). The rest explains it:
-//! each fact is found out by itself (`machine`, `c_library`, `price`), and what cannot be found out because of another
-//! one says so. What facts mean is decided by pure functions (`judge`, `verdict`) over plain values.
+//! A small run (`trial`) decides. Its command is a child whose allocations are known (`patient`). The other checks
+//! explain the result. `machine`, `c_library` and `price` determine each fact separately. If a fact cannot be
+//! determined because of another one, its check says so. Pure functions over plain values (`judge`, `verdict`) decide
+//! what the facts mean, and `output` prints the checks (`check`).
 
 mod c_library;
 mod check;
@@ -34,7 +35,7 @@ use machine::Machine;
 use price::Price;
 use trial::Trial;
 
-/// Examines, reports, and says with what memleak is to end: 0 only if `memleak run` works.
+/// Examines the machine and reports. Returns the exit code: 0 only if `memleak run` works.
 ///
 /// # Errors
 /// The report cannot be written.
@@ -44,7 +45,7 @@ pub fn doctor(options: &options::Doctor) -> Result<u8> {
         return Ok(patient::live(part));
     }
     capabilities::keep_what_is_used()?;
-    // A descriptor of its own: to let the child go is to give up standard output.
+    // The output needs its own descriptor, because memleak gives up standard output when it releases the child.
     let standard = Path::new("/dev/stdout");
     let file = options.shown.output.as_deref().unwrap_or(standard);
     let output = destination::open(Some(file), Standard::Output)?;
@@ -64,7 +65,7 @@ fn examine(switches: Switches) -> Diagnosis {
     diagnose(&machine, &trial, &libc, measure)
 }
 
-/// What the facts mean. The price is measured only where the trial ran.
+/// Decides what the facts mean. The price is measured only if the trial ran.
 fn diagnose(
     machine: &Machine,
     trial: &Trial,
@@ -96,7 +97,7 @@ fn write(options: &options::Doctor, diagnosis: &Diagnosis, mut to: Output) -> Re
     let text = output::render(diagnosis, options.format, verbosity, color)?;
     let written = to.writer.write_all(text.as_bytes());
     match written.and_then(|()| to.writer.flush()) {
-        // Nobody wants to read it any more.
+        // The reader has closed its end. That is not a failure.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written.with_context(|| format!("cannot write to {}", to.name)),
     }

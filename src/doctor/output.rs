@@ -1,4 +1,4 @@
-//! Shows what was checked: a line each for people, or a JSON object each.
+//! Prints the checks: for people a line each, or a JSON object each.
 
 use std::fmt::Write as _;
 use std::io;
@@ -16,14 +16,14 @@ const YELLOW: &str = "\x1b[33m";
 const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Columns of the longest status and the longest name.
+/// Widths of the longest status and of the longest name, in columns.
 const STATUS: usize = 7;
 const NAME: usize = 25;
 
-/// The whole report. In a quiet one is only what is not ok.
+/// The whole report. A quiet report only has the checks that are not ok.
 ///
 /// # Errors
-/// A value cannot be JSON.
+/// A value cannot be written as JSON.
 pub fn render(
     diagnosis: &Diagnosis,
     format: DoctorFormat,
@@ -68,7 +68,7 @@ fn line(out: &mut String, check: &Check, verbosity: Verbosity, color: bool) {
     if verbosity == Verbosity::Verbose {
         for detail in details {
             let detail = escape::escaped(detail.as_bytes());
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(out, "{:STATUS$} {:NAME$} {detail}", "", "");
         }
     }
@@ -118,7 +118,7 @@ struct CheckLine<'a> {
     details: &'a [String],
 }
 
-/// Fields of their own.
+/// The figures of a check, each as a field of its line.
 struct Figures<'a>(&'a [(&'static str, u64)]);
 
 impl Serialize for Figures<'_> {
@@ -210,7 +210,7 @@ mod tests {
         }
     }
 
-    /// What follows is separated by lines of `---`.
+    /// All reports, each followed by a line of `---`.
     fn all(format: DoctorFormat) -> String {
         use Verbosity::{Normal, Quiet, Verbose};
         let mut out = String::new();
@@ -241,7 +241,7 @@ mod tests {
     fn in_colour_only_the_status_and_the_last_line_are_painted() {
         let out = render(&mixed(), DoctorFormat::Table, Verbosity::Normal, true).unwrap();
         insta::assert_snapshot!(out.replace('\x1b', "ESC"));
-        // The same words.
+        // Without colours, the words are the same.
         let mut plain = out.replace(PLAIN, "");
         for paint in [GREEN, YELLOW, RED] {
             plain = plain.replace(paint, "");

@@ -1,6 +1,8 @@
-//! The child whose allocations are known: memleak itself, image after image. Two of them were executed in the
-//! same way and differ by what is allocated on purpose alone, so that what a program allocates to start does not
-//! matter; the last one allocates where a seccomp filter kills it if return probes make system calls in its name.
+//! The child whose allocations are known: memleak itself, in several images after each other.
+//!
+//! Two of the images are executed in the same way. Only one of them allocates on purpose, so their difference does not
+//! contain what a program allocates at its start. The last image allocates under a seccomp filter. The filter kills the
+//! image if its return probes make system calls. What the counts mean is decided in `verdict`.
 
 use std::ffi::CStr;
 use std::hint::black_box;
@@ -11,7 +13,7 @@ use nix::unistd::execv;
 
 use crate::options::switches::Patient;
 
-/// How many blocks are allocated, how many of them are freed, and the bytes of each.
+/// How many blocks are allocated, how many of them are freed, and the size of each block in bytes.
 pub const BLOCKS: u64 = 1000;
 pub const FREED: u64 = 900;
 pub const BLOCK: u64 = 64;
@@ -19,26 +21,27 @@ pub const BLOCK: u64 = 64;
 /// The images that are compared, counted from 0.
 pub const BARE: u32 = 1;
 pub const MORE: u32 = 2;
-/// The one under a filter.
+/// The image under a seccomp filter.
 pub const SEAL: u32 = 3;
 
-/// The exit codes of a patient that could not go on to its next image, or set its filter.
+/// The exit codes of a patient that could not execute its next image, or that could not set its filter.
 pub const NOT_EXECUTED: u8 = 3;
 pub const NOT_FILTERED: u8 = 4;
 
-/// The program that this is.
+/// The program of all images: memleak itself.
 pub const PROGRAM: &CStr = c"/proc/self/exe";
 
 /// The system call that return probes make on x86_64 since Linux 6.11.
 const URETPROBE: u32 = 335;
 
-/// The word that makes memleak's doctor the first of its patients.
+/// The argument that makes `memleak doctor` the first patient.
 pub const FIRST: &str = "--test=patient=init";
 
-/// Does what this image is there for, and executes the next one. Returns an exit code where there is none.
+/// Does the work of this image, and executes the next one. Returns an exit code if there is no next image, or if the
+/// exec fails.
 pub fn live(part: Patient) -> u8 {
     let next = match part {
-        // Its parent may have had other words and another environment.
+        // This image may have other arguments and another environment than the next ones. It is not compared.
         Patient::Init => c"--test=patient=bare",
         Patient::Bare => c"--test=patient=more",
         Patient::More => c"--test=patient=seal",
@@ -53,14 +56,14 @@ pub fn live(part: Patient) -> u8 {
     if part == Patient::More {
         allocate();
     }
-    // It returns only where it fails.
+    // execv returns only if it fails.
     let _ = execv(PROGRAM, &[c"memleak", c"doctor", next]);
     NOT_EXECUTED
 }
 
 fn allocate() {
     for n in 0..BLOCKS {
-        // SAFETY: a block that nobody uses, freed once or never.
+        // SAFETY: nothing uses the block. It is freed once or never.
         unsafe {
             let block = black_box(libc::malloc(BLOCK as usize));
             if n < FREED {
@@ -70,7 +73,7 @@ fn allocate() {
     }
 }
 
-/// Has this process killed, without a core file, when it makes this system call.
+/// Sets a seccomp filter that kills this process, without a core file, when it makes this system call.
 fn kill_at(system_call: u32) -> nix::Result<()> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     set_no_new_privs()?;
@@ -95,7 +98,7 @@ fn kill_at(system_call: u32) -> nix::Result<()> {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: the kernel reads the filter, which lives through the call.
+    // SAFETY: the kernel reads the filter, which lives until the call returns.
     let set = unsafe {
         libc::prctl(
             libc::PR_SET_SECCOMP,
@@ -114,13 +117,13 @@ mod tests {
 
     use super::*;
 
-    /// How a process ends that makes the system call getppid under a filter that kills at this one.
+    /// The end of a process that makes the system call getppid, under a filter that kills at `system_call`.
     fn end_under(system_call: i64) -> WaitStatus {
         // SAFETY: the child only makes system calls.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 let filtered = kill_at(system_call as u32).is_ok();
-                // SAFETY: without arguments, and this process ends here.
+                // SAFETY: the system call has no arguments, and this process ends here.
                 unsafe {
                     libc::syscall(libc::SYS_getppid);
                     libc::_exit(if filtered { 0 } else { 1 })
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_filter_kills_at_its_system_call_and_at_no_other() {
+    fn the_filter_kills_at_its_system_call_only() {
         assert!(matches!(
             end_under(libc::SYS_getppid),
             WaitStatus::Signaled(_, Signal::SIGSYS, false)

@@ -1,5 +1,6 @@
-//! What a probe costs on this machine, on an instruction that the kernel emulates and on one that it must
-//! single-step: measured on two functions of memleak's own, with programs that do nothing.
+//! Measures what a probe costs on this machine, on an instruction that the kernel emulates and on one that it must
+//! single-step. The probes are on two functions of memleak itself, and their programs do nothing. They are attached in
+//! `kernel::empty`.
 
 use std::arch::naked_asm;
 use std::fs::{self, File};
@@ -18,14 +19,14 @@ pub struct Price {
     pub single_stepped_ns: u64,
 }
 
-/// A function is called so often in a round, and the quickest of so many rounds counts: what else runs on the
+/// Calls of a function in a round, and the number of rounds. The shortest round counts, because other load on the
 /// machine makes rounds longer, never shorter.
 const CALLS: u32 = 1000;
 const ROUNDS: u32 = 12;
 
 /// Begins with an instruction that the kernel emulates: `push` in arch/x86/kernel/uprobes.c, `adr` in
 /// arch/arm64/kernel/probes/decode-insn.c.
-// SAFETY: it takes nothing, keeps the stack and all registers that are not any function's, and returns.
+// SAFETY: it has no arguments, preserves the stack and all callee-saved registers, and returns.
 #[unsafe(naked)]
 extern "C" fn emulated() {
     #[cfg(target_arch = "x86_64")]
@@ -34,8 +35,8 @@ extern "C" fn emulated() {
     naked_asm!("adr x1, .", "ret");
 }
 
-/// Begins with one that it must single-step.
-// SAFETY: it takes nothing, changes a register that any function may change, and returns.
+/// Begins with an instruction that the kernel must single-step.
+// SAFETY: it has no arguments, changes only a register that any function may change, and returns.
 #[unsafe(naked)]
 extern "C" fn single_stepped() {
     #[cfg(target_arch = "x86_64")]
@@ -44,9 +45,9 @@ extern "C" fn single_stepped() {
     naked_asm!("mov x1, x0", "ret");
 }
 
-/// What is left of them without what carries a probe. They cannot be timed before they carry one: they may carry
-/// another doctor's, who measures at the same time.
-// SAFETY: it takes nothing, changes nothing, and returns.
+/// The rest of both functions, without the instruction that carries the probe. The functions themselves cannot be timed
+/// without a probe: another doctor that measures at the same time may have attached its own.
+// SAFETY: it has no arguments, changes nothing, and returns.
 #[unsafe(naked)]
 extern "C" fn bare() {
     naked_asm!("ret");
@@ -54,7 +55,7 @@ extern "C" fn bare() {
 
 type Function = extern "C" fn();
 
-/// Measures.
+/// Measures the price of a probe that is attached by `method`.
 ///
 /// # Errors
 /// memleak's own file cannot be read, or the kernel refuses the probes.
@@ -78,7 +79,7 @@ pub fn measure(method: Method) -> Result<Price> {
     })
 }
 
-/// Nanoseconds that a call takes.
+/// The duration of a call in nanoseconds.
 fn time(function: Function) -> u64 {
     let round = |_| {
         let began = Instant::now();
@@ -91,7 +92,7 @@ fn time(function: Function) -> u64 {
     shortest.as_nanos() as u64 / u64::from(CALLS)
 }
 
-/// Where in its file lies what is mapped at `address`.
+/// The file offset of the code that is mapped at `address`.
 fn offset_in_file(maps: &str, address: u64) -> Option<u64> {
     maps.lines().find_map(|line| {
         let mut words = line.split_whitespace();
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_found_in_the_mapping_that_has_it() {
+    fn an_address_is_found_in_the_mapping_that_contains_it() {
         let maps = "\
             1000-2000 r--p 00000000 00:00 7 /a\n\
             2000-4000 r-xp 00001000 00:00 7 /a\n";
@@ -127,7 +128,7 @@ mod tests {
             (single_stepped, Kind::SingleStepped),
         ] {
             let length = if cfg!(target_arch = "x86_64") { 3 } else { 4 };
-            // SAFETY: each of the functions has at least one instruction of aarch64's, or three bytes of x86_64's.
+            // SAFETY: each of the functions has at least one instruction on aarch64, or three bytes on x86_64.
             let code = unsafe { std::slice::from_raw_parts(function as *const u8, length) };
             assert_eq!(placed_on(code).1, kind, "{code:x?}");
         }

@@ -1,4 +1,4 @@
-//! What facts mean, on facts made by hand.
+//! Tests of `judge` and `verdict` with facts made by hand.
 
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ fn machine() -> Machine {
     }
 }
 
-/// As the child is where every call of its was counted.
+/// The images of a child of which every call was counted.
 fn images() -> Vec<Image> {
     let with_more = |number, blocks: u64, freed: u64| {
         let mut image = image();
@@ -174,7 +174,7 @@ fn a_kernel_on_which_nothing_is_well() {
 }
 
 #[test]
-fn every_line_that_is_not_ok_and_can_be_helped_says_how() {
+fn every_warning_and_every_failure_has_a_remedy() {
     let mut machine = machine();
     machine.capabilities = capabilities(&[]);
     machine.cgroup_tree = None;
@@ -186,7 +186,7 @@ fn every_line_that_is_not_ok_and_can_be_helped_says_how() {
 }
 
 #[test]
-fn capabilities_are_enough_by_either_way() {
+fn cap_sys_admin_or_both_other_capabilities_are_enough() {
     let refused = without_rights();
     let check = |numbers: &[u32], change: fn(&mut Machine), trial: &Trial| {
         let mut machine = machine();
@@ -217,7 +217,7 @@ fn capabilities_are_enough_by_either_way() {
         Status::Fail,
         &["no_new_privs", "NoNewPrivileges=no"],
     );
-    // What worked was not in the way.
+    // If memleak ran, the user namespace did not prevent it.
     let worked = Trial::Ran(ran());
     let nested = check(
         &both,
@@ -228,7 +228,7 @@ fn capabilities_are_enough_by_either_way() {
 }
 
 #[test]
-fn a_filter_on_memleak_is_blamed_only_where_the_capabilities_would_do() {
+fn a_seccomp_filter_is_blamed_only_if_the_capabilities_are_enough() {
     let check = |numbers: &[u32], filtered, trial: &Trial| {
         let mut machine = machine();
         machine.capabilities = capabilities(numbers);
@@ -252,7 +252,7 @@ fn a_filter_on_memleak_is_blamed_only_where_the_capabilities_would_do() {
 }
 
 #[test]
-fn lockdown_is_in_the_way_at_its_highest_level_and_where_nothing_ran() {
+fn lockdown_is_a_failure_only_at_its_highest_level_and_only_if_the_trial_was_refused() {
     let check = |lockdown, trial: &Trial| {
         let machine = Machine {
             lockdown,
@@ -280,7 +280,7 @@ fn lockdown_is_in_the_way_at_its_highest_level_and_where_nothing_ran() {
 }
 
 #[test]
-fn limits_are_blamed_for_what_was_refused_for_them() {
+fn a_limit_is_blamed_for_a_refusal_that_it_caused() {
     let trial = refused(
         Stage::Attach,
         Cause::Descriptors,
@@ -307,7 +307,7 @@ fn count(change: impl FnOnce(&mut Ran)) -> Check {
 }
 
 #[test]
-fn the_count_is_right_to_the_byte_or_wrong() {
+fn a_count_that_is_wrong_by_one_byte_is_a_failure() {
     assert_check(&count(|_| ()), Status::Ok, &["to the byte"]);
     let wrong: [fn(&mut Ran); 5] = [
         |ran| ran.images[2].counters.total_allocs_bytes -= 1,
@@ -320,19 +320,19 @@ fn the_count_is_right_to_the_byte_or_wrong() {
         assert_check(
             &count(change),
             Status::Fail,
-            &["counted are", "report this"],
+            &["memleak counted", "report this"],
         );
     }
     let fewer = count(|ran| ran.images[2].counters.alloc_count = 0);
     assert_check(&fewer, Status::Fail, &["fewer than without"]);
     assert!(fewer.figures.is_empty());
-    // The images that nothing is compared with may have any figures.
+    // The figures of images that are not compared do not matter.
     let other = count(|ran| ran.images[0].counters.alloc_count = 7);
     assert_check(&other, Status::Ok, &[]);
 }
 
 #[test]
-fn a_child_that_was_not_followed_to_the_end_says_nothing() {
+fn a_child_that_was_not_counted_to_its_end_is_a_failure() {
     let lost = count(|ran| {
         ran.images[1].losses = Losses {
             rows_lost: 1,
@@ -353,7 +353,7 @@ fn a_child_that_was_not_followed_to_the_end_says_nothing() {
 }
 
 #[test]
-fn a_child_that_dies_under_a_filter_is_a_warning_and_no_failure() {
+fn a_child_that_dies_under_a_seccomp_filter_is_a_warning_and_no_failure() {
     let died = |ran: &mut Ran| {
         ran.ended = Ok(Ended::Signaled {
             signal: 31,
@@ -367,16 +367,16 @@ fn a_child_that_dies_under_a_filter_is_a_warning_and_no_failure() {
         change(&mut ran);
         verdict::return_probes(&Trial::Ran(ran), &machine())
     };
-    assert_check(&check(&|_| ()), Status::Ok, &["lived"]);
+    assert_check(&check(&|_| ()), Status::Ok, &["survived"]);
     assert_check(&check(&died), Status::Warn, &["signal 31", "cf6cb56ef244"]);
     let unfiltered = |ran: &mut Ran| ran.ended = Ok(Ended::Exited(NOT_FILTERED));
     assert_check(&check(&unfiltered), Status::Unknown, &["could not be put"]);
     let unseen = |ran: &mut Ran| ran.images[3].counters.alloc_count = 20;
-    assert_check(&check(&unseen), Status::Unknown, &["no child came to them"]);
+    assert_check(&check(&unseen), Status::Unknown, &["no child reached them"]);
 }
 
 #[test]
-fn where_it_was_not_tried_the_version_warns() {
+fn without_a_trial_the_kernel_version_decides_about_the_warning() {
     for (release, architecture, status) in [
         ("6.10.14", "x86_64", Status::Unknown),
         ("6.11.0", "x86_64", Status::Warn),
@@ -395,7 +395,7 @@ fn where_it_was_not_tried_the_version_warns() {
 }
 
 #[test]
-fn what_cannot_be_attached_is_named_with_its_remedy_and_the_rest_is_not_found_out() {
+fn a_failed_attach_has_a_remedy_and_the_checks_that_depend_on_it_are_unknown() {
     let trial = refused(
         Stage::Attach,
         Cause::Other,
@@ -415,7 +415,7 @@ fn what_cannot_be_attached_is_named_with_its_remedy_and_the_rest_is_not_found_ou
         assert_check(
             &named(checks.clone(), name),
             Status::Unknown,
-            &["not found out"],
+            &["not tested"],
         );
     }
 }

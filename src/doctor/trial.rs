@@ -1,5 +1,5 @@
-//! `memleak run` in small: loads the real programs, attaches the real probes, lets a child of memleak's own
-//! go, and takes its rows.
+//! A small `memleak run`: loads the real programs, attaches the real probes, releases a child of memleak, and takes its
+//! rows. The child's work is in `patient`. What the result means is decided in `verdict`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -20,16 +20,16 @@ use crate::options::switches::Switches;
 use crate::session::prober::Prober;
 use crate::session::pump::pump;
 
-/// A child that takes longer hangs.
+/// A child that takes longer than this is considered hung.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Between looks at a child that nothing is heard of.
+/// How long to wait for an event before memleak checks the child.
 const STEP: Duration = Duration::from_millis(100);
 
-/// How it went.
+/// The result of the trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trial {
-    /// The programs could not be loaded, or the probes not be attached.
+    /// The child could not be made, the programs could not be loaded, or the probes could not be attached.
     Refused(Refusal),
     Ran(Ran),
 }
@@ -48,15 +48,15 @@ impl Trial {
 pub struct Refusal {
     pub stage: Stage,
     pub cause: Cause,
-    /// What is wrong.
+    /// The error.
     pub error: String,
-    /// What to do about it.
+    /// What to do about the error.
     pub remedy: &'static str,
-    /// What libbpf and the verifier said, line by line.
+    /// The messages of libbpf and of the verifier, line by line.
     pub said: Vec<String>,
 }
 
-/// What could not be done.
+/// The step that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Fork,
@@ -64,7 +64,7 @@ pub enum Stage {
     Attach,
 }
 
-/// What it was for want of.
+/// What was missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     Rights,
@@ -73,23 +73,23 @@ pub enum Cause {
     Other,
 }
 
-/// What was seen of the child.
+/// What memleak recorded of the child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
     pub method: Method,
     pub holds: Holds,
-    /// Bytes of the kernel's memory that the maps take.
+    /// Kernel memory of the maps, in bytes.
     pub kernel_bytes: u64,
-    /// Open descriptors, with the probes attached.
+    /// Open descriptors while the probes are attached.
     pub descriptors: u64,
     pub images: Vec<Image>,
     pub ended: Result<Ended, String>,
 }
 
-/// What to do where the error does not say it.
+/// The remedy for errors that have none of their own.
 pub const LOOK: &str = "see what else is not ok here, and what -v shows";
 
-/// Tries. To be called while the process has one thread; gives up memleak's standard input and output.
+/// Runs the trial. Call it while the process has one thread. It gives up memleak's standard input and output.
 pub fn run(switches: Switches) -> Trial {
     let refused = |stage, error: &anyhow::Error| {
         let said = error::take_messages();
@@ -135,7 +135,7 @@ fn follow(command: Suspended, mut prober: Prober) -> Ran {
         Ok(mut running) => {
             let ended = wait(&mut running, &mut prober);
             if ended.is_err() {
-                // A child of ours that is not reaped yet.
+                // The child is not reaped yet, so its pid still belongs to it.
                 let _ = kill(running.pid(), Signal::SIGKILL);
                 let _ = running.wait();
             }
@@ -157,14 +157,14 @@ fn follow(command: Suspended, mut prober: Prober) -> Ran {
         method: prober.collector.method(),
         holds: prober.collector.holds(),
         kernel_bytes,
-        // The one by which they are counted is not one of them.
+        // Without the descriptor that is open to count them.
         descriptors: descriptors.saturating_sub(1) as u64,
         images,
         ended: ended.map_err(|error| format!("{error:#}")),
     }
 }
 
-/// Waits for the child's end, and for its rows.
+/// Waits for the child's end. Answers the processes that are held meanwhile.
 fn wait(running: &mut Running, prober: &mut Prober) -> Result<Ended> {
     let began = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! What a trial of `memleak run` showed. Pure.
+//! Decides what a trial of `memleak run`, the C library and the measured price mean. Pure.
 
 use crate::code::placement::Kind;
 use crate::doctor::c_library::{Libc, Unusable};
@@ -12,16 +12,17 @@ use crate::launch::running::Ended;
 use crate::model::image::{Counters, Image, Uncovered};
 use crate::os::release::version;
 
-/// What is said of what a refusal kept from being tried.
+/// The check of something that could not be tested because of a refusal.
 pub fn not_tried(name: &'static str, refusal: &Refusal) -> Check {
     let why = match refusal.stage {
-        Stage::Fork => "no child could be made",
+        Stage::Fork => "no child process could be created",
         Stage::Load => "the programs could not be loaded",
         Stage::Attach => "the probes could not be attached",
     };
-    Check::unknown(name, format!("not found out, as {why}"))
+    Check::unknown(name, format!("not tested, because {why}"))
 }
 
+/// The checks of the trial.
 pub fn trial(trial: &Trial) -> Vec<Check> {
     match trial {
         Trial::Refused(refusal) => {
@@ -30,7 +31,7 @@ pub fn trial(trial: &Trial) -> Vec<Check> {
             checks
         }
         Trial::Ran(ran) => vec![
-            Check::ok("programs", "the kernel has taken all of them"),
+            Check::ok("programs", "the kernel has accepted all of them"),
             Check::ok("probes", "attached to the allocator of a child"),
             method(ran.method),
             holds(ran.holds),
@@ -50,7 +51,7 @@ fn refused(refusal: &Refusal) -> Vec<Check> {
         ],
         Stage::Load => vec![failed("programs"), not_tried("probes", refusal)],
         Stage::Attach => vec![
-            Check::ok("programs", "the kernel has taken all of them"),
+            Check::ok("programs", "the kernel has accepted all of them"),
             failed("probes"),
         ],
     }
@@ -72,17 +73,17 @@ fn holds(holds: Holds) -> Check {
     match holds {
         Holds::Everywhere => Check::ok(
             "holds",
-            "everywhere: what a process brings is probed before it runs",
+            "everywhere: code that a process maps is probed before it runs",
         ),
         Holds::Loader => Check::warn(
             "holds",
-            "in the dynamic loader only; a static program that a child starts is probed while it runs already",
-            "Linux 6.18 holds it after its exec".to_owned(),
+            "in the dynamic loader only: a static program that a child starts already runs when it is probed",
+            "Linux 6.18 can hold such a program after its exec".to_owned(),
         ),
         Holds::Nowhere => Check::warn(
             "holds",
-            "nowhere: only what is found before the command starts is probed",
-            "Linux 6.7 holds libraries that come later, 6.18 all that comes".to_owned(),
+            "nowhere: only files that are found before the command starts are probed in time",
+            "Linux 6.7 can hold processes that load libraries later, Linux 6.18 also those that exec".to_owned(),
         ),
     }
 }
@@ -91,7 +92,7 @@ fn image(ran: &Ran, number: u32) -> Option<&Image> {
     ran.images.iter().find(|image| image.image == number)
 }
 
-/// What the child allocates on purpose.
+/// The counters of what the child allocates on purpose.
 const KNOWN: Counters = Counters {
     total_allocs_bytes: BLOCKS * BLOCK,
     alloc_count: BLOCKS,
@@ -115,13 +116,13 @@ fn count(ran: &Ran) -> Check {
         Ok(Ended::NotExecuted(error)) => {
             return fail(
                 format!("the child was not started: {error}"),
-                "let memleak's file be executed",
+                "make memleak's file executable",
             );
         }
         Ok(Ended::Exited(code)) if *code == NOT_EXECUTED => {
             return fail(
                 "the child could not execute itself once more".to_owned(),
-                "let memleak's file be executed, and mount /proc",
+                "make memleak's file executable, and mount /proc",
             );
         }
         Ok(_) => {}
@@ -148,7 +149,7 @@ fn count(ran: &Ran) -> Check {
         ),
         false => fail(
             format!(
-                "a child allocated {BLOCKS} blocks of {BLOCK} bytes and freed {FREED}; counted are {}",
+                "a child allocated {BLOCKS} blocks of {BLOCK} bytes and freed {FREED}; memleak counted {}",
                 counted.map_or_else(
                     || "fewer than without them".to_owned(),
                     |counted| format!(
@@ -173,21 +174,21 @@ fn count(ran: &Ran) -> Check {
     }
 }
 
-/// Why not all that an image allocated was counted, and what to do about it; `None` where all was.
+/// Why not all allocations of an image were counted, and what to do about that. `None` if all were counted.
 fn incomplete(image: &Image) -> Option<(&'static str, &'static str)> {
     const LOOK: &str = "see what else is not ok here";
     match image.uncovered {
         Some(Uncovered::Late) => Some(("it ran before its allocator was probed", LOOK)),
         Some(Uncovered::Unexamined) => Some((
-            "memleak may not read what it executes, as its own file",
-            "let those who run memleak read its file (chmod a+r)",
+            "memleak may not read a file that it executes, such as memleak's own",
+            "give the users of memleak the right to read its file (chmod a+r)",
         )),
         Some(_) => Some(("its allocator was not found", LOOK)),
         None => (!image.complete()).then_some(("calls or blocks were lost", LOOK)),
     }
 }
 
-/// What `more` counted beyond `bare`.
+/// `more` minus `bare`. `None` if a counter of `more` is smaller.
 fn difference(more: &Counters, bare: &Counters) -> Option<Counters> {
     Some(Counters {
         total_allocs_bytes: more
@@ -219,12 +220,12 @@ pub fn return_probes(trial: &Trial, machine: &Machine) -> Check {
         }
         Trial::Refused(refusal) => return not_tried(NAME, refusal),
     };
-    // Blocks are counted when their call returns.
+    // Blocks are counted when the call returns.
     let returned = image(ran, SEAL).map_or(0, |seal| seal.counters.alloc_count) >= BLOCKS;
     match &ran.ended {
         Ok(Ended::Exited(0)) if returned => Check::ok(
             NAME,
-            "a child under a seccomp filter that kills at their system call has lived through them",
+            "a child under a seccomp filter that kills at their system call survived them",
         ),
         Ok(Ended::Exited(NOT_FILTERED)) => {
             Check::unknown(NAME, "a child could not be put under a seccomp filter")
@@ -236,18 +237,18 @@ pub fn return_probes(trial: &Trial, machine: &Machine) -> Check {
             ),
             remedy,
         ),
-        _ => Check::unknown(NAME, "no child came to them under a seccomp filter"),
+        _ => Check::unknown(NAME, "no child reached them under a seccomp filter"),
     }
 }
 
-/// Whether kernels of this version were made without the fix that lets return probes past seccomp filters.
+/// Whether kernels of this version may lack the fix that lets return probes pass seccomp filters.
 fn may_kill(machine: &Machine) -> bool {
     let version = version(&machine.release);
     machine.architecture == "x86_64"
         && version.is_some_and(|version| ((6, 11)..(6, 14)).contains(&version))
 }
 
-/// The C library, and where its probes go.
+/// The checks of the C library and of the places of its probes.
 pub fn libc(found: &Result<Option<Libc>, Unusable>) -> [Check; 2] {
     const NAMES: [&str; 2] = ["libc", "places"];
     let libc = match found {
@@ -256,8 +257,9 @@ pub fn libc(found: &Result<Option<Libc>, Unusable>) -> [Check; 2] {
             return [
                 Check::warn(
                     NAMES[0],
-                    "/bin/sh is no dynamically linked program",
-                    "what a command maps is examined when it comes, if processes are held (see holds)".to_owned(),
+                    "/bin/sh is not dynamically linked",
+                    "a file is examined when a command maps it, if processes are held (see holds)"
+                        .to_owned(),
                 ),
                 Check::unknown(NAMES[1], "there is no C library to look at"),
             ];
@@ -299,10 +301,10 @@ pub fn libc(found: &Result<Option<Libc>, Unusable>) -> [Check; 2] {
     ]
 }
 
-/// The name of what is measured.
+/// The name of the check of the price.
 pub const PRICE: &str = "price";
 
-/// What a probe costs.
+/// The check of what a probe costs.
 pub fn price(measured: &Result<Price, String>) -> Check {
     match measured {
         Err(error) => Check::unknown(PRICE, error.clone()),

@@ -139,7 +139,7 @@ fn where_memleak_works_everything_is_ok() {
     let release = release.release().to_string_lossy().into_owned();
     diagnosis.assert_check("kernel", "ok", &[&release]);
     diagnosis.assert_check("btf", "ok", &["/sys/kernel/btf/vmlinux"]);
-    diagnosis.assert_check("return_probes", "ok", &["lived"]);
+    diagnosis.assert_check("return_probes", "ok", &["survived"]);
     assert_eq!(diagnosis.doctor["failed"], serde_json::json!([]));
 }
 
