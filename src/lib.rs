@@ -1,8 +1,8 @@
-//! memleak: what a command's process tree allocates and never frees, counted in the kernel.
+//! memleak counts in the kernel what a command's process tree allocates and never frees.
 //!
 //! Data flows one way: `bpf/` counts, [`kernel`] loads and attaches the programs and decodes their records,
-//! [`model`] adds the records up, [`report`] prints the result. An import runs down this list only; a test
-//! (`tests/it/layout.rs`) has the table.
+//! [`model`] adds up the records, and [`report`] prints the result. Imports between these modules go in one direction
+//! only. The test `tests/it/layout.rs` has the table of the allowed imports and checks it.
 
 pub mod cli;
 pub mod code;

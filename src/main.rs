@@ -1,4 +1,5 @@
-//! The `memleak` program: its command line to the library's work, and the work's end to an exit status.
+//! The `memleak` program: passes its command line to the library, and turns the result into an exit status. All else
+//! is in the library.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -9,8 +10,8 @@ use memleak::model::exit::{Finish, TOOL_ERROR};
 use memleak::os::say;
 use memleak::{doctor, session};
 
-/// The C library's allocator carries probes while memleak runs, memleak's own calls of it included, and these took
-/// half of its time.
+/// memleak's own allocator. The C library's allocator carries probes while memleak runs, and memleak's own calls would
+/// reach them: these probes took half of memleak's time.
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
         Ok(task) => task,
         Err(stop) => {
             match &stop {
-                // There is nobody to tell that nobody can be told.
+                // A failed write to standard output cannot be reported anywhere.
                 Stop::Told(text) => drop(write!(std::io::stdout(), "{text}")),
                 Stop::Wrong(line) => say::tell(line),
             }

@@ -1,87 +1,90 @@
-//! What the help and the manual page say beside the options: one text for both.
+//! The texts that the help and the manual page share, beside those of the options. The options' own texts are their doc
+//! comments in `options`.
 
-/// With what `memleak run` ends: the exit code and its meaning.
+/// The exit codes of `memleak run` and their meanings.
 pub const EXIT_CODES: [(&str, &str); 4] = [
     (
         "N",
-        "The command's own. If it died of a signal, memleak dies of the same one, without a core dump; \
-         where it cannot, as process 1 of a container, it exits with 128 and the signal's number.",
+        "The command's own exit code. If the command died of a signal, memleak dies of the same signal, without a \
+         core dump. If memleak cannot (as process 1 of a container), it exits with 128 plus the signal's number.",
     ),
     (
         "23",
-        "The command exited with 0 and a gate failed (--leak-exitcode chooses another code, \
-         --leak-exitcode-wins puts it before a code of the command's).",
+        "The command exited with 0 and a gate failed. --leak-exitcode chooses another code. With \
+         --leak-exitcode-wins, that code also replaces a non-zero exit code of the command.",
     ),
     (
         "125",
-        "memleak failed or was called wrongly, and the command was not started; or the command exited with \
-         0 and too much was lost to judge the gate.",
+        "memleak failed or was called wrongly, and the command was not started. Or the command exited with 0, \
+         and too much was lost to judge the gate.",
     ),
     (
         "126, 127",
-        "The command cannot be executed, or was not found.",
+        "The command cannot be executed (126) or was not found (127).",
     ),
 ];
 
-/// Why a gate may fail and memleak exit with 0 all the same.
-pub const SLURM: &str = "In a Slurm prolog or epilog (SLURM_SCRIPT_CONTEXT is prolog_slurmd or epilog_slurmd) a gate \
-     does not change the exit code, since that would drain the node, unless --allow-drain is given.";
+/// Why memleak may exit with 0 although a gate failed.
+pub const SLURM: &str = "In a Slurm prolog or epilog (SLURM_SCRIPT_CONTEXT is prolog_slurmd or epilog_slurmd), a gate \
+     does not change the exit code, because a failed script drains the node. --allow-drain lets the gate do so.";
 
 /// What memleak does with signals, a paragraph each.
 pub const SIGNALS: [&str; 4] = [
-    "Every signal sent to memleak goes on to the command, except CHLD, PIPE, TTIN and TTOU, and KILL and \
-     STOP, which nobody can catch. The command gets it once: not again where it has it already, by the \
-     terminal or as one of a group, nor what it or its children sent. A signal that was ignored when \
-     memleak started, as by nohup, stays ignored.",
-    "Ctrl-C and Ctrl-\\ are the command's: memleak goes on until the command ends, and ends as it does.",
-    "Ctrl-Z stops both: when the command stops, memleak stops in the same way, and fg brings both back. A \
-     command stopped by SIGSTOP leaves memleak running.",
-    "If memleak is killed before the command starts, the command never runs; after that, it goes on \
-     unharmed, and uncounted.",
+    "memleak passes every received signal on to the command, except CHLD, PIPE, TTIN and TTOU. KILL and STOP \
+     cannot be passed on, since no process can catch them. The command gets each signal once. memleak does not \
+     pass on a signal that the command has already received from the terminal or as a member of a process group. Nor \
+     does it pass on a signal that the command or its children sent. A signal that was ignored when memleak started, for \
+     example by nohup, stays ignored.",
+    "Ctrl-C and Ctrl-\\ are for the command: memleak continues until the command ends, and ends in the same way.",
+    "Ctrl-Z stops both: when the command stops, memleak stops in the same way, and fg continues both. If SIGSTOP \
+     stops the command, memleak keeps running.",
+    "If memleak is killed before the command starts, the command never runs. If memleak is killed later, the \
+     command continues unharmed, but is no longer counted.",
 ];
 
-/// How sizes are written.
+/// The notation of sizes.
 pub const SIZES: &str = "Sizes are whole numbers: 512, 100kB, 1MB, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
 
-/// How memleak is called.
+/// The forms of the command line.
 pub const USAGE: &str = "memleak run [OPTIONS] [--] COMMAND [ARGS]...\n       \
      memleak -p PID [INTERVAL] [OPTIONS]\n       \
      memleak -a [INTERVAL] [OPTIONS]\n       \
      memleak doctor [OPTIONS]";
 
-/// What `memleak doctor` is, a paragraph each.
+/// What `memleak doctor` does, a paragraph each.
 pub const DOCTOR: [&str; 2] = [
-    "memleak doctor does what memleak run does, to a child of its own whose allocations are known, and compares. \
-     It prints a line for each thing that this takes: ok, warn, fail or unknown, what was found, and what to do \
-     about what is not ok. It ends with 0 if memleak run works here, else with 125.",
-    "What a probe costs is measured, on an instruction that the kernel emulates and on one that it must \
-     single-step. So is whether a program under a seccomp filter survives a return probe, which it does not on some \
-     kernels from Linux 6.11 to 6.13. Nothing is left behind.",
+    "memleak doctor does what memleak run does, with a child process whose allocations are known, and compares the \
+     figures. It prints a line for each check: ok, warn, fail or unknown, what was found, and what to do if it is \
+     not ok. The exit code is 0 if memleak run works here, else 125.",
+    "memleak doctor also measures what a probe costs, on an instruction that the kernel emulates and on one that it \
+     must single-step. And it tests whether a program under a seccomp filter survives a return probe. On some \
+     kernels from Linux 6.11 to 6.13 such a program does not. memleak doctor leaves nothing behind.",
 ];
 
-/// What `memleak doctor --help` says after the options. The parser wraps its lines.
+/// The end of `memleak doctor --help`, after the options. The parser wraps its lines.
 pub fn after_doctor_help() -> String {
     DOCTOR.join("\n\n")
 }
 
-/// What the reports of -p and -a are, a paragraph each.
+/// What -p and -a do, a paragraph each.
 pub const WATCHING: [&str; 4] = [
-    "With -p and -a, the processes that have ended are reported every INTERVAL seconds, if any have. What a \
-     process did before memleak came is not counted: its row says 'since attach', and its totals begin there. \
-     What starts later is counted from its beginning.",
-    "-p ends when the last process that it watches has ended; INT, TERM, HUP or QUIT end both, after the report \
-     of the last window. The exit code is 0, or 125 for what memleak could not do.",
-    "USR1 shows, once, what runs: what each process holds, and how much more than when it was last shown.",
-    "Filters are decided before a process is counted, where that is possible, so that it costs the others least: \
-     by what it is at that time. The rows are those of processes that the filters keep in the end.",
+    "Every INTERVAL seconds, -p and -a report the processes that have ended since the last report, if there are \
+     any. What a process did before memleak attached is not counted: its row says 'since attach', and its totals \
+     begin there. A process that starts later is counted from its beginning.",
+    "memleak -p ends when the last watched process has ended. INT, TERM, HUP or QUIT ends -p and -a, after the \
+     report of the last window. The exit code is 0, or 125 if memleak could not watch.",
+    "USR1 prints the running processes once: what each process holds, and its growth since it was last shown.",
+    "Where possible, the filters are applied before a process is counted, to its properties at that time. The \
+     processes that they exclude then cost least. When a process is reported, the filters are applied to its row \
+     again, and only rows that match are printed.",
 ];
 
-/// What `memleak --help` says after the options. The parser wraps its lines.
+/// The end of `memleak --help`, after the options. The parser wraps its lines.
 pub fn after_watch_help() -> String {
     WATCHING.join("\n\n") + "\n\n" + SIZES
 }
 
-/// What `memleak run --help` says after the options. The parser wraps its lines.
+/// The end of `memleak run --help`, after the options. The parser wraps its lines.
 pub fn after_help() -> String {
     let codes = EXIT_CODES.map(|(code, meaning)| format!("{code}: {meaning}"));
     format!(

@@ -1,7 +1,7 @@
 //! The command line.
 //!
-//! Words become validated values here, or one line that says what is wrong with them. Nothing is opened,
-//! looked up or started.
+//! Turns the words of the command line into validated values, or into one line that says what is wrong with them. The
+//! options themselves are in `options`. This module opens, looks up and starts nothing.
 
 pub mod manual;
 mod wrong;
@@ -32,16 +32,16 @@ pub struct Cli {
 
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 enum Mode {
-    /// Launch a command and follow it and all its children to their ends
+    /// Launch a command and follow it and all its children until they exit
     #[command(after_help = manual::after_help(), args_override_self = true)]
     #[command(override_usage = "memleak run [OPTIONS] [--] COMMAND [ARGS]...")]
     Run(Box<Run>),
-    /// Try whether memleak run works here, and say what is in its way and what to do about it
+    /// Test whether memleak run works here, and say what prevents it and how to fix that
     #[command(after_help = manual::after_doctor_help(), args_override_self = true)]
     Doctor(Doctor),
 }
 
-/// What memleak is asked to do.
+/// The task that the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     Run(Run),
@@ -49,12 +49,12 @@ pub enum Task {
     Doctor(Doctor),
 }
 
-/// Why there is nothing to do.
+/// Why there is no task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Help or the version was asked for: this text, for standard output.
+    /// The user asked for help or for the version. This text goes to standard output.
     Told(String),
-    /// The words make no sense: one line, without its end, for standard error.
+    /// The command line is wrong. This line goes to standard error. It has no line break at its end.
     Wrong(String),
 }
 
@@ -68,10 +68,10 @@ impl Stop {
     }
 }
 
-/// Reads the command line; the first word is the program's own name.
+/// Reads the command line. The first word is the program's name.
 ///
 /// # Errors
-/// [`Stop`], when there is nothing to do.
+/// [`Stop`], if there is no task.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     let words: Vec<OsString> = words.into_iter().collect();
     let help = match words.get(1) {
@@ -103,13 +103,13 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
         Some(Mode::Doctor(doctor)) => Ok(Task::Doctor(doctor)),
         None if cli.watch.pid.is_empty() && !cli.watch.all => Err(wrong(NOTHING_TO_DO.to_owned())),
         None if cli.watch.filters.cgroup.len() > MAX_CGROUPS => Err(wrong(format!(
-            "--cgroup can be given {MAX_CGROUPS} times: name one above them"
+            "--cgroup can be given {MAX_CGROUPS} times at most: name a control group above them"
         ))),
         None => Ok(Task::Watch(cli.watch)),
     }
 }
 
-/// The options that help does not show, as users write them.
+/// The options that help does not show, in the form that users write.
 fn hidden_options() -> Vec<String> {
     let memleak = Cli::command();
     let modes = memleak

@@ -58,7 +58,7 @@ fn wrong(line: &[&str]) -> String {
 }
 
 #[test]
-fn the_command_gets_its_words_to_the_byte() {
+fn the_command_gets_its_words_byte_for_byte() {
     let given: &[&[u8]] = &[
         b"prog",
         b"-x",
@@ -94,7 +94,7 @@ fn after_two_dashes_even_an_option_is_a_command() {
 }
 
 #[test]
-fn without_options_there_is_a_table_and_no_gate() {
+fn without_options_the_report_is_a_table_and_there_is_no_gate() {
     let run = run(&["true"]);
     assert_eq!(run.report.shown.output, None);
     assert_eq!(run.report.format, Format::Table);
@@ -159,7 +159,7 @@ fn every_option_reaches_its_value() {
 }
 
 #[test]
-fn the_last_of_a_repeated_option_counts() {
+fn if_an_option_is_repeated_the_last_value_counts() {
     let run = run(&[
         "--format",
         "csv",
@@ -179,7 +179,7 @@ fn the_last_of_a_repeated_option_counts() {
 }
 
 #[test]
-fn bad_words_are_one_line_that_says_what_is_wrong_with_which() {
+fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
     for (line, says) in [
         (&[][..], "nothing to do: memleak run -- COMMAND"),
         (
@@ -286,7 +286,7 @@ fn bad_words_are_one_line_that_says_what_is_wrong_with_which() {
 }
 
 #[test]
-fn waiting_for_all_may_have_a_limit_and_takes_no_word_of_the_command() {
+fn wait_all_may_have_a_limit_and_takes_no_word_of_the_command() {
     let seconds = |text| parse_wait(text).unwrap();
     assert_eq!(run(&["true"]).wait_all, None);
     let unlimited = run(&["--wait-all", "2"]);
@@ -389,7 +389,7 @@ fn every_option_of_doctor_reaches_its_value() {
 }
 
 #[test]
-fn bad_words_about_doctor_are_one_line_too() {
+fn a_wrong_command_line_of_doctor_gives_one_line_too() {
     for (line, says) in [
         (
             &["--format", "csv"][..],
@@ -406,7 +406,7 @@ fn bad_words_about_doctor_are_one_line_too() {
 }
 
 #[test]
-fn bad_words_about_watching_are_one_line_too() {
+fn a_wrong_command_line_of_watching_gives_one_line_too() {
     for (line, says) in [
         (&["-q"][..], "nothing to do: memleak run -- COMMAND"),
         (
@@ -452,7 +452,7 @@ fn bad_words_about_watching_are_one_line_too() {
 }
 
 #[test]
-fn an_option_value_that_is_not_utf8_is_an_error_and_a_file_name_is_not() {
+fn only_file_names_may_be_other_than_utf8() {
     let line = words(&[b"memleak", b"run", b"--fail-on-leak", b"\xff", b"true"]);
     assert!(matches!(parse(line), Err(Stop::Wrong(_))));
     let run = launched(words(&[b"memleak", b"run", b"-o", b"\xff", b"true"]));
@@ -463,7 +463,7 @@ fn an_option_value_that_is_not_utf8_is_an_error_and_a_file_name_is_not() {
 }
 
 #[test]
-fn help_and_version_are_told_and_no_error() {
+fn help_and_version_are_printed_and_are_no_errors() {
     for line in [
         &["--help"][..],
         &["-h"],
@@ -500,7 +500,7 @@ fn the_options_of_clap_do_not_contradict_each_other() {
 }
 
 #[test]
-fn colour_is_for_terminals_unless_told_otherwise() {
+fn colour_is_for_terminals_unless_the_user_says_otherwise() {
     for (color, terminal, no_color, wanted) in [
         (Color::Auto, true, false, true),
         (Color::Auto, true, true, false),

@@ -1,4 +1,4 @@
-//! What is wrong with a command line, in one line.
+//! Describes in one line what is wrong with a command line. `cli` adds the program's name and the hint at `--help`.
 
 use std::error::Error;
 
@@ -12,13 +12,13 @@ use crate::text::units::SizeError;
 
 /// Puts clap's error, which has several lines, into one line.
 ///
-/// `watches`: the command line names processes. `hidden`: options that are not to be suggested.
+/// `watches`: the command line has -p or -a. `hidden`: options that must not be suggested.
 pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String]) -> String {
     let word = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => Some(escape::escaped(word.as_bytes())),
         _ => None,
     };
-    // Our own errors name the value themselves, and name it harmlessly.
+    // memleak's own errors contain the value already, with control characters escaped.
     if let Some(source) = error.source()
         && (source.is::<SizeError>()
             || source.is::<GlobError>()
@@ -29,7 +29,7 @@ pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String
         return format!("{option}: {source}");
     }
     match error.kind() {
-        // A word after the interval may be a subcommand, for clap.
+        // clap may take a word after the interval for a subcommand.
         ErrorKind::ArgumentConflict | ErrorKind::UnknownArgument if watches => {
             let number = [ContextKind::InvalidSubcommand, ContextKind::InvalidArg]
                 .into_iter()
@@ -46,7 +46,7 @@ pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String
             return "no command: write it after the options, as in memleak run -- ./my_app"
                 .to_owned();
         }
-        // These quote a word of the user's, which may hold line breaks and escape sequences.
+        // These errors quote a word of the user, which may contain line breaks and escape sequences.
         ErrorKind::UnknownArgument => {
             if let Some(option) = word(ContextKind::InvalidArg) {
                 let similar = word(ContextKind::SuggestedArg)

@@ -1,5 +1,6 @@
-//! What memleak was asked to do, as plain values, with the parsers of these values. Nothing is opened or looked up
-//! here.
+//! The options of memleak as plain values, with the parsers of these values. This module opens and looks up nothing.
+//!
+//! The doc comments of the arguments are their help texts, and go into the manual page and the completions.
 
 pub mod switches;
 
@@ -19,33 +20,33 @@ use crate::report::{Format, Verbosity};
 use crate::text::globs::{CommGlob, CommNames};
 use crate::text::units::parse_size;
 
-/// How many live blocks the kernel's table holds unless the user says otherwise.
+/// How many live blocks the kernel's table holds by default.
 pub const DEFAULT_MAX_ALLOCS: u32 = 2_097_152;
 
-/// The most it can hold: a BPF hash map has as many buckets as entries, rounded up to a power of two,
-/// and the kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
+/// The largest size of this table. A BPF hash map has as many buckets as entries, rounded up to a power of two. The
+/// kernel refuses a bucket array of 4 GiB (2^28 buckets of 16 bytes).
 pub const MAX_MAX_ALLOCS: u32 = 1 << 27;
 
-/// How many running processes `--live` shows.
+/// How many running processes `--live` shows by default.
 pub const DEFAULT_TOP: usize = 20;
 
-/// What `--wait-all` without a number stands for.
+/// The value of `--wait-all` without a number.
 const NO_LIMIT: &str = "unlimited";
 
 /// The options of `memleak run`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Run {
-    /// Wait until no process of the tree is left, at most SECONDS; INT, TERM, HUP or QUIT ends it
+    /// Wait until all processes of the tree have ended, at most SECONDS; INT, TERM, HUP or QUIT ends the wait
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = NO_LIMIT, value_parser = parse_wait)]
     pub wait_all: Option<WaitAll>,
 
-    /// Run the command as this user, with the user's groups and no capabilities; sudo: as whoever called
+    /// Run the command as this user, with the user's groups and no capabilities; sudo: as the user who called
     /// sudo
     #[arg(long, value_name = "NAME|UID[:GID]|sudo", value_hint = ValueHint::Username)]
     pub user: Option<UserSpec>,
 
-    /// The command and its arguments; options of memleak end at its first word
+    /// The command and its arguments; memleak's own options must come before it
     #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
@@ -53,7 +54,7 @@ pub struct Run {
     #[command(flatten)]
     pub probing: Probing,
 
-    // Last, since the heading of a flattened group is kept by whatever follows it.
+    // Last, because the options after a flattened group appear under the group's heading.
     #[command(flatten)]
     pub report: ReportArgs,
 
@@ -64,7 +65,7 @@ pub struct Run {
 /// The options of `memleak -p` and `memleak -a`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Watch {
-    /// Watch this process, from now on, and all that it starts; several: -p 1,2 or -p 1 -p 2
+    /// Watch this process and all that it starts, from now on; several: -p 1,2 or -p 1 -p 2
     #[arg(
         short,
         long,
@@ -75,7 +76,7 @@ pub struct Watch {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     pub pid: Vec<u32>,
 
-    /// Watch every process of the machine but memleak, those that start later too
+    /// Watch every process of the machine except memleak, including those that start later
     #[arg(short, long)]
     pub all: bool,
 
@@ -83,15 +84,15 @@ pub struct Watch {
     #[arg(value_name = "INTERVAL", default_value = "5", value_parser = parse_interval)]
     pub interval: Duration,
 
-    /// Watch the processes of -p alone, not what they start
+    /// Watch only the processes of -p, not those that they start
     #[arg(long, conflicts_with = "all")]
     pub no_children: bool,
 
-    /// Each interval, report the processes that still run too: what they hold, and how much more than before
+    /// Each interval, also report the running processes: the memory that they hold, and its growth
     #[arg(long)]
     pub live: bool,
 
-    /// How many of these, those that grew most
+    /// How many running processes to report: those that grew most
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP)]
     pub top: usize,
 
@@ -111,7 +112,7 @@ pub struct Doctor {
     #[command(flatten)]
     pub shown: ShownArgs,
 
-    /// What it looks like
+    /// Format of the findings
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub format: DoctorFormat,
 
@@ -123,7 +124,7 @@ pub struct Doctor {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Filters")]
 pub struct Filters {
-    /// Only processes of this real user id; several: --uid 1,2 or --uid 1 --uid 2
+    /// Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2
     #[arg(long, value_name = "UID", value_delimiter = ',', value_parser = parse_uid)]
     pub uid: Vec<u32>,
 
@@ -139,7 +140,7 @@ pub struct Filters {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub cgroup: Vec<PathBuf>,
 
-    /// Report only processes that have not freed SIZE or more
+    /// Report only processes that hold or leak at least SIZE
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub min_leak: Option<u64>,
 }
@@ -147,13 +148,13 @@ pub struct Filters {
 /// How allocators are found and probed.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Probing {
-    /// Live blocks that can be told apart at one time; beyond that, leaks are known within bounds
+    /// How many live blocks can be tracked at one time; beyond that, leaks are only known within bounds
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ALLOCS)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
     pub max_allocs: u32,
 
-    /// Count a program's own allocator: PATH:alloc=FUNCTION,free=FUNCTION, as './app:alloc=pool_alloc(_,
-    /// size),free=pool_free(_, block)', or a .toml file with such; may be repeated
+    /// Count a program's own allocator: PATH:alloc=FUNCTION,free=FUNCTION, for example
+    /// './app:alloc=pool_alloc(_, size),free=pool_free(_, block)', or a .toml file of allocators; may be repeated
     #[arg(long, value_name = "SPEC", value_parser = notation::parse)]
     pub allocator: Vec<Spec>,
 
@@ -171,7 +172,7 @@ impl Default for Probing {
     }
 }
 
-/// How long to wait for what the command leaves behind.
+/// How long to wait for the processes that the command leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitAll {
     Unlimited,
@@ -188,7 +189,7 @@ pub(crate) fn parse_wait(text: &str) -> Result<WaitAll, String> {
 /// Reads a number of seconds, whole or with decimals.
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     let why = || "it is a number of seconds, as 60 or 0.5".to_owned();
-    // f64 would take "inf" and "1e3" too.
+    // The parser of f64 would also accept "inf" and "1e3".
     if !text
         .bytes()
         .all(|byte| byte.is_ascii_digit() || byte == b'.')
@@ -200,7 +201,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_uid(text: &str) -> Result<u32, String> {
-    let why = |_| "it is a user's number (--user-name takes a name)".to_owned();
+    let why = |_| "it is a numeric user id (--user-name takes a name)".to_owned();
     text.parse().map_err(why)
 }
 
@@ -217,36 +218,36 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Where the report goes and what it looks like.
+/// Destination and format of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Report")]
 pub struct ReportArgs {
     #[command(flatten)]
     pub shown: ShownArgs,
 
-    /// What the report looks like
+    /// Format of the report
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
     pub format: Format,
 }
 
-/// What reports and the doctor have in common.
+/// The options that reports and the doctor share.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct ShownArgs {
-    /// Write to FILE instead of standard error (run) or standard output (-p, -a, doctor); %p: memleak's pid, %h: the
-    /// host, %q{VAR}: a variable
+    /// Write to FILE instead of standard error (run) or standard output (-p, -a, doctor); %p in FILE is memleak's pid,
+    /// %h the host name, %q{VAR} an environment variable
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
 
-    /// Print errors, a failed or unknown gate, and what the doctor finds not ok; nothing else
+    /// Print only errors, a failed or unknown gate, and findings of the doctor that are not ok
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Tell about probes too, about images that an exec replaced, and what the kernel said to programs that it
+    /// Also print the probes, the images that an exec replaced, and the kernel's messages about BPF programs that it
     /// refused
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// When to use colour; auto: where the output goes to a terminal and `NO_COLOR` is not set
+    /// When to use colour; auto: if the output goes to a terminal and `NO_COLOR` is not set
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub color: Color,
 }
@@ -266,8 +267,7 @@ pub enum Color {
 }
 
 impl Color {
-    /// Whether to use colour, given whether the report goes to a terminal and whether `NO_COLOR` is set
-    /// (and not empty).
+    /// Whether to use colour. `terminal`: the report goes to a terminal. `no_color`: `NO_COLOR` is set and not empty.
     pub fn wanted(self, terminal: bool, no_color: bool) -> bool {
         match self {
             Self::Auto => terminal && !no_color,
@@ -277,7 +277,7 @@ impl Color {
     }
 }
 
-/// What makes a leak a failure.
+/// The options that decide which leaks are a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Gate")]
 pub struct GateArgs {
@@ -297,17 +297,17 @@ pub struct GateArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub leak_exitcode: Option<u8>,
 
-    /// Let that code come before a non-zero code of the command's
+    /// Let that code replace a non-zero exit code of the command
     #[arg(long)]
     pub leak_exitcode_wins: bool,
 
-    /// Let the gate fail a Slurm prolog or epilog too, which takes the node out of service
+    /// Let the gate also fail a Slurm prolog or epilog, which drains the node (takes it out of service)
     #[arg(long)]
     pub allow_drain: bool,
 }
 
 impl GateArgs {
-    /// The gate that was asked for, if one was.
+    /// The gate that the user asked for, if any.
     pub fn gate(&self) -> Option<Gate> {
         let limits = Limits {
             process: self.fail_on_leak,
@@ -323,7 +323,7 @@ impl GateArgs {
         }
     }
 
-    /// An option that would silently do nothing, as there is no gate for it to change.
+    /// An option that would silently have no effect, because there is no gate that it changes.
     pub fn without_effect(&self) -> Option<&'static str> {
         if self.fail_on_leak.is_some() || self.fail_on_total_leak.is_some() {
             None
@@ -341,7 +341,7 @@ impl GateArgs {
     }
 }
 
-/// What the doctor's findings look like.
+/// Format of the doctor's findings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DoctorFormat {
     /// A line for each check.

@@ -15,7 +15,7 @@ pub struct TestArgs {
 }
 
 impl TestArgs {
-    /// All switches; of one that is given twice the last counts.
+    /// All switches. If a switch is given twice, the last one counts.
     pub fn switches(&self) -> Switches {
         let mut all = Switches::default();
         self.switches.iter().for_each(|switch| all.set(switch));
@@ -23,19 +23,19 @@ impl TestArgs {
     }
 }
 
-/// The switches and their values. Without any, memleak does what users get.
+/// The switches and their values. The default is the behaviour that users get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Switches {
-    /// `method=session|multi|perf-event|separate`: attach the probes in this way, not in the best one that works.
+    /// `method=session|multi|perf-event|separate`: attach the probes by this method, not by the best one that works.
     pub method: Option<Method>,
-    /// `holds=nowhere|loader|everywhere`: hold processes at most there until their files are examined.
+    /// `holds=nowhere|loader|everywhere`: hold processes only at these places until their files are examined.
     pub holds: Holds,
-    /// `hold-delay=MILLISECONDS`: let held processes wait this much longer.
+    /// `hold-delay=MILLISECONDS`: hold processes for this much longer.
     pub hold_delay: Duration,
-    /// `missed-events=TIMES`: let the BPF programs ignore half of all forks, execs and exits, the first TIMES (0 to 2)
-    /// that the kernel reports each.
+    /// `missed-events=TIMES`: let the BPF programs ignore half of all forks, execs and exits. They ignore the first
+    /// TIMES (0 to 2) of the kernel's reports of each.
     pub missed_events: u32,
-    /// `late-threads=yes`: keep every started thread in the slower table.
+    /// `late-threads=yes`: keep the state of every started thread in the slower table.
     pub late_threads: bool,
     /// `without-probe=NAME`: probe no function of this name. May be repeated.
     pub without_probe: Vec<String>,
@@ -114,8 +114,8 @@ fn parse(word: &str) -> Result<Switch, String> {
     }
 }
 
-/// Reads the name of a patient. All names have the same length, and reading them allocates the same: clap's way of
-/// reading one of several values does not.
+/// Reads the name of a patient. All names have the same length, and this function allocates the same for each of them.
+/// clap's own parser of enumerations does not.
 fn patient(name: &str) -> Result<Patient, String> {
     match name {
         "init" => Ok(Patient::Init),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_and_values_are_refused_with_those_that_there_are() {
+    fn an_unknown_key_or_value_is_refused_with_the_list_of_valid_ones() {
         for (word, says) in [
             ("", "the keys are"),
             ("methods=multi", "the keys are"),

@@ -87,13 +87,13 @@ fn manual_page() -> Vec<u8> {
         paragraphs(
             roff,
             &[
-                "memleak run starts COMMAND, counts in the kernel (eBPF) what every process of its tree \
-                 allocates and never frees, prints a row for each as it ends, and ends as the command does. \
-                 Nothing is recompiled, preloaded or traced by ptrace. The report goes to standard error \
-                 or to a file, never to the command's standard output.",
-                "memleak -p joins processes that run already, memleak -a every process of the machine, and both \
-                 report, window by window, those that have ended.",
-                "It takes root, or a memleak whose file has the capabilities CAP_BPF and CAP_PERFMON.",
+                "memleak run starts COMMAND, and counts in the kernel (eBPF) what every process of its tree \
+                 allocates and never frees. It prints a row for each process when the process ends. It ends as \
+                 the command does. Nothing is recompiled, preloaded or traced with ptrace. The report goes to \
+                 standard error or to a file, never to the command's standard output.",
+                "memleak -p attaches to running processes, memleak -a to every process of the machine. Both report, \
+                 window by window, the processes that have ended.",
+                "memleak needs root, or the capabilities CAP_BPF and CAP_PERFMON on its file.",
                 SIZES,
             ],
         );
@@ -122,45 +122,49 @@ fn manual_page() -> Vec<u8> {
         tagged(
             roff,
             "NO_COLOR",
-            "If set and not empty: no colour, unless --color=always.",
+            "If set and not empty, memleak uses no colour, unless --color=always is given.",
         );
         tagged(
             roff,
             "SUDO_UID, SUDO_GID",
-            "For root: the user with whose rights report files are opened, and whom --user sudo names.",
+            "For root: the user who called sudo. memleak opens report files with the rights of this user, and --user \
+             sudo runs the command as this user.",
         );
         tagged(
             roff,
             "SLURM_SCRIPT_CONTEXT",
-            "Where Slurm says whether this is its prolog or epilog; see EXIT STATUS.",
+            "Set by Slurm. Says whether memleak runs in a prolog or epilog; see EXIT STATUS.",
         );
     });
     section(&mut page, "EXAMPLES", |roff| {
         for (line, what) in [
-            ("sudo memleak run -- ./my_app args", "What does it leak?"),
+            (
+                "sudo memleak run -- ./my_app args",
+                "Show what the program leaks.",
+            ),
             (
                 "sudo memleak doctor",
-                "Does it work here, and if not, what is to be done?",
+                "Test whether memleak run works here, and show what to do if it does not.",
             ),
             (
                 "sudo memleak run --user sudo -- ./my_app args",
-                "The same, with the command run as yourself.",
+                "Run the command as the user who called sudo.",
             ),
             (
                 "sudo env LD_LIBRARY_PATH=$PWD/lib memleak run -- ./my_app",
-                "With a variable that sudo would take out.",
+                "Pass a variable that sudo would remove.",
             ),
             (
                 "sudo memleak run --fail-on-leak 1MB --gate-comm 'my_app*' -- make check",
-                "As a gate in CI.",
+                "Use memleak as a gate in CI.",
             ),
             (
                 "sudo memleak -p 1234 10",
-                "What runs already, and all that it starts: every ten seconds, who has ended.",
+                "Watch a running process and all that it starts. Report every ten seconds which processes have ended.",
             ),
             (
                 "sudo memleak -a 5 --live --user-name alice",
-                "All that a user runs, and what it holds.",
+                "Watch all processes of a user, and report every five seconds what each of them holds.",
             ),
         ] {
             tagged(roff, line, what);
