@@ -53,14 +53,14 @@ extern "C" fn bare() {
     naked_asm!("ret");
 }
 
-type Function = extern "C" fn();
+type ProbedCode = extern "C" fn();
 
 /// Measures the price of a probe that is attached by `method`.
 ///
 /// # Errors
 /// memleak's own file cannot be read, or the kernel refuses the probes.
 pub fn measure(method: Method) -> Result<Price> {
-    let functions: [Function; 2] = [emulated, single_stepped];
+    let functions: [ProbedCode; 2] = [emulated, single_stepped];
     let program = PROGRAM.to_string_lossy();
     let file = File::open(&*program).context("cannot read memleak's own file")?;
     let maps = fs::read_to_string("/proc/self/maps").context("cannot read /proc/self/maps")?;
@@ -80,7 +80,7 @@ pub fn measure(method: Method) -> Result<Price> {
 }
 
 /// The duration of a call in nanoseconds.
-fn time(function: Function) -> u64 {
+fn time(function: ProbedCode) -> u64 {
     let round = |_| {
         let began = Instant::now();
         for _ in 0..CALLS {
@@ -124,7 +124,7 @@ mod tests {
     fn the_kernel_emulates_one_of_the_functions_and_not_the_other() {
         use crate::code::placement::{Kind, placed_on};
         for (function, kind) in [
-            (emulated as Function, Kind::Emulated),
+            (emulated as ProbedCode, Kind::Emulated),
             (single_stepped, Kind::SingleStepped),
         ] {
             let length = if cfg!(target_arch = "x86_64") { 3 } else { 4 };

@@ -8,11 +8,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::elf::file::ElfFile;
-use crate::elf::symbols::{self, Companions, Function, Names, Source};
+use crate::elf::symbols::{self, Companions, FunctionSymbol, Names, Source};
 use crate::find::functions::{Family, FileTable, Table};
 use crate::find::hooks;
 use crate::find::role::Role;
-use crate::find::sites::{self, Found, Site};
+use crate::find::sites::{self, FoundFunction, Site};
 use crate::os::root::Root;
 
 /// What a file's symbols say about its allocator.
@@ -98,12 +98,12 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
 
 /// The functions that the table names, by address.
 fn by_address(
-    functions: &[Function],
+    functions: &[FunctionSymbol],
     is_static: bool,
     role: Role,
     table: &FileTable<'_>,
-) -> BTreeMap<u64, Found> {
-    let mut found: BTreeMap<u64, (usize, Found)> = BTreeMap::new();
+) -> BTreeMap<u64, FoundFunction> {
+    let mut found: BTreeMap<u64, (usize, FoundFunction)> = BTreeMap::new();
     for function in functions {
         let Some((row, rank)) = table.find(function.name) else {
             continue;
@@ -117,7 +117,7 @@ fn by_address(
         }
         // Of several names at one address, the name whose row comes first counts.
         if (found.get(&function.address)).is_none_or(|(other, _)| rank < *other) {
-            let named = Found {
+            let named = FoundFunction {
                 row: row.clone(),
                 symbol: function.name.to_owned(),
                 size: function.size,

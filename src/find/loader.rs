@@ -76,7 +76,7 @@ pub struct Environment {
 
 /// What a file's dynamic section asks of the loader.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Dynamic {
+struct LoaderNeeds {
     interpreter: Option<PathBuf>,
     needed: Vec<Vec<u8>>,
     rpath: Vec<u8>,
@@ -101,8 +101,8 @@ pub fn mapped_at_start(
     let search = Search::new(&interpreter, environment, root);
     let wanted_by_main = search.wanted_by(program, &main, &[]);
     // Each entry has names of needed files, and the directories in which they are looked for.
-    let mut queue: VecDeque<Wanted> = VecDeque::new();
-    queue.push_back(Wanted {
+    let mut queue: VecDeque<WantedLibraries> = VecDeque::new();
+    queue.push_back(WantedLibraries {
         names: search.preloaded(environment),
         ..wanted_by_main.clone()
     });
@@ -128,7 +128,7 @@ pub fn mapped_at_start(
 
 /// The names of the libraries that one file needs, and the directories to search for them.
 #[derive(Clone, Debug, Default)]
-struct Wanted {
+struct WantedLibraries {
     names: Vec<Vec<u8>>,
     /// The file's own RPATH, and the RPATHs of the files that made the loader map it.
     rpath: Vec<PathBuf>,
@@ -187,7 +187,7 @@ impl<'root> Search<'root> {
     }
 
     /// The path of the library that the loader maps for a name.
-    fn find(&self, name: &[u8], wanted: &Wanted) -> Option<PathBuf> {
+    fn find(&self, name: &[u8], wanted: &WantedLibraries) -> Option<PathBuf> {
         let path = Path::new(OsStr::from_bytes(name));
         if name.contains(&b'/') {
             return Some(path.to_owned());
@@ -229,7 +229,12 @@ impl<'root> Search<'root> {
     }
 
     /// What the file at `path` needs. `inherited` are the RPATHs of the files that led to this one.
-    fn wanted_by(&self, path: &Path, dynamic: &Dynamic, inherited: &[PathBuf]) -> Wanted {
+    fn wanted_by(
+        &self,
+        path: &Path,
+        dynamic: &LoaderNeeds,
+        inherited: &[PathBuf],
+    ) -> WantedLibraries {
         // If a file has a RUNPATH, glibc's loader ignores its RPATH and the inherited ones. A RUNPATH is not inherited
         // by the libraries that this file needs.
         let mut runpath = directories(&dynamic.runpath, path, self.root);
@@ -242,7 +247,7 @@ impl<'root> Search<'root> {
             list.truncate(take(&self.directories, list.len()));
         }
         let names = take(&self.names, dynamic.needed.len());
-        Wanted {
+        WantedLibraries {
             names: dynamic.needed[..names].to_vec(),
             rpath,
             runpath,
@@ -377,7 +382,7 @@ fn replace(text: &[u8], token: &[u8], value: &[u8]) -> Vec<u8> {
 }
 
 /// Reads the dynamic section through the segments, as the loader does.
-fn read_dynamic(path: &Path, root: &Root) -> Result<Dynamic> {
+fn read_dynamic(path: &Path, root: &Root) -> Result<LoaderNeeds> {
     let context = || format!("cannot read {} as ELF", path.display());
     let file = root.open(path).with_context(context)?;
     let elf = ElfFile::open(&file).with_context(context)?;
@@ -395,7 +400,7 @@ fn read_dynamic(path: &Path, root: &Root) -> Result<Dynamic> {
         let at = entries.get(tag)?;
         string(at, MAX_STRING)
     };
-    Ok(Dynamic {
+    Ok(LoaderNeeds {
         interpreter: elf
             .interpreter()
             .map(|name| PathBuf::from(OsString::from_vec(name))),

@@ -351,12 +351,12 @@ fn allocator(
 #[serde(deny_unknown_fields)]
 struct Document {
     #[serde(default)]
-    allocator: Vec<Entry>,
+    allocator: Vec<AllocatorEntry>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct AllocatorEntry {
     file: String,
     #[serde(default)]
     alloc: Vec<String>,

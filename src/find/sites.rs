@@ -25,7 +25,7 @@ const CALL: u64 = 16;
 
 /// A function that has a row in the table.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundFunction {
     pub row: Row,
     pub symbol: String,
     /// In bytes; 0: unknown.
@@ -56,7 +56,7 @@ pub fn place(
     elf: &ElfFile<'_>,
     path: &Path,
     role: Role,
-    mut functions: BTreeMap<u64, Found>,
+    mut functions: BTreeMap<u64, FoundFunction>,
     table: &FileTable<'_>,
 ) -> Result<Vec<Site>> {
     // An operator belongs to the allocator of its file. In a file without an allocator it calls another file's.
@@ -99,7 +99,7 @@ struct Placer<'a> {
 
 /// A function whose places are being added.
 struct Placing<'a> {
-    found: &'a Found,
+    found: &'a FoundFunction,
     address: u64,
     segment: &'a Segment,
     action: Action,
@@ -112,7 +112,7 @@ impl<'a> Placer<'a> {
         elf: &'a ElfFile<'a>,
         path: &'a Path,
         role: Role,
-        functions: &BTreeMap<u64, Found>,
+        functions: &BTreeMap<u64, FoundFunction>,
         table: &'a FileTable<'a>,
     ) -> Self {
         let actions = functions
@@ -133,7 +133,7 @@ impl<'a> Placer<'a> {
     }
 
     /// Adds the places of one function.
-    fn add_function(&mut self, address: u64, found: &Found) -> Result<()> {
+    fn add_function(&mut self, address: u64, found: &FoundFunction) -> Result<()> {
         let segment = self.segment_of(address, found)?;
         let mut action = found.row.action;
         let followed = self.follow(address, action);
@@ -176,7 +176,7 @@ impl<'a> Placer<'a> {
     }
 
     /// The executable segment that a function lies in.
-    fn segment_of(&self, address: u64, found: &Found) -> Result<&'a Segment> {
+    fn segment_of(&self, address: u64, found: &FoundFunction) -> Result<&'a Segment> {
         self.elf.text_segment(address).with_context(|| {
             format!(
                 "{} in {} lies outside its executable segment",
@@ -210,7 +210,7 @@ impl<'a> Placer<'a> {
     fn own_code(
         &self,
         address: u64,
-        found: &Found,
+        found: &FoundFunction,
         segment: &Segment,
         followed: Option<&Result<Followed, GaveUp>>,
     ) -> Range {
@@ -277,7 +277,7 @@ impl<'a> Placer<'a> {
 }
 
 /// Whether the user named the function.
-fn is_user(found: &Found) -> bool {
+fn is_user(found: &FoundFunction) -> bool {
     matches!(found.row.family, Family::User(_))
 }
 

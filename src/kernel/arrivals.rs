@@ -19,7 +19,7 @@ use crate::kernel::attach::{Attached, Programs, Target, attach, attach_hooks};
 use crate::kernel::collector::Collector;
 use crate::kernel::detach;
 use crate::kernel::files::{
-    Arrival, Entry, Key, Mapped, by_stat, map_sites, unexamined, unexamined_for_now,
+    Arrival, Key, Mapped, ProbedFile, by_stat, map_sites, unexamined, unexamined_for_now,
 };
 use crate::kernel::method::Method;
 use crate::kernel::object::Object;
@@ -205,7 +205,7 @@ impl Collector {
             // A file that cannot get a mount of its own keeps the mount that it has.
             let own = in_own_mount(&examined.file, pid);
             let file = own.as_ref().unwrap_or(&examined.file);
-            known = Entry::default();
+            known = ProbedFile::default();
             if !hooks.is_empty() {
                 known.links = self.attach_hooks(&examined.path, file, &hooks)?;
                 known.hooks = hooks;
@@ -238,7 +238,7 @@ impl Collector {
     fn detach_overwritten(
         &mut self,
         key: Key,
-        old: Entry,
+        old: ProbedFile,
         path: &Path,
         file: &File,
         pid: Option<u32>,

@@ -73,7 +73,7 @@ pub fn attach(
         if sites.is_empty() {
             return Ok(());
         }
-        let kind = Kind {
+        let kind = UprobeKind {
             method,
             retprobe,
             session: method == Method::Session
@@ -137,7 +137,7 @@ pub fn attach_at(
     offsets: &[u64],
 ) -> Result<Vec<Attached>> {
     let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
-    let kind = Kind {
+    let kind = UprobeKind {
         method,
         retprobe: false,
         session: false,
@@ -147,7 +147,7 @@ pub fn attach_at(
 
 /// The kind of a uprobe.
 #[derive(Clone, Copy)]
-struct Kind {
+struct UprobeKind {
     method: Method,
     retprobe: bool,
     session: bool,
@@ -155,7 +155,7 @@ struct Kind {
 
 /// Attaches a program to offsets in a file, each with its cookie.
 fn attach_one(
-    kind: Kind,
+    kind: UprobeKind,
     program: &Program<'_>,
     file: &File,
     probes: &[(u64, u64)],

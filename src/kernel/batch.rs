@@ -15,7 +15,7 @@ use nix::errno::Errno;
 /// The position of a walk. The walk meets entries that exist all the time exactly once. It may or may not meet entries
 /// that come or go meanwhile.
 #[derive(Debug)]
-pub struct Walk {
+pub struct BatchWalk {
     keys: Vec<u8>,
     values: Vec<u8>,
     /// How many entries fit into a batch.
@@ -31,10 +31,10 @@ pub struct Batch<'walk> {
     pub values: ChunksExact<'walk, u8>,
 }
 
-impl Walk {
+impl BatchWalk {
     /// A walk that reads `size` entries at once.
     pub fn new(size: u32) -> Self {
-        Walk {
+        BatchWalk {
             keys: Vec::new(),
             values: Vec::new(),
             size,

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 
 use crate::kernel::attach::{Attached, Target};
-use crate::kernel::batch::Walk;
+use crate::kernel::batch::BatchWalk;
 use crate::kernel::error::LoadError;
 use crate::kernel::files::{Key, Known};
 use crate::kernel::method::{Holds, Method};
@@ -241,7 +241,7 @@ impl Collector {
 
     /// Calls `each` for every heap in the map of heaps.
     pub(super) fn for_each_heap(&self, mut each: impl FnMut(&heap)) -> Result<()> {
-        let mut walk = Walk::new(HEAPS_AT_ONCE);
+        let mut walk = BatchWalk::new(HEAPS_AT_ONCE);
         while let Some(batch) = walk
             .next(self.object.heaps())
             .context("cannot read the table of images")?

@@ -23,7 +23,7 @@ pub struct Arrival {
 /// What is known of the files with probes.
 #[derive(Default)]
 pub(super) struct Known {
-    pub(super) files: HashMap<Key, Entry>,
+    pub(super) files: HashMap<Key, ProbedFile>,
     pub(super) sites: u32,
 }
 
@@ -32,7 +32,7 @@ pub(super) type Key = (u64, u64);
 
 /// A file with probes.
 #[derive(Default)]
-pub(super) struct Entry {
+pub(super) struct ProbedFile {
     pub(super) index: Option<u16>,
     pub(super) sites: Vec<Site>,
     pub(super) hooks: Vec<u64>,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use libbpf_rs::{MapCore, MapFlags};
 
-use crate::kernel::batch::{Walk, delete_all};
+use crate::kernel::batch::{BatchWalk, delete_all};
 use crate::kernel::records;
 use crate::kernel::skeletons::types::heap_flags;
 
@@ -17,7 +17,7 @@ const PART: u32 = 4096;
 
 /// A sweep that has begun.
 pub(super) struct Sweep {
-    walk: Walk,
+    walk: BatchWalk,
     /// Whether the heaps that were met have ended, by their ids.
     ended: HashMap<[u8; 8], bool>,
     /// The keys that are to be deleted.
@@ -27,7 +27,7 @@ pub(super) struct Sweep {
 impl Sweep {
     pub(super) fn new() -> Self {
         Sweep {
-            walk: Walk::new(PART),
+            walk: BatchWalk::new(PART),
             ended: HashMap::new(),
             keys: Vec::new(),
         }

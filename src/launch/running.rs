@@ -40,7 +40,7 @@ impl ExecError {
     pub fn outcome(&self) -> Outcome {
         match self.step {
             Some(_) => Outcome::ToolError,
-            None => Outcome::ExecError(exit::ExecError::from_errno(self.errno as i32)),
+            None => Outcome::ExecError(exit::ExecErrorKind::from_errno(self.errno as i32)),
         }
     }
 }
@@ -203,7 +203,7 @@ impl Running {
         let events = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;
         let info = wait_child(self.pid, events | how)
             .with_context(|| format!("cannot wait for the command (process {})", self.pid))?;
-        let Some(Status { code, status }) = info else {
+        let Some(ChildStatus { code, status }) = info else {
             return Ok(None);
         };
         let change = match code {
@@ -288,13 +288,13 @@ impl Running {
 }
 
 /// What waitid reports of a child: `si_code` and `si_status`.
-pub(super) struct Status {
+pub(super) struct ChildStatus {
     code: c_int,
     status: c_int,
 }
 
 /// Waits for `pid` alone. nix's waitid cannot be used: it cannot express a death by a real-time signal.
-pub(super) fn wait_child(pid: Pid, flags: c_int) -> io::Result<Option<Status>> {
+pub(super) fn wait_child(pid: Pid, flags: c_int) -> io::Result<Option<ChildStatus>> {
     loop {
         // SAFETY: all zeroes are a valid siginfo, which the call fills in.
         let (result, info) = unsafe {
@@ -310,7 +310,7 @@ pub(super) fn wait_child(pid: Pid, flags: c_int) -> io::Result<Option<Status>> {
         if result == 0 {
             // SAFETY: waitid filled in the fields of a SIGCHLD, or left all of them zero.
             let (child, status) = unsafe { (info.si_pid(), info.si_status()) };
-            return Ok((child != 0).then_some(Status {
+            return Ok((child != 0).then_some(ChildStatus {
                 code: info.si_code,
                 status,
             }));

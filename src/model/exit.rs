@@ -24,7 +24,7 @@ pub enum Outcome {
     /// The command died of this signal. `core`: it left a core dump.
     Signaled { signal: u8, core: bool },
     /// The exec failed.
-    ExecError(ExecError),
+    ExecError(ExecErrorKind),
     /// memleak failed before it released the command. The command never ran.
     ToolError,
     /// There was no command: memleak watched processes until they ended, or until a signal asked it to stop.
@@ -59,12 +59,12 @@ impl Outcome {
 
 /// Why a command cannot be executed, as far as exit codes distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExecError {
+pub enum ExecErrorKind {
     NotFound,
     NotExecutable,
 }
 
-impl ExecError {
+impl ExecErrorKind {
     /// The kind for an errno of execve. As in env, nohup and timeout, only "no such file" means that the command was
     /// not found. All other errors (no permission, a directory, a bad format) mean that it was found.
     pub fn from_errno(errno: i32) -> Self {
@@ -175,8 +175,8 @@ mod tests {
             signal: 11,
             core: true,
         };
-        let missing = Outcome::ExecError(ExecError::NotFound);
-        let barred = Outcome::ExecError(ExecError::NotExecutable);
+        let missing = Outcome::ExecError(ExecErrorKind::NotFound);
+        let barred = Outcome::ExecError(ExecErrorKind::NotExecutable);
         // One line for each outcome and option. The columns are: no gate, passed, failed, unknown.
         for (outcome, leak, ends) in [
             (
@@ -256,7 +256,7 @@ mod tests {
             signal: 11,
             core: false,
         };
-        let missing = Outcome::ExecError(ExecError::NotFound);
+        let missing = Outcome::ExecError(ExecErrorKind::NotFound);
         let outcomes = [
             (Outcome::Exited(0), Finish::Exit(0)),
             (Outcome::Exited(3), Finish::Exit(3)),
@@ -294,7 +294,10 @@ mod tests {
 
     #[test]
     fn only_a_missing_file_means_that_the_command_was_not_found() {
-        assert_eq!(ExecError::from_errno(libc::ENOENT), ExecError::NotFound);
+        assert_eq!(
+            ExecErrorKind::from_errno(libc::ENOENT),
+            ExecErrorKind::NotFound
+        );
         for errno in [
             libc::EACCES,
             libc::ENOEXEC,
@@ -303,7 +306,10 @@ mod tests {
             libc::ELOOP,
             libc::E2BIG,
         ] {
-            assert_eq!(ExecError::from_errno(errno), ExecError::NotExecutable);
+            assert_eq!(
+                ExecErrorKind::from_errno(errno),
+                ExecErrorKind::NotExecutable
+            );
         }
     }
 

@@ -24,14 +24,14 @@ pub struct Ledger {
     total_allocs_bytes: u64,
     leaked: Bounds,
     losses: Losses,
-    running: Vec<Running>,
+    running: Vec<StillRunning>,
     running_count: u64,
     gate: Option<Gate>,
 }
 
 /// A process that was still running when memleak ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Running {
+pub struct StillRunning {
     pub pid: u32,
     pub comm: Vec<u8>,
 }
@@ -77,7 +77,7 @@ impl Ledger {
             End::Running => {
                 self.running_count += 1;
                 if self.running.len() < RUNNING_NAMED {
-                    self.running.push(Running {
+                    self.running.push(StillRunning {
                         pid: image.pid,
                         comm: image.comm.clone(),
                     });
@@ -136,7 +136,7 @@ pub struct Summary {
     pub complete: bool,
     pub losses: Losses,
     /// The first [`RUNNING_NAMED`] processes that still run.
-    pub running: Vec<Running>,
+    pub running: Vec<StillRunning>,
     /// How many more processes still run.
     pub unnamed_running: u64,
 }
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(summary.total_allocs_bytes, 20_000);
         assert_eq!((summary.leaked.lower, summary.leaked.exact()), (50, true));
         let comm = b"python3".to_vec();
-        assert_eq!(summary.running, [Running { pid: 12345, comm }]);
+        assert_eq!(summary.running, [StillRunning { pid: 12345, comm }]);
     }
 
     #[test]

@@ -32,18 +32,18 @@ pub(super) struct Csv {
 
 impl Render for Csv {
     fn image(&mut self, image: &Image, _verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
-        self.lines(&Row::image(image))
+        self.lines(&CsvRow::image(image))
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
-        self.lines(&Row::summary(summary))
+        self.lines(&CsvRow::summary(summary))
     }
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>> {
         let lines: io::Result<Vec<_>> = window
             .images
             .iter()
-            .map(|image| self.lines(&Row::image(image)))
+            .map(|image| self.lines(&CsvRow::image(image)))
             .collect();
         Ok(lines?.concat())
     }
@@ -53,9 +53,9 @@ impl Render for Csv {
             .rows
             .iter()
             .map(|row| {
-                self.lines(&Row {
+                self.lines(&CsvRow {
                     growth_bytes: Some(row.growth),
-                    ..Row::image(&row.image)
+                    ..CsvRow::image(&row.image)
                 })
             })
             .collect();
@@ -64,7 +64,7 @@ impl Render for Csv {
 }
 
 impl Csv {
-    fn lines(&mut self, row: &Row) -> io::Result<Vec<u8>> {
+    fn lines(&mut self, row: &CsvRow) -> io::Result<Vec<u8>> {
         let mut writer = WriterBuilder::new()
             .has_headers(!self.began)
             .from_writer(Vec::with_capacity(512));
@@ -78,7 +78,7 @@ impl Csv {
 
 /// A row. The header consists of the names of these fields, in this order.
 #[derive(Default, Serialize)]
-struct Row {
+struct CsvRow {
     schema: &'static str,
     r#type: &'static str,
     pid: Option<u32>,
@@ -120,7 +120,7 @@ struct Row {
     growth_bytes: Option<i64>,
 }
 
-impl Row {
+impl CsvRow {
     fn image(image: &Image) -> Self {
         let counters = &image.counters;
         let allocators: Vec<String> = image.allocators.iter().map(|file| path(file)).collect();

@@ -33,7 +33,7 @@ pub struct Report {
 impl Report {
     pub fn new(format: Format, options: Options, out: Box<dyn Write + Send>) -> Self {
         let render: Box<dyn Render> = match format {
-            Format::Table => Box::new(table::Table::new(options)),
+            Format::Table => Box::new(table::TableRender::new(options)),
             Format::Json => Box::new(json::Json),
             Format::Csv => Box::new(csv::Csv::default()),
         };

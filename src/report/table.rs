@@ -64,14 +64,14 @@ const PLAIN: &str = "\x1b[0m";
 pub(super) const NO_WRAP: &str = "\x1b[?7l";
 pub(super) const WRAP: &str = "\x1b[?7h";
 
-pub(super) struct Table {
+pub(super) struct TableRender {
     options: Options,
     began: bool,
     /// Number of lines on the terminal that the next output replaces.
     drawn: usize,
 }
 
-impl Table {
+impl TableRender {
     pub(super) fn new(options: Options) -> Self {
         Self {
             options,
@@ -102,7 +102,7 @@ impl Table {
     }
 }
 
-impl Render for Table {
+impl Render for TableRender {
     fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
         let ended = matches!(image.end, End::Exited(_) | End::Signaled { .. });
         if !ended && self.options.verbosity != Verbosity::Verbose {

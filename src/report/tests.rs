@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::model::exit::{ExecError, Outcome};
+use crate::model::exit::{ExecErrorKind, Outcome};
 use crate::model::gate::{Gate, Limits};
 use crate::model::image::samples::image;
 use crate::model::image::{End, From, Losses, Uncovered};
@@ -374,7 +374,7 @@ fn every_outcome_has_its_code_or_signal_in_the_summary() {
             r#""outcome":"signaled","code":null,"signal":11,"core":true"#,
         ),
         (
-            Outcome::ExecError(ExecError::NotFound),
+            Outcome::ExecError(ExecErrorKind::NotFound),
             r#""outcome":"exec_error","code":127,"signal":null,"core":false"#,
         ),
         (
@@ -524,7 +524,10 @@ fn a_closing_line_only_says_what_is_known() {
 
 #[test]
 fn a_table_of_a_command_that_never_ran_is_empty() {
-    for outcome in [Outcome::ExecError(ExecError::NotFound), Outcome::ToolError] {
+    for outcome in [
+        Outcome::ExecError(ExecErrorKind::NotFound),
+        Outcome::ToolError,
+    ] {
         for gate in [None, gate(Some(0), None)] {
             let said = writes(Format::Table, options(NORMAL, false), gate, &[], outcome);
             assert!(said.is_empty(), "{said:?}");
@@ -613,7 +616,7 @@ fn windows_and_what_runs_as_csv() {
 
 #[test]
 fn a_window_without_notes_has_the_six_columns_of_the_contract() {
-    let mut report = table::Table::new(options(NORMAL, false));
+    let mut report = table::TableRender::new(options(NORMAL, false));
     let lines = report.window(&window(vec![image()])).unwrap();
     let lines = String::from_utf8(lines).unwrap();
     let lines: Vec<&str> = lines.lines().collect();
@@ -632,7 +635,7 @@ fn a_window_in_which_no_process_ended_has_no_line() {
     let mut exec = image();
     exec.end = End::Exec;
     for images in [vec![], vec![exec]] {
-        let lines = table::Table::new(options(NORMAL, false)).window(&window(images));
+        let lines = table::TableRender::new(options(NORMAL, false)).window(&window(images));
         assert_eq!(lines.unwrap(), b"");
     }
 }

@@ -1,7 +1,7 @@
 //! Decodes aarch64's instructions as far as control flow and the stack pointer need it. An address takes two
 //! instructions: `adrp`, and one that adds the lower bits. At the second, the code before it is searched for the first.
 
-use crate::code::follow::step::{Flow, LONGEST, Place, Stack, Step, Text};
+use crate::code::follow::step::{Effect, Flow, LONGEST, Place, Stack, Text};
 
 /// An `adrp` is looked for in this many instructions before the one that adds the lower bits. Compilers put at most a
 /// few others between the two.
@@ -11,7 +11,7 @@ const SP: u32 = 31;
 const FRAME: u32 = 29;
 
 /// The instruction at an address, if there is one.
-pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
+pub(super) fn decode(text: &impl Text, address: u64) -> Option<Effect> {
     let word = word(text, address).filter(|word| word >> 16 != 0)?;
     let near = |low, bits| address.wrapping_add_signed(signed(word, low, bits) * 4);
     let register = field(word, 5);
@@ -40,7 +40,7 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
         _ if word & 0xffff_ff3f == 0xd503_241f || word == 0xd503_233f => Flow::Pad,
         _ => Flow::On,
     };
-    Some(Step {
+    Some(Effect {
         next: address + 4,
         flow,
         stack: stack(word),
@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    fn last(words: &[u32]) -> Step {
+    fn last(words: &[u32]) -> Effect {
         let at = BASE + 4 * (words.len() as u64 - 1);
         decode(&Words(words.to_vec()), at).expect("it is an instruction")
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use crate::code::follow::decoder::decode;
-use crate::code::follow::step::{Flow, MAX_INSTRUCTIONS, Place, Probed, Step, Text};
+use crate::code::follow::step::{Effect, Flow, MAX_INSTRUCTIONS, Place, Probed, Text};
 
 /// How many levels of calls are searched for calls of probed functions.
 const HELPER_DEPTH: usize = 2;
@@ -21,7 +21,7 @@ enum Visit {
 
 /// Visits once each instruction that can be reached from `entry` by jumps and branches. Calls are not followed.
 /// At most [`MAX_INSTRUCTIONS`] are visited.
-fn walk(text: &impl Text, entry: u64, mut visit: impl FnMut(u64, &Step) -> Visit) {
+fn walk(text: &impl Text, entry: u64, mut visit: impl FnMut(u64, &Effect) -> Visit) {
     let mut pending = vec![entry];
     let mut seen = HashSet::new();
     while let Some(mut address) = pending.pop() {

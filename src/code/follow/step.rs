@@ -71,7 +71,7 @@ pub enum GaveUp {
 
 /// The effects of an instruction that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct Effect {
     /// The address of the instruction behind this one.
     pub(super) next: u64,
     pub(super) flow: Flow,

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::code::follow::decoder::{decode, stub};
 use crate::code::follow::step::{
-    Flow, Followed, GaveUp, LONGEST, MAX_INSTRUCTIONS, Place, Pointer, Probed, Stack, Step, Text,
+    Effect, Flow, Followed, GaveUp, LONGEST, MAX_INSTRUCTIONS, Place, Pointer, Probed, Stack, Text,
     Work,
 };
 
@@ -137,7 +137,7 @@ impl<T: Text> Walk<'_, T> {
     }
 
     /// Takes one instruction on a path.
-    fn step(&mut self, step: &Step, path: &mut Path) -> Result<Next, GaveUp> {
+    fn step(&mut self, step: &Effect, path: &mut Path) -> Result<Next, GaveUp> {
         match step.flow {
             Flow::On | Flow::Pad => {
                 self.take_address(step.takes);

@@ -4,11 +4,11 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 
-use crate::code::follow::step::{Flow, LONGEST, Place, Stack, Step, Text};
+use crate::code::follow::step::{Effect, Flow, LONGEST, Place, Stack, Text};
 use crate::code::placement::x86_64::refused;
 
 /// The instruction at an address, if there is one.
-pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
+pub(super) fn decode(text: &impl Text, address: u64) -> Option<Effect> {
     let mut buffer = [0; LONGEST];
     let code = text.code(address, &mut buffer);
     let instruction = instruction(code, address)?;
@@ -42,7 +42,7 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Step> {
         Mnemonic::Mov if instruction.op0_kind() == OpKind::Register => pointer.map(Place::Pointer),
         _ => None,
     };
-    Some(Step {
+    Some(Effect {
         next: instruction.next_ip(),
         flow,
         stack: stack(&instruction),

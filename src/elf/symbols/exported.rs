@@ -12,7 +12,7 @@ use object::endian::{U32, U64};
 use object::read::elf::Sym;
 
 use crate::elf::file::{ElfFile, Unreadable};
-use crate::elf::symbols::names::{Function, Name, Names, Source, add, is_function};
+use crate::elf::symbols::names::{FunctionSymbol, Name, Names, Source, add, is_function};
 use crate::elf::symbols::symtab;
 
 /// The most chain entries that are read in one file. A chain has a few entries, but a damaged chain may have no end.
@@ -112,7 +112,7 @@ impl<'elf, 'file> Exported<'elf, 'file> {
     pub fn find<'n>(
         &self,
         names: &Names<'n>,
-        found: &mut Vec<Function<'n>>,
+        found: &mut Vec<FunctionSymbol<'n>>,
     ) -> Result<(), Unreadable> {
         if let Index::None = self.index {
             let mut all = super::Found::default();

@@ -13,7 +13,7 @@ mod exported;
 mod names;
 mod symtab;
 
-pub use names::{Companions, Found, Function, Names, Source};
+pub use names::{Companions, Found, FunctionSymbol, Names, Source};
 
 use exported::Exported;
 use object::elf::{DT_SYMTAB, SHT_DYNSYM, SHT_SYMTAB};

@@ -60,7 +60,7 @@ impl<'n> Names<'n> {
 
 /// A defined function with a wanted name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Function<'n> {
+pub struct FunctionSymbol<'n> {
     pub name: &'n str,
     /// The virtual address that the file gives.
     pub address: u64,
@@ -100,7 +100,7 @@ const MAX_FUNCTIONS: usize = 1024;
 #[derive(Debug, Default)]
 pub struct Found<'n> {
     /// In the order of their sources. Each pair of address and name comes once.
-    pub functions: Vec<Function<'n>>,
+    pub functions: Vec<FunctionSymbol<'n>>,
     /// Whether the file names any function, wanted or not. Complete only if `find` was given companions: a caller that
     /// needs no debug data does not need this either.
     pub has_functions: bool,
@@ -114,7 +114,7 @@ pub(super) fn is_function(symbol: &Sym64<LE>) -> bool {
 
 /// Adds a function to those found.
 pub(super) fn add<'n>(
-    functions: &mut Vec<Function<'n>>,
+    functions: &mut Vec<FunctionSymbol<'n>>,
     name: &'n str,
     symbol: &Sym64<LE>,
     source: Source,
@@ -126,8 +126,8 @@ pub(super) fn add<'n>(
     Ok(())
 }
 
-fn function<'n>(name: &'n str, symbol: &Sym64<LE>, source: Source) -> Function<'n> {
-    Function {
+fn function<'n>(name: &'n str, symbol: &Sym64<LE>, source: Source) -> FunctionSymbol<'n> {
+    FunctionSymbol {
         name,
         address: symbol.st_value.get(LE),
         size: symbol.st_size.get(LE),
