@@ -31,7 +31,7 @@ run: ## Install what is missing, build, and show memleak at work
 	$(CARGO) build --release $(CARGO_FLAGS)
 	@scripts/demo.sh target/release/memleak
 
-# So many tests run at a time: most of the time they wait for the kernel.
+# So many tests run at a time: most of the time they wait for the kernel (scripts/test.sh).
 TEST_THREADS ?= 6
 
 # Asks for root first: nobody should wait for a build to learn that the tests cannot run. Compiles as
@@ -41,7 +41,7 @@ test: ## Install what is missing, build, and run all tests (root, or sudo)
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
 	$(CARGO) test $(CARGO_FLAGS) --no-run
-	RUST_TEST_THREADS=$(TEST_THREADS) $(as_root) $(CARGO) test $(CARGO_FLAGS) --no-fail-fast $(TEST_ARGS)
+	TEST_THREADS=$(TEST_THREADS) $(as_root) scripts/test.sh $(TEST_ARGS)
 
 .PHONY: test-long
 test-long: ## Run the tests that take minutes; WRITE=1 puts what they print into tests/long.txt
@@ -54,7 +54,7 @@ test-long: ## Run the tests that take minutes; WRITE=1 puts what they print into
 test-times: ## Run all tests and say how long each took, the longest first
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
-	@RUST_TEST_THREADS=$(TEST_THREADS) scripts/test-times.sh
+	@TEST_THREADS=$(TEST_THREADS) scripts/test-times.sh
 
 # Compiled as the user, as for test: the script's own build then finds nothing to do.
 .PHONY: test-kernels

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Runs the tests and prints how long they took: the modules by their sum, then every test, the longest first.
 #
-#     scripts/test-times.sh [ARGUMENT]…      arguments of `cargo test`, as for one module: --test it tree::
+#     scripts/test-times.sh [ARGUMENT]…      arguments of scripts/test.sh, as for one module: --test it tree::
 #     scripts/test-times.sh --read LOG       of a run that is over: what cargo printed with --report-time
 #
-# Takes root or sudo, as the tests do. RUST_TEST_THREADS is how many run at a time. The sum of a module is more than
-# it took where tests ran at the same time.
+# Takes root or sudo, as the tests do. TEST_THREADS is how many run at a time. The sum of a module is more than it
+# took where tests ran at the same time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
+export TEST_THREADS=${TEST_THREADS:-6}
 log=target/test-times.log
 status=0
 if [[ ${1-} == --read ]]; then
@@ -20,9 +20,9 @@ else
 	export "CARGO_TARGET_${host}_RUNNER=scripts/as-root.sh env RUSTC_BOOTSTRAP=1"
 	mkdir -p target
 	cargo test --locked --no-run
-	cargo test --locked --no-fail-fast "$@" -- -Z unstable-options --report-time >"$log" 2>&1 || status=$?
+	HARNESS="-Z unstable-options --report-time" scripts/test.sh "$@" >"$log" 2>&1 || status=$?
 	printf '%s, Linux %s, %d CPUs, %d tests at a time, commit %s\n' "$(date -u +%F)" "$(uname -r)" "$(nproc)" \
-		"$RUST_TEST_THREADS" "$(git rev-parse --short HEAD)"
+		"$TEST_THREADS" "$(git rev-parse --short HEAD)"
 fi
 
 # "SECONDS RESULT MODULE TEST". In the library and in a crate of one module the program stands for the module.
