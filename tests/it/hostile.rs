@@ -15,7 +15,7 @@ use crate::common;
 use crate::common::expected::{End, Expected, case, counts, ends, thread_bytes};
 use crate::common::files;
 use crate::common::switches::switch;
-use crate::common::{Counts, Job, Losses, Report, Row, code, fixture};
+use crate::common::{Counts, DEFAULT_SIGNALS, Job, Losses, Report, Row, code, fixture};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -219,10 +219,6 @@ fn what_moves_to_other_namespaces_is_followed_there() {
 }
 
 // ---- signals to memleak from its own tree ---------------------------------------------------------------
-
-/// Runs what follows with the dispositions that a shell's job has. The tests may run under nohup, from cron or in the
-/// background, where some signals are ignored: memleak and its command would keep that so.
-const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal"];
 
 #[test]
 fn what_the_tree_sends_to_memleak_changes_neither_the_command_nor_its_code() {

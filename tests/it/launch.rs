@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::common::DEFAULT_SIGNALS;
 use crate::common::files::{self, write_script};
 use crate::common::fixtures::fixture;
 use crate::common::proc;
@@ -105,7 +106,11 @@ impl Run {
 
     /// Starts `prints_signals` under memleak; the second is its pid.
     fn of_prints_signals() -> (Self, Pid) {
-        let run = Self::start(&mut memleak([fixture("prints_signals")]));
+        let program = fixture("prints_signals");
+        let program = program.to_str().expect("a plain path");
+        let [env, option] = DEFAULT_SIGNALS;
+        let mut command = Command::new(env);
+        let run = Self::start(command.arg(option).args(under_memleak(&[program])));
         let pid = run.ready();
         (run, pid)
     }

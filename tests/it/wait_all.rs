@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::common::expected::{End, counts};
-use crate::common::{Counts, Job, Report, code};
+use crate::common::{Counts, DEFAULT_SIGNALS, Job, Report, code};
 use nix::sys::signal::{Signal, kill, killpg};
 
 /// How long the daemon holds its block, and how long a start of memleak may take beside other tests.
@@ -124,6 +124,7 @@ fn a_signal_ends_the_wait_and_nothing_else() {
     ] {
         let running = Job::shell("sleep 60 & exit 3")
             .options(["--wait-all"])
+            .under(&DEFAULT_SIGNALS)
             .start();
         let began = Instant::now();
         // The command's own row: it has ended.

@@ -39,6 +39,10 @@ static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| {
     Duration::from_secs(seconds.unwrap_or(120))
 });
 
+/// Runs what follows with the dispositions that a shell's job has. The tests may run under nohup, from cron or in the
+/// background, where some signals are ignored: memleak and its command would keep that so.
+pub const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal"];
+
 // ---- counts ------------------------------------------------------------------------------------------
 
 /// What memleak and the counter both count in one image. Sizes in bytes.

@@ -12,14 +12,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use memleak::os::release;
-use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::counter;
 use super::machine::{self, Held};
 use super::switches::switch;
-use super::{Counts, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
+use super::{Counts, DEFAULT_SIGNALS, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
 
 // ---- processes that are there ------------------------------------------------------------------------
 
@@ -167,7 +167,9 @@ impl Watch {
         let scratch = TempDir::new().expect("a temporary directory");
         let json = scratch.path().join("report.json");
         let memleak = OsStr::new(env!("CARGO_BIN_EXE_memleak"));
-        let words: Vec<&OsStr> = wrapper.iter().copied().chain([memleak]).collect();
+        let defaults = DEFAULT_SIGNALS.map(OsStr::new);
+        let wrapper = wrapper.iter().copied().chain(defaults);
+        let words: Vec<&OsStr> = wrapper.chain([memleak]).collect();
         let mut command = Command::new(words[0]);
         command
             .args(&words[1..])
@@ -184,14 +186,6 @@ impl Watch {
             nix::unistd::geteuid().is_root(),
             "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
         );
-        // Where the tests run in the background of a shell, it is ignored, and memleak would keep that so.
-        // SAFETY: only an async-signal-safe call.
-        unsafe {
-            command.pre_exec(|| {
-                signal(Signal::SIGINT, SigHandler::SigDfl)?;
-                Ok(())
-            })
-        };
         let mut child = command.spawn().expect("memleak can be run");
         let stdout = reader(child.stdout.take().expect("a pipe"));
         let stderr = lines(child.stderr.take().expect("a pipe"));
