@@ -1,9 +1,10 @@
-//! Allocators that memleak has not seen when it starts, and that a tree brings one by one: static programs,
-//! other C libraries, opened libraries, from other roots and mounts, out of memory, deleted. Each is counted
-//! from its first call, or its row says why not.
+//! Allocators that memleak does not know at its start, and that the processes of a tree bring one by one. Such an
+//! allocator is in a static program, in another C library, or in a library opened at run time. Its file may be in
+//! another root or mount, only in memory, or deleted. memleak counts each allocator from its first call, or the row
+//! says why it does not.
 //!
-//! The programs are copies, so that no test finds one that memleak knows. What they allocate is known by
-//! hand and from gdb (`common/newcomers.rs`).
+//! The programs are copies, so that each test runs files that memleak does not know. Their allocations are known from
+//! their source and from gdb (`common/newcomers.rs`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,16 +15,16 @@ use crate::common::newcomers::{Kind, Place, life, mapped, own, plus, run, same_f
 use crate::common::switches::switch;
 use crate::common::{Counted, Counts, Job, Losses, Report, Row, code, compile, fixture};
 
-/// An image: what it was executed as, how it ended, what it allocated.
+/// An image: its `exe`, its end and its counts.
 type Life = (PathBuf, End, Counts);
 
-/// A life that ends with exit code 0.
+/// An image that ends with exit code 0.
 fn of(program: &Path, counts: Counts) -> Life {
     (program.to_owned(), End::Exit(0), counts)
 }
 
-/// Fails unless the command exited with 0, every process was covered, nothing was lost, and the images that
-/// were executed from these files are just these, in any order.
+/// Fails unless the command exited with 0, every process was covered and nothing was lost. The images of these files
+/// must be exactly the expected ones, in any order.
 #[track_caller]
 fn assert_lives(report: &Report, expected: impl IntoIterator<Item = Life>) {
     assert_eq!(code(report.status), 0, "{}{}", report.stdout, report.stderr);
@@ -34,7 +35,7 @@ fn assert_lives(report: &Report, expected: impl IntoIterator<Item = Life>) {
         .filter_map(|row| Some((row.exe.clone()?, End::of(row), row.counts)))
         .filter(|(exe, ..)| expected.iter().any(|(other, ..)| other == exe))
         .collect();
-    // What is on one side only.
+    // Keeps the images that are on one side only.
     expected.retain(|life| match found.iter().position(|other| other == life) {
         Some(place) => {
             found.remove(place);
@@ -60,7 +61,7 @@ fn assert_covered(report: &Report) {
     assert_eq!(summary.covered_processes, Some(summary.processes));
 }
 
-/// The only image that was executed as `exe`.
+/// The only image with this `exe`.
 #[track_caller]
 fn row_of<'a>(report: &'a Report, exe: &Path) -> &'a Row {
     let is_it = |row: &&Row| row.exe.as_deref() == Some(exe);
@@ -68,7 +69,7 @@ fn row_of<'a>(report: &'a Report, exe: &Path) -> &'a Row {
     match found[..] {
         [row] => row,
         _ => panic!(
-            "not one image of {}: {:#?}\n{}",
+            "expected one image of {}: {:#?}\n{}",
             exe.display(),
             report.rows,
             report.stderr
@@ -76,25 +77,25 @@ fn row_of<'a>(report: &'a Report, exe: &Path) -> &'a Row {
     }
 }
 
-/// Fails unless these files, and no other, served the allocations of the image.
+/// Fails unless exactly these files are the allocators of the image.
 #[track_caller]
 fn assert_allocators(row: &Row, files: &[&Path]) {
     assert_eq!(row.allocators.len(), files.len(), "{row:#?}");
     for file in files {
         assert!(
             row.allocators.iter().any(|other| same_file(other, file)),
-            "{} is not there: {row:#?}",
+            "the allocator {} is missing: {row:#?}",
             file.display()
         );
     }
 }
 
-/// A shell that runs a script of ours. It ends by itself, rather than become its last program.
+/// A shell that runs a script. The final `exit` keeps the shell from replacing itself with the last program.
 fn shell(script: &str) -> Job {
     Job::shell(&format!("set -e\n{script}\nexit 0"))
 }
 
-/// A shell in a mount namespace of its own.
+/// A shell in its own mount namespace.
 fn shell_with_mounts(script: &str) -> Job {
     Job::new(
         "unshare",
@@ -105,7 +106,7 @@ fn shell_with_mounts(script: &str) -> Job {
 // ---- static programs -----------------------------------------------------------------------------------
 
 #[test]
-fn what_newcomers_allocate_is_told_right_where_memleak_knows_them_from_the_start() {
+fn a_program_that_memleak_knows_from_the_start_is_exact() {
     let place = Place::new();
     for kind in [
         Kind::Dynamic,
@@ -126,7 +127,7 @@ fn what_newcomers_allocate_is_told_right_where_memleak_knows_them_from_the_start
     }
 }
 
-/// Twice in one tree: the second time memleak has seen it.
+/// Runs a program of this kind twice in one tree. memleak knows the program at the second run.
 #[track_caller]
 fn assert_counted_from_its_first_call(kind: Kind) {
     let place = Place::new();
@@ -145,20 +146,20 @@ fn a_static_child_is_counted_from_its_first_call() {
 }
 
 #[test]
-fn a_static_child_without_a_fixed_address_is_counted_from_its_first_call() {
+fn a_static_pie_child_is_counted_from_its_first_call() {
     assert_counted_from_its_first_call(Kind::StaticPie);
 }
 
 #[test]
-fn a_static_child_with_musl_is_counted_from_its_first_call() {
+fn a_static_musl_child_is_counted_from_its_first_call() {
     assert_counted_from_its_first_call(Kind::MuslStatic);
 }
 
 #[test]
-fn a_child_with_musl_is_counted_from_its_first_call() {
+fn a_musl_child_is_counted_from_its_first_call() {
     let place = Place::new();
     let systems = place.newcomer(Kind::Musl, "systems");
-    // musl's loader is its libc: here it is a file that lies beside the program.
+    // musl's loader is also its libc. Here it is a file in the program's directory.
     let loader = place.copy(Path::new("/lib/ld-musl-x86_64.so.1"), "loader");
     let own_loader = place.path("own");
     let source = "fixtures/allocates_from_start_to_end.c";
@@ -197,7 +198,7 @@ fn fifty_starts_of_a_static_program_in_a_row_are_all_exact() {
 }
 
 #[test]
-fn eight_first_starts_of_a_static_program_at_once_are_all_exact() {
+fn a_new_static_program_started_eight_times_at_once_is_exact() {
     let place = Place::new();
     let programs: Vec<_> = Kind::STATIC
         .into_iter()
@@ -245,7 +246,7 @@ fn a_hundred_static_programs_in_one_tree_are_all_exact() {
         .map(|(n, kind)| (n, kind, place.newcomer(kind, &format!("newcomer{n}"))))
         .collect();
     let mut script = String::new();
-    // All once, and then again from the first: what was probed first must still be.
+    // All programs run once, then all of them run again. The first probes must still be attached then.
     for round in [0, 1000] {
         for (n, _, program) in &programs {
             script += &format!("{} {}\n", program.display(), n + round);
@@ -259,7 +260,7 @@ fn a_hundred_static_programs_in_one_tree_are_all_exact() {
 }
 
 #[test]
-fn a_static_program_whose_processes_fork_and_thread_is_exact() {
+fn a_static_program_that_forks_many_children_is_exact() {
     let place = Place::new();
     let script = |program: &Path| format!("{} 20", program.display());
     let program = place.copy(&Kind::MuslStatic.build("fork_storm"), "storm");
@@ -272,7 +273,7 @@ fn a_static_program_whose_processes_fork_and_thread_is_exact() {
 // ---- programs that execute others ----------------------------------------------------------------------
 
 #[test]
-fn a_chain_of_executions_is_exact_image_by_image() {
+fn a_chain_of_execs_is_exact_for_each_image() {
     let place = Place::new();
     let first = place.copy(&Kind::Static.build("leaks_and_executes"), "first");
     let second = place.copy(&Kind::MuslStatic.build("leaks_and_executes"), "second");
@@ -300,11 +301,16 @@ fn a_chain_of_executions_is_exact_image_by_image() {
     );
     assert_allocators(row_of(&report, &third), &[&world.libc]);
     let images: Vec<_> = report.rows.iter().map(|row| row.image).collect();
-    assert_eq!(images, [0, 1, 2, 3, 4], "one process: {:#?}", report.rows);
+    assert_eq!(
+        images,
+        [0, 1, 2, 3, 4],
+        "expected the images of one process: {:#?}",
+        report.rows
+    );
 }
 
 #[test]
-fn newcomers_that_threads_spawn_are_exact() {
+fn new_programs_spawned_by_threads_are_exact() {
     let place = Place::new();
     let kinds = [Kind::Static, Kind::MuslStatic, Kind::Static, Kind::Musl];
     let programs: Vec<_> = (1..)
@@ -346,12 +352,12 @@ fn an_interpreter_reached_through_two_scripts_is_exact() {
 }
 
 #[test]
-fn an_interpreter_that_the_kernel_knows_by_magic_is_exact() {
+fn an_interpreter_registered_with_binfmt_misc_is_exact() {
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "interpreter");
     let data = place.script("data", "NEWCOMER\n");
     let mount = place.directory("binfmt");
-    // In a user namespace of its own, so that the format is known there and nowhere else.
+    // The script runs in its own user namespace, so that the format is registered only there.
     let script = format!(
         "set -e; mount -t binfmt_misc none {mount}
          echo ':newcomer:M::NEWCOMER::{program}:' >{mount}/register
@@ -362,13 +368,14 @@ fn an_interpreter_that_the_kernel_knows_by_magic_is_exact() {
     );
     let namespaces = ["--user", "--map-root-user", "--mount", "sh", "-c"];
     let report = Job::new("unshare", namespaces.into_iter().chain([&*script])).run();
-    // Its first argument is the file, which is no number.
+    // The interpreter's first argument is the path of the file. It is not a number, so the program takes 0 bytes.
     assert_lives(&report, [of(&data, life(Kind::Static, &program, 0))]);
 }
 
-// ---- libraries opened later ----------------------------------------------------------------------------
+// ---- libraries opened at run time ----------------------------------------------------------------------
 
-/// What memleak counted in the image of `exe` and the interposing counter could not, as it was not called.
+/// The part of memleak's counts of the image of `exe` that the interposing counter does not have. The counter was not
+/// called for these allocations.
 #[track_caller]
 fn beyond_the_counter(counted: &Counted, exe: &Path) -> Counts {
     let Counted { report, images } = counted;
@@ -376,11 +383,14 @@ fn beyond_the_counter(counted: &Counted, exe: &Path) -> Counts {
     assert_covered(report);
     let row = row_of(report, exe);
     let is_it = |image: &&Image| image.pid == row.pid && image.exe == exe;
-    let image = images.iter().find(is_it).expect("the counter saw it");
+    let image = images
+        .iter()
+        .find(is_it)
+        .expect("the counter has this image");
     let (all, seen) = (row.counts, image.counts);
     let less = |all: u64, seen: u64| {
         all.checked_sub(seen)
-            .unwrap_or_else(|| panic!("the counter has more: {seen:?}, {row:#?}"))
+            .unwrap_or_else(|| panic!("the counter counted more than memleak: {seen:?}, {row:#?}"))
     };
     Counts {
         total_allocs_bytes: less(all.total_allocs_bytes, seen.total_allocs_bytes),
@@ -393,7 +403,7 @@ fn beyond_the_counter(counted: &Counted, exe: &Path) -> Counts {
     }
 }
 
-/// A job that opens a library as `how` says.
+/// A job that opens a library. `fixtures/opens_libraries.c` explains `how`.
 fn opens(how: &str, library: &Path, bytes: u64) -> Job {
     let job = Job::new(
         fixture("opens_libraries"),
@@ -403,16 +413,16 @@ fn opens(how: &str, library: &Path, bytes: u64) -> Job {
             bytes.to_string().as_ref(),
         ],
     );
-    // jemalloc has thread-local storage that must be there before anything is opened.
+    // jemalloc has static thread-local storage. glibc must reserve space for it before a library is opened.
     job.env("GLIBC_TUNABLES", "glibc.rtld.optional_static_tls=65536")
 }
 
-/// What `library_that_allocates` does, asked for `bytes`.
+/// The counts of `library_that_allocates` for an argument of `bytes`.
 fn by_library(bytes: u64) -> Counts {
     counts(1000 + 60 + bytes + 60, 4, 2, 1000 + bytes, 2)
 }
 
-/// A library with an allocator of its own.
+/// A library with its own allocator.
 fn bump() -> PathBuf {
     let source = "fixtures/bump_allocator.c";
     compile(source, "libbump_allocator.so", &["-O1"])
@@ -431,7 +441,7 @@ fn library(place: &Place, name: &str, flags: &[&str]) -> PathBuf {
 }
 
 #[test]
-fn an_allocator_that_is_opened_and_called_by_its_address_is_exact() {
+fn an_allocator_opened_at_run_time_and_called_by_address_is_exact() {
     let place = Place::new();
     let jemalloc = run(Command::new("gcc").arg("-print-file-name=libjemalloc.so"));
     let jemalloc = place.copy(Path::new(jemalloc.trim_end()), "libjemalloc.so.2");
@@ -456,7 +466,7 @@ fn an_allocator_that_is_opened_and_called_by_its_address_is_exact() {
 }
 
 #[test]
-fn a_constructor_of_an_opened_library_is_counted_by_the_allocator_that_it_brings() {
+fn a_constructor_of_an_opened_library_with_its_own_allocator_is_counted() {
     let place = Place::new();
     let bump = bump();
     let directory = bump.parent().expect("a directory").display().to_string();
@@ -477,13 +487,13 @@ fn a_constructor_of_an_opened_library_is_counted_by_the_allocator_that_it_brings
         row.allocators.iter().any(|file| same_file(file, &bump)),
         "{row:#?}"
     );
-    // Without that flag the program's own allocator comes first.
+    // Without RTLD_DEEPBIND the program's own allocator comes first.
     let counted = opens("open", &library, 3000).run_counted();
     assert_eq!(beyond_the_counter(&counted, &exe), Counts::default());
 }
 
 #[test]
-fn a_library_in_a_namespace_of_its_own_is_counted_by_the_libc_there() {
+fn a_library_in_its_own_linker_namespace_is_counted() {
     let place = Place::new();
     let library = library(&place, "allocates", &["-O1"]);
     let exe = fixture("opens_libraries");
@@ -492,7 +502,7 @@ fn a_library_in_a_namespace_of_its_own_is_counted_by_the_libc_there() {
 }
 
 #[test]
-fn a_library_in_a_namespace_of_its_own_may_bring_another_libc() {
+fn a_library_in_its_own_linker_namespace_may_bring_another_libc() {
     let place = Place::new();
     let libc = place.copy(&mapped("libc.so."), "libc.so.6");
     let links = ["-O1", "-Wl,-rpath,$ORIGIN"];
@@ -508,7 +518,7 @@ fn a_library_in_a_namespace_of_its_own_may_bring_another_libc() {
 }
 
 #[test]
-fn threads_go_on_while_one_of_them_opens_an_allocator() {
+fn other_threads_keep_running_while_one_thread_opens_an_allocator() {
     let place = Place::new();
     let bump = place.copy(&bump(), "libbump.so");
     let exe = fixture("opens_beside_threads");
@@ -520,11 +530,14 @@ fn threads_go_on_while_one_of_them_opens_an_allocator() {
         counts(3000, 1, 0, 3000, 1)
     );
     let meanwhile: u64 = counted.report.stdout.trim().parse().expect("a number");
-    assert!(meanwhile > 1000, "only {meanwhile} in 300 ms");
+    assert!(
+        meanwhile > 1000,
+        "the other threads made only {meanwhile} allocations in 300 ms"
+    );
 }
 
 #[test]
-fn an_allocator_is_opened_by_a_thread_whose_leader_has_left() {
+fn an_allocator_opened_after_the_main_thread_has_ended_is_exact() {
     let place = Place::new();
     let bump = place.copy(&bump(), "libbump.so");
     let exe = fixture("opens_without_its_leader");
@@ -540,7 +553,7 @@ fn an_allocator_is_opened_by_a_thread_whose_leader_has_left() {
 
 const NEWCOMER: &str = "allocates_from_start_to_end";
 
-/// A directory with programs in `bin` and a C library and a loader of its own in `lib`.
+/// A directory with programs in `bin`, and with its own C library and loader in `lib`.
 struct World {
     root: PathBuf,
     libc: PathBuf,
@@ -559,7 +572,7 @@ impl World {
         }
     }
 
-    /// `bin/NAME`, which looks for its libraries in `../lib`.
+    /// Builds `bin/NAME`, which looks for its libraries in `../lib`.
     fn program(&self, name: &str, source: &str, flags: &[&str]) -> PathBuf {
         self.linked(name, source, "$ORIGIN/../lib", flags)
     }
@@ -578,18 +591,18 @@ impl World {
 }
 
 #[test]
-fn programs_that_bring_their_libc_are_exact_however_they_find_it() {
+fn programs_with_their_own_libc_are_exact_for_each_search_path_and_loader() {
     let place = Place::new();
     let world = World::new(&place, "world");
     let own_loader = format!("-Wl,--dynamic-linker={}", world.loader.display());
-    // DT_RUNPATH or DT_RPATH; the world's loader or the system's.
+    // DT_RUNPATH or DT_RPATH, each with the world's loader and with the system's.
     let programs = [
         world.program("a", NEWCOMER, &["-Wl,--enable-new-dtags"]),
         world.program("b", NEWCOMER, &["-Wl,--disable-new-dtags"]),
         world.program("c", NEWCOMER, &["-Wl,--enable-new-dtags", &own_loader]),
         world.program("d", NEWCOMER, &["-Wl,--disable-new-dtags", &own_loader]),
     ];
-    // Each in a tree of its own, where this libc is new, and then all in one.
+    // Each program runs in its own tree, where this libc is new. Then all of them run in one tree.
     for (n, program) in (1..).zip(&programs) {
         let report = shell(&format!("{} {n}", program.display())).run();
         assert_lives(&report, [of(program, own(n))]);
@@ -607,7 +620,7 @@ fn programs_that_bring_their_libc_are_exact_however_they_find_it() {
 }
 
 #[test]
-fn eight_programs_that_start_at_once_with_a_libc_each_are_all_exact() {
+fn eight_programs_with_a_libc_each_that_start_at_once_are_all_exact() {
     let place = Place::new();
     let programs: Vec<_> = (1..=8)
         .map(|n| World::new(&place, &format!("world{n}")).program("newcomer", NEWCOMER, &[]))
@@ -624,7 +637,7 @@ fn eight_programs_that_start_at_once_with_a_libc_each_are_all_exact() {
 }
 
 #[test]
-fn a_libc_named_by_an_environment_variable_is_exact() {
+fn a_libc_found_through_ld_library_path_is_exact() {
     let place = Place::new();
     let world = World::new(&place, "world");
     let program = place.newcomer(Kind::Dynamic, "newcomer");
@@ -639,7 +652,7 @@ fn a_libc_named_by_an_environment_variable_is_exact() {
 }
 
 #[test]
-fn a_program_given_to_a_loader_as_its_argument_is_exact() {
+fn a_program_passed_to_a_loader_as_an_argument_is_exact() {
     let place = Place::new();
     let world = World::new(&place, "world");
     let program = place.newcomer(Kind::Dynamic, "newcomer");
@@ -655,7 +668,7 @@ fn a_program_given_to_a_loader_as_its_argument_is_exact() {
 }
 
 #[test]
-fn a_libc_replaced_on_disk_is_another_to_those_who_come_later() {
+fn a_libc_replaced_on_disk_is_a_new_libc_for_later_programs() {
     let place = Place::new();
     let world = World::new(&place, "world");
     let waits = world.program("waits", "leaks_before_and_after_reading", &[]);
@@ -688,10 +701,10 @@ fn a_libc_replaced_on_disk_is_another_to_those_who_come_later() {
     );
 }
 
-/// The kernel puts breakpoints where the old content had them as soon as the new one is mapped: whoever maps it
-/// first gets its own code back and is not followed, who comes later is.
+/// As soon as the new content is mapped, the kernel puts breakpoints at the places where the old content had them. The
+/// first process that maps the new content gets its own code back and is not followed. Later processes are followed.
 #[test]
-fn a_program_rewritten_in_place_runs_as_what_it_is_now_and_is_exact_from_its_second_run() {
+fn a_program_rewritten_in_place_runs_its_new_code_and_is_exact_from_the_second_run() {
     let place = Place::new();
     let kinds = [Kind::Static, Kind::MuslStatic, Kind::StaticPie];
     let contents = kinds.map(|kind| (kind, place.newcomer(kind, &format!("{kind:?}"))));
@@ -699,7 +712,7 @@ fn a_program_rewritten_in_place_runs_as_what_it_is_now_and_is_exact_from_its_sec
     let mut script = format!("{} 1\n", program.display());
     let mut lives = vec![of(&program, life(Kind::Static, &program, 1))];
     for (n, (kind, content)) in (2..).zip(contents.iter().cycle().skip(1).take(12)) {
-        // The same file, with other code where the probes were.
+        // The same file gets other code at the places of the probes.
         let (from, to) = (content.display(), program.display());
         script += &format!("cat {from} >{to}; {to} 0 || exit; sleep 0.3; {to} {n} || exit\n");
         lives.push(of(&program, life(*kind, &program, n)));
@@ -733,7 +746,7 @@ fn root(place: &Place, name: &str) -> World {
     world
 }
 
-/// What `/bin/dynamic 10`, `/bin/static 20` and `/bin/dynamic 30` are.
+/// The images of `/bin/dynamic 10`, `/bin/static 20` and `/bin/dynamic 30`.
 fn lives_in_root() -> [Life; 3] {
     let [dynamic, statically] = ["/bin/dynamic", "/bin/static"].map(Path::new);
     [
@@ -759,7 +772,7 @@ fn programs_in_another_root_are_exact() {
 }
 
 #[test]
-fn a_libc_mounted_over_the_systems_is_another() {
+fn a_libc_mounted_over_the_system_libc_is_a_new_libc() {
     let place = Place::new();
     let libc = place.copy(&mapped("libc.so."), "libc");
     let program = place.newcomer(Kind::Dynamic, "newcomer");
@@ -776,7 +789,7 @@ fn a_libc_mounted_over_the_systems_is_another() {
     }
 }
 
-/// Commands that mount an overlay over `root` at `name` within `place`, with an upper layer in memory.
+/// Commands that mount an overlay at `name/merged` in `place`. Its lower layer is `root`, its upper layer is in memory.
 fn overlay(place: &Place, root: &Path, name: &str) -> String {
     let top = place.directory(name);
     format!(
@@ -798,14 +811,14 @@ fn programs_on_an_overlay_are_exact() {
 }
 
 #[test]
-fn files_that_two_overlays_share_count_once() {
+fn programs_that_two_overlays_share_are_counted_once() {
     let place = Place::new();
     let world = root(&place, "root");
     let script = overlay(&place, &world.root, "one")
         + &overlay(&place, &world.root, "other")
         + &run_in_root(&place.path("one/merged"))
         + &run_in_root(&place.path("other/merged"))
-        // The layer by itself, too.
+        // Also the lower layer without an overlay.
         + &run_in_root(&world.root)
         + &run_in_root(&place.path("one/merged"));
     let report = shell_with_mounts(&script).run();
@@ -813,7 +826,7 @@ fn files_that_two_overlays_share_count_once() {
 }
 
 #[test]
-fn a_file_that_an_overlay_has_copied_up_is_another() {
+fn a_file_that_an_overlay_copied_up_is_a_new_file() {
     let place = Place::new();
     let world = root(&place, "root");
     let merged = place.path("overlay/merged");
@@ -825,15 +838,15 @@ fn a_file_that_an_overlay_has_copied_up_is_another() {
 }
 
 #[test]
-fn programs_in_a_root_that_replaced_the_old_one_are_exact() {
+fn programs_after_pivot_root_are_exact() {
     let place = Place::new();
     let world = root(&place, "root");
     place.directory("root/old");
     place.directory("root/proc");
-    // The tools that are needed there, with all that they map.
+    // The tools that the script needs in that root, with all libraries that they map.
     let copy = r#"cp --parents $(ldd /bin/sh /bin/umount | grep -o '/[^ :]*' | sort -u) "$1""#;
     run(Command::new("sh").args(["-c", copy, "sh"]).arg(&world.root));
-    // As containers do it: nothing of the old root can be reached any more.
+    // The old root is detached, as containers do. No file of the old root can be reached afterwards.
     let within = "/bin/umount -l /old; bin/dynamic 10; bin/static 20; bin/dynamic 30; exit 0";
     let script = format!(
         "cd {root}; mount --bind . .; cd ..; cd {root}; mount -t proc none proc
@@ -845,7 +858,7 @@ fn programs_in_a_root_that_replaced_the_old_one_are_exact() {
 }
 
 #[test]
-fn programs_on_a_file_system_that_was_detached_are_exact() {
+fn programs_on_a_detached_file_system_are_exact() {
     let place = Place::new();
     let mount = place.directory("mount");
     let program = place.newcomer(Kind::MuslStatic, "newcomer");
@@ -864,7 +877,7 @@ fn programs_on_a_file_system_that_was_detached_are_exact() {
 }
 
 #[test]
-fn a_file_system_can_be_unmounted_when_what_was_on_it_has_run() {
+fn a_file_system_can_be_unmounted_after_its_programs_have_run() {
     let place = Place::new();
     let mount = place.directory("mount");
     let program = mount.join("newcomer");
@@ -872,7 +885,7 @@ fn a_file_system_can_be_unmounted_when_what_was_on_it_has_run() {
     let mut lives = Vec::new();
     for (bytes, kind) in (1..).zip([Kind::Static, Kind::MuslStatic, Kind::Static]) {
         let newcomer = place.newcomer(kind, &format!("{bytes}"));
-        // The next one's file has this one's numbers.
+        // The file of the next program has the same device and inode numbers.
         script += &format!(
             "mount -t tmpfs none {mount}; cp {newcomer} {program}; {program} {bytes}; umount {mount}\n",
             mount = mount.display(),
@@ -892,7 +905,7 @@ fn programs_in_another_pid_namespace_are_exact() {
         let lives = [10, 20].map(|bytes| of(&program, life(kind, &program, bytes)));
         let script = format!("{0} 10; {0} 20; exit 0", program.display());
         let namespaces = ["--pid", "--fork", "--mount-proc"];
-        // memleak within, or the tree alone.
+        // First memleak itself runs in the namespace, then only its tree.
         let words = ["unshare"].into_iter().chain(namespaces);
         let within = Job::shell(&script).under(&words.collect::<Vec<_>>());
         assert_lives(&within.run(), lives.clone());
@@ -902,7 +915,7 @@ fn programs_in_another_pid_namespace_are_exact() {
 }
 
 #[test]
-fn programs_in_another_pid_namespace_are_exact_under_a_proc_that_knows_other_pids() {
+fn programs_in_another_pid_namespace_are_exact_under_the_hosts_proc() {
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "newcomer");
     let lives = [10, 20].map(|bytes| of(&program, life(Kind::Static, &program, bytes)));
@@ -926,10 +939,10 @@ fn programs_in_another_user_namespace_are_exact() {
     }
 }
 
-// ---- files that are hard to get at ---------------------------------------------------------------------
+// ---- files that are hard to open -----------------------------------------------------------------------
 
 #[test]
-fn programs_executed_out_of_memory_are_exact() {
+fn programs_executed_from_a_file_in_memory_are_exact() {
     let place = Place::new();
     for kind in [Kind::MuslStatic, Kind::Dynamic, Kind::Musl] {
         let program = place.newcomer(kind, &format!("{kind:?}"));
@@ -945,7 +958,7 @@ fn programs_executed_out_of_memory_are_exact() {
 }
 
 #[test]
-fn a_static_glibc_program_executed_out_of_memory_is_exact() {
+fn a_static_glibc_program_executed_from_a_file_in_memory_is_exact() {
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "newcomer");
     let [less, more] = [100, 300].map(|bytes: u64| {
@@ -956,7 +969,8 @@ fn a_static_glibc_program_executed_out_of_memory_is_exact() {
     });
     let difference = counts(200, 0, 0, 200, 0);
     assert_eq!(more, plus(less, difference));
-    // As many calls as where it lies on a disk; one is for the name of the directory, which is another.
+    // The calls are as many as for the same program on a disk. Their bytes differ: one call allocates for the name of the
+    // directory, which is another one here.
     let life = life(Kind::Static, &program, 100);
     assert_eq!(
         (less.alloc_count, less.free_count, less.leaked_blocks),
@@ -980,7 +994,7 @@ fn programs_unlinked_as_they_start_are_exact() {
 }
 
 #[test]
-fn programs_executed_when_they_have_no_name_any_more_are_exact() {
+fn programs_executed_after_they_were_unlinked_are_exact() {
     let place = Place::new();
     for kind in [Kind::Static, Kind::MuslStatic, Kind::Dynamic] {
         let program = place.newcomer(kind, &format!("{kind:?}"));
@@ -995,13 +1009,13 @@ fn programs_executed_when_they_have_no_name_any_more_are_exact() {
 }
 
 #[test]
-fn programs_with_rights_of_their_own_or_run_by_others_are_exact() {
+fn set_user_id_and_unreadable_programs_run_by_another_user_are_exact() {
     const OWNER: u32 = 54321;
     const OTHER: u32 = 54322;
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "newcomer");
     let mount = place.directory("mount");
-    // A file system with the rights that files have: /tmp may be mounted without.
+    // A file system that honours set-user-ID: /tmp may be mounted with `nosuid`.
     let script = format!(
         "mount -t tmpfs -o mode=755 none {mount}
          cp {program} {mount}/set-user-id; cp {program} {mount}/unreadable; cp {program} {mount}/plain
@@ -1015,7 +1029,7 @@ fn programs_with_rights_of_their_own_or_run_by_others_are_exact() {
     let report = shell_with_mounts(&script).run();
     let names = ["set-user-id", "unreadable", "plain"].map(|name| mount.join(name));
     let lives = [10, 20, 30].map(|bytes| {
-        // The name of the directory is a part of it.
+        // The allocations at the start depend on the name of the directory.
         let beside = place.directory("mount").join("beside");
         life(Kind::Static, &beside, bytes)
     });
@@ -1031,10 +1045,10 @@ fn programs_with_rights_of_their_own_or_run_by_others_are_exact() {
     }
 }
 
-// ---- what cannot be counted ----------------------------------------------------------------------------
+// ---- programs that cannot be counted -------------------------------------------------------------------
 
-/// Fails unless the row of `program`, which exits with `exit`, says that it is not covered and why, and is
-/// no proof of anything.
+/// Fails unless the row of `program` says that the program is not covered, and why. `exit` is the program's exit code.
+/// The report must be incomplete, so that it proves nothing, and a gate must be undecided.
 #[track_caller]
 fn assert_uncovered(program: &Path, exit: i32, reason: &str, note: &str) {
     let job = Job::shell(&format!("{} || exit $?; exit 0", program.display()));
@@ -1049,7 +1063,7 @@ fn assert_uncovered(program: &Path, exit: i32, reason: &str, note: &str) {
     assert!(!summary.complete);
     assert_eq!(summary.losses, Losses::default());
     assert_eq!((summary.processes, summary.covered_processes), (2, Some(1)));
-    // The shell is as it always is.
+    // The shell's row is complete as always.
     let others = report.rows.iter().filter(|other| other.pid != row.pid);
     assert!(others.clone().count() == 1 && others.clone().all(|row| row.complete));
 
@@ -1068,7 +1082,7 @@ fn assert_uncovered(program: &Path, exit: i32, reason: &str, note: &str) {
 }
 
 #[test]
-fn a_program_without_symbols_says_so() {
+fn the_row_of_a_program_without_symbols_says_so() {
     for kind in Kind::STATIC {
         let place = Place::new();
         let program = place.newcomer(kind, "stripped");
@@ -1078,7 +1092,7 @@ fn a_program_without_symbols_says_so() {
 }
 
 #[test]
-fn a_program_without_an_allocator_says_so() {
+fn the_row_of_a_program_without_an_allocator_says_so() {
     let place = Place::new();
     let program = compile("fixtures/without_libc.c", "without_libc", &["-O1"]);
     let program = place.copy(&program, "bare");
@@ -1086,7 +1100,7 @@ fn a_program_without_an_allocator_says_so() {
 }
 
 #[test]
-fn a_32_bit_program_says_so() {
+fn the_row_of_a_32_bit_program_says_so() {
     let place = Place::new();
     let program = compile(
         "fixtures/without_libc.c",
@@ -1098,7 +1112,7 @@ fn a_32_bit_program_says_so() {
 }
 
 #[test]
-fn the_closing_line_says_nothing_of_coverage_where_all_is_covered() {
+fn the_last_line_omits_coverage_if_every_process_is_covered() {
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "newcomer");
     let (status, table) = shell(&program.display().to_string())
@@ -1113,7 +1127,7 @@ fn the_closing_line_says_nothing_of_coverage_where_all_is_covered() {
 }
 
 #[test]
-fn programs_that_are_not_counted_do_not_hide_those_that_are() {
+fn uncovered_programs_do_not_change_the_counts_of_covered_ones() {
     let place = Place::new();
     let stripped = place.newcomer(Kind::Static, "stripped");
     run(Command::new("strip").arg("--strip-all").arg(&stripped));
@@ -1137,7 +1151,7 @@ fn programs_that_are_not_counted_do_not_hide_those_that_are() {
 }
 
 #[test]
-fn what_is_not_elf_or_cannot_be_mapped_harms_nothing() {
+fn text_files_and_truncated_elf_files_do_no_harm() {
     let place = Place::new();
     let text = place.script("text", "exit 5\n");
     let program = place.newcomer(Kind::Static, "newcomer");

@@ -1,5 +1,5 @@
-//! `memleak doctor` on the real kernel: what it says where all is well, where something is in the way, and that
-//! it leaves nothing behind.
+//! `memleak doctor` on the real kernel: its output on a working machine, its output on each obstacle, and that it
+//! leaves no probe behind.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -21,10 +21,10 @@ use tempfile::TempDir;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
 
-/// A test that watches every process has ended sooner.
+/// Any test beside this one that watches every process ends within this time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// In a mount namespace where lockdown can be told.
+/// Runs a command in a mount namespace with securityfs, where lockdown can be read.
 const WITH_SECURITYFS: [&str; 5] = [
     "unshare",
     "--mount",
@@ -37,7 +37,7 @@ fn output<A: AsRef<OsStr>>(words: impl IntoIterator<Item = A>) -> Output {
     root::require_root();
     let words: Vec<OsString> = words.into_iter().map(|word| word.as_ref().into()).collect();
     let mut command = Command::new(&words[0]);
-    // As `sudo make test` sets them.
+    // `sudo make test` sets these variables.
     for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER"] {
         command.env_remove(name);
     }
@@ -48,7 +48,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What `memleak doctor --format json` said.
+/// The output of `memleak doctor --format json`.
 #[derive(Debug)]
 struct Diagnosis {
     code: i32,
@@ -58,7 +58,7 @@ struct Diagnosis {
 }
 
 impl Diagnosis {
-    /// Of `wrapper… memleak doctor --format json options…`.
+    /// Runs `wrapper… memleak doctor --format json options…` and reads its output.
     #[track_caller]
     fn of<A: AsRef<OsStr>>(wrapper: &[A], memleak: &Path, options: &[&str]) -> Self {
         let wrapper = wrapper.iter().map(AsRef::as_ref);
@@ -91,7 +91,7 @@ impl Diagnosis {
         found.unwrap_or_else(|| panic!("no check {name}: {self:#?}"))
     }
 
-    /// That the check came out so, and says all of these words.
+    /// Fails unless the check has this status and its text contains all of these words.
     #[track_caller]
     fn assert_check(&self, name: &str, status: &str, words: &[&str]) {
         let check = self.check(name);
@@ -102,7 +102,7 @@ impl Diagnosis {
         }
     }
 
-    /// That it ended with 125 because of these, and that it could not find out what comes after.
+    /// Fails unless doctor ended with 125, exactly these checks failed, and all later checks are unknown.
     #[track_caller]
     fn assert_failed(&self, names: &[&str]) {
         assert_eq!(self.code, 125);
@@ -122,11 +122,11 @@ fn doctor(wrapper: &[&str], options: &[&str]) -> Diagnosis {
 }
 
 #[test]
-fn where_memleak_works_everything_is_ok() {
+fn every_check_is_ok_on_a_machine_where_memleak_works() {
     let diagnosis = doctor(&WITH_SECURITYFS, &[]);
     assert_eq!(diagnosis.code, 0, "{diagnosis:#?}");
     for check in &diagnosis.checks {
-        // Which version of control groups there is, is the host's business.
+        // The version of control groups depends on the host.
         let ok = check["status"] == "ok" || check["check"] == "cgroup";
         assert!(ok, "{check}");
         assert_eq!(
@@ -144,7 +144,7 @@ fn where_memleak_works_everything_is_ok() {
 }
 
 #[test]
-fn figures_are_counted_and_measured() {
+fn doctor_measures_its_figures() {
     let diagnosis = doctor(&[], &[]);
     let number = |check: &str, name: &str| {
         let value = &diagnosis.check(check)[name];
@@ -170,7 +170,7 @@ fn figures_are_counted_and_measured() {
         assert_eq!(details.iter().filter(of_function).count(), 1, "{function}");
     }
     assert!(number("memory", "kernel_bytes") > 30 << 20);
-    // So many are needed at the least, and with some more the figure is the same.
+    // Fewer descriptors than `used` are too few. With some more, `used` stays the same.
     let used = number("descriptors", "used");
     let limited = |limit: u64| {
         let limit = format!("--nofile={limit}:{limit}");
@@ -183,7 +183,7 @@ fn figures_are_counted_and_measured() {
 }
 
 #[test]
-fn lines_for_people_say_what_the_json_says() {
+fn the_table_has_the_same_checks_and_statuses_as_the_json() {
     let every = doctor(&[], &[]);
     let table = output([MEMLEAK, "doctor"]);
     assert_eq!(table.status.code(), Some(0));
@@ -201,7 +201,7 @@ fn lines_for_people_say_what_the_json_says() {
 }
 
 #[test]
-fn a_quiet_one_prints_only_what_is_not_ok() {
+fn with_quiet_doctor_prints_only_checks_that_are_not_ok() {
     let words = WITH_SECURITYFS.iter().copied();
     let quiet = output(words.chain([MEMLEAK, "doctor", "-q"]));
     assert_eq!(quiet.status.code(), Some(0));
@@ -213,7 +213,7 @@ fn a_quiet_one_prints_only_what_is_not_ok() {
 }
 
 #[test]
-fn colour_is_used_where_it_is_asked_for() {
+fn color_always_colours_the_status_words_and_the_last_line() {
     let every = doctor(&[], &[]);
     let painted = text(&output([MEMLEAK, "doctor", "--color", "always"]).stdout);
     let lines: Vec<_> = painted.lines().collect();
@@ -235,7 +235,7 @@ fn colour_is_used_where_it_is_asked_for() {
 }
 
 #[test]
-fn the_method_is_the_one_that_run_uses() {
+fn doctor_reports_the_method_that_run_uses() {
     let forced = ["multi", "perf-event", "separate"].map(|method| vec![switch("method", method)]);
     let options = [vec![]].into_iter().chain(forced);
     side_by_side(options, |option| {
@@ -254,9 +254,9 @@ fn the_method_is_the_one_that_run_uses() {
     });
 }
 
-// ---- what is in the way --------------------------------------------------------------------------------
+// ---- obstacles -----------------------------------------------------------------------------------------
 
-/// A copy that others may execute.
+/// A copy of memleak that other users may execute.
 fn for_others() -> (TempDir, PathBuf) {
     let directory = TempDir::new().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -276,14 +276,14 @@ const AS_NOBODY: [&str; 6] = [
 ];
 
 #[test]
-fn another_user_is_told_of_root_and_of_capabilities() {
+fn a_user_without_rights_is_told_about_root_and_capabilities() {
     let (_directory, copy) = for_others();
     let diagnosis = Diagnosis::of(&AS_NOBODY, &copy, &[]);
     diagnosis.assert_failed(&["capabilities", "programs"]);
     let words = ["CAP_BPF", "CAP_PERFMON", "root", "setcap"];
     diagnosis.assert_check("capabilities", "fail", &words);
     diagnosis.assert_check("programs", "fail", &["no right to load BPF programs"]);
-    // What has nothing to do with rights is found out all the same.
+    // Checks that need no rights still have a result.
     for name in [
         "kernel",
         "btf",
@@ -298,7 +298,7 @@ fn another_user_is_told_of_root_and_of_capabilities() {
 }
 
 #[test]
-fn root_without_capabilities_is_told_which_are_missing() {
+fn root_without_capabilities_is_told_which_ones_are_missing() {
     let without = "--bounding-set=-bpf,-perfmon,-sys_admin";
     let diagnosis = doctor(&["setpriv", without, "--"], &[]);
     diagnosis.assert_failed(&["capabilities", "programs"]);
@@ -306,7 +306,7 @@ fn root_without_capabilities_is_told_which_are_missing() {
     let without = "--bounding-set=-perfmon,-sys_admin";
     let diagnosis = doctor(&["setpriv", without, "--"], &[]);
     diagnosis.assert_check("capabilities", "fail", &["only CAP_BPF"]);
-    // Two are enough.
+    // These two capabilities are enough.
     let without = "--bounding-set=-sys_admin";
     let diagnosis = doctor(&["setpriv", without, "--"], &[]);
     assert_eq!(diagnosis.code, 0, "{diagnosis:#?}");
@@ -314,8 +314,8 @@ fn root_without_capabilities_is_told_which_are_missing() {
 }
 
 #[test]
-fn a_file_with_two_capabilities_is_enough_for_another_user_who_may_read_it() {
-    // /tmp may be mounted without the rights that files have.
+fn two_file_capabilities_are_enough_for_a_user_that_may_read_the_file() {
+    // A new tmpfs is needed: /tmp may be mounted with `nosuid`, which ignores file capabilities.
     let script = "mount -t tmpfs -o mode=755 none \"$2\" && cp \"$1\" \"$2/memleak\" && \
                   setcap cap_bpf,cap_perfmon=ep \"$2/memleak\" && chmod \"$3\" \"$2/memleak\" && shift 3 && exec \"$@\"";
     let directory = TempDir::new().unwrap();
@@ -345,7 +345,7 @@ fn a_file_with_two_capabilities_is_enough_for_another_user_who_may_read_it() {
 }
 
 #[test]
-fn root_of_a_user_namespace_is_told_that_it_is_none() {
+fn root_of_a_user_namespace_is_told_that_it_lacks_the_rights_of_root() {
     let (_directory, copy) = for_others();
     let nested: Vec<_> = AS_NOBODY.into_iter().chain(["unshare", "-Ur"]).collect();
     let diagnosis = Diagnosis::of(&nested, &copy, &[]);
@@ -354,7 +354,7 @@ fn root_of_a_user_namespace_is_told_that_it_is_none() {
 }
 
 #[test]
-fn a_kernel_without_type_information_is_told_so() {
+fn missing_btf_of_the_kernel_is_reported() {
     let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
     let diagnosis = doctor(&["unshare", "--mount", "sh", "-c", script, "sh"], &[]);
     diagnosis.assert_failed(&["btf", "programs"]);
@@ -365,11 +365,11 @@ fn a_kernel_without_type_information_is_told_so() {
 }
 
 #[test]
-fn too_few_descriptors_are_named_with_their_limit() {
+fn too_few_descriptors_are_reported_with_their_limit() {
     let diagnosis = doctor(&["prlimit", "--nofile=20:20", "--"], &[]);
     diagnosis.assert_failed(&["descriptors", "programs"]);
     diagnosis.assert_check("descriptors", "fail", &["at most 20", "ulimit -Hn"]);
-    // And run says the same.
+    // `memleak run` reports the same.
     let run = output(["prlimit", "--nofile=20:20", "--", MEMLEAK, "run", "true"]);
     let said = text(&run.stderr);
     assert_eq!(run.status.code(), Some(125), "{said}");
@@ -377,14 +377,14 @@ fn too_few_descriptors_are_named_with_their_limit() {
         said.contains("too few descriptors") && said.lines().count() == 1,
         "{said}"
     );
-    // A limit that can be raised is none.
+    // A soft limit that memleak can raise does no harm.
     let raised = doctor(&["prlimit", "--nofile=20:4096", "--"], &[]);
     raised.assert_check("descriptors", "ok", &["at most 4096"]);
     assert_eq!(raised.code, 0);
 }
 
 #[test]
-fn probes_that_cannot_be_attached_are_told_from_programs_that_cannot_be_loaded() {
+fn doctor_distinguishes_failed_probes_from_failed_programs() {
     let without = ["setpriv", "--bounding-set=-sys_admin", "--"];
     let diagnosis = doctor(&without, &[&switch("method", "perf-event")]);
     assert_eq!(diagnosis.doctor["failed"], serde_json::json!(["probes"]));
@@ -395,7 +395,7 @@ fn probes_that_cannot_be_attached_are_told_from_programs_that_cannot_be_loaded()
 }
 
 #[test]
-fn a_filter_that_refuses_bpf_is_told_from_missing_rights() {
+fn doctor_distinguishes_a_seccomp_filter_from_missing_rights() {
     let filter = fixture("without_bpf");
     let under = |errno: i32| {
         let wrapper = [filter.as_os_str().to_owned(), errno.to_string().into()];
@@ -424,7 +424,7 @@ fn a_proc_of_another_pid_namespace_is_a_warning() {
 }
 
 #[test]
-fn holding_less_is_a_warning_that_names_the_kernel_it_takes() {
+fn fewer_holds_are_a_warning_that_names_the_kernel_version_needed() {
     for (holds, version) in [("loader", "6.18"), ("nowhere", "6.7")] {
         let diagnosis = doctor(&[], &[&switch("holds", holds)]);
         assert_eq!(diagnosis.code, 0);
@@ -433,10 +433,10 @@ fn holding_less_is_a_warning_that_names_the_kernel_it_takes() {
     }
 }
 
-// ---- where it goes -------------------------------------------------------------------------------------
+// ---- where the report goes -----------------------------------------------------------------------------
 
 #[test]
-fn a_report_goes_to_its_file_and_one_that_cannot_be_written_is_an_error() {
+fn a_report_is_written_to_its_file_and_a_failed_write_is_an_error() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("report");
     let written = output([
@@ -467,14 +467,14 @@ fn a_report_goes_to_its_file_and_one_that_cannot_be_written_is_an_error() {
     }
 }
 
-// ---- what it leaves behind -----------------------------------------------------------------------------
+// ---- no probe is left behind ---------------------------------------------------------------------------
 
-/// A process with a C library of its own that nobody else on this machine probes, and that waits.
+/// A waiting process with its own C library, which no other memleak on this machine probes.
 struct Bystander {
     process: Child,
-    /// Where its C library's code is, in its memory.
+    /// The mapping of its C library's code.
     code: Mapped,
-    /// The same code, as the file has it, in which nobody sees a probe.
+    /// The same code in the file. The file never contains the breakpoint of a probe.
     unprobed: Vec<u8>,
     _directory: TempDir,
 }
@@ -507,8 +507,8 @@ impl Bystander {
         }
     }
 
-    /// Whether its code is the file's, after a while: who watches every process of this machine (`memleak -a`, in a
-    /// test beside) has probes there too, until it ends.
+    /// Whether the code in memory becomes equal to the code in the file within `PATIENCE`. A `memleak -a` in another test
+    /// watches every process of this machine. It has probes here too until it ends.
     fn is_unprobed(&self) -> bool {
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
@@ -527,7 +527,7 @@ impl Bystander {
         code
     }
 
-    /// `memleak WORDS…` where it has the same C library.
+    /// `memleak WORDS…` in the bystander's mount namespace, so with the same C library.
     fn memleak(&self, words: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         let namespace = format!("--mount=/proc/{}/ns/mnt", self.process.id());
@@ -543,7 +543,7 @@ impl Drop for Bystander {
     }
 }
 
-/// Waits until `cat` gives back what it gets.
+/// Waits until `cat` returns a byte that it was sent.
 fn echo(cat: &mut Child) {
     cat.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     let mut byte = [0];
@@ -551,11 +551,11 @@ fn echo(cat: &mut Child) {
     assert_eq!(&byte, b"x");
 }
 
-/// A file's code in a process.
+/// A file's code as a process maps it.
 struct Mapped {
     start: u64,
     length: usize,
-    /// Where it is in the file.
+    /// The offset of the code in the file.
     offset: u64,
     path: PathBuf,
 }
@@ -577,15 +577,15 @@ fn mapped_libc(pid: &str) -> Mapped {
 }
 
 #[test]
-fn no_probe_is_left_in_a_bystander() {
+fn run_and_doctor_leave_no_probe_in_another_process() {
     let _machine = machine::unwatched();
     let bystander = Bystander::start();
     assert!(
         bystander.is_unprobed(),
-        "somebody watches every process of this machine (memleak -a): run this test without"
+        "a memleak -a watches every process of this machine: end it, then run this test again"
     );
 
-    // That probes would be seen there.
+    // First shows that this test can see a probe.
     let mut run = bystander
         .memleak(&["run", "-q", "--", "cat"])
         .stdin(Stdio::piped())
@@ -595,7 +595,7 @@ fn no_probe_is_left_in_a_bystander() {
     echo(&mut run);
     assert!(
         bystander.code() != bystander.unprobed,
-        "no probe is seen in the bystander"
+        "the test sees no probe of memleak run in the bystander"
     );
     drop(run.stdin.take());
     assert!(run.wait().unwrap().success());
