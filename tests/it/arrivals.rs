@@ -969,8 +969,8 @@ fn a_static_glibc_program_executed_from_a_file_in_memory_is_exact() {
     });
     let difference = counts(200, 0, 0, 200, 0);
     assert_eq!(more, plus(less, difference));
-    // The calls are as many as for the same program on a disk. Their bytes differ: one call allocates for the name of the
-    // directory, which is another one here.
+    // The number of calls is that of the same program on a disk. The bytes differ: one call allocates for the name of
+    // the directory, which is another one here.
     let life = life(Kind::Static, &program, 100);
     assert_eq!(
         (less.alloc_count, less.free_count, less.leaked_blocks),

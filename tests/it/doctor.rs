@@ -144,7 +144,7 @@ fn every_check_is_ok_on_a_machine_where_memleak_works() {
 }
 
 #[test]
-fn doctor_measures_its_figures() {
+fn doctor_counts_and_measures_its_figures() {
     let diagnosis = doctor(&[], &[]);
     let number = |check: &str, name: &str| {
         let value = &diagnosis.check(check)[name];
@@ -507,8 +507,8 @@ impl Bystander {
         }
     }
 
-    /// Whether the code in memory becomes equal to the code in the file within `PATIENCE`. A `memleak -a` in another test
-    /// watches every process of this machine. It has probes here too until it ends.
+    /// Whether the code in memory becomes equal to the code in the file within `PATIENCE`. A `memleak -a` in another
+    /// test watches every process of this machine. It has probes here too until it ends.
     fn is_unprobed(&self) -> bool {
         let began = Instant::now();
         while began.elapsed() < PATIENCE {

@@ -1,4 +1,5 @@
-//! Faults of the machine and of others: nothing hangs, nothing lies, and the command lives.
+//! Faults of the machine and of other programs. memleak must not hang, its report must be true, and the command must
+//! run on.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -28,7 +29,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Of `nests_in_calloc`.
+/// The counts of `nests_in_calloc DEPTH`.
 fn nested(depth: u64) -> common::Counts {
     counts(
         depth * 200_016,
@@ -40,12 +41,12 @@ fn nested(depth: u64) -> common::Counts {
 }
 
 #[test]
-fn calls_within_calls_are_exact_to_a_depth_and_lost_by_number_beyond_it() {
+fn nested_calls_are_exact_to_depth_8_and_deeper_calls_are_counted_as_lost() {
     let run = |depth: u64| Job::fixture("nests_in_calloc", &[&depth.to_string()]).run();
     let report = run(8);
     report.assert_complete();
     assert_eq!(report.only_row().counts, nested(8));
-    // The kernel takes 64 pending returns of a thread.
+    // The kernel keeps at most 64 pending returns for each thread.
     for depth in [9, 80] {
         let report = run(depth);
         assert_eq!(code(report.status), 0, "{}", report.stderr);
@@ -59,7 +60,7 @@ fn calls_within_calls_are_exact_to_a_depth_and_lost_by_number_beyond_it() {
 // ---- files and memory ------------------------------------------------------------------------------------
 
 #[test]
-fn a_disk_that_is_full_costs_the_report_and_neither_the_command_nor_the_verdict() {
+fn a_full_disk_loses_the_report_but_keeps_the_exit_code_and_the_verdict() {
     const SCRIPT: &str = r#"
         mount -t tmpfs -o size=16k none "$1" || exit 99
         report=$1/report; shift
@@ -83,13 +84,13 @@ fn a_disk_that_is_full_costs_the_report_and_neither_the_command_nor_the_verdict(
         let told = said.lines().filter(|line| {
             line.contains("cannot write the report to") && line.contains("No space left")
         });
-        // With -o and without -v it has given up standard error, which may be somebody's pipe.
+        // With -o and without -v memleak has given up its standard error, which may be a pipe of another process.
         assert_eq!(told.count(), usize::from(options.contains(&"-v")), "{said}");
     }
 }
 
 #[test]
-fn few_descriptors_are_memleaks_own_trouble_and_the_command_keeps_its_limit() {
+fn memleak_raises_its_own_descriptor_limit_and_the_command_keeps_its_limit() {
     let run = |limit: &str| {
         output(
             Command::new("prlimit")
@@ -109,10 +110,10 @@ fn few_descriptors_are_memleaks_own_trouble_and_the_command_keeps_its_limit() {
     );
 }
 
-/// A control group whose memory, the kernel's included, is limited.
+/// A control group with limited memory, which includes the kernel's memory.
 struct Limited {
     group: PathBuf,
-    /// Where its limit stands.
+    /// The file that holds the limit.
     limit: PathBuf,
 }
 
@@ -148,7 +149,7 @@ impl Limited {
         Self { group: path, limit }
     }
 
-    /// memleak in the group, and its command outside of it.
+    /// Runs memleak in the group and its command outside of the group.
     fn run(&self, options: &[&str], command: &[&str]) -> Output {
         const ENTER: &str = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
         output(
@@ -158,7 +159,7 @@ impl Limited {
                 .args([MEMLEAK, "run", "--format", "json"])
                 .args(options)
                 .args(["--", "sh", "-c", ENTER])
-                .arg(self.group.parent().expect("it is no root"))
+                .arg(self.group.parent().expect("the group has a parent"))
                 .args(command),
         )
     }
@@ -171,12 +172,12 @@ impl Drop for Limited {
 }
 
 #[test]
-fn what_the_kernel_has_no_memory_to_record_is_lost_by_number() {
+fn blocks_that_the_kernel_has_no_memory_to_record_are_counted_as_lost() {
     let group = Limited::new("few", 100_000_000);
     let place = Place::new();
     let report = place.path("report");
     let program = fixture("holds_blocks");
-    // Once the program has ended there is memory again: else the kernel kills memleak as it reports.
+    // The script raises the limit after the program has ended. Otherwise the kernel kills memleak while it reports.
     let script = r#""$0" 1000000 8; ended=$?; echo 1000000000 >"$1"; echo "ended $ended""#;
     let command = ["sh", "-c", script].map(Path::new);
     let command = [&command[..], &[&program, &group.limit]].concat();
@@ -193,11 +194,11 @@ fn what_the_kernel_has_no_memory_to_record_is_lost_by_number() {
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"))
         .find(|row| row["comm"] == "holds_blocks" && row["end"] == "exited")
-        .expect("it has a row");
+        .expect("holds_blocks has a row");
     assert_eq!(row["total_allocs_bytes"], 8_000_000, "{row}");
     let lost = row["losses"]["blocks_not_recorded"].as_u64();
     let lost = lost.unwrap_or_default();
-    assert!(lost > 0, "the limit was none: {row}");
+    assert!(lost > 0, "the memory limit had no effect: {row}");
     assert_eq!(
         row["leaked_blocks"].as_u64(),
         Some(1_000_000 - lost),
@@ -207,13 +208,13 @@ fn what_the_kernel_has_no_memory_to_record_is_lost_by_number() {
 }
 
 #[test]
-fn without_memory_for_the_tables_the_command_is_not_started() {
+fn the_command_is_not_started_without_memory_for_the_tables() {
     let group = Limited::new("none", 20_000_000);
     for _ in 0..10 {
         let output = group.run(&[], &["sh", "-c", "echo started"]);
         let said = text(&output.stderr);
         assert_eq!(text(&output.stdout), "");
-        // The kernel has killed memleak for a page of its own: what memleak says is still to be seen.
+        // The kernel killed memleak because memleak itself needed a page. Only another run can show its message.
         if code(output.status) == 137 {
             continue;
         }
@@ -221,12 +222,12 @@ fn without_memory_for_the_tables_the_command_is_not_started() {
         assert!(said.contains("--max-allocs"), "{said}");
         return;
     }
-    panic!("killed each time");
+    panic!("the kernel killed memleak in each run");
 }
 
 // ---- the clock -----------------------------------------------------------------------------------------
 
-/// memleak, which finds the clock set back by an hour once there is a file `place/back`.
+/// A memleak for which the clock is set back by an hour as soon as the file `place/back` exists.
 fn with_a_clock_to_set(place: &Place, options: &[&str]) -> Command {
     let library = compile("fixtures/clock_set_back.c", "clock_set_back.so", &["-O1"]);
     let mut command = Command::new(MEMLEAK);
@@ -239,7 +240,7 @@ fn with_a_clock_to_set(place: &Place, options: &[&str]) -> Command {
 }
 
 #[test]
-fn no_window_ends_before_it_began_where_the_clock_is_set_back() {
+fn no_window_ends_before_its_beginning_if_the_clock_is_set_back() {
     let place = Place::new();
     let mut targets = [(); 2].map(|()| Waiting::fixture("grows_by_line", &["100"]));
     let pids = targets.each_ref().map(|target| target.pid().to_string());
@@ -261,7 +262,7 @@ fn no_window_ends_before_it_began_where_the_clock_is_set_back() {
             let (from, to) = rest.split_once(']')?.0.split_once(" - ")?;
             Some((from.parse().ok()?, to.parse().ok()?))
         });
-        times.unwrap_or_else(|| panic!("a heading: {heading}"))
+        times.unwrap_or_else(|| panic!("the heading has no times: {heading}"))
     };
     let mut said = BufReader::new(memleak.stderr.take().expect("a pipe")).lines();
     let mut attached = said.by_ref().map_while(Result::ok);
@@ -270,7 +271,7 @@ fn no_window_ends_before_it_began_where_the_clock_is_set_back() {
         target.ask();
     }
     let [first, second] = targets;
-    // Ends in a window in which the clock is set back.
+    // The first target ends in a window in which the clock is set back.
     first.finish();
     fs::write(place.path("back"), "").expect("a file can be written");
     let (from, to) = next_window();
@@ -278,13 +279,13 @@ fn no_window_ends_before_it_began_where_the_clock_is_set_back() {
     second.finish();
     let (later, end) = next_window();
     assert!(later <= end && end <= later + 60, "[{later} - {end}]");
-    // The clock that counts is that of the window's beginning.
+    // A window uses the clock of its beginning.
     assert!(later < from, "[{from} - {to}], then [{later} - {end}]");
-    assert!(memleak.wait().expect("it can be waited for").success());
+    assert!(memleak.wait().expect("memleak can be waited for").success());
 }
 
 #[test]
-fn a_command_ends_after_it_started_though_the_clock_is_set_back() {
+fn a_command_ends_after_its_start_if_the_clock_is_set_back() {
     let place = Place::new();
     let report = place.path("report");
     let script = r#"sleep 0.2; : >"$CLOCK_SET_BACK"; sleep 0.2"#;
@@ -308,16 +309,18 @@ fn a_command_ends_after_it_started_though_the_clock_is_set_back() {
     }
 }
 
-// ---- killed --------------------------------------------------------------------------------------------
+// ---- memleak is killed ---------------------------------------------------------------------------------
 
 #[test]
-fn killed_while_nobody_reads_its_report_memleak_leaves_nothing() {
+fn the_command_ends_while_memleak_waits_for_a_reader_and_can_be_killed() {
     let place = Place::new();
     let done = place.path("done");
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    // As much as a pipe takes of what comes in pieces of a page.
+    // The capacity of a pipe that is filled in pieces of a page.
     let capacity = 64 << 10;
-    writer.write_all(&vec![0; capacity]).expect("it fits");
+    writer
+        .write_all(&vec![0; capacity])
+        .expect("the pipe has room");
     let mut memleak = Command::new(MEMLEAK)
         .args(["run", "--", "sh", "-c", ": >\"$0\""])
         .arg(&done)
@@ -326,22 +329,25 @@ fn killed_while_nobody_reads_its_report_memleak_leaves_nothing() {
         .expect("memleak can be run");
     let deadline = Instant::now() + Duration::from_secs(60);
     while !done.exists() {
-        assert!(Instant::now() < deadline, "the command waits with memleak");
+        assert!(
+            Instant::now() < deadline,
+            "the command is blocked together with memleak"
+        );
         sleep(Duration::from_millis(10));
     }
-    // It waits to write the command's row, and would be gone by now.
+    // memleak waits to write the command's row. Otherwise it would have ended by now.
     sleep(Duration::from_millis(300));
-    assert_eq!(memleak.try_wait().expect("it is a child"), None);
-    memleak.kill().expect("it runs");
-    let status = memleak.wait().expect("it is a child");
+    assert_eq!(memleak.try_wait().expect("memleak is a child"), None);
+    memleak.kill().expect("memleak runs");
+    let status = memleak.wait().expect("memleak is a child");
     assert_eq!(status.signal(), Some(9));
     drop(reader);
 }
 
-// ---- several memleaks, and others that look into processes ----------------------------------------------------
+// ---- several memleaks, and other tools that look into processes -----------------------------------------------
 
 #[test]
-fn memleak_counts_under_memleak_and_both_are_exact() {
+fn memleak_under_memleak_is_exact_and_so_is_the_outer_one() {
     let place = Place::new();
     let inner = place.path("inner");
     let program = fixture("fork_1000_50");
@@ -387,7 +393,7 @@ fn memleak_counts_under_memleak_and_both_are_exact() {
 }
 
 #[test]
-fn two_memleaks_watch_one_process_and_one_of_them_may_be_killed() {
+fn a_memleak_stays_exact_if_another_one_that_watches_the_same_process_is_killed() {
     let mut target = Waiting::fixture("grows_by_line", &["100"]);
     let pid = target.pid();
     let [first, last] = [(); 2].map(|()| Watch::pid(pid, &[]));
@@ -405,9 +411,9 @@ fn two_memleaks_watch_one_process_and_one_of_them_may_be_killed() {
     assert_eq!(row.counts, counts(200, 2, 0, 200, 2));
 }
 
-/// valgrind translates the breakpoints: nobody can help that, but it can be told.
+/// valgrind translates the breakpoints too. memleak cannot prevent that, but it can report it.
 #[test]
-fn under_valgrind_a_program_dies_and_the_report_says_of_what() {
+fn a_program_under_valgrind_dies_and_the_report_names_valgrind() {
     let run = |tool: &str| {
         let mut command = Command::new(MEMLEAK);
         command.args(["run", "--", "valgrind", "-q", tool]);
@@ -428,7 +434,7 @@ fn under_valgrind_a_program_dies_and_the_report_says_of_what() {
 }
 
 #[test]
-fn a_program_with_a_leak_sanitizer_finds_what_it_always_finds() {
+fn a_leak_sanitizer_finds_the_same_leaks_under_memleak() {
     let program = compile(
         "fixtures/leak_known.c",
         "leak_known.lsan",

@@ -1,5 +1,5 @@
-//! The launcher's cases in which counts decide: gates, and images from their first instruction. Their numbers
-//! are those of the launcher's list of cases.
+//! The launcher's cases that depend on counts: gates, and images counted from their first instruction. Their numbers
+//! come from the launcher's list of cases.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn verdict(report: &common::Report) -> &str {
 }
 
 #[test]
-fn case_04_after_a_bad_option_the_command_is_not_started() {
+fn case_04_a_bad_option_keeps_the_command_from_starting() {
     let directory = TempDir::new().unwrap();
     let touched = directory.path().join("touched");
     let status = Command::new(MEMLEAK)
@@ -48,7 +48,7 @@ fn case_12_a_leak_over_the_gate_ends_with_23() {
 
 #[test]
 fn case_13_a_leak_under_the_gate_passes() {
-    // "More than" is meant: just as much passes.
+    // The gate fails only for more than the limit. A leak of exactly the limit passes.
     for limit in ["2MB", "3MB"] {
         let report = Job::fixture("leaks_2mb", &[])
             .options(["--fail-on-leak", limit])
@@ -59,7 +59,7 @@ fn case_13_a_leak_under_the_gate_passes() {
 }
 
 #[test]
-fn case_14_the_commands_code_comes_before_the_gates() {
+fn case_14_the_commands_exit_code_takes_precedence_over_the_gates() {
     let job = Job::shell(&format!("{}; exit 3", fixture("leaks_2mb").display()));
     let report = job.clone().options(["--fail-on-leak", "1MB"]).run();
     assert_eq!(report.status.code(), Some(3));
@@ -71,7 +71,7 @@ fn case_14_the_commands_code_comes_before_the_gates() {
 }
 
 #[test]
-fn case_15_a_signal_comes_before_the_gate() {
+fn case_15_a_signal_takes_precedence_over_the_gate() {
     let options = ["--fail-on-leak", "1kB", "--leak-exitcode-wins"];
     let report = Job::fixture("dies_of_signal", &["abort"])
         .options(options)
@@ -81,7 +81,7 @@ fn case_15_a_signal_comes_before_the_gate() {
 }
 
 #[test]
-fn case_16_what_was_lost_makes_a_gate_unknown_and_is_told_without_one() {
+fn case_16_losses_make_a_gate_unknown_and_are_reported_without_a_gate() {
     let job = &case("jumps_out_of_calloc stack").job;
     let report = job.clone().options(["--fail-on-leak", "1GB"]).run();
     assert_eq!(report.status.code(), Some(125));
@@ -97,9 +97,9 @@ fn case_16_what_was_lost_makes_a_gate_unknown_and_is_told_without_one() {
     assert!(said.contains("incomplete: 200 lost"), "{said}");
 }
 
-/// The command is held until everything is attached; what comes after is another's test.
+/// The command is held until all probes are attached. Another test covers the time after that.
 #[test]
-fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
+fn case_31_a_memleak_killed_at_any_moment_leaves_no_process_held() {
     const ROUNDS: u32 = 20;
     let directory = TempDir::new().unwrap();
     let done = |round: u32| directory.path().join(round.to_string());
@@ -110,7 +110,7 @@ fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
             .spawn()
             .unwrap()
     };
-    // How long it takes where nobody kills it: some kernels, and some machines, are slow.
+    // Measures an undisturbed run, because some kernels and some machines are slow.
     let began = Instant::now();
     assert!(start(ROUNDS).wait().unwrap().success());
     let whole = began.elapsed();
@@ -118,7 +118,7 @@ fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
     for round in 0..ROUNDS {
         let mut memleak = start(round);
         let children = format!("/proc/{0}/task/{0}/children", memleak.id());
-        // The last one twice as long as it takes.
+        // The delays grow up to twice the time of the undisturbed run.
         let part = f64::from(round) / f64::from(ROUNDS - 1);
         sleep(whole.mul_f64(2.0 * part * part));
         let child = std::fs::read_to_string(children).unwrap_or_default();
@@ -127,24 +127,27 @@ fn case_31_memleak_killed_at_any_moment_leaves_nothing_held() {
         let Some(child) = child.split_whitespace().next() else {
             continue;
         };
-        // Soon it runs on, or is gone (a process that has ended has no command line).
+        // Soon the child must run on or be gone. A process that has ended has no command line.
         let command_line = Path::new("/proc").join(child).join("cmdline");
         let is_held =
             || std::fs::read(&command_line).is_ok_and(|line| line.starts_with(MEMLEAK.as_bytes()));
         let deadline = Instant::now() + patience;
         while is_held() {
-            assert!(Instant::now() < deadline, "held after round {round}");
+            assert!(
+                Instant::now() < deadline,
+                "the child is still held after round {round}"
+            );
             sleep(Duration::from_millis(5));
         }
     }
     sleep(patience);
     assert!(
         done(ROUNDS - 1).exists(),
-        "the last was killed too early to have run"
+        "the last memleak was killed before its command could run"
     );
 }
 
-/// What the constructor's block adds to what the C library does at its start.
+/// Checks that the constructor's block is counted on top of the C library's own allocations at the start.
 fn constructors_block(program: &Path) {
     let [less, more] = ["500", "700"].map(|bytes| {
         let report = Job::new(program, [bytes]).run();
@@ -187,7 +190,7 @@ fn case_35_a_constructor_of_a_musl_program_is_counted() {
             .args([&program, &source])
             .args(flags)
             .status()
-            .expect("musl-gcc is needed: `make install-deps`");
+            .expect("this test needs musl-gcc: `make install-deps`");
         assert!(status.success());
         let report = Job::new(&program, [""; 0]).run();
         report.assert_complete();
@@ -201,7 +204,7 @@ fn case_35_a_constructor_of_a_musl_program_is_counted() {
 }
 
 #[test]
-fn case_36_a_fork_has_a_row_of_its_own_and_the_sum_is_of_both() {
+fn case_36_a_forked_child_has_its_own_row_and_the_summary_adds_both() {
     let counted = Job::fixture("fork_1000_50", &[]).run_counted();
     counted.assert_equal_counts();
     let mut leaks: Vec<_> = counted
@@ -216,7 +219,7 @@ fn case_36_a_fork_has_a_row_of_its_own_and_the_sum_is_of_both() {
 }
 
 #[test]
-fn case_37_a_thousand_vforks_leave_the_parents_row_right_and_no_other() {
+fn case_37_a_thousand_vforks_leave_one_exact_row_of_the_parent() {
     let report = Job::fixture("vforks_many", &["1000"]).run();
     report.assert_complete();
     let counts = report.only_row().counts;

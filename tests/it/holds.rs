@@ -1,6 +1,5 @@
-//! A process that brings an allocator waits until memleak has looked at it. Nobody can see that: not its
-//! shell, not its parent, not a debugger, not the process itself; and nobody waits for a memleak that is
-//! gone.
+//! A process that brings a new allocator is held until memleak has examined it. The hold is invisible to the shell, to
+//! the parent, to a debugger and to the process itself. No process stays held for a memleak that has ended.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -25,16 +24,16 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
-/// A run that takes longer hangs.
+/// A run that takes longer has hung.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// In which what must not happen would have.
+/// An event that must not happen would happen within this time.
 const A_WHILE: Duration = Duration::from_millis(300);
-/// In which whoever waits for a memleak that is gone must go on, and in which the killed must end.
+/// The limit for a held process to run on after memleak has ended, and for a killed process to end.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 // ---- runs ----------------------------------------------------------------------------------------------
 
-/// A tree under memleak that goes on, in a process group of its own. Dropped, it is ended.
+/// A running tree under memleak, in its own process group. Drop ends all its processes.
 struct Tree {
     memleak: Child,
     input: Option<ChildStdin>,
@@ -63,7 +62,7 @@ impl Tree {
             .stderr(Stdio::inherit())
             .process_group(0)
             .spawn()
-            .expect("it can be started");
+            .expect("memleak can be started");
         let (sender, lines) = channel();
         let stdout = BufReader::new(memleak.stdout.take().expect("a pipe"));
         thread::spawn(move || {
@@ -94,13 +93,13 @@ impl Tree {
     fn line_within(&self, time: Duration) -> String {
         self.lines
             .recv_timeout(time)
-            .unwrap_or_else(|_| panic!("nothing was said within {time:?}"))
+            .unwrap_or_else(|_| panic!("the tree printed no line within {time:?}"))
     }
 
     #[track_caller]
     fn assert_silent(&self, time: Duration) {
         if let Ok(line) = self.lines.recv_timeout(time) {
-            panic!("it runs, and said {line:?}");
+            panic!("the process is not held: it printed {line:?}");
         }
     }
 
@@ -112,17 +111,17 @@ impl Tree {
             status = self.memleak.try_wait().expect("a child can be waited for");
             status.is_some()
         });
-        assert!(ended, "hangs: not done after {PATIENCE:?}");
-        status.expect("it has ended")
+        assert!(ended, "memleak has not ended after {PATIENCE:?}");
+        status.expect("memleak has ended")
     }
 
     /// Gives the script a line to read.
     fn say_line(&mut self) {
-        let input = self.input.as_mut().expect("it was not closed");
-        input.write_all(b"go on\n").expect("it reads");
+        let input = self.input.as_mut().expect("the input is open");
+        input.write_all(b"go on\n").expect("the script reads");
     }
 
-    /// The report, after the end.
+    /// The report, once memleak has ended.
     fn rows(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.report).expect("there is a report");
         text.lines()
@@ -136,7 +135,10 @@ impl Tree {
         let rows = self.rows();
         let mut found = rows.iter().filter(|row| row["exe"] == exe);
         let row = found.next();
-        assert!(found.next().is_none(), "more than one: {rows:#?}");
+        assert!(
+            found.next().is_none(),
+            "more than one row of {exe}: {rows:#?}"
+        );
         row.unwrap_or_else(|| panic!("no row of {exe}: {rows:#?}"))
             .clone()
     }
@@ -145,7 +147,7 @@ impl Tree {
 impl Drop for Tree {
     fn drop(&mut self) {
         let group = self.pid();
-        // Continued first, as one of them may be stopped.
+        // Continues the group first, because one of its processes may be stopped.
         let _ = kill(group, Signal::SIGCONT);
         proc::end_all(|process| process.group == group);
         let _ = self.memleak.wait();
@@ -180,22 +182,22 @@ fn process_of(program: &Path) -> Pid {
         found = proc::all().into_iter().find(is_it);
         found.is_some()
     });
-    assert!(there, "nobody executes {}", program.display());
-    found.expect("it is there").pid
+    assert!(there, "no process executes {}", program.display());
+    found.expect("the process was found").pid
 }
 
-/// A program that says "ready PID" first of all, and then every signal that it gets; never seen before.
+/// A new program that memleak does not know. It first prints "ready PID", then every signal that it gets.
 fn prints_signals(place: &Place, kind: Kind) -> PathBuf {
     place.copy(&kind.build("prints_signals"), "newcomer")
 }
 
-// ---- memleak goes away ---------------------------------------------------------------------------------
+// ---- memleak is killed or stopped ----------------------------------------------------------------------
 
-/// A static program, and one whose loader brings what has to be looked at.
+/// A static program, and a program whose loader brings the new allocator.
 const HELD: [Kind; 2] = [Kind::Static, Kind::Musl];
 
-/// Starts a newcomer that is held for longer than any bound, and returns when it is. `$P` in the command is
-/// the newcomer; of the others memleak must know all before it starts, as it would hold those, too.
+/// Starts a new program whose hold is longer than any bound, and returns once that program is held. `$P` in the
+/// command is the new program. memleak must know all other programs before it starts, as it would hold them too.
 #[track_caller]
 fn held(place: &Place, kind: Kind, command: &[&str]) -> (Tree, PathBuf, Pid) {
     let program = prints_signals(place, kind);
@@ -212,24 +214,24 @@ fn held(place: &Place, kind: Kind, command: &[&str]) -> (Tree, PathBuf, Pid) {
 }
 
 #[test]
-fn case_31_memleak_killed_while_a_process_is_held_lets_it_go_at_once() {
+fn case_31_a_held_process_runs_on_at_once_if_memleak_is_killed() {
     let _machine = machine::unwatched();
     for kind in HELD {
         let place = Place::new();
         let (mut tree, program, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
         let began = Instant::now();
-        tree.memleak.kill().expect("it runs");
+        tree.memleak.kill().expect("memleak runs");
         assert_eq!(tree.line_within(AT_ONCE), format!("ready {pid}"));
         assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
-        // It is whole, and was sent nothing.
+        // The program is intact and got no signal.
         tree.assert_silent(A_WHILE);
-        kill(pid, Signal::SIGUSR1).expect("it runs");
+        kill(pid, Signal::SIGUSR1).expect("the program runs");
         assert_eq!(tree.line(), "got 10");
         assert_eq!(tree.memleak.wait().expect("a child").signal(), Some(9));
-        kill(pid, Signal::SIGKILL).expect("it runs");
+        kill(pid, Signal::SIGKILL).expect("the program runs");
         assert!(eventually(|| !Process::is_alive(pid)));
 
-        // musl's libc is that of the other tests, too.
+        // Other tests share musl's libc and may have probes in it.
         if kind == Kind::Static {
             assert_no_probes_in(&program);
         }
@@ -237,7 +239,7 @@ fn case_31_memleak_killed_while_a_process_is_held_lets_it_go_at_once() {
 }
 
 #[test]
-fn eight_held_at_once_go_on_at_once_when_memleak_is_killed() {
+fn eight_held_processes_run_on_at_once_if_memleak_is_killed() {
     let place = Place::new();
     let program = prints_signals(&place, Kind::Static);
     let script = "for i in 1 2 3 4 5 6 7 8; do $P & done; wait";
@@ -245,7 +247,7 @@ fn eight_held_at_once_go_on_at_once_when_memleak_is_killed() {
     let mut tree = Tree::start(&place, &[&switch("hold-delay", "20000")], &script);
     process_of(&program);
     tree.assert_silent(A_WHILE);
-    tree.memleak.kill().expect("it runs");
+    tree.memleak.kill().expect("memleak runs");
     let deadline = Instant::now() + AT_ONCE;
     for _ in 0..8 {
         let line = tree.line_within(deadline.saturating_duration_since(Instant::now()));
@@ -254,7 +256,7 @@ fn eight_held_at_once_go_on_at_once_when_memleak_is_killed() {
 }
 
 #[test]
-fn a_memleak_that_does_not_answer_is_not_waited_for_longer_than_the_bound() {
+fn a_stopped_memleak_holds_a_process_no_longer_than_the_bound() {
     for kind in HELD {
         let place = Place::new();
         let program = place.newcomer(kind, "newcomer");
@@ -262,7 +264,7 @@ fn a_memleak_that_does_not_answer_is_not_waited_for_longer_than_the_bound() {
         let script = script.replace("$P", &program.display().to_string());
         let mut tree = Tree::start(&place, &["--fail-on-leak", "1GB"], &script);
         assert_eq!(tree.line(), "ready");
-        kill(tree.pid(), Signal::SIGSTOP).expect("it runs");
+        kill(tree.pid(), Signal::SIGSTOP).expect("memleak runs");
         let is_stopped = || Process::of(tree.pid()).is_some_and(|process| process.state == 'T');
         assert!(eventually(is_stopped));
         let began = Instant::now();
@@ -271,9 +273,9 @@ fn a_memleak_that_does_not_answer_is_not_waited_for_longer_than_the_bound() {
         let took = began.elapsed();
         assert!(
             took > Duration::from_secs(1) && took < Duration::from_secs(4),
-            "held for {took:?}, not for two seconds"
+            "the process was held for {took:?}, not for two seconds"
         );
-        kill(tree.pid(), Signal::SIGCONT).expect("it runs");
+        kill(tree.pid(), Signal::SIGCONT).expect("memleak is stopped");
         tree.say_line();
         assert_eq!(tree.wait().code(), Some(4));
         let row = tree.row_of(&program);
@@ -288,7 +290,7 @@ fn a_memleak_that_does_not_answer_is_not_waited_for_longer_than_the_bound() {
 }
 
 #[test]
-fn a_late_row_says_so_in_the_table() {
+fn the_table_marks_a_row_whose_allocator_was_probed_late() {
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "newcomer");
     let (status, table) = Job::shell(&format!("{} 500; exit 0", program.display()))
@@ -304,7 +306,7 @@ fn a_late_row_says_so_in_the_table() {
 }
 
 #[test]
-fn memleak_killed_leaves_no_breakpoint_behind() {
+fn a_killed_memleak_leaves_no_breakpoint_behind() {
     let _machine = machine::unwatched();
     for kind in [Kind::Static, Kind::MuslStatic] {
         let place = Place::new();
@@ -312,11 +314,11 @@ fn memleak_killed_leaves_no_breakpoint_behind() {
         let mut tree = Tree::start(&place, &[], &format!("{} 100; echo $?", waits.display()));
         assert!(tree.line().starts_with("ready "));
         let pid = process_of(&waits);
-        assert!(has_probes(pid), "it was not probed");
-        tree.memleak.kill().expect("it runs");
+        assert!(has_probes(pid), "the program has no probes");
+        tree.memleak.kill().expect("memleak runs");
         tree.memleak.wait().expect("a child");
         assert_no_probes_in(&waits);
-        // Whoever ran under it goes on, and ends as it would.
+        // The program that ran under memleak runs on and ends as usual.
         drop(tree.input.take());
         assert_eq!((tree.line(), tree.line()), ("done".into(), "0".into()));
 
@@ -332,11 +334,11 @@ fn memleak_killed_leaves_no_breakpoint_behind() {
 
 /// Whether the kernel has put breakpoints into the code of a process.
 fn has_probes(pid: Pid) -> bool {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process runs");
     maps.contains("[uprobes]")
 }
 
-/// Fails unless a process that executes this file, by nobody's order, soon finds no breakpoint in it.
+/// Fails unless a process that executes this file outside of memleak soon has no breakpoint in its code.
 #[track_caller]
 fn assert_no_probes_in(program: &Path) {
     let unprobed = within(Duration::from_secs(5), || {
@@ -344,32 +346,32 @@ fn assert_no_probes_in(program: &Path) {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("it can be executed");
+            .expect("the program can be executed");
         let mut line = String::new();
         let stdout = child.stdout.take().expect("a pipe");
         BufReader::new(stdout).read_line(&mut line).expect("a line");
         assert!(line.starts_with("ready "), "{line}");
         let probed = has_probes(Pid::from_raw(child.id().cast_signed()));
-        child.kill().expect("it runs");
+        child.kill().expect("the child runs");
         child.wait().expect("a child");
         !probed
     });
     assert!(unprobed, "{} is still probed", program.display());
 }
 
-// ---- signals to who is held ----------------------------------------------------------------------------
+// ---- signals to held processes -------------------------------------------------------------------------
 
 #[test]
-fn a_deadly_signal_ends_who_is_held_at_once() {
+fn a_deadly_signal_ends_a_held_process_at_once() {
     for kind in HELD {
         for signal in [Signal::SIGKILL, Signal::SIGTERM] {
             let place = Place::new();
-            // Its parent says how it ended; it blocks nothing yet.
+            // The parent prints how the program ended. The program blocks no signals while it is held.
             let watch = common::fixture("watches_for_stops");
             let watch = watch.to_str().expect("a name of ours");
             let (tree, _, pid) = held(&place, kind, &[watch, "$P"]);
             let began = Instant::now();
-            kill(pid, signal).expect("it runs");
+            kill(pid, signal).expect("the program is held");
             let line = tree.line_within(AT_ONCE);
             assert_eq!(line, format!("killed {}", signal as i32), "{kind:?}");
             assert!(began.elapsed() < AT_ONCE);
@@ -379,50 +381,51 @@ fn a_deadly_signal_ends_who_is_held_at_once() {
 }
 
 #[test]
-fn who_is_killed_while_it_is_held_has_a_row_that_says_so() {
+fn the_row_of_a_process_killed_while_held_shows_the_signal() {
     let place = Place::new();
     let program = prints_signals(&place, Kind::Static);
     let script = format!("{}; exit 6", program.display());
     let mut tree = Tree::start(&place, &[&switch("hold-delay", "1500")], &script);
     let pid = process_of(&program);
     tree.assert_silent(A_WHILE);
-    kill(pid, Signal::SIGTERM).expect("it runs");
+    kill(pid, Signal::SIGTERM).expect("the program is held");
     assert_eq!(tree.wait().code(), Some(6));
     let row = tree.row_of(&program);
     assert_eq!(
         (&row["end"], &row["signal"]),
         (&"signaled".into(), &15.into())
     );
-    assert_eq!(row["alloc_count"], 0, "it never ran: {row:#}");
+    assert_eq!(row["alloc_count"], 0, "the program never ran: {row:#}");
 }
 
 #[test]
-fn a_signal_that_does_not_kill_comes_when_the_hold_is_over_and_once() {
+fn a_signal_to_a_held_process_arrives_once_after_the_hold() {
     let place = Place::new();
     let program = prints_signals(&place, Kind::Static);
     let ignoring = common::fixture("with_signals");
-    // Blocked before the exec, so that the program finds it pending.
+    // The signal is blocked before the exec, so that the program finds it pending.
     let script = format!("{} block 10 -- {}", ignoring.display(), program.display());
     let tree = Tree::start(&place, &[&switch("hold-delay", "1000")], &script);
     let pid = process_of(&program);
-    kill(pid, Signal::SIGUSR1).expect("it runs");
+    kill(pid, Signal::SIGUSR1).expect("the program is held");
     tree.assert_silent(A_WHILE);
     assert_eq!(tree.line(), format!("ready {pid}"));
     assert_eq!(tree.line(), "got 10");
     tree.assert_silent(A_WHILE);
 }
 
-// ---- what others see -----------------------------------------------------------------------------------
+// ---- what other processes see --------------------------------------------------------------------------
 
 #[test]
-fn who_is_held_runs_in_everybodys_eyes() {
+fn a_held_process_looks_like_a_running_process() {
     for kind in HELD {
         let place = Place::new();
         let (tree, _, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
         for _ in 0..20 {
-            let process = Process::of(pid).expect("it is held");
+            let process = Process::of(pid).expect("the process is held");
             assert_eq!(process.state, 'R', "{kind:?}");
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is held");
+            let status =
+                fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is held");
             let fields: BTreeMap<_, _> = status
                 .lines()
                 .filter_map(|line| line.split_once(":\t"))
@@ -439,7 +442,7 @@ fn who_is_held_runs_in_everybodys_eyes() {
 }
 
 #[test]
-fn a_parent_that_waits_for_stops_sees_none() {
+fn a_parent_that_waits_for_stops_sees_no_stop_of_a_held_child() {
     let watch = common::fixture("watches_for_stops");
     for kind in [Kind::Static, Kind::MuslStatic, Kind::Musl] {
         for options in [vec![], vec![switch("hold-delay", "300")]] {
@@ -460,7 +463,7 @@ fn a_parent_that_waits_for_stops_sees_none() {
 }
 
 #[test]
-fn who_was_held_finds_its_status_as_it_would_be() {
+fn a_process_finds_its_status_unchanged_after_a_hold() {
     let place = Place::new();
     for kind in [Kind::Static, Kind::Dynamic, Kind::Musl] {
         let program = place.copy(&kind.build("shows_its_status"), &format!("{kind:?}"));
@@ -493,7 +496,7 @@ fn run_bare(script: &str) -> (ExitStatus, String) {
 // ---- debuggers in the tree -----------------------------------------------------------------------------
 
 #[test]
-fn strace_in_the_tree_sees_what_it_always_sees() {
+fn strace_in_the_tree_sees_the_same_exits_and_no_extra_signal() {
     for kind in [Kind::Static, Kind::StaticPie, Kind::Musl] {
         let place = Place::new();
         let program = place.newcomer(kind, "newcomer");
@@ -526,7 +529,7 @@ fn strace_in_the_tree_sees_what_it_always_sees() {
 }
 
 #[test]
-fn gdb_in_the_tree_debugs_what_it_always_debugs() {
+fn gdb_in_the_tree_works_as_usual() {
     for kind in [Kind::Static, Kind::StaticPie, Kind::Dynamic] {
         let place = Place::new();
         let program = place.newcomer(kind, "newcomer");
@@ -540,7 +543,8 @@ fn gdb_in_the_tree_debugs_what_it_always_debugs() {
         let said = &report.stdout;
         assert!(said.contains("exited normally"), "{kind:?}: {said}");
         assert!(said.contains("$1 = 2"), "{kind:?}: {said}");
-        // Not a function with a probe: a debugger takes a breakpoint on top of one for the program's code.
+        // The breakpoint is not in a probed function. A debugger that sets a breakpoint on top of a probe's breakpoint
+        // takes the latter for the program's code.
         assert!(said.contains("Breakpoint 2, last ()"), "{kind:?}: {said}");
         report.assert_complete();
         let row = report.rows.iter().find(|row| row.comm == "newcomer");
@@ -554,7 +558,7 @@ fn gdb_in_the_tree_debugs_what_it_always_debugs() {
 
 // ---- on a terminal -------------------------------------------------------------------------------------
 
-/// An interactive bash under memleak, in a terminal whose own shell is an interactive bash.
+/// Starts an interactive bash under memleak, in a terminal whose own shell is also an interactive bash.
 fn bash_under_memleak(report: &Path) -> Terminal {
     root::require_root();
     let mut terminal = Terminal::open();
@@ -567,7 +571,7 @@ fn bash_under_memleak(report: &Path) -> Terminal {
 }
 
 #[test]
-fn an_interactive_shell_under_memleak_starts_newcomers_as_it_starts_anything() {
+fn an_interactive_shell_under_memleak_starts_new_programs_as_usual() {
     let place = Place::new();
     let report = place.path("report.json");
     let mut programs = Vec::new();
@@ -609,7 +613,7 @@ fn an_interactive_shell_under_memleak_starts_newcomers_as_it_starts_anything() {
     let line = format!("x=$({} 0); echo code $?", newcomer(Kind::MuslStatic));
     assert_eq!(does(&mut terminal, &line), "code 0\n");
     assert_eq!(does(&mut terminal, "jobs"), "");
-    // The terminal is still the shell's, and the shell alive.
+    // The shell still has the terminal and is alive.
     assert_eq!(
         does(&mut terminal, "[ -t 0 ]; echo terminal $?"),
         "terminal 0\n"
@@ -649,10 +653,10 @@ fn an_interactive_shell_under_memleak_starts_newcomers_as_it_starts_anything() {
 }
 
 #[test]
-fn keys_reach_a_newcomer_on_a_terminal_once() {
+fn keys_reach_a_new_program_on_a_terminal_once() {
     let place = Place::new();
     let mut terminal = bash_under_memleak(&place.path("report.json"));
-    // Each a file that nobody has executed.
+    // Each new program is a file that no process has executed.
     let newcomer = |n: u32| {
         let program = Kind::Static.build("prints_signals");
         place
@@ -665,15 +669,15 @@ fn keys_reach_a_newcomer_on_a_terminal_once() {
     terminal.press("\x03");
     terminal.expect("got 2\r\n");
     assert_eq!(terminal.shown_within(A_WHILE), "");
-    // It blocks all but what cannot be blocked.
+    // The program blocks all signals that can be blocked.
     terminal.press("\x1c");
     terminal.expect("got 3\r\n");
     let pid = process_of(&place.path("newcomer1"));
-    kill(pid, Signal::SIGKILL).expect("it runs");
+    kill(pid, Signal::SIGKILL).expect("the program runs");
     terminal.expect("Killed");
     terminal.expect(PROMPT);
 
-    // Ctrl-C ends one that takes it, and the shell goes on.
+    // Ctrl-C ends a program that does not block it, and the shell runs on.
     let waits = place.copy(
         &Kind::MuslStatic.build("leaks_before_and_after_reading"),
         "waits",
@@ -684,7 +688,7 @@ fn keys_reach_a_newcomer_on_a_terminal_once() {
     terminal.expect(PROMPT);
     assert_eq!(terminal.output_of("echo code $?"), "code 130\n");
 
-    // Ctrl-Z stops one, and `fg` brings it back: what is typed then reaches it.
+    // Ctrl-Z stops a program, and `fg` continues it. Later input then reaches the program.
     let waits = place.copy(
         &Kind::Static.build("leaks_before_and_after_reading"),
         "again",
@@ -709,7 +713,7 @@ fn keys_reach_a_newcomer_on_a_terminal_once() {
 }
 
 #[test]
-fn ctrl_c_ends_a_newcomer_that_is_held() {
+fn ctrl_c_ends_a_held_program() {
     let place = Place::new();
     root::require_root();
     let mut terminal = Terminal::open();
@@ -723,7 +727,7 @@ fn ctrl_c_ends_a_newcomer_that_is_held() {
     terminal.press("\x03");
     assert!(
         within(AT_ONCE, || !Process::is_alive(pid)),
-        "it is still held"
+        "the program is still held"
     );
     terminal.expect(PROMPT);
     assert_eq!(terminal.output_of("echo code $?"), "code 130\n");

@@ -1,5 +1,5 @@
-//! Trees that are hostile or broken, and processes that begin and end in unusual ways: nothing hangs, no row
-//! is wrong or missing, and memory stays bounded.
+//! Hostile or broken trees, and processes that begin or end in unusual ways. Nothing must hang, no row may be wrong or
+//! missing, and memory must stay bounded.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// Fails unless nothing was lost and these are the images that there were, in any order.
+/// Fails unless nothing was lost and the report has exactly these images, in any order.
 #[track_caller]
 fn assert_images(report: &Report, expected: impl IntoIterator<Item = Expected>) {
     report.assert_complete();
@@ -35,7 +35,7 @@ fn image(row: &Row) -> Expected {
     ends(row.image, End::of(row), row.counts)
 }
 
-/// One block of so many bytes, leaked.
+/// The counts of one leaked block of this size.
 fn leaks(bytes: u64) -> Counts {
     counts(bytes, 1, 0, bytes, 1)
 }
@@ -45,11 +45,12 @@ fn row_of<'a>(report: &'a Report, comm: &str) -> &'a Row {
     let found: Vec<_> = report.rows.iter().filter(|row| row.comm == comm).collect();
     match found[..] {
         [row] => row,
-        _ => panic!("not one row of {comm}: {:#?}", report.rows),
+        _ => panic!("expected one row of {comm}: {:#?}", report.rows),
     }
 }
 
-/// Where a program that any user and namespace can reach lies, and what removes it in the end.
+/// Copies a program to a place that any user and namespace can reach. Returns the guard that removes the directory, and
+/// the program's path.
 fn public_copy(name: &str) -> (TempDir, PathBuf) {
     let directory = TempDir::new().expect("a temporary directory");
     let everyone = fs::Permissions::from_mode(0o755);
@@ -59,15 +60,15 @@ fn public_copy(name: &str) -> (TempDir, PathBuf) {
     (directory, copy)
 }
 
-/// VmRSS; `None` once the process has ended.
+/// VmRSS in kB. `None` once the process has ended.
 fn resident_kb(pid: Pid) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Runs a job; fails if memleak's memory grows by more than two megabytes once a quarter of the report is
-/// written: as much as rows take that have piled up while memleak did not get to run.
+/// Runs a job. Fails if memleak's memory grows by more than two megabytes after a quarter of the report is written.
+/// Rows that pile up while memleak does not get to run take that much.
 #[track_caller]
 fn run_in_flat_memory(job: &Job) -> Report {
     let running = job.start();
@@ -87,7 +88,10 @@ fn run_in_flat_memory(job: &Job) -> Report {
     let mut later = samples.iter().skip_while(|(written, _)| written * 4 < all);
     let (_, early) = later.next().expect("a quarter comes before the whole");
     let most = later.map(|(_, resident)| resident).max().unwrap_or(early);
-    assert!(samples.len() > 10, "too short to tell: {samples:?}");
+    assert!(
+        samples.len() > 10,
+        "the run was too short for enough samples: {samples:?}"
+    );
     assert!(
         most.saturating_sub(*early) <= 2048,
         "{early} kB at a quarter, {most} kB later"
@@ -95,11 +99,11 @@ fn run_in_flat_memory(job: &Job) -> Report {
     report
 }
 
-// ---- many ----------------------------------------------------------------------------------------------
+// ---- many processes ------------------------------------------------------------------------------------
 
 #[test]
-fn twenty_thousand_short_lives_leave_as_many_rows_and_no_memory() {
-    // Pids may come again meanwhile: there are 32,768 by default.
+fn twenty_thousand_short_processes_leave_a_row_each_in_flat_memory() {
+    // Pids may be reused during the run: there are 32,768 by default.
     const CHILDREN: u64 = 20_000;
     let report = run_in_flat_memory(&Job::fixture("short_lives", &[&CHILDREN.to_string()]));
     report.assert_complete();
@@ -118,7 +122,7 @@ fn twenty_thousand_short_lives_leave_as_many_rows_and_no_memory() {
 }
 
 #[test]
-fn a_thousand_executions_of_itself_are_a_thousand_and_one_images_in_flat_memory() {
+fn a_thousand_execs_of_one_process_are_1001_images_in_flat_memory() {
     let report = run_in_flat_memory(&Job::fixture("execs_itself", &["1000"]));
     assert_eq!(code(report.status), 3);
     assert_eq!(report.summary.processes, 1);
@@ -134,8 +138,15 @@ fn a_fork_bomb_within_its_limit_is_counted_to_its_last_process() {
     let job = Job::fixture("fork_bomb", &["64123", "24", "700"]).options(["--wait-all=20"]);
     let report = job.run();
     assert_eq!(code(report.status), 0, "{}", report.stderr);
-    let children: usize = report.stdout.trim().parse().expect("the bomb counts");
-    assert!(children >= 23, "{children} are no bomb");
+    let children: usize = report
+        .stdout
+        .trim()
+        .parse()
+        .expect("the fork bomb prints its count");
+    assert!(
+        children >= 23,
+        "the fork bomb made only {children} children"
+    );
     let each = ends(0, End::Exit(0), leaks(100));
     assert_images(&report, vec![each; children + 1]);
     assert!(report.rows.iter().all(|row| row.uid == 64123));
@@ -144,7 +155,7 @@ fn a_fork_bomb_within_its_limit_is_counted_to_its_last_process() {
 // ---- broken surroundings -------------------------------------------------------------------------------
 
 #[test]
-fn a_command_that_closes_every_descriptor_is_counted() {
+fn a_command_that_closes_every_descriptor_is_exact() {
     let report = Job::fixture("closes_all", &[]).run();
     assert_eq!(code(report.status), 7);
     let parent = ends(0, End::Exit(7), leaks(10));
@@ -152,7 +163,7 @@ fn a_command_that_closes_every_descriptor_is_counted() {
 }
 
 #[test]
-fn what_is_executed_from_a_directory_that_is_gone_has_no_path() {
+fn a_program_executed_from_a_removed_directory_has_no_path() {
     let (top, program) = public_copy("leaks_2mb");
     let script = format!(
         "mkdir {0}/gone && cd {0}/gone && rmdir {0}/gone && exec ../leaks_2mb",
@@ -163,7 +174,7 @@ fn what_is_executed_from_a_directory_that_is_gone_has_no_path() {
     let row = row_of(&report, "leaks_2mb");
     assert_eq!((row.exe.as_deref(), row.counts), (None, leaks(2_000_000)));
 
-    // The same where the directory lives, under a new name.
+    // The same with a directory that still exists under a new name.
     let script = format!(
         "mkdir {0}/old && cd {0}/old && mv {0}/old {0}/new && exec ../leaks_2mb",
         top.path().display()
@@ -176,7 +187,7 @@ fn what_is_executed_from_a_directory_that_is_gone_has_no_path() {
 }
 
 #[test]
-fn what_is_executed_from_a_file_system_that_was_detached_has_no_path() {
+fn a_program_executed_from_a_detached_file_system_has_no_path() {
     let (top, program) = public_copy("leaks_2mb");
     let script = format!(
         "mkdir {0}/m && mount -t tmpfs none {0}/m && cp {1} {0}/m/ && cd {0}/m && umount -l {0}/m && \
@@ -191,7 +202,7 @@ fn what_is_executed_from_a_file_system_that_was_detached_has_no_path() {
 }
 
 #[test]
-fn what_moves_to_other_namespaces_is_followed_there() {
+fn a_process_that_moves_to_other_namespaces_is_followed() {
     let (_top, program) = public_copy("leaks_2mb");
     let own = nix::unistd::getuid().as_raw();
     for namespaces in [
@@ -207,7 +218,7 @@ fn what_moves_to_other_namespaces_is_followed_there() {
         report.assert_complete();
         let row = row_of(&report, "leaks_2mb");
         assert_eq!(row.counts, leaks(2_000_000), "{namespaces:?}");
-        // As memleak sees them, not the process itself.
+        // Ids are those of memleak's namespaces, not those that the process sees.
         assert_eq!(row.uid, own, "{namespaces:?}");
         let root = report.rows.last().expect("a row");
         assert!(
@@ -221,13 +232,14 @@ fn what_moves_to_other_namespaces_is_followed_there() {
 // ---- signals to memleak from its own tree ---------------------------------------------------------------
 
 #[test]
-fn what_the_tree_sends_to_memleak_changes_neither_the_command_nor_its_code() {
+fn signals_from_the_tree_to_memleak_change_neither_the_command_nor_its_exit_code() {
     for (script, expected) in [
         (
             "for s in TERM INT HUP QUIT USR1 ALRM TSTP TTIN TTOU PIPE CHLD; do kill -$s $PPID; done; exit 4",
             4,
         ),
-        // Once before: what memleak does not know yet waits for it.
+        // `sleep` runs once before the stop. A program that memleak does not know yet would be held until memleak
+        // continues.
         (
             "sleep 0; kill -STOP $PPID; sleep 0.1; kill -CONT $PPID; exit 5",
             5,
@@ -242,7 +254,7 @@ fn what_the_tree_sends_to_memleak_changes_neither_the_command_nor_its_code() {
         let began = Instant::now();
         let report = Job::shell(script).under(&DEFAULT_SIGNALS).run();
         let code = code(report.status);
-        // The last script's signals come in any order.
+        // The signals of the last script arrive in any order.
         assert!(
             code == expected || expected == 130 && code == 129,
             "{script}: {code} {}",
@@ -254,7 +266,7 @@ fn what_the_tree_sends_to_memleak_changes_neither_the_command_nor_its_code() {
 }
 
 #[test]
-fn a_tree_that_stops_its_whole_group_goes_on_with_it() {
+fn memleak_runs_on_after_the_tree_has_stopped_its_whole_group() {
     for signal in ["STOP", "TSTP"] {
         let running = Job::shell(&format!("kill -{signal} 0; exit 8")).start();
         let pid = running.pid();
@@ -271,7 +283,7 @@ fn a_tree_that_stops_its_whole_group_goes_on_with_it() {
             );
             sleep(Duration::from_millis(10));
         }
-        killpg(pid, Signal::SIGCONT).expect("it can be continued");
+        killpg(pid, Signal::SIGCONT).expect("memleak can be continued");
         let report = running.wait();
         assert_eq!(code(report.status), 8, "{}", report.stderr);
         report.assert_complete();
@@ -280,7 +292,7 @@ fn a_tree_that_stops_its_whole_group_goes_on_with_it() {
 
 // ---- names ---------------------------------------------------------------------------------------------
 
-/// memleak's whole report on a process that gives itself this name, in this format.
+/// memleak's whole report in this format on a process that sets its own name to `name`.
 fn report_of_name(name: &[u8], format: &str) -> Vec<u8> {
     let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
         .args(["run", "--format", format, "--"])
@@ -293,8 +305,8 @@ fn report_of_name(name: &[u8], format: &str) -> Vec<u8> {
 }
 
 #[test]
-fn no_name_forges_a_row_or_reaches_the_terminal() {
-    // A name, and what the table, CSV and JSON make of it.
+fn no_name_can_forge_a_row_or_control_the_terminal() {
+    // A name, and its form in the table, in CSV and in JSON.
     let names: [(&[u8], &str, &str, &str); 8] = [
         (
             b"\x1b[2J\x1b[31mx",
@@ -321,10 +333,10 @@ fn no_name_forges_a_row_or_reaches_the_terminal() {
             r"\u{202e}x",
             "\u{202e}x",
         ),
-        // What a spreadsheet would run.
+        // A spreadsheet would run this name as a formula.
         (b"=1+\"1\"", "=1+\"1\"", "\"'=1+\"\"1\"\"\"", "=1+\"1\""),
         (b"", r"\0", "", ""),
-        // The kernel keeps 15 bytes.
+        // The kernel keeps 15 bytes of a name.
         (
             b"0123456789abcdefgh",
             "0123456789abcde",
@@ -348,7 +360,7 @@ fn no_name_forges_a_row_or_reaches_the_terminal() {
         let found = lines("table");
         assert_eq!(found.len(), 3, "{found:#?}");
         let row = found[1].split_whitespace().nth(3).unwrap_or_default();
-        // Spaces within a name are as they are.
+        // Spaces within a name stay unchanged.
         assert!(
             found[1].contains(&format!(" {table} ")),
             "{row}: {found:#?}"
@@ -366,16 +378,16 @@ fn no_name_forges_a_row_or_reaches_the_terminal() {
     }
 }
 
-/// What would clear the screen and forge a line.
+/// A name that would clear the screen and forge a line.
 const HOSTILE: &str = "\x1b[2J\nmemleak forged\u{9b}31m";
-/// As it is shown.
+/// The escaped form of `HOSTILE` in the output.
 const HARMLESS: &str = r"\x1b[2J\x0amemleak forged\u{9b}31m";
 
 #[test]
-fn no_path_forges_a_line_or_reaches_the_terminal() {
+fn no_path_can_forge_a_line_or_control_the_terminal() {
     let top = TempDir::new().expect("a temporary directory");
     let directory = top.path().join(HOSTILE);
-    fs::create_dir(&directory).expect("any name will do");
+    fs::create_dir(&directory).expect("a directory may have any name");
     let program = directory.join("leaks_2mb");
     files::copy(fixture("leaks_2mb"), &program);
     let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
@@ -399,7 +411,7 @@ fn no_path_forges_a_line_or_reaches_the_terminal() {
         assert!(!said.lines().any(forged), "{said}");
         said
     };
-    // Where each probe is.
+    // The lines of -v show the place of each probe.
     let verbose = said(&["-v"], program.as_os_str());
     let probes = verbose
         .lines()
@@ -416,7 +428,7 @@ fn no_path_forges_a_line_or_reaches_the_terminal() {
         serde_json::from_str(line).expect("JSON")
     });
     assert_eq!(row["exe"].as_str(), program.to_str());
-    // Errors: of what cannot be executed, opened, or understood.
+    // Errors: a command that cannot be executed, a report that cannot be opened, an option that is not understood.
     let missing = directory.join("missing");
     assert!(said(&[], missing.as_os_str()).contains(r"[2J\nmemleak forged"));
     let report = missing.join("report");
@@ -427,10 +439,10 @@ fn no_path_forges_a_line_or_reaches_the_terminal() {
 }
 
 #[test]
-fn a_program_at_the_end_of_the_longest_path_is_counted_without_it() {
+fn a_program_with_a_too_long_path_is_counted_without_its_path() {
     let top = TempDir::new().expect("a temporary directory");
     let mut directory = top.path().to_path_buf();
-    // PATH_MAX is 4096, with a NUL; the kernel's side keeps 1024 bytes.
+    // PATH_MAX is 4096 bytes, which includes the NUL. The BPF programs keep 1024 bytes.
     while directory.as_os_str().len() < 3800 {
         directory.push("x".repeat(240));
     }
@@ -446,7 +458,7 @@ fn a_program_at_the_end_of_the_longest_path_is_counted_without_it() {
 }
 
 #[test]
-fn a_program_whose_loader_is_a_fifo_keeps_nobody_waiting() {
+fn a_program_whose_loader_is_a_fifo_does_not_block_memleak() {
     let top = TempDir::new().expect("a temporary directory");
     let script = r#"
         cd "$0" && mkfifo loader
@@ -466,9 +478,9 @@ fn a_program_whose_loader_is_a_fifo_keeps_nobody_waiting() {
 }
 
 #[test]
-fn an_environment_and_arguments_as_large_as_the_kernel_takes_reach_the_command() {
-    // A single string may have 128 KiB (MAX_ARG_STRLEN), all together a quarter of the stack's limit, of 8 MiB
-    // by default: 2 MiB, with the pointers to them.
+fn an_environment_and_arguments_as_large_as_the_kernel_allows_reach_the_command() {
+    // A single string may have 128 KiB (MAX_ARG_STRLEN). All strings with their pointers may take a quarter of the
+    // stack limit. The limit is 8 MiB by default, so they may take 2 MiB.
     let long = "x".repeat((128 << 10) - 100);
     let mut job = Job::shell("env | wc -c; echo $#; exit 9").env("LONG", &long);
     for n in 0..6 {
@@ -492,10 +504,11 @@ fn an_environment_and_arguments_as_large_as_the_kernel_takes_reach_the_command()
 }
 
 #[test]
-fn a_file_that_is_made_to_be_bad_costs_a_warning_and_nothing_else() {
+fn a_malicious_file_causes_only_a_warning() {
     let top = TempDir::new().expect("a temporary directory");
-    // Two files that seem to be allocators: one whose code lies at the end of memory, and one that goes on for
-    // terabytes, with tables as long. Mapped to be executed, and then examined as a library is opened.
+    // Two files that look like allocators. The code of one lies at the end of the address space. The other is terabytes
+    // long, and so are its tables. The script maps both as executable. Then it opens a library, so memleak examines
+    // both.
     let script = r#"
         cd "$0"
         echo 'void *malloc(unsigned long n) { return 0; } void free(void *p) {}' > bad.c
@@ -528,7 +541,7 @@ import ctypes
 ctypes.CDLL("libm.so.6")
 '"#;
     let top = top.path().to_str().expect("a plain path");
-    // Without -v memleak has given standard error up, as the report goes to a file.
+    // Without -v memleak gives up its standard error, because the report goes to a file.
     let job = Job::new("sh", ["-c", script, top]).options(["-v"]);
     let began = Instant::now();
     let running = job.start();
@@ -549,7 +562,7 @@ ctypes.CDLL("libm.so.6")
     let rows = report.rows.iter().filter(|row| row.uncovered.is_some());
     let rows: Vec<_> = rows.collect();
     let [row] = rows[..] else {
-        panic!("not one row: {rows:#?}")
+        panic!("expected one uncovered row: {rows:#?}")
     };
     assert_eq!(row.comm, "python3");
     assert_eq!(row.uncovered.as_deref(), Some("unexamined"), "{row:#?}");
@@ -561,7 +574,7 @@ ctypes.CDLL("libm.so.6")
 // ---- ends and beginnings -------------------------------------------------------------------------------
 
 #[test]
-fn a_process_killed_in_the_middle_of_allocating_has_a_row_that_is_right() {
+fn a_process_killed_while_it_allocates_has_a_correct_row() {
     const ROUNDS: usize = 50;
     let report = Job::fixture("killed_under_load", &[&ROUNDS.to_string()]).run();
     assert_eq!(code(report.status), 0, "{}", report.stderr);
@@ -578,15 +591,15 @@ fn a_process_killed_in_the_middle_of_allocating_has_a_row_that_is_right() {
     assert_eq!(rounds.len(), ROUNDS);
     for (round, said) in rounds.iter().enumerate() {
         let &[pid, returned, begun, freed, frees_begun] = &said[..] else {
-            panic!("the fixture said {said:?}")
+            panic!("the fixture printed {said:?}")
         };
         let mut rows = report.rows.iter().filter(|row| u64::from(row.pid) == pid);
-        let row = rows.next().expect("a row for each");
+        let row = rows.next().expect("each child has a row");
         assert!(rows.next().is_none());
         assert_eq!(End::of(row), End::Signal(libc::SIGKILL));
         let found = row.counts;
         if round % 2 == 1 {
-            // Its threads had stopped: each has its share of glibc's, too.
+            // The child's threads had stopped. Each thread's counts include glibc's own allocations for it.
             assert_eq!((returned, freed), (begun, frees_begun));
             let own = counts(
                 64 * returned,
@@ -601,10 +614,10 @@ fn a_process_killed_in_the_middle_of_allocating_has_a_row_that_is_right() {
         assert!(
             (returned..=begun + 3).contains(&found.alloc_count)
                 && (freed..=frees_begun).contains(&found.free_count),
-            "{found:?} where {said:?}"
+            "found {found:?}, but the fixture printed {said:?}"
         );
         let live = found.alloc_count - found.free_count;
-        // Each thread: one block held, one at work, glibc's.
+        // Each thread has at most three blocks: one that it holds, one in work and one of glibc.
         assert!(found.leaked_blocks == live && live <= 9, "{found:?}");
         let threads_bytes = found.total_allocs_bytes % 64;
         assert!(
@@ -632,11 +645,11 @@ fn processes_killed_before_they_ran_have_rows() {
             "{row:#?}"
         );
     }
-    assert!(idle > 0, "all of them ran");
+    assert!(idle > 0, "every child ran before it was killed");
 }
 
 #[test]
-fn a_pid_that_comes_again_is_a_new_process() {
+fn a_reused_pid_is_a_new_process() {
     let report = Job::fixture("reuses_a_pid", &["5"])
         .under(&["unshare", "--pid", "--fork", "--mount-proc"])
         .run();
@@ -650,17 +663,17 @@ fn a_pid_that_comes_again_is_a_new_process() {
 }
 
 #[test]
-fn what_a_vfork_child_allocated_before_it_was_killed_is_its_parents() {
+fn blocks_of_a_killed_vfork_child_belong_to_its_parent() {
     let report = Job::fixture("vfork_child_killed", &[]).run();
     let parent = ends(0, End::Exit(0), counts(1110, 3, 0, 1110, 3));
     assert_images(&report, [parent]);
 }
 
-/// Who starts all, allocates nothing, and waits.
+/// The process that starts the others. It allocates nothing and waits.
 const STARTER: fn() -> Expected = || ends(0, End::Exit(0), Counts::default());
 
 #[test]
-fn a_process_killed_under_its_vfork_child_has_one_row_and_so_has_the_child() {
+fn a_process_killed_during_vfork_has_one_row_and_so_has_its_child() {
     let report = Job::fixture("vfork_parent_killed", &[]).run();
     let parent = ends(0, End::Signal(libc::SIGKILL), counts(110, 2, 0, 110, 2));
     let child = ends(0, End::Exit(8), leaks(77));
@@ -668,14 +681,14 @@ fn a_process_killed_under_its_vfork_child_has_one_row_and_so_has_the_child() {
 }
 
 #[test]
-fn a_heap_that_outlives_its_process_has_one_row_with_the_process_end() {
+fn a_heap_that_outlives_its_process_has_one_row_with_the_end_of_the_process() {
     let heap = counts(74, 2, 1, 64, 1);
     let report = Job::fixture("outlived_by_its_borrower", &["exit", "300"]).run();
     assert_images(&report, [STARTER(), ends(0, End::Exit(4), heap)]);
     let [row, starter] = &report.rows[..] else {
         panic!("{:#?}", report.rows)
     };
-    // The time is that of its end too, not that of its heap's.
+    // The end time is also that of the process, not that of its heap.
     assert!(row.end_time + 0.25 < starter.end_time, "{row:#?}");
 
     let report = Job::fixture("outlived_by_its_borrower", &["exec", "300"]).run();
@@ -688,7 +701,7 @@ fn a_heap_that_outlives_its_process_has_one_row_with_the_process_end() {
 }
 
 #[test]
-fn a_heap_still_borrowed_when_memleak_leaves_has_its_process_end() {
+fn a_heap_still_borrowed_when_memleak_ends_has_the_end_of_its_process() {
     let job = Job::fixture("outlived_by_its_borrower", &["exit", "-1500"]);
     let began = Instant::now();
     let report = job.run();
@@ -696,7 +709,7 @@ fn a_heap_still_borrowed_when_memleak_leaves_has_its_process_end() {
     let ends: Vec<_> = report.rows.iter().map(End::of).collect();
     assert_eq!(ends, [End::Exit(0), End::Exit(4)], "{:#?}", report.rows);
 
-    // The borrower is a process as well: who waits for all waits for it.
+    // The borrower is also a process, so `--wait-all` waits for it.
     let began = Instant::now();
     let report = job.options(["--wait-all"]).run();
     assert!(began.elapsed() >= Duration::from_millis(1500));
@@ -708,7 +721,7 @@ fn a_heap_still_borrowed_when_memleak_leaves_has_its_process_end() {
 }
 
 #[test]
-fn a_sibling_that_the_command_makes_is_followed_and_not_taken_for_the_command() {
+fn a_sibling_that_the_command_starts_is_followed_but_is_not_the_command() {
     let running = Job::fixture("clones_a_sibling", &[]).start();
     let memleak = running.pid().as_raw().unsigned_abs();
     let report = running.wait();
@@ -725,7 +738,7 @@ fn an_exec_that_fails_too_late_ends_the_image_that_called_it() {
     let report = Job::fixture("exec_fails_late", &[]).run();
     assert_images(&report, [parent, child(leaks(50))]);
 
-    // The thread has taken the leader's id by then; kept in either table.
+    // The thread has taken the leader's id by then. The test runs with each of the two tables that keep threads.
     for options in [vec![], vec![switch("late-threads", "yes")]] {
         let job = Job::fixture("exec_fails_late", &["in a thread"]).options(options);
         let report = job.run();
@@ -734,9 +747,9 @@ fn an_exec_that_fails_too_late_ends_the_image_that_called_it() {
 }
 
 #[test]
-fn a_thread_that_the_kernel_runs_for_a_process_ends_with_it() {
+fn an_io_uring_worker_ends_with_its_process() {
     let report = Job::fixture("io_uring_worker", &[]).run();
-    // A kernel may have no io_uring: then this says so and shows only that.
+    // A kernel may have no io_uring. Then this test prints the reason and only checks the one row.
     if report.stdout != "worker\n" {
         eprintln!("{}", report.stdout);
     }
@@ -757,7 +770,7 @@ fn a_core_dump_of_many_threads_loses_nothing() {
 // ---- the slower table ------------------------------------------------------------------------------------
 
 #[test]
-fn threads_can_be_made_to_be_kept_in_the_slower_table() {
+fn a_test_switch_keeps_threads_in_the_slower_table() {
     let (status, stderr) = Job::fixture("threads_free_each_other", &[]).run_under(
         env!("CARGO_BIN_EXE_memleak"),
         &["run", &switch("late-threads", "yes"), "-v"],
@@ -770,7 +783,7 @@ fn threads_can_be_made_to_be_kept_in_the_slower_table() {
 }
 
 #[test]
-fn threads_in_the_slower_table_are_counted_as_exactly() {
+fn threads_in_the_slower_table_are_exact() {
     for name in [
         "one_idle_thread",
         "threads_free_each_other",
@@ -799,7 +812,7 @@ fn threads_in_the_slower_table_are_counted_as_exactly() {
 
 #[test]
 fn the_slower_table_forgets_threads_that_have_ended() {
-    // It has room for 4,096.
+    // The slower table has room for 4,096 threads.
     let job = Job::fixture("short_lives", &["4500"]).options([switch("late-threads", "yes")]);
     let report = job.run();
     report.assert_complete();

@@ -1,4 +1,4 @@
-//! Counts that take minutes. `make test-long` runs them, and tests/long.txt has what they printed last.
+//! Tests of counts that take minutes. `make test-long` runs them, and WRITE=1 puts their output into tests/long.txt.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -8,7 +8,7 @@ use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
 use crate::launch::assert_exit_code;
 
-/// Says how long something took.
+/// Runs `run` and prints how long it took.
 fn timed(what: &str, run: impl FnOnce()) {
     let began = Instant::now();
     run();
@@ -17,7 +17,7 @@ fn timed(what: &str, run: impl FnOnce()) {
 
 #[test]
 #[ignore = "takes a minute: make test-long"]
-fn all_256_exit_codes_are_passed_on_from_end_to_end() {
+fn all_256_exit_codes_are_passed_on() {
     let next = AtomicU32::new(0);
     let take_turns = || {
         while let Ok(code) = u8::try_from(next.fetch_add(1, Ordering::Relaxed)) {
@@ -46,7 +46,7 @@ fn a_realloc_raced_by_other_threads_loses_no_block_in_ten_runs() {
 
 #[test]
 #[ignore = "takes a minute: make test-long"]
-fn a_storm_of_ten_thousand_forks_is_found_to_the_last() {
+fn all_rows_of_ten_thousand_forks_are_exact() {
     const FORKS: u64 = 10_000;
     timed("10,000 forks", || {
         let report = Job::fixture("fork_storm", &[&FORKS.to_string()]).run();

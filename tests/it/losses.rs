@@ -1,4 +1,4 @@
-//! memleak is honest: what it could not count is counted as lost, and what it says of the rest is true.
+//! Losses: memleak counts as lost every event that it cannot count, and all its other figures are true.
 
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -11,7 +11,7 @@ use crate::common::switches::switch;
 use crate::common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
 
-/// The row with which the one process of this name ended, whatever else there was.
+/// The last row of the only process with this name. Rows of its earlier images, which ended by an exec, are ignored.
 #[track_caller]
 fn row_of<'a>(rows: &'a [Row], comm: &str) -> &'a Row {
     let found: Vec<_> = rows
@@ -20,12 +20,12 @@ fn row_of<'a>(rows: &'a [Row], comm: &str) -> &'a Row {
         .collect();
     match found[..] {
         [row] => row,
-        _ => panic!("not one row of {comm}: {rows:#?}"),
+        _ => panic!("expected one row of {comm}: {rows:#?}"),
     }
 }
 
 #[test]
-fn what_the_kernel_misses_the_first_time_is_told_again() {
+fn events_that_are_missed_once_are_reported_again() {
     let names = [
         "fork_storm",
         "forks_in_threads",
@@ -46,7 +46,7 @@ fn what_the_kernel_misses_the_first_time_is_told_again() {
     });
 }
 
-/// Many static programs that no memleak has seen, each executed once.
+/// Many new static programs that memleak does not know, each executed once.
 fn newcomers(place: &Place) -> (Vec<PathBuf>, Job) {
     let programs: Vec<_> = (0..16)
         .map(|number| place.newcomer(Kind::MuslStatic, &format!("newcomer{number}")))
@@ -59,7 +59,7 @@ fn newcomers(place: &Place) -> (Vec<PathBuf>, Job) {
 }
 
 #[test]
-fn who_is_not_held_the_first_time_is_the_second_time() {
+fn a_process_whose_first_hold_is_missed_is_held_later() {
     let place = Place::new();
     let (programs, job) = newcomers(&place);
     let report = job.options([switch("missed-events", "1")]).run();
@@ -72,7 +72,7 @@ fn who_is_not_held_the_first_time_is_the_second_time() {
 }
 
 #[test]
-fn what_the_kernel_misses_twice_is_lost_by_number_and_keeps_nobody_waiting() {
+fn events_that_are_missed_twice_are_counted_as_lost_and_block_no_process() {
     for name in ["fork_storm", "exits_under_waiting_threads", "exec_chain"] {
         let case = case(name);
         let job = case
@@ -86,7 +86,7 @@ fn what_the_kernel_misses_twice_is_lost_by_number_and_keeps_nobody_waiting() {
             losses.rows_lost == 0,
             "{name}: {summary:#?}"
         );
-        // Of three hundred forks and ends, a quarter.
+        // A quarter of the three hundred forks and exits is lost.
         if name == "fork_storm" {
             assert!(losses.rows_lost > 50, "{summary:#?}");
         }
@@ -96,7 +96,7 @@ fn what_the_kernel_misses_twice_is_lost_by_number_and_keeps_nobody_waiting() {
 
 #[test]
 fn a_full_table_leaves_totals_and_counts_exact_and_bounds_the_leak() {
-    // 1,000 blocks of 100 bytes, 500 of which are freed, where there is room for 100.
+    // Allocates 1,000 blocks of 100 bytes and frees 500 of them. The table has room for 100.
     let job =
         Job::fixture("holds_blocks", &["1000", "100", "free"]).options(["--max-allocs", "100"]);
     let counted = job.run_counted();
@@ -116,7 +116,7 @@ fn a_full_table_leaves_totals_and_counts_exact_and_bounds_the_leak() {
     assert_eq!((truth.leaked_bytes, truth.leaked_blocks), (50_000, 500));
 
     let losses = row.losses;
-    // The kernel's hash has a few places more than it was asked for.
+    // The kernel's hash map has a few places more than requested.
     assert!(
         (800..=900).contains(&losses.blocks_not_recorded),
         "{losses:?}"
@@ -143,14 +143,14 @@ fn a_full_table_leaves_totals_and_counts_exact_and_bounds_the_leak() {
 }
 
 #[test]
-fn a_table_with_room_for_just_what_is_held_is_complete() {
+fn a_table_with_room_for_exactly_the_live_blocks_is_complete() {
     let job = Job::fixture("holds_blocks", &["100", "100"]).options(["--max-allocs", "100"]);
     job.run_counted().assert_equal_counts();
 }
 
 #[test]
 fn a_gate_judges_a_full_table_by_its_bounds() {
-    // Leaks 100,000 bytes, of which some 10,000 are recorded.
+    // Leaks 100,000 bytes. About 10,000 of them are recorded.
     let judge = |option: &str, limit: &str| {
         let report = Job::fixture("holds_blocks", &["1000", "100"])
             .options(["--max-allocs", "100", option, limit])
@@ -168,7 +168,7 @@ fn a_gate_judges_a_full_table_by_its_bounds() {
 
 #[test]
 fn blocks_of_heaps_that_ended_do_not_fill_the_table() {
-    // 25 processes leak 400 blocks each, ten times what the table holds.
+    // 25 processes leak 400 blocks each, which is ten times the size of the table.
     let counted = Job::fixture("leaks_over_many_lives", &["25", "400"])
         .options(["--max-allocs", "1000"])
         .run_counted();
@@ -192,10 +192,10 @@ fn no_row_is_lost_while_memleak_does_not_run() {
         .stdout
         .trim()
         .parse()
-        .expect("the fixture says how many");
+        .expect("the fixture prints the number of children");
     counted.assert_equal_counts();
     assert_eq!(counted.report.summary.processes, children as u64 + 1);
-    // The ring has room for some two thousand; the rest had to wait elsewhere.
+    // The ring has room for about two thousand rows. The other rows had to wait in the map.
     let waited: u64 = counted
         .report
         .stderr
@@ -204,15 +204,15 @@ fn no_row_is_lost_while_memleak_does_not_run() {
             line.strip_prefix("memleak: ")?
                 .strip_suffix(" rows found the ring full and waited in the map")
         })
-        .expect("memleak says that rows waited")
+        .expect("memleak reports the rows that waited")
         .parse()
-        .expect("and how many");
+        .expect("the message has their number");
     let rows = counted.report.rows.len() as u64;
     assert!(waited > 100 && waited < rows, "{waited} of {rows} rows");
 }
 
 #[test]
-fn calls_that_were_jumped_out_of_are_named_and_leave_the_gate_undecided() {
+fn calls_left_by_a_jump_are_counted_as_lost_and_leave_the_gate_undecided() {
     let job = &case("jumps_out_of_calloc stack").job;
     let report = job.run();
     let row = report.only_row();
@@ -224,14 +224,14 @@ fn calls_that_were_jumped_out_of_are_named_and_leave_the_gate_undecided() {
         }
     );
     assert!(!row.complete);
-    // What a call without a return may have left is without bounds, so no limit can be proved to hold;
-    // what is known to have leaked is more than 10 kB all the same.
+    // The leak of a call without a return has no bound, so memleak cannot prove that a limit holds. The known leak is
+    // still more than 10 kB.
     let gated = |limit| code(job.clone().options(["--fail-on-leak", limit]).run().status);
     assert_eq!(gated("10kB"), 23);
     assert_eq!(gated("1GB"), 125);
 }
 
-/// A static program in which nothing can be found.
+/// A static program without symbols, in which memleak finds no allocator.
 fn stripped() -> PathBuf {
     compile(
         "fixtures/static_leak.c",
@@ -241,7 +241,7 @@ fn stripped() -> PathBuf {
 }
 
 #[test]
-fn a_stripped_static_child_is_not_taken_for_one_that_allocates_nothing() {
+fn a_stripped_static_child_is_incomplete_and_not_a_child_without_allocations() {
     let job = Job::new(fixture("runs"), [stripped()]);
     let mut counted = job.run_counted();
     let child = row_of(&counted.report.rows, "stripped_leak").clone();
@@ -251,7 +251,7 @@ fn a_stripped_static_child_is_not_taken_for_one_that_allocates_nothing() {
         ("exited", 1, Losses::default())
     );
     assert!(!counted.report.summary.complete);
-    // Everything else is as exact as ever.
+    // All other rows stay exact.
     counted
         .report
         .rows
@@ -264,7 +264,7 @@ fn a_stripped_static_child_is_not_taken_for_one_that_allocates_nothing() {
 }
 
 #[test]
-fn the_table_says_no_allocator_symbols() {
+fn the_table_marks_a_stripped_child_with_no_allocator_symbols() {
     let (status, stderr) = Job::new(fixture("runs"), [stripped()])
         .run_under(env!("CARGO_BIN_EXE_memleak"), &["run", "--"]);
     assert!(status.success(), "{stderr}");
@@ -279,7 +279,7 @@ fn the_table_says_no_allocator_symbols() {
     );
 }
 
-/// In a pid namespace of its own memleak and the command have small pids, and in the kernel's eyes others.
+/// In its own pid namespace, memleak and the command have small pids. The kernel knows them by other pids.
 #[track_caller]
 fn assert_exact_in_a_pid_namespace(unshare: &[&str]) {
     let counted = Job::shell("ls -l /usr | sort | wc -l; exit 7")
@@ -297,11 +297,11 @@ fn assert_exact_in_a_pid_namespace(unshare: &[&str]) {
 }
 
 #[test]
-fn a_pid_namespace_with_its_own_proc_changes_nothing() {
+fn counts_are_exact_in_a_pid_namespace_with_its_own_proc() {
     assert_exact_in_a_pid_namespace(&["unshare", "--pid", "--fork", "--mount-proc"]);
 }
 
 #[test]
-fn a_pid_namespace_under_the_hosts_proc_changes_nothing() {
+fn counts_are_exact_in_a_pid_namespace_under_the_hosts_proc() {
     assert_exact_in_a_pid_namespace(&["unshare", "--pid", "--fork"]);
 }

@@ -1,5 +1,5 @@
-//! The programs for kernels before 6.1 count as the others do. They work on newer ones, too, so they are tried on
-//! whatever kernel is here.
+//! The BPF programs for kernels before 6.1 count the same as the others. They also work on newer kernels, so these
+//! tests run them on any kernel.
 
 use std::process::Command;
 
@@ -15,20 +15,20 @@ fn separate() -> [String; 1] {
     [switch("method", "separate")]
 }
 
-/// Each for something that these programs do in another way.
+/// Each fixture tests something that these programs do in another way.
 #[test]
-fn the_programs_for_older_kernels_count_the_same() {
+fn the_bpf_programs_for_older_kernels_count_the_same() {
     let names = [
-        // Each function of the family has programs of its own; nothing of it is in another's.
+        // Each allocator function has its own BPF programs, which share nothing with those of another function.
         "whole_family",
         "realloc_forms",
-        // Of tasks that leave a heap at one time, one ends it.
+        // If several tasks leave a heap at the same time, exactly one of them ends the heap.
         "exits_under_waiting_threads",
         "threads_free_each_other",
         "clone_vm_child",
         "leader_leaves_first",
         "exec_from_thread",
-        // Ids of heaps come from two CPUs.
+        // Two CPUs assign ids of heaps.
         "fork_storm",
         "forks_in_threads",
         "two_heaps_one_address",
@@ -39,7 +39,7 @@ fn the_programs_for_older_kernels_count_the_same() {
 }
 
 #[test]
-fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
+fn with_the_older_programs_only_a_peak_shared_by_threads_is_unknown() {
     let peaks = [
         ("frees_all", Some(1_000_000)),
         ("leaks_2mb", Some(2_000_000)),
@@ -53,7 +53,7 @@ fn a_peak_that_threads_share_is_unknown_there_and_any_other_is_not() {
     });
 }
 
-/// Where the kernel counts programs and tables as locked memory: until 5.11.
+/// Whether the kernel counts BPF programs and maps as locked memory. Kernels before 5.11 do.
 fn counts_locked_memory() -> bool {
     let version = release::version(&release::release());
     version.expect("a release begins with a version") < (5, 11)
@@ -62,7 +62,7 @@ fn counts_locked_memory() -> bool {
 const LIMIT: [&str; 2] = ["prlimit", "--memlock=65536:65536"];
 
 #[test]
-fn a_limit_of_locked_memory_is_raised_for_memleak_and_kept_for_the_command() {
+fn the_locked_memory_limit_is_raised_for_memleak_and_kept_for_the_command() {
     let report = Job::shell("ulimit -Sl; ulimit -Hl")
         .options(separate())
         .under(&LIMIT)
@@ -73,11 +73,11 @@ fn a_limit_of_locked_memory_is_raised_for_memleak_and_kept_for_the_command() {
 }
 
 #[test]
-fn a_limit_of_locked_memory_that_cannot_be_raised_is_named_where_it_counts() {
+fn a_locked_memory_limit_that_applies_and_cannot_be_raised_is_reported() {
     let cannot = ["setpriv", "--bounding-set=-sys_resource"];
     let wrapper = [&LIMIT[..], &cannot].concat();
     if !counts_locked_memory() {
-        // The limit is there, memleak cannot raise it, and it counts for nothing.
+        // The limit is set and memleak cannot raise it, but the kernel does not apply it.
         let report = Job::shell("ulimit -Sl; ulimit -Hl; exit 4")
             .options(separate())
             .under(&wrapper)
