@@ -28,7 +28,7 @@ fn the_bpf_programs_for_older_kernels_count_the_same() {
         "clone_vm_child",
         "leader_leaves_first",
         "exec_from_thread",
-        // Two CPUs assign ids of heaps.
+        // Heap ids come from two CPUs, because each CPU assigns its own ids.
         "fork_storm",
         "forks_in_threads",
         "two_heaps_one_address",
