@@ -1,5 +1,5 @@
-//! The launcher's promises, with the real program, real signals, real terminals and namespaces. The numbers
-//! are those of the launcher's list of cases.
+//! Tests what the launcher promises, with the real program, real signals, real terminals and namespaces. The numbers
+//! in the names are those of the launcher's list of cases.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -27,9 +27,9 @@ use crate::common::proc::Process;
 use crate::common::pty::{PROMPT, Terminal};
 use crate::common::root;
 
-/// A run that takes longer hangs.
+/// A run that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// In which a signal too many, or a stop too many, would have shown.
+/// In this time a superfluous signal or a superfluous stop would have shown.
 const A_WHILE: Duration = Duration::from_millis(300);
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
@@ -57,7 +57,7 @@ fn bash(script: &str) -> Command {
     bash
 }
 
-/// `program` with signals changed as `changes` say, through `with_signals`.
+/// Runs `program` through `with_signals`, which changes signals as `changes` says.
 fn with_signals<A: AsRef<OsStr>>(
     changes: &[&str],
     program: impl IntoIterator<Item = A>,
@@ -67,7 +67,7 @@ fn with_signals<A: AsRef<OsStr>>(
     command
 }
 
-/// `words` of the command line that runs them under memleak.
+/// The command line that runs `words` under memleak.
 fn under_memleak(words: &[&str]) -> Vec<OsString> {
     root::require_root();
     [MEMLEAK, "run", "--"]
@@ -77,7 +77,7 @@ fn under_memleak(words: &[&str]) -> Vec<OsString> {
         .collect()
 }
 
-/// A run that goes on, in a process group of its own. Dropped, it is ended.
+/// A run in progress, in a process group of its own. Dropping this value ends the run.
 struct Run {
     child: Child,
     lines: Receiver<String>,
@@ -91,7 +91,7 @@ impl Run {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .expect("it can be started");
+            .expect("the program can be started");
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         thread::spawn(move || {
@@ -104,7 +104,7 @@ impl Run {
         Self { child, lines }
     }
 
-    /// Starts `prints_signals` under memleak; the second is its pid.
+    /// Starts `prints_signals` under memleak. Also returns the pid of `prints_signals`.
     fn of_prints_signals() -> (Self, Pid) {
         let program = fixture("prints_signals");
         let program = program.to_str().expect("a plain path");
@@ -172,7 +172,7 @@ fn wait_for(child: &mut Child) -> ExitStatus {
     status.unwrap_or_else(|| panic!("hangs: not done after {PATIENCE:?}"))
 }
 
-/// Runs to the end.
+/// Runs the command to its end.
 #[track_caller]
 fn output(command: &mut Command) -> Output {
     let mut child = command
@@ -181,7 +181,7 @@ fn output(command: &mut Command) -> Output {
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .expect("it can be started");
+        .expect("the program can be started");
     let stdout = collect(child.stdout.take().expect("a pipe"));
     let stderr = collect(child.stderr.take().expect("a pipe"));
     let status = wait_for(&mut child);
@@ -250,7 +250,7 @@ fn pid_after_ready(line: &str) -> Pid {
 
 #[track_caller]
 fn send(pid: Pid, signal: i32) {
-    // SAFETY: numbers only; the pid is that of a process of the test that was not reaped yet.
+    // SAFETY: the arguments are numbers, and the pid is that of a process of the test that is not reaped yet.
     assert_eq!(
         unsafe { libc::kill(pid.as_raw(), signal) },
         0,
@@ -258,9 +258,10 @@ fn send(pid: Pid, signal: i32) {
     );
 }
 
-// ---- exit codes and what is executed -----------------------------------------------------------------
+// ---- exit codes and execution ------------------------------------------------------------------------
 
-/// Some of them. The launcher's part is done for all in `tests/exit_codes.rs`, all from end to end in `long.rs`.
+/// Tests some exit codes. `tests/exit_codes.rs` tests the launcher's part for all codes. `long.rs` tests all codes from
+/// end to end.
 #[test]
 fn case_01_every_exit_code_is_passed_on() {
     for code in [0, 1, 125, 127, 255] {
@@ -287,14 +288,14 @@ fn assert_one_line_and_code(command: &mut Command, name: &str, code: i32) {
 }
 
 #[test]
-fn case_02_a_missing_command_is_127_and_one_line() {
+fn case_02_a_missing_command_gives_127_and_one_line() {
     assert_one_line_and_code(&mut memleak(["no-such-command"]), "no-such-command", 127);
     assert_one_line_and_code(&mut memleak(["/no/such/command"]), "/no/such/command", 127);
     assert_one_line_and_code(&mut memleak([""]), "\"\"", 127);
 }
 
 #[test]
-fn case_02_a_missing_interpreter_is_127() {
+fn case_02_a_missing_interpreter_gives_127() {
     let directory = TempDir::new().unwrap();
     let script = directory.path().join("script");
     write_script(&script, "#!/no/such/interpreter\n", 0o755);
@@ -302,7 +303,7 @@ fn case_02_a_missing_interpreter_is_127() {
 }
 
 #[test]
-fn case_03_what_cannot_be_executed_is_126() {
+fn case_03_a_file_that_cannot_be_executed_gives_126() {
     let directory = TempDir::new().unwrap();
     assert_one_line_and_code(&mut memleak([directory.path()]), "cannot run", 126);
     let file = directory.path().join("no-x-bit");
@@ -360,7 +361,7 @@ fn case_07_arguments_arrive_byte_for_byte() {
 // ---- death by a signal -------------------------------------------------------------------------------
 
 #[test]
-fn case_08_kill_9_dies_of_9_after_the_report() {
+fn case_08_memleak_dies_of_the_commands_sigkill_after_the_report() {
     let output = output(&mut shell("kill -9 $$"));
     assert_eq!(
         output.status.signal(),
@@ -376,7 +377,7 @@ fn case_08_kill_9_dies_of_9_after_the_report() {
 }
 
 #[test]
-fn case_08_a_real_time_signal_is_passed_on_as_death() {
+fn case_08_memleak_dies_of_the_real_time_signal_that_killed_the_command() {
     let output = output(&mut shell("kill -40 $$"));
     assert_eq!(output.status.signal(), Some(40), "{}", output.status);
 }
@@ -404,7 +405,7 @@ fn case_09_only_the_command_dumps_core() {
         "{}",
         output.status
     );
-    // wait(2) says of memleak itself that it dumped none, wherever cores go here.
+    // wait(2) says whether memleak itself dumped core, wherever this machine puts core files.
     assert!(!output.status.core_dumped(), "memleak dumped core too");
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
     if !pattern.starts_with(['|', '/', '@']) {
@@ -414,7 +415,7 @@ fn case_09_only_the_command_dumps_core() {
 }
 
 #[test]
-fn case_10_a_signal_that_the_caller_had_blocked_still_kills_us() {
+fn case_10_memleak_dies_of_a_signal_that_its_caller_had_blocked() {
     let with_signals_path = fixture("with_signals");
     let unblocks = [with_signals_path.to_str().unwrap(), "unblock", "15", "--"];
     let words = [&unblocks[..], &["sh", "-c", "kill -TERM $$"]].concat();
@@ -434,7 +435,7 @@ fn case_11_pid_1_of_a_namespace_exits_with_143() {
 
 #[test]
 fn case_11_pid_1_of_a_namespace_reaps_orphans_and_still_returns_the_commands_code() {
-    // The inner shells leave at once, so their sleeps are orphans, and end while the command lives.
+    // The inner shells exit at once, so their sleeps become orphans. The sleeps end while the command lives.
     let script = r#"
         for i in 1 2 3; do sh -c 'sleep 0.1 &'; done
         sleep 0.5
@@ -458,7 +459,7 @@ fn case_11_pid_1_of_a_namespace_reaps_orphans_and_still_returns_the_commands_cod
 
 // ---- signals -----------------------------------------------------------------------------------------
 
-/// Starts a command in a terminal that says "ready PID"; its pid.
+/// Starts a command in a terminal. The command says "ready PID". Returns that pid.
 #[track_caller]
 fn start_in(terminal: &mut Terminal, line: &str) -> Pid {
     root::require_root();
@@ -483,14 +484,14 @@ fn case_17_ctrl_c_reaches_the_command_once() {
 }
 
 #[test]
-fn case_18_an_interrupt_sent_to_us_alone_reaches_the_command_once() {
+fn case_18_an_interrupt_sent_to_memleak_alone_reaches_the_command_once() {
     let (run, _) = Run::of_prints_signals();
     send(run.pid(), SIGINT);
     assert_eq!(run.line(), "got 2");
     assert_eq!(run.lines_within(A_WHILE), [""; 0]);
 }
 
-/// A script of the kind that people interrupt, on a terminal; what it shows after Ctrl-C.
+/// Runs a script in a terminal and interrupts it with Ctrl-C. Returns what the terminal shows after that.
 fn interrupted_script(command: &str) -> String {
     let directory = TempDir::new().unwrap();
     let script = directory.path().join("script");
@@ -520,7 +521,7 @@ fn case_20_after_a_command_that_dies_of_the_interrupt_the_script_stops() {
 }
 
 #[test]
-fn case_21_every_signal_to_us_reaches_the_command_once() {
+fn case_21_every_signal_to_memleak_reaches_the_command_once() {
     let (run, _) = Run::of_prints_signals();
     let terminal_stop = libc::SIGTSTP;
     let signals = [
@@ -550,7 +551,7 @@ fn case_21_queued_signals_keep_their_number_and_values() {
         let value = libc::sigval {
             sival_ptr: std::ptr::without_provenance_mut(value),
         };
-        // SAFETY: numbers only; the child is not reaped yet.
+        // SAFETY: the arguments are numbers, and the child is not reaped yet.
         assert_eq!(
             unsafe { libc::sigqueue(run.pid().as_raw(), libc::SIGRTMIN(), value) },
             0
@@ -574,8 +575,8 @@ fn case_21_a_signal_to_the_group_reaches_the_command_once() {
 }
 
 #[test]
-fn case_21_what_the_command_sends_to_its_parent_does_not_come_back() {
-    // The second sender is gone when we look.
+fn case_21_a_signal_from_the_command_to_its_parent_does_not_come_back() {
+    // The second sender no longer exists when memleak reads the signal.
     let script = r#"
         trap 'echo came back' TERM USR1
         kill -TERM $PPID
@@ -585,7 +586,7 @@ fn case_21_what_the_command_sends_to_its_parent_does_not_come_back() {
 }
 
 #[test]
-fn case_21_an_alarm_set_before_us_rings_in_the_command() {
+fn case_21_an_alarm_that_the_caller_set_reaches_the_command() {
     let program = fixture("prints_signals");
     let mut command = memleak([&program]);
     // SAFETY: an async-signal-safe call.
@@ -601,7 +602,7 @@ fn case_21_an_alarm_set_before_us_rings_in_the_command() {
 }
 
 #[test]
-fn case_22_nohup_holds_for_the_command() {
+fn case_22_nohup_also_protects_the_command() {
     let ignored = ["grep", "SigIgn", "/proc/self/status"];
     let without = stdout_of(Command::new("nohup").args(ignored));
     let with = stdout_of(Command::new("nohup").args(under_memleak(&ignored)));
@@ -661,7 +662,7 @@ fn case_24_an_ignored_sigchld_hides_no_exit_code() {
 // ---- pipes -------------------------------------------------------------------------------------------
 
 #[test]
-fn case_25_a_writer_whose_reader_is_gone_dies_of_sigpipe() {
+fn case_25_a_command_without_a_reader_dies_of_sigpipe() {
     let began = Instant::now();
     let script = "$ML yes 2>/dev/null | head -1; echo ${PIPESTATUS[0]}";
     assert_eq!(stdout_of(&mut bash(script)), "y\n141\n");
@@ -673,7 +674,7 @@ fn case_25_a_writer_whose_reader_is_gone_dies_of_sigpipe() {
 }
 
 #[test]
-fn case_26_we_hold_no_copy_of_the_commands_input() {
+fn case_26_memleak_holds_no_copy_of_the_commands_input() {
     let (reader, writer) = pipe().unwrap();
     let mut yes = Command::new("yes").stdout(writer).spawn().unwrap();
     let mut child = shell("exec <&-; exec sleep 30")
@@ -694,9 +695,9 @@ fn case_26_we_hold_no_copy_of_the_commands_input() {
     );
 }
 
-/// Whether a reader of what the command writes to sees its end when the command closes it.
+/// Fails unless the reader of the command's output sees the end of file when the command closes the descriptor.
 #[track_caller]
-fn assert_given_up(descriptor: i32) {
+fn assert_reader_sees_the_end(descriptor: i32) {
     let directory = TempDir::new().unwrap();
     let report = directory.path().join("report");
     let (mut reader, writer) = pipe().unwrap();
@@ -708,7 +709,7 @@ fn assert_given_up(descriptor: i32) {
         report.as_os_str(),
         OsStr::new("--"),
     ]);
-    // The caller's seventh is a copy of the second: it has to go too.
+    // Descriptor 7 is a copy of the same pipe, so the command must close it too.
     let script = format!("echo hello >&{descriptor}; exec {descriptor}>&- 7>&-; exec sleep 30");
     command
         .args(["sh", "-c", &script])
@@ -726,33 +727,33 @@ fn assert_given_up(descriptor: i32) {
         })
     };
     let mut child = command.spawn().unwrap();
-    // It holds what the child is to have.
+    // The `Command` holds the pipe's writing end, which only the child may have.
     drop(command);
     let reading = thread::spawn(move || {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         text
     });
-    let told = eventually(|| reading.is_finished());
+    let at_end = eventually(|| reading.is_finished());
     let still_runs = child.try_wait().unwrap().is_none();
     send(Pid::from_raw(child.id().cast_signed()), SIGTERM);
     assert_eq!(wait_for(&mut child).signal(), Some(SIGTERM));
-    assert!(told && still_runs, "end of file only when memleak ended");
+    assert!(at_end && still_runs, "end of file only when memleak ended");
     assert_eq!(reading.join().unwrap(), "hello\n");
 }
 
 #[test]
-fn case_26_we_hold_no_copy_of_the_commands_output() {
-    assert_given_up(1);
+fn case_26_memleak_holds_no_copy_of_the_commands_output() {
+    assert_reader_sees_the_end(1);
 }
 
 #[test]
-fn case_26_with_a_report_file_we_hold_no_copy_of_the_commands_standard_error() {
-    assert_given_up(2);
+fn case_26_with_a_report_file_memleak_holds_no_copy_of_the_commands_standard_error() {
+    assert_reader_sees_the_end(2);
 }
 
 #[test]
-fn case_27_a_report_that_nobody_reads_changes_nothing() {
+fn case_27_a_report_without_a_reader_does_not_change_the_exit_code() {
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     let mut child = shell("exit 7")
@@ -768,9 +769,9 @@ fn case_27_a_report_that_nobody_reads_changes_nothing() {
 // ---- stopping and going on ---------------------------------------------------------------------------
 
 #[test]
-fn case_28_ctrl_z_stops_the_job_and_fg_brings_it_back() {
+fn case_28_ctrl_z_stops_the_job_and_fg_continues_it() {
     let mut terminal = Terminal::open();
-    // What is typed after `fg` must reach the command: nothing is lost, and the terminal is its own.
+    // Input typed after `fg` must reach the command: no input is lost, and the command owns the terminal.
     let script = r#"echo ready $$; read line; echo "read $line"; exit 4"#;
     let pid = start_in(&mut terminal, &format!("$ML sh -c '{script}'"));
     for _ in 0..2 {
@@ -789,10 +790,10 @@ fn case_28_ctrl_z_stops_the_job_and_fg_brings_it_back() {
 }
 
 #[test]
-fn case_28_ctrl_z_before_the_release_stops_the_job_too() {
+fn case_28_ctrl_z_before_the_release_also_stops_the_job() {
     root::require_root();
     let mut terminal = Terminal::open();
-    // All the way from memleak's start to a command that runs.
+    // The delays cover the time from memleak's start to a running command.
     for delay in [5, 50, 100, 150, 250] {
         terminal.line(&format!(
             "{MEMLEAK} run -q -- bash -c 'sleep 1; echo done; exit 4'"
@@ -810,7 +811,7 @@ fn case_28_ctrl_z_before_the_release_stops_the_job_too() {
 }
 
 #[test]
-fn case_28_a_command_that_ignores_the_stop_keeps_its_terminal() {
+fn case_28_a_command_that_ignores_sigtstp_keeps_its_terminal() {
     let mut terminal = Terminal::open();
     let script = r#"trap "" TSTP; echo ready $$; read line; echo "read $line""#;
     let pid = start_in(&mut terminal, &format!("$ML sh -c '{script}'"));
@@ -824,7 +825,7 @@ fn case_28_a_command_that_ignores_the_stop_keeps_its_terminal() {
 }
 
 #[test]
-fn case_28_stopping_and_continuing_the_command_alone_leaves_us_running() {
+fn case_28_stopping_and_continuing_the_command_alone_does_not_stop_memleak() {
     let (run, pid) = Run::of_prints_signals();
     kill(pid, Signal::SIGSTOP).unwrap();
     assert!(eventually(|| Process::of(pid).unwrap().state == 'T'));
@@ -832,17 +833,17 @@ fn case_28_stopping_and_continuing_the_command_alone_leaves_us_running() {
     assert_eq!(Process::of(run.pid()).unwrap().state, 'S');
     kill(pid, Signal::SIGCONT).unwrap();
     assert_eq!(run.line(), "got 18");
-    // And we still do our work.
+    // memleak still passes signals on.
     send(run.pid(), libc::SIGUSR1);
     assert_eq!(run.line(), "got 10");
     assert_eq!(run.lines_within(A_WHILE), [""; 0]);
 }
 
 #[test]
-fn case_28_a_continue_sent_to_us_alone_brings_the_command_back() {
+fn case_28_sigcont_to_memleak_alone_continues_the_command() {
     let mut terminal = Terminal::open();
-    // Busy, as a `sleep` would be stopped with it and not continued; and what `fg` shows of the command
-    // is not what it prints.
+    // The script is a busy loop: Ctrl-Z would also stop a `sleep`, which this SIGCONT would not continue. The output
+    // is computed, so that it differs from the command line that a shell shows.
     let script = r#"trap "echo back-$((1 + 1)); exit 4" CONT; echo ready $$; while :; do :; done"#;
     let pid = start_in(&mut terminal, &format!("$ML sh -c '{script}'"));
     let memleak = Process::of(pid).unwrap().parent;
@@ -855,10 +856,10 @@ fn case_28_a_continue_sent_to_us_alone_brings_the_command_back() {
 }
 
 #[test]
-fn case_28_a_command_that_handles_the_continue_sees_fg_once() {
+fn case_28_a_command_that_handles_sigcont_gets_it_once_from_fg() {
     let mut terminal = Terminal::open();
-    // bash, as dash starts programs by vfork: a Ctrl-Z that finds the child before its exec stops the
-    // child alone, while dash waits for that exec and cannot be stopped. No shell shows that as Stopped.
+    // The command is bash, because dash starts programs with vfork. A Ctrl-Z between that vfork and the child's exec
+    // stops the child alone: dash waits for the exec and cannot be stopped. No shell shows that as Stopped.
     let script = r#"trap "echo back-$((1 + 1))" CONT; trap "exit 4" INT; echo ready $$; while :; do sleep 0.05; done"#;
     start_in(&mut terminal, &format!("$ML bash -c '{script}'"));
     terminal.press("\x1a");
@@ -874,22 +875,22 @@ fn case_28_a_command_that_handles_the_continue_sees_fg_once() {
 }
 
 #[test]
-fn case_29_in_the_background_with_tostop_nothing_hangs() {
+fn case_29_a_background_job_with_tostop_does_not_hang() {
     root::require_root();
     let mut terminal = Terminal::open();
     terminal.output_of("stty tostop");
-    // Our report, to this terminal, must not stop us.
+    // memleak writes its report to this terminal, which must not stop memleak.
     terminal.output_of(&format!("{MEMLEAK} run -- true &"));
     let shown = terminal.output_of("wait $!; echo code $?");
     assert!(shown.contains("code 0"), "{shown}");
 }
 
 #[test]
-fn case_29_in_the_background_with_tostop_the_terminal_is_the_shells() {
+fn case_29_a_background_job_with_tostop_leaves_the_terminal_to_the_shell() {
     root::require_root();
     let mut terminal = Terminal::open();
     terminal.output_of("stty tostop");
-    // The command's own output stops it, as it would without us, and the job with it.
+    // The command's own output stops the command, as it would without memleak. The job stops with the command.
     terminal.output_of(&format!(
         "{MEMLEAK} run -q -- sh -c 'echo written; exit 4' &"
     ));
@@ -908,7 +909,7 @@ fn case_29_in_the_background_with_tostop_the_terminal_is_the_shells() {
 // ---- being killed ------------------------------------------------------------------------------------
 
 #[test]
-fn case_30_killed_before_the_release_we_leave_nothing() {
+fn case_30_a_memleak_killed_before_the_release_leaves_no_process_behind() {
     let directory = TempDir::new().unwrap();
     let marker = directory.path().join("the-command-ran");
     for _ in 0..20 {
@@ -919,7 +920,7 @@ fn case_30_killed_before_the_release_we_leave_nothing() {
             found = proc::children(memleak);
             !found.is_empty() || !Process::is_alive(memleak)
         }));
-        // Stopped, it releases nothing; after a while the command either waits or has been released.
+        // A stopped memleak cannot release the command. After a while the command either waits or was released before.
         let _ = kill(memleak, Signal::SIGSTOP);
         thread::sleep(Duration::from_millis(100));
         let waits = found.first().is_some_and(|child| {
@@ -940,11 +941,11 @@ fn case_30_killed_before_the_release_we_leave_nothing() {
         }
         let _ = fs::remove_file(&marker);
     }
-    panic!("never killed before the release");
+    panic!("memleak was never killed before the release");
 }
 
 #[test]
-fn case_30_a_command_killed_before_the_release_is_told_as_its_death() {
+fn case_30_memleak_dies_of_the_signal_that_killed_the_command_before_the_release() {
     for _ in 0..20 {
         let mut run = Run::start(&mut shell("echo ran; exec sleep 30"));
         let memleak = run.pid();
@@ -959,11 +960,11 @@ fn case_30_a_command_killed_before_the_release_is_told_as_its_death() {
             return;
         }
     }
-    panic!("never killed before the release");
+    panic!("the command was never killed before the release");
 }
 
 #[test]
-fn case_32_killed_later_we_leave_the_command_undisturbed() {
+fn case_32_a_memleak_killed_after_the_release_leaves_the_command_undisturbed() {
     let directory = TempDir::new().unwrap();
     let go_on = directory.path().join("go-on");
     let script = r#"
@@ -978,9 +979,9 @@ fn case_32_killed_later_we_leave_the_command_undisturbed() {
     assert_eq!(run.line(), "lives");
 }
 
-// ---- what the command finds --------------------------------------------------------------------------
+// ---- what the command inherits -----------------------------------------------------------------------
 
-/// The words of a command that shows all that a process inherits, but for signals.
+/// The words of a command that shows all that a process inherits, except signals.
 const SHOW_INHERITED: [&str; 3] = [
     "sh",
     "-c",
@@ -993,10 +994,10 @@ const SHOW_INHERITED: [&str; 3] = [
 ];
 
 fn change_what_is_inherited(command: &mut Command, directory: &Path) {
-    // Not 7 itself, which would stay close-on-exec.
+    // The copy must not be 7 itself: dup2(7, 7) would leave it close-on-exec.
     let seventh = File::open(directory.join("seventh")).unwrap();
     let seventh = fcntl(&seventh, FcntlArg::F_DUPFD_CLOEXEC(100)).unwrap();
-    // SAFETY: a new descriptor, which nobody else has.
+    // SAFETY: the descriptor is new and has no other owner.
     let seventh = unsafe { OwnedFd::from_raw_fd(seventh) };
     let limit = libc::rlimit {
         rlim_cur: 777,
@@ -1019,7 +1020,7 @@ fn change_what_is_inherited(command: &mut Command, directory: &Path) {
 }
 
 #[test]
-fn case_33_the_command_finds_what_it_would_find_without_us() {
+fn case_33_the_command_inherits_the_same_as_without_memleak() {
     let directory = TempDir::new().unwrap();
     fs::write(directory.path().join("seventh"), "the caller's seventh\n").unwrap();
     let mut without = Command::new("sh");
@@ -1027,7 +1028,7 @@ fn case_33_the_command_finds_what_it_would_find_without_us() {
     let mut with = memleak(SHOW_INHERITED);
     let [without, with] = [&mut without, &mut with].map(|command| {
         change_what_is_inherited(command, directory.path());
-        // The numbers of the pipes differ, and nothing else may.
+        // The pipes' numbers differ. Nothing else may differ.
         let shown = stdout_of(command.env("LC_ALL", "C"));
         let is_pipe = |word: &str| word.starts_with("pipe:[");
         let words = shown
@@ -1046,9 +1047,9 @@ fn case_33_the_command_finds_what_it_would_find_without_us() {
     assert_eq!(with, without);
 }
 
-/// The loader takes such variables out of the environment of a program with file capabilities.
+/// The loader removes some of these variables from the environment of a program with file capabilities.
 #[test]
-fn case_33_with_file_capabilities_the_command_finds_the_callers_environment() {
+fn case_33_with_file_capabilities_the_command_has_the_callers_environment() {
     root::require_root();
     let directory = TempDir::new().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -1056,7 +1057,7 @@ fn case_33_with_file_capabilities_the_command_finds_the_callers_environment() {
     files::copy(MEMLEAK, &copy);
     let capabilities = "cap_bpf,cap_perfmon,cap_sys_admin=ep";
     let status = Command::new("setcap").arg(capabilities).arg(&copy).status();
-    assert!(status.expect("setcap is there").success());
+    assert!(status.expect("setcap is installed").success());
     let variables = [
         ("LD_LIBRARY_PATH", "/no/such/directory"),
         ("TMPDIR", "/tmp"),
@@ -1085,7 +1086,7 @@ fn case_33_with_file_capabilities_the_command_finds_the_callers_environment() {
 #[test]
 fn case_33_a_closed_standard_descriptor_stays_closed() {
     for closed in ["<&-", ">&-", "<&- >&-"] {
-        // Rust's runtime opens /dev/null in such a place.
+        // Rust's runtime opens /dev/null for each closed standard descriptor.
         let script = |ml: &str| {
             format!("{ml} sh -c 'ls /proc/$$/fd >&2' {closed} 2>&1 1>/dev/null {closed}")
         };
@@ -1115,7 +1116,7 @@ fn case_33_the_command_stays_in_the_callers_group_and_session() {
 }
 
 #[test]
-fn case_34_children_from_before_are_not_taken_for_the_command() {
+fn case_34_children_from_before_memleak_are_not_taken_for_the_command() {
     let began = Instant::now();
     assert_code(
         &mut bash("exec $ML sh -c 'sleep 0.5; exit 7' < <(sleep 0.1)"),

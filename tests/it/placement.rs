@@ -1,5 +1,6 @@
-//! Where probes go in the C libraries that are here, and that the kernel does there what is said of it: an
-//! emulated probe does not single-step, which shows in the kernel's page for that, and in what it costs.
+//! Tests where memleak places probes in the C libraries of this machine, and whether the kernel emulates or
+//! single-steps each probe as predicted. An emulated probe does not single-step. This shows in the kernel's page for
+//! single-stepped instructions, and in the probe's cost.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -28,14 +29,14 @@ fn findings(path: &Path) -> Findings {
     find_sites(&file, path, &Root::ours(), &table).unwrap()
 }
 
-/// The sites that a program's call comes to: __libc_start_main's is none of them.
+/// The sites that a program's call reaches. The site of __libc_start_main is not one of them.
 fn called(findings: &Findings) -> impl Iterator<Item = &Site> {
     let sites = findings.sites.iter();
     sites.filter(|site| site.symbol != "__libc_start_main")
 }
 
-/// A line for each site, for people and for comparison: without the targets of jumps, which another build of the
-/// same source may have elsewhere.
+/// Returns a line for each site, for people and for comparison. The lines omit the targets of jumps, which can differ
+/// between builds of the same source.
 fn listed(findings: &Findings) -> String {
     let line = |site: &Site| {
         let text = format!("{} {}", site.symbol, site.placement);
@@ -53,8 +54,9 @@ fn symbols(list: &str) -> BTreeSet<&str> {
     words.map(Option::unwrap_or_default).collect()
 }
 
-/// Compares with what is written down for this very library. There are more libraries than could be written down:
-/// another one must have a probe on each function that all of its family have. `PLACEMENTS=write` writes it down.
+/// Compares the findings with the list in tests/placements/ for this library. Not every library has a list. A library
+/// without a list must have a probe on each function that all lists of its family name. `PLACEMENTS=write` writes the
+/// list.
 #[track_caller]
 fn assert_as_written(name: &str, findings: &Findings) {
     let found = listed(findings);
@@ -70,7 +72,7 @@ fn assert_as_written(name: &str, findings: &Findings) {
         return;
     }
     println!(
-        "only its functions are compared: there is no {}",
+        "only its functions are compared, because there is no {}",
         path.display()
     );
     let (family, _) = name.split_once('-').expect("NAME-VERSION");
@@ -82,10 +84,7 @@ fn assert_as_written(name: &str, findings: &Findings) {
         .filter(|entry| of_family(&entry.file_name().to_string_lossy()))
         .map(|entry| fs::read_to_string(entry.path()).unwrap())
         .collect();
-    assert!(
-        !lists.is_empty(),
-        "nothing is written down for {family}*{end}"
-    );
+    assert!(!lists.is_empty(), "there is no list for {family}*{end}");
     let found = symbols(&found);
     for symbol in symbols(&lists[0]) {
         let common = lists.iter().all(|list| symbols(list).contains(symbol));
@@ -93,10 +92,10 @@ fn assert_as_written(name: &str, findings: &Findings) {
     }
 }
 
-// ---- what probes cost ------------------------------------------------------------------------------------
+// ---- the cost of probes ----------------------------------------------------------------------------------
 
-/// A program that says what its calls take. Its loader and its C library are copies, which no other test's memleak
-/// has probes on.
+/// A program that prints how long its calls take. Its loader and its C library are copies, on which the memleak of no
+/// other test has probes.
 struct Program {
     path: PathBuf,
     loader: PathBuf,
@@ -104,8 +103,8 @@ struct Program {
     place: Place,
 }
 
-/// What a probe turned out to be: the kernel mapped its page for single-stepped instructions, or did not. That is
-/// certain; what it costs besides is what it is placed for.
+/// The measured kind and cost of a probe. The kind is certain: for a single-stepped probe the kernel maps its page for
+/// single-stepped instructions. The cost is the reason for the choice of place.
 struct Probe {
     kind: Kind,
     ns: i64,
@@ -126,7 +125,7 @@ impl Program {
         }
     }
 
-    /// Nanoseconds that a call of the function takes, and of what kind a probe on it was, if there was one.
+    /// The nanoseconds that a call of the function takes, and the kind of the probe on it, if there was a probe.
     #[track_caller]
     fn call(&self, function: &str) -> (i64, Kind) {
         let output = Command::new(&self.loader)
@@ -147,7 +146,8 @@ impl Program {
         (price.unwrap(), kind)
     }
 
-    /// The same, the shortest of some runs: what else the machine does makes calls longer, never shorter.
+    /// The same as `call`, from the shortest of `RUNS` runs: other load on the machine makes calls longer, never
+    /// shorter.
     #[track_caller]
     fn call_often(&self, function: &str) -> (i64, Kind) {
         let (prices, kinds): (Vec<_>, Vec<_>) = (0..RUNS).map(|_| self.call(function)).unzip();
@@ -155,7 +155,7 @@ impl Program {
         (prices.into_iter().min().unwrap(), kinds[0])
     }
 
-    /// What a probe at an offset in a file is, and adds to a call.
+    /// The kind of a probe at an offset in a file, and the time that it adds to a call.
     #[track_caller]
     fn probe(&self, function: &str, file: &Path, offset: u64) -> Probe {
         let (bare, _) = self.call_often(function);
@@ -175,24 +175,25 @@ impl Program {
 
 const RUNS: usize = 8;
 
-/// Fails where a probe is not what its place says, or where probes at places of the one kind do not cost less than
-/// at those of the other.
+/// Fails if a probe is not of the kind that its placement says, or if emulated probes do not cost less than
+/// single-stepped ones.
 #[track_caller]
 fn assert_kinds(program: &Program, library: &Path, findings: &Findings) {
-    // Nobody else may have probes on the program meanwhile, nor on its copies.
+    // During the measurement no other memleak may have probes on the program or on its copies.
     let _machine = machine::unwatched();
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     require_root();
-    // What else the machine does may make a price wrong, but not again and again.
-    let told = (0..3).any(|_| prices_tell_the_kinds(program, library, findings));
-    assert!(told, "the prices are not those of the kinds");
+    // Other load on the machine can make a measured cost wrong, but not three times in a row.
+    let agree = (0..3).any(|_| prices_agree_with_kinds(program, library, findings));
+    assert!(agree, "the costs do not agree with the kinds of the probes");
 }
 
-/// Measures once, and fails where a probe is not what its place says. Whether the prices say the same.
+/// Measures once, and fails if a probe is not of the kind that its placement says. Returns whether the costs agree with
+/// the kinds.
 #[track_caller]
-fn prices_tell_the_kinds(program: &Program, library: &Path, findings: &Findings) -> bool {
-    // Of two functions whose first instruction is of the one kind and of the other.
+fn prices_agree_with_kinds(program: &Program, library: &Path, findings: &Findings) -> bool {
+    // The first instruction of one function is emulated, and that of the other is single-stepped.
     let own = elf_offsets(&program.path, ["emulated", "single_stepped"]);
     let own = own.map(|(name, offset)| program.probe(name, &program.path, offset));
     let kinds = own.each_ref().map(|probe| probe.kind);
@@ -209,15 +210,15 @@ fn prices_tell_the_kinds(program: &Program, library: &Path, findings: &Findings)
             emulated_prices.push(probe.ns);
         }
     }
-    // The median: the machine may have been busy all the time that one of them was called.
+    // Uses the median, because the machine can be busy during all calls of one function.
     emulated_prices.sort_unstable();
     let median = emulated_prices.get(emulated_prices.len() / 2);
-    // Nearer to the one than to the other, as ratios go.
+    // The median is nearer to the emulated cost than to the single-stepped one, by ratio.
     let nearer = median.is_none_or(|&ns| ns < 0 || ns.pow(2) < emulated * stepped);
     0 < emulated && emulated * 3 / 2 < stepped && nearer
 }
 
-/// Where the functions lie in the program's file.
+/// The offsets of the functions in the program's file.
 fn elf_offsets(program: &Path, names: [&'static str; 2]) -> [(&'static str, u64); 2] {
     let output = Command::new("nm").arg(program).output().unwrap();
     let symbols = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -236,7 +237,8 @@ fn elf_offsets(program: &Path, names: [&'static str; 2]) -> [(&'static str, u64)
 
 // ---- the libraries ---------------------------------------------------------------------------------------
 
-/// The C library of this program, which is that of all dynamic programs here but for those of other libraries.
+/// The C library of this test program. All dynamic programs of this machine use it, except those built with another C
+/// library.
 fn glibc() -> PathBuf {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mut files = maps
@@ -247,8 +249,8 @@ fn glibc() -> PathBuf {
     PathBuf::from(path.expect("this program has a C library of its own file"))
 }
 
-/// `glibc-2.36-debian`: what it says of itself when it is executed, as `GNU C Library (Debian GLIBC …) …
-/// release version 2.36.`
+/// A name such as `glibc-2.36-debian`. It comes from the line that the library prints when it is executed:
+/// `GNU C Library (Debian GLIBC …) … release version 2.36.`
 fn name_of(glibc: &Path) -> String {
     let output = Command::new(glibc).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -261,7 +263,7 @@ fn name_of(glibc: &Path) -> String {
 }
 
 #[test]
-fn probes_of_glibc_are_what_is_said_of_their_places() {
+fn probes_of_glibc_are_of_the_kind_that_their_placement_says() {
     let path = glibc();
     let findings = findings(&path);
     assert_as_written(&name_of(&path), &findings);
@@ -270,12 +272,12 @@ fn probes_of_glibc_are_what_is_said_of_their_places() {
 }
 
 #[test]
-fn probes_of_musl_are_what_is_said_of_their_places() {
+fn probes_of_musl_are_of_the_kind_that_their_placement_says() {
     let machine = std::env::consts::ARCH;
     let path = fs::canonicalize(format!("/lib/ld-musl-{machine}.so.1"));
     let path = path.expect("musl is needed: `make install-deps`");
     let findings = findings(&path);
-    // Executed, it says: musl libc (…), Version 1.2.3, how to use it.
+    // When executed, musl prints these lines: `musl libc (…)`, `Version 1.2.3` and its usage.
     let output = Command::new(&path).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let version = said.lines().find_map(|line| line.strip_prefix("Version "));
@@ -285,8 +287,9 @@ fn probes_of_musl_are_what_is_said_of_their_places() {
     assert_kinds(&program, &program.loader, &findings);
 }
 
-/// Flags for functions that begin with a mark of where jumps may land, as those of the C libraries of Ubuntu and RHEL
-/// do, and the marks: endbr64, which the kernel does not emulate; `bti c`, or `paciasp`, which is one, too.
+/// The compiler flag for functions that begin with a landing pad, and the bytes of the landing pads. The C libraries of
+/// Ubuntu and RHEL have them. On x86_64 the landing pad is `endbr64`, which the kernel does not emulate. On aarch64 it
+/// is `bti c` or `paciasp`.
 #[cfg(target_arch = "x86_64")]
 const LANDING: (&str, &[[u8; 4]]) = ("-fcf-protection=full", &[[0xf3, 0x0f, 0x1e, 0xfa]]);
 #[cfg(target_arch = "aarch64")]
@@ -311,7 +314,7 @@ fn probes_of_a_library_with_landing_pads_are_placed_behind_them() {
         let entry = (site.file_offset - site.placement.offset) as usize;
         let pad = pads.iter().any(|pad| bytes[entry..].starts_with(pad));
         assert!(pad, "{site:?}");
-        // Some have no such place: compilers differ in what they compute first.
+        // Some functions have no place for an emulated probe: compilers differ in the instructions they put first.
         behind += usize::from(site.placement.kind == Kind::Emulated);
     }
     assert!(behind > 0, "{}", listed(&findings));

@@ -1,9 +1,9 @@
-//! Whose rights the command has, and with whose rights memleak writes: `--user`, sudo, and file capabilities, with
-//! real users.
+//! Tests the rights of the command and the rights with which memleak writes its report: `--user`, sudo, and file
+//! capabilities, with real users.
 //!
-//! The users are real to everything that runs in a mount namespace of the test's own, in which it has put
-//! its user database, its sudoers and a file system for privileged programs: nothing of it is left behind,
-//! however a test ends.
+//! Each test has its own mount namespace with its own user database, its own sudoers and a file system for privileged
+//! programs. The users are real to all programs that run in the namespace. The namespace leaves nothing behind, however
+//! a test ends.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -18,25 +18,25 @@ use crate::common::switches::switch;
 use tempfile::TempDir;
 
 const ALICE: u32 = 54321;
-/// A group that alice is in, and a group id.
+/// The id of the group `helpers`, which alice is a member of.
 const HELPERS: u32 = 54322;
-/// A user id that no user has.
+/// A user id without a user.
 const NOBODY: u32 = 54399;
 
-/// What a memleak that its users need no sudo for has.
+/// The file capabilities of a memleak that its users run without sudo.
 const CAPABILITIES: &str = "cap_bpf,cap_perfmon=ep";
 
-/// Shows whose a process is.
+/// Shows the user, the groups and the capabilities of a process.
 const SHOW: &str = "id; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/self/status";
 
-/// Enters the namespace and becomes the command. `$1` is the world's directory, `$2` memleak, `$3` its
+/// Sets up the namespace and executes the command. `$1` is the world's directory, `$2` is memleak, and `$3` are its
 /// capabilities.
 const ENTER: &str = r#"
     world=$1 memleak=$2 capabilities=$3; shift 3
     for file in passwd group shadow sudoers; do
         mount --bind "$world/etc/$file" "/etc/$file" || exit 99
     done
-    # /tmp, where the world is, may be mounted without the rights that files have.
+    # The world is in /tmp, which may be mounted nosuid.
     mount -t tmpfs -o mode=755 none "$world/bin" || exit 99
     cp "$memleak" "$world/bin/memleak" && cp "$(command -v id)" "$world/bin/root-id" || exit 99
     chmod u+s "$world/bin/root-id"
@@ -47,7 +47,7 @@ const ENTER: &str = r#"
     esac
     exec "$@""#;
 
-/// A directory, and what lies over this system's own files in the namespace.
+/// A directory, with the files that cover this system's own files in the namespace.
 struct World {
     directory: TempDir,
     capabilities: &'static str,
@@ -91,7 +91,7 @@ impl World {
         world
     }
 
-    /// A file of `/etc` with lines added.
+    /// Writes a copy of a file of `/etc` with lines added.
     fn overlay(&self, name: &str, lines: &str) {
         let own = Path::new("/etc").join(name);
         let new = self.path("etc").join(name);
@@ -113,14 +113,14 @@ impl World {
             .args(words)
             .env("LC_ALL", "C")
             .current_dir("/");
-        // As `sudo make test` sets them.
+        // `sudo make test` sets the SUDO_* ones.
         for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SLURM_SCRIPT_CONTEXT"] {
             command.env_remove(name);
         }
         command
     }
 
-    /// With alice's ids, groups and home, and no capabilities.
+    /// The same as `root`, with alice's ids, groups and home, and without capabilities.
     fn alice<A: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = A>) -> Command {
         let login = [
             "setpriv",
@@ -150,8 +150,8 @@ impl World {
             .collect()
     }
 
-    /// Fails unless the run ends with 125, says one line and nothing else, and does not start its command, which
-    /// would touch a file. Returns the line.
+    /// Fails unless memleak exits with 125, prints exactly one line, and does not start its command. The command would
+    /// touch a file. Returns the line.
     #[track_caller]
     fn refusal(&self, options: &[&str], run: impl FnOnce(Vec<OsString>) -> Command) -> String {
         let touched = self.path("tmp/touched");
@@ -169,7 +169,7 @@ impl World {
 
 #[track_caller]
 fn output(command: &mut Command) -> Output {
-    let output = command.output().expect("unshare is there");
+    let output = command.output().expect("unshare is installed");
     assert_ne!(
         output.status.code(),
         Some(99),
@@ -183,7 +183,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What a run that must end with 0 printed.
+/// The standard output of a run, which must exit with 0.
 #[track_caller]
 fn stdout_of(command: &mut Command) -> String {
     let output = output(command);
@@ -202,7 +202,7 @@ fn assert_says(line: &str, words: &[&str]) {
 // ---- another user ------------------------------------------------------------------------------------
 
 #[test]
-fn case_40_through_sudo_the_command_is_the_callers_as_if_started_directly() {
+fn case_40_through_sudo_the_command_runs_as_the_caller_would_start_it() {
     let world = World::new();
     let script = format!(
         r#"{SHOW}; echo "$HOME $USER $LOGNAME"; "$0/bin/root-id" -u; : > "$HOME/file"; stat -c '%u %g' "$HOME/file"
@@ -221,7 +221,7 @@ fn case_40_through_sudo_the_command_is_the_callers_as_if_started_directly() {
             "CapPrm:\t0000000000000000",
             "CapAmb:\t0000000000000000",
             "NoNewPrivs:\t0",
-            // The set-user-ID program.
+            // The output of the set-user-ID program.
             "\n0\n",
             "\n54321 54321\n",
         ],
@@ -230,7 +230,7 @@ fn case_40_through_sudo_the_command_is_the_callers_as_if_started_directly() {
 }
 
 #[test]
-fn a_user_is_taken_with_groups_by_name_and_by_id() {
+fn a_user_can_be_given_by_name_and_by_id_and_gets_its_groups() {
     let world = World::new();
     let (all, one) = ("54321 54322\n", "54322\n");
     for (user, uid, gid, groups) in [
@@ -251,7 +251,7 @@ fn a_user_is_taken_with_groups_by_name_and_by_id() {
 }
 
 #[test]
-fn a_user_comes_with_home_user_and_logname_where_they_are_known() {
+fn home_user_and_logname_are_set_if_the_user_has_an_entry() {
     let world = World::new();
     let show = ["sh", "-c", r#"echo "$HOME $USER $LOGNAME $MAIL""#];
     let home = world.path("home");
@@ -272,7 +272,7 @@ fn a_user_comes_with_home_user_and_logname_where_they_are_known() {
 }
 
 #[test]
-fn another_user_gets_no_capability_and_may_still_gain_some() {
+fn another_user_gets_no_capability_and_can_still_run_set_user_id_programs() {
     let world = World::new();
     let script = format!("{SHOW}; {}/bin/root-id -u", world.path("").display());
     let words = world.memleak(&["-q", "--user", "alice"], &["sh", "-c", &script]);
@@ -292,7 +292,7 @@ fn another_user_gets_no_capability_and_may_still_gain_some() {
 }
 
 #[test]
-fn a_user_that_cannot_be_taken_is_named_with_the_reason() {
+fn a_user_that_cannot_be_used_is_named_with_the_reason() {
     let world = World::new();
     let with = |name: &'static str, value: &'static str| {
         let world = &world;
@@ -338,7 +338,7 @@ fn a_user_that_cannot_be_taken_is_named_with_the_reason() {
 }
 
 #[test]
-fn root_that_may_not_change_users_does_not_start_the_command_as_root() {
+fn a_root_that_may_not_change_users_does_not_start_the_command() {
     let world = World::new();
     for (capability, step) in [("setgid", "setgroups"), ("setuid", "setuid")] {
         let without = format!("--bounding-set=-{capability}");
@@ -352,7 +352,7 @@ fn root_that_may_not_change_users_does_not_start_the_command_as_root() {
 
 // ---- report files ------------------------------------------------------------------------------------
 
-/// memleak as sudo starts it for alice.
+/// Starts memleak as sudo does for alice.
 fn sudo(world: &World, words: Vec<OsString>) -> Command {
     let mut command = world.root(words);
     command
@@ -362,7 +362,7 @@ fn sudo(world: &World, words: Vec<OsString>) -> Command {
 }
 
 #[test]
-fn under_sudo_a_report_never_goes_where_the_user_may_not_write() {
+fn under_sudo_no_report_is_written_where_the_user_may_not_write() {
     let world = World::new();
     let roots = world.path("roots");
     fs::write(&roots, "root's own\n").unwrap();
@@ -386,14 +386,14 @@ fn under_sudo_a_report_never_goes_where_the_user_may_not_write() {
     assert_eq!(fs::read_to_string(&roots).unwrap(), "root's own\n");
     assert!(!new.exists());
 
-    // What the message says to do.
+    // Follows the message's advice: runs without SUDO_UID.
     let words = world.memleak(&["-o", new.to_str().unwrap()], &["true"]);
     stdout_of(&mut world.root(words));
     assert_eq!(new.metadata().unwrap().uid(), 0);
 }
 
 #[test]
-fn under_sudo_a_report_is_the_users_file_and_their_groups_count() {
+fn under_sudo_a_report_belongs_to_the_user_and_may_use_the_users_groups() {
     let world = World::new();
     let shared = world.path("shared");
     fs::create_dir(&shared).unwrap();
@@ -407,7 +407,7 @@ fn under_sudo_a_report_is_the_users_file_and_their_groups_count() {
     assert_eq!((metadata.uid(), metadata.gid()), (ALICE, ALICE));
     let written = fs::read_to_string(&report).unwrap();
     assert!(written.lines().count() > 2, "{written}");
-    // And the command is root's, as it was.
+    // The command still runs as root.
     let directly = stdout_of(&mut sudo(
         &world,
         ["sh", "-c", SHOW].map(OsString::from).into(),
@@ -416,7 +416,7 @@ fn under_sudo_a_report_is_the_users_file_and_their_groups_count() {
 }
 
 #[test]
-fn a_sudo_uid_that_is_none_opens_no_report() {
+fn an_invalid_sudo_uid_is_refused_before_a_report_is_opened() {
     let world = World::new();
     let report = world.path("tmp/report");
     let line = world.refusal(&["-o", report.to_str().unwrap()], |words| {
@@ -429,7 +429,7 @@ fn a_sudo_uid_that_is_none_opens_no_report() {
 }
 
 #[test]
-fn percent_parts_of_a_report_name_are_put_in() {
+fn percent_patterns_in_a_report_name_are_replaced() {
     let world = World::new();
     let pattern = world.path("tmp/%q{JOB}.%h.%p.100%%");
     let script = ["sh", "-c", "echo $PPID"];
@@ -442,7 +442,7 @@ fn percent_parts_of_a_report_name_are_put_in() {
 }
 
 #[test]
-fn a_report_to_a_descriptor_of_the_callers_goes_there() {
+fn a_report_can_go_to_a_descriptor_of_the_caller() {
     let world = World::new();
     let file = world.path("tmp/both");
     let script = format!(
@@ -471,7 +471,7 @@ fn a_report_to_a_descriptor_of_the_callers_goes_there() {
 // ---- without sudo ------------------------------------------------------------------------------------
 
 #[test]
-fn case_05_without_any_right_the_remedy_is_named() {
+fn case_05_without_rights_memleak_names_the_remedy() {
     for capabilities in [
         "",
         "cap_bpf=ep",
@@ -505,7 +505,7 @@ fn with_file_capabilities_a_user_needs_no_sudo_and_the_counts_are_right() {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
     };
-    // Who may not read a program cannot tell whether it has an allocator of its own.
+    // If alice may not read a program, memleak cannot tell whether it has an allocator of its own.
     let unreadable = rows(0o711);
     assert_eq!(unreadable[0]["uncovered"], "unexamined", "{unreadable:#?}");
     assert_eq!(unreadable[0]["complete"], false);
@@ -523,13 +523,13 @@ fn with_file_capabilities_a_user_needs_no_sudo_and_the_counts_are_right() {
 }
 
 #[test]
-fn without_session_uprobes_multi_uprobes_take_no_more() {
+fn multi_uprobes_need_no_more_rights_than_session_uprobes() {
     let world = World::with_capabilities(CAPABILITIES);
     let words = world.memleak(&[&switch("method", "multi")], &["sh", "-c", "exit 3"]);
     let output = output(&mut world.alice(words));
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
 
-    // As below Linux 6.6.
+    // Kernels before Linux 6.6 have only this method.
     let options = switch("method", "perf-event");
     let options = [options.as_str()];
     let line = world.refusal(&options, |words| world.alice(words));
@@ -539,10 +539,10 @@ fn without_session_uprobes_multi_uprobes_take_no_more() {
     assert_eq!(world.alice(words).output().unwrap().status.code(), Some(3));
 }
 
-/// All that a binary with capabilities could give to the command, or take from it.
+/// Compares everything that a binary with capabilities could give to the command, or take from it.
 #[test]
-fn with_file_capabilities_the_command_finds_what_it_would_find_without_us() {
-    // More than are used: none of them may reach the command either.
+fn with_file_capabilities_the_command_inherits_the_same_as_without_memleak() {
+    // These are more capabilities than memleak uses. None of them may reach the command.
     let capabilities = "cap_bpf,cap_perfmon,cap_sys_admin,cap_dac_override,cap_setuid=ep";
     let world = World::with_capabilities(capabilities);
     let secret = world.path("secret");
@@ -553,7 +553,7 @@ fn with_file_capabilities_the_command_finds_what_it_would_find_without_us() {
         "$0/bin/root-id" -u; cat "$0/secret" || echo not mine"#
     );
     let directory = world.path("");
-    let shown = as_without_us(
+    let shown = same_as_without_memleak(
         &world,
         &[],
         &["sh", "-c", &script, directory.to_str().unwrap()],
@@ -570,9 +570,9 @@ fn with_file_capabilities_the_command_finds_what_it_would_find_without_us() {
     );
 }
 
-/// The loader takes such variables out of the environment of a program with file capabilities.
+/// The loader removes some of these variables from the environment of a program with file capabilities.
 #[test]
-fn with_file_capabilities_the_environment_is_the_callers_to_the_byte() {
+fn with_file_capabilities_the_command_has_the_callers_environment_byte_for_byte() {
     let world = World::with_capabilities(CAPABILITIES);
     let variables = [
         "A=1",
@@ -587,15 +587,16 @@ fn with_file_capabilities_the_environment_is_the_callers_to_the_byte() {
         "A=2",
         "Z=a\nb",
     ];
-    let shown = as_without_us(&world, &variables, &["env"]);
-    // env itself knows one variable of a name.
+    let shown = same_as_without_memleak(&world, &variables, &["env"]);
+    // env itself keeps one variable of each name.
     let expected = variables.join("\n").replace("A=2\n", "");
     assert_eq!(shown, expected.replace("A=1", "A=2") + "\n");
 }
 
-/// What the command shows when alice runs it with these variables (none: all), which must be the same under memleak.
+/// The output of the command when alice runs it with these variables. It must be the same under memleak. Without
+/// variables the command gets the whole environment.
 #[track_caller]
-fn as_without_us(world: &World, variables: &[&str], command: &[&str]) -> String {
+fn same_as_without_memleak(world: &World, variables: &[&str], command: &[&str]) -> String {
     let directly = command.iter().map(OsString::from).collect();
     let [without, with] = [directly, world.memleak(&["-q"], command)].map(|words| {
         let empty = (!variables.is_empty()).then_some("-i");
@@ -632,7 +633,7 @@ fn with_file_capabilities_a_report_is_opened_with_the_users_rights_alone() {
     assert_says(&line, &["-o", "Permission denied"]);
     assert_eq!(fs::read_to_string(&roots).unwrap(), "root's own\n");
 
-    // SUDO_UID means nothing where there is no sudo, and the name may use what the loader takes out.
+    // SUDO_UID has no meaning without sudo. The report's name may use a variable that the loader removes.
     let tmp = world.path("tmp");
     let words = world.memleak(&["-o", "%q{TMPDIR}/report"], &["true"]);
     let mut command = world.alice(words);
@@ -641,7 +642,7 @@ fn with_file_capabilities_a_report_is_opened_with_the_users_rights_alone() {
 }
 
 #[test]
-fn with_file_capabilities_the_commands_own_libraries_are_counted() {
+fn with_file_capabilities_memleak_counts_in_the_commands_own_libraries() {
     let world = World::with_capabilities(CAPABILITIES);
     let libraries = world.path("tmp/libraries");
     fs::create_dir(&libraries).unwrap();
@@ -656,7 +657,7 @@ fn with_file_capabilities_the_commands_own_libraries_are_counted() {
     for (name, value) in [("LD_LIBRARY_PATH", &libraries), ("LD_PRELOAD", &copy)] {
         let report = world.path("home/report");
         let options = ["--format", "json", "-o", report.to_str().unwrap()];
-        // Only the command is given the variable, by memleak; what comes before has its own libc.
+        // Only the command gets the variable, from memleak. The programs before it use their own libc.
         let words = world.memleak(&options, &["/bin/sh", "-c", "exit 3"]);
         let variable = OsString::from(format!("{name}={}", value.display()));
         let env = [OsString::from("env"), variable];
@@ -674,9 +675,9 @@ fn with_file_capabilities_the_commands_own_libraries_are_counted() {
 }
 
 #[test]
-fn nobody_but_root_may_look_into_a_memleak_with_capabilities() {
+fn only_root_can_inspect_a_memleak_with_capabilities() {
     let world = World::with_capabilities(CAPABILITIES);
-    // Its environment, its memory and its descriptors: not the user's to read, though the user's to signal.
+    // The user may not read memleak's environment, memory and descriptors, but may send signals to memleak.
     let script =
         "cd /proc/$PPID; cat environ mem; readlink -v fd/0; kill -0 $PPID && echo signalled";
     let words = world.memleak(&["-q"], &["sh", "-c", script]);
@@ -718,7 +719,7 @@ fn in_a_slurm_prolog_a_failed_gate_does_not_drain_the_node() {
             Some(code),
             "{context} {options:?}: {said}"
         );
-        // The report says that it failed, and where that did not count, why.
+        // The report says that the gate failed. Where the failure did not count, the report says why.
         assert_says(&said, &["failed"]);
         assert_eq!(said.contains("drains the node"), code == 0, "{said}");
     }
