@@ -1,5 +1,5 @@
-//! What `memleak -a` bears: many processes, many blocks, and being started and stopped again and again. How long
-//! and how often can be set: MEMLEAK_SCALE_SECONDS, MEMLEAK_SCALE_STARTS.
+//! Tests `memleak -a` under load: with many processes, with many blocks, and with many starts and stops.
+//! MEMLEAK_SCALE_SECONDS sets how long a test runs, and MEMLEAK_SCALE_STARTS how many starts it makes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use crate::common::watch::{Waiting, Watch};
 use crate::common::{Losses, fixture};
 use nix::sys::signal::Signal;
 
-/// One at a time: each needs the machine, and probes all of it.
+/// Lets one test run at a time: each needs the whole machine, and probes all of its processes.
 fn one() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -27,7 +27,7 @@ fn setting(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |value| value.parse().expect("a number"))
 }
 
-/// Of a run of `works_until_told`: how many blocks it allocated, a second.
+/// The number of blocks that a run of `works_until_told` allocated, in all and a second.
 fn rate(said: &str) -> (u64, u64) {
     let numbers: Vec<u64> = said
         .split_whitespace()
@@ -37,10 +37,10 @@ fn rate(said: &str) -> (u64, u64) {
 }
 
 #[test]
-fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() {
+fn every_exit_is_reported_once_and_exactly_under_full_load() {
     let _one = one();
     let seconds = setting("MEMLEAK_SCALE_SECONDS", 5);
-    // Room for what the rest of the machine may hold, too.
+    // Leaves room for the blocks of the machine's other processes.
     let watch = Watch::start(["-a", "1", "--max-allocs", "6000000"]);
     let mut holder = Waiting::fixture("works_until_told", &["0", "2000000", "7"]);
     let mut churner = Waiting::fixture("works_until_told", &["1000000", "0", "9"]);
@@ -49,7 +49,7 @@ fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() 
         .env_remove("LD_LIBRARY_PATH")
         .output()
         .expect("a fixture can be run");
-    let lives = String::from_utf8(lives.stdout).expect("it is text");
+    let lives = String::from_utf8(lives.stdout).expect("the output is text");
     let (holder_pid, churner_pid) = (holder.pid(), churner.pid());
     holder.go();
     churner.go();
@@ -58,9 +58,11 @@ fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() 
     let report = watch.stop();
 
     let mut lines: Vec<&str> = lives.lines().collect();
-    let closing = lines.pop().expect("it says how many there were");
+    let closing = lines
+        .pop()
+        .expect("a last line with the number of processes");
     assert_eq!(lines.len() as u64, seconds * 200, "{closing}");
-    // A pid may come again, hence lists.
+    // The kernel may reuse a pid, so each pid has a list.
     let mut expected: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     for line in lines {
         let (pid, bytes) = line.split_once(' ').expect("PID BYTES");
@@ -92,7 +94,7 @@ fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() 
     );
     let holder = report.row_of(holder_pid);
     assert_eq!(holder.counts.total_allocs_bytes, 16_000_007);
-    // The table has room for its blocks and some more; others hold some, too.
+    // The table has room for more than these blocks, but other processes also hold blocks.
     let lost = holder.losses;
     assert_eq!(
         holder.counts.leaked_bytes + lost.bytes_not_recorded,
@@ -107,7 +109,7 @@ fn every_exit_is_reported_once_and_exactly_on_a_machine_that_is_at_its_limits() 
     assert!(report.stderr.contains("of CPU in"), "{}", report.stderr);
 }
 
-/// A libc that nobody else has mapped.
+/// A libc that no process outside the test has mapped.
 struct Libc(PathBuf);
 
 impl Libc {
@@ -116,39 +118,39 @@ impl Libc {
         Libc(place.copy(&mapped("libc.so."), "lib/libc.so.6"))
     }
 
-    /// Starts one of the fixtures with it.
+    /// Starts one of the fixtures with this libc.
     #[track_caller]
     fn start(&self, name: &str, arguments: &[&str]) -> Waiting {
         let mut command = Command::new(mapped("ld-"));
-        let libraries = self.0.parent().expect("it is in a directory");
+        let libraries = self.0.parent().expect("the libc is in a directory");
         command.arg("--library-path").arg(libraries);
         Waiting::start(command.arg(fixture(name)).args(arguments))
     }
 
-    /// Whether a process that has mapped it has its code as it is in the file.
+    /// Whether the code of this libc in a process's memory equals the code in the file.
     fn is_unprobed_in(&self, pid: u32) -> bool {
         let (own, file) = code_of(pid, &self.0);
         own == file
     }
 }
 
-/// The code of a file that a process has mapped, as the process has it, and as the file has it.
+/// The code of a file that a process has mapped: first from the process's memory, then from the file.
 fn code_of(pid: u32, file: &Path) -> (Vec<u8>, Vec<u8>) {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs");
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process runs");
     let name = file.to_str().expect("a plain path");
     let line = maps
         .lines()
         .find(|line| line.ends_with(name) && line.contains("r-xp"))
-        .expect("it has mapped the file");
+        .expect("the process has mapped the file");
     let words: Vec<&str> = line.split_whitespace().collect();
     let hex = |text| u64::from_str_radix(text, 16).expect("a number");
     let (start, end) = words[0].split_once('-').expect("a range");
     let (start, end, offset) = (hex(start), hex(end), hex(words[2]));
     let read = |path: PathBuf, at| {
-        let mut bytes = vec![0; usize::try_from(end - start).expect("it fits")];
-        let file = File::open(path).expect("it is there");
-        // The last page may reach beyond the file's end.
-        let length = file.read_at(&mut bytes, at).expect("it can be read");
+        let mut bytes = vec![0; usize::try_from(end - start).expect("the length fits")];
+        let file = File::open(path).expect("the file exists");
+        // The last page can reach beyond the file's end.
+        let length = file.read_at(&mut bytes, at).expect("the file can be read");
         bytes.truncate(length);
         bytes
     };
@@ -159,7 +161,7 @@ fn code_of(pid: u32, file: &Path) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behind() {
+fn repeated_starts_and_stops_leave_the_workload_unharmed_and_no_probe_behind() {
     let _one = one();
     let starts = setting("MEMLEAK_SCALE_STARTS", 20);
     let place = Place::new();
@@ -168,7 +170,7 @@ fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behin
     let workloads = [start("1000000"), start("1000")];
     let pids = workloads.each_ref().map(Waiting::pid);
     let unprobed = || pids.iter().all(|&pid| libc.is_unprobed_in(pid));
-    // Whoever else watches the machine meanwhile has probes there, too; those left behind would stay.
+    // Another memleak that watches the machine also has probes there, for a time. Probes left behind would stay.
     let soon_unprobed = || {
         let began = Instant::now();
         while !unprobed() && began.elapsed() < Duration::from_secs(60) {
@@ -179,13 +181,13 @@ fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behin
     assert!(soon_unprobed());
     for round in 0..starts {
         let watch = Watch::all(&[]);
-        assert!(!unprobed(), "in round {round} there is no probe");
-        // At once, before it has seen anything, every other time.
+        assert!(!unprobed(), "no probe in round {round}");
+        // Every other round stops memleak at once, before it has seen any call.
         if round % 2 == 0 {
             run(Command::new(fixture("frees_all")).stdout(Stdio::null()));
         }
         watch.stop();
-        assert!(soon_unprobed(), "in round {round} there are probes left");
+        assert!(soon_unprobed(), "probes are left in round {round}");
     }
     for workload in workloads {
         let (status, said) = workload.finish();
@@ -195,21 +197,21 @@ fn starting_and_stopping_beside_a_workload_leaves_it_unharmed_and_no_probe_behin
 }
 
 #[test]
-fn killed_while_it_stops_it_leaves_no_probe_behind() {
+fn a_memleak_killed_while_it_stops_leaves_no_probe_behind() {
     let _one = one();
     let _machine = machine::unwatched();
     let place = Place::new();
     let libc = Libc::new(&place);
-    // So many that taking the probes out of all of them takes some milliseconds.
+    // With this many processes, the removal of all probes takes some milliseconds.
     let processes: Vec<_> = (0..32)
         .map(|_| libc.start("grows_by_line", &["100"]))
         .collect();
     let unprobed = || processes.iter().all(|one| libc.is_unprobed_in(one.pid()));
     for round in 0..12 {
         let mut watch = Watch::pid(processes[0].pid(), &[]);
-        assert!(!unprobed(), "in round {round} there is no probe");
+        assert!(!unprobed(), "no probe in round {round}");
         watch.signal(Signal::SIGINT);
-        // What it says last.
+        // memleak prints this last.
         watch.wait_for("of CPU in");
         let delay = Duration::from_micros(250 * round);
         sleep(delay);

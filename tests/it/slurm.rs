@@ -1,5 +1,5 @@
-//! `examples/slurm`, in a Slurm that is there for it: what a job leaks is in the report beside its output, and
-//! nothing that goes wrong with memleak stops a job or takes a node out of service.
+//! Tests `examples/slurm` in a Slurm cluster of the test's own. The leaks of a job are in the report beside the job's
+//! output. No failure of memleak stops a job or takes a node out of service.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -16,15 +16,18 @@ use crate::common::slurm::{Cluster, install, memleak, program, set};
 use crate::common::watch::rows;
 use crate::common::{Counts, Row, fixture};
 
-/// A job that takes longer to begin was held up.
-const HELD_UP: Duration = Duration::from_secs(10);
+/// A job that takes longer than this to begin was delayed.
+const DELAYED: Duration = Duration::from_secs(10);
 
-/// The rows of a report of which `program` is the executable, by what they leaked. The report is finished.
+/// The rows of `program` in a report, sorted by their leaked bytes. Fails unless the report is complete.
 #[track_caller]
 fn leaks(report: &Path, program: &Path) -> Vec<Row> {
     let text =
         fs::read_to_string(report).unwrap_or_else(|error| panic!("{}: {error}", report.display()));
-    let last = text.lines().last().expect("a summary at least");
+    let last = text
+        .lines()
+        .last()
+        .expect("the report has at least a summary");
     assert!(last.contains(r#""type":"summary""#), "cut off: {last}");
     let mut rows = rows(report);
     rows.retain(|row| row.exe.as_deref() == Some(program));
@@ -32,7 +35,7 @@ fn leaks(report: &Path, program: &Path) -> Vec<Row> {
     rows
 }
 
-/// Fails unless these are all, each followed from its beginning to its end.
+/// Fails unless the rows have exactly these counts, each from a process followed from its start to its exit.
 #[track_caller]
 fn assert_leaks(rows: &[Row], uid: u32, expected: &[Counts]) {
     let found: Vec<_> = rows.iter().map(|row| row.counts).collect();
@@ -50,20 +53,21 @@ fn leaked(blocks: u64, bytes: u64) -> Counts {
     counts(blocks * bytes, blocks, 0, blocks * bytes, blocks)
 }
 
-/// A fixture that everybody may execute.
+/// A copy of a fixture that every user may execute.
 fn copy(place: &Place, name: &str) -> PathBuf {
     place.copy(&fixture(name), name)
 }
 
 #[test]
-fn the_report_beside_a_jobs_output_is_what_the_job_leaked() {
+fn the_report_beside_a_jobs_output_has_the_jobs_leaks() {
     let cluster = Cluster::start(&memleak());
     let program = copy(&cluster.place, "leak_known");
     let out = cluster.place.path("out");
     let script = format!("mkdir -p logs; {0} && srun {0}", program.display());
-    fs::create_dir(out.join("logs")).expect("a directory of ours");
+    fs::create_dir(out.join("logs")).expect("the test's own directory");
     let owner = (cluster.user.uid.as_raw(), cluster.user.gid.as_raw());
-    std::os::unix::fs::chown(out.join("logs"), Some(owner.0), Some(owner.1)).expect("as root");
+    std::os::unix::fs::chown(out.join("logs"), Some(owner.0), Some(owner.1))
+        .expect("the test runs as root");
     let job = cluster.submit(&["-o", "logs/%j.out"], &script);
     assert_eq!(cluster.finish(&job), "COMPLETED");
 
@@ -74,12 +78,12 @@ fn the_report_beside_a_jobs_output_is_what_the_job_leaked() {
         counts(2_000_000, 2000, 1000, 1_000_000, 1000),
     );
     assert_leaks(&rows, owner.0, &[child, child, parent, parent]);
-    let file = report.metadata().expect("it is there");
+    let file = report.metadata().expect("the file exists");
     assert_eq!(
         (file.uid(), file.gid(), file.mode() & 0o777),
         (owner.0, owner.1, 0o600)
     );
-    // Nothing is left of the job: no process, no file in the spool, nothing to say.
+    // Nothing is left of the job: no process, no file in the spool, and no line in the log.
     cluster.assert_nothing_left();
     assert!(!cluster.place.path(&format!("spool/job.{job}")).exists());
     assert_eq!(cluster.log(), "");
@@ -87,7 +91,7 @@ fn the_report_beside_a_jobs_output_is_what_the_job_leaked() {
     // Each task of an array is a job with a report of its own.
     let job = cluster.submit(&["--array=7,8"], &format!("{}", program.display()));
     cluster.until("both have reports", |cluster| {
-        let names = fs::read_dir(cluster.place.path("out")).expect("it is there");
+        let names = fs::read_dir(cluster.place.path("out")).expect("the file exists");
         let reports = names.filter(|name| {
             let name = name.as_ref().expect("a name").file_name();
             name.to_string_lossy().ends_with(".node.json")
@@ -100,10 +104,10 @@ fn the_report_beside_a_jobs_output_is_what_the_job_leaked() {
 }
 
 #[test]
-fn the_prolog_returns_and_its_memleak_stays_tied_to_nothing_of_slurmds() {
+fn the_prolog_returns_and_its_memleak_shares_nothing_with_slurmd() {
     let cluster = Cluster::start("");
     let conf = cluster.place.path("slurm/memleak.conf");
-    // The second time with one that does not come to watch in time.
+    // The second round uses a memleak that does not start watching in time.
     let slow = cluster.place.script("slow", "#!/bin/sh\nexec sleep 20\n");
     for setting in [memleak(), program(&slow)] {
         set(&conf, &cluster.place, &setting);
@@ -114,11 +118,13 @@ fn the_prolog_returns_and_its_memleak_stays_tied_to_nothing_of_slurmds() {
         );
         let out = cluster.place.path("out");
         cluster.until("the job runs", |_| out.join("began").exists());
-        assert!(began.elapsed() < HELD_UP, "{:?}", began.elapsed());
+        assert!(began.elapsed() < DELAYED, "{:?}", began.elapsed());
 
         assert!(!cluster.is_running("prolog.sh"));
-        let pid = cluster.memleak_of(&job).expect("the prolog left its pid");
-        let process = proc::Process::of(pid).expect("it runs");
+        let pid = cluster
+            .memleak_of(&job)
+            .expect("the prolog left memleak's pid");
+        let process = proc::Process::of(pid).expect("the process runs");
         assert_eq!((process.session, process.group), (pid, pid), "{process:?}");
         let log = cluster.place.path(&format!("spool/job.{job}/log"));
         for (fd, leads_to) in [
@@ -126,16 +132,17 @@ fn the_prolog_returns_and_its_memleak_stays_tied_to_nothing_of_slurmds() {
             (1, Path::new("/dev/null")),
             (2, &log),
         ] {
-            let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).expect("it is open");
+            let link =
+                fs::read_link(format!("/proc/{pid}/fd/{fd}")).expect("the descriptor is open");
             assert_eq!(link, leads_to);
         }
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs") {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs") {
             let link = fs::read_link(entry.expect("a descriptor").path());
             let link = link.unwrap_or_default();
             assert!(!link.to_string_lossy().starts_with("pipe:"), "{link:?}");
         }
 
-        fs::write(out.join("go"), "").expect("a file of ours");
+        fs::write(out.join("go"), "").expect("the test's own file");
         assert_eq!(cluster.finish(&job), "COMPLETED");
         assert!(!proc::Process::is_alive(pid));
         cluster.assert_nothing_left();
@@ -152,11 +159,12 @@ fn a_memleak_that_fails_stops_no_job_and_drains_no_node() {
     let fails = "#!/bin/sh\necho 'memleak: no rights' >&2\nexit 125\n";
     let fails = cluster.place.script("fails", fails);
     let plain = cluster.place.path("plain");
-    fs::write(&plain, "").expect("a file of ours");
+    fs::write(&plain, "").expect("the test's own file");
     let missing = cluster.place.path("missing");
     let no_spool = format!("{}\nMEMLEAK_SPOOL={}", memleak(), plain.display());
     let open_spool = cluster.place.directory("open");
-    fs::set_permissions(&open_spool, PermissionsExt::from_mode(0o777)).expect("ours");
+    fs::set_permissions(&open_spool, PermissionsExt::from_mode(0o777))
+        .expect("the test's own file");
     let open_spool = format!("{}\nMEMLEAK_SPOOL={}", memleak(), open_spool.display());
     for (setting, why) in [
         (
@@ -173,7 +181,7 @@ fn a_memleak_that_fails_stops_no_job_and_drains_no_node() {
         let job = cluster.submit(&["-o", "%j.out"], "echo it ran");
         assert_eq!(cluster.finish(&job), "COMPLETED", "{setting}");
         let said = fs::read_to_string(cluster.place.path(&format!("out/{job}.out")));
-        assert_eq!(said.expect("its output"), "it ran\n");
+        assert_eq!(said.expect("the job's output"), "it ran\n");
         let log = cluster.log();
         if let Some(why) = why {
             let line = log
@@ -184,12 +192,16 @@ fn a_memleak_that_fails_stops_no_job_and_drains_no_node() {
         assert_eq!(cluster.node_state(), "idle", "{setting}");
     }
     cluster.assert_nothing_left();
-    let in_the_open = fs::read_dir(cluster.place.path("open")).expect("it is there");
-    assert_eq!(in_the_open.count(), 0, "a spool that others may write");
+    let in_open_spool = fs::read_dir(cluster.place.path("open")).expect("the file exists");
+    assert_eq!(
+        in_open_spool.count(),
+        0,
+        "memleak used a spool that other users may write"
+    );
 }
 
 #[test]
-fn a_failed_gate_in_a_prolog_drains_the_node_only_where_that_is_asked_for() {
+fn a_failed_gate_in_a_prolog_drains_the_node_only_with_allow_drain() {
     let cluster = Cluster::start("");
     let report = cluster.place.path("gate.json");
     let leaks = copy(&cluster.place, "leak_known");
@@ -213,12 +225,12 @@ fn a_failed_gate_in_a_prolog_drains_the_node_only_where_that_is_asked_for() {
 }
 
 #[test]
-fn what_a_user_plants_at_the_reports_place_is_not_written_through() {
+fn the_report_is_not_written_through_links_that_a_user_planted() {
     let cluster = Cluster::start(&memleak());
     let program = copy(&cluster.place, "holds_blocks");
     let out = cluster.place.path("out");
     let precious = cluster.place.path("precious");
-    fs::write(&precious, "precious").expect("a file of ours");
+    fs::write(&precious, "precious").expect("the test's own file");
     let roots = cluster.place.directory("roots");
     let uid = cluster.user.uid.as_raw();
 
@@ -233,9 +245,12 @@ fn what_a_user_plants_at_the_reports_place_is_not_written_through() {
     assert_eq!(cluster.finish(&job), "COMPLETED");
     let report = out.join(format!("memleak-{job}.node.2.json"));
     assert_leaks(&leaks(&report, &program), uid, &[leaked(3, 100)]);
-    assert_eq!(report.symlink_metadata().expect("it is there").uid(), uid);
+    assert_eq!(
+        report.symlink_metadata().expect("the file exists").uid(),
+        uid
+    );
 
-    // A directory that is somebody else's by the end.
+    // At the job's end the report's directory belongs to another user.
     let script = format!(
         "mkdir logs; cd ..; mv out/logs out/old; ln -s {} out/logs; {leak}",
         roots.display()
@@ -252,13 +267,19 @@ fn what_a_user_plants_at_the_reports_place_is_not_written_through() {
     let why = format!("job {job}: the report stays in");
     assert!(cluster.log().contains(&why), "{}", cluster.log());
 
-    assert_eq!(fs::read_to_string(&precious).expect("ours"), "precious");
-    assert_eq!(fs::read_dir(&roots).expect("ours").count(), 0);
+    assert_eq!(
+        fs::read_to_string(&precious).expect("the test's own file"),
+        "precious"
+    );
+    assert_eq!(
+        fs::read_dir(&roots).expect("the test's own file").count(),
+        0
+    );
     assert_eq!(cluster.node_state(), "idle");
 }
 
 #[test]
-fn each_task_has_a_report_of_its_own_where_the_job_asks_for_that() {
+fn each_task_has_its_own_report_if_the_job_asks_for_it() {
     let cluster = Cluster::start(&memleak());
     let program = copy(&cluster.place, "holds_blocks");
     let script = format!(
@@ -274,12 +295,12 @@ fn each_task_has_a_report_of_its_own_where_the_job_asks_for_that() {
         let report = cluster.place.path(&format!("out/{job}.{name}.json"));
         assert_leaks(&leaks(&report, &program), 0, &[leaked(blocks, bytes)]);
     }
-    // For the whole of root's job there is none: it would be one of the whole node.
+    // There is no report for the whole of root's job, because it would cover the whole node.
     assert!(cluster.log().contains("is not watched: it is root's"));
     cluster.assert_nothing_left();
 }
 
-/// Job 77 of nobody's, without a Slurm. Its memleak ends when this is dropped, if not before.
+/// Job 77 of the user nobody, without a Slurm. Dropping this value ends the job's memleak, if it still runs.
 struct Job {
     scripts: PathBuf,
     out: PathBuf,
@@ -294,7 +315,7 @@ impl Job {
             .env("SLURM_JOB_WORK_DIR", &self.out)
             .stdin(Stdio::null())
             .status();
-        status.expect("it can be run")
+        status.expect("the script can be run")
     }
 }
 
@@ -305,7 +326,7 @@ impl Drop for Job {
 }
 
 #[test]
-fn where_jobs_have_control_groups_other_processes_of_the_user_are_not_in_the_report() {
+fn with_control_groups_for_jobs_the_report_omits_other_processes_of_the_user() {
     let place = Place::new();
     let group = Group::new();
     let scope = group.path.display();
@@ -313,7 +334,7 @@ fn where_jobs_have_control_groups_other_processes_of_the_user_are_not_in_the_rep
     let leaker = copy(&place, "holds_blocks");
     let uid = 65534;
     let out = place.directory("out");
-    std::os::unix::fs::chown(&out, Some(uid), Some(uid)).expect("as root");
+    std::os::unix::fs::chown(&out, Some(uid), Some(uid)).expect("the test runs as root");
     let job = Job {
         scripts: place.path("slurm"),
         out: out.clone(),
@@ -328,25 +349,25 @@ fn where_jobs_have_control_groups_other_processes_of_the_user_are_not_in_the_rep
             .env_remove("LD_LIBRARY_PATH"));
     };
     script("prolog");
-    // Of a job there is one, even if Slurm should ask again.
+    // A job has one memleak, even if Slurm runs the prolog again.
     script("prolog");
-    let log = fs::read_to_string(place.path("spool/log")).expect("there is something to say");
+    let log = fs::read_to_string(place.path("spool/log")).expect("the log exists");
     assert!(
         log.contains("job 77: is not watched: it is already"),
         "{log}"
     );
-    // As Slurm does: it takes the job's group that is there, and makes one below it for each step.
+    // Slurm does the same: it uses the job's existing group, and makes one group below it for each step.
     let own = group.path.join("job_77");
     for step in ["step_0", "step_1"] {
-        fs::create_dir(own.join(step)).expect("the prolog made the job's");
+        fs::create_dir(own.join(step)).expect("the prolog made the job's group");
     }
     leak(&own.join("step_0"), "1");
     leak(&group.path, "2");
     leak(&own.join("step_1"), "3");
     for step in ["step_0", "step_1"] {
-        fs::remove_dir(own.join(step)).expect("they are empty");
+        fs::remove_dir(own.join(step)).expect("the groups are empty");
     }
-    // A step that ends takes the job's group away if it can, and others would come that nobody watches.
+    // When a step ends, it removes the job's group if it can. memleak would not watch a new group that replaces it.
     assert!(fs::remove_dir(&own).is_err());
     script("epilog");
     let rows = leaks(&out.join("memleak-77.node.json"), &leaker);

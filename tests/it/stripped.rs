@@ -1,4 +1,4 @@
-//! Static programs whose symbols were split off are counted like any other, where the symbols can be found.
+//! Tests that memleak counts static programs with split-off symbols like other programs, if it can find the symbols.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use crate::common::files;
 use crate::common::{Counts, Job, fixture};
 use tempfile::TempDir;
 
-/// Builds in a directory of its own from the static fixture, which is `$WHOLE` to the script.
+/// Runs a build script in a new directory. In the script `$WHOLE` is the static fixture.
 #[track_caller]
 fn built(script: &str) -> TempDir {
     let directory = TempDir::new().unwrap();
@@ -25,8 +25,8 @@ fn built(script: &str) -> TempDir {
     directory
 }
 
-/// What the fixture does, seen by its own symbols. glibc's start allocates some, too, among it the path of
-/// the program's directory.
+/// The counts of the fixture with its own symbols. They include allocations of glibc's start, such as the path of the
+/// program's directory.
 fn expected(directory: &Path, bytes: &str) -> Counts {
     let whole = directory.join("whole");
     files::copy(fixture("static_leak"), &whole);
@@ -50,7 +50,7 @@ fn assert_counted(program: &Path, wrapper: &[&str]) {
 
 #[test]
 fn a_program_with_packed_symbols_is_counted() {
-    // As Fedora's find-debuginfo does it.
+    // Fedora's find-debuginfo does the same.
     let directory = built(
         r#"
         nm "$WHOLE" --format=posix --defined-only | awk '$2 ~ /[TtWw]/ {print $1}' | sort > keep
@@ -64,7 +64,7 @@ fn a_program_with_packed_symbols_is_counted() {
 }
 
 #[test]
-fn a_program_with_a_debug_file_of_its_build_is_counted() {
+fn a_program_with_a_debug_file_for_its_build_id_is_counted() {
     let directory = built(
         r#"
         objcopy --only-keep-debug "$WHOLE" debug
@@ -74,14 +74,14 @@ fn a_program_with_a_debug_file_of_its_build_is_counted() {
         mv debug ".build-id/${id%"${id#??}"}/${id#??}.debug""#,
     );
     let program = directory.path().join("stripped");
-    // Nobody else sees the debug file.
+    // The debug file is visible only in this mount namespace.
     let script = r#"mkdir -p /usr/lib/debug && mount --bind "$0" /usr/lib/debug && exec "$@""#;
     let below = directory.path().to_str().unwrap();
     assert_counted(&program, &["unshare", "--mount", "sh", "-c", script, below]);
 }
 
 #[test]
-fn a_program_whose_symbols_are_nowhere_is_not_taken_for_one_that_leaks_nothing() {
+fn a_program_without_symbols_is_not_reported_as_free_of_leaks() {
     let directory = built(r#"strip -o stripped "$WHOLE""#);
     let report = Job::new(directory.path().join("stripped"), ["500"]).run();
     let row = report.only_row();

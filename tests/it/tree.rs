@@ -1,5 +1,6 @@
-//! memleak is exact on real software: whole trees of programs that nobody here wrote, against the
-//! interposing counter in the same run, as both see the same calls; and totals against valgrind's.
+//! Tests that memleak is exact on real software, which this project did not write. The tests compare whole process
+//! trees with the interposing counter in the same run, because both see the same calls. They also compare totals with
+//! valgrind's.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,8 +10,8 @@ use std::path::Path;
 use crate::common::{Counted, Job, code, files, valgrind_totals};
 use tempfile::TempDir;
 
-/// Runs a job under both counters; fails unless it exits with 0, both count the same, and there are at
-/// least so many processes, among them these programs: a tree that fails early would be easy to agree on.
+/// Runs a job under both counters. Fails unless the job exits with 0 and both counts are equal. The tree must have at
+/// least `processes` processes, among them `programs`: the counts of a tree that fails early could agree by chance.
 #[track_caller]
 fn assert_exact_tree(job: &Job, processes: u64, programs: &[&str]) -> Counted {
     let counted = job.run_counted();
@@ -44,7 +45,7 @@ fn assert_exact_tree(job: &Job, processes: u64, programs: &[&str]) -> Counted {
 
 fn write(directory: &Path, name: &str, text: &str) {
     let path = directory.join(name);
-    fs::create_dir_all(path.parent().expect("a directory")).expect("can be written");
+    fs::create_dir_all(path.parent().expect("a directory")).expect("the directory can be made");
     files::write_script(&path, text, 0o644);
 }
 
@@ -80,7 +81,7 @@ fn git_with_a_hook_is_exact() {
     let repository = TempDir::new().expect("a temporary directory");
     write(repository.path(), "a.txt", &"one line\n".repeat(1000));
     let home = TempDir::new().expect("a temporary directory");
-    // Without the last two git leaves a process behind that goes on after the command.
+    // Without the last two settings git leaves a process that continues after the command.
     let config = "[user]\nname = A\nemail = a@example.org\n[gc]\nautoDetach = false\n[maintenance]\nauto = false\n";
     write(home.path(), ".gitconfig", config);
     // The hook's process tree hangs below git's.
@@ -98,7 +99,7 @@ fn git_with_a_hook_is_exact() {
 }
 
 #[test]
-fn make_with_the_compilers_children_is_exact() {
+fn make_with_compiler_processes_is_exact() {
     let project = TempDir::new().expect("a temporary directory");
     let mut makefile = "all: program\n\t./program\n".to_string();
     makefile += "program: a.o b.o c.o\n\tcc -o $@ $^\n%.o: %.c\n\tcc -O1 -c -o $@ $<\n";
@@ -113,7 +114,7 @@ fn make_with_the_compilers_children_is_exact() {
     let main = "#include <stdio.h>\nint b(const char *), c(const char *);\n\
                 int main(void) { printf(\"%d\\n\", b(\"12\") + c(\"3\")); return 0; }\n";
     write(project.path(), "a.c", main);
-    // Under `make test` this make is not the first, and would say which directory it enters and leaves.
+    // Under `make test` this is a make in a make, which would print the directory that it enters and leaves.
     let job = Job::new("make", ["-j2", "--no-print-directory"]).in_directory(project.path());
     let counted = assert_exact_tree(&job, 12, &["make", "cc1", "program"]);
     assert!(
@@ -156,7 +157,7 @@ if __name__ == '__main__':
     # `spawn` starts a process that would end only some time after this one.
     resource_tracker._resource_tracker._stop()
 ";
-    // By `spawn` the children read the script again: it must be a file.
+    // With `spawn` the children read the script again, so it must be a file.
     let directory = TempDir::new().expect("a temporary directory");
     write(directory.path(), "pool.py", script);
     let job = Job::new("python3", ["pool.py"]).in_directory(directory.path());
@@ -185,7 +186,7 @@ fn perl_with_fork_and_system_is_exact() {
 }
 
 #[test]
-fn a_chain_of_interpreters_that_execute_each_other_is_exact() {
+fn a_chain_of_interpreters_is_exact() {
     let directory = TempDir::new().expect("a temporary directory");
     write(
         directory.path(),
@@ -199,17 +200,18 @@ fn a_chain_of_interpreters_that_execute_each_other_is_exact() {
     );
     for name in ["first", "second"] {
         let path = directory.path().join(name);
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("can be changed");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+            .expect("the mode can be changed");
     }
     let job = Job::new(directory.path().join("first"), [""; 0]);
     let counted = assert_exact_tree(&job, 1, &["env", "bash", "nice", "ls"]);
     let chain = counted.report.rows.iter().map(|row| row.image).max();
-    // preload, sh, env, env (of the second script's first line), bash, nice, sh, ls
+    // The images are preload, sh, env, env (of the second script's first line), bash, nice, sh, ls.
     assert_eq!(chain, Some(7), "{:#?}", counted.report.rows);
 }
 
 #[test]
-fn totals_of_single_programs_are_those_of_valgrind() {
+fn totals_of_single_programs_equal_those_of_valgrind() {
     let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/common/mod.rs");
     let jobs = [
         Job::new("ls", ["-l", "/usr"]),
