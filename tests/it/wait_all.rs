@@ -1,4 +1,5 @@
-//! What memleak does about processes that go on after the command: tells that they run, or waits for them.
+//! Tests what memleak does with processes that continue after the command: it reports them as running, or waits for
+//! them.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use crate::common::expected::{End, counts};
 use crate::common::{Counts, DEFAULT_SIGNALS, Job, Report, code};
 use nix::sys::signal::{Signal, kill, killpg};
 
-/// How long the daemon holds its block, and how long a start of memleak may take beside other tests.
+/// How long the daemon holds its block. A start of memleak beside other tests may take as long.
 const HELD: Duration = Duration::from_secs(5);
 
 fn daemon(options: &[&str]) -> Job {
@@ -15,7 +16,7 @@ fn daemon(options: &[&str]) -> Job {
     Job::fixture("daemonises_twice", &[&held]).options(options)
 }
 
-/// The daemon's row comes last.
+/// Checks the daemon's row, which comes last, and those of the four other processes.
 #[track_caller]
 fn assert_daemon(report: &Report, end: &str, expected: Counts) {
     assert_eq!(code(report.status), 0, "{}", report.stderr);
@@ -32,19 +33,18 @@ fn assert_daemon(report: &Report, end: &str, expected: Counts) {
     assert_eq!(report.summary.processes, 5);
 }
 
-/// While it holds its block.
+/// The daemon's counts while it holds its block.
 fn held() -> Counts {
     counts(1030, 2, 0, 1030, 2)
 }
 
 #[test]
-fn case_39_without_the_option_memleak_leaves_with_the_command_and_says_who_runs() {
-    // 39
+fn case_39_without_the_option_memleak_exits_with_the_command_and_reports_running_processes() {
     let began = Instant::now();
     let report = daemon(&[]).run();
     assert!(began.elapsed() < HELD, "{:?}", began.elapsed());
     let last = report.rows.last().expect("a row");
-    // It may not have come to its first block yet, nor all of the others to their ends.
+    // The daemon may not have allocated its first block yet, and not all of the other processes may have exited.
     assert!(
         last.end == "running" && last.counts.free_count == 0,
         "{last:#?}"
@@ -53,8 +53,7 @@ fn case_39_without_the_option_memleak_leaves_with_the_command_and_says_who_runs(
 }
 
 #[test]
-fn case_39_with_a_limit_memleak_leaves_in_time() {
-    // 39
+fn case_39_with_a_time_limit_memleak_exits_in_time() {
     let began = Instant::now();
     let report = daemon(&["--wait-all=2"]).run();
     let took = began.elapsed();
@@ -66,8 +65,8 @@ fn case_39_with_a_limit_memleak_leaves_in_time() {
 }
 
 #[test]
-fn without_a_limit_memleak_leaves_with_the_last_process() {
-    // 39
+fn without_a_time_limit_memleak_exits_with_the_last_process() {
+    // Case 39.
     let began = Instant::now();
     let report = daemon(&["--wait-all"]).run();
     assert!(began.elapsed() >= HELD);
@@ -76,7 +75,7 @@ fn without_a_limit_memleak_leaves_with_the_last_process() {
 }
 
 #[test]
-fn as_first_process_of_a_namespace_memleak_waits_for_orphans_that_are_its_own_children() {
+fn memleak_as_pid_1_of_a_namespace_waits_for_the_orphans_that_it_inherits() {
     let report = daemon(&["--wait-all"])
         .under(&["unshare", "--pid", "--fork", "--mount-proc"])
         .run();
@@ -84,7 +83,7 @@ fn as_first_process_of_a_namespace_memleak_waits_for_orphans_that_are_its_own_ch
 }
 
 #[test]
-fn a_limit_that_is_not_needed_is_not_waited_for() {
+fn memleak_does_not_wait_for_the_time_limit_after_the_last_exit() {
     let began = Instant::now();
     let report = Job::shell("sleep 0.3 & exit 3")
         .options(["--wait-all=60"])
@@ -115,7 +114,7 @@ fn rows_appear_while_memleak_waits() {
 }
 
 #[test]
-fn a_signal_ends_the_wait_and_nothing_else() {
+fn a_signal_ends_the_wait_but_does_not_change_the_exit_code() {
     for signal in [
         Signal::SIGINT,
         Signal::SIGTERM,
@@ -127,7 +126,7 @@ fn a_signal_ends_the_wait_and_nothing_else() {
             .under(&DEFAULT_SIGNALS)
             .start();
         let began = Instant::now();
-        // The command's own row: it has ended.
+        // The command's own row shows that the command has exited.
         while !std::fs::read_to_string(running.json())
             .unwrap_or_default()
             .contains(r#""exit_code":3"#)
@@ -139,7 +138,7 @@ fn a_signal_ends_the_wait_and_nothing_else() {
         kill(running.pid(), signal).expect("memleak waits");
         let group = running.pid();
         let report = running.wait_with(|| {
-            // `sleep` holds the pipes that the test reads to their ends.
+            // `sleep` keeps the pipes open that the test reads to the end of file.
             let _ = killpg(group, Signal::SIGKILL);
         });
         assert_eq!(code(report.status), 3, "{signal}");
@@ -149,7 +148,7 @@ fn a_signal_ends_the_wait_and_nothing_else() {
 }
 
 #[test]
-fn nobody_is_missed_or_counted_twice_who_ends_while_memleak_leaves() {
+fn no_process_that_exits_while_memleak_stops_is_missed_or_counted_twice() {
     const CHILDREN: u64 = 200;
     for _ in 0..5 {
         let running = Job::fixture("ends_among_others", &[&CHILDREN.to_string()]).start();
@@ -176,8 +175,8 @@ fn nobody_is_missed_or_counted_twice_who_ends_while_memleak_leaves() {
 }
 
 #[test]
-fn a_gate_judges_what_has_ended_and_not_what_runs() {
-    // What runs holds 1,030 bytes; when it ends it has leaked 30.
+fn a_gate_judges_exited_processes_and_not_running_ones() {
+    // The running daemon holds 1,030 bytes. When it exits, it has leaked 30.
     let judged = |options: &[&str]| {
         let report = daemon(options).options(["--fail-on-leak", "29"]).run();
         let gate = report.summary.gate.clone().expect("a gate");

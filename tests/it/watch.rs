@@ -1,5 +1,5 @@
-//! `memleak -p`: processes that were there before memleak are counted from then on, and what they start from
-//! its beginning.
+//! Tests `memleak -p`. memleak counts processes that already ran when it attached from that time on. It counts the
+//! programs that they start from their beginning.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::common::{Counts, Losses, Row, compare, counter, fixture};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-/// What `joined_midway BEFORE AFTER` does when it has read its input.
+/// The counts of `joined_midway BEFORE AFTER` after it has read its input.
 fn midway(before: u64, after: u64) -> Counts {
     Counts {
         unknown_frees: before + 1,
@@ -30,7 +30,7 @@ fn midway(before: u64, after: u64) -> Counts {
     }
 }
 
-/// Of a process that was there before, of which nothing was lost since.
+/// Checks the row of a process that ran before memleak attached. No call since then was lost.
 #[track_caller]
 fn assert_since_attach(row: &Row, end: End, counts: Counts) {
     assert_eq!(
@@ -41,7 +41,7 @@ fn assert_since_attach(row: &Row, end: End, counts: Counts) {
     assert!(!row.complete && row.uncovered.is_none(), "{row:#?}");
 }
 
-/// Of a process that was followed from its beginning.
+/// Checks the row of a process that memleak followed from its beginning.
 #[track_caller]
 fn assert_from_start(row: &Row, end: End, counts: Counts) {
     assert_eq!(
@@ -52,10 +52,10 @@ fn assert_from_start(row: &Row, end: End, counts: Counts) {
     assert!(row.complete, "{row:#?}");
 }
 
-// ---- what was there --------------------------------------------------------------------------------------
+// ---- processes that ran before ---------------------------------------------------------------------------
 
 #[test]
-fn a_process_that_was_there_is_counted_from_then_on_and_its_sums_are_never_negative() {
+fn a_running_process_is_counted_from_the_attach_on_and_its_sums_are_never_negative() {
     for programs in BOTH.iter() {
         let target = Waiting::fixture("joined_midway", &["500", "11"]);
         let pid = target.pid();
@@ -76,7 +76,7 @@ fn a_process_that_was_there_is_counted_from_then_on_and_its_sums_are_never_negat
 }
 
 #[test]
-fn threads_that_were_there_are_counted_each_from_its_next_call() {
+fn each_running_thread_is_counted_from_its_next_call() {
     for programs in BOTH.iter() {
         for arguments in [&["5"][..], &["5", "leaderless"]] {
             let mut target = Waiting::fixture("threads_joined_midway", arguments);
@@ -92,14 +92,14 @@ fn threads_that_were_there_are_counted_each_from_its_next_call() {
             assert_since_attach(row, End::Exit(7), expected);
             assert_eq!(
                 row.comm, "threads_joined_",
-                "the leader's, though it has left"
+                "the leader's name, though the leader has exited"
             );
         }
     }
 }
 
 #[test]
-fn a_process_that_does_nothing_any_more_has_its_row_all_the_same() {
+fn a_process_without_a_call_since_the_attach_still_has_a_row() {
     for programs in BOTH.iter() {
         let target = Waiting::fixture("joined_midway", &["1", "1"]);
         let pid = target.pid();
@@ -112,7 +112,7 @@ fn a_process_that_does_nothing_any_more_has_its_row_all_the_same() {
 }
 
 #[test]
-fn what_the_process_executes_is_counted_from_its_beginning_whichever_thread_executes_it() {
+fn an_executed_program_is_counted_from_its_beginning_whichever_thread_executes_it() {
     for programs in BOTH.iter() {
         let program = fixture("leaks_2mb");
         let program = program.to_str().expect("a plain path");
@@ -142,7 +142,7 @@ fn what_the_process_executes_is_counted_from_its_beginning_whichever_thread_exec
 }
 
 #[test]
-fn what_a_process_starts_is_followed_unless_it_is_not_wanted() {
+fn child_processes_are_followed_unless_no_children_is_given() {
     for programs in BOTH.iter() {
         let program = fixture("leaks_2mb");
         let program = program.to_str().expect("a plain path");
@@ -168,14 +168,14 @@ fn what_a_process_starts_is_followed_unless_it_is_not_wanted() {
     }
 }
 
-/// A shell that executes the words that follow, one time after the other, when its standard input has ended.
+/// Starts a shell that waits for the end of its standard input. Then it runs `script`, whose arguments are `words`.
 fn shell_that_waits(script: &str, words: &[std::ffi::OsString]) -> Waiting {
     let script = format!("echo ready $$; read -r line; {script}");
     Waiting::start(Command::new("sh").args(["-c", &script, "sh"]).args(words))
 }
 
 #[test]
-fn a_tree_that_starts_after_memleak_is_counted_as_the_counter_does() {
+fn memleak_and_the_counter_agree_on_a_tree_that_starts_after_memleak() {
     let directory = TempDir::new().expect("a temporary directory");
     let tree = "ls -l / | sort | head -3 >/dev/null; python3 -c 'import subprocess; \
                 subprocess.run([\"git\", \"--version\"])'; for i in 1 2 3; do date; done";
@@ -195,7 +195,7 @@ fn a_tree_that_starts_after_memleak_is_counted_as_the_counter_does() {
 }
 
 #[test]
-fn several_processes_are_watched_until_the_last_of_them_has_ended() {
+fn several_processes_are_watched_until_the_last_one_exits() {
     for together in [true, false] {
         let [mut first, mut last] =
             [(); 2].map(|()| Waiting::fixture("joined_midway", &["3", "4"]));
@@ -218,10 +218,10 @@ fn several_processes_are_watched_until_the_last_of_them_has_ended() {
     }
 }
 
-// ---- the file that it has mapped -----------------------------------------------------------------------------
+// ---- the mapped files ----------------------------------------------------------------------------------------
 
 #[test]
-fn each_kind_of_program_is_probed_where_it_has_its_allocator() {
+fn each_kind_of_program_is_probed_in_the_file_of_its_allocator() {
     let place = Place::new();
     for kind in [
         Kind::Dynamic,
@@ -244,7 +244,7 @@ fn each_kind_of_program_is_probed_where_it_has_its_allocator() {
 }
 
 #[test]
-fn a_library_or_program_that_was_deleted_or_replaced_is_probed_as_it_is_mapped() {
+fn a_deleted_or_replaced_library_or_program_is_probed_in_the_mapped_file() {
     for replaced in [false, true] {
         let place = Place::new();
         let libraries = place.directory("lib");
@@ -253,10 +253,10 @@ fn a_library_or_program_that_was_deleted_or_replaced_is_probed_as_it_is_mapped()
         let mut command = Command::new(mapped("ld-"));
         command.arg("--library-path").arg(&libraries).arg(&program);
         let target = Waiting::start(command.args(["2", "8"]));
-        fs::remove_file(&libc).expect("a file of ours");
-        fs::remove_file(&program).expect("a file of ours");
+        fs::remove_file(&libc).expect("the test's own file");
+        fs::remove_file(&program).expect("the test's own file");
         if replaced {
-            // Not the same file, though it has the name.
+            // This is another file with the same name.
             place.copy(Path::new("/bin/true"), "lib/libc.so.6");
         }
         let pid = target.pid();
@@ -268,8 +268,8 @@ fn a_library_or_program_that_was_deleted_or_replaced_is_probed_as_it_is_mapped()
 }
 
 #[test]
-fn a_process_in_another_root_mount_and_pid_namespace_is_probed_there() {
-    // A libc of its own, at the path of ours, on a file system that only it can see.
+fn a_process_in_another_root_and_other_namespaces_is_probed_there() {
+    // The process has its own libc at the path of the host's libc, on a file system that only the process can see.
     const ENTER: &str = r#"
         mount -t tmpfs none "$1" && cd "$1" && mkdir old proc || exit 99
         cp --parents $(ldd /bin/sh /bin/umount "$2" | grep -o '/[^ :]*' | sort -u) . || exit 99
@@ -302,7 +302,7 @@ fn a_process_in_another_root_mount_and_pid_namespace_is_probed_there() {
 
 fn children(parent: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    let children = children.expect("it runs");
+    let children = children.expect("the process runs");
     children
         .split_whitespace()
         .map(|pid| pid.parse().expect("a pid"))
@@ -310,7 +310,7 @@ fn children(parent: u32) -> Vec<u32> {
 }
 
 #[test]
-fn an_allocator_that_comes_later_is_probed_before_it_is_used() {
+fn an_allocator_that_is_mapped_later_is_probed_before_its_first_call() {
     let place = Place::new();
     let program = place.newcomer(Kind::MuslStatic, "later");
     let program = program.to_str().expect("a plain path");
@@ -329,10 +329,10 @@ fn an_allocator_that_comes_later_is_probed_before_it_is_used() {
     assert_from_start(row, End::Exit(0), own(50));
 }
 
-// ---- windows, what runs, signals -------------------------------------------------------------------------------
+// ---- windows, running processes, signals -----------------------------------------------------------------------
 
 #[test]
-fn a_signal_ends_it_with_the_window_that_is_open_and_leaves_the_process_alone() {
+fn a_signal_ends_memleak_with_the_open_window_and_leaves_the_process_alone() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         const SCRIPT: &str =
             "echo ready $$; while read -r line; do \"$1\"; echo again; done; echo end";
@@ -348,7 +348,10 @@ fn a_signal_ends_it_with_the_window_that_is_open_and_leaves_the_process_alone() 
         watch.signal(signal);
         let report = watch.wait();
         assert_eq!(report.rows.iter().filter(|found| row(found)).count(), 1);
-        assert!(report.rows_of(shell.pid()).is_empty(), "it still runs");
+        assert!(
+            report.rows_of(shell.pid()).is_empty(),
+            "the shell still runs"
+        );
         assert_eq!(shell.ask(), "again\n");
         let (status, said) = shell.finish();
         assert!(status.success() && said.ends_with("end\n"), "{said}");
@@ -356,7 +359,7 @@ fn a_signal_ends_it_with_the_window_that_is_open_and_leaves_the_process_alone() 
 }
 
 #[test]
-fn what_runs_is_shown_each_interval_and_when_it_is_asked_for() {
+fn running_processes_are_shown_each_interval_and_on_sigusr1() {
     let target = Waiting::fixture("leaks_before_and_after_reading", &["700"]);
     let pid = target.pid();
     let watch = Watch::start(["-p", &pid.to_string(), "0.1", "--live"]);
@@ -371,7 +374,10 @@ fn what_runs_is_shown_each_interval_and_when_it_is_asked_for() {
         panic!("no rows")
     };
     assert_since_attach(last, End::Exit(0), counts(700, 1, 0, 700, 1));
-    assert_eq!(report.summary.leaked_bytes, 700, "what ran is no leak");
+    assert_eq!(
+        report.summary.leaked_bytes, 700,
+        "the blocks of a running process are no leak"
+    );
     assert_eq!(report.summary.processes, 1);
 
     let target = Waiting::fixture("leaks_before_and_after_reading", &["700"]);
@@ -384,7 +390,7 @@ fn what_runs_is_shown_each_interval_and_when_it_is_asked_for() {
 }
 
 #[test]
-fn the_growth_is_since_the_last_window_and_the_most_comes_first() {
+fn the_growth_counts_since_the_last_window_and_the_largest_comes_first() {
     let mut growing =
         [100, 300, 200].map(|bytes| Waiting::fixture("grows_by_line", &[&bytes.to_string()]));
     let pids: Vec<_> = growing
@@ -416,7 +422,7 @@ fn the_growth_is_since_the_last_window_and_the_most_comes_first() {
 }
 
 #[test]
-fn a_terminal_shows_one_table_of_what_runs_and_a_dumb_one_all_of_them() {
+fn a_terminal_redraws_one_table_of_running_processes_and_a_dumb_terminal_prints_each() {
     const AGAIN: &str = "\u{1b}[3F\u{1b}[J";
     let target = Waiting::fixture("joined_midway", &["1", "1"]);
     let pid = target.pid();
@@ -439,7 +445,7 @@ fn a_terminal_shows_one_table_of_what_runs_and_a_dumb_one_all_of_them() {
         let before = terminal.expect("Memory Of Running Processes");
         assert!(!before.contains('\u{1b}'), "{before:?}");
     }
-    // The window in which it ends stays.
+    // The table of the window in which the process exits stays on the screen.
     target.finish();
     let shown = terminal.expect(pty::PROMPT);
     assert!(shown.contains("Finished In The Time Window"), "{shown:?}");
@@ -448,7 +454,7 @@ fn a_terminal_shows_one_table_of_what_runs_and_a_dumb_one_all_of_them() {
 }
 
 #[test]
-fn the_table_has_a_block_for_each_window_in_which_somebody_ended() {
+fn the_table_has_a_block_for_each_window_in_which_a_process_exited() {
     let target = Waiting::fixture("joined_midway", &["3", "1000"]);
     let pid = target.pid();
     let mut memleak = Command::new(env!("CARGO_BIN_EXE_memleak"));
@@ -458,14 +464,14 @@ fn the_table_has_a_block_for_each_window_in_which_somebody_ended() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("memleak can be run");
-    // Some windows in which nobody ends.
+    // In some windows no process exits.
     sleep(Duration::from_secs(2));
     target.finish();
     let output = memleak
         .wait_with_output()
         .expect("memleak can be waited for");
     assert!(output.status.success());
-    let text = String::from_utf8(output.stdout).expect("it is text");
+    let text = String::from_utf8(output.stdout).expect("the output is text");
     let lines: Vec<_> = text.lines().collect();
     let [title, heading, row] = lines[..] else {
         panic!("{text}")
@@ -492,9 +498,9 @@ fn the_table_has_a_block_for_each_window_in_which_somebody_ended() {
     assert_eq!(output.stderr, b"", "nothing was lost");
 }
 
-// ---- what cannot be watched --------------------------------------------------------------------------------------
+// ---- processes that cannot be watched ----------------------------------------------------------------------------
 
-/// Runs memleak and expects it to refuse, at once and in one line.
+/// Runs memleak, which must refuse with exit code 125, one line on standard error and no other output.
 #[track_caller]
 fn refused(words: &[&str]) -> String {
     let output = Command::new(words[0])
@@ -513,20 +519,20 @@ fn refused(words: &[&str]) -> String {
 }
 
 #[test]
-fn who_cannot_be_watched_is_named_with_the_reason() {
+fn a_process_that_cannot_be_watched_is_named_with_the_reason() {
     let memleak = env!("CARGO_BIN_EXE_memleak");
-    let says = |pid: &str, what: &str| {
+    let says = |pid: &str, reason: &str| {
         let said = refused(&[memleak, "-p", pid]);
-        assert!(said.contains(pid) && said.contains(what), "{said}");
+        assert!(said.contains(pid) && said.contains(reason), "{said}");
     };
     says("2147483647", "does not exist");
     says("2", "thread of the kernel");
 
     let threads = Waiting::fixture("threads_joined_midway", &["1"]);
-    let tasks = fs::read_dir(format!("/proc/{}/task", threads.pid())).expect("it runs");
+    let tasks = fs::read_dir(format!("/proc/{}/task", threads.pid())).expect("the process runs");
     let tasks: Vec<u32> = tasks
         .map(|task| {
-            task.expect("it runs")
+            task.expect("the process runs")
                 .file_name()
                 .to_string_lossy()
                 .parse()
@@ -536,7 +542,7 @@ fn who_cannot_be_watched_is_named_with_the_reason() {
     let thread = tasks
         .iter()
         .find(|task| **task != threads.pid())
-        .expect("it has threads");
+        .expect("the process has threads");
     says(&thread.to_string(), &format!("-p {}", threads.pid()));
 
     let place = Place::new();
@@ -546,13 +552,13 @@ fn who_cannot_be_watched_is_named_with_the_reason() {
     says(&target.pid().to_string(), "no symbols");
     drop(target);
 
-    // Nobody can be asked of a pid in a namespace above.
+    // From a pid namespace memleak cannot watch a process of a namespace above.
     let target = Waiting::fixture("joined_midway", &["1", "1"]);
     let pid = target.pid().to_string();
     let said = refused(&["unshare", "--pid", "--fork", memleak, "-p", &pid]);
     assert!(said.contains("another pid namespace"), "{said}");
 
-    for (words, what) in [
+    for (words, reason) in [
         (
             &["-p", &pid, "-p", "2147483647"][..],
             "2147483647 does not exist",
@@ -564,15 +570,15 @@ fn who_cannot_be_watched_is_named_with_the_reason() {
         (&["-p", "x"], "cannot be 'x'"),
     ] {
         let said = refused(&[&[memleak], words].concat());
-        assert!(said.contains(what), "{said}");
+        assert!(said.contains(reason), "{said}");
     }
-    // It was left alone.
+    // memleak did not disturb the process.
     let (status, _) = target.finish();
     assert!(status.success());
 }
 
 #[test]
-fn a_program_with_no_allocator_cannot_be_watched_and_its_own_can_be_named() {
+fn a_process_without_a_known_allocator_is_refused_unless_its_allocator_is_named() {
     let target = Waiting::fixture("pool_that_waits", &[]);
     let pid = target.pid().to_string();
     let spec = format!(

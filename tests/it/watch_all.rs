@@ -1,4 +1,5 @@
-//! `memleak -a`: every process of the machine, whoever's and wherever it is, and how that is narrowed down.
+//! Tests `memleak -a`, which watches every process of the machine, of any user and in any namespace. Also tests the
+//! filters that select processes.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,9 +15,9 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 /// A user id without a user.
-const NOBODYS: u32 = 54377;
+const USERLESS: u32 = 54377;
 
-/// Runs a command to its end. Its pid, which its last image had too.
+/// Runs a command to its end. Returns its pid, which is also the pid of its last image.
 #[track_caller]
 fn run_and_reap(command: &mut Command) -> u32 {
     let mut child = command
@@ -30,7 +31,7 @@ fn run_and_reap(command: &mut Command) -> u32 {
     pid
 }
 
-/// Blocks of that many bytes, leaked, by a program of this name that everybody may execute.
+/// A program of a given name that every user may execute. It leaks one block of a given size.
 struct Leaker {
     place: Place,
     program: PathBuf,
@@ -47,7 +48,7 @@ impl Leaker {
         self.leak_by(&[], bytes)
     }
 
-    /// Executed by other programs, one by the other.
+    /// The same, but the programs in `wrapper` execute each other, and the last one executes the leaker.
     fn leak_by(&self, wrapper: &[&str], bytes: u64) -> u32 {
         let bytes = bytes.to_string();
         let program = self.program.as_os_str().to_owned();
@@ -68,7 +69,7 @@ fn last(report: &Report, pid: u32) -> &Row {
     rows.last().unwrap_or_else(|| panic!("no row of {pid}"))
 }
 
-/// Fails unless these processes leaked so much, and were followed from their beginning.
+/// Fails unless each of these processes leaked one block of so many bytes, and was followed from its beginning.
 #[track_caller]
 fn assert_leaked(report: &Report, expected: &[(u32, u64)]) {
     for (pid, bytes) in expected {
@@ -82,7 +83,7 @@ fn assert_leaked(report: &Report, expected: &[(u32, u64)]) {
 }
 
 #[test]
-fn a_tree_that_starts_after_memleak_is_counted_as_the_counter_does() {
+fn memleak_and_the_counter_agree_on_a_tree_that_starts_after_memleak() {
     for programs in BOTH.iter() {
         let directory = TempDir::new().expect("a temporary directory");
         let tree = "ls -l / | sort | wc -l >/dev/null; python3 -c 'import os; os.fork() and os.wait()'; \
@@ -106,14 +107,14 @@ fn a_tree_that_starts_after_memleak_is_counted_as_the_counter_does() {
 }
 
 #[test]
-fn processes_of_all_users_have_rows_with_the_user_as_the_host_knows_it() {
+fn processes_of_all_users_have_rows_with_the_hosts_user() {
     let leaker = Leaker::new("leaker");
     let watch = Watch::all(&[]);
-    let (number, somebody) = (NOBODYS.to_string(), "65534");
+    let (number, nobody) = (USERLESS.to_string(), "65534");
     let as_user = |uid: &str| ["setpriv".to_owned(), format!("--reuid={uid}")];
     let strange = as_user(&number);
-    let known = as_user(somebody);
-    // To itself it is root, in its own namespaces.
+    let known = as_user(nobody);
+    // Inside its own namespaces this process is root.
     let inner = [
         "unshare",
         "--user",
@@ -134,7 +135,7 @@ fn processes_of_all_users_have_rows_with_the_user_as_the_host_knows_it() {
     assert_leaked(&report, &[(plain, 11), (numbered, 12), (named, 13)]);
     let user = |row: &Row| (row.uid, row.user.clone());
     assert_eq!(user(last(&report, plain)), (0, Some("root".into())));
-    assert_eq!(user(last(&report, numbered)), (NOBODYS, None));
+    assert_eq!(user(last(&report, numbered)), (USERLESS, None));
     assert_eq!(user(last(&report, named)), (65534, Some("nobody".into())));
     let contained: Vec<_> = report
         .rows
@@ -150,7 +151,7 @@ fn processes_of_all_users_have_rows_with_the_user_as_the_host_knows_it() {
 }
 
 #[test]
-fn who_was_there_says_so_and_memleak_is_not_among_them() {
+fn rows_of_earlier_processes_say_attach_and_memleak_has_no_row() {
     for programs in BOTH.iter() {
         let mut target = Waiting::fixture("joined_midway", &["7", "2"]);
         let pid = target.pid();
@@ -171,13 +172,13 @@ fn who_was_there_says_so_and_memleak_is_not_among_them() {
 }
 
 #[test]
-fn a_library_that_a_process_has_to_itself_is_probed_too() {
+fn an_allocator_that_only_one_process_has_mapped_is_probed_too() {
     let place = Place::new();
     let program = place.copy(&Kind::MuslStatic.build("joined_midway"), "itself");
     let target = Waiting::start(Command::new(&program).args(["3", "4"]));
     let pid = target.pid();
     let watch = Watch::all(&["--comm", "itself"]);
-    // Nobody has seen this one.
+    // memleak does not know this program yet.
     let newcomer = place.newcomer(Kind::MuslStatic, "itself-too");
     target.finish();
     let unwanted = run_and_reap(Command::new(newcomer).arg("5").stdout(Stdio::null()));
@@ -190,9 +191,9 @@ fn a_library_that_a_process_has_to_itself_is_probed_too() {
 // ---- filters -------------------------------------------------------------------------------------------
 
 #[test]
-fn users_are_told_apart_by_number_and_by_name() {
+fn processes_are_selected_by_user_id_and_by_user_name() {
     let leaker = Leaker::new("leaker");
-    let number = NOBODYS.to_string();
+    let number = USERLESS.to_string();
     let by_number = format!("--reuid={number}");
     let watches = [
         Watch::all(&["--uid", &number]),
@@ -209,7 +210,7 @@ fn users_are_told_apart_by_number_and_by_name() {
     ]) {
         let report = watch.stop();
         assert_leaked(&report, expected);
-        // Nobody else, and nothing of setpriv, which allocates nothing once it is that user.
+        // The other processes have no rows. setpriv has none either: it allocates nothing after it changes its user.
         for pid in [plain, numbered, named] {
             let rows = report.rows_of(pid);
             let wanted = expected.iter().any(|(wanted, _)| *wanted == pid);
@@ -219,7 +220,7 @@ fn users_are_told_apart_by_number_and_by_name() {
 }
 
 #[test]
-fn commands_are_told_apart_by_their_names() {
+fn processes_are_selected_by_command_name() {
     let [one, two, other] = ["one-leaker", "two-leaker", "another"].map(Leaker::new);
     let watches = [
         Watch::all(&["--comm", "*-leaker"]),
@@ -244,7 +245,7 @@ fn commands_are_told_apart_by_their_names() {
 }
 
 #[test]
-fn who_leaks_less_than_asked_for_is_not_reported() {
+fn a_process_that_leaks_less_than_the_minimum_is_not_reported() {
     let leaker = Leaker::new("min-leaker");
     let watch = Watch::all(&["--comm", "min-leaker", "--min-leak", "1kB"]);
     let pids = [leaker.leak(999), leaker.leak(1000)];
@@ -254,7 +255,7 @@ fn who_leaks_less_than_asked_for_is_not_reported() {
 }
 
 #[test]
-fn a_control_group_is_watched_with_all_below_it() {
+fn a_control_group_is_watched_with_all_groups_below_it() {
     let leaker = Leaker::new("leaker");
     let group = Group::new();
     let below = group.path.join("below");
@@ -268,7 +269,7 @@ fn a_control_group_is_watched_with_all_below_it() {
         let enter = Group::enter(path);
         leaker.leak_by(&enter.each_ref().map(String::as_str), bytes)
     };
-    // The shell's own image was in it for a part of its life.
+    // The shell's own image is in the group for a part of its life.
     let outside = leaker.leak(41);
     let inside = leak_in(&group.path, 42);
     let deeper = leak_in(&below, 43);
@@ -280,7 +281,7 @@ fn a_control_group_is_watched_with_all_below_it() {
 }
 
 #[test]
-fn a_process_that_enters_the_group_is_counted_from_its_next_call() {
+fn a_process_that_enters_the_control_group_is_counted_from_its_next_call() {
     for programs in BOTH.iter() {
         let group = Group::new();
         let mut target = Waiting::fixture("joined_midway", &["5", "6"]);
@@ -292,7 +293,8 @@ fn a_process_that_enters_the_group_is_counted_from_its_next_call() {
             ]
             .concat(),
         );
-        fs::write(group.path.join("cgroup.procs"), pid.to_string()).expect("it can be moved");
+        fs::write(group.path.join("cgroup.procs"), pid.to_string())
+            .expect("the process can be moved");
         target.go();
         target.finish();
         let report = watch.stop();
@@ -303,7 +305,7 @@ fn a_process_that_enters_the_group_is_counted_from_its_next_call() {
 }
 
 #[test]
-fn a_process_that_was_named_is_reported_only_where_it_is_in_the_group() {
+fn a_process_given_by_pid_is_reported_only_inside_the_control_group() {
     let group = Group::new();
     let path = group.path.to_str().expect("a plain path");
     let leaker = Leaker::new("leaker");
