@@ -1,11 +1,11 @@
-//! The layout of bpf/: an include goes down, no headers include each other in a circle, and no function is declared
-//! before its definition. Reads the sources as text, and needs neither root nor eBPF.
+//! Tests the layout of bpf/: includes go down, headers do not include each other in a circle, and no function is
+//! declared before its definition. The tests read the sources as text, and need neither root nor eBPF.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// From the bottom up. A file includes files of lower rows only, not of its own row.
+/// The files of bpf/ in rows from the bottom up. A file includes only files of lower rows, not of its own row.
 const LEVELS: [&[&str]; 11] = [
     &["core.h"],
     &["memleak.h"],
@@ -71,14 +71,14 @@ fn wrong_includes(sources: &Sources) -> Vec<String> {
     wrong
 }
 
-/// A circle of includes: the files in it, in their order.
+/// The files of a circle of includes, in their order. `None` if there is no circle.
 fn circle(sources: &Sources) -> Option<Vec<&str>> {
     let mut without = BTreeSet::new();
     let mut files = sources.keys();
     files.find_map(|file| circle_from(sources, &mut Vec::new(), &mut without, file))
 }
 
-/// The same, if it can be reached from `file`. Files from which none can be reached go into `without`.
+/// The same for a circle that can be reached from `file`. Adds the files that reach no circle to `without`.
 fn circle_from<'a>(
     sources: &'a Sources,
     path: &mut Vec<&'a str>,
@@ -102,7 +102,7 @@ fn circle_from<'a>(
     circle
 }
 
-/// The source without comments, preprocessor lines and what stands in quotes.
+/// The source without comments, preprocessor lines and quoted text.
 fn code(source: &str) -> String {
     let mut rest = source;
     let mut code = String::new();
@@ -133,7 +133,8 @@ fn code(source: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Functions that are declared, and not defined there. The kernel's own (`__ksym`) are defined nowhere else.
+/// The functions that are declared without a body. Skips the kernel's own functions (`__ksym`), which bpf/ never
+/// defines.
 fn forward_declarations(source: &str) -> Vec<String> {
     let mut depth = 0;
     let mut statement = String::new();
@@ -143,14 +144,14 @@ fn forward_declarations(source: &str) -> Vec<String> {
             '{' => depth += 1,
             '}' => {
                 depth -= 1;
-                // A function's body ends its statement. What follows a type's is of no interest here.
+                // A function's body ends its statement. The words after a type's body are not needed here.
                 if depth == 0 && statement.contains('(') {
                     statement.clear();
                 }
             }
             ';' if depth == 0 => {
                 let one_line = statement.split_whitespace().collect::<Vec<_>>().join(" ");
-                // The parentheses of a type's attribute are no parameters.
+                // The parentheses of a type's attribute do not hold parameters.
                 let declarator = one_line.split("__attribute__").next().unwrap();
                 let is_other = ["SEC(", "__ksym", "=", "typedef"]
                     .iter()
@@ -180,7 +181,7 @@ fn sources() -> Sources {
 }
 
 #[test]
-fn an_include_of_bpf_goes_down() {
+fn includes_of_bpf_go_down() {
     let sources = sources();
     assert_eq!(wrong_includes(&sources), [""; 0]);
     let listed: usize = LEVELS.iter().map(|row| row.len()).sum();
@@ -197,7 +198,7 @@ fn an_include_of_bpf_goes_down() {
 }
 
 #[test]
-fn the_includes_of_bpf_have_no_circle() {
+fn includes_of_bpf_have_no_circle() {
     assert_eq!(circle(&sources()), None);
 }
 

@@ -1,10 +1,11 @@
-//! The layout of src/: an import runs down, no two files import each other in a circle, and no file grows without end.
+//! Tests the layout of src/: imports go down, files do not import each other in a circle, and files have a limited
+//! length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The rooms of src/, from the top floor down. A room imports only rooms of the floors below it.
+/// The rooms (directories and main.rs) of src/, from the top floor down. A room imports only rooms of the floors below.
 const FLOORS: [&[&str]; 9] = [
     &["main"],
     &["cli", "doctor"],
@@ -17,7 +18,7 @@ const FLOORS: [&[&str]; 9] = [
     &["text", "code"],
 ];
 
-/// The most lines of code that a file may have; its tests do not count.
+/// The most lines of code that a file may have, without its tests.
 const MOST_LINES: usize = 600;
 
 /// A source file: its path below src/, its code without the tests, and the paths that it imports.
@@ -64,7 +65,7 @@ fn imports(code: &str, own: &str) -> BTreeSet<String> {
         let end = rest.find(|c: char| !c.is_alphanumeric() && !"_:".contains(c));
         let path = rest[..end.unwrap_or(rest.len())].trim_end_matches(':');
         if rest[path.len()..].starts_with("::{") || (path.is_empty() && rest.starts_with('{')) {
-            let group = &rest[rest.find('{').expect("there is one")..];
+            let group = &rest[rest.find('{').expect("the group has a brace")..];
             expand(path, group, &mut found);
         } else {
             found.insert(path.to_owned());
@@ -73,7 +74,7 @@ fn imports(code: &str, own: &str) -> BTreeSet<String> {
     found
 }
 
-/// Adds the paths of a group in braces, as `{self, a, b::{c, d}}`.
+/// Adds the paths of a group in braces, such as `{self, a, b::{c, d}}`.
 fn expand(prefix: &str, group: &str, found: &mut BTreeSet<String>) {
     let mut depth = 0;
     let mut item = String::new();
@@ -111,7 +112,7 @@ fn expand(prefix: &str, group: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The files that an import may mean: the longest of its parts that is a file.
+/// The file that an import names: the longest leading part of its path that is a file.
 fn file_of<'a>(import: &str, files: &BTreeMap<String, &'a Source>) -> Option<&'a Source> {
     let mut path = import;
     loop {
@@ -127,7 +128,7 @@ fn file_of<'a>(import: &str, files: &BTreeMap<String, &'a Source>) -> Option<&'a
     }
 }
 
-/// What is wrong with a tree of sources.
+/// The faults in the layout of a tree of sources.
 fn faults(sources: &[Source]) -> Vec<String> {
     let files: BTreeMap<String, &Source> = sources
         .iter()
@@ -135,7 +136,7 @@ fn faults(sources: &[Source]) -> Vec<String> {
         .collect();
     let floor = |room: &str| FLOORS.iter().position(|rooms| rooms.contains(&room));
     let mut faults = Vec::new();
-    let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut edges: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for source in sources {
         if floor(source.room()).is_none() {
             faults.push(format!("{} is in no room of the table", source.path));
@@ -150,7 +151,7 @@ fn faults(sources: &[Source]) -> Vec<String> {
             if target.path == source.path {
                 continue;
             }
-            if !arrows.entry(&source.path).or_default().insert(&target.path) {
+            if !edges.entry(&source.path).or_default().insert(&target.path) {
                 continue;
             }
             if source.room() != target.room() && floor(source.room()) >= floor(target.room()) {
@@ -159,14 +160,13 @@ fn faults(sources: &[Source]) -> Vec<String> {
             }
         }
     }
-    faults.extend(circles(&arrows));
+    faults.extend(circles(&edges));
     faults
 }
 
-/// The files that import each other in a circle: what is left when files without imports are taken out again and
-/// again.
-fn circles(arrows: &BTreeMap<&str, BTreeSet<&str>>) -> Vec<String> {
-    let mut left = arrows.clone();
+/// The files in or above a circle of imports. They remain after files without imports are removed repeatedly.
+fn circles(edges: &BTreeMap<&str, BTreeSet<&str>>) -> Vec<String> {
+    let mut left = edges.clone();
     loop {
         let names: BTreeSet<&str> = left.keys().copied().collect();
         for targets in left.values_mut() {
@@ -199,19 +199,19 @@ fn sources(directory: &Path, root: &Path, found: &mut Vec<Source>) {
 }
 
 #[test]
-fn imports_run_down_without_a_circle_and_no_file_is_too_long() {
+fn imports_go_down_without_a_circle_and_no_file_is_too_long() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
     sources(&root, &root, &mut found);
-    assert!(found.len() > 60, "{} files", found.len());
-    let arrows: usize = found.iter().map(|source| source.imports.len()).sum();
-    assert!(arrows > 300, "{arrows} imports");
+    assert!(found.len() > 60, "only {} files were found", found.len());
+    let imports: usize = found.iter().map(|source| source.imports.len()).sum();
+    assert!(imports > 300, "only {imports} imports were found");
     let faults = faults(&found);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]
-fn an_import_against_the_arrows_is_a_fault() {
+fn an_import_that_goes_up_is_a_fault() {
     let faults_of = |files: &[(&str, &str)]| {
         let sources: Vec<_> = files
             .iter()

@@ -1,14 +1,15 @@
-//! The documents: their links lead somewhere, and their command lines are ones that memleak takes.
+//! Tests the documents: each link leads to a file and a heading, and memleak accepts each of its command lines.
 //!
-//! What counts as a command line of memleak: in a block of code, a line; in running text, a piece of inline code. One
-//! of its words is `memleak` or a path that ends in `/memleak`, and the word after that is `run`, `doctor` or begins
-//! with `-`. Recognised around it:
-//! - before it: `$`, `sudo`, `env`, `-u NAME`, `srun`, `exec`, `NAME=value`; any other word is an error;
-//! - after it: a comment (`# …`) and whatever follows `|`, `&&`, `;`, `>` or `<` is left out;
-//! - a line that ends in a backslash goes on in the next one;
-//! - `[OPTIONS]`, `[ARGS]…` and `[--]` of a synopsis are left out;
-//! - placeholders such as PID or `[INTERVAL]` get a value ([`PLACEHOLDERS`]), a lone `…` too;
-//! - `memleak run` without a command, as it stands in text, gets one.
+//! A command line of memleak is a line of a code block, or a piece of inline code. One of its words is `memleak` or a
+//! path that ends in `/memleak`. The next word is `run`, `doctor` or begins with `-`. The test reads a command line by
+//! these rules:
+//! - The words before memleak may be `$`, `sudo`, `env`, `-u NAME`, `srun`, `exec` and `NAME=value`. Any other word is
+//!   an error.
+//! - The test ignores a comment (`# …`) and the text after `|`, `&&`, `;`, `>` or `<`.
+//! - A line that ends in a backslash continues in the next line.
+//! - The test ignores `[OPTIONS]`, `[ARGS]…` and `[--]` of a synopsis.
+//! - Placeholders such as PID or `[INTERVAL]`, and a lone `…`, get a value ([`PLACEHOLDERS`]).
+//! - `memleak run` without a command, as it occurs in text, gets a command.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
@@ -19,7 +20,7 @@ use clap::CommandFactory;
 use memleak::cli::{Cli, Stop, parse};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
-/// What stands for a value in a synopsis, and a value for it.
+/// The placeholders of a synopsis, each with a value.
 const PLACEHOLDERS: [(&str, &str); 16] = [
     ("PID", "1"),
     ("INTERVAL", "5"),
@@ -39,20 +40,20 @@ const PLACEHOLDERS: [(&str, &str); 16] = [
     ("…", "1"),
 ];
 
-/// Lines and pieces of inline code that name a command of memleak: fewer than these, and the test looks at the wrong
-/// ones.
+/// The least number of command lines of memleak in the documents. If the test finds fewer, it looks in the wrong
+/// places.
 const COMMANDS: usize = 40;
-/// The same for relative links.
+/// The least number of relative links in the documents.
 const LINKS: usize = 70;
-/// The same for options in inline code.
+/// The least number of options in inline code.
 const OPTIONS: usize = 55;
 
-/// What a newcomer reads, at most: lines of README.md.
+/// The most lines that README.md may have: a newcomer reads all of it.
 const README_LINES: usize = 220;
 
 // ---- reading -------------------------------------------------------------------------------------------
 
-/// A document of the tree: what of it is checked, each with its line, from 1.
+/// The checked parts of a document, each with its line number, from 1.
 #[derive(Default)]
 struct Document {
     anchors: HashSet<String>,
@@ -108,25 +109,25 @@ impl Document {
     }
 }
 
-/// Lines with their numbers; one that ends in a backslash takes in the next one.
+/// The lines with their numbers. A line that ends in a backslash is joined with the next one.
 fn joined_lines(first: usize, code: &str) -> Vec<(usize, String)> {
     let mut lines: Vec<(usize, String)> = Vec::new();
-    let mut goes_on = false;
+    let mut continues = false;
     for (number, line) in code.lines().enumerate() {
         let (line, more) = line
             .strip_suffix('\\')
             .map_or((line, false), |line| (line, true));
         match lines.last_mut() {
-            Some((_, before)) if goes_on => before.push_str(line),
+            Some((_, before)) if continues => before.push_str(line),
             _ => lines.push((first + number, line.to_owned())),
         }
-        goes_on = more;
+        continues = more;
     }
     lines
 }
 
-/// What GitHub calls a heading: lower case, without punctuation, with hyphens for spaces, and a number for the second of
-/// that name.
+/// The anchor that GitHub gives to a heading: in lower case, without punctuation, and with hyphens for spaces. The
+/// second heading with the same text gets a number.
 fn anchor(heading: &str, seen: &mut HashMap<String, usize>) -> String {
     let slug: String = heading
         .to_lowercase()
@@ -186,7 +187,7 @@ fn assert_nothing_wrong(wrong: &[String]) {
 
 // ---- links ---------------------------------------------------------------------------------------------
 
-/// Where a relative link of `from` leads, in the tree; `None`: out of it.
+/// The path in the tree that a relative link of `from` leads to. `None` if it leads out of the tree.
 fn target(from: &Path, link: &str) -> Option<PathBuf> {
     let mut path = from.parent().unwrap_or(Path::new("")).to_owned();
     for component in Path::new(link).components() {
@@ -200,7 +201,7 @@ fn target(from: &Path, link: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Whether packages have it, in share/doc/memleak and at the same place below it.
+/// Whether packages contain the file, at the same path below share/doc/memleak.
 fn is_shipped(path: &Path) -> bool {
     let in_tree = path.to_str().unwrap();
     let parent = path.parent().and_then(Path::to_str).unwrap_or_default();
@@ -208,7 +209,7 @@ fn is_shipped(path: &Path) -> bool {
         || ["docs", "examples/slurm"].contains(&parent)
 }
 
-/// What is wrong with a link of `from`; `None` where nothing is, or it leads to another site.
+/// The error in a relative link of `from`. `None` if the link is correct.
 fn wrong_link(
     documents: &BTreeMap<PathBuf, Document>,
     from: &Path,
@@ -234,7 +235,7 @@ fn wrong_link(
     }
     let anchor = anchor?;
     match documents.get(&path) {
-        None => Some("has an anchor in what is no document"),
+        None => Some("has an anchor in a file that is no document"),
         Some(document) if document.anchors.contains(anchor) => None,
         Some(_) => Some("names no heading there"),
     }
@@ -245,15 +246,15 @@ fn is_relative(link: &str) -> bool {
 }
 
 #[test]
-fn every_relative_link_leads_to_a_file_and_a_heading_of_it() {
+fn every_relative_link_leads_to_a_file_and_a_heading() {
     let documents = documents();
     let mut wrong = Vec::new();
     let mut checked = 0;
     for (path, document) in &documents {
         for (line, link) in document.links.iter().filter(|(_, link)| is_relative(link)) {
             checked += 1;
-            if let Some(what) = wrong_link(&documents, path, link) {
-                wrong.push(format!("{}:{line}: {link} {what}", path.display()));
+            if let Some(error) = wrong_link(&documents, path, link) {
+                wrong.push(format!("{}:{line}: {link} {error}", path.display()));
             }
         }
     }
@@ -263,7 +264,7 @@ fn every_relative_link_leads_to_a_file_and_a_heading_of_it() {
 
 // ---- command lines -------------------------------------------------------------------------------------
 
-/// A line's words as a shell has them, up to a comment or an operator.
+/// A line's words as a shell splits them, up to a comment or an operator.
 fn shell_words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -288,7 +289,8 @@ fn shell_words(line: &str) -> Vec<String> {
     words
 }
 
-/// memleak's own words in a line of code, and those before them; `None` where it is no command of memleak's.
+/// The words before memleak in a line of code, and memleak's own words. `None` if the line is no command line of
+/// memleak.
 fn command(line: &str) -> Option<(Vec<String>, Vec<String>)> {
     let mut words = shell_words(line);
     let at = (0..words.len()).find(|&at| {
@@ -301,7 +303,7 @@ fn command(line: &str) -> Option<(Vec<String>, Vec<String>)> {
     Some((words, command))
 }
 
-/// The first of the words before memleak that is not known to leave its command line alone.
+/// The first word before memleak that the rules above do not allow.
 fn unknown_prefix(words: &[String]) -> Option<&String> {
     let mut words = words.iter();
     while let Some(word) = words.next() {
@@ -317,7 +319,7 @@ fn unknown_prefix(words: &[String]) -> Option<&String> {
     None
 }
 
-/// A word of a synopsis as somebody would type it; `None`: not at all.
+/// A word of a synopsis as a user would type it. `None` if a user would not type it.
 fn typed(word: &str) -> Option<String> {
     if ["[OPTIONS]", "[ARGS]…", "[ARGS]...", "[ARGS]", "[--]"].contains(&word) {
         return None;
@@ -327,7 +329,7 @@ fn typed(word: &str) -> Option<String> {
         let (_, value) = PLACEHOLDERS.iter().find(|(name, _)| *name == bare)?;
         Some((*value).to_owned())
     };
-    // As --wait-all=SECONDS and --wait-all[=SECONDS].
+    // Examples are --wait-all=SECONDS and --wait-all[=SECONDS].
     if let Some((option, name)) = word.split_once('=')
         && let Some(value) = value(name)
     {
@@ -336,22 +338,22 @@ fn typed(word: &str) -> Option<String> {
     Some(value(word).unwrap_or_else(|| word.to_owned()))
 }
 
-/// What memleak's own parser says against its words; `None`: nothing.
+/// The error that memleak's own parser reports for its words. `None` if the parser accepts them.
 fn wrong_command(words: &[String]) -> Option<String> {
     let words: Vec<_> = words.iter().filter_map(|word| typed(word)).collect();
     let refused = |words: &[String]| match parse(words.iter().map(OsString::from)) {
         Ok(_) | Err(Stop::Told(_)) => None,
-        Err(Stop::Wrong(what)) => Some(what),
+        Err(Stop::Wrong(error)) => Some(error),
     };
-    let what = refused(&words)?;
+    let error = refused(&words)?;
     if words[1] != "run" || words.iter().any(|word| word == "--") {
-        return Some(what);
+        return Some(error);
     }
     let with_command = [words.as_slice(), &["--".to_owned(), "true".to_owned()]].concat();
     refused(&with_command)
 }
 
-/// What is wrong with a line of code; the first value says whether it is a command line of memleak's at all.
+/// Checks a line of code. Returns whether it is a command line of memleak, and the error in it.
 fn wrong_line(line: &str) -> (bool, Option<String>) {
     let Some((before, words)) = command(line) else {
         return (false, None);
@@ -366,15 +368,15 @@ fn wrong_line(line: &str) -> (bool, Option<String>) {
 }
 
 #[test]
-fn memleak_takes_every_command_line_of_the_documents() {
+fn memleak_accepts_every_command_line_of_the_documents() {
     let mut wrong = Vec::new();
     let mut checked = 0;
     for (path, document) in &documents() {
         for (number, line) in document.lines.iter().chain(&document.inline) {
-            let (is_command, what) = wrong_line(line);
+            let (is_command, error) = wrong_line(line);
             checked += usize::from(is_command);
-            if let Some(what) = what {
-                wrong.push(format!("{}:{number}: {line}: {what}", path.display()));
+            if let Some(error) = error {
+                wrong.push(format!("{}:{number}: {line}: {error}", path.display()));
             }
         }
     }
@@ -382,7 +384,7 @@ fn memleak_takes_every_command_line_of_the_documents() {
     assert!(checked >= COMMANDS, "only {checked} commands were found");
 }
 
-/// The long options that memleak has: hidden ones, or those that it shows.
+/// The long options of memleak: either the hidden ones, or those that its help shows.
 fn options(hidden: bool) -> HashSet<String> {
     let mut memleak = Cli::command();
     memleak.build();
@@ -395,13 +397,13 @@ fn options(hidden: bool) -> HashSet<String> {
     names.map(|name| format!("--{name}")).collect()
 }
 
-/// The pages for users, which name options of memleak and of nothing else.
+/// Whether a document is a page for users. These pages name only options of memleak.
 fn is_for_users(path: &Path) -> bool {
     path == Path::new("README.md") || path.parent() == Some(Path::new("docs"))
 }
 
 #[test]
-fn the_pages_for_users_name_the_options_that_there_are_and_all_of_them() {
+fn the_pages_for_users_name_every_option_and_no_other() {
     let there = options(false);
     let mut named = HashSet::new();
     let mut wrong = Vec::new();
@@ -422,15 +424,15 @@ fn the_pages_for_users_name_the_options_that_there_are_and_all_of_them() {
             }
         }
     }
-    // Whoever reads of these has found them.
+    // The pages need not name these options.
     named.extend(["--help", "--version", "--pid", "--all"].map(str::to_owned));
     let unnamed = there.difference(&named);
-    wrong.extend(unnamed.map(|name| format!("README.md and docs/ say nothing of {name}")));
+    wrong.extend(unnamed.map(|name| format!("README.md and docs/ do not name {name}")));
     assert_nothing_wrong(&wrong);
     assert!(checked >= OPTIONS, "only {checked} options were found");
 }
 
-// ---- the rest ------------------------------------------------------------------------------------------
+// ---- README's length, and tests of the tests ------------------------------------------------------------
 
 #[test]
 fn a_newcomer_can_read_readme_in_two_minutes() {
@@ -439,7 +441,7 @@ fn a_newcomer_can_read_readme_in_two_minutes() {
     assert!(lines <= README_LINES, "README.md has {lines} lines");
 }
 
-/// Tests of tests: what is wrong is found.
+/// Tests the checks above: they find each error.
 #[test]
 fn broken_links_and_bad_command_lines_are_found() {
     let text = "# One `--two`: three\n\n# Again\n\n# Again\n\n[a](#again-1) [b](b.md#x)\n\n\
@@ -462,7 +464,7 @@ fn broken_links_and_bad_command_lines_are_found() {
         (from.to_owned(), document),
         (PathBuf::from("README.md"), Document::default()),
     ]);
-    for (link, what) in [
+    for (link, error) in [
         ("#again-1", None),
         ("#again-2", Some("names no heading there")),
         ("../README.md", None),
@@ -476,10 +478,10 @@ fn broken_links_and_bad_command_lines_are_found() {
         ),
         (
             "../LICENSE#terms",
-            Some("has an anchor in what is no document"),
+            Some("has an anchor in a file that is no document"),
         ),
     ] {
-        assert_eq!(wrong_link(&documents, from, link), what, "{link}");
+        assert_eq!(wrong_link(&documents, from, link), error, "{link}");
     }
 
     for line in [
@@ -501,8 +503,8 @@ fn broken_links_and_bad_command_lines_are_found() {
         "memleak run --gate-comm a -- true",
         "nice memleak run -- true",
     ] {
-        let (is_command, what) = wrong_line(line);
-        assert!(is_command && what.is_some(), "{line}");
+        let (is_command, error) = wrong_line(line);
+        assert!(is_command && error.is_some(), "{line}");
     }
     for line in [
         "install -m 750 target/release/memleak /usr/local/bin/",
