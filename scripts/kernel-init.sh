@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of a kernel under test. The root is the initramfs; one serial line is for what
-# the tests say, the other one is the kernel's own.
+# The first process of a kernel under test. The root file system is the initramfs. The tests print to one serial line,
+# and the kernel prints to the other.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 
 mount -t proc proc /proc
@@ -13,14 +13,15 @@ mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -s /proc/self/fd /dev/fd
 
-# shellcheck source=/dev/null # written by test-kernels.sh: where all is
+# shellcheck source=/dev/null # test-kernels.sh writes this file, with the paths
 . /kernel-test.env
-# Seconds after which a run of memleak hangs: emulated, one of a thousand processes takes minutes.
+# Seconds after which a test takes a run of memleak for hung. In an emulator a run with a thousand processes takes
+# minutes.
 export TEST_TIMEOUT=1800
 cd "$ROOT" || exit 1
 exec >"$PORT" 2>&1
 setsid sh scripts/kernel-tests.sh "$MEMLEAK" /kernel-test.plan
 echo @done
 sync
-# Without a boot loader nobody knows how to power off; qemu takes this for an end.
+# Without a boot loader the kernel cannot power the machine off. qemu exits at a reboot (-no-reboot).
 echo b >/proc/sysrq-trigger

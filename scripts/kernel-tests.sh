@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs a plan's suites on the kernel that is here. What it prints is for test-kernels.sh to read.
+# Runs a plan's suites on the running kernel. test-kernels.sh reads the output.
 #
 #     kernel-tests.sh MEMLEAK PLAN
 #
-# A line of the plan has a suite's name, its program and options for that.
+# A line of the plan has a suite's name, its program, and the options for the program.
 set -u
 memleak=$1
 plan=$2

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# To be sourced: which tests run in which places, by a table such as tests/kernels.conf. The caller has `die`, and
-# the table's name in `conf`.
+# For scripts that source it: reads from a table such as tests/kernels.conf which tests run in which places. The caller
+# defines `die`, and sets `conf` to the table's path.
 
 # shellcheck disable=SC2154 # conf is the caller's
-rows() { # rows KIND: the table's lines of that kind, without the word
+rows() { # rows KIND: prints the table's lines of that kind, without the first word
 	sed -n "s/^$1[[:space:]]\+//p" "$conf"
 }
 
-# The suites to run: of the table's, those that SUITES names, if it names any.
+# Prints the suites to run: all suites of the table, or only those that SUITES names.
 suites() {
 	local suite
 	for suite in $(rows suite); do
@@ -17,7 +17,7 @@ suites() {
 	done
 }
 
-# Ends where a test is left out and nothing says why.
+# Stops the script if the table gives no reason for a test that it leaves out.
 check_reasons() {
 	local place suite test reason
 	while read -r place suite test reason; do
@@ -25,7 +25,7 @@ check_reasons() {
 	done < <(rows unrun)
 }
 
-unrun() { # unrun PLACE SUITE: names of tests, or *
+unrun() { # unrun PLACE SUITE: prints the names of the tests that do not run there, or *
 	local place suite test
 	while read -r place suite test _; do
 		[[ $place == "$1" || ($place == emulated && $1 != host) ]] || continue
@@ -35,14 +35,14 @@ unrun() { # unrun PLACE SUITE: names of tests, or *
 	done < <(rows unrun)
 }
 
-# Compiles the integration tests, in which each suite is a module. Prints their program.
-build_tests() { # build_tests CARGO…: cargo's command line, up to the tests
+# Compiles the integration tests, in which each suite is a module. Prints the path of their program.
+build_tests() { # build_tests CARGO…: CARGO… is cargo's command line, without --no-run and --test
 	local lines program
 	lines=$("$@" --no-run --test it 2>&1) || {
 		printf '%s\n' "$lines" >&2
 		die 'the tests do not build'
 	}
 	program=$(sed -n 's|.*Executable tests/it/main\.rs (\(.*\))|\1|p' <<<"$lines")
-	[[ -n $program ]] || die 'cargo does not say where the tests are'
+	[[ -n $program ]] || die 'cargo did not print the path of the tests'
 	printf '%s\n' "$PWD/$program"
 }

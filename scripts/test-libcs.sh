@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs tests on programs with other C libraries than this machine's: in directories with other Debians, which the
-# fixtures are compiled in too, on the kernel that is here. Prints where each library's probes sit, and one table.
+# Runs tests on programs with other C libraries than this machine's, on the running kernel. Each library comes from
+# another Debian, in a directory in which the fixtures are also compiled. Prints where each library's probes are, and a
+# table.
 #
 #     scripts/test-libcs.sh [LIBC]…
-#     scripts/test-libcs.sh --build     only compiles the tests, which takes no root
+#     scripts/test-libcs.sh --build     only compiles the tests, which needs no root
 #
-# tests/libcs.conf says which libraries, which tests, and which ones not. Ends with 0 if every test that it does not
-# except passed. Takes root, as the tests do.
+# tests/libcs.conf lists the libraries, the tests, and the tests that do not run. Exits with 0 if all tests passed,
+# except those that do not run. Needs root, as the tests do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -22,31 +23,31 @@ die() {
 	exit 1
 }
 
-# The oldest library must be able to run the tests themselves, and memleak.
+# Builds the tests and memleak so that they run with the oldest library.
 build() {
 	program=$(build_tests scripts/sysroot.sh "$(uname -m)" cargo test --locked)
 }
 
-debian() { # debian SUITE: makes the directory with it, once
+debian() { # debian SUITE: installs the Debian in a directory, if it is not there yet
 	local root=$work/$1 packages
 	packages=$(rows tool | paste -sd,)
 	[[ $(cat "$root/tools" 2>/dev/null) != "$packages" ]] || return 0
 	printf 'Installing Debian %s\n' "$1" >&2
 	rm -rf "$root"
 	debootstrap --variant=minbase --include="$packages" "$1" "$root" "$(debian_mirror)" >"$work/$1.log" ||
-		die "debootstrap has failed: $work/$1.log"
+		die "debootstrap failed: see $work/$1.log"
 	rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/usr/share/{doc,locale,man}
 	printf '%s' "$packages" >"$root/tools"
 }
 
-# In a mount namespace of its own: what is mounted goes with it. The project lies where it lies here, but what is
-# compiled goes elsewhere.
-# shellcheck disable=SC2016 # expanded in there
+# Runs in its own mount namespace, so that its mounts end with it. The project has the same path as here, but compiled
+# files go to another directory.
+# shellcheck disable=SC2016 # the inner bash expands it
 inside='
 	root=$1 project=$2 built=$3
 	shift 3
 	mkdir -p "$root$project" "$built"
-	# unshare(1) wants / to be a mount.
+	# For unshare(1), / must be a mount.
 	mount --bind "$root" "$root"
 	mount --bind "$project" "$root$project"
 	mount --bind "$built" "$root$project/target/tmp"
@@ -103,4 +104,4 @@ done < <(rows libc)
 
 printf '\n%-12s %-8s %-10s %6s %6s %7s\n' libc version Debian passed failed seconds
 printf '%s\n' "${table[@]}"
-! $failed || die 'not all tests have passed'
+! $failed || die 'not all tests passed'

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests that take minutes (tests/it/long.rs), and prints what they say with the date, the kernel and the
-# commit.
+# Runs the tests that take minutes (tests/it/long.rs). Prints their output with the date, the kernel and the commit.
 #
-#     scripts/test-long.sh [--write]     --write: into tests/long.txt, too
+#     scripts/test-long.sh [--write]     --write: also writes the output to tests/long.txt
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,6 +11,6 @@ into=/dev/null
 [[ ${1-} != --write ]] || into=tests/long.txt
 {
 	printf '%s, Linux %s, %d CPUs, commit %s\n' "$(date -u +%F)" "$(uname -r)" "$(nproc)" "$(git rev-parse --short HEAD)"
-	# One after the other: each starts enough by itself.
+	# The tests run one after the other, because each starts many processes by itself.
 	cargo test --quiet --locked --test it -- --ignored --show-output --test-threads=1 2>&1
 } | tee "$into"

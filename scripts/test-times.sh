@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs the tests and prints how long they took: the modules by their sum, then every test, the longest first.
+# Runs the tests and prints how long they took: first the sum of each module, then every test, the longest first.
 #
-#     scripts/test-times.sh [ARGUMENT]…      arguments of scripts/test.sh, as for one module: --test it tree::
-#     scripts/test-times.sh --read LOG       of a run that is over: what cargo printed with --report-time
+#     scripts/test-times.sh [ARGUMENT]…      arguments of scripts/test.sh, such as --test it tree:: for one module
+#     scripts/test-times.sh --read LOG       reads the output of an earlier cargo with --report-time
 #
-# Takes root or sudo, as the tests do. TEST_THREADS is how many run at a time. The sum of a module is more than it
-# took where tests ran at the same time.
+# Needs root or sudo, as the tests do. TEST_THREADS is the number of tests that run at a time. If tests of a module ran
+# at the same time, the module's sum is more than the time that it took.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,7 +16,7 @@ if [[ ${1-} == --read ]]; then
 	log=$2
 else
 	host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-	# Of the compiler that is stable: the harness takes the option only so. The build knows nothing of it.
+	# With a stable compiler, the harness accepts the option only with this variable. The build does not get the variable.
 	export "CARGO_TARGET_${host}_RUNNER=scripts/as-root.sh env RUSTC_BOOTSTRAP=1"
 	mkdir -p target
 	cargo test --locked --no-run
@@ -25,7 +25,7 @@ else
 		"$TEST_THREADS" "$(git rev-parse --short HEAD)"
 fi
 
-# "SECONDS RESULT MODULE TEST". In the library and in a crate of one module the program stands for the module.
+# Lines of "SECONDS RESULT MODULE TEST". For the library and for a crate of one module, MODULE is the program.
 times=$(awk '
 	/^ +Running / { program = $2 == "unittests" ? $3 : $2; sub(/^tests\//, "", program); sub(/\/main\.rs$/, "", program)
 		sub(/\.rs$/, "", program) }
