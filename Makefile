@@ -1,18 +1,18 @@
-# Everything that a person does with this tree. `make help` lists the targets.
+# The commands for developers and users of this tree. `make help` lists the targets.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
 
 CARGO ?= cargo
-# The lock file is part of the tree: a build that would have to change it stops instead.
+# The lock file is part of the tree. A build that would change it stops with an error.
 CARGO_FLAGS ?= --locked
-# For whom install-deps and check-tools look: build, test, lint, bench, kernels, dist or libcs.
+# The purpose for which install-deps and check-tools look for tools: build, test, lint, bench, kernels, dist or libcs.
 FOR ?= test
 
-# Loading BPF programs takes root. Cargo runs every test and benchmark through this script, which is
-# nothing for root and sudo for a user. Cargo splits this value at spaces and takes a path with a
-# slash as relative to where it runs.
+# Only root may load BPF programs. Cargo runs every test and benchmark through this script, which uses sudo for a user
+# and does nothing for root. Cargo splits this value at spaces. It takes a path with a slash as relative to its current
+# directory.
 host = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 as_root = env CARGO_TARGET_$(host)_RUNNER=scripts/as-root.sh
 
@@ -31,11 +31,11 @@ run: ## Install what is missing, build, and show memleak at work
 	$(CARGO) build --release $(CARGO_FLAGS)
 	@scripts/demo.sh target/release/memleak
 
-# So many tests run at a time: most of the time they wait for the kernel (scripts/test.sh).
+# The number of tests that run at a time. Most of the time the tests wait for the kernel.
 TEST_THREADS ?= 6
 
-# Asks for root first: nobody should wait for a build to learn that the tests cannot run. Compiles as
-# the user, so that no file that root made is in the way of the next build. Runs all tests, whatever fails.
+# Asks for root first, so that a user need not wait for a build to learn that the tests cannot run. Compiles as the
+# user, because files that root made would hinder the user's next build. Runs all tests, even if some fail.
 .PHONY: test
 test: ## Install what is missing, build, and run all tests (root, or sudo)
 	@scripts/as-root.sh
@@ -44,28 +44,28 @@ test: ## Install what is missing, build, and run all tests (root, or sudo)
 	TEST_THREADS=$(TEST_THREADS) $(as_root) scripts/test.sh $(TEST_ARGS)
 
 .PHONY: test-long
-test-long: ## Run the tests that take minutes; WRITE=1 puts what they print into tests/long.txt
+test-long: ## Run the tests that take minutes; WRITE=1 writes their output to tests/long.txt
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	@scripts/test-long.sh $(if $(WRITE),--write)
 
 .PHONY: test-times
-test-times: ## Run all tests and say how long each took, the longest first
+test-times: ## Run all tests and print how long each took, the longest first
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
 	@TEST_THREADS=$(TEST_THREADS) scripts/test-times.sh
 
-# Compiled as the user, as for test: the script's own build then finds nothing to do.
+# Compiles as the user, as `test` does, so that the script's own build compiles nothing.
 .PHONY: test-kernels
-test-kernels: ## Test on Debian's kernels, emulated where need be (root; KERNELS="6.1 6.12", SUITES="tree gate": only these)
+test-kernels: ## Test on Debian's kernels, emulated if needed (root; KERNELS="6.1 6.12", SUITES="tree gate": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install kernels
 	$(CARGO) test $(CARGO_FLAGS) --profile emulated --no-run
 	scripts/as-root.sh scripts/test-kernels.sh $(KERNELS)
 
 .PHONY: test-libcs
-test-libcs: ## Test on programs with other C libraries, of other Debians (root; LIBCS="newest", SUITES="tree gate": only these)
+test-libcs: ## Test on programs with C libraries of other Debians (root; LIBCS="newest", SUITES="tree gate": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install libcs
 	@scripts/test-libcs.sh --build
@@ -81,18 +81,18 @@ test-dist: dist ## Install the release's packages in clean roots, run memleak th
 	scripts/as-root.sh scripts/test-dist.sh
 
 .PHONY: bench
-bench: ## Measure against other tools where installed; WRITE=1 puts the tables into docs/benchmarks.md
+bench: ## Compare with other tools that are installed; WRITE=1 writes the tables to docs/benchmarks.md
 	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
 	@scripts/as-root.sh
 	$(CARGO) bench $(CARGO_FLAGS) --bench overhead --no-run
 	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write)
 
 .PHONY: docs
-docs: ## Write the manual page and the completions anew, after a change of the command line
+docs: ## Write the manual page and the completions again, after a change of the command line
 	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it documents::
 
 .PHONY: check-tools
-check-tools: ## Say which tools are missing (FOR=build|test|lint|bench|kernels|dist|libcs)
+check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs)
 	@scripts/deps.sh check $(FOR)
 
 .PHONY: install-deps
@@ -105,22 +105,22 @@ fmt: ## Format Rust and C
 	$(if $(c_files),clang-format -i $(c_files))
 
 .PHONY: lint
-lint: ## Check formats, and let clippy and shellcheck look
+lint: ## Check formats, and run clippy and shellcheck
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	$(if $(c_files),clang-format --dry-run --Werror $(c_files))
 	shellcheck $(shell_files)
 
-# Not a part of .ci/run: what it finds becomes a test (tests/bounds/found.rs), and that is.
+# .ci/run does not run this target, but runs its findings: each becomes a test (tests/bounds/found.rs).
 SECONDS ?= 60
 .PHONY: fuzz
-fuzz: ## Feed all that reads unknown bytes made-up ones, SECONDS=60 each (TARGETS="elf code …")
+fuzz: ## Fuzz all code that reads unknown bytes, SECONDS=60 for each target (TARGETS="elf code …")
 	@scripts/deps.sh check test >/dev/null || { scripts/deps.sh check test; exit 1; }
 	@scripts/fuzz.sh $(SECONDS) $(TARGETS)
 
-# Tests that ran through sudo leave files that only root can remove.
+# Tests that ran with sudo leave files that only root can remove.
 .PHONY: clean
-clean: ## Remove all that was built
+clean: ## Remove all built files
 	@$(CARGO) clean 2>/dev/null || scripts/as-root.sh rm -rf target
 
 .PHONY: help

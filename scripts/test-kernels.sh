@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Runs tests on other kernels than this machine's: boots Debian's packages under qemu, from an initramfs
-# with the binary, the tests and the tools that these call, and prints one table.
+# Runs tests on other kernels than this machine's, and prints one table. Boots the kernels of Debian's packages under
+# qemu, from an initramfs with the binary, the tests and the tools that the tests call.
 #
 #     scripts/test-kernels.sh [KERNEL]…
 #
-# tests/kernels.conf says which kernels, which tests, and which ones not. Ends with 0 if every test that it
-# does not except ran on every kernel and passed, memleak attached by the expected method, and no kernel
-# complained. Takes root, as the tests do.
+# tests/kernels.conf lists the kernels, the tests, and the tests that do not run. Exits with 0 under these conditions:
+# - All tests ran on every kernel and passed, except those that do not run there.
+# - memleak attached by the expected method.
+# - No kernel reported a fault.
+# Needs root, as the tests do.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -16,7 +18,7 @@ source scripts/suites.sh
 
 conf=tests/kernels.conf
 work=$PWD/target/kernels
-# Seconds for one kernel.
+# The most seconds that one kernel may take.
 limit=${LIMIT:-7200}
 
 die() {
@@ -25,11 +27,11 @@ die() {
 }
 say() { printf '%s\n' "$*" >&2; }
 
-# ---- what is tested ----------------------------------------------------------------------------------
+# ---- the tested programs -----------------------------------------------------------------------------
 
 native=$(uname -m)
 
-# Of each machine: the binary, and the program of the tests. Of each suite: how many tests it has.
+# The binary and the tests' program of each machine, and the number of tests in each suite.
 declare -A memleak_of=() program_of=() tests_in=()
 build() { # build MACHINE
 	local -a command=(cargo)
@@ -42,14 +44,14 @@ build() { # build MACHINE
 	memleak_of[$machine]=$output/memleak
 }
 
-# What the tests on this machine have compiled, for another machine: each program has its command beside it
-# (tests/it/common/fixtures.rs). What does not compile here is compiled there, by the test that wants it.
+# Compiles for another machine the programs that the tests compiled on this machine. Each program has its command beside
+# it (tests/it/common/fixtures.rs). If a program does not compile here, the test that needs it compiles it there.
 cross_compile() { # cross_compile MACHINE
 	local built=$PWD/target/$1-unknown-linux-gnu/tmp/built record program
 	local -a words
 	mkdir -p "$built"
 	for record in "$PWD"/target/tmp/built/*.command; do
-		[[ -e $record ]] || die 'no test has compiled its programs yet: test on host first'
+		[[ -e $record ]] || die 'no test has compiled its programs yet: run the tests on host first'
 		program=$built/$(basename "$record" .command)
 		[[ $program -nt $record ]] && continue
 		cp "$record" "$built/"
@@ -59,14 +61,14 @@ cross_compile() { # cross_compile MACHINE
 		c++) words[0]=$1-linux-gnu-g++ ;;
 		*) continue ;;
 		esac
-		"${words[@]/#@OUTPUT@/"$program"}" 2>/dev/null || say "$program is left to its test"
+		"${words[@]/#@OUTPUT@/"$program"}" 2>/dev/null || say "its test compiles $program"
 	done
 }
 
-plan() { # plan KERNEL MACHINE
+plan() { # plan KERNEL MACHINE: prints a line for each suite
 	local suite test options
 	for suite in $(suites); do
-		# What passes has things to say, too: where the probes of a C library are, and what they cost.
+		# Tests that pass also print output: where the probes of a C library are, and their cost.
 		options="$suite:: --show-output"
 		while read -r test; do
 			[[ $test == '*' ]] && continue 2
@@ -87,7 +89,7 @@ debian_of() { # debian_of MACHINE
 	esac
 }
 
-# Prints where the kernel is.
+# Downloads the kernel of a package, if it is not there yet. Prints the kernel's path.
 fetch_kernel() { # fetch_kernel SUITE PACKAGE MACHINE
 	local suite=$1 arch package image
 	arch=$(debian_of "$3")
@@ -99,7 +101,7 @@ fetch_kernel() { # fetch_kernel SUITE PACKAGE MACHINE
 		rm -rf "$work/debs"
 		mkdir -p "$work/images" "$work/debs"
 		(cd "$work/debs" && apt_of "$suite" "$arch" apt-get download "$package" >&2)
-		# In sid it lies beside the modules.
+		# In sid the kernel is in the directory of its modules.
 		dpkg-deb --fsys-tarfile "$work"/debs/"$package"_*.deb |
 			tar -x --to-stdout --wildcards --no-anchored 'vmlinuz*' >"$image.part"
 		rm -r "$work/debs"
@@ -110,8 +112,8 @@ fetch_kernel() { # fetch_kernel SUITE PACKAGE MACHINE
 
 # ---- the initramfs -----------------------------------------------------------------------------------
 
-# Archives the files named on standard input, with the directories that they are in. Where / has links
-# such as /lib → usr/lib, that is where the kernel is to find what packages have in /lib.
+# Archives the files named on standard input, with their directories. / has links such as /lib → usr/lib. So the archive
+# has in /usr/lib the files that packages have in /lib.
 archive() {
 	sed -E 's#/+#/#g; s#^/(bin|sbin|lib|lib32|lib64|libx32)/#/usr/\1/#' |
 		awk '{ path = ""; count = split($0, names, "/")
@@ -119,7 +121,7 @@ archive() {
 		(cd / && cpio --quiet -o -H newc)
 }
 
-# Programs, and the libraries that they need: links, and what these lead to.
+# Prints the paths of programs and of the libraries that they need: the links and their targets.
 with_libraries() {
 	local file libraries
 	libraries=$(for file in "$@"; do
@@ -129,7 +131,8 @@ with_libraries() {
 	xargs realpath <<<"$libraries"
 }
 
-# The tools and all that they depend on: made again only where other versions have been installed.
+# Prints the path of an archive with the tools and all that they depend on. Makes the archive again only if other
+# versions were installed.
 tools_archive() {
 	local -a packages
 	[[ -L /bin && -L /lib ]] || die 'a Debian with /bin and /lib in /usr is needed here'
@@ -157,8 +160,8 @@ tools_archive() {
 	printf '%s' "$archive"
 }
 
-# The same for another machine, of the Debian that is here: what is compiled here finds its C library there. No
-# package's scripts are run.
+# The same for another machine, from the release of Debian that this machine has. So programs that were compiled here
+# find their C library there. The scripts of the packages do not run.
 foreign_tools_archive() { # foreign_tools_archive MACHINE
 	local arch suite versions archive root=$work/tools-$1
 	local -a wanted packages
@@ -167,7 +170,7 @@ foreign_tools_archive() { # foreign_tools_archive MACHINE
 	mapfile -t wanted < <(rows tool)
 	mapfile -t packages < <(apt_of "$suite" "$arch" apt-get install --simulate --no-install-recommends "${wanted[@]}" |
 		sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1=\2/p')
-	((${#packages[@]} > 0)) || die "apt does not say what the tools for $1 need"
+	((${#packages[@]} > 0)) || die "apt does not list the packages that the tools for $1 need"
 	versions=$(printf '%s\n' "${packages[@]}" | cat - "${BASH_SOURCE[0]}" | sha256sum)
 	archive=$root-${versions:0:16}.cpio
 	if [[ ! -e $archive ]]; then
@@ -185,7 +188,7 @@ foreign_tools_archive() { # foreign_tools_archive MACHINE
 				--exclude='./usr/share/zoneinfo/*' --exclude='./usr/lib/*/gconv/*' --exclude='*/lto1' \
 				--exclude='*-lto-dump-*' --exclude='*-ld.gold'
 		done
-		# What update-alternatives would do.
+		# update-alternatives would make these links.
 		ln -s gcc "$root/files/usr/bin/cc"
 		[[ -e $root/files/usr/bin/awk ]] || ln -s mawk "$root/files/usr/bin/awk"
 		cp /etc/{passwd,group,nsswitch.conf,hosts} "$root/files/etc/"
@@ -196,14 +199,14 @@ foreign_tools_archive() { # foreign_tools_archive MACHINE
 	printf '%s' "$archive"
 }
 
-# The binary, the tests and what these have compiled, at the same places as here.
+# Archives the binary, the tests and the programs that the tests compiled, with the same paths as here.
 tests_archive() { # tests_archive MACHINE
 	local machine=$1 built=$PWD/target/tmp/built
 	local -a programs=("${memleak_of[$1]}" "${program_of[$1]}")
 	[[ $machine == "$native" ]] || built=$PWD/target/$machine-unknown-linux-gnu/tmp/built
 	mapfile -t -O "${#programs[@]}" programs < <(find "$built" -type f)
 	{
-		# Another machine's libraries are among its tools.
+		# The archive of another machine's tools contains its libraries.
 		if [[ $machine == "$native" ]]; then
 			with_libraries "${programs[@]}"
 		else
@@ -216,12 +219,12 @@ tests_archive() { # tests_archive MACHINE
 # ---- runs --------------------------------------------------------------------------------------------
 
 accelerator() { # accelerator MACHINE
-	# The device may be there without the processor's help.
+	# /dev/kvm can exist on a processor without virtualization.
 	if [[ $1 == "$native" && -w /dev/kvm ]] && { [[ $1 == aarch64 ]] || grep -qwE 'vmx|svm' /proc/cpuinfo; }; then
 		printf kvm
 	else
-		# One processor after the other. At one time, those of qemu 7.2 now and then execute a breakpoint that the
-		# kernel has taken out of its own code (Oops: int3), and little here runs at one time.
+		# Emulates the processors in one thread. With a thread each, the processors of qemu 7.2 sometimes execute a
+		# breakpoint that the kernel has removed from its own code (Oops: int3). Little here runs in parallel.
 		printf 'tcg,thread=single'
 	fi
 }
@@ -239,7 +242,8 @@ boot() { # boot KERNEL MACHINE IMAGE CPU
 		console=ttyS0 port=ttyS1
 		;;
 	aarch64)
-		# It has one serial line of its own. Isolating the kernel's page tables costs an emulator dear.
+		# This machine has only one built-in serial line. The isolation of the kernel's page tables (kpti) makes an
+		# emulator very slow.
 		machine=(-M virt -serial file:"$dir/console"
 			-chardev "file,id=tests,path=$dir/tests" -device "pci-serial,chardev=tests")
 		console='ttyAMA0 nokaslr kpti=off' port=ttyS0
@@ -258,7 +262,7 @@ boot() { # boot KERNEL MACHINE IMAGE CPU
 		tests_archive "$2"
 		(cd "$root" && find . -type f | cpio --quiet -o -H newc)
 	} >"$dir/initramfs"
-	# A host that is busy makes a guest look hung: not the tests' business.
+	# On a busy host the guest's kernel would report hangs, which these tests do not check.
 	timeout "$limit" "qemu-system-$2" "${machine[@]}" -accel "$(accelerator "$2")" -cpu "$4" -smp 2 -m 4G \
 		-display none -no-reboot -nic none -kernel "$3" -initrd "$dir/initramfs" \
 		-append "console=$console panic=-1 nowatchdog rcupdate.rcu_cpu_stall_suppress=1" </dev/null ||
@@ -269,7 +273,7 @@ boot() { # boot KERNEL MACHINE IMAGE CPU
 on_host() {
 	local dir=$work/runs/host
 	plan host "$native" >"$dir/plan"
-	# Among other things this compiles the fixtures for the other kernels.
+	# This also compiles the fixtures for the other kernels.
 	sh scripts/kernel-tests.sh "${memleak_of[$native]}" "$dir/plan" </dev/null >"$dir/tests" 2>&1
 	printf '@done\n' >>"$dir/tests"
 	: >"$dir/console"
@@ -302,20 +306,20 @@ judge() { # judge KERNEL METHOD SECONDS
 			unrun=$((unrun + counts[2] + left_out))
 			((counts[2] == 0)) || fail "$kernel" "$suite ignores ${counts[2]} tests"
 			((counts[0] + counts[1] + counts[2] + left_out == tests_in[$suite])) ||
-				fail "$kernel" "$suite has ${tests_in[$suite]} tests, $conf leaves out $left_out, and these did not add up"
+				fail "$kernel" "$suite has ${tests_in[$suite]} tests and $conf leaves out $left_out, but not all others ran"
 		else
 			unrun=$((unrun + tests_in[$suite]))
-			fail "$kernel" "$suite did not come to its end"
+			fail "$kernel" "$suite did not finish"
 		fi
 	done
 	while read -r word; do
 		fail "$kernel" "$word"
 	done < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' <<<"$log")
-	grep -qx '@done' <<<"$log" || fail "$kernel" "did not end within $limit seconds, or crashed"
-	grep -qx '@doctor 0' <<<"$log" || fail "$kernel" 'memleak doctor says that it does not work there'
+	grep -qx '@done' <<<"$log" || fail "$kernel" "did not finish within $limit seconds, or crashed"
+	grep -qx '@doctor 0' <<<"$log" || fail "$kernel" 'memleak doctor says that memleak does not work there'
 	[[ $2 == any || ${method%% *} == "$2" ]] || fail "$kernel" "attached by '$method', not by $2"
 	while read -r word; do
-		fail "$kernel" "the kernel says: $word"
+		fail "$kernel" "the kernel reports: $word"
 	done < <(tr -d '\r' <"$dir/console" | grep -E 'WARNING: |BUG: |Oops|Kernel panic' | head -n 5)
 	table+=("$(printf '%-28s %-8s %-18s %6d %6d %6d %7d' "${release% *}" "${release##* }" "$method" \
 		"$passed" "$failed" "$unrun" "$3")")
@@ -330,7 +334,7 @@ chosen=" $* "
 build "$native"
 names=$("${program_of[$native]}" --list)
 for suite in $(suites); do
-	tests_in[$suite]=$(grep -c "^$suite::.*: test\$" <<<"$names") || die "there are no tests of $suite"
+	tests_in[$suite]=$(grep -c "^$suite::.*: test\$" <<<"$names") || die "the suite $suite has no tests"
 done
 while read -r kernel machine method cpu suite package; do
 	[[ $chosen == '  ' || $chosen == *" $kernel "* ]] || continue

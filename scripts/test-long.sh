@@ -11,6 +11,6 @@ into=/dev/null
 [[ ${1-} != --write ]] || into=tests/long.txt
 {
 	printf '%s, Linux %s, %d CPUs, commit %s\n' "$(date -u +%F)" "$(uname -r)" "$(nproc)" "$(git rev-parse --short HEAD)"
-	# The tests run one after the other, because each starts many processes by itself.
+	# The tests run one after the other, because each test alone loads the machine.
 	cargo test --quiet --locked --test it -- --ignored --show-output --test-threads=1 2>&1
 } | tee "$into"
