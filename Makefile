@@ -1,4 +1,4 @@
-# The commands for developers and users of this tree. `make help` lists the targets.
+# All commands of this tree for developers and users. `make help` lists the targets.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,7 +25,7 @@ build: ## Build target/release/memleak (the default)
 	$(CARGO) build --release $(CARGO_FLAGS)
 
 .PHONY: run
-run: ## Install what is missing, build, and show memleak at work
+run: ## Install the missing tools, build, and show memleak at work
 	@scripts/as-root.sh
 	@scripts/deps.sh install build
 	$(CARGO) build --release $(CARGO_FLAGS)
@@ -37,7 +37,7 @@ TEST_THREADS ?= 6
 # Asks for root first, so that a user need not wait for a build to learn that the tests cannot run. Compiles as the
 # user, because files that root made would hinder the user's next build. Runs all tests, even if some fail.
 .PHONY: test
-test: ## Install what is missing, build, and run all tests (root, or sudo)
+test: ## Install the missing tools, build, and run all tests (root, or sudo)
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
 	$(CARGO) test $(CARGO_FLAGS) --no-run
@@ -96,7 +96,7 @@ check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|l
 	@scripts/deps.sh check $(FOR)
 
 .PHONY: install-deps
-install-deps: ## Install what is missing, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs)
+install-deps: ## Install the missing tools, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs)
 	@scripts/deps.sh install $(FOR)
 
 .PHONY: fmt
