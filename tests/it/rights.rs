@@ -113,7 +113,7 @@ impl World {
             .args(words)
             .env("LC_ALL", "C")
             .current_dir("/");
-        // `sudo make test` sets the SUDO_* ones.
+        // `sudo make test` sets the SUDO_* variables.
         for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SLURM_SCRIPT_CONTEXT"] {
             command.env_remove(name);
         }
