@@ -1,6 +1,6 @@
-//! The integration tests: memleak on the real kernel, on real processes. One module a subject. One program, so that
-//! one link does for all, and that the tests run side by side. `tests/bounds` stands apart, as its allocator counts
-//! what the whole process takes.
+//! The integration tests run memleak on the real kernel and on real processes. Each module has one subject. All modules
+//! form one program, so that it is linked once and the tests run side by side. `tests/bounds` is a program of its own,
+//! because its allocator counts the memory of the whole process.
 
 mod common;
 

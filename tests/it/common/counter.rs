@@ -1,31 +1,31 @@
-//! The interposing counter: builds it, and reads the files that it leaves.
+//! Builds the interposing counter, and reads the files that the counter writes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Counts, compile};
 
-/// What begins an image.
+/// The kind of system call that began an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Exec,
     Fork,
 }
 
-/// What the counter counted in one process image.
+/// One process image and its counts, as the counter wrote them.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// As the process itself sees it: in its own pid namespace.
+    /// The pid in the process's own pid namespace.
     pub pid: u32,
     pub kind: Kind,
-    /// When the counter first saw the image, in nanoseconds (CLOCK_MONOTONIC).
+    /// The time at which the counter first saw the image, in nanoseconds (CLOCK_MONOTONIC).
     pub start: u64,
     pub comm: String,
     pub exe: PathBuf,
     pub counts: Counts,
 }
 
-/// The preloadable library.
+/// Builds the library to preload. Returns its path.
 pub fn library() -> PathBuf {
     compile(
         "tests/counter/counter.c",
@@ -40,13 +40,14 @@ pub fn library() -> PathBuf {
     )
 }
 
-/// The program `preload LIBRARY DIRECTORY COMMAND [ARGS]…`, which executes the command under the counter and
-/// calls no allocator itself.
+/// Builds the program `preload LIBRARY DIRECTORY COMMAND [ARGS]…`. The program executes the command under the counter
+/// and calls no allocator itself.
 pub fn preload() -> PathBuf {
     compile("tests/counter/preload.c", "preload", &["-O1"])
 }
 
-/// All images whose files are in `directory`: by pid, and within a pid in the order in which they ran.
+/// Reads the images of all files in `directory`. Sorts them by pid, and the images of one pid in the order in which
+/// they ran.
 pub fn read(directory: &Path) -> Vec<Image> {
     let mut images: Vec<_> = directory
         .read_dir()
@@ -54,7 +55,7 @@ pub fn read(directory: &Path) -> Vec<Image> {
         .map(|entry| {
             let path = entry.expect("the counter's directory can be listed").path();
             let bytes = fs::read(&path).expect("a counter file can be read");
-            decode(&bytes).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+            decode(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         })
         .collect();
     images.sort_by_key(|image| (image.pid, image.start));
@@ -69,10 +70,12 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
     const SIZE: usize = 368;
 
     if bytes.len() != SIZE {
-        return Err(format!("has {} bytes, not {SIZE}", bytes.len()));
+        return Err(format!("the file has {} bytes, not {SIZE}", bytes.len()));
     }
     let word = |i: usize| {
-        let bytes = bytes[i * 8..i * 8 + 8].try_into().expect("eight bytes");
+        let bytes = bytes[i * 8..i * 8 + 8]
+            .try_into()
+            .expect("the slice has eight bytes");
         u64::from_ne_bytes(bytes)
     };
     let text = |range: std::ops::Range<usize>| {
@@ -80,7 +83,7 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
         String::from_utf8_lossy(bytes).into_owned()
     };
     if word(0) != MAGIC {
-        return Err("was never finished".to_string());
+        return Err("the file is not finished".to_string());
     }
     if word(11) != 0 {
         return Err(format!(
@@ -93,7 +96,7 @@ fn decode(bytes: &[u8]) -> Result<Image, String> {
         kind: match word(2) {
             0 => Kind::Exec,
             1 => Kind::Fork,
-            other => return Err(format!("an image of kind {other}")),
+            other => return Err(format!("the image has the unknown kind {other}")),
         },
         start: word(3),
         comm: text(COMM..EXE),

@@ -1,5 +1,5 @@
-//! What each fixture does, worked out by hand from its source: the counter is held against this without
-//! memleak, and memleak with and without the counter.
+//! The expected images and counts of each fixture, worked out by hand from its source. Tests compare them with the
+//! counter without memleak, and with memleak with and without the counter.
 
 use std::sync::OnceLock;
 
@@ -19,12 +19,12 @@ impl End {
             ("exec", None, None) => End::Exec,
             ("exited", Some(code), None) => End::Exit(code),
             ("signaled", None, Some(signal)) => End::Signal(signal),
-            _ => panic!("an end that contradicts itself: {row:#?}"),
+            _ => panic!("the fields for the end of this row contradict each other: {row:#?}"),
         }
     }
 }
 
-/// An image that must be there.
+/// An image that must be in the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Expected {
     pub image: u32,
@@ -33,7 +33,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// What a row of memleak's tells.
+    /// The image that a row of memleak's report describes.
     pub fn of(row: &Row) -> Self {
         Expected {
             image: row.image,
@@ -43,21 +43,21 @@ impl Expected {
     }
 }
 
-/// The images, from what the fixture said on standard output.
+/// Gives the expected images, from the fixture's standard output.
 type Images = dyn Fn(&str) -> Vec<Expected>;
 
-/// A fixture with arguments, and the images that it makes, in any order.
+/// A fixture with its arguments, and the images that the fixture makes, in any order.
 pub struct Case {
     pub name: &'static str,
     pub job: Job,
-    /// What the command exits with; 128 + n where it dies of signal n.
+    /// The command's exit code, or 128 + n if signal n ends the command.
     pub code: i32,
     pub images: Box<Images>,
-    /// Of its only image, where there is any.
+    /// The losses of the fixture's only image. Fixtures with several images have none.
     pub losses: Losses,
 }
 
-/// Fails unless memleak, with these options besides, counts what the fixture does.
+/// Fails unless memleak counts exactly what the fixture does. `options` are further options of memleak.
 #[track_caller]
 pub fn assert_counted(name: &str, options: &[String]) {
     let case = case(name);
@@ -73,8 +73,8 @@ pub fn assert_counted(name: &str, options: &[String]) {
     assert_eq!(found, expected, "{name}");
 }
 
-/// Bytes that glibc allocates for a thread: one block for its table of thread-local storage. How many
-/// depends on glibc's version and on nothing else here.
+/// Bytes that glibc allocates for a thread: one block for its table of thread-local storage. In these tests the size
+/// depends only on glibc's version.
 pub fn thread_bytes() -> u64 {
     static BYTES: OnceLock<u64> = OnceLock::new();
     *BYTES.get_or_init(|| {
@@ -115,7 +115,7 @@ impl Counts {
         }
     }
 
-    /// Adds what glibc allocates for `started` threads, and frees for those that were `joined`.
+    /// Adds the blocks that glibc allocates for `started` threads and frees for `joined` threads.
     pub fn threads(mut self, started: u64, joined: u64) -> Self {
         self.total_allocs_bytes += started * thread_bytes();
         self.alloc_count += started;
@@ -130,7 +130,7 @@ pub fn ends(image: u32, end: End, counts: Counts) -> Expected {
     Expected { image, end, counts }
 }
 
-/// A fixture of any number of processes that exits with `code`.
+/// A fixture with any number of processes. The command's exit code is `code`.
 fn tree(
     name: &'static str,
     fixture: &str,
@@ -148,7 +148,7 @@ fn tree(
     }
 }
 
-/// A fixture of one process and one image, that exits with 0.
+/// A fixture with one process and one image. It exits with 0.
 fn single(name: &'static str, counts: impl Fn() -> Counts + 'static) -> Case {
     tree(name, name, &[], 0, move |_| {
         vec![ends(0, End::Exit(0), counts())]
@@ -172,13 +172,13 @@ fn leader(name: &'static str, arguments: &[&str], code: i32) -> Case {
 }
 
 fn handler(name: &'static str, by: &'static str, stack: &str) -> Case {
-    tree(name, "handler_mallocs", &[by, stack], 0, move |said| {
-        let said: Vec<u64> = said
+    tree(name, "handler_mallocs", &[by, stack], 0, move |printed| {
+        let printed: Vec<u64> = printed
             .split_whitespace()
-            .map(|n| n.parse().expect("a number"))
+            .map(|n| n.parse().expect("the word is a number"))
             .collect();
-        let [looped, handled] = said[..] else {
-            panic!("the fixture said {said:?}")
+        let [looped, handled] = printed[..] else {
+            panic!("the fixture printed {printed:?}")
         };
         assert_eq!(handled, 1001);
         let total = looped * 24 + handled * 200 + 4000;
@@ -211,8 +211,7 @@ fn jumps(name: &'static str, stack: &str) -> Case {
     }
 }
 
-/// All that is known of the fixtures. The names are those of the fixtures, with more where a fixture has
-/// arguments.
+/// All cases. Each has the name of its fixture. Where a fixture has several cases, their names also have the arguments.
 pub fn cases() -> Vec<Case> {
     vec![
         single("allocates_nothing", Counts::default),
@@ -380,7 +379,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// The case of this name.
+/// The case with this name.
 pub fn case(name: &str) -> Case {
     cases()
         .into_iter()

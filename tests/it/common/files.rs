@@ -1,5 +1,5 @@
-//! Files that are executed. Another process writes each of them: while we have a file open for writing, another
-//! test may fork, and no one can execute the file until that child executes something itself.
+//! Files that tests execute. Another process writes each of these files. While this process has a file open for
+//! writing, another test may fork. The file then cannot be executed until that child executes a program itself.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use super::newcomers::run;
 
-/// A new file at `to` with the content and the mode of `from`.
+/// Creates the file `to` with the content and the mode of `from`.
 #[track_caller]
 pub fn copy(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     run(Command::new("cp")
@@ -17,7 +17,7 @@ pub fn copy(from: impl AsRef<Path>, to: impl AsRef<Path>) {
         .args([from.as_ref(), to.as_ref()]));
 }
 
-/// A new file with this text and this mode.
+/// Creates a file with this text and this mode.
 #[track_caller]
 pub fn write_script(path: &Path, text: &str, mode: u32) {
     let mut writer = Command::new("sh")
@@ -25,10 +25,17 @@ pub fn write_script(path: &Path, text: &str, mode: u32) {
         .arg(path)
         .stdin(Stdio::piped())
         .spawn()
-        .expect("a shell");
-    let mut input = writer.stdin.take().expect("a pipe");
-    input.write_all(text.as_bytes()).expect("the shell reads");
+        .expect("a shell can be started");
+    let mut input = writer.stdin.take().expect("the stream is a pipe");
+    input
+        .write_all(text.as_bytes())
+        .expect("the shell reads its input");
     drop(input);
-    assert!(writer.wait().expect("a child").success());
-    fs::set_permissions(path, Permissions::from_mode(mode)).expect("a file of ours");
+    assert!(
+        writer
+            .wait()
+            .expect("the child can be waited for")
+            .success()
+    );
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("the test owns the file");
 }

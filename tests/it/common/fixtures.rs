@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// Compiles `source` (relative to the repository) to `name` below cargo's directory for such things,
-/// unless that is done; tells where the result is. Tests of several processes may do so at a time.
+/// Compiles `source` (relative to the repository) to `name` below cargo's directory for temporary files, unless the
+/// result is up to date. Returns the path of the result. Tests in several processes may do so at the same time.
 pub fn compile(source: &str, name: &str, flags: &[&str]) -> PathBuf {
     compile_with("cc", source, name, flags)
 }
 
-/// The same with another compiler than `cc`. C++ is told by the source's name.
+/// As `compile`, with another compiler than `cc`. The extension of the source tells C++ from C.
 pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) -> PathBuf {
-    // Threads of one process wait for each other rather than compile the same thing twice.
+    // Threads of one process wait for each other, so that they do not compile the same source twice.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE
         .lock()
@@ -60,8 +60,8 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
     let mut command = Command::new(compiler);
     command
         .args([standard, "-g", "-Wall", "-Wextra", "-Werror", "-pthread"])
-        // The compiler knows what malloc is and would drop a malloc that no one uses; and these sizes
-        // are nonsense on purpose.
+        // The compiler knows malloc and would remove a malloc whose result is unused. The warning is off because
+        // some fixtures ask for impossible sizes on purpose.
         .args(["-fno-builtin", "-Wno-alloc-size-larger-than"])
         .args(flags)
         .args(&own_flags)
@@ -80,7 +80,7 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
         source.display(),
         String::from_utf8_lossy(&output.stderr)
     );
-    // Tests on another machine's kernel cannot wait for its compiler (scripts/test-kernels.sh).
+    // scripts/test-kernels.sh repeats this command, because tests on an emulated machine cannot wait for its compiler.
     let words = [command.get_program()]
         .into_iter()
         .chain(command.get_args());
@@ -91,13 +91,13 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
         })
         .collect();
     fs::write(&record, words.join("\n") + "\n").expect("target/tmp can be written");
-    // In one step: whoever runs the old one goes on with it, nobody sees half of the new one.
+    // The rename is one step. Processes that run the old program keep it, and no process sees a half-written program.
     fs::rename(&unfinished, &target).expect("target/tmp can be written");
     target
 }
 
-/// The program of `fixtures/NAME.c`. Extra flags for the compiler stand in its first line, after
-/// `// cflags:`.
+/// Compiles `fixtures/NAME.c` and returns the path of the program. The first line of the source may have extra compiler
+/// flags after `// cflags:`.
 pub fn fixture(name: &str) -> PathBuf {
     compile(&format!("fixtures/{name}.c"), name, &["-O1"])
 }

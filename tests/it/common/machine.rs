@@ -1,25 +1,26 @@
-//! What tests that run at the same time need of each other.
+//! Coordinates tests that run at the same time.
 //!
-//! A memleak that watches every process (`-a`) puts its probes into every file that some process has mapped,
-//! also into the private copies of other tests. Tests that must see no probe of others cannot run beside it.
+//! A memleak that watches every process (`-a`) puts its probes into every file that a process has mapped. These files
+//! include the private copies of other tests. A test that must see no probes of others cannot run at the same time.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Positive: so many watch every process. Negative: so many must see no probe of others.
+/// If positive, the number of memleaks that watch every process. If negative, its absolute value is the number of
+/// tests that must see no probes of others.
 static USERS: Mutex<i32> = Mutex::new(0);
 static CHANGED: Condvar = Condvar::new();
 
-/// Held until it is dropped. Several of the same kind may be held at a time, also by one test; a test that holds
-/// one kind must not ask for the other.
+/// A reservation, which ends when this is dropped. Several of the same kind may be held at the same time, also by one
+/// test. A test that holds one kind must not ask for the other kind.
 #[must_use]
 pub struct Held(i32);
 
-/// For a memleak that watches every process.
+/// Waits for a reservation for a memleak that watches every process.
 pub fn watched() -> Held {
     enter(1)
 }
 
-/// For a test that must see no probe but its own.
+/// Waits for a reservation for a test that must see no probes but its own.
 pub fn unwatched() -> Held {
     enter(-1)
 }

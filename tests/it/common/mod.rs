@@ -1,5 +1,5 @@
-//! What the tests on the real kernel share: fixtures, runs of memleak with what they reported, runs under
-//! the interposing counter, and the comparison of the two.
+//! Helpers for all tests on the real kernel: fixtures, runs of memleak and their reports, runs under the interposing
+//! counter, and the comparison of reports with the counter.
 
 pub mod counter;
 pub mod expected;
@@ -33,9 +33,10 @@ use tempfile::TempDir;
 
 pub use fixtures::{compile, fixture};
 
-/// A run that takes longer hangs. TEST_TIMEOUT has other seconds, for emulated machines.
+/// A run that takes longer hangs. TEST_TIMEOUT sets another number of seconds, for emulated machines.
 static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| {
-    let seconds = std::env::var("TEST_TIMEOUT").map(|text| text.parse().expect("seconds"));
+    let seconds = std::env::var("TEST_TIMEOUT")
+        .map(|text| text.parse().expect("TEST_TIMEOUT is a number of seconds"));
     Duration::from_secs(seconds.unwrap_or(120))
 });
 
@@ -45,7 +46,7 @@ pub const DEFAULT_SIGNALS: [&str; 2] = ["env", "--default-signal"];
 
 // ---- counts ------------------------------------------------------------------------------------------
 
-/// What memleak and the counter both count in one image. Sizes in bytes.
+/// The counts of one image that memleak and the counter both have. Sizes are in bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Counts {
     pub total_allocs_bytes: u64,
@@ -82,7 +83,7 @@ impl fmt::Debug for Counts {
     }
 }
 
-// ---- what memleak reports ----------------------------------------------------------------------------
+// ---- memleak's report ----------------------------------------------------------------------------------
 
 /// A line of type `process` of the schema `memleak/1`.
 #[derive(Clone, Debug, Deserialize)]
@@ -102,23 +103,23 @@ pub struct Row {
     pub end_time: f64,
     #[serde(flatten)]
     pub counts: Counts,
-    /// Only of what runs.
+    /// Only for a running process.
     pub growth_bytes: Option<i64>,
     pub peak_live_bytes: Option<u64>,
     pub allocators: Vec<PathBuf>,
     pub complete: bool,
-    /// Why not all of its allocations were counted; there only where that is so.
+    /// The reason why not all allocations of the process were counted. `None` if all were counted.
     pub uncovered: Option<String>,
     pub losses: Losses,
 }
 
-/// The line of type `summary`.
+/// A line of type `summary`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Summary {
-    /// `None` where nothing was launched.
+    /// `None` if memleak launched no command.
     pub outcome: Option<String>,
     pub processes: u64,
-    /// Those of them whose allocations were all counted.
+    /// The number of `processes` whose allocations were all counted.
     pub covered_processes: Option<u64>,
     pub total_allocs_bytes: u64,
     pub leaked_bytes: u64,
@@ -132,7 +133,7 @@ pub struct Gate {
     pub verdict: String,
 }
 
-/// Only what is not zero is named.
+/// The report has only the fields that are not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Losses {
@@ -145,18 +146,18 @@ pub struct Losses {
 /// A finished run of memleak.
 #[derive(Debug)]
 pub struct Report {
-    /// In the order of their ends.
+    /// The rows, in the order in which the images ended.
     pub rows: Vec<Row>,
     pub summary: Summary,
     pub status: ExitStatus,
-    /// Of the command: memleak writes nothing there.
+    /// The command's standard output. memleak writes nothing there.
     pub stdout: String,
-    /// Of both.
+    /// The standard error of memleak and of the command.
     pub stderr: String,
 }
 
 impl Report {
-    /// Of a tree, from its beginning.
+    /// The report on a process tree that memleak counted from its beginning.
     fn new(json: &str, output: Output) -> Self {
         let report = Self::read(json, output);
         report.check_sums();
@@ -182,7 +183,7 @@ impl Report {
                             .unwrap_or_else(|error| panic!("{error} in {line}")),
                     );
                 }
-                _ => panic!("a line of no known type: {line}"),
+                _ => panic!("a line of an unknown type: {line}"),
             }
         }
         let Some(summary) = summary else {
@@ -200,8 +201,8 @@ impl Report {
         }
     }
 
-    /// The summary is the sum of the rows, and the images of each process are numbered from 0 without a
-    /// gap, all but the last replaced by an exec.
+    /// Fails unless the summary is the sum of the rows and each process has all its images. The images of a process are
+    /// numbered from 0 without a gap. An exec replaced each of them but the last.
     fn check_sums(&self) {
         let total: u64 = self
             .rows
@@ -215,11 +216,11 @@ impl Report {
         let leaked: u64 = ended.map(|row| row.counts.leaked_bytes).sum();
         assert_eq!(
             self.summary.total_allocs_bytes, total,
-            "the summary's total is not that of the rows"
+            "the summary's total is not the sum of the rows"
         );
         assert_eq!(
             self.summary.leaked_bytes, leaked,
-            "the summary's leak is not that of the rows"
+            "the summary's leak is not the sum of the rows"
         );
         if self.summary.losses.rows_lost > 0 {
             return;
@@ -230,7 +231,7 @@ impl Report {
                 let started = a.start_time.total_cmp(&b.start_time);
                 started.then(a.image.cmp(&b.image))
             });
-            // A pid may come again: image 0 begins a process.
+            // The kernel may use a pid again. Image 0 begins a new process.
             for rows in rows.chunk_by(|_, next| next.image != 0) {
                 processes += 1;
                 for (row, image) in rows.iter().zip(0..) {
@@ -244,20 +245,20 @@ impl Report {
         }
         assert_eq!(
             self.summary.processes, processes,
-            "processes counts processes"
+            "the summary has the wrong number of processes"
         );
     }
 
-    /// The row of a process that was alone and had one image.
+    /// The only row of the report. Fails if there are several rows or none.
     #[track_caller]
     pub fn only_row(&self) -> &Row {
         match &self.rows[..] {
             [row] => row,
-            rows => panic!("not one row but {rows:#?}"),
+            rows => panic!("expected one row, found {rows:#?}"),
         }
     }
 
-    /// Fails unless nothing at all was lost.
+    /// Fails if memleak lost anything.
     #[track_caller]
     pub fn assert_complete(&self) {
         for row in &self.rows {
@@ -284,7 +285,7 @@ fn by_pid<T>(items: &[T], pid: impl Fn(&T) -> u32) -> BTreeMap<u32, Vec<&T>> {
 
 // ---- runs --------------------------------------------------------------------------------------------
 
-/// A command to be run under memleak, the counter, both or neither.
+/// A command to run under memleak, under the counter, under both or under neither.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Job {
     command: Vec<OsString>,
@@ -294,11 +295,11 @@ pub struct Job {
     directory: Option<PathBuf>,
 }
 
-/// What a run under both counters gave.
+/// The results of a run under memleak and the counter.
 pub struct Counted {
-    /// memleak's, without the image that set up the counter.
+    /// memleak's report, without the image that set up the counter.
     pub report: Report,
-    /// The counter's.
+    /// The counter's images.
     pub images: Vec<counter::Image>,
 }
 
@@ -308,7 +309,7 @@ struct Output {
     stderr: String,
 }
 
-/// A run that goes on.
+/// A run that has not ended.
 pub struct Running {
     child: Child,
     readers: [thread::JoinHandle<String>; 2],
@@ -324,7 +325,7 @@ impl Job {
     ) -> Self {
         let mut command = vec![program.as_ref().to_os_string()];
         command.extend(arguments.into_iter().map(|a| a.as_ref().to_os_string()));
-        // Names and orders of things must not depend on who runs the tests.
+        // Names and sort orders must not depend on the user that runs the tests.
         let environment = vec![("LC_ALL".into(), "C".into())];
         Job {
             command,
@@ -335,17 +336,17 @@ impl Job {
         }
     }
 
-    /// A fixture with its arguments.
+    /// A job that runs a fixture with arguments.
     pub fn fixture(name: &str, arguments: &[&str]) -> Self {
         Job::new(fixture(name), arguments)
     }
 
-    /// A shell script.
+    /// A job that runs a shell script.
     pub fn shell(script: &str) -> Self {
         Job::new("sh", ["-c", script])
     }
 
-    /// Options of `memleak run`.
+    /// Adds options of `memleak run`.
     #[must_use]
     pub fn options<A: AsRef<OsStr>>(mut self, options: impl IntoIterator<Item = A>) -> Self {
         self.options
@@ -353,7 +354,7 @@ impl Job {
         self
     }
 
-    /// A command that runs memleak, rather than be run by it.
+    /// Runs memleak by way of another command, `wrapper`.
     #[must_use]
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(OsString::from).collect();
@@ -373,7 +374,7 @@ impl Job {
         self
     }
 
-    /// Runs it under memleak.
+    /// Runs the command under memleak.
     #[track_caller]
     pub fn run(&self) -> Report {
         self.start_with(None).wait()
@@ -384,10 +385,10 @@ impl Job {
         self.start_with(None)
     }
 
-    /// Runs it under memleak and the counter at once. The counter is put into the environment of the
-    /// command alone, as memleak's own allocations would confuse; the program that does so is the root's
-    /// image 0, which allocates nothing, and taken out of the rows here. The root's images are then
-    /// numbered from 1.
+    /// Runs the command under memleak and the counter at the same time. Only the command has the counter in its
+    /// environment, because memleak's own allocations would spoil the counts. The program that sets up the counter is
+    /// the root's image 0. It allocates nothing, and this function takes its row out of the report. The root's images
+    /// are then numbered from 1.
     #[track_caller]
     pub fn run_counted(&self) -> Counted {
         self.start_counted().wait_counted()
@@ -398,15 +399,15 @@ impl Job {
         self.start_with(Some("counters"))
     }
 
-    /// Runs it under the counter alone. No rights needed.
+    /// Runs the command under the counter alone. This needs no rights.
     #[track_caller]
     pub fn count(&self) -> (Vec<counter::Image>, ExitStatus, String) {
-        let counters = TempDir::new().expect("a temporary directory");
+        let counters = TempDir::new().expect("a temporary directory can be created");
         let output = collect(&mut self.finish(self.under_counter(counters.path())));
         (counter::read(counters.path()), output.status, output.stdout)
     }
 
-    /// Runs it under nothing but this program, for instance valgrind.
+    /// Runs the command under `program` alone, for instance valgrind.
     #[track_caller]
     pub fn run_under(&self, program: &str, options: &[&str]) -> (ExitStatus, String) {
         let mut command = Command::new(program);
@@ -424,9 +425,9 @@ impl Job {
         command
     }
 
-    /// Settings that are the same however it is run.
+    /// Applies the settings that all kinds of runs share.
     fn finish(&self, mut command: Command) -> Command {
-        // Cargo's, for what it builds: other programs would search those directories, too.
+        // Cargo sets this variable for its own programs. Other programs would search those directories, too.
         command.env_remove("LD_LIBRARY_PATH");
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
@@ -436,7 +437,7 @@ impl Job {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // So that all of it can be ended if it hangs.
+        // A process group of its own, so that all processes of a run that hangs can be killed.
         command.process_group(0);
         command
     }
@@ -447,7 +448,7 @@ impl Job {
             nix::unistd::geteuid().is_root(),
             "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
         );
-        let scratch = TempDir::new().expect("a temporary directory");
+        let scratch = TempDir::new().expect("a temporary directory can be created");
         let json = scratch.path().join("report.json");
         let counters = counters.map(|name| scratch.path().join(name));
         let memleak = OsString::from(env!("CARGO_BIN_EXE_memleak"));
@@ -479,12 +480,12 @@ impl Job {
 }
 
 impl Running {
-    /// memleak's pid, or its wrapper's.
+    /// The pid of memleak, or of its wrapper.
     pub fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Where the report is written.
+    /// The path of the report.
     pub fn json(&self) -> &Path {
         &self.json
     }
@@ -494,7 +495,7 @@ impl Running {
         self.wait_with(|| ())
     }
 
-    /// As `wait`, and does something when memleak has ended, before its output has.
+    /// As `wait`. Calls `between` after memleak has ended, before its output has ended.
     #[track_caller]
     pub fn wait_with(self, between: impl FnOnce()) -> Report {
         let status = wait_status(self.child);
@@ -515,20 +516,20 @@ impl Running {
     }
 }
 
-/// Takes out the image of `preload`, having seen that it is there and allocated nothing.
+/// Takes out the row of `preload`. Fails unless there is one such row, with no allocations.
 #[track_caller]
 fn remove_preload(rows: &mut Vec<Row>) {
     let preload = counter::preload();
     let is_preload = |row: &Row| row.exe.as_deref() == Some(&preload);
     let found: Vec<_> = rows.iter().filter(|row| is_preload(row)).collect();
     let [row] = found[..] else {
-        panic!("not one image of {}: {rows:#?}", preload.display())
+        panic!("expected one image of {}: {rows:#?}", preload.display())
     };
     assert_eq!((row.image, &*row.end), (0, "exec"), "{row:#?}");
     assert_eq!(
         row.counts,
         Counts::default(),
-        "{} allocates nothing",
+        "{} must allocate nothing",
         preload.display()
     );
     rows.retain(|row| !is_preload(row));
@@ -538,8 +539,8 @@ fn spawn(command: &mut Command) -> (Child, [thread::JoinHandle<String>; 2]) {
     let mut child = command
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run {}: {error}", command.get_program().display()));
-    let stdout = reader(child.stdout.take().expect("a pipe"));
-    let stderr = reader(child.stderr.take().expect("a pipe"));
+    let stdout = reader(child.stdout.take().expect("the stream is a pipe"));
+    let stderr = reader(child.stderr.take().expect("the stream is a pipe"));
     (child, [stdout, stderr])
 }
 
@@ -572,7 +573,7 @@ fn wait_status(mut child: Child) -> ExitStatus {
         if started.elapsed() > *TIMEOUT {
             let group = nix::unistd::Pid::from_raw(child.id().cast_signed());
             nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).ok();
-            panic!("hangs: not done after {:?}", *TIMEOUT);
+            panic!("the run hangs: not done after {:?}", *TIMEOUT);
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -587,17 +588,17 @@ fn output(status: ExitStatus, readers: [thread::JoinHandle<String>; 2]) -> Outpu
     }
 }
 
-/// How a run of memleak ended, as a shell would say it.
+/// The exit code of a run of memleak. As in a shell, it is 128 + n if signal n ended the run.
 pub fn code(status: ExitStatus) -> i32 {
     status
         .code()
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// How many allocations of how many bytes valgrind sees a single program do.
+/// The number of allocations that valgrind counts in a single program, and their bytes.
 pub fn valgrind_totals(job: &Job) -> (u64, u64) {
-    // valgrind translates the code that it finds, and where a memleak runs on this machine at the same
-    // time, for another test, it finds breakpoints in the loader and in libc. In copies of them there are none.
+    // valgrind translates the code that it finds. While another test runs a memleak on this machine, valgrind would find
+    // breakpoints in the loader and in libc. So it gets copies of both, which have no breakpoints.
     const UNPROBED: &str = r#"
         while [ "$1" != -- ]; do
             cp "$1" "$0" && mount --bind "$0/${1##*/}" "$1" || exit 99
@@ -605,13 +606,13 @@ pub fn valgrind_totals(job: &Job) -> (u64, u64) {
         done
         shift
         exec valgrind --leak-check=no "$@""#;
-    // But a memleak that watches every process has probes in the copies, too.
+    // A memleak that watches every process would put probes into the copies, too.
     let _machine = machine::unwatched();
     let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
     let mut files: Vec<_> = maps
         .lines()
         .filter_map(|line| line.split_whitespace().nth(5))
-        // Up to 2.33 the files have glibc's version in their names.
+        // Up to glibc 2.33, the names of the files contain glibc's version.
         .filter(|path| {
             ["/libc.so.", "/libc-2.", "/ld-linux", "/ld-2."]
                 .iter()
@@ -620,8 +621,8 @@ pub fn valgrind_totals(job: &Job) -> (u64, u64) {
         .collect();
     files.dedup();
     assert_eq!(files.len(), 2, "the tests run with glibc");
-    let copies = TempDir::new().expect("a temporary directory");
-    let copies = copies.path().to_str().expect("a plain path");
+    let copies = TempDir::new().expect("a temporary directory can be created");
+    let copies = copies.path().to_str().expect("the path is UTF-8");
     let words = [
         &["--mount", "sh", "-c", UNPROBED, copies],
         &files[..],
@@ -637,9 +638,9 @@ pub fn valgrind_totals(job: &Job) -> (u64, u64) {
     let line = stderr
         .lines()
         .find_map(|line| line.split_once("total heap usage: "))
-        .unwrap_or_else(|| panic!("valgrind says no total: {stderr}"))
+        .unwrap_or_else(|| panic!("valgrind prints no total: {stderr}"))
         .1;
-    let number = |text: &str| text.replace(',', "").parse().expect("a number");
+    let number = |text: &str| text.replace(',', "").parse().expect("the word is a number");
     let words: Vec<_> = line.split_whitespace().collect();
     (number(words[0]), number(words[4]))
 }
@@ -647,7 +648,7 @@ pub fn valgrind_totals(job: &Job) -> (u64, u64) {
 // ---- the comparison ----------------------------------------------------------------------------------
 
 impl Counted {
-    /// Fails unless nothing was lost and both counted the same in every image, and saw the same images.
+    /// Fails unless memleak lost nothing, and memleak and the counter have the same images with the same counts.
     #[track_caller]
     pub fn assert_equal_counts(&self) {
         self.report.assert_complete();
@@ -659,22 +660,22 @@ impl Counted {
             .collect();
         assert!(
             running.is_empty(),
-            "not comparable, as they go on after the command: {running:#?}"
+            "not comparable, because these processes run longer than the command: {running:#?}"
         );
-        assert!(!self.images.is_empty(), "the counter saw nothing");
+        assert!(!self.images.is_empty(), "the counter has no image");
         if let Err(difference) = compare(&self.report.rows, &self.images) {
             panic!("memleak and the counter differ:\n{difference}");
         }
     }
 }
 
-/// Compares what memleak reports (without the image of `preload`) with what the counter counted, image by
-/// image, both ways. The error names every difference.
+/// Compares memleak's rows (without the image of `preload`) with the counter's images, image by image, in both
+/// directions. The error lists every difference.
 ///
-/// The counter has a file for every image that an exec began and that its library was loaded into, and
-/// for every fork that called the allocator. So the images of a process are the same list on both sides,
-/// but for one image: a fork, image 0, that never called the allocator is known to memleak alone, and must
-/// be all zero there.
+/// The counter has a file for every image that an exec began and into which its library was loaded. It also has a file
+/// for every fork that called the allocator. So both sides have the same list of images for a process, with one
+/// exception: image 0 of a fork that never called the allocator. Only memleak knows that image, and its counts must all
+/// be zero.
 pub fn compare(rows: &[Row], images: &[counter::Image]) -> Result<(), String> {
     let rows = by_pid(rows, |row| row.pid);
     let images = by_pid(images, |image| image.pid);
@@ -699,15 +700,16 @@ fn compare_process(
     images: &[&counter::Image],
     difference: &mut String,
 ) {
-    let mut differ =
-        |line: fmt::Arguments| writeln!(difference, "pid {pid} {line}").expect("to a string");
+    let mut differ = |line: fmt::Arguments| {
+        writeln!(difference, "pid {pid} {line}").expect("a string can be written to")
+    };
     if rows.len() == images.len() + 1
         && rows[0].image == 0
         && images.first().is_none_or(|image| image.kind == Kind::Exec)
     {
         if rows[0].counts != Counts::default() {
             differ(format_args!(
-                "image 0 ({}): the counter knows nothing of {:?}",
+                "image 0 ({}): the counter does not have {:?}",
                 rows[0].comm, rows[0].counts
             ));
         }
@@ -715,7 +717,7 @@ fn compare_process(
     }
     if rows.len() != images.len() {
         differ(format_args!(
-            "has {} images, the counter saw {}:",
+            "has {} images, the counter has {}:",
             rows.len(),
             images.len()
         ));
@@ -740,7 +742,7 @@ fn compare_process(
         let name = format!("image {} ({})", row.image, row.comm);
         if row.image > 0 && image.kind == Kind::Fork {
             differ(format_args!(
-                "{name}: the counter says that a fork began it"
+                "{name}: in the counter, a fork began this image"
             ));
         }
         for ((what, ours), (_, theirs)) in row.counts.named().iter().zip(image.counts.named()) {

@@ -1,5 +1,5 @@
-//! Programs that no memleak has seen yet: each a copy, so a file of its own, in a directory of the test's
-//! own; of every kind that there is; and what they allocate.
+//! Programs of every kind that no memleak has examined yet, and the counts of their allocations. Each program is a copy,
+//! so it is a file of its own. It is in a directory that belongs to the test.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -14,7 +14,7 @@ use super::expected::counts;
 use super::fixtures::compile_with;
 use super::{Counts, files};
 
-/// How a program comes by its C library.
+/// The way in which a program gets its C library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Dynamic,
@@ -25,10 +25,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Those that bring an allocator in their own file.
+    /// The kinds with an allocator in the program's own file.
     pub const STATIC: [Self; 3] = [Self::Static, Self::StaticPie, Self::MuslStatic];
 
-    /// The program of `fixtures/SOURCE.c`, of this kind.
+    /// Compiles `fixtures/SOURCE.c` to a program of this kind.
     pub fn build(self, source: &str) -> PathBuf {
         let (compiler, name, flags): (_, _, &[_]) = match self {
             Self::Dynamic => ("cc", "dynamic", &["-O1"]),
@@ -42,16 +42,16 @@ impl Kind {
     }
 }
 
-/// A directory that everybody can reach, with programs in it.
+/// A directory with programs. Every user can reach it.
 pub struct Place {
     directory: TempDir,
 }
 
 impl Place {
     pub fn new() -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
+        let directory = TempDir::new().expect("a temporary directory can be created");
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755))
-            .expect("a directory of ours");
+            .expect("the test owns the directory");
         Self { directory }
     }
 
@@ -59,26 +59,26 @@ impl Place {
         self.directory.path().join(name)
     }
 
-    /// A directory in it, with those above.
+    /// Creates a directory in this one, and its parents.
     pub fn directory(&self, name: &str) -> PathBuf {
         let path = self.path(name);
-        fs::create_dir_all(&path).expect("a directory of ours");
+        fs::create_dir_all(&path).expect("the test owns the directory");
         path
     }
 
-    /// A new file with the content and the mode of `from`.
+    /// Creates a file with the content and the mode of `from`.
     pub fn copy(&self, from: &Path, name: &str) -> PathBuf {
         let to = self.path(name);
         files::copy(from, &to);
         to
     }
 
-    /// A new `allocates_from_start_to_end`.
+    /// Creates a new copy of `allocates_from_start_to_end`.
     pub fn newcomer(&self, kind: Kind, name: &str) -> PathBuf {
         self.copy(&kind.build("allocates_from_start_to_end"), name)
     }
 
-    /// A script that everybody may execute.
+    /// Creates a script that every user may execute.
     pub fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         files::write_script(&path, text, 0o755);
@@ -86,7 +86,7 @@ impl Place {
     }
 }
 
-/// Runs what must succeed.
+/// Runs a command that must succeed. Returns its standard output.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command
@@ -101,12 +101,12 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What `allocates_from_start_to_end BYTES` allocates by itself.
+/// The counts of `allocates_from_start_to_end BYTES`, without its C library's.
 pub fn own(bytes: u64) -> Counts {
     counts(bytes + 674, 6, 3, bytes + 24, 3)
 }
 
-/// What the newcomer at `program` allocates in its life: its own, and its C library's at the start.
+/// The counts of the newcomer at `program` for its whole life: its own, and those of its C library at the start.
 pub fn life(kind: Kind, program: &Path, bytes: u64) -> Counts {
     plus(own(bytes), start(kind, program))
 }
@@ -123,10 +123,10 @@ pub fn plus(a: Counts, b: Counts) -> Counts {
     }
 }
 
-/// What the C library allocates when a program of this kind starts that lies where `program` does.
+/// The counts of the C library at the start of a program of this kind in the directory of `program`.
 ///
-/// A dynamic loader allocates nothing that anyone could see, nor does musl. glibc's start of a static
-/// program does, some of it for the name of the program's directory: gdb tells how much.
+/// A dynamic loader allocates nothing that is visible from outside, and neither does musl. In a static program, glibc
+/// allocates memory at the start, some of it for the name of the program's directory. gdb measures how much.
 pub fn start(kind: Kind, program: &Path) -> Counts {
     static KNOWN: Mutex<BTreeMap<(Kind, usize), Counts>> = Mutex::new(BTreeMap::new());
     if !matches!(kind, Kind::Static | Kind::StaticPie) {
@@ -139,7 +139,7 @@ pub fn start(kind: Kind, program: &Path) -> Counts {
     *known
         .entry((kind, directory.as_os_str().len()))
         .or_insert_with(|| {
-            // Not `program` itself: gdb should not find what a memleak has put there.
+            // gdb runs a copy of `program`, so that it does not find a memleak's probes.
             let copy = directory.join("for-gdb");
             run(Command::new("cp")
                 .arg(kind.build("allocates_from_start_to_end"))
@@ -153,8 +153,8 @@ pub fn start(kind: Kind, program: &Path) -> Counts {
         })
 }
 
-/// What a program calls in its life, as gdb sees it: bytes asked for, allocations, and frees with those that
-/// a realloc does.
+/// Counts a program's calls with gdb. Returns the bytes requested, the allocations, and the frees. The frees include
+/// those that realloc does.
 fn traced(program: &Path) -> (u64, u64, u64) {
     const FUNCTIONS: [(&str, &str); 4] = [
         ("malloc", r#""called 0 1 %lu\n", $rdi"#),
@@ -162,14 +162,14 @@ fn traced(program: &Path) -> (u64, u64, u64) {
         ("realloc", r#""called %lu 1 %lu\n", $rdi, $rsi"#),
         ("free", r#""called %lu\n", $rdi"#),
     ];
-    // A position-independent program has no addresses before it was started.
+    // A position-independent program has no addresses before it is started.
     let mut script = String::from("set pagination off\nset startup-with-shell off\nstarti\n");
     for (function, shown) in FUNCTIONS {
         script += &format!("break *{function}\ncommands\nsilent\nprintf {shown}\ncont\nend\n");
     }
     script += "continue\n";
     let commands = program.with_extension("gdb");
-    fs::write(&commands, script).expect("a file of ours");
+    fs::write(&commands, script).expect("the test owns the file");
     let said = run(Command::new("gdb")
         .args(["-nx", "-q", "-batch", "-x"])
         .args([commands.as_path(), program])
@@ -183,7 +183,7 @@ fn traced(program: &Path) -> (u64, u64, u64) {
         };
         let numbers: Vec<u64> = numbers
             .split(' ')
-            .map(|number| number.parse().expect("a number"))
+            .map(|number| number.parse().expect("the word is a number"))
             .collect();
         frees += u64::from(numbers[0] != 0);
         if let [_, count, size] = numbers[..] {
@@ -194,7 +194,7 @@ fn traced(program: &Path) -> (u64, u64, u64) {
     (bytes, allocations, frees)
 }
 
-/// A file that this process has mapped, by the beginning of its name: `libc.so.`, `ld-`.
+/// The file that this process has mapped and whose name starts with `beginning`, such as `libc.so.` or `ld-`.
 pub fn mapped(beginning: &str) -> PathBuf {
     let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
     let path = maps
@@ -207,7 +207,7 @@ pub fn mapped(beginning: &str) -> PathBuf {
     PathBuf::from(path.expect("the tests run with glibc"))
 }
 
-/// Whether two paths lead to one file.
+/// Whether two paths lead to the same file.
 pub fn same_file(a: &Path, b: &Path) -> bool {
     let identity = |path: &Path| path.metadata().ok().map(|file| (file.dev(), file.ino()));
     identity(a).is_some() && identity(a) == identity(b)

@@ -1,4 +1,4 @@
-//! Processes as `/proc/PID/stat` has them.
+//! Processes, as `/proc/PID/stat` describes them.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 #[derive(Clone, Copy, Debug)]
 pub struct Process {
     pub pid: Pid,
-    /// `R` running, `S` sleeping, `T` stopped, `Z` ended and not reaped …
+    /// `R` running, `S` sleeping, `T` stopped, `Z` ended and not reaped, and others.
     pub state: char,
     pub parent: Pid,
     pub group: Pid,
@@ -16,10 +16,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// `None` once it is reaped.
+    /// Reads the state of a process. `None` once the process is reaped.
     pub fn of(pid: Pid) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name before, in parentheses, may hold anything.
+        // The process name comes first, in parentheses. It may contain any character.
         let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = fields.next()?.chars().next()?;
         let mut id = || fields.next()?.parse().ok().map(Pid::from_raw);
@@ -32,7 +32,7 @@ impl Process {
         })
     }
 
-    /// Whether it still runs, or could.
+    /// Whether the process has not ended. It may be running, sleeping or stopped.
     pub fn is_alive(pid: Pid) -> bool {
         Self::of(pid).is_some_and(|process| process.state != 'Z')
     }
@@ -53,7 +53,7 @@ pub fn children(parent: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// Ends every process that `which` says belongs to a test.
+/// Kills every process for which `which` is true, such as the processes of a test.
 pub fn end_all(which: impl Fn(&Process) -> bool) {
     for process in all().into_iter().filter(|process| which(process)) {
         let _ = kill(process.pid, Signal::SIGKILL);

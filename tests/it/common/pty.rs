@@ -1,4 +1,4 @@
-//! A real terminal with a real interactive bash in it.
+//! A real terminal in which a real interactive bash runs.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -18,36 +18,38 @@ use super::proc;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Two words that only the shell's own prompt has side by side: what is typed is not echoed.
+/// The shell's prompt. Only the shell prints it, because the terminal does not echo typed input.
 pub const PROMPT: &str = "@prompt@";
 
-/// Ends with its shell and all of its jobs when dropped.
+/// A terminal. Dropping it ends its shell and all jobs of the shell.
 pub struct Terminal {
     shell: Child,
     keyboard: File,
     screen: Receiver<Vec<u8>>,
-    /// What was shown and not yet expected.
+    /// The output that was shown and that `expect` has not consumed yet.
     text: String,
 }
 
 impl Terminal {
-    /// Returns when the shell waits for its first line.
+    /// Opens a terminal. Returns when the shell waits for its first line.
     pub fn open() -> Self {
-        // Not by openpty: other tests start processes meanwhile, which must not get its descriptors.
+        // posix_openpt and not openpty: processes that other tests start meanwhile must not inherit the descriptors.
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let master = posix_openpt(flags).expect("a pseudo-terminal");
+        let master = posix_openpt(flags).expect("a pseudo-terminal can be opened");
         grantpt(&master)
             .and_then(|()| unlockpt(&master))
-            .expect("a pseudo-terminal");
+            .expect("a pseudo-terminal can be opened");
         let slave = File::options()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NOCTTY)
-            .open(ptsname_r(&master).expect("a pseudo-terminal"))
-            .expect("a pseudo-terminal");
+            .open(ptsname_r(&master).expect("a pseudo-terminal can be opened"))
+            .expect("a pseudo-terminal can be opened");
         let keyboard = File::from(OwnedFd::from(master));
-        let mut reader = keyboard.try_clone().expect("a descriptor");
-        let stdio = || Stdio::from(slave.try_clone().expect("a descriptor"));
+        let mut reader = keyboard
+            .try_clone()
+            .expect("the descriptor can be duplicated");
+        let stdio = || Stdio::from(slave.try_clone().expect("the descriptor can be duplicated"));
         let mut command = Command::new("bash");
         command
             .args(["--norc", "--noprofile", "--noediting", "-i"])
@@ -57,7 +59,7 @@ impl Terminal {
             .stdin(stdio())
             .stdout(stdio())
             .stderr(stdio());
-        // SAFETY: only async-signal-safe calls: a session of its own, with this terminal.
+        // SAFETY: the closure makes only async-signal-safe calls. It starts a session of its own with this terminal.
         unsafe {
             command.pre_exec(move || {
                 if libc::setsid() == -1 || libc::ioctl(0, libc::TIOCSCTTY, 0) == -1 {
@@ -66,14 +68,14 @@ impl Terminal {
                 Ok(())
             })
         };
-        let shell = command.spawn().expect("bash is there");
+        let shell = command.spawn().expect("bash can be run");
         let (sender, screen) = channel();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             loop {
                 match reader.read(&mut buffer) {
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    // EIO: the last one has closed the terminal.
+                    // EIO: the last process has closed the terminal.
                     Ok(0) | Err(_) => return,
                     Ok(length) => {
                         if sender.send(buffer[..length].to_vec()).is_err() {
@@ -105,15 +107,15 @@ impl Terminal {
         self.press(&format!("{line}\n"));
     }
 
-    /// Whether the keyboard's signals go to a job that runs `program` by now. Before its exec it is
-    /// still the shell's child, which ignores Ctrl-Z as the shell does.
+    /// Whether the keyboard's signals go to a job that already runs `program`. Before its exec, the job is still a copy
+    /// of the shell, which ignores Ctrl-Z as the shell does.
     pub fn has_in_foreground(&self, program: &str) -> bool {
         let leader = tcgetpgrp(&self.keyboard).expect("the terminal is open");
         let name = fs::read_to_string(format!("/proc/{leader}/comm"));
         name.is_ok_and(|name| name.trim_end() == program)
     }
 
-    /// Waits until `text` is shown; what was shown before it.
+    /// Waits until `text` is shown. Returns the output before it.
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
@@ -126,20 +128,20 @@ impl Terminal {
             let shown = self.read_until(deadline);
             assert!(
                 shown,
-                "waited for {text:?}, the terminal shows {:?}",
+                "waited for {text:?}, but the terminal shows {:?}",
                 self.text
             );
         }
     }
 
-    /// What is shown within `time`, and was not expected before.
+    /// Waits for `time`. Returns all output that `expect` has not consumed.
     pub fn shown_within(&mut self, time: Duration) -> String {
         let deadline = Instant::now() + time;
         while self.read_until(deadline) {}
         std::mem::take(&mut self.text)
     }
 
-    /// Runs a line and gives what it showed.
+    /// Runs a line in the shell. Returns its output.
     #[track_caller]
     pub fn output_of(&mut self, line: &str) -> String {
         self.line(line);

@@ -1,7 +1,7 @@
 //! The rights that tests on the real kernel need.
 
-/// Fails the test with one line where it does not run as root: a test that would silently pass
-/// without having loaded anything is worse than one that fails.
+/// Fails the test with one line if it does not run as root. A test that silently passes without loading any BPF program
+/// is worse than a test that fails.
 pub fn require_root() {
     assert!(
         nix::unistd::geteuid().is_root(),

@@ -1,20 +1,25 @@
-//! Runs that wait most of the time, side by side within one test.
+//! Runs several items of one test side by side, because each run waits most of the time.
 
 use std::panic::resume_unwind;
 use std::sync::Mutex;
 use std::thread;
 
-/// So many at a time: each memleak takes some 200 MB of the kernel's memory, and where many probes come and go at a
-/// time, those who wait for an answer of theirs wait too long.
+/// The number of items that run at the same time. Each memleak takes some 200 MB of the kernel's memory. While many
+/// probes come and go at the same time, a run that waits for a result of its own probes waits too long.
 const AT_A_TIME: usize = 2;
 
-/// Does the same with each of the items. Fails if it fails with one of them, once all are done.
+/// Calls `run` for each of the items. If a call fails, this function fails, once all items are done.
 #[track_caller]
 pub fn side_by_side<T: Send>(items: impl IntoIterator<Item = T>, run: impl Fn(T) + Sync) {
     let items: Vec<T> = items.into_iter().collect();
-    assert!(!items.is_empty(), "there is nothing to run");
+    assert!(!items.is_empty(), "there are no items to run");
     let items = Mutex::new(items.into_iter());
-    let next = || items.lock().expect("nobody panics with it").next();
+    let next = || {
+        items
+            .lock()
+            .expect("no thread panics while it holds the lock")
+            .next()
+    };
     let take_turns = || {
         while let Some(item) = next() {
             run(item);

@@ -1,5 +1,5 @@
-//! A Slurm of one node, on loopback: munged, slurmctld and slurmd with all that they have in one directory, and ports
-//! of their own. Whatever they started ends with it.
+//! A Slurm cluster of one node, on loopback. munged, slurmctld and slurmd have all their files in one directory, and
+//! ports of their own. All processes that the daemons started end with the cluster.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -19,17 +19,17 @@ use super::newcomers::{Place, run};
 use super::proc;
 use super::root::require_root;
 
-/// What takes longer hangs.
+/// A step that takes longer hangs.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the daemons, and the jobs, find programs.
+/// The search path for programs of the daemons and the jobs.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The one that the tests use, one test at a time. Starting it takes as long as a test, so that it stays while another
-/// test waits for it.
+/// The cluster that the tests use, one test at a time. Starting the cluster takes as long as a test, so it stays while
+/// another test waits for it.
 static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
 
-/// How many tests use it or wait for it.
+/// The number of tests that use the cluster or wait for it.
 static USERS: AtomicUsize = AtomicUsize::new(0);
 
 struct Entry;
@@ -58,13 +58,13 @@ impl Deref for Turn {
     type Target = Cluster;
 
     fn deref(&self) -> &Cluster {
-        self.cluster.as_ref().expect("it runs")
+        self.cluster.as_ref().expect("the cluster runs")
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // Whoever fails may leave anything behind.
+        // The last test ends the cluster. So does a test that fails, because it may leave anything behind.
         if USERS.load(Ordering::SeqCst) == 1 || thread::panicking() {
             *self.cluster = None;
         }
@@ -73,16 +73,16 @@ impl Drop for Turn {
 
 pub struct Cluster {
     pub place: Place,
-    /// Who submits jobs.
+    /// The user that submits jobs.
     pub user: User,
     daemons: Vec<Child>,
-    /// All processes of the daemons, which have some.
+    /// The daemons, and the processes that they start for themselves.
     own: Vec<Pid>,
 }
 
 impl Cluster {
-    /// With the scripts of `examples/slurm` as its prolog, epilog and task prolog, and these settings for them
-    /// beside that of the spool, which is `spool`.
+    /// Starts the cluster, or resets the one that runs. Its prolog, epilog and task prolog are the scripts of
+    /// `examples/slurm`. Their settings are `settings`, and the setting of the spool, which is `spool`.
     #[track_caller]
     pub fn start(settings: &str) -> Turn {
         require_root();
@@ -104,7 +104,7 @@ impl Cluster {
         let user = User::from_name("games").expect("users can be looked up");
         let mut cluster = Self {
             place: Place::new(),
-            user: user.expect("Debian and Fedora have it"),
+            user: user.expect("Debian and Fedora have the user games"),
             daemons: Vec::new(),
             own: Vec::new(),
         };
@@ -114,14 +114,14 @@ impl Cluster {
         install(&cluster.place, settings);
         let out = cluster.place.directory("out");
         let (uid, gid) = (cluster.user.uid.as_raw(), cluster.user.gid.as_raw());
-        chown(&out, Some(uid), Some(gid)).expect("a directory of ours");
+        chown(&out, Some(uid), Some(gid)).expect("the test owns the directory");
         cluster.configure();
         cluster.run_daemons();
         cluster.own = cluster.processes();
         cluster
     }
 
-    /// As it was when it was started, with other settings.
+    /// Brings the cluster back to the state after its start, with other settings.
     fn reset(&self, settings: &str) {
         let jobs = run(self.command("squeue").args(["-h", "-o", "%A"]));
         if !jobs.trim().is_empty() {
@@ -137,20 +137,21 @@ impl Cluster {
         self.until("the node is idle", |cluster| cluster.node_state() == "idle");
         self.assert_nothing_left();
         for directory in ["", "out"] {
-            let entries = fs::read_dir(self.place.path(directory)).expect("a directory of ours");
+            let entries =
+                fs::read_dir(self.place.path(directory)).expect("the test owns the directory");
             for entry in entries {
-                let entry = entry.expect("a directory of ours");
-                let name = entry.file_name().into_string().expect("a plain name");
+                let entry = entry.expect("the test owns the directory");
+                let name = entry.file_name().into_string().expect("the name is UTF-8");
                 let daemons = ["munge", "slurm.conf", "slurmctld", "slurmd", "state"];
                 let stays = daemons.iter().any(|prefix| name.starts_with(prefix)) || name == "out";
                 if directory.is_empty() && stays {
                     continue;
                 }
-                let removed = match entry.file_type().expect("it is there").is_dir() {
+                let removed = match entry.file_type().expect("the entry exists").is_dir() {
                     true => fs::remove_dir_all(entry.path()),
                     false => fs::remove_file(entry.path()),
                 };
-                removed.expect("a file of ours");
+                removed.expect("the test owns the file");
             }
         }
         install(&self.place, settings);
@@ -158,15 +159,18 @@ impl Cluster {
 
     fn configure(&self) {
         let host = nix::unistd::gethostname().expect("a host has a name");
-        let host = host.to_str().expect("a plain name");
+        let host = host.to_str().expect("the name is UTF-8");
         let host = host.split('.').next().expect("at least one part");
-        // Both held until both are known, so that they differ.
-        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+        // Both ports stay bound until both are known, so that they differ.
+        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port exists"));
         let [controller, node] = ports
             .each_ref()
-            .map(|port| port.local_addr().expect("bound").port());
+            .map(|port| port.local_addr().expect("the port is bound").port());
         let at = self.place.path("");
-        let at = at.to_str().expect("a plain path").trim_end_matches('/');
+        let at = at
+            .to_str()
+            .expect("the path is UTF-8")
+            .trim_end_matches('/');
         let text = format!(
             "ClusterName=memleak\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\n\
              SlurmctldPort={controller}\nSlurmdPort={node}\n\
@@ -181,11 +185,12 @@ impl Cluster {
              NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4\n\
              PartitionName=all Nodes=ALL Default=YES State=UP\n"
         );
-        fs::write(self.place.path("slurm.conf"), text).expect("a file of ours");
+        fs::write(self.place.path("slurm.conf"), text).expect("the test owns the file");
         let key = self.place.path("munge.key");
         let random = fs::read("/proc/sys/kernel/random/uuid").expect("/proc is mounted");
-        fs::write(&key, random).expect("a file of ours");
-        fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("a file of ours");
+        fs::write(&key, random).expect("the test owns the file");
+        fs::set_permissions(&key, PermissionsExt::from_mode(0o600))
+            .expect("the test owns the file");
     }
 
     fn run_daemons(&mut self) {
@@ -193,7 +198,7 @@ impl Cluster {
         let option = |name: &str, file: &str| format!("--{name}={}", at(file).display());
         let munged = [
             "--foreground".to_owned(),
-            // Below /tmp, where others may write, but not into our directory.
+            // Other users may write to /tmp above, but not to this directory.
             "--force".to_owned(),
             option("key-file", "munge.key"),
             option("socket", "munge.socket"),
@@ -211,19 +216,20 @@ impl Cluster {
     }
 
     fn run_daemon(&mut self, name: &str, arguments: &[String]) {
-        let log = File::create(self.place.path(&format!("{name}.out"))).expect("a file of ours");
+        let log =
+            File::create(self.place.path(&format!("{name}.out"))).expect("the test owns the file");
         let child = self
             .command(name)
             .args(arguments)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a descriptor"))
+            .stdout(log.try_clone().expect("the descriptor can be duplicated"))
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("{name}: {error}; see `make install-deps`"));
         self.daemons.push(child);
     }
 
-    /// A command that knows this Slurm, as root.
+    /// A command that uses this cluster, as root.
     fn command(&self, name: &str) -> Command {
         let mut command = Command::new(name);
         command
@@ -234,7 +240,7 @@ impl Cluster {
         command
     }
 
-    /// Waits for something; shows what the daemons say if it does not come.
+    /// Waits until `done` is true. After the timeout, fails and shows the output of the daemons.
     #[track_caller]
     pub fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let began = Instant::now();
@@ -242,20 +248,20 @@ impl Cluster {
             if began.elapsed() > TIMEOUT {
                 let logs = ["munged.out", "slurmctld.out", "slurmd.out", "spool/log"];
                 let logs = logs.map(|name| fs::read_to_string(self.place.path(name)));
-                panic!("not so: {what}: {logs:#?}");
+                panic!("timed out waiting until {what}: {logs:#?}");
             }
             sleep(Duration::from_millis(50));
         }
     }
 
-    /// What sinfo says of the node: `idle`, `mixed`, `drained` …; nothing while slurmctld does not answer.
+    /// The node's state as sinfo prints it: `idle`, `mixed`, `drained` or another. Empty while slurmctld does not answer.
     pub fn node_state(&self) -> String {
         let output = self.command("sinfo").args(["-h", "-o", "%T"]).output();
         let output = output.expect("sinfo can be run");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    /// Submits a shell script from the directory `out`, as the user. The job's number.
+    /// Submits a shell script from the directory `out`, as the user. Returns the job's number.
     #[track_caller]
     pub fn submit(&self, options: &[&str], script: &str) -> String {
         let login = format!("--reuid={}", self.user.uid);
@@ -264,7 +270,7 @@ impl Cluster {
         self.submit_by("setpriv", &words, options, script)
     }
 
-    /// The same as root.
+    /// As `submit`, but as root.
     #[track_caller]
     pub fn submit_as_root(&self, options: &[&str], script: &str) -> String {
         self.submit_by("sbatch", &[], options, script)
@@ -283,7 +289,7 @@ impl Cluster {
         said.trim().to_owned()
     }
 
-    /// Waits until a job has ended, its epilog too. Its state.
+    /// Waits until a job and its epilog have ended. Returns the job's state.
     #[track_caller]
     pub fn finish(&self, job: &str) -> String {
         let state = || {
@@ -300,7 +306,7 @@ impl Cluster {
         state()
     }
 
-    /// The pid of the memleak that a job's prolog left.
+    /// The pid of the memleak that a job's prolog started and left running.
     pub fn memleak_of(&self, job: &str) -> Option<Pid> {
         let file = self.place.path(&format!("spool/job.{job}/process"));
         let text = fs::read_to_string(file).ok()?;
@@ -308,12 +314,12 @@ impl Cluster {
         Some(Pid::from_raw(pid))
     }
 
-    /// What the prologs and epilogs had to say.
+    /// The messages of the prologs and epilogs.
     pub fn log(&self) -> String {
         fs::read_to_string(self.place.path("spool/log")).unwrap_or_default()
     }
 
-    /// Whether one of our processes has this in its command line.
+    /// Whether a process of this cluster has `what` in its command line.
     pub fn is_running(&self, what: &str) -> bool {
         let line = |pid: &Pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         self.processes()
@@ -321,7 +327,7 @@ impl Cluster {
             .any(|pid| String::from_utf8_lossy(&line(pid)).contains(what))
     }
 
-    /// All that runs with this Slurm in its environment.
+    /// All processes that have this cluster's configuration in their environment.
     fn processes(&self) -> Vec<Pid> {
         let ours = format!("SLURM_CONF={}", self.place.path("slurm.conf").display());
         let environment = |pid: Pid| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -332,7 +338,7 @@ impl Cluster {
             .collect()
     }
 
-    /// Waits until nothing runs but the daemons.
+    /// Waits until only the daemons and their own processes run.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         self.until("nothing is left", |cluster| {
@@ -344,7 +350,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // slurmd first, or it would start what is next; twice, for what was being started.
+        // slurmd ends first, or it would start the next process. The second round ends processes that were being started
+        // during the first.
         for _ in 0..2 {
             for daemon in self.daemons.iter_mut().rev() {
                 let _ = daemon.kill();
@@ -356,33 +363,37 @@ impl Drop for Cluster {
     }
 }
 
-/// The scripts of `examples/slurm`, as a site has them, in `slurm`, with settings: the spool is `spool`.
+/// Installs the scripts of `examples/slurm` in `slurm`, as a site does. Their spool is `spool`.
 pub fn install(place: &Place, settings: &str) {
     let directory = place.directory("slurm");
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/slurm");
-    for entry in fs::read_dir(from).expect("the scripts are there") {
+    for entry in fs::read_dir(from).expect("the scripts can be listed") {
         let path = entry.expect("the scripts can be listed").path();
         if path.extension().is_some_and(|extension| extension == "sh") {
-            let name = path.file_name().expect("a file").to_str().expect("plain");
+            let name = path
+                .file_name()
+                .expect("a file")
+                .to_str()
+                .expect("the name is UTF-8");
             place.copy(&path, &format!("slurm/{name}"));
         }
     }
     set(&directory.join("memleak.conf"), place, settings);
 }
 
-/// Writes the settings anew.
+/// Replaces the settings.
 pub fn set(conf: &Path, place: &Place, settings: &str) {
     let spool = place.path("spool");
     let text = format!("MEMLEAK_SPOOL={}\n{settings}\n", spool.display());
-    fs::write(conf, text).expect("a file of ours");
+    fs::write(conf, text).expect("the test owns the file");
 }
 
-/// What sets the program.
+/// The setting for memleak's program file.
 pub fn program(path: &Path) -> String {
     format!("MEMLEAK={}", path.display())
 }
 
-/// The setting of the memleak under test, and of a wait that it needs on a busy machine at most.
+/// The settings for the memleak under test: its program file, and the longest wait needed on a busy machine.
 pub fn memleak() -> String {
     let program = program(&PathBuf::from(env!("CARGO_BIN_EXE_memleak")));
     format!("{program}\nMEMLEAK_START_WAIT=30000")

@@ -1,4 +1,4 @@
-//! Runs of `memleak -p` and `-a`, and processes that are there before them.
+//! Runs of `memleak -p` and `-a`, and processes that already run when memleak starts.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -21,9 +21,9 @@ use super::machine::{self, Held};
 use super::switches::switch;
 use super::{Counts, DEFAULT_SIGNALS, Output, Report, Row, TIMEOUT, fixture, reader, wait_status};
 
-// ---- processes that are there ------------------------------------------------------------------------
+// ---- processes that already run ----------------------------------------------------------------------
 
-/// A process that has said that it is ready, and waits for its standard input to end. Killed when dropped.
+/// A process that has printed that it is ready, and waits for the end of its standard input. Dropping this kills it.
 pub struct Waiting {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -32,13 +32,13 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// A fixture that says "ready PID".
+    /// Starts a fixture that prints "ready PID".
     #[track_caller]
     pub fn fixture(name: &str, arguments: &[&str]) -> Self {
         Self::start(Command::new(fixture(name)).args(arguments))
     }
 
-    /// A command that says so.
+    /// Starts a command that prints "ready PID".
     #[track_caller]
     pub fn start(command: &mut Command) -> Self {
         command
@@ -50,7 +50,7 @@ impl Waiting {
             .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
         let mut waiting = Waiting {
             stdin: child.stdin.take(),
-            stdout: BufReader::new(child.stdout.take().expect("a pipe")),
+            stdout: BufReader::new(child.stdout.take().expect("the stream is a pipe")),
             pid: 0,
             child,
         };
@@ -58,16 +58,16 @@ impl Waiting {
         let pid = line.trim().strip_prefix("ready ");
         waiting.pid = pid
             .and_then(|pid| pid.parse().ok())
-            .unwrap_or_else(|| panic!("{command:?} said {line:?}"));
+            .unwrap_or_else(|| panic!("{command:?} printed {line:?}"));
         waiting
     }
 
-    /// What it says it is: its own idea of its pid.
+    /// The pid that the process printed, which is its pid in its own pid namespace.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// That of the process that was started, who may not be the one that said something.
+    /// The pid of the process that was started. The process that printed "ready" may be another one.
     pub fn started_pid(&self) -> u32 {
         self.child.id()
     }
@@ -80,19 +80,24 @@ impl Waiting {
         line
     }
 
-    /// Gives it a line, and waits for the one that it answers with.
+    /// Sends the process an empty line. Waits for its answer, which is one line, and returns it.
     pub fn ask(&mut self) -> String {
-        let stdin = self.stdin.as_mut().expect("not gone on yet");
-        stdin.write_all(b"\n").expect("it reads");
+        let stdin = self
+            .stdin
+            .as_mut()
+            .expect("the standard input is still open");
+        stdin
+            .write_all(b"\n")
+            .expect("the process reads its standard input");
         self.line()
     }
 
-    /// Lets it go on.
+    /// Lets the process continue, by closing its standard input.
     pub fn go(&mut self) {
         self.stdin = None;
     }
 
-    /// Lets it go on to its end. What it said, too.
+    /// Lets the process continue to its end. Returns its status and the rest of its output.
     #[track_caller]
     pub fn finish(mut self) -> (ExitStatus, String) {
         self.go();
@@ -111,10 +116,10 @@ impl Drop for Waiting {
     }
 }
 
-// ---- who watches -------------------------------------------------------------------------------------
+// ---- memleak that watches ----------------------------------------------------------------------------
 
-/// Options for the programs for newer kernels, and for those for kernels before 6.1. Where ends may be missed there are
-/// the first only: the others are not told of them twice.
+/// Options that choose the BPF programs for newer kernels, and options that choose those for kernels before 6.1. On
+/// kernels that may miss exits, this has only the first: the other programs get no second notice of an exit.
 pub static BOTH: LazyLock<Vec<Vec<&str>>> = LazyLock::new(|| {
     static SEPARATE: LazyLock<String> = LazyLock::new(|| switch("method", "separate"));
     let options = [vec![], vec![SEPARATE.as_str()]];
@@ -122,7 +127,7 @@ pub static BOTH: LazyLock<Vec<Vec<&str>>> = LazyLock::new(|| {
     options[..count].to_vec()
 });
 
-/// A memleak that watches, and has attached.
+/// A memleak that watches processes and has attached.
 pub struct Watch {
     child: Child,
     stdout: JoinHandle<String>,
@@ -133,7 +138,7 @@ pub struct Watch {
     _machine: Option<Held>,
 }
 
-/// With which it says that it has attached.
+/// The words that memleak prints when it has attached.
 const ATTACHED: &str = "attached by";
 
 impl Watch {
@@ -142,20 +147,20 @@ impl Watch {
         Self::start_under(&[], options)
     }
 
-    /// A process from now on, with an interval that is not over before the test is.
+    /// Watches a running process, with an interval that is longer than the test.
     #[track_caller]
     pub fn pid(pid: u32, options: &[&str]) -> Self {
         let pid = pid.to_string();
         Self::start([&["-p", &pid, "600"], options].concat())
     }
 
-    /// Every process.
+    /// Watches every process, with the same interval.
     #[track_caller]
     pub fn all(options: &[&str]) -> Self {
         Self::start([&["-a", "600"], options].concat())
     }
 
-    /// Run by another command.
+    /// Starts memleak by way of another command, `wrapper`.
     #[track_caller]
     pub fn start_under<A: AsRef<OsStr>>(
         wrapper: &[&OsStr],
@@ -164,7 +169,7 @@ impl Watch {
         let options: Vec<A> = options.into_iter().collect();
         let all = options.iter().any(|option| option.as_ref() == "-a");
         let machine = all.then(machine::watched);
-        let scratch = TempDir::new().expect("a temporary directory");
+        let scratch = TempDir::new().expect("a temporary directory can be created");
         let json = scratch.path().join("report.json");
         let memleak = OsStr::new(env!("CARGO_BIN_EXE_memleak"));
         let defaults = DEFAULT_SIGNALS.map(OsStr::new);
@@ -187,8 +192,8 @@ impl Watch {
             "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
         );
         let mut child = command.spawn().expect("memleak can be run");
-        let stdout = reader(child.stdout.take().expect("a pipe"));
-        let stderr = lines(child.stderr.take().expect("a pipe"));
+        let stdout = reader(child.stdout.take().expect("the stream is a pipe"));
+        let stderr = lines(child.stderr.take().expect("the stream is a pipe"));
         let mut watch = Watch {
             child,
             stdout,
@@ -202,7 +207,7 @@ impl Watch {
         watch
     }
 
-    /// Waits for it to say something on standard error.
+    /// Waits until memleak prints `what` on standard error.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str) {
         loop {
@@ -213,9 +218,9 @@ impl Watch {
                         return;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("it hangs: {}", self.said),
+                Err(RecvTimeoutError::Timeout) => panic!("memleak hangs: {}", self.said),
                 Err(RecvTimeoutError::Disconnected) => {
-                    panic!("it does not say {what:?}: {}", self.said)
+                    panic!("memleak does not print {what:?}: {}", self.said)
                 }
             }
         }
@@ -225,12 +230,12 @@ impl Watch {
         self.child.id()
     }
 
-    /// The rows that it has reported so far.
+    /// The rows that memleak has reported so far.
     pub fn rows(&self) -> Vec<Row> {
         rows(&self.json)
     }
 
-    /// Waits until it has reported rows that will do.
+    /// Waits until `enough` is true for the reported rows. Returns the rows.
     #[track_caller]
     pub fn until(&self, enough: impl Fn(&[Row]) -> bool) -> Vec<Row> {
         let began = std::time::Instant::now();
@@ -245,23 +250,23 @@ impl Watch {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it runs");
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("memleak runs");
     }
 
-    /// Asks it to stop, and waits for that.
+    /// Asks memleak to stop, and waits for its end.
     #[track_caller]
     pub fn stop(self) -> Report {
         self.signal(Signal::SIGINT);
         self.wait()
     }
 
-    /// Ends it without a chance to do anything about it.
+    /// Kills memleak with SIGKILL, so that it cannot clean up.
     pub fn kill(self) {
         self.signal(Signal::SIGKILL);
         wait_status(self.child);
     }
 
-    /// Waits for it to end.
+    /// Waits until memleak ends.
     #[track_caller]
     pub fn wait(mut self) -> Report {
         let status = wait_status(self.child);
@@ -279,9 +284,10 @@ impl Watch {
     }
 }
 
-/// The process lines of a report that is being written: whole lines, each in one write.
+/// The process rows of a report that memleak is still writing. memleak writes each line with one write. This reads only
+/// whole lines.
 pub fn rows(json: &Path) -> Vec<Row> {
-    let text = fs::read_to_string(json).expect("the report is there");
+    let text = fs::read_to_string(json).expect("the report exists");
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let values = whole
         .lines()
@@ -309,19 +315,22 @@ fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 impl Report {
-    /// The rows of a process, in the order of its images.
+    /// The rows of one process, in the order of its images.
     pub fn rows_of(&self, pid: u32) -> Vec<&Row> {
         let mut rows: Vec<_> = self.rows.iter().filter(|row| row.pid == pid).collect();
         rows.sort_by_key(|row| row.image);
         rows
     }
 
-    /// The one row of a process.
+    /// The only row of a process.
     #[track_caller]
     pub fn row_of(&self, pid: u32) -> &Row {
         match self.rows_of(pid)[..] {
             [row] => row,
-            ref rows => panic!("not one row of {pid}: {rows:#?} of {:#?}", self.rows),
+            ref rows => panic!(
+                "expected one row of {pid}, found {rows:#?} among {:#?}",
+                self.rows
+            ),
         }
     }
 }
@@ -342,8 +351,8 @@ pub fn under_counter<A: AsRef<OsStr>>(
     words
 }
 
-/// The rows of the processes that the counter has seen, from when it has: without what went before the
-/// program that sets it up, and without that, which allocates nothing.
+/// The rows of the processes that the counter knows, from the time at which the counter was loaded. Without the images
+/// before `preload`, which sets up the counter, and without `preload` itself, which allocates nothing.
 #[track_caller]
 pub fn since_preload(report: &Report, images: &[counter::Image]) -> Vec<Row> {
     let preload = counter::preload();
