@@ -1,7 +1,9 @@
-//! Every exit code of a command is memleak's: all 256 of them, by the launcher and by what decides memleak's end, in a
-//! process of its own each time. `tests/it/launch.rs` has some of them from end to end, and `make test-long` all.
+//! memleak ends with the command's exit code. This tests all 256 codes with the launcher and with the function that
+//! decides memleak's exit code, each in a process of its own. `tests/it/launch.rs` tests some codes from end to end.
+//! `make test-long` tests all of them.
 //!
-//! Apart from the other tests, and without their harness, as what launches must have one thread.
+//! This program is apart from the other tests and has no test harness, because a process that launches must have one
+//! thread.
 
 use std::ffi::OsString;
 
@@ -14,13 +16,13 @@ use nix::unistd::{ForkResult, fork};
 
 const NAME: &str = "every_exit_code_is_passed_on_by_the_launcher";
 
-/// What memleak does for `memleak run -- sh -c 'exit CODE'`, but for counting. Its own code.
+/// Does what `memleak run -- sh -c 'exit CODE'` does, without counting. Returns memleak's own exit code.
 fn launched(code: u8) -> u8 {
     let command = ["sh".into(), "-c".into(), format!("exit {code}").into()];
     let command: &[OsString] = &command;
-    let suspended = Suspended::fork(command, None).expect("it can be forked");
-    let mut running = suspended.release(Stderr::Keep).expect("sh is there");
-    let Ended::Exited(code) = running.wait().expect("it can be waited for") else {
+    let suspended = Suspended::fork(command, None).expect("the command can be forked");
+    let mut running = suspended.release(Stderr::Keep).expect("sh can be executed");
+    let Ended::Exited(code) = running.wait().expect("the command can be waited for") else {
         panic!("{:?}", running.ended());
     };
     exit::finish(Outcome::Exited(code), None, LeakExit::default()).code()
@@ -34,10 +36,10 @@ fn main() {
     }
     for code in 0..=u8::MAX {
         // SAFETY: this process has one thread.
-        match unsafe { fork() }.expect("a process") {
+        match unsafe { fork() }.expect("a process can be created") {
             ForkResult::Child => std::process::exit(launched(code).into()),
             ForkResult::Parent { child } => {
-                let status = waitpid(child, None).expect("a child");
+                let status = waitpid(child, None).expect("the child can be waited for");
                 assert_eq!(status, WaitStatus::Exited(child, code.into()));
             }
         }

@@ -1,5 +1,5 @@
-//! Files that are cut off or changed anywhere: whatever is found in them, looking at them ends, and takes
-//! little memory.
+//! Files that are cut off or changed at any place. Whatever such a file contains, memleak reads it in bounded time and
+//! with little memory.
 
 use std::fs;
 use std::io::Write;
@@ -18,13 +18,13 @@ use tempfile::TempDir;
 
 use crate::{LONGEST, alone};
 
-/// What may be taken at once: a table of section headers.
+/// The longest block that may be allocated: a table of section headers.
 const ENOUGH: usize = 8 << 20;
 
-/// What unpacking may take at once: its dictionary.
+/// The longest block that unpacking may allocate: its dictionary.
 const ENOUGH_TO_UNPACK: usize = 65 << 20;
 
-/// What one look may take, in a build that is not optimised.
+/// The time that one call of `look` may take, in a build that is not optimised.
 const LONG: Duration = Duration::from_secs(2);
 
 fn names() -> Names<'static> {
@@ -44,7 +44,7 @@ fn table() -> Table {
     Table::new(Vec::new()).unwrap()
 }
 
-/// Looks at the file in every way.
+/// Reads the file with every function that reads such files.
 fn look(bytes: &[u8], names: &Names) {
     let began = Instant::now();
     if let Ok(elf) = ElfFile::in_memory(bytes) {
@@ -59,10 +59,10 @@ fn look(bytes: &[u8], names: &Names) {
         let _ = (elf.shape(), elf.interpreter(), elf.build_id());
     }
     let took = began.elapsed();
-    assert!(took < LONG, "took {took:?}");
+    assert!(took < LONG, "reading took {took:?}");
 }
 
-/// Numbers that are the same in every run.
+/// Pseudo-random numbers, the same in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -74,7 +74,7 @@ impl Numbers {
     }
 }
 
-/// The places whose values are believed: headers, dynamic section, hash tables, notes.
+/// The parts whose values the reader relies on: headers, dynamic section, hash tables, notes.
 fn believed(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     let elf = ElfFile::in_memory(bytes).unwrap();
     let sections = usize::from_le_bytes(bytes[40..48].try_into().unwrap());
@@ -101,7 +101,7 @@ fn believed(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     places
 }
 
-/// Changes one to four bytes, looks, and puts them back, `rounds` times.
+/// Changes one to four bytes, reads the file, and restores the bytes. Repeats this `rounds` times.
 fn flip(mut bytes: Vec<u8>, rounds: usize) {
     let names = names();
     let places = believed(&bytes);
@@ -137,7 +137,7 @@ fn run(directory: &Path, script: &str) {
 }
 
 #[test]
-fn a_damaged_file_is_looked_at_in_bounded_time_and_memory() {
+fn a_damaged_file_is_read_in_bounded_time_and_memory() {
     let _alone = alone();
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name);
@@ -188,7 +188,7 @@ fn a_damaged_file_is_looked_at_in_bounded_time_and_memory() {
     let longest = LONGEST.load(Relaxed);
     assert!(longest <= ENOUGH_TO_UNPACK, "{longest}");
 
-    // A sparse file whose tables take terabytes.
+    // A sparse file with tables of terabytes.
     LONGEST.store(0, Relaxed);
     let mut sparse = whole_with_endless_tables(&fs::read(path("small")).unwrap());
     let huge = path("huge");
@@ -203,7 +203,7 @@ fn a_damaged_file_is_looked_at_in_bounded_time_and_memory() {
     assert!(LONGEST.load(Relaxed) <= ENOUGH, "{LONGEST:?}");
 }
 
-/// The file with every section going on for 2^41 bytes.
+/// The file with a size of 2^41 bytes for every section.
 fn whole_with_endless_tables(small: &[u8]) -> Vec<u8> {
     let mut bytes = small.to_vec();
     let elf = ElfFile::in_memory(small).unwrap();

@@ -1,5 +1,5 @@
-//! Inputs that were bad once, or are made to be: whatever reads unknown bytes reads each of them in bounded time
-//! and memory. `make fuzz` looks for more; what it finds goes, minimised, to `fuzz/found/`.
+//! Inputs that once caused a fault, and inputs made to cause one. Each reader of unknown bytes must read them in
+//! bounded time and memory. `make fuzz` searches for more such inputs. Its finds go to `fuzz/found/`, minimised.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use crate::{HELD, MOST, alone, inputs};
 
-/// What an input may take: unpacked symbols and the dictionary for them.
+/// The bytes that reading an input may hold: unpacked symbols and the dictionary for them.
 const ENOUGH: usize = 160 << 20;
 
-/// How long, in a build that is not optimised, on a machine that has other things to do.
+/// The time that reading an input may take, in a build that is not optimised, on a machine with other work.
 const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
@@ -29,32 +29,32 @@ const TARGETS: [(&str, Target); 6] = [
     ("events", inputs::events),
 ];
 
-/// Says what is wrong with how an input is read.
+/// Reads an input. The error names the fault of the reader.
 fn judge(target: Target, bytes: Vec<u8>, long: Duration) -> Result<(), String> {
     let before = HELD.load(Relaxed);
     MOST.store(before, Relaxed);
     let (done, finished) = channel();
     thread::spawn(move || {
         let read = catch_unwind(AssertUnwindSafe(|| target(&bytes)));
-        // Nobody listens any more where it took too long.
+        // After the timeout, the receiver no longer exists.
         let _ = done.send(read.is_ok());
     });
     match finished.recv_timeout(long) {
         Ok(true) => {}
-        Ok(false) => return Err("it panics".to_owned()),
-        Err(RecvTimeoutError::Timeout) => return Err(format!("it takes more than {long:?}")),
-        Err(RecvTimeoutError::Disconnected) => return Err("it ends the thread".to_owned()),
+        Ok(false) => return Err("reading panics".to_owned()),
+        Err(RecvTimeoutError::Timeout) => return Err(format!("reading takes more than {long:?}")),
+        Err(RecvTimeoutError::Disconnected) => return Err("reading ends the thread".to_owned()),
     }
     match MOST.load(Relaxed).saturating_sub(before) {
-        most if most > ENOUGH => Err(format!("it takes {most} bytes")),
+        most if most > ENOUGH => Err(format!("reading takes {most} bytes")),
         _ => Ok(()),
     }
 }
 
-/// What is made to be bad and is too long to lie in the tree: its name, who reads it, and what it is.
+/// Inputs made to cause a fault, too long for files in the tree: for each its name, its reader and its bytes.
 fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
     let mut inputs: Vec<(&str, Target, Vec<u8>)> = Vec::new();
-    // lea n(%rip),%rax and je to the next one; je to a jmp *%rax each
+    // Each group is `lea n(%rip),%rax`, a `je` to the next group, and a `jmp *%rax`.
     let mut jumps = vec![0x80];
     for n in 0_u32..1500 {
         jumps.extend([0x48, 0x8d, 0x05]);
@@ -62,7 +62,7 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
         jumps.extend([0x74, 0x02, 0xff, 0xe0]);
     }
     inputs.push(("jumps from everywhere to everywhere", inputs::code, jumps));
-    // Each calls what lies behind it.
+    // Each instruction calls the next one.
     let calls = [&[0x80][..], &[0xe8, 0, 0, 0, 0].repeat(500)].concat();
     inputs.push(("calls of everything", inputs::code, calls));
 
@@ -110,19 +110,19 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
 }
 
 #[test]
-fn no_input_that_was_found_or_made_brings_memleak_down_or_holds_it_up() {
+fn every_known_bad_input_is_read_in_bounded_time_and_memory() {
     let _alone = alone();
-    // What panics, takes much or does not end is noticed.
+    // `judge` detects a panic, too much memory, and a read that does not end.
     const MOMENT: Duration = Duration::from_millis(50);
-    assert!(judge(|_| panic!("as it should"), Vec::new(), LONG).is_err());
+    assert!(judge(|_| panic!("this panic is intended"), Vec::new(), LONG).is_err());
     assert!(judge(|_| drop(vec![1_u8; 2 * ENOUGH]), Vec::new(), LONG).is_err());
     assert!(judge(|_| thread::sleep(10 * MOMENT), Vec::new(), MOMENT).is_err());
 
     let mut wrong = Vec::new();
     let mut names = BTreeSet::new();
     for (name, target, bytes) in nasty() {
-        if let Err(why) = judge(target, bytes, LONG) {
-            wrong.push(format!("{name}: {why}"));
+        if let Err(error) = judge(target, bytes, LONG) {
+            wrong.push(format!("{name}: {error}"));
         }
         names.insert(name);
     }
@@ -132,8 +132,8 @@ fn no_input_that_was_found_or_made_brings_memleak_down_or_holds_it_up() {
         let inputs = fs::read_dir(found.join(name)).expect("each target has a directory");
         for input in inputs {
             let path = input.unwrap().path();
-            if let Err(why) = judge(target, fs::read(&path).unwrap(), LONG) {
-                wrong.push(format!("{}: {why}", path.display()));
+            if let Err(error) = judge(target, fs::read(&path).unwrap(), LONG) {
+                wrong.push(format!("{}: {error}", path.display()));
             }
         }
     }

@@ -1,27 +1,27 @@
-//! Readers of unknown bytes: each ends in bounded time and takes bounded memory. Apart from the other tests, as its
-//! allocator sees what the whole process takes: one test at a time.
+//! Tests that every reader of unknown bytes ends in bounded time and takes bounded memory. They are apart from the
+//! other tests, because their allocator counts the memory of the whole process. So only one test runs at a time.
 
 mod damaged;
 mod found;
-// A link to the file of the fuzz targets, which are a package of their own.
+// A symbolic link to the file of the fuzz targets. The fuzz targets are a package of their own.
 mod inputs;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Counts the bytes that are held, and remembers the most there were, and the longest block that was asked for.
+/// An allocator that counts the bytes held, and records the peak of that number and the longest block requested.
 struct Watching;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 static LONGEST: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: what System does, with a note of the size.
+// SAFETY: each function calls System's. Besides that it only records the size.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         asked(layout);
-        // SAFETY: the caller keeps System's conditions, which are this function's.
+        // SAFETY: this function has System's conditions, and the caller fulfils them.
         unsafe { System.alloc(layout) }
     }
 
@@ -47,7 +47,7 @@ fn asked(layout: Layout) {
 #[global_allocator]
 static ALLOCATOR: Watching = Watching;
 
-/// Held by each test: what is taken is the process's.
+/// Waits until no other test runs. Each test holds the result, because the counts are those of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,4 +1,4 @@
-//! memleak is exact: each fixture's images, as its source says and as the interposing counter counts.
+//! memleak is exact. For each fixture, its images and counts equal those of the source and of the interposing counter.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use crate::common::expected::{Case, End, Expected, case, cases};
 use crate::common::switches::switch;
 use crate::common::{Counts, Job, Losses, Report, code, compare};
 
-/// Runs a case twice, under memleak alone and under memleak and the counter, and fails unless memleak
-/// reports just the images that are expected, and the same as the counter.
+/// Runs a case twice: under memleak alone, and under memleak and the counter. Fails unless memleak reports exactly the
+/// expected images, and the same counts as the counter.
 #[track_caller]
 fn assert_exact(name: &str) {
     let case = case(name);
@@ -28,7 +28,7 @@ fn assert_exact(name: &str) {
         counted.report.stderr
     );
     assert_losses(&counted.report, &case);
-    // Without the images' numbers: the root's come after that of `preload`.
+    // This ignores the numbers of the images, because `preload` is the root's image 0.
     let mut found: Vec<_> = counted
         .report
         .rows
@@ -45,7 +45,7 @@ fn assert_exact(name: &str) {
     }
 }
 
-/// Fails unless both are the same but for their order, and shows only what is on one side.
+/// Fails unless both have the same items, in any order. The message shows only the items that one side lacks.
 #[track_caller]
 fn assert_same<T: Ord + Clone + std::fmt::Debug>(found: &mut Vec<T>, expected: &mut Vec<T>) {
     found.sort();
@@ -82,7 +82,7 @@ fn assert_losses(report: &Report, case: &Case) {
     );
 }
 
-/// A test for each case, named for what it shows.
+/// Makes a test for each case, with a name that states the behaviour.
 macro_rules! exact {
     ($($name:ident: $($case:literal),+;)+) => {
         $(
@@ -103,54 +103,54 @@ macro_rules! exact {
 
 exact! {
     a_program_that_never_allocates_has_a_complete_row_of_zeros: "allocates_nothing";
-    a_single_leak_is_known_to_the_byte: "leaks_2mb";
-    a_program_that_frees_all_leaks_nothing: "frees_all";
-    blocks_of_no_bytes_are_blocks: "zero_sized";
-    each_function_of_the_family_counts_once: "whole_family";
-    a_refused_allocation_is_failed_and_nothing_else: "whole_family_fails";
-    each_form_of_realloc_is_one_free_and_one_allocation: "realloc_forms";
+    a_single_leak_is_counted_to_the_byte: "leaks_2mb";
+    a_program_that_frees_all_blocks_leaks_nothing: "frees_all";
+    blocks_of_zero_bytes_are_counted: "zero_sized";
+    each_function_of_the_malloc_family_counts_once: "whole_family";
+    a_refused_allocation_counts_only_as_failed: "whole_family_fails";
+    each_form_of_realloc_counts_as_one_free_and_one_allocation: "realloc_forms";
     a_realloc_raced_by_other_threads_loses_no_block: "realloc_raced";
-    a_product_that_overflows_is_no_allocation: "calloc_overflows";
-    allocations_fail_under_a_limit: "malloc_fails_under_limit";
-    an_idle_thread_costs_what_glibc_allocates_for_it: "one_idle_thread";
-    threads_may_free_each_others_blocks: "threads_free_each_other";
-    a_block_is_freed_whichever_thread_frees_it: "thread_frees_for_main";
-    a_thread_cache_given_back_at_its_end_is_no_free: "thread_cache_at_its_end";
+    a_calloc_that_overflows_counts_as_failed: "calloc_overflows";
+    allocations_refused_under_a_memory_limit_count_as_failed: "malloc_fails_under_limit";
+    the_block_that_glibc_allocates_for_a_thread_is_counted: "one_idle_thread";
+    blocks_that_threads_free_for_each_other_are_counted: "threads_free_each_other";
+    a_block_that_another_thread_frees_is_counted_as_freed: "thread_frees_for_main";
+    frees_of_a_thread_cache_at_the_threads_end_are_not_counted: "thread_cache_at_its_end";
     blocks_held_by_threads_alive_at_exit_are_leaked: "exits_under_waiting_threads";
     case_38_a_worker_that_outlives_the_leader_is_counted_to_its_end:
         "leader_leaves_first", "leader_leaves_first _exit";
-    allocations_before_and_after_main_count: "before_and_after_main";
-    leaving_by_underscore_exit_is_an_end_like_any: "leaves_by__exit";
+    allocations_before_and_after_main_are_counted: "before_and_after_main";
+    leaks_at_underscore_exit_are_counted: "leaves_by__exit";
     case_38_an_exec_from_a_second_thread_begins_an_image: "exec_from_thread";
     each_exec_of_a_chain_begins_an_image: "exec_chain";
-    a_failed_exec_begins_none: "exec_fails";
-    case_36_a_child_that_frees_what_it_inherited_frees_nothing_of_its_own: "child_frees_inherited";
-    a_child_of_vfork_has_its_first_image_from_its_exec: "vfork_exec";
-    a_child_of_vfork_without_an_exec_counts_for_its_parent: "vfork_exit";
+    a_failed_exec_begins_no_image: "exec_fails";
+    case_36_frees_of_inherited_blocks_count_as_unknown_frees: "child_frees_inherited";
+    the_first_image_of_a_vfork_child_begins_at_its_exec: "vfork_exec";
+    a_vfork_child_without_an_exec_counts_for_its_parent: "vfork_exit";
     a_child_that_shares_the_heap_counts_for_its_parent: "clone_vm_child";
-    case_37_a_thousand_spawned_children_are_found: "spawns_many";
-    death_by_signal_loses_nothing:
+    case_37_a_thousand_spawned_children_are_counted: "spawns_many";
+    a_process_killed_by_a_signal_is_counted_completely:
         "dies_of_signal segv", "dies_of_signal abort", "dies_of_signal kill", "dies_of_signal term";
-    a_signal_handler_may_allocate_at_any_time:
+    allocations_in_a_signal_handler_are_counted:
         "handler_mallocs timer stack", "handler_mallocs thread stack";
-    a_signal_handler_may_allocate_on_a_stack_of_its_own:
+    allocations_in_a_signal_handler_on_its_own_stack_are_counted:
         "handler_mallocs timer altstack", "handler_mallocs thread altstack";
-    a_signal_handler_inside_calloc_makes_calls_of_its_own:
+    calls_of_a_signal_handler_inside_calloc_are_counted:
         "handler_mallocs_inside_calloc stack", "handler_mallocs_inside_calloc altstack";
-    a_call_that_is_jumped_out_of_is_a_loss_and_disturbs_no_other:
+    a_call_left_by_siglongjmp_is_a_loss_and_other_calls_are_counted:
         "jumps_out_of_calloc stack", "jumps_out_of_calloc altstack";
-    threads_may_fork: "forks_in_threads";
-    a_storm_of_forks_is_found_to_the_last: "fork_storm";
-    two_processes_may_hold_the_same_address: "two_heaps_one_address";
-    twelve_generations_are_followed: "generations";
-    a_forked_and_executed_command_is_followed: "runs leaks_2mb";
-    what_children_leak_is_theirs: "leaks_over_many_lives";
-    blocks_freed_out_of_order_are_told_apart: "holds_blocks";
+    forks_in_threads_are_counted: "forks_in_threads";
+    every_process_of_a_fork_storm_is_counted: "fork_storm";
+    blocks_at_the_same_address_in_two_processes_are_counted: "two_heaps_one_address";
+    twelve_generations_of_processes_are_counted: "generations";
+    a_forked_and_executed_command_is_counted: "runs leaks_2mb";
+    leaks_of_children_are_counted_for_the_children: "leaks_over_many_lives";
+    blocks_freed_out_of_order_are_counted: "holds_blocks";
     a_million_live_blocks_are_counted: "million_blocks";
 }
 
 #[test]
-fn a_leader_that_leaves_by_pthread_exit_loads_the_unwinder_and_all_is_counted() {
+fn a_leader_that_ends_by_pthread_exit_and_loads_the_unwinder_is_counted() {
     let counted = Job::fixture("leader_leaves_first", &["pthread_exit"]).run_counted();
     counted.assert_equal_counts();
     assert!(counted.report.only_row().counts.leaked_bytes >= 3010);
@@ -159,7 +159,7 @@ fn a_leader_that_leaves_by_pthread_exit_loads_the_unwinder_and_all_is_counted() 
 
 #[test]
 fn a_static_command_is_counted_by_its_own_symbols() {
-    // What glibc's own start allocates is in both.
+    // Both runs contain the allocations of glibc's own start.
     let [less, more] = ["500", "700"].map(|bytes| {
         let report = Job::fixture("static_leak", &[bytes]).run();
         report.assert_complete();
@@ -177,7 +177,7 @@ fn a_static_command_is_counted_by_its_own_symbols() {
 }
 
 #[test]
-fn the_peak_is_the_most_that_was_live_at_a_time() {
+fn the_peak_is_the_largest_number_of_bytes_live_at_the_same_time() {
     for (name, peak) in [
         ("frees_all", 1_000_000),
         ("leaks_2mb", 2_000_000),
@@ -190,7 +190,7 @@ fn the_peak_is_the_most_that_was_live_at_a_time() {
 }
 
 #[test]
-fn a_row_says_who_it_is_about() {
+fn a_row_identifies_its_process() {
     let job = &case("vfork_exec").job;
     let report = job.run();
     let [child, parent] = &report.rows[..] else {
@@ -232,16 +232,19 @@ fn the_comparison_fails_if_any_probe_is_missing() {
             .options([switch("without-probe", probe)])
             .run_counted();
         let difference = compare(&counted.report.rows, &counted.images);
-        assert!(difference.is_err(), "no one misses {probe}");
+        assert!(
+            difference.is_err(),
+            "the comparison does not notice that {probe} has no probe"
+        );
         let counts = |rows: &[common::Row]| rows.iter().map(|row| row.counts).next();
         assert_ne!(
             counts(&counted.report.rows),
             Some(Counts::default()),
-            "all is missing, not {probe}"
+            "all counts are missing, not only those of {probe}"
         );
     }
-    // The one that counts nothing shows that an image which never allocates could have been counted, where
-    // nobody looks at what it has mapped.
+    // The probe `start` counts nothing. Where memleak does not examine the mappings of an image, this probe shows that
+    // memleak could have counted an image that never allocates.
     let nowhere = [switch("holds", "nowhere")];
     let job = case("allocates_nothing").job.options(nowhere);
     assert!(job.run().only_row().complete);

@@ -1,6 +1,6 @@
-//! Allocators other than the C library's: preloaded, linked, bundled under other names, in static programs, and
-//! a program's own. What a fixture does is known from its source; what an allocator, a runtime or the
-//! fixture's language allocates at the start is what the same program allocates when it is told to do nothing.
+//! Allocators other than the C library's: preloaded, linked, bundled under other names, in static programs, and a
+//! program's own. The counts of a fixture are known from its source. An allocator, a runtime or the fixture's language
+//! also allocates at the start. A run of the same program that does nothing measures these counts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,33 +19,30 @@ use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use crate::common::{Counts, Job, Report, code, compile, fixture};
 
-/// What the C++ runtime allocates for a `bad_alloc`: its header, and a pointer to its table of functions.
+/// The bytes that the C++ runtime allocates for a `bad_alloc`: its header, and a pointer to its table of functions.
 const EXCEPTION: u64 = 128 + 8;
 
 const METHODS: [&str; 4] = ["session", "multi", "perf-event", "separate"];
 
 const LIBRARIES: [&str; 4] = ["jemalloc", "tcmalloc_minimal", "tcmalloc", "mimalloc"];
 
-/// The file that the linker takes for `-lNAME`.
+/// The file that the linker uses for `-lNAME`.
 fn library(name: &str) -> PathBuf {
     compiled_in(&format!("lib{name}.so"))
 }
 
-/// A file of the compiler's or the system's.
+/// A file of the compiler or of the system.
 fn compiled_in(name: &str) -> PathBuf {
     let output = Command::new("cc")
         .arg(format!("-print-file-name={name}"))
         .output()
         .expect("a C compiler is needed as `cc`: `make install-deps`");
     let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    assert!(
-        path.is_absolute(),
-        "{name} is not there: `make install-deps`"
-    );
-    fs::canonicalize(path).expect("the linker's file is there")
+    assert!(path.is_absolute(), "{name} is missing: `make install-deps`");
+    fs::canonicalize(path).expect("the linker's file exists")
 }
 
-/// Runs a job that must be complete and exit with 0, and gives what its only image did.
+/// Runs a job that must be complete and exit with 0. Returns the counts of its only image, and the report.
 #[track_caller]
 fn complete(job: &Job) -> (Counts, Report) {
     let report = job.run();
@@ -54,18 +51,18 @@ fn complete(job: &Job) -> (Counts, Report) {
     (report.only_row().counts, report)
 }
 
-/// What an idle job does. The same job does the same again, so that it is run once, whichever test asks first.
+/// The counts of an idle job. They are the same in every run, so only the first caller runs the job.
 #[track_caller]
 fn idle_counts(idle: &Job) -> Counts {
     static KNOWN: Mutex<BTreeMap<Job, Arc<OnceLock<Counts>>>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let counts = Arc::clone(known.entry(idle.clone()).or_default());
-    // Only who asks for this very job waits for it.
+    // Only callers with the same job wait for its run.
     drop(known);
     *counts.get_or_init(|| complete(idle).0)
 }
 
-/// What a job does beyond an idle one of the same start.
+/// The counts of a job, less the counts of an idle job with the same start.
 #[track_caller]
 fn more_than(idle: &Job, job: &Job) -> Counts {
     let (idle, (all, _)) = (idle_counts(idle), complete(job));
@@ -89,7 +86,7 @@ fn failed(counts: Counts, failed_allocs: u64) -> Counts {
 
 // ---- preloaded and linked ----------------------------------------------------------------------------
 
-/// `whole_family`, see there.
+/// The counts of the fixture `whole_family`, from its source.
 fn whole_family() -> Counts {
     failed(counts(31_111_151, 11, 2, 31_111_143, 9), 1)
 }
@@ -146,12 +143,12 @@ fn operators(flags: &[&str]) -> PathBuf {
     )
 }
 
-/// `operators use`, see there.
+/// The counts of `operators use`, from its source.
 fn used() -> Counts {
     counts(7_211_937, 1020, 1012, 7_111_511, 8)
 }
 
-/// `operators catch`: 20 failures and as many exceptions.
+/// The counts of `operators catch`: 20 failures and 20 exceptions.
 fn caught() -> Counts {
     failed(counts(20 * EXCEPTION, 20, 20, 0, 0), 20)
 }
@@ -171,26 +168,26 @@ fn each_operator_of_cpp_counts_once() {
 }
 
 #[test]
-fn the_operators_of_the_runtime_count_as_the_calls_of_malloc_that_they_are() {
+fn the_runtimes_operators_count_as_their_calls_of_malloc() {
     let job = |what| Job::new(operators(&[]), [what]);
     assert_eq!(more_than(&job("idle"), &job("use")), used());
     assert_eq!(more_than(&job("idle"), &job("catch")), caught());
-    // An exception is thrown and caught within.
+    // An operator that does not throw still throws and catches an exception inside.
     assert_eq!(more_than(&job("idle"), &job("nothrow")), caught());
 
     let job = |what| Job::new(operators(&["-static"]), [what]);
     assert_eq!(more_than(&job("idle"), &job("use")), used());
-    // The unwinder that is in the program sorts its tables, in blocks of its own.
+    // The unwinder inside the static program sorts its tables, in blocks that it allocates itself.
     let found = more_than(&job("idle"), &job("catch"));
     assert_eq!((found.failed_allocs, found.leaked_bytes), (20, 0));
     assert_eq!(found.alloc_count, found.free_count);
 }
 
 #[test]
-fn a_bad_alloc_that_the_program_catches_does_not_end_it() {
+fn a_program_that_catches_bad_alloc_continues() {
     side_by_side(LIBRARIES, |name| {
         let job = |what| Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
-        // mimalloc is written in C: it ends the process itself.
+        // mimalloc is written in C and cannot throw. It ends the process itself.
         if name == "mimalloc" {
             let report = job("catch").run();
             assert_eq!(report.status.signal(), Some(libc::SIGABRT));
@@ -221,7 +218,7 @@ fn operators_are_counted_by_every_method() {
 
 // ---- part of the program -----------------------------------------------------------------------------
 
-/// jemalloc as an archive, with its functions under other names and without its operators.
+/// Builds an archive of jemalloc with renamed functions and without its operators.
 fn renamed_jemalloc(prefix: &str) -> PathBuf {
     const NAMES: [&str; 13] = [
         "malloc",
@@ -264,7 +261,7 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
-/// All of an archive, wherever it stands among the compiler's words.
+/// The compiler's argument that links all of an archive, at any position among the arguments.
 fn whole(archive: &Path) -> String {
     format!(
         "-Wl,--whole-archive,{},--no-whole-archive",
@@ -304,9 +301,9 @@ fn the_global_allocator_of_a_rust_program_is_counted() {
         .arg(&program)
         .arg(source));
     let job = |count| Job::new(&program, [count]);
-    // The words of the command line are strings, too: as long as each other.
+    // The arguments are allocated as strings, too, so both have the same length.
     let found = more_than(&job("0"), &job("9"));
-    // The vector: 8 bytes, 16, 64, 4096.
+    // The vector allocates 8, 16, 64 and 4096 bytes.
     assert_eq!(found, counts(9000 + 4184, 13, 4, 9000, 9));
 }
 
@@ -322,7 +319,7 @@ fn an_allocator_that_is_part_of_a_program_counts_its_operators_once() {
 }
 
 #[test]
-fn a_static_program_is_counted_whatever_c_library_is_in_it() {
+fn a_static_program_is_counted_with_each_c_library() {
     for (compiler, flags) in [
         ("cc", &["-static"][..]),
         ("cc", &["-static-pie"]),
@@ -336,7 +333,7 @@ fn a_static_program_is_counted_whatever_c_library_is_in_it() {
             let flags = [&["-O1"], flags].concat();
             Job::new::<&str>(compile_with(compiler, &source, &name, &flags), [])
         };
-        // musl allocates nothing by itself, so that a static program which does not, has no allocator.
+        // musl allocates nothing by itself. So a static program with musl that allocates nothing has no allocator.
         let idle = (compiler == "cc").then(|| job("allocates_nothing"));
         let what = format!("{compiler} {flags:?}");
         for (fixture, expected) in [
@@ -354,7 +351,7 @@ fn a_static_program_is_counted_whatever_c_library_is_in_it() {
 }
 
 #[test]
-fn a_server_of_the_distribution_is_counted_in_the_allocator_that_it_uses() {
+fn the_distributions_redis_server_is_counted_in_jemalloc() {
     let directory = tempfile::tempdir().unwrap();
     let job = Job::new(
         "redis-server",
@@ -366,7 +363,7 @@ fn a_server_of_the_distribution_is_counted_in_the_allocator_that_it_uses() {
     while !socket.exists() && Instant::now() < until {
         thread::sleep(Duration::from_millis(20));
     }
-    // It goes on to the server.
+    // memleak passes the signal on to the server.
     kill(running.pid(), Signal::SIGTERM).unwrap();
     let report = running.wait();
     let row = report
@@ -385,7 +382,7 @@ fn a_server_of_the_distribution_is_counted_in_the_allocator_that_it_uses() {
 
 // ---- a program's own ---------------------------------------------------------------------------------
 
-/// What the pool's functions do in `fixtures/pool.c`.
+/// The description of the pool's functions in `fixtures/pool.c`.
 const POOL: &str = "alloc=pool_alloc(_, size),alloc=pool_array(size, _, count, out),\
     realloc=pool_realloc(_, block, size),free=pool_free(_, block)";
 
@@ -394,13 +391,14 @@ fn pool() -> Counts {
 }
 
 #[test]
-fn a_programs_own_allocator_is_counted_instead_of_what_it_takes_from_malloc() {
+fn a_programs_own_allocator_is_counted_instead_of_its_calls_of_malloc() {
     let program = fixture("pool");
     for file in [&*program.to_string_lossy(), "pool", "poo?"] {
         let job = Job::fixture("pool", &[]).options(["--allocator", &format!("{file}:{POOL}")]);
         assert_eq!(complete(&job).0, pool(), "{file}");
     }
-    // Its name alone, where it is not what is meant: the chunks are counted, and what it asks for to free.
+    // This description is for another file. So malloc's calls are counted: the chunks, and 51 blocks of 16 bytes that
+    // the pool uses to free.
     let other =
         complete(&Job::fixture("pool", &[]).options(["--allocator", &format!("another:{POOL}")]));
     assert_eq!(
@@ -410,7 +408,7 @@ fn a_programs_own_allocator_is_counted_instead_of_what_it_takes_from_malloc() {
 }
 
 #[test]
-fn a_file_in_toml_says_the_same() {
+fn a_toml_file_describes_an_allocator() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("pools.toml");
     let text = format!(
@@ -433,7 +431,7 @@ fn a_file_in_toml_says_the_same() {
 }
 
 #[test]
-fn an_allocator_that_throws_is_counted_and_the_program_goes_on() {
+fn an_allocator_that_throws_is_counted_and_the_program_continues() {
     let program = compile_with("c++", "fixtures/pool_throws.cc", "pool_throws", &["-O1"]);
     let spec = format!(
         "{}:alloc=_ZN4Pool5allocEm(_, size),free=_ZN4Pool4freeEPv(_, block)",
@@ -449,7 +447,7 @@ fn an_allocator_that_throws_is_counted_and_the_program_goes_on() {
     });
 }
 
-/// How `pool_unprobed` is described where blocks are given back by this function.
+/// The description of `pool_unprobed` with `free` as the function that frees its blocks.
 fn unprobed(free: &str) -> String {
     let program = fixture("pool_unprobed");
     format!(
@@ -459,7 +457,7 @@ fn unprobed(free: &str) -> String {
 }
 
 #[test]
-fn a_function_that_begins_with_what_no_probe_can_be_on_has_it_further_on() {
+fn a_function_whose_first_instruction_takes_no_probe_is_probed_further_on() {
     side_by_side(METHODS, |method| {
         let options = [
             "--allocator",
@@ -471,9 +469,9 @@ fn a_function_that_begins_with_what_no_probe_can_be_on_has_it_further_on() {
     });
 }
 
-/// The kernel notices an instruction that it takes no probe on only where somebody has it mapped.
+/// The kernel refuses a probe on an instruction only once a process has mapped that instruction.
 #[test]
-fn a_function_that_no_probe_can_be_on_is_never_taken_for_one_that_nobody_calls() {
+fn a_function_that_takes_no_probe_is_never_mistaken_for_an_uncalled_one() {
     let (program, spec) = (fixture("pool_unprobed"), unprobed("free_nowhere"));
     side_by_side(METHODS, |method| {
         let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
@@ -486,7 +484,7 @@ fn a_function_that_no_probe_can_be_on_is_never_taken_for_one_that_nobody_calls()
         assert!(said.contains("cannot attach to free_nowhere"), "{said}");
         assert_eq!(said.lines().count(), 1, "{method}: {said}");
     });
-    // Where it comes later, the command has started.
+    // If such a program starts later, the command already runs.
     let job = Job::shell(&format!("{}; exit 3", program.display()));
     let report = job.options(["--allocator", &spec, "-v"]).run();
     assert_eq!(code(report.status), 3, "{}", report.stderr);
@@ -504,7 +502,7 @@ fn a_function_that_no_probe_can_be_on_is_never_taken_for_one_that_nobody_calls()
 }
 
 #[test]
-fn what_is_wrong_with_a_description_is_said_before_the_command_starts() {
+fn an_error_in_a_description_is_reported_before_the_command_starts() {
     let directory = tempfile::tempdir().unwrap();
     let toml = directory.path().join("wrong.toml");
     fs::write(
@@ -537,8 +535,8 @@ fn what_is_wrong_with_a_description_is_said_before_the_command_starts() {
     }
 }
 
-/// The counter's realloc calls libc's, which jumps to malloc: with return probes of its own by then, but with
-/// sessions, where a call within another has none.
+/// The counter's realloc calls libc's realloc, which jumps to malloc. These inner calls have
+/// return probes of their own. Only with sessions does a call within another call have no return probe.
 #[test]
 fn a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method() {
     side_by_side(METHODS, |method| {

@@ -1,4 +1,4 @@
-//! The program as its user calls it: what goes to which stream, and with what code it ends.
+//! The program as a user calls it: the contents of each output stream, and the exit code.
 
 use std::fs;
 use std::sync::Mutex;
@@ -32,7 +32,7 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
-fn what_makes_no_sense_is_one_line_and_125() {
+fn invalid_arguments_cause_one_line_and_exit_code_125() {
     for words in [
         &[][..],
         &["run"],
@@ -55,7 +55,7 @@ fn what_makes_no_sense_is_one_line_and_125() {
 }
 
 #[test]
-fn the_commands_output_is_the_commands_alone() {
+fn standard_output_contains_only_the_commands_output() {
     root::require_root();
     let output = memleak(&["run", "--", "sh", "-c", "echo out; echo err >&2"])
         .assert()
@@ -84,7 +84,7 @@ fn the_commands_output_is_the_commands_alone() {
 }
 
 #[test]
-fn with_a_file_nothing_is_added_to_standard_error() {
+fn with_a_report_file_memleak_adds_nothing_to_standard_error() {
     root::require_root();
     let directory = TempDir::new().unwrap();
     for format in ["table", "json", "csv"] {
@@ -119,7 +119,7 @@ fn with_a_file_nothing_is_added_to_standard_error() {
 }
 
 #[test]
-fn quiet_speaks_only_of_a_gate_that_did_not_pass() {
+fn quiet_prints_only_a_gate_that_did_not_pass() {
     root::require_root();
     let run = |words: &[&str]| memleak(&[&["run", "-q"], words].concat()).assert();
     run(&["--", "true"]).success().stderr("");
@@ -142,7 +142,8 @@ fn rows_appear_when_their_processes_end() {
     root::require_root();
     let directory = TempDir::new().unwrap();
     let report = directory.path().join("report");
-    // The shell waits until the child's row is in the file, so it would wait for ever for one at the end.
+    // The shell waits until the child's row is in the file. If memleak wrote all rows at its end, the wait would time
+    // out and the exit code would not be 7.
     let script = format!(
         "/bin/true & wait; for i in $(seq 100); do grep -q ' true ' {0} && exit 7; sleep 0.1; done",
         report.display()
@@ -155,7 +156,7 @@ fn rows_appear_when_their_processes_end() {
 }
 
 #[test]
-fn verbose_says_where_each_probe_is_and_why() {
+fn verbose_prints_the_place_of_each_probe_and_the_reason() {
     root::require_root();
     let output = memleak(&["run", "-v", "--", "true"])
         .assert()
@@ -177,9 +178,9 @@ fn verbose_says_where_each_probe_is_and_why() {
 }
 
 #[test]
-fn every_way_to_attach_counts_the_same() {
+fn every_attach_method_counts_the_same() {
     root::require_root();
-    // By each of them at a time, as they wait most of the time.
+    // Several methods run at the same time, because each run waits most of the time.
     let methods = ["session", "multi", "perf-event", "separate"];
     let totals = Mutex::new(Vec::new());
     side_by_side(methods, |method| {

@@ -1,13 +1,13 @@
-//! The truth itself: that the interposing counter counts what the fixtures do, that valgrind agrees, and
-//! that the comparison with memleak finds what differs. No rights and no BPF needed.
+//! Tests of the reference for memleak's counts. The interposing counter counts the fixtures exactly, and valgrind
+//! agrees. The comparison with memleak finds every difference. These tests need no rights and no BPF.
 
 use crate::common;
 use crate::common::counter::{Image, Kind};
 use crate::common::expected::{Case, cases};
 use crate::common::{Counts, Job, Losses, Row, code, compare, fixture};
 
-/// Fails unless the counter sees just the images that the fixture is known to make. Those that never call
-/// the allocator may or may not have a file.
+/// Fails unless the counter has exactly the images that the fixture makes. An image that never calls the allocator may
+/// or may not have a file.
 #[track_caller]
 fn assert_counted_exactly(case: &Case) {
     let (images, status, stdout) = case.job.count();
@@ -42,8 +42,8 @@ fn the_counter_counts_every_fixture_exactly() {
 
 #[test]
 fn valgrind_counts_the_same_in_fixtures_and_programs() {
-    // Not whole_family and not realloc_forms: valgrind 3.19 has no pvalloc, and its realloc never leaves
-    // a block where it is.
+    // The fixtures whole_family and realloc_forms are not in this list. valgrind 3.19 has no pvalloc, and its realloc
+    // always moves the block.
     let jobs = [
         Job::fixture("leaks_2mb", &[]),
         Job::fixture("frees_all", &[]),
@@ -54,7 +54,7 @@ fn valgrind_counts_the_same_in_fixtures_and_programs() {
     for job in jobs {
         let (images, ..) = job.count();
         let [image] = &images[..] else {
-            panic!("not one image: {images:?}")
+            panic!("expected one image: {images:?}")
         };
         let counts = image.counts;
         assert_eq!(
@@ -76,7 +76,7 @@ fn row(pid: u32, image: u32, counts: Counts) -> Row {
         "unknown_frees": counts.unknown_frees, "peak_live_bytes": null,
         "allocators": ["/lib/libc.so.6"], "complete": true, "losses": {},
     });
-    serde_json::from_value(line).expect("a row")
+    serde_json::from_value(line).expect("the line is a row")
 }
 
 fn image(pid: u32, kind: Kind, start: u64, counts: Counts) -> Image {
@@ -116,14 +116,14 @@ fn the_comparison_finds_a_difference_in_each_count() {
     for change in changes {
         let mut counts = some();
         *change(&mut counts) += 1;
-        let difference = compare(&[row(7, 0, counts)], &images).expect_err("a difference");
+        let difference = compare(&[row(7, 0, counts)], &images).expect_err("the counts differ");
         assert_eq!(difference.lines().count(), 1, "{difference}");
         assert!(difference.contains("(+1)"), "{difference}");
     }
 }
 
 #[test]
-fn the_comparison_finds_an_image_that_one_side_lacks() {
+fn the_comparison_finds_an_image_that_is_missing_on_one_side() {
     let rows = [row(7, 0, some()), row(8, 0, some())];
     let images = [
         image(7, Kind::Exec, 1, some()),
@@ -133,14 +133,14 @@ fn the_comparison_finds_an_image_that_one_side_lacks() {
     assert!(compare(&rows[1..], &images).is_err());
     assert!(compare(&rows, &images[..1]).is_err());
     assert!(compare(&[], &images).is_err());
-    // An image that allocated nothing is an image all the same, if an exec began it.
+    // If an exec began an image, both sides must have that image, even if it allocated nothing.
     let nothing = Counts::default();
     assert!(compare(&[], &[image(7, Kind::Exec, 1, nothing)]).is_err());
     assert!(compare(&[row(7, 1, nothing)], &[]).is_err());
 }
 
 #[test]
-fn the_comparison_excuses_only_a_fork_that_never_allocated() {
+fn the_comparison_ignores_only_a_fork_that_never_allocated() {
     let nothing = Counts::default();
     let after = [image(7, Kind::Exec, 5, some())];
     assert_eq!(
@@ -150,21 +150,21 @@ fn the_comparison_excuses_only_a_fork_that_never_allocated() {
     assert!(compare(&[row(7, 0, some()), row(7, 1, some())], &after).is_err());
     assert_eq!(compare(&[row(7, 0, nothing)], &[]), Ok(()));
     assert!(compare(&[row(7, 0, some())], &[]).is_err());
-    // The fork is known to the counter; what lacks is the image after its exec.
+    // The counter has the fork, but lacks the image after its exec.
     let fork = [image(7, Kind::Fork, 5, nothing)];
     assert!(compare(&[row(7, 0, nothing), row(7, 1, nothing)], &fork).is_err());
-    // A fork cannot begin an image that an exec began.
+    // memleak's image 1 began with an exec, so it cannot be the counter's fork.
     assert!(compare(&[row(7, 1, nothing)], &fork).is_err());
 }
 
 #[test]
-fn an_unknown_loss_is_not_overlooked() {
+fn an_unknown_kind_of_loss_is_an_error() {
     let losses: Result<Losses, _> = serde_json::from_str(r#"{"something_new": 1}"#);
     assert!(losses.is_err());
 }
 
 #[test]
-fn a_fixture_that_is_not_what_it_says_fails() {
+fn a_fixture_that_fails_a_check_exits_with_99() {
     let (_, status, _) = Job::new(fixture("spawns_many"), ["1", "x"]).count();
     assert!(status.success());
     let (_, status, _) = Job::new(fixture("holds_blocks"), ["1"]).count();

@@ -1,5 +1,5 @@
-//! The manual page and the shells' completions are those of the parser: generated from the same definitions.
-//! `make docs` writes them; without it these tests fail where they no longer match.
+//! The manual page and the shells' completions are generated from the parser's definitions. `make docs` writes them.
+//! These tests fail if the files no longer match the definitions.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,7 +13,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use memleak::cli::Cli;
 use memleak::cli::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
 
-/// Compares a file of this tree with what it should be, or writes it where `make docs` asks for that.
+/// Fails unless a file of this tree has the wanted content. With WRITE_DOCS, as in `make docs`, writes the file first.
 #[track_caller]
 fn assert_matches(path: &str, wanted: &[u8]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -28,7 +28,7 @@ fn assert_matches(path: &str, wanted: &[u8]) {
     );
 }
 
-/// The command line as clap has it; `run` and `doctor` as people write them.
+/// The command line as clap defines it, and the modes `run` and `doctor` as users write them.
 fn command_line() -> (clap::Command, [clap::Command; 2]) {
     let mut memleak = Cli::command();
     memleak.build();
@@ -62,7 +62,7 @@ fn manual_page() -> Vec<u8> {
     let (memleak, [run, doctor]) = command_line();
     let about = memleak.get_about().expect("it says what it is").to_string();
     let version = memleak.get_version().expect("it has a version").to_owned();
-    // What -p and -a take is what comes without a subcommand.
+    // The options of -p and -a are the options without a subcommand.
     let watching = memleak.clone().disable_version_flag(true);
     let watching = clap_mangen::Man::new(watching);
     let options = clap_mangen::Man::new(run);
@@ -175,7 +175,7 @@ fn manual_page() -> Vec<u8> {
             "valgrind(1), sudo(8), setcap(8), capabilities(7), bpf(2)",
         )]);
     });
-    // Each part comes with its own definition of the apostrophe.
+    // Each part has its own definition of the apostrophe. The page needs only one.
     let page = String::from_utf8(page).unwrap();
     let definition = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
     (definition.to_owned() + &page.replace(definition, "")).into_bytes()
@@ -187,9 +187,9 @@ fn the_manual_page_matches_the_parser() {
 }
 
 #[test]
-fn the_manual_page_tells_every_option_exit_code_and_signal_rule() {
+fn the_manual_page_contains_every_option_exit_code_and_signal_rule() {
     let page = String::from_utf8(manual_page()).unwrap();
-    // As a reader sees it: hyphens are escaped, fonts changed.
+    // The text as a reader sees it: without escapes of hyphens and without changes of font.
     let read = page
         .replace("\\-", "-")
         .replace("\\fB", "")
@@ -220,7 +220,7 @@ fn the_manual_page_tells_every_option_exit_code_and_signal_rule() {
 
 // ---- completions ---------------------------------------------------------------------------------------
 
-/// The command line without what is hidden, which clap_complete would offer, too.
+/// The command line without its hidden options. clap_complete would offer those, too.
 fn shown(command: &clap::Command) -> clap::Command {
     let mut shown = clap::Command::new(&*command.get_name().to_owned().leak())
         .propagate_version(command.is_propagate_version_set())
@@ -249,7 +249,7 @@ fn the_completions_match_the_parser() {
     assert_matches("completions/memleak.fish", &completion(Shell::Fish));
 }
 
-/// What bash offers for the last of `words`.
+/// The completions that bash offers for the last of `words`.
 fn offered_by_bash(words: &[&str]) -> Vec<String> {
     let script = r#"
         source "$1"; shift
@@ -287,7 +287,7 @@ fn bash_completes_options_and_their_values() {
     );
 }
 
-// ---- what the design documents claim -------------------------------------------------------------------
+// ---- claims of the design documents -------------------------------------------------------------------
 
 /// All Rust files below a directory.
 fn sources(directory: &Path) -> String {
@@ -304,22 +304,22 @@ fn sources(directory: &Path) -> String {
 }
 
 #[test]
-fn every_test_that_stands_for_a_threat_or_a_fault_exists() {
+fn every_test_listed_for_a_threat_or_a_fault_exists() {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = sources(&tree.join("src")) + &sources(&tree.join("tests"));
     for page in ["docs/design/security.md", "docs/design/faults.md"] {
         let page = fs::read_to_string(tree.join(page)).unwrap();
-        // The page has one table, and each of its rows ends in tests.
+        // The page has one table. The last column of each row names tests.
         let rows = page.lines().filter(|line| line.starts_with("| "));
         let mut threats = 0;
-        // After the heading.
+        // The first row is the heading.
         for row in rows.skip(1) {
             let tests = row.trim_end_matches([' ', '|']).rsplit("| ").next();
             let tests = tests.unwrap_or_default().split_whitespace();
             let mut named = 0;
             for test in tests {
                 let name = test.trim_matches('`');
-                // Of its own, or one of those that a macro makes.
+                // The test is a function in the source, or a macro makes it.
                 let exists = [format!("fn {name}("), format!("\n    {name}:\n")]
                     .iter()
                     .any(|text| sources.contains(text));

@@ -1,5 +1,5 @@
-//! What goes wrong before the command runs: one line that says what and what to do, exit code 125, and the
-//! command not started.
+//! Errors before the command runs. memleak prints one line with the error and its remedy, ends with exit code 125, and
+//! does not start the command.
 
 use std::ffi::OsStr;
 use std::process::{Command, Output};
@@ -10,8 +10,8 @@ use tempfile::TempDir;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
 
-/// Runs `wrapper… memleak run OPTIONS… -- touch FILE`, which must not come to touch it, and returns the one
-/// line that it said.
+/// Runs `wrapper… memleak run OPTIONS… -- touch FILE`. Fails if the command created FILE. Returns the one line that
+/// memleak printed.
 #[track_caller]
 fn refusal(wrapper: &[&OsStr], options: &[&str]) -> String {
     root::require_root();
@@ -27,7 +27,7 @@ fn refusal(wrapper: &[&OsStr], options: &[&str]) -> String {
     only_line(&output)
 }
 
-/// The one line of a run that ended with 125 and printed nothing else.
+/// Returns the only line of a run. Fails unless the run ended with 125 and printed nothing else.
 #[track_caller]
 fn only_line(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -51,7 +51,7 @@ fn without_bpf(errno: i32, options: &[&str]) -> String {
 }
 
 #[test]
-fn no_right_to_load_programs_names_the_capabilities() {
+fn without_the_right_to_load_programs_the_error_names_the_capabilities() {
     let line = without_bpf(libc::EPERM, &[]);
     assert_says(
         &line,
@@ -65,7 +65,7 @@ fn no_right_to_load_programs_names_the_capabilities() {
 }
 
 #[test]
-fn a_kernel_without_bpf_names_itself_and_what_it_lacks() {
+fn without_bpf_the_error_names_the_kernel_and_the_missing_options() {
     let line = without_bpf(libc::ENOSYS, &[]);
     let release = nix::sys::utsname::uname().unwrap();
     let release = release.release().to_string_lossy().into_owned();
@@ -76,7 +76,7 @@ fn a_kernel_without_bpf_names_itself_and_what_it_lacks() {
 }
 
 #[test]
-fn no_memory_for_the_table_of_blocks_names_the_option() {
+fn without_memory_for_the_table_of_blocks_the_error_names_the_option() {
     assert_says(
         &without_bpf(libc::ENOMEM, &[]),
         &["no memory", "2097152", "--max-allocs"],
@@ -88,7 +88,7 @@ fn no_memory_for_the_table_of_blocks_names_the_option() {
 }
 
 #[test]
-fn a_kernel_without_type_information_is_told_so() {
+fn without_kernel_type_information_the_error_names_btf() {
     let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
     let hidden = ["unshare", "--mount", "sh", "-c", script, "sh"].map(OsStr::new);
     assert_says(
@@ -98,7 +98,7 @@ fn a_kernel_without_type_information_is_told_so() {
 }
 
 #[test]
-fn what_the_verifier_says_is_shown_only_with_v() {
+fn libbpfs_messages_are_shown_only_with_v() {
     root::require_root();
     let run = |options: &[&str]| {
         Command::new(fixture("without_bpf"))
@@ -119,7 +119,7 @@ fn what_the_verifier_says_is_shown_only_with_v() {
 }
 
 #[test]
-fn a_c_library_without_symbols_is_named() {
+fn the_error_names_a_c_library_without_symbols() {
     root::require_root();
     let directory = TempDir::new().unwrap();
     let path = |name: &str| directory.path().join(name);
@@ -132,7 +132,7 @@ fn a_c_library_without_symbols_is_named() {
             .unwrap();
         assert!(status.success());
     };
-    // A program that the loader would give this library, which knows malloc and nothing else.
+    // The loader would use this library for the program. The library defines malloc and no other function.
     let (library, program) = (path("libc.so.6"), path("program"));
     let shared = ["-shared", "-nostdlib", "-fPIC", "-fno-builtin", "-o"].map(OsStr::new);
     compile(
@@ -157,7 +157,7 @@ fn a_c_library_without_symbols_is_named() {
 }
 
 #[test]
-fn a_report_that_cannot_be_opened_is_named_with_its_option() {
+fn the_error_names_a_report_that_cannot_be_opened_and_its_option() {
     assert_says(
         &refusal(&[], &["-o", "/nonexistent/report"]),
         &["/nonexistent/report", "-o", "No such file"],
@@ -169,14 +169,14 @@ fn a_report_that_cannot_be_opened_is_named_with_its_option() {
 }
 
 #[test]
-fn a_fifo_that_nobody_reads_is_no_report_and_keeps_nobody_waiting() {
+fn a_fifo_without_a_reader_is_refused_as_report_without_waiting() {
     let directory = TempDir::new().unwrap();
     let fifo = directory.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let name = fifo.to_str().unwrap();
     assert_says(&refusal(&[], &["-o", name]), &[name, "No such device"]);
 
-    // With a reader it is one, written to at the reader's pace.
+    // With a reader, memleak accepts the FIFO as a report and writes at the reader's pace.
     let mut reader = Command::new("sh")
         .args(["-c", "exec 3<\"$0\"; sleep 0.3; exec cat <&3", name])
         .stdout(std::process::Stdio::piped())
@@ -201,7 +201,7 @@ fn a_fifo_that_nobody_reads_is_no_report_and_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_variable_in_a_reports_name_leads_to_no_other_directory() {
+fn a_variable_cannot_move_the_report_to_another_directory() {
     let directory = TempDir::new().unwrap();
     let pattern = format!("{}/%q{{JOB}}.json", directory.path().display());
     for job in ["../evil", "/etc/evil", "a/../../b"] {
@@ -220,7 +220,7 @@ fn a_variable_in_a_reports_name_leads_to_no_other_directory() {
 }
 
 #[test]
-fn a_size_that_is_none_is_named_with_its_option() {
+fn the_error_names_an_invalid_size_and_its_option() {
     assert_says(
         &refusal(&[], &["--fail-on-leak", "1 potato"]),
         &["--fail-on-leak", "1 potato", "1MiB"],

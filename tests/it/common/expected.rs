@@ -57,7 +57,7 @@ pub struct Case {
     pub losses: Losses,
 }
 
-/// Fails unless memleak counts exactly what the fixture does. `options` are further options of memleak.
+/// Fails unless memleak counts exactly the images of the fixture. `options` are further options of memleak.
 #[track_caller]
 pub fn assert_counted(name: &str, options: &[String]) {
     let case = case(name);

@@ -597,8 +597,8 @@ pub fn code(status: ExitStatus) -> i32 {
 
 /// The number of allocations that valgrind counts in a single program, and their bytes.
 pub fn valgrind_totals(job: &Job) -> (u64, u64) {
-    // valgrind translates the code that it finds. While another test runs a memleak on this machine, valgrind would find
-    // breakpoints in the loader and in libc. So it gets copies of both, which have no breakpoints.
+    // valgrind translates the code that it finds. While another test runs a memleak on this machine, valgrind would
+    // find breakpoints in the loader and in libc. So it gets copies of both, which have no breakpoints.
     const UNPROBED: &str = r#"
         while [ "$1" != -- ]; do
             cp "$1" "$0" && mount --bind "$0/${1##*/}" "$1" || exit 99

@@ -1,5 +1,5 @@
-//! Programs of every kind that no memleak has examined yet, and the counts of their allocations. Each program is a copy,
-//! so it is a file of its own. It is in a directory that belongs to the test.
+//! Programs of every kind that no memleak has examined yet, and the counts of their allocations. Each program is a
+//! copy, so it is a file of its own. It is in a directory that belongs to the test.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};

@@ -254,7 +254,7 @@ impl Cluster {
         }
     }
 
-    /// The node's state as sinfo prints it: `idle`, `mixed`, `drained` or another. Empty while slurmctld does not answer.
+    /// The node's state as sinfo prints it: `idle`, `mixed`, `drained` or another. Empty if slurmctld does not answer.
     pub fn node_state(&self) -> String {
         let output = self.command("sinfo").args(["-h", "-o", "%T"]).output();
         let output = output.expect("sinfo can be run");
@@ -350,8 +350,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // slurmd ends first, or it would start the next process. The second round ends processes that were being started
-        // during the first.
+        // slurmd ends first, or it would start the next process. The second round ends processes that were being
+        // started during the first.
         for _ in 0..2 {
             for daemon in self.daemons.iter_mut().rev() {
                 let _ = daemon.kill();
