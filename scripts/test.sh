@@ -11,15 +11,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # other, which processes that memleak holds draw out; and those wait for answers in the meantime, two seconds at the
 # most. So these tests run first and by themselves. They need a tenth of a processor.
 one_by_one=(
-	allocators::a_function_that_begins_with_what_no_probe_can_be_on_has_it_further_on
+	allocators::a_function_whose_first_instruction_takes_no_probe_is_probed_further_on
 	allocators::a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method
-	allocators::an_allocator_that_throws_is_counted_and_the_program_goes_on
+	allocators::an_allocator_that_throws_is_counted_and_the_program_continues
 	allocators::operators_are_counted_by_every_method
-	cli::every_way_to_attach_counts_the_same
-	doctor::the_method_is_the_one_that_run_uses
-	older::a_peak_that_threads_share_is_unknown_there_and_any_other_is_not
-	older::the_programs_for_older_kernels_count_the_same
-	rights::without_session_uprobes_multi_uprobes_take_no_more
+	cli::every_attach_method_counts_the_same
+	doctor::doctor_reports_the_method_that_run_uses
+	older::with_the_older_programs_only_a_peak_shared_by_threads_is_unknown
+	older::the_bpf_programs_for_older_kernels_count_the_same
+	rights::multi_uprobes_need_no_more_rights_than_session_uprobes
 )
 
 read -ra harness <<<"${HARNESS-}"
