@@ -1,5 +1,8 @@
-//! Walks over a hash map, bucket by bucket. libbpf-rs has such an iterator, but it takes a batch that is not full for
-//! the last one. The kernel ends a batch early if the next bucket does not fit.
+//! Walks over a hash map, bucket by bucket.
+//!
+//! libbpf-rs 0.27 has such an iterator, `BatchedMapIter`. It takes the first batch that is not full for the last one,
+//! and loses the rest: the kernel also ends a batch early if the next bucket does not fit. It ends at an error, too,
+//! without telling.
 //!
 //! Nothing is allocated for a single entry, for two reasons. With `-a`, memleak's own calls of the allocator reach the
 //! probes, too. And a walk may go over millions of entries.

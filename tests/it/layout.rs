@@ -1,5 +1,5 @@
-//! Tests the layout of src/: imports go down, files do not import each other in a circle, and files have a limited
-//! length.
+//! Tests the layout of src/: imports go down, files do not import each other in a circle, files have a limited length,
+//! and each type has a name of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,6 +26,10 @@ struct Source {
     path: String,
     lines: usize,
     imports: BTreeSet<String>,
+    /// The first words of its `use` lines. In a `mod.rs`, these may be files beside it.
+    uses: BTreeSet<String>,
+    /// The names of the types that it defines.
+    types: Vec<String>,
 }
 
 impl Source {
@@ -43,10 +47,28 @@ impl Source {
                 "crate"
             }
         );
+        let first_word = |text: &str| {
+            let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+            text[..end.unwrap_or(text.len())].to_owned()
+        };
+        let uses = code.iter().filter_map(|line| {
+            let used = line.trim_start_matches("pub ").strip_prefix("use ")?;
+            Some(first_word(used))
+        });
+        let types = code.iter().filter_map(|line| {
+            let line = line
+                .trim_start_matches("pub(super) ")
+                .trim_start_matches("pub ");
+            let kinds = ["struct ", "enum ", "trait ", "type "];
+            let name = kinds.iter().find_map(|kind| line.strip_prefix(kind))?;
+            Some(first_word(name))
+        });
         Source {
             path,
             lines: code.len(),
             imports: imports(&code.join("\n"), &own),
+            uses: uses.collect(),
+            types: types.collect(),
         }
     }
 
@@ -160,7 +182,33 @@ fn faults(sources: &[Source]) -> Vec<String> {
             }
         }
     }
+    for source in sources {
+        let Some(directory) = source.path.strip_suffix("mod.rs") else {
+            continue;
+        };
+        for used in &source.uses {
+            for file in [
+                format!("{directory}{used}.rs"),
+                format!("{directory}{used}/mod.rs"),
+            ] {
+                if let Some(target) = files.get(&file) {
+                    edges.entry(&source.path).or_default().insert(&target.path);
+                }
+            }
+        }
+    }
     faults.extend(circles(&edges));
+    let mut types: BTreeMap<&str, &str> = BTreeMap::new();
+    for source in sources {
+        for name in &source.types {
+            if let Some(other) = types.insert(name, &source.path) {
+                faults.push(format!(
+                    "{name} is a type in {other} and in {}",
+                    source.path
+                ));
+            }
+        }
+    }
     faults
 }
 
@@ -234,6 +282,19 @@ fn an_import_that_goes_up_is_a_fault() {
         ("kernel/b.rs", "use crate::kernel::a::A;"),
     ];
     assert_eq!(faults_of(&circle).len(), 2);
+    let through_mod = [
+        ("kernel/mod.rs", "mod a;\npub use a::A;\npub fn f() {}"),
+        ("kernel/a.rs", "use crate::kernel::f;"),
+    ];
+    assert_eq!(faults_of(&through_mod).len(), 2);
+    let twice = [
+        ("os/a.rs", "pub struct Entry;"),
+        ("os/b.rs", "enum Entry {}"),
+    ];
+    assert_eq!(
+        faults_of(&twice),
+        ["Entry is a type in os/a.rs and in os/b.rs"]
+    );
     let commented = (
         "os/maps.rs",
         "/// See [`crate::kernel::load`].\n#[cfg(test)]\nuse crate::kernel::load;",
