@@ -32,7 +32,7 @@ run: ## Install the missing tools, build, and show memleak at work
 	@scripts/demo.sh target/release/memleak
 
 # The number of tests that run at a time. Most of the time the tests wait for the kernel.
-TEST_THREADS ?= 6
+TEST_THREADS ?= 4
 
 # Asks for root first, so that a user need not wait for a build to learn that the tests cannot run. Compiles as the
 # user, because files that root made would hinder the user's next build. Runs all tests, even if some fail.

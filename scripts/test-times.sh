@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-export TEST_THREADS=${TEST_THREADS:-6}
+export TEST_THREADS=${TEST_THREADS:-4}
 log=target/test-times.log
 status=0
 if [[ ${1-} == --read ]]; then

@@ -34,7 +34,7 @@ if (($# > 0)); then
 	if [[ -n ${harness[*]} && " $* " != *' -- '* ]]; then
 		set -- "$@" -- "${harness[@]}"
 	fi
-	exec env RUST_TEST_THREADS="${TEST_THREADS:-6}" "${test[@]}" "$@"
+	exec env RUST_TEST_THREADS="${TEST_THREADS:-4}" "${test[@]}" "$@"
 fi
 
 rest=()
@@ -57,5 +57,5 @@ fi
 status=0
 RUST_TEST_THREADS=4 "${test[@]}" --test it -- "${harness[@]}" --exact "${one_by_one[@]}" || status=1
 RUST_TEST_THREADS=$held_threads "${test[@]}" --test it -- "${harness[@]}" "${held[@]}" || status=1
-RUST_TEST_THREADS=${TEST_THREADS:-6} "${test[@]}" -- "${harness[@]}" "${rest[@]}" || status=1
+RUST_TEST_THREADS=${TEST_THREADS:-4} "${test[@]}" -- "${harness[@]}" "${rest[@]}" || status=1
 exit "$status"
