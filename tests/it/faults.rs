@@ -173,38 +173,46 @@ impl Drop for Limited {
 
 #[test]
 fn blocks_that_the_kernel_has_no_memory_to_record_are_counted_as_lost() {
-    let group = Limited::new("few", 100_000_000);
     let place = Place::new();
     let report = place.path("report");
     let program = fixture("holds_blocks");
     // The script raises the limit after the program has ended. Otherwise the kernel kills memleak while it reports.
     let script = r#""$0" 1000000 8; ended=$?; echo 1000000000 >"$1"; echo "ended $ended""#;
-    let command = ["sh", "-c", script].map(Path::new);
-    let command = [&command[..], &[&program, &group.limit]].concat();
-    let command: Vec<_> = command
-        .iter()
-        .map(|word| word.to_str().expect("a plain path"))
-        .collect();
-    let output = group.run(&["-o", report.to_str().expect("a plain path")], &command);
-    let said = text(&output.stderr);
-    assert_eq!(text(&output.stdout), "ended 0\n", "{said}");
-    assert_eq!(code(output.status), 0, "{said}");
-    let rows = fs::read_to_string(&report).expect("there is a report");
-    let row = rows
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"))
-        .find(|row| row["comm"] == "holds_blocks" && row["end"] == "exited")
-        .expect("holds_blocks has a row");
-    assert_eq!(row["total_allocs_bytes"], 8_000_000, "{row}");
-    let lost = row["losses"]["blocks_not_recorded"].as_u64();
-    let lost = lost.unwrap_or_default();
-    assert!(lost > 0, "the memory limit had no effect: {row}");
-    assert_eq!(
-        row["leaked_blocks"].as_u64(),
-        Some(1_000_000 - lost),
-        "{row}"
-    );
-    assert_eq!(row["complete"], false);
+    for attempt in 0..10 {
+        let group = Limited::new(&format!("few-{attempt}"), 100_000_000);
+        let command = ["sh", "-c", script].map(Path::new);
+        let command = [&command[..], &[&program, &group.limit]].concat();
+        let command: Vec<_> = command
+            .iter()
+            .map(|word| word.to_str().expect("a plain path"))
+            .collect();
+        let output = group.run(&["-o", report.to_str().expect("a plain path")], &command);
+        let said = text(&output.stderr);
+        assert_eq!(text(&output.stdout), "ended 0\n", "{said}");
+        // The kernel killed memleak because memleak itself needed a page. Only another run can show its report.
+        if code(output.status) == 137 {
+            continue;
+        }
+        assert_eq!(code(output.status), 0, "{said}");
+        let rows = fs::read_to_string(&report).expect("there is a report");
+        let row = rows
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"))
+            .find(|row| row["comm"] == "holds_blocks" && row["end"] == "exited")
+            .expect("holds_blocks has a row");
+        assert_eq!(row["total_allocs_bytes"], 8_000_000, "{row}");
+        let lost = row["losses"]["blocks_not_recorded"].as_u64();
+        let lost = lost.unwrap_or_default();
+        assert!(lost > 0, "the memory limit had no effect: {row}");
+        assert_eq!(
+            row["leaked_blocks"].as_u64(),
+            Some(1_000_000 - lost),
+            "{row}"
+        );
+        assert_eq!(row["complete"], false);
+        return;
+    }
+    panic!("the kernel killed memleak in each run");
 }
 
 #[test]
