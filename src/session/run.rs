@@ -168,7 +168,7 @@ fn close(books: Books, losses: Losses, outcome: Outcome, gate: &GateArgs) -> Fin
     finish
 }
 
-pub(super) fn not_executed(error: &ExecError) -> Outcome {
+fn not_executed(error: &ExecError) -> Outcome {
     say(&error.to_string());
     error.outcome()
 }
