@@ -7,6 +7,7 @@
 #define MEMLEAK_ARRIVALS_H
 
 #include "core.h"
+#include "loading.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
 #include "newer.bpf.h"
@@ -170,6 +171,10 @@ static int hold_after_exec(struct bpf_map *map, void *key, void *value)
 	__u64 id = (__u64)task;
 
 	hold_current(task, 0, true);
+	/* Its loader may have got its probes meanwhile. A process that is killed here runs nothing.
+	 */
+	if (is_killed(task) || begins_in_loader())
+		mark_heap(HEAP_LOADING);
 	bpf_map_delete_elem(&pending_holds, &id);
 	return 0;
 }
@@ -226,7 +231,7 @@ static __always_inline void mark_unheld(void)
 /*
  * The dynamic loader has mapped the libraries that it was asked for, and called none of them yet.
  */
-static __always_inline void libraries_arrived(struct pt_regs *ctx)
+static __always_inline void libraries_arrived(struct pt_regs *ctx, __s64 distance)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct thread *thread = thread_of(task);
@@ -236,8 +241,12 @@ static __always_inline void libraries_arrived(struct pt_regs *ctx)
 	if (thread && survey_current(thread))
 		hold_current(task, PT_REGS_SP(ctx), false);
 	heap = thread ? heap_by_id(thread->heap) : 0;
-	if (heap && heap->flags & HEAP_UNHELD)
-		__sync_fetch_and_and(&heap->flags, ~HEAP_UNHELD);
+	if (!heap)
+		return;
+	if (heap->flags & HEAP_UNHELD)
+		clear_flags(heap, HEAP_UNHELD);
+	if (!is_killed(task))
+		loader_reported(ctx, heap, distance);
 }
 
 #endif

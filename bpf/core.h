@@ -61,6 +61,9 @@ enum { PF_KTHREAD = 0x00200000 };
 /* include/uapi/asm-generic/signal.h */
 enum { SIGKILL = 9 };
 
+/* include/uapi/linux/auxvec.h */
+enum { AT_NULL = 0, AT_BASE = 7 };
+
 /* include/uapi/linux/stat.h */
 enum { S_IFMT = 0170000, S_IFREG = 0100000 };
 
@@ -171,6 +174,7 @@ struct uprobes_state {
 struct mm_struct {
 	struct uprobes_state uprobes_state;
 	unsigned long start_code;
+	unsigned long saved_auxv[2]; /* longer: AT_VECTOR_SIZE */
 	struct file *exe_file;
 };
 

@@ -9,6 +9,7 @@
 #include "heap.bpf.h"
 #include "join.bpf.h"
 #include "kernels.bpf.h"
+#include "loading.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
 #include "pids.bpf.h"
@@ -210,6 +211,8 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	fresh->ppid = thread->ppid;
 	fresh->image = thread->image;
 	name_exe(fresh, bprm);
+	if (begins_in_loader())
+		fresh->flags |= HEAP_LOADING;
 	start_heap(fresh);
 	thread->heap = fresh->id;
 }

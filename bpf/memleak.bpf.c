@@ -71,17 +71,7 @@ SEC("uprobe.multi.s")
 int loader_maps(struct pt_regs *ctx)
 {
 	use_task_stack(ctx);
-	libraries_arrived(ctx);
-	return 0;
-}
-
-static long identify_mapping(struct task_struct *task, struct vm_area_struct *vma,
-			     struct arrival *arrival)
-{
-	struct file *file = BPF_CORE_READ(vma, vm_file);
-
-	if (file)
-		identify_inode(BPF_CORE_READ(file, f_inode), arrival);
+	libraries_arrived(ctx, probe_cookie(ctx));
 	return 0;
 }
 
@@ -96,7 +86,7 @@ int identify_file(__u64 *ctx)
 	struct arrival found = {};
 	long error;
 
-	error = bpf_find_vma(bpf_get_current_task_btf(), ctx[0], identify_mapping, &found, 0);
+	error = identify_at(ctx[0], &found);
 	identified = found;
 	return error;
 }

@@ -157,6 +157,8 @@ enum heap_flags {
 	/* Several tasks have used it, and this kernel does not let them share their live bytes. */
 	HEAP_PEAKLESS = 8192,
 	HEAP_SURVEYED = 16384, /* the files that its exec has mapped were looked up */
+	HEAP_LOADING = 32768,  /* it has run no code but its dynamic loader's */
+	HEAP_MAPPING = 65536,  /* its loader has reported that it is about to map libraries */
 };
 
 /* How the kernel identifies a file. */

@@ -57,42 +57,14 @@ int BPF_PROG(sched_process_free, struct task_struct *task)
 	return 0;
 }
 
-/*
- * A tree of mappings is not deeper: twice the logarithm of the number of mappings that a process
- * may have.
- */
-#define MAX_DEPTH 64
-
 /* As identify_file in memleak.bpf.c. */
 SEC("raw_tp")
 int identify_file(__u64 *ctx)
 {
-	struct mm_struct___tree *mm = (void *)BPF_CORE_READ(current_task(), mm);
 	struct arrival found = {};
-	__u64 address = ctx[0];
-	struct vm_area_struct *vma;
-	struct rb_node *node;
-	struct file *file;
-	int i;
+	long error = identify_at(ctx[0], &found);
 
-	/* A newer kernel, on which these programs are tested. */
-	if (!bpf_core_field_exists(mm->mm_rb))
-		return -ENOENT;
-	node = BPF_CORE_READ(mm, mm_rb.rb_node);
-	for (i = 0; i < MAX_DEPTH && node; i++) {
-		vma = (void *)node - bpf_core_field_offset(struct vm_area_struct___tree, vm_rb);
-		if (address < BPF_CORE_READ(vma, vm_start)) {
-			node = BPF_CORE_READ(node, rb_left);
-		} else if (address >= BPF_CORE_READ(vma, vm_end)) {
-			node = BPF_CORE_READ(node, rb_right);
-		} else {
-			file = BPF_CORE_READ(vma, vm_file);
-			if (!file)
-				return -ENOENT;
-			identify_inode(BPF_CORE_READ(file, f_inode), &found);
-			identified = found;
-			return 0;
-		}
-	}
-	return -ENOENT;
+	if (!error)
+		identified = found;
+	return error;
 }

@@ -4,6 +4,7 @@
 #define MEMLEAK_NEWER_H
 
 #include "core.h"
+#include "inode.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
 
@@ -86,6 +87,27 @@ static __always_inline __u64 probe_cookie(void *ctx)
 static __always_inline void set_flags(struct heap *heap, __u32 flags)
 {
 	__sync_fetch_and_or(&heap->flags, flags);
+}
+
+static __always_inline void clear_flags(struct heap *heap, __u32 flags)
+{
+	__sync_fetch_and_and(&heap->flags, ~flags);
+}
+
+static long identify_mapping(struct task_struct *task, struct vm_area_struct *vma,
+			     struct arrival *arrival)
+{
+	struct file *file = BPF_CORE_READ(vma, vm_file);
+
+	if (file)
+		identify_inode(BPF_CORE_READ(file, f_inode), arrival);
+	return 0;
+}
+
+/* Identifies the file that the current process has mapped at an address. Returns 0, or an error. */
+static __always_inline long identify_at(__u64 address, struct arrival *found)
+{
+	return bpf_find_vma(bpf_get_current_task_btf(), address, identify_mapping, found, 0);
 }
 
 static __always_inline __u64 next_heap_id(void)

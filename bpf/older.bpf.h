@@ -9,6 +9,7 @@
 #define MEMLEAK_OLDER_H
 
 #include "core.h"
+#include "inode.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
 
@@ -68,6 +69,48 @@ static __always_inline void drop_thread(struct task_struct *task)
 static __always_inline void set_flags(struct heap *heap, __u32 flags)
 {
 	__sync_fetch_and_add(&heap->flags, flags);
+}
+
+/* A flag that is set is cleared by the task that has set it. */
+static __always_inline void clear_flags(struct heap *heap, __u32 flags)
+{
+	__sync_fetch_and_add(&heap->flags, -flags);
+}
+
+/*
+ * A tree of mappings is not deeper: twice the logarithm of the number of mappings that a process
+ * may have.
+ */
+#define MAX_DEPTH 64
+
+/* Identifies the file that the current process has mapped at an address. Returns 0, or an error. */
+static __always_inline long identify_at(__u64 address, struct arrival *found)
+{
+	struct mm_struct___tree *mm = (void *)BPF_CORE_READ(current_task(), mm);
+	struct vm_area_struct *vma;
+	struct rb_node *node;
+	struct file *file;
+	int i;
+
+	/* A newer kernel, on which these programs are tested. */
+	if (!bpf_core_field_exists(mm->mm_rb))
+		return -ENOENT;
+	node = BPF_CORE_READ(mm, mm_rb.rb_node);
+	for (i = 0; i < MAX_DEPTH && node; i++) {
+		vma = (void *)node - bpf_core_field_offset(struct vm_area_struct___tree, vm_rb);
+		if (address < BPF_CORE_READ(vma, vm_start)) {
+			node = BPF_CORE_READ(node, rb_left);
+		} else if (address >= BPF_CORE_READ(vma, vm_end)) {
+			node = BPF_CORE_READ(node, rb_right);
+		} else {
+			file = BPF_CORE_READ(vma, vm_file);
+			if (!file)
+				return -ENOENT;
+			identify_inode(BPF_CORE_READ(file, f_inode), found);
+			return 0;
+		}
+	}
+	return -ENOENT;
 }
 
 /* How many heaps were begun on each CPU. */

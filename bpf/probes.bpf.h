@@ -8,7 +8,16 @@
 #include "frees.bpf.h"
 #include "join.bpf.h"
 #include "kernels.bpf.h"
+#include "loading.bpf.h"
 #include "maps.bpf.h"
+
+static __always_inline void at_report(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
+{
+	struct heap *heap = heap_by_id(thread->heap);
+
+	if (heap)
+		loader_reported(ctx, heap, cookie);
+}
 
 /* A program that calls `does` for a thread that is followed. */
 #define AT_PROBE(section, name, does)                                                              \
@@ -30,5 +39,7 @@ AT_PROBE("uretprobe", alloc_return, leave)
 AT_PROBE(ENTRY_SECTION, entry_only, at_entry)
 /* Functions that may throw. */
 AT_PROBE(ENTRY_SECTION, throwing, at_throwing)
+/* Where a dynamic loader reports what it maps, for kernels that do not hold a process there. */
+AT_PROBE(ENTRY_SECTION, loader_reports, at_report)
 
 #endif

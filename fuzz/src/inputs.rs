@@ -63,7 +63,7 @@ pub fn elf(bytes: &[u8]) {
         return;
     };
     let _ = (elf.shape(), elf.interpreter(), elf.build_id());
-    let _ = symbols::exports(&elf, "_rtld_global");
+    let _ = symbols::exported(&elf, "_rtld_global");
     // Reads the symbols as those of a program with debug data beside it, whatever the file seems to be.
     let names = symbols::Names::new(["malloc", "free", "_Znwm", "je_malloc", "main"]);
     let companions = Companions {

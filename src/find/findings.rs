@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::elf::file::ElfFile;
 use crate::elf::symbols::{self, Companions, FunctionSymbol, Names, Source};
 use crate::find::functions::{Family, FileTable, Table};
-use crate::find::hooks;
+use crate::find::hooks::{self, LoaderHooks};
 use crate::find::role::Role;
 use crate::find::sites::{self, FoundFunction, Site};
 use crate::os::root::Root;
@@ -33,8 +33,8 @@ pub struct Findings {
     pub stripped: bool,
     /// Whether the file is a dynamic loader.
     pub is_loader: bool,
-    /// Where a loader reports what it has mapped, before any code of the mapped files runs. Offsets in the file.
-    pub loader_hooks: Vec<u64>,
+    /// Where a loader reports what it has mapped, before any code of the mapped files runs.
+    pub loader_hooks: LoaderHooks,
     /// Whether the file starts programs, as the C library does.
     pub is_libc: bool,
 }
@@ -71,7 +71,8 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         let mut functions = found.functions.iter();
         functions.any(|function| function.source == Source::Exported && function.name == name)
     };
-    let is_loader = exports(hooks::DEBUG_STATE) || symbols::exports(&elf, "_rtld_global");
+    let is_loader =
+        exports(hooks::DEBUG_STATE) || symbols::exported(&elf, "_rtld_global").is_some();
     let is_libc = exports(START);
     let functions = by_address(&found.functions, is_static, role, &table);
     let rows = functions.values().map(|found| &found.row);

@@ -4,7 +4,7 @@
 use object::elf::SHT_NOTE;
 
 use crate::elf::file::{ElfFile, Unreadable};
-use crate::elf::symbols::{Names, Source, find};
+use crate::elf::symbols::{Names, Source, exported, find};
 
 /// `NT_STAPSDT`: a note of a SystemTap probe. The probe is a `nop`, and the note says where the `nop` is.
 const STAPSDT: u32 = 3;
@@ -27,8 +27,33 @@ const OPCODE: u8 = 0xe8;
 /// The most bytes of a loader's code that are searched (glibc's loader has 150 kB).
 const SEARCHED: u64 = 8 << 20;
 
-/// Where a loader reports that it has mapped libraries and has called none of them yet, as offsets in the file. Empty
-/// if the file is not a loader.
+/// Where a loader reports to debuggers that it maps libraries. Both lists are empty if a file is not a loader.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoaderHooks {
+    /// The places whose probes cost least. At each of them, or at the next one that is reached, everything is mapped
+    /// and no mapped code has run yet.
+    pub cheap: Vec<Hook>,
+    /// The fewest places for the same purpose: the function for debuggers, if the file exports it.
+    pub few: Vec<Hook>,
+}
+
+/// A place in a loader's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// The offset in the file.
+    pub offset: u64,
+    /// How far behind the place the loader keeps the state that it reports (`r_state` in link.h), in bytes of memory.
+    /// Negative: before the place. 0: the place is only reached when everything is mapped, or nothing is known.
+    pub state: i64,
+}
+
+/// The variable that describes to debuggers what is mapped. glibc exports it.
+const DEBUG: &str = "_r_debug";
+
+/// Where `r_state` is in a `struct r_debug` of link.h.
+const STATE: u64 = 24;
+
+/// Where a loader reports that it has mapped libraries and has called none of them yet.
 ///
 /// glibc's SystemTap probes are taken if the build has them. Otherwise the loader's calls of [`DEBUG_STATE`] are taken,
 /// which come before and after each change. The calls are better than the function itself: the function is a single
@@ -36,34 +61,52 @@ const SEARCHED: u64 = 8 << 20;
 ///
 /// # Errors
 /// The file's tables are damaged.
-pub fn loader_hooks(elf: &ElfFile) -> Result<Vec<u64>, Unreadable> {
-    let marked = marked(elf);
-    if !marked.is_empty() {
-        return Ok(marked);
-    }
+pub fn loader_hooks(elf: &ElfFile) -> Result<LoaderHooks, Unreadable> {
     let found = find(elf, &Names::new([DEBUG_STATE]), None)?;
-    let state = found
+    let function = found
         .functions
         .iter()
         .find(|function| function.source == Source::Exported);
-    Ok(state.map_or_else(Vec::new, |function| calls_of(elf, function.address)))
+    let state = exported(elf, DEBUG).map(|debug| debug.wrapping_add(STATE));
+    let hook = |address: u64| {
+        Some(Hook {
+            offset: offset_of(elf, address)?,
+            state: state.map_or(0, |state| state.wrapping_sub(address).cast_signed()),
+        })
+    };
+    let few: Vec<Hook> = function
+        .and_then(|function| hook(function.address))
+        .into_iter()
+        .collect();
+    let mut cheap = marked(elf);
+    if cheap.is_empty()
+        && let Some(function) = function
+    {
+        let calls = calls_of(elf, function.address);
+        cheap = calls.into_iter().filter_map(hook).collect();
+    }
+    if cheap.is_empty() {
+        cheap.clone_from(&few);
+    }
+    let few = match few.is_empty() {
+        true => cheap.clone(),
+        false => few,
+    };
+    Ok(LoaderHooks { cheap, few })
 }
 
-/// The offsets in the file of the calls of a function, or of the function itself if no call is found.
+/// The addresses of the direct calls of a function in its own file.
 fn calls_of(elf: &ElfFile, address: u64) -> Vec<u64> {
     let Some(segment) = elf.text_segment(address) else {
         return Vec::new();
     };
-    let (offset, function) = (segment.offset, address - segment.address);
-    let mut found = Vec::new();
-    if cfg!(target_arch = "x86_64") {
-        let text = elf.read(offset, segment.size.min(SEARCHED));
-        found = calls(&text.unwrap_or_default(), function);
+    if !cfg!(target_arch = "x86_64") {
+        return Vec::new();
     }
-    if found.is_empty() {
-        found.push(function);
-    }
-    found.into_iter().map(|at| offset + at).collect()
+    let text = elf.read(segment.offset, segment.size.min(SEARCHED));
+    let found = calls(&text.unwrap_or_default(), address - segment.address);
+    let addresses = found.into_iter().map(|at| segment.address + at);
+    addresses.collect()
 }
 
 /// The offsets in `text` of the direct calls (x86_64) of the function at the offset `function`. Compares bytes and
@@ -84,9 +127,9 @@ fn calls(text: &[u8], function: u64) -> Vec<u64> {
     found
 }
 
-/// The offsets in the file that the notes of the provider `rtld` mark. The notes lie in no segment, so a file without
-/// section headers has none.
-fn marked(elf: &ElfFile) -> Vec<u64> {
+/// The places that the notes of the provider `rtld` mark. The notes lie in no segment, so a file without section
+/// headers has none.
+fn marked(elf: &ElfFile) -> Vec<Hook> {
     let Some(notes) = elf.section_named(".note.stapsdt") else {
         return Vec::new();
     };
@@ -112,7 +155,10 @@ fn marked(elf: &ElfFile) -> Vec<u64> {
             return None;
         }
         let moved = base.map_or(0, |base| base.wrapping_sub(noted_base));
-        offset_of(elf, address.wrapping_add(moved))
+        Some(Hook {
+            offset: offset_of(elf, address.wrapping_add(moved))?,
+            state: 0,
+        })
     };
     elf.notes(notes.range())
         .iter()
@@ -151,9 +197,17 @@ mod tests {
         assert!(calls(&[0xe8, 0, 0, 0], 4).is_empty());
     }
 
-    fn hooks(path: impl AsRef<Path>) -> Vec<u64> {
+    fn all_hooks(path: impl AsRef<Path>) -> LoaderHooks {
         let file = File::open(path).unwrap();
         loader_hooks(&ElfFile::open(&file).unwrap()).unwrap()
+    }
+
+    fn hooks(path: impl AsRef<Path>) -> Vec<u64> {
+        all_hooks(path)
+            .cheap
+            .iter()
+            .map(|hook| hook.offset)
+            .collect()
     }
 
     /// The byte at an offset in a file.
@@ -226,8 +280,27 @@ _.stapsdt.base: .space 1
         }
     }
 
+    /// Every hook of a build without SystemTap's notes tells where the loader keeps its state.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn glibcs_hooks_tell_where_the_loader_keeps_its_state() {
+        let path = Path::new("/lib64/ld-linux-x86-64.so.2");
+        let file = File::open(path).unwrap();
+        let elf = ElfFile::open(&file).unwrap();
+        let state = exported(&elf, "_r_debug").unwrap() + STATE;
+        let hooks = all_hooks(path);
+        assert_eq!(hooks.few.len(), 1);
+        for hook in hooks.few.iter().chain(&hooks.cheap) {
+            if hook.state != 0 {
+                let place = state.wrapping_add_signed(-hook.state);
+                assert_eq!(offset_of(&elf, place), Some(hook.offset));
+            }
+        }
+        assert_ne!(hooks.few[0].state, 0);
+    }
+
     #[test]
     fn a_file_that_is_not_a_loader_has_no_hooks() {
-        assert!(hooks("/bin/sh").is_empty());
+        assert_eq!(all_hooks("/bin/sh"), LoaderHooks::default());
     }
 }

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 
 use crate::elf::file::Class;
 use crate::find::Examined;
+use crate::find::hooks::{Hook, LoaderHooks};
 use crate::find::sites::Site;
 use crate::kernel::attach::{Attached, Programs, Target, attach, attach_hooks};
 use crate::kernel::collector::Collector;
@@ -70,7 +71,7 @@ impl Collector {
         let (file, version) = self
             .identify(&examined.file)
             .with_context(|| format!("cannot map {}", examined.path.display()))?;
-        let state = self.probe(&file, examined, None)?;
+        let state = self.probe(&file, version, examined, None)?;
         self.learn(&file, file_state { version, ..state })?;
         Ok(u16::try_from(state.index).ok())
     }
@@ -118,8 +119,8 @@ impl Collector {
     /// [`give_up`](Self::give_up).
     pub fn answer(&mut self, arrival: &Arrival, examined: Examined) -> Result<()> {
         let pid = arrival.mapping.pid;
-        let state = self.probe(&arrival.file, examined, Some(pid))?;
         let version = arrival.version;
+        let state = self.probe(&arrival.file, version, examined, Some(pid))?;
         self.learn(&arrival.file, file_state { version, ..state })
     }
 
@@ -172,9 +173,11 @@ impl Collector {
     fn probe(
         &mut self,
         file: &file_id,
+        version: file_version,
         examined: Examined,
         pid: Option<u32>,
     ) -> Result<file_state> {
+        let id = file;
         let mut flags = 0;
         if examined.findings.stripped {
             flags |= file_flags::FILE_NO_SYMBOLS.0;
@@ -194,7 +197,7 @@ impl Collector {
         if is_allocator {
             sites = findings.sites;
         }
-        let hooks = findings.loader_hooks;
+        let hooks = self.hooks(findings.loader_hooks);
         if known.sites != sites || known.hooks != hooks {
             if !known.links.is_empty() {
                 let (path, file) = (&examined.path, &examined.file);
@@ -209,6 +212,10 @@ impl Collector {
             if !hooks.is_empty() {
                 known.links = self.attach_hooks(&examined.path, file, &hooks)?;
                 known.hooks = hooks;
+                self.object
+                    .loaders()
+                    .update(bytes_of(id), bytes_of(&version), MapFlags::ANY)
+                    .context("cannot tell the kernel which dynamic loaders have probes")?;
             }
             if !sites.is_empty() {
                 let target = self.target(examined.path, sites.clone())?;
@@ -247,7 +254,7 @@ impl Collector {
             .sites
             .iter()
             .map(|site| site.file_offset)
-            .chain(old.hooks)
+            .chain(old.hooks.iter().map(|hook| hook.offset))
             .collect();
         self.closing
             .insert(key, threads::spawn(move || detach::close(old.links)));
@@ -313,12 +320,21 @@ impl Collector {
         attach(self.method, &programs, target, file)
     }
 
-    fn attach_hooks(&self, path: &Path, file: &File, hooks: &[u64]) -> Result<Vec<Attached>> {
-        match self.object.newer() {
-            Some(skel) if self.holds.at_loader() => {
-                attach_hooks(self.method, &skel.progs.loader_maps, path, file, hooks)
-            }
-            _ => Ok(Vec::new()),
+    /// The places in a loader that get probes. Perf-event uprobes are ended one by one, so they are few.
+    fn hooks(&self, hooks: LoaderHooks) -> Vec<Hook> {
+        match self.method {
+            Method::Session | Method::Multi => hooks.cheap,
+            Method::PerfEvent | Method::Separate if self.holds.at_loader() => hooks.cheap,
+            Method::PerfEvent | Method::Separate => hooks.few,
         }
+    }
+
+    fn attach_hooks(&self, path: &Path, file: &File, hooks: &[Hook]) -> Result<Vec<Attached>> {
+        let program = match &self.object {
+            Object::Newer(skel) if self.holds.at_loader() => &skel.progs.loader_maps,
+            Object::Newer(skel) => &skel.progs.loader_reports,
+            Object::Older(skel) => &skel.progs.loader_reports,
+        };
+        attach_hooks(self.method, program, path, file, hooks)
     }
 }

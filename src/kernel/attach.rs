@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
 use crate::find::functions::ProbeProgram;
+use crate::find::hooks::Hook;
 use crate::find::sites::Site;
 use crate::kernel::cookie::cookie;
 use crate::kernel::error::errno_of;
@@ -120,9 +121,13 @@ pub fn attach_hooks(
     program: &Program<'_>,
     loader: &Path,
     file: &File,
-    offsets: &[u64],
+    hooks: &[Hook],
 ) -> Result<Vec<Attached>> {
-    attach_at(method, program, file, offsets)
+    let probes: Vec<_> = hooks
+        .iter()
+        .map(|hook| (hook.offset, hook.state.cast_unsigned()))
+        .collect();
+    attach_one(UprobeKind::entry(method), program, file, &probes)
         .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
 }
 
@@ -137,12 +142,7 @@ pub fn attach_at(
     offsets: &[u64],
 ) -> Result<Vec<Attached>> {
     let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
-    let kind = UprobeKind {
-        method,
-        retprobe: false,
-        session: false,
-    };
-    attach_one(kind, program, file, &probes)
+    attach_one(UprobeKind::entry(method), program, file, &probes)
 }
 
 /// The kind of a uprobe.
@@ -151,6 +151,17 @@ struct UprobeKind {
     method: Method,
     retprobe: bool,
     session: bool,
+}
+
+impl UprobeKind {
+    /// A uprobe whose program runs where an instruction is reached.
+    fn entry(method: Method) -> Self {
+        Self {
+            method,
+            retprobe: false,
+            session: false,
+        }
+    }
 }
 
 /// Attaches a program to offsets in a file, each with its cookie.

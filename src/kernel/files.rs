@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 
+use crate::find::hooks::Hook;
 use crate::find::sites::Site;
 use crate::kernel::attach::Attached;
 use crate::kernel::skeletons::types::{file_flags, file_id, file_state, file_version, limits};
@@ -35,7 +36,7 @@ pub(super) type Key = (u64, u64);
 pub(super) struct ProbedFile {
     pub(super) index: Option<u16>,
     pub(super) sites: Vec<Site>,
-    pub(super) hooks: Vec<u64>,
+    pub(super) hooks: Vec<Hook>,
     pub(super) links: Vec<Attached>,
 }
 

@@ -209,6 +209,7 @@ fn load_newer(
         .set_autoload(everywhere && told_twice);
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_maps.set_autoload(holds.at_loader());
+    progs.loader_reports.set_autoload(!holds.at_loader());
     progs.adopt_all.set_autoload(settings.scope != Scope::Tree);
     match method {
         Method::Session => {}
@@ -227,6 +228,7 @@ fn load_newer(
                 &mut progs.entry_only,
                 &mut progs.throwing,
                 &mut progs.loader_maps,
+                &mut progs.loader_reports,
             ] {
                 program.set_attach_type(ProgramAttachType::CgroupInetIngress);
             }

@@ -38,6 +38,10 @@ impl Object {
         either!(self, skel => &skel.maps.ended)
     }
 
+    pub(super) fn loaders(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.loaders)
+    }
+
     pub(super) fn sites(&self) -> &MapMut<'static> {
         either!(self, skel => &skel.maps.sites)
     }

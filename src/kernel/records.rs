@@ -174,8 +174,12 @@ fn allocators(record: &heap, context: &Context) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Why calls of the image may not have been counted: the worst reason.
+/// Why calls of the image may not have been counted: the worst reason. An image that has run no code but its loader's
+/// has made none.
 fn uncovered(record: &heap) -> Option<Uncovered> {
+    if record.flags & heap_flags::HEAP_LOADING.0 != 0 {
+        return None;
+    }
     [
         (heap_flags::HEAP_LATE, Uncovered::Late),
         (heap_flags::HEAP_UNHELD, Uncovered::Late),
@@ -339,6 +343,18 @@ mod tests {
             &context(),
         );
         assert!(!image.complete());
+    }
+
+    #[test]
+    fn an_image_that_has_only_run_its_loader_is_complete_whatever_it_has_mapped() {
+        for flags in [0, heap_flags::HEAP_LATE.0, heap_flags::HEAP_UNEXAMINED.0] {
+            let record = heap {
+                file_count: 0,
+                flags: flags | heap_flags::HEAP_LOADING.0,
+                ..heap::default()
+            };
+            assert!(ended_image(&record, &context()).complete());
+        }
     }
 
     #[test]

@@ -27,6 +27,16 @@ impl Mapping {
     /// Its link in `map_files` needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE. Without these, the file's path must
     /// still lead to it.
     pub fn open(&self) -> io::Result<(PathBuf, File)> {
+        self.try_open().map_err(|error| {
+            // What /proc says of a process that is ending.
+            match error.raw_os_error() {
+                Some(libc::ESRCH) => io::ErrorKind::NotFound.into(),
+                _ => error,
+            }
+        })
+    }
+
+    fn try_open(&self) -> io::Result<(PathBuf, File)> {
         let link = PathBuf::from(format!(
             "/proc/{}/map_files/{:x}-{:x}",
             self.pid, self.start, self.end

@@ -55,7 +55,7 @@ fn look(bytes: &[u8], names: &Names) {
         };
         let _ = symbols::find(&elf, names, Some(companions));
         let _ = hooks::loader_hooks(&elf);
-        let _ = symbols::exports(&elf, "_rtld_global");
+        let _ = symbols::exported(&elf, "_rtld_global");
         let _ = (elf.shape(), elf.interpreter(), elf.build_id());
     }
     let took = began.elapsed();

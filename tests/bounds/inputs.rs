@@ -1,1 +1,324 @@
-../../fuzz/src/inputs.rs
+//! Runs memleak's code on unknown bytes, with one function for each kind of input. A function does everything
+//! that memleak would do with the bytes, and checks what must hold for the result. The fuzz targets use it, and
+//! so does `tests/bounds/found.rs`, which replays the inputs that fuzzing found.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use memleak::code::follow::{self, LONGEST, Pointer, Probed, Text, Work};
+use memleak::code::placement::{self, Kind, Reason};
+use memleak::elf::file::ElfFile;
+use memleak::elf::symbols::{self, Companions};
+use memleak::find::functions::Table;
+use memleak::find::loader::{Environment, mapped_at_start};
+use memleak::find::notation::{self, Spec};
+use memleak::find::{Examined, ld_cache};
+use memleak::kernel::records::{self, Context};
+use memleak::model::exit::Outcome;
+use memleak::model::gate::{Gate, Limits};
+use memleak::model::image::{Image, Losses};
+use memleak::model::ledger::Ledger;
+use memleak::os::clock::Clock;
+use memleak::os::maps;
+use memleak::os::root::Root;
+use memleak::report::{Format, Options, Report, Verbosity, Window};
+use memleak::text::globs::CommNames;
+
+/// The functions that memleak looks for, and some that a user describes.
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let Ok(Spec::One(own)) = notation::parse("program:alloc=my_alloc,new=main,free=my_free") else {
+        panic!("the text describes one allocator");
+    };
+    Table::new(vec![own]).expect("the table has room")
+});
+
+/// A file that a process of the tree executes: finds its allocator, the places of the probes, and the files that
+/// its loader would map.
+pub fn elf(bytes: &[u8]) {
+    // The process that maps the file has a root directory with no other file.
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("program");
+    fs::write(&path, bytes).expect("it can be written");
+    let root = Root::at(directory.path()).expect("it is a directory");
+    let seen_as = PathBuf::from("/program");
+    let file = File::open(&path).expect("it is there");
+    if let Ok(examined) = Examined::look(seen_as.clone(), file, &root, &TABLE) {
+        for site in &examined.findings.sites {
+            assert!(site.file_offset < bytes.len() as u64, "{site:?}");
+            assert_one_line(&site.placement.to_string());
+        }
+    }
+    let environment = Environment {
+        library_path: "/lib".into(),
+        preload: "program".into(),
+    };
+    if let Ok(files) = mapped_at_start(&seen_as, &environment, &root) {
+        assert_eq!(files[0], seen_as);
+    }
+    let Ok(elf) = ElfFile::in_memory(bytes) else {
+        return;
+    };
+    let _ = (elf.shape(), elf.interpreter(), elf.build_id());
+    let _ = symbols::exported(&elf, "_rtld_global");
+    // Reads the symbols as those of a program with debug data beside it, whatever the file seems to be.
+    let names = symbols::Names::new(["malloc", "free", "_Znwm", "je_malloc", "main"]);
+    let companions = Companions {
+        root: &root,
+        path: &seen_as,
+    };
+    let _ = symbols::find(&elf, &names, Some(companions));
+}
+
+/// Code at the beginning of the address space, at its end, or between. The bytes say where pointers are.
+struct Code<'a> {
+    base: u64,
+    bytes: &'a [u8],
+}
+
+impl Code<'_> {
+    fn at(&self, address: u64) -> &[u8] {
+        let at = address
+            .checked_sub(self.base)
+            .and_then(|at| usize::try_from(at).ok());
+        at.and_then(|at| self.bytes.get(at..)).unwrap_or_default()
+    }
+}
+
+impl Text for Code<'_> {
+    fn code<'b>(&self, address: u64, buffer: &'b mut [u8; LONGEST]) -> &'b [u8] {
+        let code = self.at(address);
+        let length = code.len().min(LONGEST);
+        buffer[..length].copy_from_slice(&code[..length]);
+        &buffer[..length]
+    }
+
+    fn pointer(&self, address: u64) -> Pointer {
+        match *self.at(address) {
+            [0, low, high, ..] => Pointer::Here(
+                self.base
+                    .wrapping_add(u64::from(low) | u64::from(high) << 8),
+            ),
+            [1, ..] => Pointer::NeverReturns,
+            [2, ..] => Pointer::Probed,
+            _ => Pointer::Unknown,
+        }
+    }
+
+    fn function(&self, address: u64) -> Option<Probed> {
+        match address % 64 {
+            16 => Some(Probed::Allocates),
+            32 => Some(Probed::MayThrow),
+            48 => Some(Probed::Frees),
+            _ => None,
+        }
+    }
+}
+
+/// A function's code: finds the place of its probe, and where the function returns.
+pub fn code(bytes: &[u8]) {
+    let Some((&place, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let placement = placement::place(bytes, &[place & 7, place >> 3 & 7]);
+    assert!(placement.offset == 0 || placement.offset < bytes.len() as u64);
+    // The probe leaves the entry only for a better place.
+    let better = placement.kind == Kind::Emulated || placement.reason == Reason::FirstTaken;
+    assert!(placement.offset == 0 || better);
+    assert_one_line(&placement.to_string());
+    assert_one_line(&placement::placed_on(bytes).0);
+    let base = match place >> 6 {
+        0 => 0,
+        1 => u64::MAX - (bytes.len() as u64).saturating_sub(1),
+        2 => 1 << 47,
+        _ => 0x1000,
+    };
+    let text = Code { base, bytes };
+    for work in [Work::Allocates, Work::Frees, Work::FreesAndThrows] {
+        let Ok(followed) = follow::follow(&text, base, work) else {
+            continue;
+        };
+        for at in followed.returns.iter().chain(&followed.exits) {
+            assert!(!text.at(*at).is_empty(), "{at:x} is not in the code");
+        }
+        follow::calls_below(&text, followed.callees);
+    }
+    follow::calls_below(&text, BTreeSet::from([base]));
+}
+
+/// The loader's cache, in the root directory of a command.
+pub fn ld_cache(bytes: &[u8]) {
+    // The name to look up is that of a real library, or any bytes.
+    let length = usize::from(bytes.first().copied().unwrap_or_default() % 32);
+    let any = bytes.get(1..=length).unwrap_or_default();
+    for cache in [bytes, bytes.get(1 + length..).unwrap_or_default()] {
+        for name in [b"libc.so.6", any] {
+            if let Some(path) = ld_cache::look_up(cache, name, &["x86-64-v3", "x86-64-v2"]) {
+                assert!(path.as_os_str().len() <= cache.len());
+            }
+        }
+    }
+}
+
+/// The mappings of a process, as /proc shows them.
+pub fn maps(bytes: &[u8]) {
+    let lines = bytes.split(|&byte| byte == b'\n').count();
+    let mut found = 0;
+    let read = maps::executables(bytes, |mapping| {
+        found += 1;
+        assert!(mapping.inode != 0 && !mapping.addresses.is_empty());
+        Ok(())
+    });
+    assert!(read.is_ok() && found <= lines);
+}
+
+/// The description of an allocator, on the command line and in a file.
+pub fn allocators_toml(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let own = match notation::parse(text) {
+        Ok(Spec::One(allocator)) => vec![allocator],
+        Ok(Spec::File(_)) => Vec::new(),
+        Err(error) => {
+            assert_one_line(&error.to_string());
+            Vec::new()
+        }
+    };
+    let listed = notation::parse_toml(text, Path::new("allocators.toml")).unwrap_or_else(|error| {
+        assert_one_line(&error.to_string());
+        Vec::new()
+    });
+    for allocators in [own, listed] {
+        if let Err(error) = Table::new(allocators) {
+            assert_one_line(&error.to_string());
+        }
+    }
+}
+
+/// What the BPF programs send, up to the report in every format.
+pub fn events(bytes: &[u8]) {
+    let Some((&shape, rest)) = bytes.split_first() else {
+        return;
+    };
+    let _ = records::arrival_from_bytes(rest);
+    let (threads, rest) = rest.split_at(rest.len().min(usize::from(shape & 3) * 128));
+    let threads = records::thread_sums_from_bytes(threads);
+    let (cell, rest) = rest.split_at(rest.len().min(usize::from(shape >> 2 & 1) * 64));
+    let cell = records::live_cell_from_bytes(cell);
+    let Some(record) = records::heap_from_bytes(rest) else {
+        return;
+    };
+    let context = Context {
+        clock: Clock::beginning_at(Duration::from_secs(1_761_153_780)),
+        files: vec!["/lib/libc.so.6".into(), "=lib\x1b[2J/jemalloc".into()],
+    };
+    records::is_outside(&record, &threads);
+    let _ = (records::users(&record), records::joined(&threads));
+    let ended = records::ended_image(&record, &context);
+    let running = records::running_image(&record, &threads, cell.as_ref(), u64::MAX, &context);
+    let named = Image {
+        user: Some(String::from_utf8_lossy(&ended.comm).into_owned()),
+        ..ended.clone()
+    };
+    let images = [ended, running, named];
+    let limits = Limits {
+        process: Some(1 << 20),
+        total: Some(u64::MAX),
+    };
+    for format in [Format::Table, Format::Json, Format::Csv] {
+        let mut ledger = Ledger::new(Gate::new(limits, CommNames::default()));
+        let written = Written::default();
+        let options = Options {
+            verbosity: Verbosity::Verbose,
+            ..Options::default()
+        };
+        let mut report = Report::new(format, options, Box::new(written.clone()));
+        for image in &images {
+            let verdict = ledger.record(image);
+            report.image(image, verdict).expect("it can be written");
+        }
+        let window = Window {
+            start: Duration::ZERO,
+            end: Duration::MAX,
+            images: images.to_vec(),
+        };
+        report.window(&window).expect("it can be written");
+        let summary = ledger.finish(Losses::default(), Outcome::Exited(0));
+        report.summary(&summary).expect("it can be written");
+        check(format, &written.take());
+    }
+}
+
+/// Checks that a report has one line for each item, and no characters that a terminal would act on.
+fn check(format: Format, report: &[u8]) {
+    let text = std::str::from_utf8(report).expect("a report is text");
+    let lines: Vec<&str> = text.lines().collect();
+    lines.iter().for_each(|line| assert_one_line(line));
+    // The 7 lines are 3 images as they end, 3 images in a window, and the summary.
+    let headings = match format {
+        Format::Table => 3,
+        Format::Json => 0,
+        Format::Csv => 1,
+    };
+    assert_eq!(lines.len(), headings + 7, "{text}");
+    match format {
+        Format::Json => {
+            for line in lines {
+                serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+            }
+        }
+        Format::Csv => {
+            let fields = |line: &str| {
+                let mut quoted = false;
+                let is_comma = |c| {
+                    quoted ^= c == '"';
+                    c == ',' && !quoted
+                };
+                let fields = line.split(is_comma).map(|field| field.trim_matches('"'));
+                fields.map(str::to_owned).collect::<Vec<_>>()
+            };
+            for line in &lines {
+                let fields = fields(line);
+                assert_eq!(fields.len(), 39, "{line}");
+                // A spreadsheet takes such a field for a formula. Of the numbers only growth may be negative.
+                let formula = |field: &String| field.starts_with(['=', '+', '-', '@']);
+                assert!(!fields.iter().any(formula), "{line}");
+            }
+        }
+        Format::Table => {}
+    }
+}
+
+/// Checks that the text is one line. A tab is allowed, since it does a terminal no harm.
+fn assert_one_line(text: &str) {
+    let breaks = |c: char| c.is_control() && c != '\t';
+    assert!(!text.contains(breaks), "{text:?}");
+}
+
+/// A writer that keeps what is written to it.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().expect("no thread panicked"))
+    }
+}
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0
+            .lock()
+            .expect("no thread panicked")
+            .extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

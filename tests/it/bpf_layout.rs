@@ -17,6 +17,7 @@ const LEVELS: [&[&str]; 11] = [
         "exe.bpf.h",
         "frame.bpf.h",
         "heap_files.bpf.h",
+        "loading.bpf.h",
         "misses.bpf.h",
         "pids.bpf.h",
         "wanted.bpf.h",

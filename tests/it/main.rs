@@ -20,6 +20,7 @@ mod hostile;
 mod launch;
 mod layout;
 mod links;
+mod loading;
 mod long;
 mod losses;
 mod older;

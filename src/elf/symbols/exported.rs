@@ -137,14 +137,16 @@ impl<'elf, 'file> Exported<'elf, 'file> {
         Ok(())
     }
 
-    /// Whether a symbol of this name is defined.
-    pub fn defines(&self, name: &str) -> Result<bool, Unreadable> {
+    /// The address of the symbol of this name, if it is defined.
+    pub fn address(&self, name: &str) -> Result<Option<u64>, Unreadable> {
         let names = Names::new([name]);
-        let mut defined = false;
+        let mut address = None;
         self.look_up(&names.names[0], &mut { STEPS }, &mut |symbol| {
-            defined |= !symbol.is_undefined(LE);
+            if !symbol.is_undefined(LE) {
+                address = Some(symbol.st_value(LE));
+            }
         })?;
-        Ok(defined)
+        Ok(address)
     }
 
     /// Whether any function is defined.

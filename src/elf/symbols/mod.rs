@@ -64,9 +64,9 @@ pub fn find<'n>(
     Ok(found)
 }
 
-/// Whether the file exports a symbol of this name, a function or not.
-pub fn exports(elf: &ElfFile, name: &str) -> bool {
-    Exported::of(elf).is_some_and(|exported| exported.defines(name).unwrap_or(false))
+/// The address of the symbol of this name that the file exports, a function or not.
+pub fn exported(elf: &ElfFile, name: &str) -> Option<u64> {
+    Exported::of(elf)?.address(name).ok()?
 }
 
 #[cfg(test)]

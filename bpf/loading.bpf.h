@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which images have run no code but their dynamic loader's. The loader's own allocator is not
+ * counted, so such an image has allocated nothing, whatever it has mapped.
+ */
+#ifndef MEMLEAK_LOADING_H
+#define MEMLEAK_LOADING_H
+
+#include "core.h"
+#include "inode.bpf.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+
+/*
+ * The dynamic loaders with probes where they report what they map. A machine has a few; containers
+ * bring more. An image whose loader is not here is not known to be loading.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct file_id);
+	__type(value, struct file_version);
+} loaders SEC(".maps");
+
+/* More than the kernel puts into a new process's auxiliary vector (AT_VECTOR_SIZE). */
+#define MAX_AUXV 32
+
+/* An entry of the auxiliary vector. */
+struct auxv {
+	unsigned long type, value;
+};
+
+/*
+ * An address in the file whose code the new image runs first: its loader, or the program itself if
+ * the kernel has mapped no loader for it.
+ */
+static __always_inline __u64 first_code(struct mm_struct *mm)
+{
+	const char *vector = (const char *)mm + bpf_core_field_offset(mm->saved_auxv);
+	struct auxv entry;
+	int i;
+
+	for (i = 0; i < MAX_AUXV; i++) {
+		if (bpf_probe_read_kernel(&entry, sizeof(entry), vector + i * sizeof(entry)) ||
+		    entry.type == AT_NULL)
+			break;
+		if (entry.type == AT_BASE && entry.value)
+			return entry.value;
+	}
+	return BPF_CORE_READ(mm, start_code);
+}
+
+/* Whether the current image, which has run nothing yet, begins in a loader with probes. */
+SUBPROGRAM int begins_in_loader(void)
+{
+	struct mm_struct *mm = BPF_CORE_READ(current_task(), mm);
+	struct file_version *version;
+	struct arrival first = {};
+	struct file_id file;
+
+	if (!mm || identify_at(first_code(mm), &first))
+		return 0;
+	file = first.file;
+	version = bpf_map_lookup_elem(&loaders, &file);
+	return version && version->changed_sec == first.version.changed_sec &&
+	       version->changed_nsec == first.version.changed_nsec;
+}
+
+/* The loader is about to map libraries (enum r_state in link.h). */
+#define RT_ADD 1
+
+/*
+ * The loader reports to debuggers. At a program's start it does so twice: before it maps the
+ * libraries, and after it. The second time, code of other files comes next.
+ * A program may have a copy of its own of the loader's state. Then the state at hand stays what it
+ * was at the first report, so at the second one it does not count.
+ */
+static __always_inline void loader_reported(struct pt_regs *ctx, struct heap *heap, __s64 distance)
+{
+	__u32 state = 0;
+
+	if (!(heap->flags & HEAP_LOADING))
+		return;
+	if (distance && !(heap->flags & HEAP_MAPPING) &&
+	    !bpf_probe_read_user(&state, sizeof(state), (void *)(PT_REGS_IP(ctx) + distance)) &&
+	    state == RT_ADD)
+		set_flags(heap, HEAP_MAPPING);
+	else
+		clear_flags(heap, HEAP_LOADING);
+}
+
+#endif
