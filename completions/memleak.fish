@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= o/output= q/quiet v/verbose color= format= uid= user-name= comm= cgroup= min-leak= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= o/output= format= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -26,57 +26,61 @@ end
 
 complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this process and all that it starts, from now on; several: -p 1,2 or -p 1 -p 2' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report: those that grew most' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'How many live blocks can be tracked at one time; beyond that, leaks are only known within bounds' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator: PATH:alloc=FUNCTION,free=FUNCTION, for example \'./app:alloc=pool_alloc(_, size),free=pool_free(_, block)\', or a .toml file of allocators; may be repeated' -r
-complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write to FILE instead of standard error (run) or standard output (-p, -a, doctor); %p in FILE is memleak\'s pid, %h the host name, %q{VAR} an environment variable' -r -F
-complete -c memleak -n "__fish_memleak_needs_command" -l color -d 'When to use colour; auto: if the output goes to a terminal and `NO_COLOR` is not set' -r -f -a "auto\t''
-always\t''
-never\t''"
-complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format of the report' -r -f -a "table\t'Columns for people'
-json\t'One JSON object a line'
-csv\t'Comma-separated values with one header'"
+complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks to track' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l user-name -d 'Only processes of this user; may be repeated' -r -f -a "(__fish_complete_users)"
 complete -c memleak -n "__fish_memleak_needs_command" -l comm -d 'Only processes whose command name matches (!GLOB: does not match); may be repeated' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l cgroup -d 'Only processes in this control group (version 2) and those below it; may be repeated' -r -f -a "(__fish_complete_directories)"
 complete -c memleak -n "__fish_memleak_needs_command" -l min-leak -d 'Report only processes that hold or leak at least SIZE' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l color -d 'When to use colour' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write the report to FILE' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
+json\t'One JSON object a line'
+csv\t'Comma-separated values with one header'"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
-complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Print only errors, a failed or unknown gate, and findings of the doctor that are not ok'
-complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Also print the probes, the images that an exec replaced, and the kernel\'s messages about BPF programs that it refused'
+complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Print only errors and bad news'
+complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Print more'
 complete -c memleak -n "__fish_memleak_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_needs_command" -s V -l version -d 'Print version'
 complete -c memleak -n "__fish_memleak_needs_command" -a "run" -d 'Launch a command and follow it and all its children until they exit'
 complete -c memleak -n "__fish_memleak_needs_command" -a "doctor" -d 'Test whether memleak run works here, and say what prevents it and how to fix that'
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l wait-all -d 'Wait until all processes of the tree have ended, at most SECONDS; INT, TERM, HUP or QUIT ends the wait' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l user -d 'Run the command as this user, with the user\'s groups and no capabilities; sudo: as the user who called sudo' -r -f -a "(__fish_complete_users)"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'How many live blocks can be tracked at one time; beyond that, leaks are only known within bounds' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l allocator -d 'Count a program\'s own allocator: PATH:alloc=FUNCTION,free=FUNCTION, for example \'./app:alloc=pool_alloc(_, size),free=pool_free(_, block)\', or a .toml file of allocators; may be repeated' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write to FILE instead of standard error (run) or standard output (-p, -a, doctor); %p in FILE is memleak\'s pid, %h the host name, %q{VAR} an environment variable' -r -F
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l color -d 'When to use colour; auto: if the output goes to a terminal and `NO_COLOR` is not set' -r -f -a "auto\t''
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l wait-all -d 'Wait for all processes of the tree' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l user -d 'Run the command as this user' -r -f -a "(__fish_complete_users)"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks to track' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l allocator -d 'Count a program\'s own allocator' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if a process leaks more than SIZE' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all together leak more than SIZE' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-comm -d 'Judge only processes of these names' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-exe -d 'Judge only processes of these paths' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d 'Exit code of a failed gate [default: 23]' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l color -d 'When to use colour' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Format of the report' -r -f -a "table\t'Columns for people'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l sort -d 'Order of the block by command' -r -f -a "leak\t''
+allocs\t''
+processes\t''"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write the report to FILE' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if any one process leaks more than SIZE; 0: any leak' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all processes together leak more than SIZE' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-comm -d 'Judge only processes whose command name matches (!GLOB: does not match); may be repeated' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d 'Exit code of a failed gate, 1 to 255 [default: 23]' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors, a failed or unknown gate, and findings of the doctor that are not ok'
-complete -c memleak -n "__fish_memleak_using_subcommand run" -s v -l verbose -d 'Also print the probes, the images that an exec replaced, and the kernel\'s messages about BPF programs that it refused'
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let that code replace a non-zero exit code of the command'
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate also fail a Slurm prolog or epilog, which drains the node (takes it out of service)'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors and bad news'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -s v -l verbose -d 'Print more'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s V -l version -d 'Print version'
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s o -l output -d 'Write to FILE instead of standard error (run) or standard output (-p, -a, doctor); %p in FILE is memleak\'s pid, %h the host name, %q{VAR} an environment variable' -r -F
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l color -d 'When to use colour; auto: if the output goes to a terminal and `NO_COLOR` is not set' -r -f -a "auto\t''
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s o -l output -d 'Write to FILE instead of standard output; %p in FILE is memleak\'s pid, %h the host name, %q{VAR} an environment variable' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l color -d 'When to use colour' -r -f -a "auto\t''
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -l format -d 'Format of the findings' -r -f -a "table\t'A line for each check'
 json\t'One JSON object a line'"
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s q -l quiet -d 'Print only errors, a failed or unknown gate, and findings of the doctor that are not ok'
-complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s v -l verbose -d 'Also print the probes, the images that an exec replaced, and the kernel\'s messages about BPF programs that it refused'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s q -l quiet -d 'Print only errors and bad news'
+complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s v -l verbose -d 'Print more'
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s V -l version -d 'Print version'

@@ -16,7 +16,7 @@ pub const EXIT_CODES: [(&str, &str); 4] = [
     (
         "125",
         "memleak failed or was called wrongly, and the command was not started. Or the command exited with 0, \
-         and too much was lost to judge the gate.",
+         and the gate could not be judged: too much was lost, or no process was chosen.",
     ),
     (
         "126, 127",
@@ -43,7 +43,8 @@ pub const SIGNALS: [&str; 4] = [
 ];
 
 /// The notation of sizes.
-pub const SIZES: &str = "Sizes are whole numbers: 512, 100kB, 1MB, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
+pub const SIZES: &str =
+    "Sizes: 512, 100kB, 1.5MB or 1M, 1GB (powers of 1000), KiB, MiB, GiB (powers of 1024).";
 
 /// The forms of the command line.
 pub const USAGE: &str = "memleak run [OPTIONS] [--] COMMAND [ARGS]...\n       \
@@ -82,6 +83,15 @@ pub const WATCHING: [&str; 4] = [
 /// The end of `memleak --help`, after the options. The parser wraps its lines.
 pub fn after_watch_help() -> String {
     WATCHING.join("\n\n") + "\n\n" + SIZES
+}
+
+/// The end of `memleak -h`.
+pub const MORE: &str = "memleak --help explains more, memleak run --help how to launch a command.";
+
+/// The end of `memleak run -h`, which fits on a screen of forty lines.
+pub fn after_short_help() -> &'static str {
+    "Exit codes: the command's; 23 a gate failed; 125 memleak failed, or a gate is unknown.\n\
+     memleak run --help explains more."
 }
 
 /// The end of `memleak run --help`, after the options. The parser wraps its lines.

@@ -4,9 +4,10 @@
 //! options themselves are in `options`. This module opens, looks up and starts nothing.
 
 pub mod manual;
+mod words;
 mod wrong;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -21,7 +22,8 @@ use crate::options::{Doctor, Run, Watch};
 #[command(name = "memleak", version, propagate_version = true)]
 #[command(disable_help_subcommand = true, args_override_self = true)]
 #[command(args_conflicts_with_subcommands = true, subcommand_value_name = "run")]
-#[command(override_usage = manual::USAGE, after_help = manual::after_watch_help())]
+#[command(override_usage = manual::USAGE)]
+#[command(after_help = manual::MORE, after_long_help = manual::after_watch_help())]
 pub struct Cli {
     #[command(subcommand)]
     mode: Option<Mode>,
@@ -33,7 +35,8 @@ pub struct Cli {
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 enum Mode {
     /// Launch a command and follow it and all its children until they exit
-    #[command(after_help = manual::after_help(), args_override_self = true)]
+    #[command(after_help = manual::after_short_help(), after_long_help = manual::after_help())]
+    #[command(args_override_self = true)]
     #[command(override_usage = "memleak run [OPTIONS] [--] COMMAND [ARGS]...")]
     Run(Box<Run>),
     /// Test whether memleak run works here, and say what prevents it and how to fix that
@@ -73,7 +76,8 @@ impl Stop {
 /// # Errors
 /// [`Stop`], if there is no task.
 pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
-    let words: Vec<OsString> = words.into_iter().collect();
+    let words = words.into_iter().collect();
+    let words = words::in_order(words, &Cli::command());
     let help = match words.get(1) {
         Some(mode) if mode == "run" => "memleak run --help",
         Some(mode) if mode == "doctor" => "memleak doctor --help",
@@ -89,6 +93,9 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
             .iter()
             .any(|option| word.starts_with(option.as_bytes()))
     });
+    if let Some(word) = words.get(1).filter(|word| !watches && is_no_mode(word)) {
+        return Err(wrong(wrong::no_such_mode(&word.to_string_lossy(), &MODES)));
+    }
     let cli = Cli::try_parse_from(words).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(error.to_string()),
         _ => wrong(what_is_wrong(&error, watches, &hidden_options())),
@@ -109,6 +116,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     }
 }
 
+/// Whether a first word is neither an option nor something that memleak can be told to do.
+fn is_no_mode(word: &OsStr) -> bool {
+    let bytes = word.as_encoded_bytes();
+    // A number may be an INTERVAL.
+    let is_word = !bytes.starts_with(b"-") && !bytes.first().is_some_and(u8::is_ascii_digit);
+    is_word && !MODES.iter().any(|mode| word == *mode)
+}
+
 /// The options that help does not show, in the form that users write.
 fn hidden_options() -> Vec<String> {
     let memleak = Cli::command();
@@ -124,6 +139,9 @@ fn hidden_options() -> Vec<String> {
         .map(|long| format!("--{long}"))
         .collect()
 }
+
+/// What memleak can be told to do by its first word.
+const MODES: [&str; 3] = ["run", "doctor", "help"];
 
 const NOTHING_TO_DO: &str = "nothing to do: memleak run -- COMMAND launches a command and follows it, \
      memleak -p PID watches a process, memleak -a every process";

@@ -1,5 +1,5 @@
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
@@ -79,8 +79,8 @@ fn the_command_gets_its_words_byte_for_byte() {
     for prefix in prefixes {
         let run = launched(words(&[prefix, given].concat()));
         assert_eq!(run.command, words(given), "{prefix:?}");
-        assert_eq!(run.report.format, Format::Table);
-        assert!(!run.report.shown.quiet);
+        assert_eq!(run.report.format, None);
+        assert!(!run.shown.quiet);
     }
 }
 
@@ -96,11 +96,10 @@ fn after_two_dashes_even_an_option_is_a_command() {
 #[test]
 fn without_options_the_report_is_a_table_and_there_is_no_gate() {
     let run = run(&["true"]);
-    assert_eq!(run.report.shown.output, None);
-    assert_eq!(run.report.format, Format::Table);
-    assert_eq!(run.report.shown.verbosity(), Verbosity::Normal);
-    assert_eq!(run.report.shown.color, Color::Auto);
-    assert!(run.gate.gate().is_none());
+    assert_eq!(run.report.outputs(), [(Format::Table, None)]);
+    assert_eq!(run.shown.verbosity(), Verbosity::Normal);
+    assert_eq!(run.shown.color, Color::Auto);
+    assert!(run.gate.gate("/".as_ref()).unwrap().is_none());
     assert_eq!(run.gate.leak_exit(), LeakExit::default());
     assert_eq!(run.probing.max_allocs, DEFAULT_MAX_ALLOCS);
     assert_eq!(run.probing.test.switches(), Switches::default());
@@ -135,14 +134,16 @@ fn every_option_reaches_its_value() {
         "--test=without-probe=calloc",
         "true",
     ]);
-    assert_eq!(run.report.shown.output, Some("out file".into()));
-    assert_eq!(run.report.format, Format::Json);
-    assert_eq!(run.report.shown.verbosity(), Verbosity::Verbose);
-    assert_eq!(run.report.shown.color, Color::Never);
+    assert_eq!(
+        run.report.outputs(),
+        [(Format::Json, Some("out file".as_ref()))]
+    );
+    assert_eq!(run.shown.verbosity(), Verbosity::Verbose);
+    assert_eq!(run.shown.color, Color::Never);
     assert_eq!(run.gate.fail_on_leak, Some(1_000_000));
     assert_eq!(run.gate.fail_on_total_leak, Some(2_097_152));
     assert_eq!(run.gate.gate_comm.len(), 2);
-    assert!(run.gate.gate().is_some());
+    assert!(run.gate.gate("/".as_ref()).unwrap().is_some());
     assert_eq!(
         run.gate.leak_exit(),
         LeakExit {
@@ -156,6 +157,90 @@ fn every_option_reaches_its_value() {
     let switches = run.probing.test.switches();
     assert_eq!(switches.without_probe, ["free", "calloc"]);
     assert_eq!(run.command, ["true"]);
+}
+
+#[test]
+fn a_report_goes_where_its_words_say() {
+    type Places<'a> = &'a [(Format, Option<&'a str>)];
+    let (table, json, csv) = (Format::Table, Format::Json, Format::Csv);
+    let cases: [(&[&str], Places); 14] = [
+        (&[], &[(table, None)]),
+        (&["--format=csv"], &[(csv, None)]),
+        (&["-o", "f"], &[(table, Some("f"))]),
+        (&["-o", "f.json"], &[(json, Some("f.json"))]),
+        (&["-o", "f.csv"], &[(csv, Some("f.csv"))]),
+        (&["-o", "f.txt"], &[(table, Some("f.txt"))]),
+        (&["-o", "f", "--format=json"], &[(json, Some("f"))]),
+        // The suffix is nearer to the file than --format.
+        (&["-o", "f.csv", "--format=json"], &[(csv, Some("f.csv"))]),
+        (&["-o", "./a=b"], &[(table, Some("./a=b"))]),
+        (&["-o", "json=f"], &[(table, None), (json, Some("f"))]),
+        (
+            &["-o", "json=f.csv"],
+            &[(table, None), (json, Some("f.csv"))],
+        ),
+        (&["-o", "csv=a=b"], &[(table, None), (csv, Some("a=b"))]),
+        (
+            &["-o", "a.json", "-o", "b.csv"],
+            &[(table, None), (json, Some("a.json")), (csv, Some("b.csv"))],
+        ),
+        (
+            &["--format=csv", "-o", "json=a", "-o", "b"],
+            &[(csv, None), (json, Some("a")), (csv, Some("b"))],
+        ),
+    ];
+    for (options, expected) in cases {
+        let run = run(&[options, &["true"]].concat());
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(format, file)| (*format, file.map(Path::new)))
+            .collect();
+        assert_eq!(run.report.outputs(), expected, "{options:?}");
+    }
+}
+
+#[test]
+fn options_of_run_may_stand_before_it() {
+    for line in [
+        &["--fail-on-leak", "1MB", "run", "--", "true", "run"][..],
+        &["--fail-on-leak=1MB", "run", "true", "run"],
+        &["run", "--fail-on-leak", "1MB", "true", "run"],
+    ] {
+        let words = ["memleak"].iter().chain(line).map(OsString::from);
+        let run = launched(words);
+        assert_eq!(run.gate.fail_on_leak, Some(1_000_000));
+        assert_eq!(run.command, ["true", "run"]);
+    }
+    // The first `run` is the name of a file here.
+    for line in [
+        &["-o", "run", "run", "run"][..],
+        &["-qo", "run", "--wait-all", "run", "run"],
+        &["-qorun", "run", "run"],
+        &["--output=run", "--wait-all=5", "run", "run"],
+    ] {
+        let words = ["memleak"].iter().chain(line).map(OsString::from);
+        let run = launched(words);
+        assert_eq!(run.report.output.len(), 1, "{line:?}");
+        assert_eq!(run.report.output[0].file, Path::new("run"));
+        assert_eq!(run.command, ["run"]);
+    }
+    let words = ["memleak", "-v", "doctor"].iter().map(OsString::from);
+    assert!(matches!(parse(words), Ok(Task::Doctor(_))));
+}
+
+#[test]
+fn the_short_help_of_run_fits_on_a_screen_of_forty_lines() {
+    let run = Cli::command().find_subcommand("run").unwrap().clone();
+    let help = run.term_width(80).render_help().to_string();
+    assert!(help.lines().count() <= 40, "{help}");
+    assert!(
+        help.lines().all(|line| line.chars().count() <= 80),
+        "{help}"
+    );
+    for heading in ["Measure:", "Gate:", "Show:", "Output:"] {
+        assert!(help.contains(heading), "{help}");
+    }
+    insta::assert_snapshot!("run_short_help", help);
 }
 
 #[test]
@@ -174,8 +259,8 @@ fn if_an_option_is_repeated_the_last_value_counts() {
         "true",
     ]);
     assert_eq!(run.gate.fail_on_leak, Some(2));
-    assert_eq!(run.report.format, Format::Json);
-    assert_eq!(run.report.shown.verbosity(), Verbosity::Quiet);
+    assert_eq!(run.report.format, Some(Format::Json));
+    assert_eq!(run.shown.verbosity(), Verbosity::Quiet);
 }
 
 #[test]
@@ -205,8 +290,30 @@ fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
         (&["run", "-q", "-v", "true"], "cannot be used with"),
         (&["run", "-o", "", "true"], "--output"),
         (
-            &["run", "--fail-on-leak", "1M", "true"],
-            "--fail-on-leak <SIZE>: '1M' is not a size",
+            &["run", "-o", "html=x", "true"],
+            "'html=x'; the formats are table, json, csv (a file of this name is ./html=x)",
+        ),
+        (
+            &["run", "-o", "json=", "true"],
+            "the name of the file is missing after json=",
+        ),
+        (
+            &["runn", "--", "true"],
+            "'runn' is not something memleak does: did you mean run?",
+        ),
+        (&["docter"], "did you mean doctor?"),
+        (&["help", "frob"], "'frob' is not something memleak does"),
+        (
+            &["run", "--gate-exe", "app", "--fail-on-leak", "1", "true"],
+            "--gate-exe <GLOB>: 'app' can match no absolute path: begin with / or ./",
+        ),
+        (
+            &["run", "--gate-exe", "./**", "true"],
+            "--gate-exe changes a gate and there is none",
+        ),
+        (
+            &["run", "--fail-on-leak", "1Q", "true"],
+            "--fail-on-leak <SIZE>: '1Q' is not a size",
         ),
         (
             &["run", "--fail-on-leak=-1", "true"],
@@ -344,7 +451,7 @@ fn every_option_of_watching_reaches_its_value() {
         "9",
         "-v",
     ]);
-    assert!(all.all && all.live && all.report.shown.verbose);
+    assert!(all.all && all.live && all.shown.verbose);
     assert_eq!((all.interval.as_secs(), all.top), (30, 3));
     assert_eq!(all.filters.uid, [1, 2]);
     assert_eq!(all.filters.user_name, ["root"]);
@@ -365,16 +472,13 @@ fn every_option_of_doctor_reaches_its_value() {
         }
     };
     let plain = doctor(&[]);
-    assert_eq!(
-        (&plain.shown.output, plain.format),
-        (&None, DoctorFormat::Table)
-    );
+    assert_eq!((&plain.output, plain.format), (&None, DoctorFormat::Table));
     assert!(!plain.shown.quiet && !plain.shown.verbose);
     assert_eq!(plain.test.switches(), Switches::default());
     let line = ["-o", "f", "--format", "json", "-v", "--color=always"];
     let all = doctor(&line);
     assert_eq!(
-        (all.shown.output, all.format),
+        (all.output, all.format),
         (Some("f".into()), DoctorFormat::Json)
     );
     assert!(all.shown.verbose && all.shown.color == Color::Always);
@@ -436,8 +540,8 @@ fn a_wrong_command_line_of_watching_gives_one_line_too() {
             "--comm <GLOB>: '[' is not a pattern",
         ),
         (
-            &["-a", "--min-leak", "1M"],
-            "--min-leak <SIZE>: '1M' is not a size",
+            &["-a", "--min-leak", "1Q"],
+            "--min-leak <SIZE>: '1Q' is not a size",
         ),
         (&["-a", "--top", "-1"], "-1"),
         (&["-a", "--fail-on-leak", "1"], "'--fail-on-leak'"),
@@ -456,10 +560,8 @@ fn only_file_names_may_be_other_than_utf8() {
     let line = words(&[b"memleak", b"run", b"--fail-on-leak", b"\xff", b"true"]);
     assert!(matches!(parse(line), Err(Stop::Wrong(_))));
     let run = launched(words(&[b"memleak", b"run", b"-o", b"\xff", b"true"]));
-    assert_eq!(
-        run.report.shown.output,
-        Some(PathBuf::from(OsString::from_vec(vec![0xff])))
-    );
+    let file = PathBuf::from(OsString::from_vec(vec![0xff]));
+    assert_eq!(run.report.outputs(), [(Format::Table, Some(&*file))]);
 }
 
 #[test]

@@ -8,7 +8,21 @@ use crate::find::notation::SpecError;
 use crate::os::identity::UserSpecError;
 use crate::text::escape;
 use crate::text::globs::GlobError;
+use crate::text::paths::PathGlobError;
 use crate::text::units::SizeError;
+
+/// What is wrong with a first word that is none of the `modes`: what memleak can be told to do.
+pub(super) fn no_such_mode(word: &str, modes: &[&str]) -> String {
+    let similar = modes
+        .iter()
+        .find(|mode| strsim::damerau_levenshtein(mode, word) <= 2);
+    let remedy = match similar {
+        Some(mode) => format!("did you mean {mode}?"),
+        None => "to launch a command, write memleak run -- COMMAND".to_owned(),
+    };
+    let word = escape::escaped(word.as_bytes());
+    format!("'{word}' is not something memleak does: {remedy}")
+}
 
 /// Puts clap's error, which has several lines, into one line.
 ///
@@ -22,6 +36,7 @@ pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String
     if let Some(source) = error.source()
         && (source.is::<SizeError>()
             || source.is::<GlobError>()
+            || source.is::<PathGlobError>()
             || source.is::<UserSpecError>()
             || source.is::<SpecError>())
         && let Some(option) = word(ContextKind::InvalidArg)
@@ -58,11 +73,6 @@ pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             let value = word(ContextKind::InvalidValue).filter(|value| !value.is_empty());
             if let (Some(option), Some(value)) = (word(ContextKind::InvalidArg), value) {
-                if !watches && option == "[INTERVAL]" {
-                    return format!(
-                        "'{value}' is not something memleak does: to launch a command, write memleak run -- COMMAND"
-                    );
-                }
                 let why = match (error.get(ContextKind::ValidValue), error.source()) {
                     (Some(ContextValue::Strings(valid)), _) => {
                         format!("; it is one of {}", valid.join(", "))

@@ -47,7 +47,7 @@ pub fn doctor(options: &options::Doctor) -> Result<u8> {
     capabilities::keep_what_is_used()?;
     // The output needs its own descriptor, because memleak gives up standard output when it releases the child.
     let standard = Path::new("/dev/stdout");
-    let file = options.shown.output.as_deref().unwrap_or(standard);
+    let file = options.output.as_deref().unwrap_or(standard);
     let output = destination::open(Some(file), Standard::Output)?;
     let diagnosis = examine(switches);
     write(options, &diagnosis, output)?;

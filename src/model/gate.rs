@@ -1,14 +1,14 @@
 //! The leak gate: decides whether any process, or all processes together, leaked more than allowed.
 //!
 //! A gate takes each image as it ends, and keeps a few sums, however long the job is. If something was lost, a leak is
-//! only known within bounds. A gate only passes if the bounds prove it. The effect of a verdict on the exit code is
-//! decided in `exit`.
+//! only known within bounds. A gate only passes if the bounds prove it, and if it has judged a process at all. The effect
+//! of a verdict on the exit code is decided in `exit`.
 
 use std::fmt;
 
 use crate::model::image::{End, From, Image, Losses};
+use crate::model::selection::{Met, Selection, Unjudged};
 use crate::text::escape;
-use crate::text::globs::CommNames;
 
 /// A verdict of a gate. The verdicts are in ascending order of weight: of several verdicts, the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,7 +99,8 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 pub struct Gate {
     limits: Limits,
-    names: CommNames,
+    selection: Selection,
+    met: Met,
     judged: u64,
     over: u64,
     worst: Option<Culprit>,
@@ -118,14 +119,15 @@ pub struct Culprit {
 }
 
 impl Gate {
-    /// A gate over the processes with these names. `None` if there is no limit.
-    pub fn new(limits: Limits, names: CommNames) -> Option<Self> {
+    /// A gate over the selected processes. `None` if there is no limit.
+    pub fn new(limits: Limits, selection: Selection) -> Option<Self> {
         if limits == Limits::default() {
             return None;
         }
         Some(Self {
             limits,
-            names,
+            met: Met::new(&selection),
+            selection,
             judged: 0,
             over: 0,
             worst: None,
@@ -140,11 +142,19 @@ impl Gate {
     pub fn judge(&mut self, image: &Image) -> Option<Verdict> {
         // Counts for every image, even one that is not judged: the lost row may belong to any process.
         self.rows_lost |= image.losses.rows_lost > 0;
-        if matches!(image.end, End::Exec | End::Running) || !self.names.choose(&image.comm) {
+        if matches!(image.end, End::Exec | End::Running) {
             return None;
         }
+        let chosen = self.selection.choose(image);
+        self.met.met(image, chosen != Some(false));
+        let mut leak = Bounds::of(image);
+        match chosen {
+            Some(true) => {}
+            Some(false) => return None,
+            // It may be one of those that are judged, and what it leaked may count.
+            None => leak.lower = 0,
+        }
         self.judged += 1;
-        let leak = Bounds::of(image);
         self.total += leak;
         let verdict = leak.verdict(self.limits.process?);
         self.any = self.any.max(verdict);
@@ -173,10 +183,18 @@ impl Gate {
             self.any = self.any.max(Verdict::Unknown);
             self.total.upper = None;
         }
+        if self.judged == 0 {
+            self.any = Verdict::Unknown;
+        }
+        let total = |limit| match self.judged {
+            0 => Verdict::Unknown,
+            _ => self.total.verdict(limit),
+        };
         Judgement {
             limits: self.limits,
             process: self.limits.process.map(|_| self.any),
-            total: self.limits.total.map(|limit| self.total.verdict(limit)),
+            total: self.limits.total.map(total),
+            unjudged: self.met.finish(),
             judged: self.judged,
             over: self.over,
             worst: self.worst,
@@ -193,8 +211,10 @@ pub struct Judgement {
     pub process: Option<Verdict>,
     /// The verdict of the limit for all processes together, if there is such a limit.
     pub total: Option<Verdict>,
-    /// How many processes were judged.
+    /// How many processes were judged. If it is none, every verdict is unknown.
     pub judged: u64,
+    /// The processes that were not judged.
+    pub unjudged: Unjudged,
     /// How many of them certainly leaked more than the limit for one process.
     pub over: u64,
     /// The process with the largest leak of those over the limit.
@@ -214,10 +234,29 @@ impl Judgement {
     }
 }
 
+impl Judgement {
+    /// Says that no process was judged, and which processes there were.
+    fn say_nobody(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no process was judged")?;
+        let Unjudged { unmatched, .. } = &self.unjudged;
+        if self.unjudged.is_empty() {
+            return Ok(());
+        }
+        match &unmatched[..] {
+            [] => f.write_str(", all that ended are excluded")?,
+            patterns => write!(f, ", none matches {}", patterns.join(" or "))?,
+        }
+        write!(f, ": there were {}", self.unjudged)
+    }
+}
+
 /// One line without a line break. Sizes are in bytes, so that a leak just over the limit is visible as such.
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "gate {}: ", self.verdict().as_str())?;
+        if self.judged == 0 {
+            return self.say_nobody(f);
+        }
         let judged = match self.judged {
             1 => "1 process".to_owned(),
             n => format!("{n} processes"),
@@ -276,13 +315,18 @@ mod tests {
     use super::*;
     use crate::model::image::Uncovered;
     use crate::model::image::samples::{any_image, image};
+    use crate::text::globs::CommNames;
+    use crate::text::paths::ExePaths;
 
     fn limits(process: Option<u64>, total: Option<u64>) -> Limits {
         Limits { process, total }
     }
 
-    fn names(globs: &[&str]) -> CommNames {
-        CommNames::new(globs.iter().map(|glob| glob.parse().unwrap()).collect())
+    fn names(globs: &[&str]) -> Selection {
+        Selection {
+            names: CommNames::new(globs.iter().map(|glob| glob.parse().unwrap()).collect()),
+            paths: ExePaths::default(),
+        }
     }
 
     fn leaking(bytes: u64) -> Image {
@@ -302,8 +346,8 @@ mod tests {
     #[test]
     fn without_a_limit_there_is_no_gate() {
         assert!(Gate::new(Limits::default(), names(&["sh"])).is_none());
-        assert!(Gate::new(limits(Some(0), None), CommNames::default()).is_some());
-        assert!(Gate::new(limits(None, Some(0)), CommNames::default()).is_some());
+        assert!(Gate::new(limits(Some(0), None), Selection::default()).is_some());
+        assert!(Gate::new(limits(None, Some(0)), Selection::default()).is_some());
     }
 
     #[test]
@@ -387,7 +431,7 @@ mod tests {
         };
         for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
             for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
-                let mut gate = Gate::new(limits, CommNames::default()).unwrap();
+                let mut gate = Gate::new(limits, Selection::default()).unwrap();
                 gate.judge(&leaking(leaked));
                 assert_eq!(gate.finish(lost, true).verdict(), verdict, "{limits:?}");
             }
@@ -413,7 +457,7 @@ mod tests {
 
     #[test]
     fn a_command_that_never_ran_leaves_its_gate_unknown() {
-        let gate = Gate::new(limits(Some(1_000), None), CommNames::default()).unwrap();
+        let gate = Gate::new(limits(Some(1_000), None), Selection::default()).unwrap();
         assert_eq!(
             gate.finish(Losses::default(), false).verdict(),
             Verdict::Unknown
@@ -429,9 +473,9 @@ mod tests {
             image.losses.blocks_not_recorded = 1;
             image.losses.bytes_not_recorded = 5_000;
             for limits in [limits(Some(0), None), limits(None, Some(0))] {
-                let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                let judgement = judgement(limits, &[], &[image.clone(), leaking(0)]);
+                assert_eq!(judgement.judged, 1);
                 assert_eq!(judgement.verdict(), Verdict::Passed, "{limits:?} {end:?}");
-                assert_eq!(judgement.judged, 0);
             }
         }
     }
@@ -482,12 +526,92 @@ mod tests {
             image.comm = comm.to_vec();
             let judgement = judgement(limits(Some(0), None), comms, &[image]);
             assert_eq!(judgement.judged, u64::from(judged), "{comms:?} {comm:?}");
-            assert_eq!(
-                judgement.verdict() == Verdict::Failed,
-                judged,
-                "{comms:?} {comm:?}"
-            );
+            let verdict = match judged {
+                true => Verdict::Failed,
+                false => Verdict::Unknown,
+            };
+            assert_eq!(judgement.verdict(), verdict, "{comms:?} {comm:?}");
         }
+    }
+
+    #[test]
+    fn a_gate_that_judged_nobody_is_unknown_and_says_whom_there_was() {
+        let mut other = leaking(0);
+        other.comm = b"sh\x1b".to_vec();
+        let images = [leaking(9_000), other.clone(), other];
+        for limits in [limits(Some(1), None), limits(None, Some(1))] {
+            let said = |comms: &[&str], images: &[Image]| {
+                let judgement = judgement(limits, comms, images);
+                assert_eq!(judgement.verdict(), Verdict::Unknown);
+                judgement.to_string()
+            };
+            assert_eq!(
+                said(&["app", "tool*", "!x"], &images),
+                r"gate unknown: no process was judged, none matches --gate-comm 'app' or --gate-comm 'tool*': there were sh\x1b (2), python3"
+            );
+            assert_eq!(
+                said(&["!python3", "!sh*"], &images[..1]),
+                "gate unknown: no process was judged, all that ended are excluded: there were python3"
+            );
+            assert_eq!(said(&[], &[]), "gate unknown: no process was judged");
+        }
+    }
+
+    #[test]
+    fn only_some_of_very_many_names_are_said() {
+        let images: Vec<_> = (0..2_000)
+            .map(|number| {
+                let mut image = leaking(0);
+                image.comm = format!("p{number}").into_bytes();
+                image
+            })
+            .collect();
+        let said = judgement(limits(Some(1), None), &["x"], &images).to_string();
+        assert!(said.ends_with(" and 1988 more"), "{said}");
+    }
+
+    #[test]
+    fn a_pattern_that_matched_nothing_is_named_beside_one_that_did() {
+        let judgement = judgement(limits(Some(1), None), &["py*", "typo"], &[leaking(0)]);
+        assert_eq!(judgement.verdict(), Verdict::Passed);
+        assert_eq!(judgement.unjudged.unmatched, ["--gate-comm 'typo'"]);
+    }
+
+    #[test]
+    fn paths_choose_the_processes_that_are_judged() {
+        let selection = |globs: &[&str]| {
+            let globs: Vec<_> = globs.iter().map(|glob| glob.parse().unwrap()).collect();
+            Selection {
+                paths: ExePaths::new(&globs, "/home/a".as_ref()).unwrap(),
+                ..Selection::default()
+            }
+        };
+        for (globs, exe, leaked, verdict) in [
+            (&["./**"][..], Some("/home/a/t/app"), 9, Verdict::Failed),
+            (&["./**"], Some("/usr/bin/app"), 9, Verdict::Unknown),
+            // Whether it is judged is not known. That matters only if it leaked.
+            (&["./**"], None, 9, Verdict::Unknown),
+            (&["./**"], None, 5, Verdict::Passed),
+            (&["!/usr/**"], Some("/home/a/app"), 9, Verdict::Failed),
+            (&["!/usr/**"], Some("/usr/bin/app"), 9, Verdict::Unknown),
+        ] {
+            for limits in [limits(Some(5), None), limits(None, Some(5))] {
+                let mut gate = Gate::new(limits, selection(globs)).unwrap();
+                let mut image = leaking(leaked);
+                image.exe = exe.map(Into::into);
+                gate.judge(&image);
+                let judgement = gate.finish(Losses::default(), true);
+                assert_eq!(judgement.verdict(), verdict, "{globs:?} {exe:?} {leaked}");
+            }
+        }
+        let mut gate = Gate::new(limits(Some(5), None), selection(&["./b*"])).unwrap();
+        let mut image = leaking(0);
+        image.exe = Some("/usr/bin/python3".into());
+        gate.judge(&image);
+        assert_eq!(
+            gate.finish(Losses::default(), true).to_string(),
+            "gate unknown: no process was judged, none matches --gate-exe './b*': there were /usr/bin/python3"
+        );
     }
 
     #[test]

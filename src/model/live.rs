@@ -15,6 +15,10 @@ pub struct Live {
     pub rows: Vec<Growing>,
     /// How many more processes there are than rows.
     pub more: usize,
+    /// What all these processes hold, in bytes.
+    pub held_bytes: u64,
+    /// By how much that has grown, in bytes.
+    pub growth_bytes: i64,
 }
 
 /// A running process, and the growth of its memory in bytes.
@@ -67,6 +71,10 @@ impl Growth {
             let held = row.image.counters.leaked_bytes;
             std::cmp::Reverse((row.growth, held, row.image.start_time))
         });
+        let held = rows.iter().map(|row| row.image.counters.leaked_bytes);
+        let held_bytes = held.fold(0, u64::saturating_add);
+        let growth = rows.iter().map(|row| row.growth);
+        let growth_bytes = growth.fold(0, i64::saturating_add);
         let more = rows.len().saturating_sub(top);
         rows.truncate(top);
         Live {
@@ -74,6 +82,8 @@ impl Growth {
             since,
             rows,
             more,
+            held_bytes,
+            growth_bytes,
         }
     }
 }
@@ -118,6 +128,7 @@ mod tests {
         let live = look(&mut growth, 1, &[(1, 1), (2, 2), (3, 3), (9, 9)], 2);
         assert_eq!(rows(&live), [(3, 3), (2, 2)]);
         assert_eq!(live.more, 1);
+        assert_eq!((live.held_bytes, live.growth_bytes), (6, 6));
     }
 
     #[test]

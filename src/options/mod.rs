@@ -4,20 +4,26 @@
 
 pub mod switches;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::find::notation::{self, Spec};
+use crate::model::commands::CommandOrder;
 use crate::model::exit::{self, LeakExit};
 use crate::model::gate::{Gate, Limits};
+use crate::model::selection::Selection;
 use crate::options::switches::TestArgs;
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};
+use crate::text::escape;
 use crate::text::globs::{CommGlob, CommNames};
+use crate::text::paths::{ExePaths, PathGlob};
 use crate::text::units::parse_size;
 
 /// How many live blocks the kernel's table holds by default.
@@ -35,31 +41,46 @@ const NO_LIMIT: &str = "unlimited";
 
 /// The options of `memleak run`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Measure")]
 pub struct Run {
-    /// Wait until all processes of the tree have ended, at most SECONDS; INT, TERM, HUP or QUIT ends the wait
+    /// Wait for all processes of the tree
+    ///
+    /// Waits until all processes of the tree have ended, at most SECONDS. INT, TERM, HUP or QUIT ends the wait.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = NO_LIMIT, value_parser = parse_wait)]
     pub wait_all: Option<WaitAll>,
 
-    /// Run the command as this user, with the user's groups and no capabilities; sudo: as the user who called
-    /// sudo
-    #[arg(long, value_name = "NAME|UID[:GID]|sudo", value_hint = ValueHint::Username)]
+    /// Run the command as this user
+    ///
+    /// NAME, UID, UID:GID, or sudo for the user who called sudo. The command gets the user's groups and no capabilities.
+    #[arg(long, value_name = "USER", value_hint = ValueHint::Username)]
     pub user: Option<UserSpec>,
-
-    /// The command and its arguments; memleak's own options must come before it
-    #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
-    #[arg(value_hint = ValueHint::CommandWithArguments)]
-    pub command: Vec<OsString>,
 
     #[command(flatten)]
     pub probing: Probing,
 
-    // Last, because the options after a flattened group appear under the group's heading.
+    #[command(flatten)]
+    pub gate: GateArgs,
+
+    #[command(flatten)]
+    pub shown: ShownArgs,
+
+    /// Order of the block by command
+    ///
+    /// leak, allocs or processes. From ten processes on, the table ends with a block that adds them up by command, the
+    /// largest first.
+    #[arg(long, value_enum, value_name = "BY", default_value_t)]
+    #[arg(hide_possible_values = true)]
+    pub sort: CommandOrder,
+
     #[command(flatten)]
     pub report: ReportArgs,
 
-    #[command(flatten)]
-    pub gate: GateArgs,
+    /// The command and its arguments
+    #[arg(help_heading = None::<&str>, hide_short_help = true)]
+    #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
+    pub command: Vec<OsString>,
 }
 
 /// The options of `memleak -p` and `memleak -a`.
@@ -100,15 +121,35 @@ pub struct Watch {
     pub probing: Probing,
 
     #[command(flatten)]
-    pub report: ReportArgs,
+    pub filters: Filters,
 
     #[command(flatten)]
-    pub filters: Filters,
+    pub shown: ShownArgs,
+
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+impl Watch {
+    /// The command line in short, as `memleak -p 1234 5`.
+    pub fn in_short(&self) -> String {
+        let watched = match &self.pid[..] {
+            [] => "-a".to_owned(),
+            [one] => format!("-p {one}"),
+            [one, ..] => format!("-p {one},\u{2026}"),
+        };
+        format!("memleak {watched} {}", self.interval.as_secs_f64())
+    }
 }
 
 /// The options of `memleak doctor`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Doctor {
+    /// Write to FILE instead of standard output; %p in FILE is memleak's pid, %h the host name, %q{VAR} an environment
+    /// variable
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+
     #[command(flatten)]
     pub shown: ShownArgs,
 
@@ -148,13 +189,17 @@ pub struct Filters {
 /// How allocators are found and probed.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Probing {
-    /// How many live blocks can be tracked at one time; beyond that, leaks are only known within bounds
+    /// Live blocks to track
+    ///
+    /// How many, at one time, in all processes together. Beyond that, leaks are only known within bounds.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_ALLOCS)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_MAX_ALLOCS)))]
     pub max_allocs: u32,
 
-    /// Count a program's own allocator: PATH:alloc=FUNCTION,free=FUNCTION, for example
-    /// './app:alloc=pool_alloc(_, size),free=pool_free(_, block)', or a .toml file of allocators; may be repeated
+    /// Count a program's own allocator
+    ///
+    /// PATH:alloc=FUNCTION,free=FUNCTION, for example './app:alloc=pool_alloc(_, size),free=pool_free(_, block)', or a
+    /// .toml file of allocators. May be repeated.
     #[arg(long, value_name = "SPEC", value_parser = notation::parse)]
     pub allocator: Vec<Spec>,
 
@@ -218,37 +263,125 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Destination and format of the report.
+/// Destinations, formats and contents of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(next_help_heading = "Report")]
+#[command(next_help_heading = "Output")]
 pub struct ReportArgs {
-    #[command(flatten)]
-    pub shown: ShownArgs,
+    /// Write the report to FILE
+    ///
+    /// A single FILE takes the report instead of standard error (run) or standard output (-p, -a). FORMAT=FILE, or
+    /// several -o, write it there as well. Without FORMAT the suffix tells the format (.txt, .json, .csv), else --format.
+    /// %p in FILE is memleak's pid, %h the host name, %q{VAR} an environment variable. May be repeated.
+    #[arg(short, long, value_name = "[FORMAT=]FILE", value_hint = ValueHint::FilePath)]
+    #[arg(value_parser = OutputFileParser)]
+    pub output: Vec<OutputFile>,
 
-    /// Format of the report
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-    pub format: Format,
+    /// Format where no suffix tells it
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<Format>,
+}
+
+impl ReportArgs {
+    /// The formats of the report and the files that they go to; `None` is the standard stream. A single plain FILE takes
+    /// the report there. Anything else comes beside the report on the standard stream.
+    pub fn outputs(&self) -> Vec<(Format, Option<&Path>)> {
+        let format = self.format.unwrap_or_default();
+        let files = self.output.iter().map(|output| {
+            let suffix = || Format::of_suffix(&output.file);
+            let format = output.format.or_else(suffix).unwrap_or(format);
+            (format, Some(&*output.file))
+        });
+        let moves = matches!(&self.output[..], [OutputFile { format: None, .. }]);
+        let standard = (!moves).then_some((format, None));
+        standard.into_iter().chain(files).collect()
+    }
+}
+
+/// A value of `-o`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputFile {
+    /// `None`: the suffix tells, or `--format`.
+    pub format: Option<Format>,
+    pub file: PathBuf,
+}
+
+/// Reads `[FORMAT=]FILE`. A path may consist of any bytes.
+#[derive(Clone)]
+struct OutputFileParser;
+
+impl TypedValueParser for OutputFileParser {
+    type Value = OutputFile;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<OutputFile, clap::Error> {
+        let parse = |value: &OsStr| parse_output(value);
+        OsStringValueParser::new()
+            .try_map(move |value| parse(&value))
+            .parse_ref(command, argument, value)
+    }
+}
+
+fn parse_output(value: &OsStr) -> Result<OutputFile, String> {
+    let bytes = value.as_bytes();
+    let plain = |format, file: &[u8]| OutputFile {
+        format,
+        file: PathBuf::from(OsStr::from_bytes(file)),
+    };
+    let Some(at) = bytes.iter().position(|&byte| byte == b'=') else {
+        return match bytes {
+            b"" => Err("the name of the file is missing".to_owned()),
+            _ => Ok(plain(None, bytes)),
+        };
+    };
+    let (word, file) = (&bytes[..at], &bytes[at + 1..]);
+    // A path has a slash or a dot before it can have a sign like this. A word without them is meant as a format.
+    if word.is_empty() || !word.iter().all(u8::is_ascii_alphanumeric) {
+        return Ok(plain(None, bytes));
+    }
+    let word = String::from_utf8_lossy(word);
+    let Ok(format) = Format::from_str(&word, false) else {
+        let formats: Vec<_> = Format::value_variants()
+            .iter()
+            .filter_map(|format| Some(format.to_possible_value()?.get_name().to_owned()))
+            .collect();
+        return Err(format!(
+            "the formats are {} (a file of this name is ./{})",
+            formats.join(", "),
+            escape::escaped(bytes)
+        ));
+    };
+    match file {
+        b"" => Err(format!("the name of the file is missing after {word}=")),
+        file => Ok(plain(Some(format), file)),
+    }
 }
 
 /// The options that reports and the doctor share.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Show")]
 pub struct ShownArgs {
-    /// Write to FILE instead of standard error (run) or standard output (-p, -a, doctor); %p in FILE is memleak's pid,
-    /// %h the host name, %q{VAR} an environment variable
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub output: Option<PathBuf>,
-
-    /// Print only errors, a failed or unknown gate, and findings of the doctor that are not ok
+    /// Print only errors and bad news
+    ///
+    /// Errors, a failed or unknown gate, and findings of the doctor that are not ok. Files that -o names get all.
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Also print the probes, the images that an exec replaced, and the kernel's messages about BPF programs that it
-    /// refused
+    /// Print more
+    ///
+    /// Also prints the numbers of leaked blocks, the images that an exec replaced, the probes, and the kernel's messages
+    /// about BPF programs that it refused.
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// When to use colour; auto: if the output goes to a terminal and `NO_COLOR` is not set
+    /// When to use colour
+    ///
+    /// always, never, or auto: if the output goes to a terminal and `NO_COLOR` is not set.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    #[arg(hide_possible_values = true)]
     pub color: Color,
 }
 
@@ -281,39 +414,64 @@ impl Color {
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Gate")]
 pub struct GateArgs {
-    /// Fail if any one process leaks more than SIZE; 0: any leak
+    /// Fail if a process leaks more than SIZE
+    ///
+    /// 0: any leak. A process leaks what it never freed.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub fail_on_leak: Option<u64>,
 
-    /// Fail if all processes together leak more than SIZE
+    /// Fail if all together leak more than SIZE
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub fail_on_total_leak: Option<u64>,
 
-    /// Judge only processes whose command name matches (!GLOB: does not match); may be repeated
+    /// Judge only processes of these names
+    ///
+    /// Of which the command name matches GLOB, or with !GLOB does not match. May be repeated. The name is the one that
+    /// a process has at its end, and has 15 bytes at the most. If nobody is judged, the gate is unknown.
     #[arg(long, value_name = "GLOB")]
     pub gate_comm: Vec<CommGlob>,
 
-    /// Exit code of a failed gate, 1 to 255 [default: 23]
+    /// Judge only processes of these paths
+    ///
+    /// Of which the executable's path matches GLOB, or with !GLOB does not match. './**' is all below the current
+    /// directory, '**/app' any app. A script's path is its own, not its interpreter's. May be repeated.
+    #[arg(long, value_name = "GLOB")]
+    pub gate_exe: Vec<PathGlob>,
+
+    /// Exit code of a failed gate [default: 23]
+    ///
+    /// 1 to 255.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub leak_exitcode: Option<u8>,
 
-    /// Let that code replace a non-zero exit code of the command
+    /// Let it replace the command's own code
+    ///
+    /// A non-zero exit code of the command. It never replaces a signal.
     #[arg(long)]
     pub leak_exitcode_wins: bool,
 
-    /// Let the gate also fail a Slurm prolog or epilog, which drains the node (takes it out of service)
+    /// Let the gate fail a Slurm prolog or epilog
+    ///
+    /// A failed prolog or epilog drains the node, that is, takes it out of service.
     #[arg(long)]
     pub allow_drain: bool,
 }
 
 impl GateArgs {
-    /// The gate that the user asked for, if any.
-    pub fn gate(&self) -> Option<Gate> {
+    /// The gate that the user asked for, if any. `directory` is the current one.
+    ///
+    /// # Errors
+    /// A pattern does not parse. That does not happen to a parsed one.
+    pub fn gate(&self, directory: &Path) -> Result<Option<Gate>, glob::PatternError> {
         let limits = Limits {
             process: self.fail_on_leak,
             total: self.fail_on_total_leak,
         };
-        Gate::new(limits, CommNames::new(self.gate_comm.clone()))
+        let selection = Selection {
+            names: CommNames::new(self.gate_comm.clone()),
+            paths: ExePaths::new(&self.gate_exe, directory)?,
+        };
+        Ok(Gate::new(limits, selection))
     }
 
     pub fn leak_exit(&self) -> LeakExit {
@@ -329,6 +487,8 @@ impl GateArgs {
             None
         } else if !self.gate_comm.is_empty() {
             Some("--gate-comm")
+        } else if !self.gate_exe.is_empty() {
+            Some("--gate-exe")
         } else if self.leak_exitcode.is_some() {
             Some("--leak-exitcode")
         } else if self.leak_exitcode_wins {

@@ -14,3 +14,4 @@ pub mod release;
 pub mod root;
 pub mod say;
 pub mod signal_set;
+pub mod terminal;

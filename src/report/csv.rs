@@ -22,7 +22,7 @@ use crate::model::image::{Image, Losses};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::report::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
-use crate::report::render::{Render, SCHEMA, Window, end_name};
+use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
 
 #[derive(Default)]
@@ -48,7 +48,7 @@ impl Render for Csv {
         Ok(lines?.concat())
     }
 
-    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>> {
+    fn live(&mut self, live: &Live, _screen: Option<&Screen>) -> io::Result<Vec<u8>> {
         let lines: io::Result<Vec<_>> = live
             .rows
             .iter()
@@ -118,6 +118,7 @@ struct CsvRow {
     uncovered: Option<&'static str>,
     covered_processes: Option<u64>,
     growth_bytes: Option<i64>,
+    gate_judged: Option<u64>,
 }
 
 impl CsvRow {
@@ -167,6 +168,7 @@ impl CsvRow {
             signal,
             total_allocs_bytes: summary.total_allocs_bytes,
             leaked_bytes: summary.leaked.lower,
+            leaked_blocks: Some(summary.leaked_blocks),
             complete: summary.complete,
             outcome: outcome_name(summary.outcome),
             code: summary.outcome.code(),
@@ -176,6 +178,7 @@ impl CsvRow {
             gate_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.process),
             gate_total_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.total),
             gate_verdict: summary.verdict().map(Verdict::as_str),
+            gate_judged: summary.gate.as_ref().map(|gate| gate.judged),
             ..Self::default()
         }
         .with(summary.losses)

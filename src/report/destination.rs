@@ -28,6 +28,8 @@ pub struct Output {
     pub name: String,
     /// Whether the destination is memleak's standard error.
     pub is_stderr: bool,
+    /// Whether the user has named it.
+    pub is_file: bool,
 }
 
 /// The destination of a report without `-o`.
@@ -54,12 +56,14 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
                 writer: Box::new(io::stdout()),
                 name: "standard output".to_owned(),
                 is_stderr: false,
+                is_file: false,
             },
             Standard::Error => Output {
                 terminal: io::stderr().is_terminal(),
                 writer: Box::new(io::stderr()),
                 name: "standard error".to_owned(),
                 is_stderr: true,
+                is_file: false,
             },
         });
     };
@@ -74,6 +78,7 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
         writer: Box::new(file),
         name: path.display().to_string(),
         is_stderr: false,
+        is_file: true,
     })
 }
 

@@ -17,7 +17,7 @@ use crate::model::gate::{Judgement, Verdict};
 use crate::model::image::{End, From, Image, Losses, Uncovered};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
-use crate::report::render::{Render, SCHEMA, Window, end_name};
+use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
 
 pub(super) struct Json;
@@ -40,7 +40,7 @@ impl Render for Json {
         Ok(lines?.concat())
     }
 
-    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>> {
+    fn live(&mut self, live: &Live, _screen: Option<&Screen>) -> io::Result<Vec<u8>> {
         let lines: io::Result<Vec<_>> = live
             .rows
             .iter()
@@ -145,6 +145,7 @@ struct SummaryLine {
     covered_processes: u64,
     total_allocs_bytes: u64,
     leaked_bytes: u64,
+    leaked_blocks: u64,
     gate: Option<GateObject>,
     complete: bool,
     losses: LossesObject,
@@ -164,6 +165,7 @@ impl SummaryLine {
             covered_processes: summary.complete_processes,
             total_allocs_bytes: summary.total_allocs_bytes,
             leaked_bytes: summary.leaked.lower,
+            leaked_blocks: summary.leaked_blocks,
             gate: summary.gate.as_ref().map(GateObject::new),
             complete: summary.complete,
             losses: summary.losses.into(),
@@ -179,6 +181,7 @@ struct GateObject {
     #[serde(skip_serializing_if = "Option::is_none")]
     total_limit_bytes: Option<u64>,
     verdict: &'static str,
+    judged: u64,
 }
 
 impl GateObject {
@@ -187,6 +190,7 @@ impl GateObject {
             limit_bytes: gate.limits.process,
             total_limit_bytes: gate.limits.total,
             verdict: gate.verdict().as_str(),
+            judged: gate.judged,
         }
     }
 }

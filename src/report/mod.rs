@@ -1,8 +1,8 @@
-//! Shows images and the summary: as a table, as JSON lines or as CSV.
+//! Shows images and the summary: as a table, as JSON lines or as CSV, in one place or in several.
 //!
 //! A renderer turns a value into the bytes of whole lines, and does not know where they go. [`Report`] writes the
-//! lines. Each row is one write, and is written at once. `destination` opens the place where the report goes. The
-//! caller says whether that is a terminal, and decides what a failed write means.
+//! lines. Each row is one write, and is written at once. `destination` opens the places where the report goes. The
+//! caller decides what a failed write means.
 
 use std::io::{self, Write};
 
@@ -12,86 +12,55 @@ use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::report::render::Render;
 
+mod cells;
+mod closing;
 mod csv;
 mod json;
+mod live;
 mod table;
 
-pub use table::closing_line;
+pub use closing::{closing_line, verdict_line};
 
 pub mod destination;
 mod render;
 
-pub use render::{Format, Options, SCHEMA, Verbosity, Window};
+pub use render::{Format, Options, SCHEMA, Screen, Verbosity, Window};
 
-/// A report that is being written to its destination.
+/// A report that is being written, to each of its sinks.
 pub struct Report {
+    sinks: Vec<Sink>,
+}
+
+/// One place where the report goes, and the format that it has there.
+pub struct Sink {
+    /// The place's name in messages.
+    pub name: String,
     verbosity: Verbosity,
     render: Box<dyn Render>,
     out: Box<dyn Write + Send>,
 }
 
-impl Report {
-    pub fn new(format: Format, options: Options, out: Box<dyn Write + Send>) -> Self {
+/// A write that failed. What it should have written is lost. Later writes are tried again.
+#[derive(Debug)]
+pub struct Unwritten {
+    /// The place's name.
+    pub to: String,
+    pub error: io::Error,
+}
+
+impl Sink {
+    pub fn new(format: Format, options: Options, name: String, out: Box<dyn Write + Send>) -> Self {
         let render: Box<dyn Render> = match format {
             Format::Table => Box::new(table::TableRender::new(options)),
             Format::Json => Box::new(json::Json),
             Format::Csv => Box::new(csv::Csv::default()),
         };
         Self {
+            name,
             verbosity: options.verbosity,
             render,
             out,
         }
-    }
-
-    /// Reports one image. `verdict` is the result of [`Ledger::record`](crate::model::ledger::Ledger::record) for this
-    /// image.
-    ///
-    /// # Errors
-    /// The write fails. The row is lost. Later calls try to write again.
-    pub fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<()> {
-        if self.verbosity == Verbosity::Quiet {
-            return Ok(());
-        }
-        let lines = self.render.image(image, verdict)?;
-        self.write(&lines)
-    }
-
-    /// Reports the images that have ended in a window.
-    ///
-    /// # Errors
-    /// The write fails.
-    pub fn window(&mut self, window: &Window) -> io::Result<()> {
-        if self.verbosity == Verbosity::Quiet {
-            return Ok(());
-        }
-        let lines = self.render.window(window)?;
-        self.write(&lines)
-    }
-
-    /// Reports the running processes.
-    ///
-    /// # Errors
-    /// The write fails.
-    pub fn live(&mut self, live: &Live) -> io::Result<()> {
-        if self.verbosity == Verbosity::Quiet {
-            return Ok(());
-        }
-        let lines = self.render.live(live)?;
-        self.write(&lines)
-    }
-
-    /// Reports the summary, at the end of the session.
-    ///
-    /// # Errors
-    /// The write fails.
-    pub fn summary(&mut self, summary: &Summary) -> io::Result<()> {
-        let alarming = matches!(summary.verdict(), Some(Verdict::Failed | Verdict::Unknown));
-        if self.verbosity == Verbosity::Quiet && !alarming {
-            return Ok(());
-        }
-        let lines = self.render.summary(summary)?;
-        self.write(&lines)
     }
 
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
@@ -100,6 +69,65 @@ impl Report {
         }
         self.out.write_all(lines)?;
         self.out.flush()
+    }
+}
+
+impl Report {
+    pub fn new(sinks: Vec<Sink>) -> Self {
+        Self { sinks }
+    }
+
+    /// Reports one image. `verdict` is the result of [`Ledger::record`](crate::model::ledger::Ledger::record) for this
+    /// image.
+    pub fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> Vec<Unwritten> {
+        self.write(false, |render| render.image(image, verdict))
+    }
+
+    /// Reports the images that have ended in a window.
+    pub fn window(&mut self, window: &Window) -> Vec<Unwritten> {
+        self.write(false, |render| render.window(window))
+    }
+
+    /// Reports the running processes. `screen` is the terminal, if one shows the report.
+    pub fn live(&mut self, live: &Live, screen: Option<&Screen>) -> Vec<Unwritten> {
+        self.write(false, |render| render.live(live, screen))
+    }
+
+    /// Reports the summary, at the end of the session.
+    pub fn summary(&mut self, summary: &Summary) -> Vec<Unwritten> {
+        let alarming = matches!(summary.verdict(), Some(Verdict::Failed | Verdict::Unknown));
+        self.write(alarming, |render| render.summary(summary))
+    }
+
+    /// Whether nothing can be written any more, because every reader has closed its end.
+    pub fn is_unread(&self) -> bool {
+        self.sinks.is_empty()
+    }
+
+    /// A quiet sink gets only what is `alarming`. A sink whose reader has closed its end is dropped: that is no
+    /// failure.
+    fn write(
+        &mut self,
+        alarming: bool,
+        lines: impl Fn(&mut dyn Render) -> io::Result<Vec<u8>>,
+    ) -> Vec<Unwritten> {
+        let mut unwritten = Vec::new();
+        self.sinks.retain_mut(|sink| {
+            if sink.verbosity == Verbosity::Quiet && !alarming {
+                return true;
+            }
+            let written = lines(&mut *sink.render).and_then(|lines| sink.write(&lines));
+            match written {
+                Ok(()) => true,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => false,
+                Err(error) => {
+                    let to = sink.name.clone();
+                    unwritten.push(Unwritten { to, error });
+                    true
+                }
+            }
+        });
+        unwritten
     }
 }
 

@@ -1,11 +1,16 @@
 //! The interface of the output formats, and the options that they share. The formats themselves are in `table`, `json`
 //! and `csv`.
+//!
+//! A format that is one document makes it in [`Render::summary`] from the finished sums. A format that is a stream also
+//! turns each image into lines as it ends.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::ValueEnum;
 
+use crate::model::commands::CommandOrder;
 use crate::model::gate::Verdict;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
@@ -25,6 +30,18 @@ pub enum Format {
     Csv,
 }
 
+impl Format {
+    /// The format that a file's name asks for, if its suffix is one of a format.
+    pub fn of_suffix(file: &Path) -> Option<Self> {
+        match file.extension()?.to_str()? {
+            "txt" => Some(Self::Table),
+            "json" => Some(Self::Json),
+            "csv" => Some(Self::Csv),
+            _ => None,
+        }
+    }
+}
+
 /// How much is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verbosity {
@@ -32,7 +49,7 @@ pub enum Verbosity {
     Quiet,
     #[default]
     Normal,
-    /// The table also has the images that an exec replaced and the processes that still run.
+    /// The table also has the images that an exec replaced, the processes that still run, and the numbers of blocks.
     Verbose,
 }
 
@@ -55,6 +72,19 @@ pub struct Options {
     pub color: bool,
     /// Whether a table of running processes replaces the previous one. Only a terminal can show that.
     pub refresh: bool,
+    /// The order of the block by command.
+    pub order: CommandOrder,
+}
+
+/// A terminal on which the running processes are drawn, and what is said above them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Screen {
+    pub columns: usize,
+    pub lines: usize,
+    /// As `14:02:10`.
+    pub time_of_day: String,
+    /// The command line in short, as `memleak -a 5`.
+    pub command: String,
 }
 
 /// The images that have ended in a window. `start` and `end` are times since the Unix epoch.
@@ -68,10 +98,21 @@ pub struct Window {
 /// Turns values into whole lines. The result is empty if a format prints nothing for a value.
 pub(super) trait Render: Send {
     /// `verdict` is the verdict of the gate's limit for one process over this image.
-    fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>>;
+    fn image(&mut self, _image: &Image, _verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    fn window(&mut self, _window: &Window) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    /// `screen` is the terminal on which a table of running processes replaces the one before.
+    fn live(&mut self, _live: &Live, _screen: Option<&Screen>) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    /// The end of the report. Called once.
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>>;
-    fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
-    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>>;
 }
 
 /// The spelling of an end in JSON and CSV.

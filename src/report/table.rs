@@ -1,36 +1,31 @@
 //! The table, for people and for awk: one row per line, columns separated by spaces.
 
 use std::io;
-use std::time::Duration;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ColumnConstraint, Width};
+use unicode_width::UnicodeWidthStr;
 
+use crate::model::commands::{self, Command};
 use crate::model::exit::Outcome;
-use crate::model::gate::{Bounds, Verdict};
-use crate::model::image::{End, From, Image, Uncovered};
+use crate::model::gate::Verdict;
+use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::{Growing, Live};
-use crate::report::render::{Options, Render, Verbosity, Window};
-use crate::text::escape;
+use crate::report::cells::{age, counted, first_cells, name, note, signed_megabytes};
+use crate::report::closing::{clauses, verdict};
+use crate::report::live;
+use crate::report::render::{Options, Render, Screen, Verbosity, Window};
 use crate::text::signal_name::signal_name;
 use crate::text::units::megabytes;
 
 /// The columns with their minimum widths. Names and order of the first six are fixed. A longer value only widens its
 /// own row. Later rows are not known when the header is written, so no column depends on the contents of the rows.
-const COLUMNS: [(&str, u16); 8] = [
-    UID,
-    USER,
-    PID,
-    COMM,
-    TOTAL,
-    ("MEM_LEAK_MB", 11),
-    ("EXIT", 9),
-    NOTE,
-];
+/// LEAK_BLOCKS is only there with -v.
+const COLUMNS: [(&str, u16); 9] = [UID, USER, PID, COMM, TOTAL, LEAK, BLOCKS, ("EXIT", 9), NOTE];
 
 /// The columns of a window. NOTE has no heading if no row has a note.
-const WINDOW_COLUMNS: [(&str, u16); 7] = [UID, USER, PID, COMM, TOTAL, ("MEM_LEAK_MB", 11), NOTE];
+const WINDOW_COLUMNS: [(&str, u16); 8] = [UID, USER, PID, COMM, TOTAL, LEAK, BLOCKS, NOTE];
 
 /// The columns of the running processes.
 const LIVE_COLUMNS: [(&str, u16); 9] = [
@@ -50,25 +45,32 @@ const USER: (&str, u16) = ("USER", 12);
 const PID: (&str, u16) = ("PID", 6);
 const COMM: (&str, u16) = ("COMM", 16);
 const TOTAL: (&str, u16) = ("TOTAL_ALLOCS_MB", 15);
+const LEAK: (&str, u16) = ("MEM_LEAK_MB", 11);
+const BLOCKS: (&str, u16) = ("LEAK_BLOCKS", 11);
 const NOTE: (&str, u16) = ("NOTE", 0);
 
-/// Shown for an empty command name. An empty cell would shift the columns of its row. No other name is shown as a lone
-/// `\0`.
-const EMPTY_NAME: &str = r"\0";
+/// From how many processes on the table ends with a block by command, and how many commands it has at the most.
+const MANY_PROCESSES: u64 = 10;
+const MOST_COMMANDS: usize = 20;
 
 const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Makes a terminal cut long lines off, and wrap them again.
+/// Makes a terminal cut long lines off, and wrap them again. Only lines that cannot be made to fit are cut.
 pub(super) const NO_WRAP: &str = "\x1b[?7l";
 pub(super) const WRAP: &str = "\x1b[?7h";
+
+/// Clears the screen.
+const CLEARED: &str = "\x1b[H\x1b[2J";
 
 pub(super) struct TableRender {
     options: Options,
     began: bool,
     /// Number of lines on the terminal that the next output replaces.
     drawn: usize,
+    /// The terminal's columns and lines when they were drawn.
+    size: Option<(usize, usize)>,
 }
 
 impl TableRender {
@@ -77,7 +79,23 @@ impl TableRender {
             options,
             began: false,
             drawn: 0,
+            size: None,
         }
+    }
+
+    /// Draws lines in place of those that were drawn before.
+    fn draw(&mut self, lines: &[String], screen: &Screen) -> Vec<u8> {
+        let size = (screen.columns, screen.lines);
+        let is_resized = self.size.is_some_and(|before| before != size);
+        self.size = Some(size);
+        let erased = match is_resized {
+            // The terminal may have wrapped or moved the old lines, so nobody knows where they are.
+            true => CLEARED.to_owned(),
+            false => self.erased(),
+        };
+        self.drawn = lines.len();
+        let block = lines.join("\n");
+        format!("{erased}{NO_WRAP}{block}\n{WRAP}").into_bytes()
     }
 
     /// The escape sequence that erases the lines to be replaced. Empty if there are none.
@@ -86,6 +104,76 @@ impl TableRender {
             0 => String::new(),
             lines => format!("\x1b[{lines}F\x1b[J"),
         }
+    }
+
+    /// One row. A longer cell widens it.
+    fn row<const N: usize>(&self, columns: [(&str, u16); N], cells: [String; N]) -> String {
+        let verbose = self.options.verbosity == Verbosity::Verbose;
+        let shown = |column: &(&str, u16)| *column != BLOCKS || verbose;
+        let mut table = comfy_table::Table::new();
+        table.load_style(NOTHING);
+        let cells = columns
+            .iter()
+            .zip(cells)
+            .filter(|(column, _)| shown(column));
+        table.add_row(cells.map(|(_, cell)| cell));
+        let columns = columns.iter().filter(|column| shown(column));
+        for (column, (_, width)) in table.column_iter_mut().zip(columns) {
+            // The space between columns is padding. A constraint includes the padding.
+            column.set_padding((0, 1));
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
+        }
+        table.trim_fmt()
+    }
+
+    /// The processes by command, if there are many processes.
+    fn by_command(&self, summary: &Summary) -> String {
+        if summary.processes < MANY_PROCESSES {
+            return String::new();
+        }
+        let mut commands = summary.commands.clone();
+        commands::sort(&mut commands, self.options.order);
+        let more = commands.len().saturating_sub(MOST_COMMANDS);
+        commands.truncate(MOST_COMMANDS);
+        let heading = [
+            "COMMAND",
+            "PROCESSES",
+            "ALLOCS_MB",
+            "LEAK_MB",
+            "LEAK_BLOCKS",
+            "WORST_PID",
+        ];
+        let mut lines = format!("\n{}", self.command_row(heading.map(str::to_owned)));
+        for command in commands {
+            let Command { comm, worst, .. } = &command;
+            lines.push_str(
+                &self.command_row([
+                    comm.as_ref()
+                        .map_or_else(|| "(others)".to_owned(), |comm| name(comm)),
+                    command.processes.to_string(),
+                    megabytes(command.total_allocs_bytes),
+                    megabytes(command.leaked_bytes),
+                    command.leaked_blocks.to_string(),
+                    worst.map_or_else(|| "\u{2013}".to_owned(), |(pid, _)| pid.to_string()),
+                ]),
+            );
+        }
+        if more > 0 {
+            let more = counted(more as u64, "more command", "more commands");
+            lines.push_str(&format!("and {more}\n"));
+        }
+        lines
+    }
+
+    /// A line of the block by command. Its figures are aligned at the right.
+    fn command_row(&self, [comm, processes, allocs, leak, blocks, worst]: [String; 6]) -> String {
+        let blocks = match self.options.verbosity {
+            Verbosity::Verbose => format!(" {blocks:>11}"),
+            Verbosity::Normal | Verbosity::Quiet => String::new(),
+        };
+        // Names may have wide characters, which the padding of format! would count as one column.
+        let pad = " ".repeat(16_usize.saturating_sub(comm.width()));
+        format!("{comm}{pad} {processes:>9} {allocs:>11} {leak:>11}{blocks} {worst:>9}\n")
     }
 
     fn painted(&self, line: String, verdict: Option<Verdict>) -> String {
@@ -111,22 +199,14 @@ impl Render for TableRender {
         let mut lines = String::new();
         if !self.began {
             self.began = true;
-            lines.push_str(&row(COLUMNS, names(COLUMNS)));
+            lines.push_str(&self.row(COLUMNS, names(COLUMNS)));
             lines.push('\n');
         }
         let [uid, user, pid, comm, total] = first_cells(image);
-        let leaked = megabytes(image.counters.leaked_bytes);
-        let cells = [
-            uid,
-            user,
-            pid,
-            comm,
-            total,
-            leaked,
-            exit(image.end),
-            note(image),
-        ];
-        let row = row(COLUMNS, cells);
+        let [leaked, blocks] = leak_cells(image);
+        let (exit, note) = (exit(image.end), note(image));
+        let cells = [uid, user, pid, comm, total, leaked, blocks, exit, note];
+        let row = self.row(COLUMNS, cells);
         lines.push_str(&self.painted(row, verdict.filter(|verdict| *verdict == Verdict::Failed)));
         lines.push('\n');
         Ok(lines.into_bytes())
@@ -147,11 +227,12 @@ impl Render for TableRender {
             .gate
             .as_ref()
             .map(|gate| self.painted(gate.to_string(), Some(gate.verdict())));
-        let line = match self.options.verbosity {
-            Verbosity::Quiet => gate.into_iter().chain(lost(summary)).collect(),
-            Verbosity::Normal | Verbosity::Verbose => clauses(summary, gate),
+        let (block, line) = match (self.options.verbosity, gate) {
+            (Verbosity::Quiet, Some(gate)) => (String::new(), verdict(summary, gate)),
+            (Verbosity::Quiet, None) => return Ok(Vec::new()),
+            (_, gate) => (self.by_command(summary), clauses(summary, gate)),
         };
-        Ok(format!("memleak: {}\n", line.join("; ")).into_bytes())
+        Ok(format!("{block}memleak: {}\n", line.join("; ")).into_bytes())
     }
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>> {
@@ -177,17 +258,20 @@ impl Render for TableRender {
         }
         let rows = images.iter().map(|image| {
             let [uid, user, pid, comm, total] = first_cells(image);
-            let leaked = megabytes(image.counters.leaked_bytes);
-            [uid, user, pid, comm, total, leaked, note(image)]
+            let [leaked, blocks] = leak_cells(image);
+            [uid, user, pid, comm, total, leaked, blocks, note(image)]
         });
         for cells in std::iter::once(heading).chain(rows) {
-            lines.push_str(&row(WINDOW_COLUMNS, cells));
+            lines.push_str(&self.row(WINDOW_COLUMNS, cells));
             lines.push('\n');
         }
         Ok(lines.into_bytes())
     }
 
-    fn live(&mut self, live: &Live) -> io::Result<Vec<u8>> {
+    fn live(&mut self, live: &Live, screen: Option<&Screen>) -> io::Result<Vec<u8>> {
+        if let Some(screen) = screen.filter(|_| self.options.refresh) {
+            return Ok(self.draw(&live::lines(live, screen), screen));
+        }
         let mut block = format!(
             "[{}] Memory Of Running Processes, Growth Since {}\n",
             live.time.as_secs(),
@@ -196,90 +280,33 @@ impl Render for TableRender {
         let rows = live.rows.iter().map(|Growing { image, growth }| {
             let [uid, user, pid, comm, total] = first_cells(image);
             let held = megabytes(image.counters.leaked_bytes);
-            let sign = if *growth < 0 { "-" } else { "" };
-            let growth = format!("{sign}{}", megabytes(growth.unsigned_abs()));
+            let growth = signed_megabytes(*growth);
             let age = age(live.time.saturating_sub(image.start_time));
             [uid, user, pid, comm, total, held, growth, age, note(image)]
         });
         for cells in std::iter::once(names(LIVE_COLUMNS)).chain(rows) {
-            block.push_str(&row(LIVE_COLUMNS, cells));
+            block.push_str(&self.row(LIVE_COLUMNS, cells));
             block.push('\n');
         }
         if live.more > 0 {
             let more = counted(live.more as u64, "more process", "more processes");
             block.push_str(&format!("and {more}\n"));
         }
-        if !self.options.refresh {
-            return Ok(block.into_bytes());
-        }
-        let erased = self.erased();
-        self.drawn = block.lines().count();
-        Ok(format!("{erased}{NO_WRAP}{block}{WRAP}").into_bytes())
+        Ok(block.into_bytes())
     }
-}
-
-/// The closing line without colours. It does not depend on the report's format.
-pub fn closing_line(summary: &Summary) -> String {
-    clauses(summary, summary.gate.as_ref().map(ToString::to_string)).join("; ")
-}
-
-fn clauses(summary: &Summary, gate: Option<String>) -> Vec<String> {
-    let mut clauses = vec![sums(summary)];
-    clauses.extend(gate);
-    clauses.extend(lost(summary));
-    clauses.extend(running(summary));
-    clauses
 }
 
 fn names<const N: usize>(columns: [(&str, u16); N]) -> [String; N] {
     columns.map(|(name, _)| name.to_owned())
 }
 
-/// The cells of the columns with which every table begins.
-fn first_cells(image: &Image) -> [String; 5] {
-    let user = image.user.as_ref();
+/// The cells of a leak: megabytes, and blocks.
+fn leak_cells(image: &Image) -> [String; 2] {
+    let counters = &image.counters;
     [
-        image.uid.to_string(),
-        user.map_or_else(|| image.uid.to_string(), |user| name(user.as_bytes())),
-        image.pid.to_string(),
-        name(&image.comm),
-        megabytes(image.counters.total_allocs_bytes),
+        megabytes(counters.leaked_bytes),
+        counters.leaked_blocks.to_string(),
     ]
-}
-
-fn row<const N: usize>(columns: [(&str, u16); N], cells: [String; N]) -> String {
-    let mut table = comfy_table::Table::new();
-    table.load_style(NOTHING);
-    table.add_row(cells);
-    for (column, (_, width)) in table.column_iter_mut().zip(columns) {
-        // The space between columns is padding. A constraint includes the padding.
-        column.set_padding((0, 1));
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width + 1)));
-    }
-    table.trim_fmt()
-}
-
-/// A time in its two largest units: `12s`, `3m12s`, `4h05m`, `2d03h`.
-fn age(age: Duration) -> String {
-    let seconds = age.as_secs();
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
-    if days > 0 {
-        format!("{days}d{:02}h", hours % 24)
-    } else if hours > 0 {
-        format!("{hours}h{:02}m", minutes % 60)
-    } else if minutes > 0 {
-        format!("{minutes}m{:02}s", seconds % 60)
-    } else {
-        format!("{seconds}s")
-    }
-}
-
-fn name(name: &[u8]) -> String {
-    if name.is_empty() {
-        EMPTY_NAME.to_owned()
-    } else {
-        escape::escaped(name)
-    }
 }
 
 fn exit(end: End) -> String {
@@ -289,99 +316,4 @@ fn exit(end: End) -> String {
         End::Exec => "exec".to_owned(),
         End::Running => "running".to_owned(),
     }
-}
-
-fn note(image: &Image) -> String {
-    let mut notes = Vec::new();
-    if let Some(why) = image.uncovered {
-        notes.push(uncovered(why).to_owned());
-    }
-    if !image.losses.is_empty() {
-        notes.push(format!("incomplete: {} lost", image.losses.count()));
-    }
-    if image.from == From::Attach {
-        notes.push("since attach".to_owned());
-    }
-    notes.join("; ")
-}
-
-fn uncovered(why: Uncovered) -> &'static str {
-    match why {
-        Uncovered::NoAllocator => "no probed allocator",
-        Uncovered::NoSymbols => "no allocator symbols",
-        Uncovered::ThirtyTwoBit => "32-bit program",
-        Uncovered::Late => "allocator probed late",
-        Uncovered::Unexamined => "allocator not examined",
-    }
-}
-
-fn counted(count: u64, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
-}
-
-fn sums(summary: &Summary) -> String {
-    let processes = counted(summary.processes, "process", "processes");
-    let allocated = megabytes(summary.total_allocs_bytes);
-    let leaked = match summary.leaked {
-        exact if exact.exact() => megabytes(exact.lower),
-        Bounds {
-            lower,
-            upper: Some(upper),
-        } => format!("{} to {}", megabytes(lower), megabytes(upper)),
-        Bounds { lower, upper: None } => format!("at least {}", megabytes(lower)),
-    };
-    format!("{processes}, {allocated} MB allocated, {leaked} MB leaked")
-}
-
-/// The losses, with remedies where something can be done.
-fn lost(summary: &Summary) -> Option<String> {
-    if summary.complete {
-        return None;
-    }
-    let losses = summary.losses;
-    let mut parts = Vec::new();
-    if losses.blocks_not_recorded > 0 {
-        parts.push(format!(
-            "{} of {} bytes not recorded (raise --max-allocs)",
-            counted(losses.blocks_not_recorded, "block", "blocks"),
-            losses.bytes_not_recorded
-        ));
-    }
-    if losses.calls_without_return > 0 {
-        let calls = counted(losses.calls_without_return, "call", "calls");
-        parts.push(format!("{calls} without return"));
-    }
-    if losses.rows_lost > 0 {
-        parts.push(format!("{} lost", counted(losses.rows_lost, "row", "rows")));
-    }
-    for (&why, &count) in &summary.uncovered {
-        let images = counted(count, "image", "images");
-        parts.push(format!("{images}: {}", uncovered(why)));
-    }
-    if summary.attached > 0 {
-        let images = counted(summary.attached, "image", "images");
-        parts.push(format!("{images} counted from attach"));
-    }
-    let covered = format!(
-        "{} of {} fully covered",
-        summary.complete_processes,
-        counted(summary.processes, "process", "processes")
-    );
-    parts.insert(0, covered);
-    Some(format!("incomplete: {}", parts.join(", ")))
-}
-
-fn running(summary: &Summary) -> Option<String> {
-    if summary.running.is_empty() {
-        return None;
-    }
-    let mut names: Vec<String> = summary
-        .running
-        .iter()
-        .map(|running| format!("{}[{}]", name(&running.comm), running.pid))
-        .collect();
-    if summary.unnamed_running > 0 {
-        names.push(format!("{} more", summary.unnamed_running));
-    }
-    Some(format!("still running: {}", names.join(", ")))
 }

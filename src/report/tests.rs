@@ -1,6 +1,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use unicode_width::UnicodeWidthStr;
+
+use crate::model::commands::CommandOrder;
 use crate::model::exit::{ExecErrorKind, Outcome};
 use crate::model::gate::{Gate, Limits};
 use crate::model::image::samples::image;
@@ -12,12 +15,12 @@ use crate::report::*;
 
 /// Remembers every write. With `broken`, fails like a pipe without a reader.
 #[derive(Clone, Default)]
-struct Sink {
+struct Written {
     writes: Arc<Mutex<Vec<String>>>,
     broken: bool,
 }
 
-impl Write for Sink {
+impl Write for Written {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.broken {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -122,15 +125,21 @@ fn options(verbosity: Verbosity, color: bool) -> Options {
     Options {
         verbosity,
         color,
-        refresh: false,
+        ..Options::default()
     }
 }
 
 fn gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
     Gate::new(
         Limits { process, total },
-        crate::text::globs::CommNames::default(),
+        crate::model::selection::Selection::default(),
     )
+}
+
+/// A report in one place.
+fn report(format: Format, options: Options, to: &Written) -> Report {
+    let sink = Sink::new(format, options, "place".to_owned(), Box::new(to.clone()));
+    Report::new(vec![sink])
 }
 
 /// The writes of a report over these images.
@@ -141,15 +150,15 @@ fn writes(
     images: &[Image],
     outcome: Outcome,
 ) -> Vec<String> {
-    let sink = Sink::default();
-    let mut report = Report::new(format, options, Box::new(sink.clone()));
+    let sink = Written::default();
+    let mut report = report(format, options, &sink);
     let mut ledger = Ledger::new(gate);
     for image in images {
         let verdict = ledger.record(image);
-        report.image(image, verdict).unwrap();
+        assert!(report.image(image, verdict).is_empty());
     }
     let summary = ledger.finish(Losses::default(), outcome);
-    report.summary(&summary).unwrap();
+    assert!(report.summary(&summary).is_empty());
     std::mem::take(&mut sink.writes.lock().unwrap())
 }
 
@@ -254,7 +263,6 @@ fn no_format_sends_a_character_on_which_a_terminal_would_act() {
 fn no_line_of_a_table_ends_in_a_blank() {
     for line in whole(Format::Table, Verbosity::Verbose).lines() {
         assert_eq!(line, line.trim_end());
-        assert!(!line.is_empty());
     }
 }
 
@@ -316,7 +324,7 @@ fn a_json_line_has_the_fields_of_the_schema_in_order() {
         concat!(
             r#"{"schema":"memleak/1","type":"summary","outcome":"exited","code":0,"signal":null,"#,
             r#""core":false,"processes":1,"covered_processes":1,"total_allocs_bytes":7208122,"leaked_bytes":440807,"#,
-            r#""gate":{"limit_bytes":1000000,"verdict":"passed"},"complete":true,"losses":{}}"#,
+            r#""leaked_blocks":101,"gate":{"limit_bytes":1000000,"verdict":"passed","judged":1},"complete":true,"losses":{}}"#,
             "\n"
         )
     );
@@ -328,18 +336,18 @@ fn the_gate_of_a_summary_has_the_limits_of_the_command_line() {
         (gate(None, None), r#""gate":null"#, ",,,,,1"),
         (
             gate(Some(5), None),
-            r#""gate":{"limit_bytes":5,"verdict":"passed"}"#,
-            ",5,,passed,,1",
+            r#""gate":{"limit_bytes":5,"verdict":"passed","judged":1}"#,
+            ",5,,passed,,1,,1",
         ),
         (
             gate(None, Some(6)),
-            r#""gate":{"limit_bytes":null,"total_limit_bytes":6,"verdict":"passed"}"#,
-            ",,6,passed,,1",
+            r#""gate":{"limit_bytes":null,"total_limit_bytes":6,"verdict":"passed","judged":1}"#,
+            ",,6,passed,,1,,1",
         ),
         (
             gate(Some(5), Some(6)),
-            r#""gate":{"limit_bytes":5,"total_limit_bytes":6,"verdict":"passed"}"#,
-            ",5,6,passed,,1",
+            r#""gate":{"limit_bytes":5,"total_limit_bytes":6,"verdict":"passed","judged":1}"#,
+            ",5,6,passed,,1,,1",
         ),
     ] {
         let last = |format| {
@@ -504,20 +512,20 @@ fn a_closing_line_only_says_what_is_known() {
     };
     assert_eq!(
         closing(image()),
-        "memleak: 1 process, 7.208 MB allocated, 0.000 MB leaked\n"
+        "memleak: 1 process, 7.208 MB allocated, 0 bytes leaked\n"
     );
     let mut bounded = image();
     bounded.losses.blocks_not_recorded = 1;
     bounded.losses.bytes_not_recorded = 2_000;
     assert_eq!(
         closing(bounded.clone()),
-        "memleak: 1 process, 7.208 MB allocated, 0.000 to 0.002 MB leaked; \
+        "memleak: 1 process, 7.208 MB allocated, 0 bytes to 0.002 MB leaked; \
          incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs)\n"
     );
     bounded.losses.rows_lost = 3;
     assert_eq!(
         closing(bounded),
-        "memleak: 1 process, 7.208 MB allocated, at least 0.000 MB leaked; \
+        "memleak: 1 process, 7.208 MB allocated, at least 0 bytes leaked; \
          incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows lost\n"
     );
 }
@@ -536,19 +544,101 @@ fn a_table_of_a_command_that_never_ran_is_empty() {
 }
 
 #[test]
-fn the_caller_gets_the_error_if_the_reader_has_closed_its_end() {
+fn a_place_whose_reader_has_closed_its_end_is_given_up_and_the_others_go_on() {
     for format in [Format::Table, Format::Json, Format::Csv] {
-        let broken = Sink {
+        let broken = Written {
             broken: true,
-            ..Sink::default()
+            ..Written::default()
         };
-        let mut report = Report::new(format, Options::default(), Box::new(broken));
-        let error = report.image(&image(), None).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        let good = Written::default();
+        let sinks = [&broken, &good].map(|to| {
+            let name = "place".to_owned();
+            Sink::new(format, Options::default(), name, Box::new(to.clone()))
+        });
+        let mut report = Report::new(sinks.into());
+        assert!(report.image(&image(), None).is_empty());
+        assert!(!report.is_unread());
         let summary = Ledger::new(None).finish(Losses::default(), EXITED_2);
-        let error = report.summary(&summary).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert!(report.summary(&summary).is_empty());
+        assert_eq!(good.writes.lock().unwrap().len(), 2);
+        let mut unread = super::tests::report(format, Options::default(), &broken);
+        assert!(unread.image(&image(), None).is_empty());
+        assert!(unread.is_unread());
     }
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named_and_tried_again() {
+    let mut report = Report::new(vec![Sink::new(
+        Format::Json,
+        Options::default(),
+        "/dev/full".to_owned(),
+        Box::new(
+            std::fs::File::options()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        ),
+    )]);
+    for _ in 0..2 {
+        let unwritten = report.image(&image(), None);
+        assert_eq!(unwritten.len(), 1);
+        assert_eq!(unwritten[0].to, "/dev/full");
+        assert_eq!(unwritten[0].error.kind(), io::ErrorKind::StorageFull);
+    }
+}
+
+#[test]
+fn ten_processes_are_also_shown_by_command() {
+    let images: Vec<Image> = (1..=12)
+        .map(|pid| {
+            let mut image = image();
+            image.pid = pid;
+            image.comm = ["leak", "grep", "日本語"][pid as usize % 3].into();
+            image.counters.leaked_bytes = u64::from(pid % 3 == 0) * u64::from(pid) * 1_000;
+            image.counters.leaked_blocks = u64::from(pid % 3 == 0);
+            image
+        })
+        .collect();
+    let whole = |count: usize, verbosity, order| {
+        let options = Options {
+            order,
+            ..options(verbosity, false)
+        };
+        writes(Format::Table, options, None, &images[..count], EXITED_2)
+            .pop()
+            .unwrap()
+    };
+    assert_eq!(whole(9, NORMAL, CommandOrder::Leak).lines().count(), 1);
+    let blocks = [
+        whole(12, NORMAL, CommandOrder::Leak),
+        whole(12, Verbosity::Verbose, CommandOrder::Allocs),
+    ];
+    insta::assert_snapshot!(blocks.concat());
+}
+
+#[test]
+fn a_tree_of_many_programs_shows_the_largest_and_counts_the_others() {
+    let images: Vec<Image> = (0..50)
+        .map(|pid| {
+            let mut image = image();
+            image.comm = format!("program{pid}").into_bytes();
+            image
+        })
+        .collect();
+    let end = writes(
+        Format::Table,
+        options(NORMAL, false),
+        None,
+        &images,
+        EXITED_2,
+    )
+    .pop()
+    .unwrap();
+    assert!(
+        end.contains("\nand 30 more commands\nmemleak: 50 processes, "),
+        "{end}"
+    );
 }
 
 // ---- windows and running processes ----------------------------------------------------------------------
@@ -581,21 +671,32 @@ fn live() -> Live {
         since: at(1_761_153_780),
         rows,
         more: 12,
+        held_bytes: 812_400_000,
+        growth_bytes: 1_200_000,
+    }
+}
+
+fn screen(columns: usize, lines: usize) -> Screen {
+    Screen {
+        columns,
+        lines,
+        time_of_day: "14:02:10".to_owned(),
+        command: "memleak -a 5".to_owned(),
     }
 }
 
 /// The writes of a report of four windows, each followed by the running processes.
 fn watched(format: Format, options: Options) -> Vec<String> {
-    let sink = Sink::default();
-    let mut report = Report::new(format, options, Box::new(sink.clone()));
+    let sink = Written::default();
+    let mut report = report(format, options, &sink);
     let mut attached = image();
     attached.from = From::Attach;
     for images in [images(), vec![image()], vec![attached], Vec::new()] {
-        report.window(&window(images)).unwrap();
-        report.live(&live()).unwrap();
+        assert!(report.window(&window(images)).is_empty());
+        assert!(report.live(&live(), Some(&screen(80, 24))).is_empty());
     }
     let summary = Ledger::new(None).finish(Losses::default(), Outcome::Watched);
-    report.summary(&summary).unwrap();
+    assert!(report.summary(&summary).is_empty());
     std::mem::take(&mut sink.writes.lock().unwrap())
 }
 
@@ -664,6 +765,81 @@ fn on_a_terminal_the_running_processes_are_replaced_and_windows_stay() {
     );
     // The last window is empty.
     assert!(writes.last().unwrap().starts_with(erased));
+}
+
+/// What a terminal of this size shows of the running processes.
+fn drawn(live: &Live, columns: usize, lines: usize) -> String {
+    let mut table = table::TableRender::new(Options {
+        refresh: true,
+        ..options(NORMAL, false)
+    });
+    let drawn = table.live(live, Some(&screen(columns, lines))).unwrap();
+    let drawn = String::from_utf8(drawn).unwrap();
+    let drawn = drawn
+        .strip_prefix(NO_WRAP)
+        .unwrap()
+        .strip_suffix(WRAP)
+        .unwrap();
+    let widest = drawn.lines().map(UnicodeWidthStr::width).max().unwrap();
+    assert!(widest <= columns, "{widest} of {columns}:\n{drawn}");
+    assert!(drawn.lines().count() < lines, "{drawn}");
+    drawn.to_owned()
+}
+
+#[test]
+fn the_running_processes_on_terminals_of_several_sizes() {
+    let sizes = [
+        (40, 24),
+        (52, 24),
+        (60, 24),
+        (80, 24),
+        (100, 24),
+        (132, 24),
+        (80, 6),
+    ];
+    let screens = sizes.map(|(columns, lines)| {
+        let rule = "-".repeat(columns);
+        format!(
+            "{columns} x {lines}\n{rule}\n{}",
+            drawn(&live(), columns, lines)
+        )
+    });
+    insta::assert_snapshot!(screens.join("\n"));
+}
+
+#[test]
+fn columns_go_one_after_the_other_as_a_terminal_gets_narrower() {
+    let order = ["NOTE", "TOTAL_ALLOCS_MB", "UID", "AGE", "USER", "+5s_MB"];
+    let mut noted = live();
+    noted.rows[0].image.from = From::Attach;
+    let mut gone = 0;
+    for columns in (38..200).rev() {
+        let drawn = drawn(&noted, columns, 24);
+        let names = drawn.lines().nth(1).unwrap();
+        let there: Vec<bool> = order.iter().map(|name| names.contains(name)).collect();
+        let missing = there.iter().filter(|there| !**there).count();
+        assert!(there[..missing].iter().all(|there| !there), "{names}");
+        assert!(missing >= gone, "{names}");
+        gone = missing;
+        assert!(names.contains("PID") && names.contains("COMM") && names.contains("LIVE_MB"));
+    }
+    assert_eq!(gone, order.len());
+}
+
+#[test]
+fn after_a_resize_the_screen_is_cleared_once() {
+    let mut table = table::TableRender::new(Options {
+        refresh: true,
+        ..options(NORMAL, false)
+    });
+    let mut draw = |columns| {
+        let drawn = table.live(&live(), Some(&screen(columns, 24))).unwrap();
+        String::from_utf8(drawn).unwrap()
+    };
+    let cleared = "\x1b[H\x1b[2J";
+    assert!(!draw(80).contains(cleared));
+    assert!(draw(60).starts_with(cleared));
+    assert!(draw(60).starts_with("\x1b[6F\x1b[J"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The sums of a session and their report. The sums are computed in `model`, and the report is printed in `report`.
 
-use std::io;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,15 +9,18 @@ use users::{Users, UsersCache};
 
 use crate::kernel::collector::Collector;
 use crate::kernel::error;
+use crate::model::commands::CommandOrder;
 use crate::model::exit::Outcome;
 use crate::model::gate::Gate;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
-use crate::options::ReportArgs;
+use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
-use crate::report::destination::{self, Output};
-use crate::report::{Format, Options, Report, Window};
+use crate::report::destination::{self, Output, Standard};
+use crate::report::{
+    Format, Options, Report, Screen, Sink, Unwritten, Verbosity, Window, verdict_line,
+};
 use crate::session::prober::Prober;
 
 /// With `verbose`, says by which method the probes were attached. If the start failed, prints the messages of the
@@ -45,45 +49,109 @@ pub(super) struct Books {
     ledger: Ledger,
     report: Report,
     users: UsersCache,
-    /// Name of the report's destination in messages.
-    name: String,
-    /// Whether memleak has said that the report could not be written. It says so once.
-    unwritten: bool,
-    /// Whether the reader of the report has closed its end.
-    pub(super) unread: bool,
+    /// The destinations of the report for which memleak has said that it could not be written. It says so once.
+    unwritten: BTreeSet<String>,
     /// How often memleak itself has failed since it began.
     failures: u64,
     /// Whether memleak has said why programs under valgrind die. It says so once.
     explained: bool,
     /// Whether a table of running processes replaces the previous one.
     pub(super) refreshes: bool,
+    /// The running processes that a terminal shows.
+    shown: Option<(Live, Screen)>,
+    /// Whether a table goes to standard error, and with it what a gate says.
+    table_on_stderr: bool,
+}
+
+/// What a report consists of.
+pub(super) enum Contents {
+    /// Rows as processes end, and at the end a block by command in this order.
+    Run(CommandOrder),
+    /// Windows. `live`: the running processes are shown repeatedly.
+    Watch { live: bool },
+}
+
+/// The opened destinations of a report.
+pub(super) struct Destinations {
+    outputs: Vec<(Format, Output)>,
+}
+
+impl Destinations {
+    /// Opens the destinations that the options name, the one for people first.
+    ///
+    /// # Errors
+    /// A file cannot be opened.
+    pub(super) fn open(args: &ReportArgs, standard: Standard) -> Result<Self> {
+        let open = |(format, file): (Format, Option<&Path>)| {
+            Ok((format, destination::open(file, standard)?))
+        };
+        let outputs = args
+            .outputs()
+            .into_iter()
+            .map(open)
+            .collect::<Result<_>>()?;
+        Ok(Self { outputs })
+    }
+
+    /// Whether memleak needs its standard error for the report.
+    pub(super) fn need_stderr(&self) -> bool {
+        self.outputs.iter().any(|(_, output)| output.is_stderr)
+    }
 }
 
 impl Books {
-    /// `live`: the running processes are shown repeatedly.
-    pub(super) fn open(args: &ReportArgs, gate: Option<Gate>, live: bool, output: Output) -> Self {
+    pub(super) fn open(
+        shown: &ShownArgs,
+        contents: Contents,
+        gate: Option<Gate>,
+        destinations: Destinations,
+    ) -> Self {
+        let (live, order) = match contents {
+            Contents::Run(order) => (false, order),
+            Contents::Watch { live } => (live, CommandOrder::default()),
+        };
         // A terminal that can move its cursor shows one table of running processes, not a history of tables.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let refreshes = live && output.terminal && !is_dumb && args.format == Format::Table;
-        let look = Options {
-            verbosity: args.shown.verbosity(),
-            color: args
-                .shown
-                .color
-                .wanted(output.terminal, destination::no_color()),
-            refresh: refreshes,
+        let refreshes = |format, output: &Output| {
+            live && output.terminal && !is_dumb && format == Format::Table
         };
+        let table_on_stderr = destinations
+            .outputs
+            .iter()
+            .any(|(format, output)| output.is_stderr && *format == Format::Table);
+        let any_refreshes = destinations
+            .outputs
+            .iter()
+            .any(|(format, output)| refreshes(*format, output));
+        let sinks = destinations.outputs.into_iter().map(|(format, output)| {
+            let look = Options {
+                verbosity: match output.is_file {
+                    // Who names a file wants what is in it.
+                    true => Verbosity::of(false, shown.verbose),
+                    false => shown.verbosity(),
+                },
+                color: shown.color.wanted(output.terminal, destination::no_color()),
+                refresh: refreshes(format, &output),
+                order,
+            };
+            Sink::new(format, look, output.name, output.writer)
+        });
         Books {
             ledger: Ledger::new(gate),
-            report: Report::new(args.format, look, output.writer),
+            report: Report::new(sinks.collect()),
             users: UsersCache::new(),
-            name: output.name,
-            unwritten: false,
-            unread: false,
+            unwritten: BTreeSet::new(),
             failures: 0,
             explained: false,
-            refreshes,
+            refreshes: any_refreshes,
+            shown: None,
+            table_on_stderr,
         }
+    }
+
+    /// Whether every reader of the report has closed its end.
+    pub(super) fn is_unread(&self) -> bool {
+        self.report.is_unread()
     }
 
     fn name_user(&self, image: &mut Image) {
@@ -108,8 +176,8 @@ impl Books {
         self.name_user(&mut image);
         self.explain(&image);
         let verdict = self.ledger.record(&image);
-        let written = self.report.image(&image, verdict);
-        self.check(written);
+        let unwritten = self.report.image(&image, verdict);
+        self.check(unwritten);
     }
 
     /// Adds and reports the images that have ended in a window. `start` and `end` are times since the Unix epoch.
@@ -119,17 +187,33 @@ impl Books {
             self.explain(image);
             self.ledger.record(image);
         }
-        let written = self.report.window(&Window { start, end, images });
-        self.check(written);
+        let unwritten = self.report.window(&Window { start, end, images });
+        self.check(unwritten);
     }
 
     /// Reports the running processes.
-    pub(super) fn show(&mut self, mut live: Live) {
+    pub(super) fn show(&mut self, mut live: Live, screen: Option<Screen>) {
         for row in &mut live.rows {
             self.name_user(&mut row.image);
         }
-        let written = self.report.live(&live);
-        self.check(written);
+        let unwritten = self.report.live(&live, screen.as_ref());
+        self.check(unwritten);
+        self.shown = screen.map(|screen| (live, screen));
+    }
+
+    /// Draws the running processes that were shown last again, because the terminal has another size.
+    pub(super) fn redraw(&mut self, screen: Option<Screen>) {
+        let Some(((live, before), screen)) = self.shown.take().zip(screen) else {
+            return;
+        };
+        let time_of_day = before.time_of_day;
+        self.show(
+            live,
+            Some(Screen {
+                time_of_day,
+                ..screen
+            }),
+        );
     }
 
     /// Counts a failure of memleak during the session, and says the first one. The result is then incomplete. The
@@ -141,30 +225,28 @@ impl Books {
         self.failures += 1;
     }
 
-    /// Closes the sums and reports them.
+    /// Closes the sums and reports them. A gate that failed or is unknown is said on standard error, wherever the report
+    /// goes.
     pub(super) fn close(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
         losses.rows_lost += self.failures;
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
         let summary = ledger.finish(losses, outcome);
-        let written = self.report.summary(&summary);
-        self.check(written);
+        let unwritten = self.report.summary(&summary);
+        self.check(unwritten);
+        if !self.table_on_stderr
+            && let Some(line) = verdict_line(&summary)
+        {
+            say(&line);
+        }
         summary
     }
 
-    /// Handles the result of a write. A reader that has closed its end is not a failure. A full disk is a failure of
-    /// the report, not of the command.
-    fn check(&mut self, written: io::Result<()>) {
-        let Err(error) = written else {
-            return;
-        };
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            self.unread = true;
-        } else if !self.unwritten {
-            self.unwritten = true;
-            say(&format!(
-                "cannot write the report to {}: {error}",
-                self.name
-            ));
+    /// Says which writes have failed. A full disk is a failure of the report, not of the command.
+    fn check(&mut self, unwritten: Vec<Unwritten>) {
+        for Unwritten { to, error } in unwritten {
+            if self.unwritten.insert(to.clone()) {
+                say(&format!("cannot write the report to {to}: {error}"));
+            }
         }
     }
 }

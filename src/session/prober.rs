@@ -87,7 +87,7 @@ impl Prober {
             children: !options.no_children,
         };
         settings.wanted = wanted.clone();
-        let verbose = options.report.shown.verbose;
+        let verbose = options.shown.verbose;
         let mut prober = Self::load(&options.probing, switches, settings, verbose, |prober| {
             for process in processes {
                 prober.expect_mapped_by(process)?;
@@ -111,7 +111,7 @@ impl Prober {
         let mut settings = settings(&options.probing, &switches);
         settings.scope = Scope::All;
         settings.wanted = wanted.clone();
-        let verbose = options.report.shown.verbose;
+        let verbose = options.shown.verbose;
         let mut prober = Self::load(
             &options.probing,
             switches,

@@ -15,6 +15,8 @@ pub enum Request {
     Stop,
     /// USR1: show the running processes.
     Show,
+    /// WINCH: the terminal has another size.
+    Resize,
 }
 
 const STOPS: [Signal; 4] = [
@@ -41,6 +43,7 @@ impl Requests {
         let ignored = Inherited::get()?.ignored;
         let mut taken = SigSet::empty();
         taken.add(Signal::SIGUSR1);
+        taken.add(Signal::SIGWINCH);
         for signal in STOPS {
             if !ignored.contains(signal as i32) {
                 taken.add(signal);
@@ -64,10 +67,12 @@ impl Requests {
             .read_signal()
             .context("cannot read the received signals")?
         {
-            requests.push(if info.ssi_signo == Signal::SIGUSR1 as u32 {
-                Request::Show
-            } else {
-                Request::Stop
+            const SHOW: u32 = Signal::SIGUSR1 as u32;
+            const RESIZE: u32 = Signal::SIGWINCH as u32;
+            requests.push(match info.ssi_signo {
+                SHOW => Request::Show,
+                RESIZE => Request::Resize,
+                _ => Request::Stop,
             });
         }
         Ok(requests)

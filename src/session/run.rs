@@ -1,22 +1,24 @@
 //! `memleak run` from beginning to end: launch, probe, release, follow, report. The steps themselves are in `launch`,
 //! `prober`, `pump` and `books`.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::launch::Suspended;
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, ExecError, Running};
 use crate::launch::signals::{Event, Signals};
 use crate::model::exit::{self, Finish, Outcome};
+use crate::model::gate::Gate;
 use crate::model::image::Losses;
 use crate::options::{GateArgs, Run, WaitAll};
 use crate::os::capabilities;
 use crate::os::identity::Identity;
 use crate::os::say::say;
-use crate::report::destination::{self, Standard};
-use crate::session::books::{Books, say_detours, started};
+use crate::report::destination::Standard;
+use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 
@@ -36,18 +38,24 @@ pub fn run(options: &Run) -> Result<Finish> {
         .transpose()?;
     let command = Suspended::fork(&options.command, user.as_ref())?;
     let mut signals = Signals::take_over()?;
-    let report = destination::open(options.report.shown.output.as_deref(), Standard::Error)?;
-    let verbose = options.report.shown.verbose;
+    let destinations = Destinations::open(&options.report, Standard::Error)?;
+    let gate = gate(&options.gate)?;
+    let verbose = options.shown.verbose;
     let switches = options.probing.test.switches();
     let prober = Prober::start(&options.probing, switches, verbose, &command);
     let mut prober = started(prober, verbose)?;
-    // The later messages of -v need standard error, too.
-    let keep = if report.is_stderr || verbose {
+    // The later messages of -v, and what a gate says, need standard error, too.
+    let keep = if destinations.need_stderr() || verbose || gate.is_some() {
         Stderr::Keep
     } else {
         Stderr::GiveUp
     };
-    let mut books = Books::open(&options.report, options.gate.gate(), false, report);
+    let mut books = Books::open(
+        &options.shown,
+        Contents::Run(options.sort),
+        gate,
+        destinations,
+    );
     let outcome = match command.release(keep) {
         Ok(mut running) => {
             let ended = follow(&mut running, &mut signals, &mut prober, &mut books);
@@ -73,6 +81,17 @@ pub fn run(options: &Run) -> Result<Finish> {
     let finish = close(books, collector.losses(), outcome, &options.gate);
     collector.detach_at_exit();
     Ok(finish)
+}
+
+/// The gate that the user asked for, if any.
+fn gate(options: &GateArgs) -> Result<Option<Gate>> {
+    let directory = match options.gate_exe.is_empty() {
+        true => PathBuf::new(),
+        false => {
+            std::env::current_dir().context("--gate-exe: cannot tell the current directory")?
+        }
+    };
+    options.gate(&directory).context("--gate-exe")
 }
 
 /// Follows the command to its end.

@@ -1,7 +1,6 @@
 //! `memleak -p` and `-a`: attach to running processes, and report window by window which processes have ended. The
 //! steps themselves are in `prober`, `pump` and `books`.
 
-use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,10 @@ use crate::os::capabilities;
 use crate::os::clock::monotonic;
 use crate::os::processes::Process;
 use crate::os::say::say;
-use crate::report::closing_line;
-use crate::report::destination::{self, Standard};
-use crate::session::books::{Books, say_detours, started};
+use crate::os::terminal;
+use crate::report::destination::Standard;
+use crate::report::{Screen, closing_line};
+use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::filter::{self, Filter};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
@@ -36,18 +36,23 @@ pub fn watch(options: &Watch) -> Result<()> {
     let processes: Result<Vec<_>> = options.pid.iter().map(|pid| Process::open(*pid)).collect();
     let processes = processes?;
     let mut requests = Requests::take_over()?;
-    let report = destination::open(options.report.shown.output.as_deref(), Standard::Output)?;
+    let destinations = Destinations::open(&options.report, Standard::Output)?;
     let clock = Instant::now();
     let prober = if options.all {
         Prober::watch_all(options, &wanted)
     } else {
         Prober::watch(options, &wanted, &processes)
     };
-    let prober = started(prober, options.report.shown.verbose)?;
+    let prober = started(prober, options.shown.verbose)?;
     let began = monotonic();
     let mut watching = Watching {
         prober,
-        books: Books::open(&options.report, None, options.live, report),
+        books: Books::open(
+            &options.shown,
+            Contents::Watch { live: options.live },
+            None,
+            destinations,
+        ),
         filter,
         ended: Vec::new(),
         opened: began,
@@ -95,8 +100,10 @@ impl Watching<'_> {
             self.take();
             if asked.contains(&Request::Show) {
                 self.show();
+            } else if asked.contains(&Request::Resize) {
+                self.books.redraw(self.screen());
             }
-            if over || asked.contains(&Request::Stop) || self.books.unread {
+            if over || asked.contains(&Request::Stop) || self.books.is_unread() {
                 return;
             }
             if Instant::now() >= due {
@@ -158,55 +165,52 @@ impl Watching<'_> {
         match self.prober.collector.running() {
             Ok(running) => {
                 let kept = |image: &Image| self.filter.keeps(image);
-                let top = match self.books.refreshes {
-                    true => self.options.top.min(room()),
-                    false => self.options.top,
-                };
+                let top = self.options.top;
                 let mut live = self.growth.look(monotonic(), running, kept, top);
                 let clock = self.prober.collector.clock();
                 live.since = clock.unix(live.since);
                 live.time = clock.unix(live.time);
-                self.books.show(live);
+                self.books.show(live, self.screen());
             }
             Err(error) => self.books.fail(&error),
         }
+    }
+
+    /// The terminal on which the running processes are drawn, if they are.
+    fn screen(&self) -> Option<Screen> {
+        if !self.books.refreshes {
+            return None;
+        }
+        let (columns, lines) = terminal::size(std::io::stdout().as_fd())?;
+        let now = self.prober.collector.clock().unix(monotonic());
+        Some(Screen {
+            columns,
+            lines,
+            time_of_day: terminal::time_of_day(now),
+            command: self.options.in_short(),
+        })
     }
 
     /// Reports the window that is still open, and says the closing messages.
     fn close(mut self, began: Instant) {
         self.take();
         self.close_window();
-        let report = &self.options.report;
+        let shown = &self.options.shown;
         let collector = self.prober.collector;
-        if report.shown.verbose {
+        if shown.verbose {
             say_detours(&collector);
         }
         let kernel = collector.kernel_memory();
         let summary = self.books.close(collector.losses(), Outcome::Watched);
-        if report.shown.verbose || (!report.shown.quiet && !summary.losses.is_empty()) {
+        if shown.verbose || (!shown.quiet && !summary.losses.is_empty()) {
             say(&closing_line(&summary));
         }
-        if report.shown.verbose
+        if shown.verbose
             && let Some(cost) = own_cost(began.elapsed(), kernel)
         {
             say(&cost);
         }
         collector.detach_at_exit();
-    }
-}
-
-/// How many processes fit on the terminal, beside two heading lines and a line that says how many more there are.
-fn room() -> usize {
-    const LINES_BESIDE: usize = 4;
-    let mut size = MaybeUninit::<libc::winsize>::zeroed();
-    // SAFETY: the call fills in the structure. If it fails, the structure is still zeroed, and its integers are valid.
-    let lines = unsafe {
-        libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, size.as_mut_ptr());
-        usize::from(size.assume_init().ws_row)
-    };
-    match lines {
-        0 => usize::MAX,
-        lines => lines.saturating_sub(LINES_BESIDE).max(1),
     }
 }
 

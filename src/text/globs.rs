@@ -29,7 +29,8 @@ impl CommGlob {
         self.pattern.as_str()
     }
 
-    fn matches(&self, comm: &[u8]) -> bool {
+    /// Whether a command name matches the pattern without its `!`.
+    pub fn matches(&self, comm: &[u8]) -> bool {
         self.pattern.matches(&escape::text(comm))
     }
 }

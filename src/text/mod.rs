@@ -2,5 +2,6 @@
 
 pub mod escape;
 pub mod globs;
+pub mod paths;
 pub mod signal_name;
 pub mod units;

@@ -7,28 +7,30 @@ use thiserror::Error;
 
 use crate::text::escape;
 
-/// Every unit of a size, with its number of bytes. Names are exact. `M` or `mb` can mean a power of 1000 or of 1024, so
-/// they are refused.
-const UNITS: [(&str, u64); 11] = [
+/// Every unit of a size in lower case, with its number of bytes. Upper and lower case mean the same.
+const UNITS: [(&str, u64); 14] = [
     ("", 1),
-    ("B", 1),
-    ("kB", 1_000),
-    ("KB", 1_000),
-    ("MB", 1_000_000),
-    ("GB", 1_000_000_000),
-    ("TB", 1_000_000_000_000),
-    ("KiB", 1 << 10),
-    ("MiB", 1 << 20),
-    ("GiB", 1 << 30),
-    ("TiB", 1 << 40),
+    ("b", 1),
+    ("k", 1_000),
+    ("m", 1_000_000),
+    ("g", 1_000_000_000),
+    ("t", 1_000_000_000_000),
+    ("kb", 1_000),
+    ("mb", 1_000_000),
+    ("gb", 1_000_000_000),
+    ("tb", 1_000_000_000_000),
+    ("kib", 1 << 10),
+    ("mib", 1 << 20),
+    ("gib", 1 << 30),
+    ("tib", 1 << 40),
 ];
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SizeError {
     #[error(
-        "'{}' is not a size: write a whole number of bytes, or one with kB, MB, GB, TB (powers of 1000) \
-         or KiB, MiB, GiB, TiB (powers of 1024), as in 512, 100kB, 1MiB",
+        "'{}' is not a size: write a number of bytes, or one with kB, MB, GB, TB (powers of 1000) \
+         or KiB, MiB, GiB, TiB (powers of 1024), as in 512, 1.5MB, 1MiB",
         escape::escaped(.0.as_bytes())
     )]
     Unparsable(String),
@@ -40,30 +42,57 @@ pub enum SizeError {
     TooLarge(String),
 }
 
-/// Reads a size: a whole decimal number, and after it, without a space, a unit or nothing. The result is in bytes.
+/// Reads a size: a decimal number, which may have a fraction, and after it, without a space, a unit or nothing. The
+/// result is in bytes. A part of a byte is dropped, which changes no comparison with a whole number of bytes.
 ///
 /// # Errors
 /// [`SizeError::Unparsable`] if the text has another form, [`SizeError::TooLarge`] if the size does not fit into
 /// 64 bits.
 pub fn parse_size(size: &str) -> Result<u64, SizeError> {
-    let digits = size.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = size.split_at(digits);
-    let bytes = UNITS.iter().find(|(name, _)| *name == unit);
-    let (false, Some((_, bytes))) = (number.is_empty(), bytes) else {
-        return Err(SizeError::Unparsable(size.to_owned()));
+    let unparsable = || SizeError::Unparsable(size.to_owned());
+    let too_large = || SizeError::TooLarge(size.to_owned());
+    let number_ends = size
+        .bytes()
+        .position(|byte| !byte.is_ascii_digit() && byte != b'.');
+    let (number, unit) = size.split_at(number_ends.unwrap_or(size.len()));
+    let unit = unit.to_ascii_lowercase();
+    let unit = UNITS.iter().find(|(name, _)| *name == unit);
+    let (_, unit) = unit.ok_or_else(unparsable)?;
+    let (whole, fraction) = match number.split_once('.') {
+        Some((_, "")) => return Err(unparsable()),
+        Some((whole, fraction)) => (whole, fraction),
+        None => (number, ""),
     };
-    // The number only has digits, so the parse fails only if there are too many of them.
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(*bytes))
-        .ok_or_else(|| SizeError::TooLarge(size.to_owned()))
+    if whole.is_empty() || fraction.contains('.') {
+        return Err(unparsable());
+    }
+    // Only digits are left, so a parse fails only if there are too many of them.
+    let whole: u64 = whole.parse().map_err(|_| too_large())?;
+    let mut bytes = whole.checked_mul(*unit).ok_or_else(too_large)?;
+    // The part of the unit that the fraction is, with more decimals than a unit has bytes. Further ones do not matter.
+    let digits = &fraction[..fraction.len().min(18)];
+    let scale = 10_u128.pow(digits.len() as u32);
+    let part: u128 = digits.parse().unwrap_or(0);
+    let part = part * u128::from(*unit) / scale;
+    bytes = bytes
+        .checked_add(u64::try_from(part).map_err(|_| too_large())?)
+        .ok_or_else(too_large)?;
+    Ok(bytes)
 }
 
 /// Bytes as megabytes (10^6 bytes) with three decimals, rounded to the nearest value. Halves are rounded up.
 pub fn megabytes(bytes: u64) -> String {
     let thousands = bytes / 1_000 + u64::from(bytes % 1_000 >= 500);
     format!("{}.{:03}", thousands / 1_000, thousands % 1_000)
+}
+
+/// Bytes in a sentence: below 1 kB exactly, from there on in megabytes as in a column. `400 bytes`, `0.084 MB`.
+pub fn amount(bytes: u64) -> String {
+    match bytes {
+        1 => "1 byte".to_owned(),
+        0..1_000 => format!("{bytes} bytes"),
+        _ => format!("{} MB", megabytes(bytes)),
+    }
 }
 
 #[cfg(test)]
@@ -88,6 +117,17 @@ mod tests {
             ("3MiB", 3_145_728),
             ("1GiB", 1_073_741_824),
             ("1TiB", 1_099_511_627_776),
+            ("1M", 1_000_000),
+            ("2k", 2_000),
+            ("10mb", 10_000_000),
+            ("1Mb", 1_000_000),
+            ("1kib", 1_024),
+            ("1.5MB", 1_500_000),
+            ("0.25KiB", 256),
+            ("1.0", 1),
+            ("0.3KiB", 307),
+            ("1.000000000000000000000001TB", 1_000_000_000_000),
+            ("16777215.9999999TiB", 18_446_744_073_709_441_664),
             ("18446744073709551615", u64::MAX),
         ] {
             assert_eq!(parse_size(size), Ok(bytes), "{size}");
@@ -97,8 +137,25 @@ mod tests {
     #[test]
     fn an_ambiguous_or_malformed_size_is_refused() {
         for size in [
-            "", "MB", "-1", "+1", "1.5MB", "1e6", "1 MB", " 1", "1 ", "1M", "1K", "1mb", "1kiB",
-            "1Mb", "0x10", "1_000", "1MBs", "٣", "1\u{b5}B",
+            "",
+            "MB",
+            "-1",
+            "+1",
+            "1.MB",
+            ".5MB",
+            "1.5.5MB",
+            "1,5MB",
+            "1e6",
+            "1 MB",
+            " 1",
+            "1 ",
+            "1Ki",
+            "0x10",
+            "1_000",
+            "1MBs",
+            "٣",
+            "1\u{b5}B",
+            "1\u{212a}B",
         ] {
             assert_eq!(
                 parse_size(size),
@@ -132,7 +189,7 @@ mod tests {
             error.starts_with(r"'1\x1b[31m\x0a' is not a size"),
             "{error}"
         );
-        assert!(error.contains("512, 100kB, 1MiB"), "{error}");
+        assert!(error.contains("512, 1.5MB, 1MiB"), "{error}");
         assert!(!error.contains(char::is_control), "{error:?}");
     }
 

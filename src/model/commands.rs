@@ -1,0 +1,163 @@
+//! Adds up the processes that have ended by their command names: a tree of hundreds of processes in a few lines.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+
+use crate::model::image::Image;
+
+/// How many command names are told apart. The processes of all further ones are added up as one.
+const MOST: usize = 4096;
+
+/// What the processes of one command name have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    /// `None`: the processes of the names for which there was no room.
+    pub comm: Option<Vec<u8>>,
+    pub processes: u64,
+    pub total_allocs_bytes: u64,
+    /// With losses, a lower bound.
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+    /// The process that leaked most, and how many bytes. `None`: none leaked.
+    pub worst: Option<(u32, u64)>,
+}
+
+/// By what the commands are ordered, the largest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CommandOrder {
+    #[default]
+    Leak,
+    Allocs,
+    Processes,
+}
+
+/// The commands so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Commands {
+    named: BTreeMap<Vec<u8>, Command>,
+    further: Command,
+}
+
+impl Commands {
+    /// Takes a process that has exited, or died, into account. Sums saturate.
+    pub(super) fn record(&mut self, image: &Image) {
+        let has_room = self.named.len() < MOST || self.named.contains_key(&image.comm);
+        let command = match has_room {
+            true => self
+                .named
+                .entry(image.comm.clone())
+                .or_insert_with(|| Command {
+                    comm: Some(image.comm.clone()),
+                    ..Command::default()
+                }),
+            false => &mut self.further,
+        };
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        let counters = &image.counters;
+        add(&mut command.processes, 1);
+        add(&mut command.total_allocs_bytes, counters.total_allocs_bytes);
+        add(&mut command.leaked_bytes, counters.leaked_bytes);
+        add(&mut command.leaked_blocks, counters.leaked_blocks);
+        let worst = command.worst.map_or(0, |(_, bytes)| bytes);
+        if counters.leaked_bytes > worst {
+            command.worst = Some((image.pid, counters.leaked_bytes));
+        }
+    }
+
+    /// All commands, in the order of their names.
+    pub(super) fn finish(self) -> Vec<Command> {
+        let further = Some(self.further).filter(|further| further.processes > 0);
+        self.named.into_values().chain(further).collect()
+    }
+}
+
+/// Puts the commands into an order. Commands of equal weight stay in the order that they have.
+pub fn sort(commands: &mut [Command], order: CommandOrder) {
+    commands.sort_by_key(|command| {
+        let Command {
+            leaked_bytes,
+            total_allocs_bytes,
+            processes,
+            ..
+        } = *command;
+        Reverse(match order {
+            CommandOrder::Leak => (leaked_bytes, total_allocs_bytes),
+            CommandOrder::Allocs => (total_allocs_bytes, leaked_bytes),
+            CommandOrder::Processes => (processes, leaked_bytes),
+        })
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::image::samples::image;
+
+    fn ended(pid: u32, comm: &str, allocated: u64, leaked: u64) -> Image {
+        let mut image = image();
+        image.pid = pid;
+        image.comm = comm.into();
+        image.counters.total_allocs_bytes = allocated;
+        image.counters.leaked_bytes = leaked;
+        image.counters.leaked_blocks = leaked.min(1);
+        image
+    }
+
+    fn commands(images: &[Image]) -> Vec<Command> {
+        let mut commands = Commands::default();
+        images.iter().for_each(|image| commands.record(image));
+        commands.finish()
+    }
+
+    #[test]
+    fn processes_of_one_name_are_added_up_and_the_worst_is_named() {
+        let images = [
+            ended(1, "b", 5, 0),
+            ended(2, "a", 10, 3),
+            ended(3, "a", 20, 4),
+            ended(5, "a", 1, 4),
+        ];
+        let expected = Command {
+            comm: Some(b"a".to_vec()),
+            processes: 3,
+            total_allocs_bytes: 31,
+            leaked_bytes: 11,
+            leaked_blocks: 3,
+            worst: Some((3, 4)),
+        };
+        let found = commands(&images);
+        assert_eq!(found[0], expected);
+        assert_eq!((found.len(), found[1].worst), (2, None));
+    }
+
+    #[test]
+    fn the_largest_comes_first() {
+        let mut found = commands(&[
+            ended(1, "a", 10, 1),
+            ended(2, "b", 20, 5),
+            ended(3, "c", 30, 0),
+            ended(4, "c", 1, 0),
+        ]);
+        let mut order = |by| {
+            sort(&mut found, by);
+            let names = found.iter().filter_map(|command| command.comm.clone());
+            String::from_utf8(names.flatten().collect()).unwrap()
+        };
+        assert_eq!(order(CommandOrder::Leak), "bac");
+        assert_eq!(order(CommandOrder::Allocs), "cba");
+        assert_eq!(order(CommandOrder::Processes), "cba");
+    }
+
+    #[test]
+    fn memory_is_bounded_and_no_process_is_dropped() {
+        let images: Vec<_> = (0..MOST as u32 + 9)
+            .map(|pid| ended(pid, &format!("n{pid}"), 1, 1))
+            .collect();
+        let found = commands(&images);
+        assert_eq!(found.len(), MOST + 1);
+        let further = found.last().unwrap();
+        assert_eq!((&further.comm, further.processes), (&None, 9));
+    }
+}

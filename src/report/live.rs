@@ -1,0 +1,186 @@
+//! The table of running processes on a terminal. It is drawn again and again, and fits the terminal: columns that have
+//! no room are left out, and no cell is cut.
+
+use unicode_width::UnicodeWidthStr;
+
+use crate::model::live::{Growing, Live};
+use crate::report::cells::{age, counted, first_cells, note, signed_megabytes};
+use crate::report::render::Screen;
+use crate::text::units::megabytes;
+
+/// The space between two columns.
+const GAP: usize = 2;
+
+/// A column, in the order in which columns are shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Column {
+    Uid,
+    User,
+    Pid,
+    Comm,
+    Total,
+    Held,
+    Growth,
+    Age,
+    Note,
+}
+
+const COLUMNS: [Column; 9] = [
+    Column::Uid,
+    Column::User,
+    Column::Pid,
+    Column::Comm,
+    Column::Total,
+    Column::Held,
+    Column::Growth,
+    Column::Age,
+    Column::Note,
+];
+
+/// The columns that may be left out, the least important first.
+const EXPENDABLE: [Column; 6] = [
+    Column::Note,
+    Column::Total,
+    Column::Uid,
+    Column::Age,
+    Column::User,
+    Column::Growth,
+];
+
+impl Column {
+    /// The width that the column has at least, so that it rarely moves from one drawing to the next.
+    fn least_width(self) -> usize {
+        match self {
+            Self::Uid => 10,
+            Self::User | Self::Growth => 8,
+            Self::Pid => 7,
+            Self::Comm | Self::Total => 15,
+            Self::Held => 9,
+            Self::Age => 6,
+            Self::Note => 0,
+        }
+    }
+
+    fn is_figure(self) -> bool {
+        matches!(self, Self::Total | Self::Held | Self::Growth | Self::Age)
+    }
+}
+
+/// The lines of the table. Lines that are longer than the screen is wide remain only if not even the most important
+/// columns fit.
+pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
+    // Beside the rows: two headings, the line that counts the others, and the line of the cursor.
+    let room = screen.lines.saturating_sub(4).max(1);
+    let shown = &live.rows[..live.rows.len().min(room)];
+    let more = live.more + live.rows.len() - shown.len();
+    let mut lines = vec![heading(live, screen)];
+    let names = names(live);
+    let rows = shown.iter().map(|row| cells(row, live));
+    let table: Vec<[String; 9]> = std::iter::once(names).chain(rows).collect();
+    lines.extend(fitted(&table, screen.columns));
+    if more > 0 {
+        let more = counted(more as u64, "more process", "more processes");
+        lines.push(format!("and {more}"));
+    }
+    lines
+}
+
+/// What the whole is about: `14:02:10  memleak -a 5  142 processes  812.400 MB live  +1.200 MB  Ctrl-C ends`. Parts that
+/// have no room are left out.
+fn heading(live: &Live, screen: &Screen) -> String {
+    let processes = live.rows.len() + live.more;
+    let parts = [
+        screen.time_of_day.clone(),
+        screen.command.clone(),
+        counted(processes as u64, "process", "processes"),
+        format!("{} MB live", megabytes(live.held_bytes)),
+        format!("{} MB", plus_or_minus(live.growth_bytes)),
+        "Ctrl-C ends".to_owned(),
+    ];
+    // By their index, the least important first.
+    let mut kept = [true; 6];
+    let length = |kept: &[bool; 6]| {
+        let widths = parts.iter().zip(kept).filter(|(_, kept)| **kept);
+        let widths: Vec<usize> = widths.map(|(part, _)| part.width()).collect();
+        widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
+    };
+    for part in [1, 5, 4, 2, 0] {
+        if length(&kept) <= screen.columns {
+            break;
+        }
+        kept[part] = false;
+    }
+    let kept = parts.into_iter().zip(kept).filter(|(_, kept)| *kept);
+    kept.map(|(part, _)| part).collect::<Vec<_>>().join("  ")
+}
+
+fn plus_or_minus(growth: i64) -> String {
+    let plus = if growth < 0 { "" } else { "+" };
+    format!("{plus}{}", signed_megabytes(growth))
+}
+
+fn names(live: &Live) -> [String; 9] {
+    let period = live.time.saturating_sub(live.since).as_secs_f64();
+    let tenths = (period * 10.0).round() / 10.0;
+    let growth = format!("+{tenths}s_MB");
+    [
+        "UID",
+        "USER",
+        "PID",
+        "COMM",
+        "TOTAL_ALLOCS_MB",
+        "LIVE_MB",
+        &growth,
+        "AGE",
+        "NOTE",
+    ]
+    .map(str::to_owned)
+}
+
+fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String; 9] {
+    let [uid, user, pid, comm, total] = first_cells(image);
+    let held = megabytes(image.counters.leaked_bytes);
+    let age = age(live.time.saturating_sub(image.start_time));
+    let growth = signed_megabytes(*growth);
+    [uid, user, pid, comm, total, held, growth, age, note(image)]
+}
+
+/// The lines of a table, the headings first, without the columns that have no room.
+fn fitted(table: &[[String; 9]], columns: usize) -> Vec<String> {
+    let widths: Vec<usize> = (COLUMNS.iter().enumerate())
+        .map(|(at, column)| {
+            let cells = table.iter().map(|row| row[at].width());
+            cells.max().unwrap_or(0).max(column.least_width())
+        })
+        .collect();
+    let has_notes = table.iter().skip(1).any(|row| !row[8].is_empty());
+    let mut kept: Vec<usize> = (0..COLUMNS.len())
+        .filter(|at| COLUMNS[*at] != Column::Note || has_notes)
+        .collect();
+    for expendable in EXPENDABLE {
+        let needed = kept.iter().map(|at| widths[*at] + GAP).sum::<usize>() - GAP;
+        if needed <= columns {
+            break;
+        }
+        kept.retain(|at| COLUMNS[*at] != expendable);
+    }
+    table
+        .iter()
+        .map(|row| {
+            let mut line = String::new();
+            for &at in &kept {
+                let pad = " ".repeat(widths[at] - row[at].width());
+                let (before, after) = match COLUMNS[at].is_figure() {
+                    true => (&*pad, ""),
+                    false => ("", &*pad),
+                };
+                if !line.is_empty() {
+                    line.push_str(&" ".repeat(GAP));
+                }
+                line.extend([before, &row[at], after]);
+            }
+            line.truncate(line.trim_end().len());
+            line
+        })
+        .collect()
+}
