@@ -12,14 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 duration=${1:?usage: scripts/fuzz.sh SECONDS [TARGET…]}
 shift
 targets=("$@")
-((${#targets[@]} > 0)) || targets=(elf code ld_cache maps allocators_toml events)
+((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events)
 
 work=target/fuzz
 tools=target/tools
 PATH=$PWD/$tools/bin:$PATH
 
 # The maximum size of an input in bytes: as much as the code under test looks at.
-declare -A longest=([elf]=262144 [code]=4096 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048)
+declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048)
 
 # Collects seeds: real files of this machine, no longer than an input may be.
 seed() { # seed TARGET: into $work/seeds/TARGET
@@ -40,6 +40,13 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 		objcopy -O binary --only-section=.text "$(ldd /bin/sh | awk '/libc\.so/ { print $3 }')" "$into/text"
 		head -c 1000000 "$into/text" | split -a 4 -b 1000 - "$into/piece"
 		rm "$into/text"
+		;;
+	handlers)
+		# The C++ library's tables, in pieces. An address of 8 bytes comes before each.
+		objcopy -O binary --only-section=.gcc_except_table --set-section-flags .gcc_except_table=alloc \
+			"$(c++ -print-file-name=libstdc++.so.6)" "$into/tables"
+		head -c 20000 "$into/tables" | split -a 4 -b 100 --filter='{ printf %08d 0; cat; } >"$FILE"' - "$into/piece"
+		rm "$into/tables"
 		;;
 	ld_cache) head -c "$limit" /etc/ld.so.cache >"$into/cache" ;;
 	maps)

@@ -12,7 +12,9 @@ use std::time::Duration;
 use memleak::code::follow::{self, LONGEST, Pointer, Probed, Text, Work};
 use memleak::code::placement::{self, Kind, Reason};
 use memleak::elf::file::ElfFile;
+use memleak::elf::handlers;
 use memleak::elf::symbols::{self, Companions};
+use memleak::elf::unwind::UnwindTable;
 use memleak::find::functions::Table;
 use memleak::find::loader::{Environment, mapped_at_start};
 use memleak::find::notation::{self, Spec};
@@ -71,6 +73,24 @@ pub fn elf(bytes: &[u8]) {
         path: &seen_as,
     };
     let _ = symbols::find(&elf, &names, Some(companions));
+    if let Some(table) = UnwindTable::read(&elf) {
+        for segment in elf.segments() {
+            if let Some(covered) = table.covering(segment.address) {
+                assert!(covered.range.contains(&segment.address));
+            }
+        }
+    }
+}
+
+/// A function's table of exception handlers, at any address.
+pub fn handlers(bytes: &[u8]) {
+    let Some((address, bytes)) = bytes.split_first_chunk() else {
+        return;
+    };
+    let address = u64::from_le_bytes(*address);
+    if let Some(pads) = handlers::stops_all(bytes, address, !address) {
+        assert!(pads.is_sorted() && pads.len() <= bytes.len());
+    }
 }
 
 /// Code at the beginning of the address space, at its end, or between. The bytes say where pointers are.

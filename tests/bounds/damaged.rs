@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use memleak::elf::file::ElfFile;
 use memleak::elf::symbols::{self, Companions, Names};
+use memleak::elf::unwind::UnwindTable;
 use memleak::find::findings::find_sites;
 use memleak::find::functions::Table;
 use memleak::find::hooks;
@@ -57,6 +58,7 @@ fn look(bytes: &[u8], names: &Names) {
         let _ = hooks::loader_hooks(&elf);
         let _ = symbols::exported(&elf, "_rtld_global");
         let _ = (elf.shape(), elf.interpreter(), elf.build_id());
+        let _ = UnwindTable::read(&elf);
     }
     let took = began.elapsed();
     assert!(took < LONG, "reading took {took:?}");
@@ -74,7 +76,8 @@ impl Numbers {
     }
 }
 
-/// The parts whose values the reader relies on: headers, dynamic section, hash tables, notes.
+/// The parts whose values the reader relies on: headers, dynamic section, hash tables, notes, tables for
+/// exceptions.
 fn believed(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     let elf = ElfFile::in_memory(bytes).unwrap();
     let sections = usize::from_le_bytes(bytes[40..48].try_into().unwrap());
@@ -91,6 +94,9 @@ fn believed(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
         ".gnu_debuglink",
         ".gnu_debugdata",
         ".shstrtab",
+        ".eh_frame_hdr",
+        ".eh_frame",
+        ".gcc_except_table",
     ] {
         if let Some(section) = elf.section_named(name) {
             let range = section.range();

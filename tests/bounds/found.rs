@@ -20,9 +20,10 @@ const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 6] = [
+const TARGETS: [(&str, Target); 7] = [
     ("elf", inputs::elf),
     ("code", inputs::code),
+    ("handlers", inputs::handlers),
     ("ld_cache", inputs::ld_cache),
     ("maps", inputs::maps),
     ("allocators_toml", inputs::allocators_toml),
@@ -65,6 +66,16 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
     // Each instruction calls the next one.
     let calls = [&[0x80][..], &[0xe8, 0, 0, 0, 0].repeat(500)].concat();
     inputs.push(("calls of everything", inputs::code, calls));
+
+    // 5,000 calls with landing pads, each with a chain of actions that leads back to its start.
+    let mut handlers = vec![0; 8];
+    handlers.extend([0xff, 0x9b, 0xff, 0xff, 0x03, 0x01, 0xa0, 0x9c, 0x01]);
+    handlers.extend([1, 1, 1, 1].repeat(5_000));
+    handlers.extend([0, 0x7f]);
+    handlers.resize(1 << 17, 0);
+    inputs.push(("actions in a circle", inputs::handlers, handlers));
+    let all = [0xff; 1 << 17].to_vec();
+    inputs.push(("values without an end", inputs::handlers, all));
 
     let mut endless = Vec::new();
     for _ in 0..100_000 {

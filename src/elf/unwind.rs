@@ -1,0 +1,337 @@
+//! Reads the table by which an exception finds its way through a file's functions (`.eh_frame`). What a function's own
+//! table of handlers says is left to `handlers`.
+//!
+//! The unwinder finds `.eh_frame` through the segment PT_GNU_EH_FRAME. In a static program without that segment, start
+//! code that the compiler adds tells the unwinder where it is. The unwinder does not use `.debug_frame`.
+
+use std::ops::Range;
+
+use gimli::{
+    BaseAddresses, CieOrFde, CommonInformationEntry, EhFrame, EhFrameHdr, EhFrameOffset,
+    LittleEndian, Pointer, UnwindSection,
+};
+use object::elf::PT_GNU_EH_FRAME;
+
+use crate::elf::file::ElfFile;
+
+/// A file with a larger table is not looked into. That of a C++ compiler has 4.4 MB.
+const MAX_BYTES: u64 = 4 << 20;
+
+/// A file with more entries is not looked into. That of a C++ compiler has 60,000.
+const MAX_ENTRIES: usize = 1 << 18;
+
+/// The header of the table: versions, encodings, and where the table is.
+const MAX_HEADER: u64 = 32;
+
+type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
+
+/// Which addresses of a file the unwinder knows.
+#[derive(Debug, Default)]
+pub struct UnwindTable {
+    /// By address. They do not overlap.
+    entries: Vec<Extent>,
+    personalities: Vec<Personality>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    start: u64,
+    end: u64,
+    /// Where the function's table of handlers is; 0: it has none.
+    handlers: u64,
+    /// An index in `personalities`.
+    personality: u32,
+}
+
+/// The code that one entry of the table covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Covered {
+    pub range: Range<u64>,
+    /// The address of the table of handlers, and the function that reads it when an exception comes.
+    pub handlers: Option<(u64, Personality)>,
+}
+
+/// Where the address of a personality function is: the function that decides what an exception does in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Personality {
+    /// The function is at this address.
+    At(u64),
+    /// The pointer at this address holds the function's address.
+    Pointer(u64),
+}
+
+impl UnwindTable {
+    /// Reads a file's table. `None` if the table cannot be read to its end. A file without any table covers nothing.
+    pub fn read(elf: &ElfFile<'_>) -> Option<Self> {
+        let Some(place) = Whereabouts::of(elf)? else {
+            return Some(UnwindTable::default());
+        };
+        if place.size > MAX_BYTES {
+            return None;
+        }
+        let bytes: Vec<u8> = elf.array(place.offset, usize::try_from(place.size).ok()?)?;
+        let mut section = EhFrame::new(&bytes, LittleEndian);
+        section.set_address_size(8);
+        #[cfg(target_arch = "aarch64")]
+        section.set_vendor(gimli::Vendor::AArch64);
+        let bases = BaseAddresses::default().set_eh_frame(place.address);
+        let mut table = UnwindTable::default();
+        let mut cie: Option<(usize, CommonInformationEntry<Slice<'_>>)> = None;
+        let mut entries = section.entries(&bases);
+        let mut end = 0;
+        while let Some(entry) = entries.next().ok()? {
+            let partial = match entry {
+                CieOrFde::Cie(read) => {
+                    end = read.offset() + length_field(&bytes, read.offset())? + read.entry_len();
+                    continue;
+                }
+                CieOrFde::Fde(partial) => partial,
+            };
+            let fde = partial
+                .parse(|section, bases, offset: EhFrameOffset| match &cie {
+                    Some((at, last)) if *at == offset.0 => Ok(last.clone()),
+                    _ => {
+                        let read = section.cie_from_offset(bases, offset)?;
+                        cie = Some((offset.0, read.clone()));
+                        Ok(read)
+                    }
+                })
+                .ok()?;
+            end = fde.offset() + length_field(&bytes, fde.offset())? + fde.entry_len();
+            table.add(&fde)?;
+        }
+        // Behind an early terminator there may be more. The linker puts one at the end, and may fill up with zeros.
+        if place.is_whole && bytes.get(end..)?.iter().any(|&byte| byte != 0) {
+            return None;
+        }
+        table.entries.sort_unstable_by_key(|entry| entry.start);
+        let overlap = |pair: &[Extent]| pair[0].end > pair[1].start;
+        (!table.entries.windows(2).any(overlap)).then_some(table)
+    }
+
+    fn add(&mut self, fde: &gimli::FrameDescriptionEntry<Slice<'_>>) -> Option<()> {
+        let (start, end) = (fde.initial_address(), fde.end_address());
+        if start == end {
+            return Some(());
+        }
+        if end < start || self.entries.len() == MAX_ENTRIES {
+            return None;
+        }
+        let handlers = match fde.lsda() {
+            None => 0,
+            Some(Pointer::Direct(address)) => address,
+            Some(Pointer::Indirect(_)) => return None,
+        };
+        let personality = match fde.personality() {
+            // Without a personality nothing reads the table of handlers.
+            None => {
+                self.entries.push(Extent {
+                    start,
+                    end,
+                    handlers: 0,
+                    personality: 0,
+                });
+                return Some(());
+            }
+            Some(Pointer::Direct(address)) => Personality::At(address),
+            Some(Pointer::Indirect(address)) => Personality::Pointer(address),
+        };
+        // Nearly every file has one or two.
+        let mut recent = self.personalities.iter().rev().take(4);
+        let personality = match recent.position(|&other| other == personality) {
+            Some(back) => self.personalities.len() - 1 - back,
+            None => {
+                self.personalities.push(personality);
+                self.personalities.len() - 1
+            }
+        };
+        self.entries.push(Extent {
+            start,
+            end,
+            handlers,
+            personality: u32::try_from(personality).ok()?,
+        });
+        Some(())
+    }
+
+    /// The code around an address that the table covers. `None`: the unwinder stops at this address.
+    pub fn covering(&self, address: u64) -> Option<Covered> {
+        let behind = self.entries.partition_point(|entry| entry.start <= address);
+        let entry = self.entries.get(behind.checked_sub(1)?)?;
+        if address >= entry.end {
+            return None;
+        }
+        let personality = self.personalities.get(entry.personality as usize);
+        Some(Covered {
+            range: entry.start..entry.end,
+            handlers: (entry.handlers != 0)
+                .then(|| Some((entry.handlers, *personality?)))
+                .flatten(),
+        })
+    }
+}
+
+/// The bytes of an entry's length, which the length itself does not count.
+fn length_field(bytes: &[u8], at: usize) -> Option<usize> {
+    let is_long = bytes.get(at..at.checked_add(4)?)? == [0xff; 4];
+    Some(if is_long { 12 } else { 4 })
+}
+
+/// Where a file's table is.
+struct Whereabouts {
+    offset: u64,
+    address: u64,
+    size: u64,
+    /// Whether the size is the table's own. Without section headers only the end of the segment is known.
+    is_whole: bool,
+}
+
+impl Whereabouts {
+    /// `Some(None)` if the file has no table, and `None` if it may have one that cannot be found.
+    fn of(elf: &ElfFile<'_>) -> Option<Option<Self>> {
+        let section = elf.section_named(".eh_frame");
+        let mut headers = elf.segments().iter();
+        let Some(header) = headers.find(|segment| segment.kind == PT_GNU_EH_FRAME) else {
+            return match section {
+                Some(section) => {
+                    let range = section.range();
+                    Some(Some(Whereabouts {
+                        offset: range.start,
+                        address: section.address,
+                        size: range.end - range.start,
+                        is_whole: true,
+                    }))
+                }
+                None if elf.sections().is_empty() => None,
+                None => Some(None),
+            };
+        };
+        let bytes = elf.read(header.offset, header.size.min(MAX_HEADER))?;
+        let bases = BaseAddresses::default().set_eh_frame_hdr(header.address);
+        let read = EhFrameHdr::new(&bytes, LittleEndian).parse(&bases, 8);
+        let address = read.ok()?.eh_frame_ptr().direct().ok()?;
+        let range = elf.mapped_at(address)?;
+        let section = section.filter(|section| section.address == address);
+        let size = match section {
+            Some(section) => section.size,
+            None => range.end - range.start,
+        };
+        Some(Some(Whereabouts {
+            offset: range.start,
+            address,
+            size,
+            is_whole: section.is_some(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf::symbols::{self, Names};
+    use std::fs;
+    use std::process::Command;
+
+    /// A library with a function that the unwinder knows, and with one that it does not know.
+    fn library(flags: &[&str]) -> Vec<u8> {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, path) = (
+            directory.path().join("source.s"),
+            directory.path().join("library"),
+        );
+        let text = ".text; .globl known; .type known,@function; known: .cfi_startproc; nop; nop; .cfi_endproc
+            .size known, . - known
+            .globl unknown; .type unknown,@function; unknown: nop; nop; .size unknown, . - unknown\n";
+        fs::write(&source, text).unwrap();
+        let status = Command::new("cc")
+            .args(["-shared", "-nostdlib"])
+            .args(flags)
+            .arg("-o")
+            .args([&path, &source])
+            .status();
+        assert!(status.unwrap().success());
+        fs::read(path).unwrap()
+    }
+
+    /// What the table says of the two functions. `None` if it cannot be read.
+    fn knows(bytes: &[u8]) -> Option<[bool; 2]> {
+        let elf = ElfFile::in_memory(bytes).unwrap();
+        let found = symbols::find(&elf, &Names::new(["known", "unknown"]), None).unwrap();
+        let table = UnwindTable::read(&elf)?;
+        Some(["known", "unknown"].map(|name| {
+            let mut functions = found.functions.iter();
+            let start = functions.find(|found| found.name == name).unwrap().address;
+            let covered = [start, start + 1].map(|at| table.covering(at).is_some());
+            assert_eq!(covered[0], covered[1]);
+            covered[0]
+        }))
+    }
+
+    /// Removes the section headers.
+    fn without_sections(mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes[40..48].fill(0);
+        bytes[60..64].fill(0);
+        bytes
+    }
+
+    #[test]
+    fn the_unwinder_knows_the_functions_that_have_an_entry() {
+        assert_eq!(knows(&library(&[])), Some([true, false]));
+        assert_eq!(knows(&without_sections(library(&[]))), Some([true, false]));
+        let plain = library(&["-Wl,--no-eh-frame-hdr"]);
+        assert_eq!(knows(&plain), Some([true, false]));
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_found_or_read_proves_nothing() {
+        // There may be a table that only the section headers named.
+        assert_eq!(
+            knows(&without_sections(library(&["-Wl,--no-eh-frame-hdr"]))),
+            None
+        );
+        // The length of the first entry reaches beyond the table.
+        let mut bytes = library(&[]);
+        let elf = ElfFile::in_memory(bytes.clone()).unwrap();
+        let at = elf.section_named(".eh_frame").unwrap().offset as usize;
+        bytes[at..at + 4].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
+        assert_eq!(knows(&bytes), None);
+        // A terminator with entries behind it.
+        bytes[at..at + 4].fill(0);
+        assert_eq!(knows(&bytes), None);
+    }
+
+    #[test]
+    fn a_file_without_a_table_covers_nothing() {
+        let bytes = library(&["-Wl,--no-eh-frame-hdr", "-Wl,--no-ld-generated-unwind-info"]);
+        let directory = tempfile::tempdir().unwrap();
+        let (path, out) = (directory.path().join("in"), directory.path().join("out"));
+        fs::write(&path, bytes).unwrap();
+        let status = Command::new("objcopy")
+            .args(["-R", ".eh_frame"])
+            .args([&path, &out])
+            .status();
+        assert!(status.unwrap().success());
+        assert_eq!(knows(&fs::read(out).unwrap()), Some([false, false]));
+    }
+
+    #[test]
+    fn the_tables_of_this_systems_libraries_are_read() {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let mut read = 0;
+        for line in maps.lines().filter(|line| line.contains("r-xp")) {
+            let Some(path) = line
+                .split_whitespace()
+                .nth(5)
+                .filter(|path| path.contains(".so"))
+            else {
+                continue;
+            };
+            let file = fs::File::open(path).unwrap();
+            let elf = ElfFile::open(&file).unwrap();
+            let table = UnwindTable::read(&elf).unwrap();
+            assert!(!table.entries.is_empty(), "{path}");
+            read += 1;
+        }
+        assert!(read > 0);
+    }
+}
