@@ -164,8 +164,12 @@ pub fn code(bytes: &[u8]) {
         for at in followed.returns.iter().chain(&followed.exits) {
             assert!(!text.at(*at).is_empty(), "{at:x} is not in the code");
         }
+        for at in followed.calls.iter().chain(&followed.tables) {
+            assert!(!text.at(*at).is_empty(), "{at:x} is not in the code");
+        }
         follow::calls_below(&text, followed.callees);
     }
+    let _ = follow::follow_part(&text, base);
     follow::calls_below(&text, BTreeSet::from([base]));
 }
 

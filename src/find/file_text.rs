@@ -6,11 +6,12 @@ use std::collections::HashMap;
 
 use object::LittleEndian as LE;
 use object::elf::{
-    DT_JMPREL, DT_PLTRELSZ, DT_RELA, DT_RELASZ, DT_STRTAB, DT_SYMTAB, DynamicTag, Rela64, Sym64,
+    DT_JMPREL, DT_PLTRELSZ, DT_RELA, DT_RELASZ, DT_STRTAB, DT_SYMTAB, DynamicTag, PF_W,
+    PT_GNU_RELRO, PT_LOAD, Rela64, Sym64,
 };
 use object::read::elf::{Rela, Sym};
 
-use crate::code::follow::{GaveUp, LONGEST, Pointer, Probed, Text};
+use crate::code::follow::{LONGEST, Pointer, Probed, Text, TooLong};
 use crate::code::placement::{self, Placement, Reason};
 use crate::elf::file::{ElfFile, string_in};
 use crate::find::functions::{FileTable, ProbeProgram};
@@ -35,6 +36,29 @@ const RELOCATION: u64 = size_of::<Rela64<LE>>() as u64;
 
 /// A longer name belongs to no function that matters here.
 const LONGEST_NAME: u64 = 128;
+
+/// How the loader fills in a pointer: the types of relocations, by machine.
+#[cfg(target_arch = "x86_64")]
+mod relocation {
+    use object::elf::{
+        R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE, RelocationType,
+    };
+    /// The linker's own pointers, which no code of the file writes.
+    pub const SLOTS: [RelocationType; 2] = [R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT];
+    pub const ADDRESS: RelocationType = R_X86_64_64;
+    pub const RELATIVE: RelocationType = R_X86_64_RELATIVE;
+}
+#[cfg(target_arch = "aarch64")]
+mod relocation {
+    use object::elf::{
+        R_AARCH64_ABS64, R_AARCH64_GLOB_DAT, R_AARCH64_JUMP_SLOT, R_AARCH64_RELATIVE,
+        RelocationType,
+    };
+    /// The linker's own pointers, which no code of the file writes.
+    pub const SLOTS: [RelocationType; 2] = [R_AARCH64_GLOB_DAT, R_AARCH64_JUMP_SLOT];
+    pub const ADDRESS: RelocationType = R_AARCH64_ABS64;
+    pub const RELATIVE: RelocationType = R_AARCH64_RELATIVE;
+}
 
 /// A file's code for [`follow`].
 pub struct FileText<'a> {
@@ -71,8 +95,8 @@ impl<'a> FileText<'a> {
     }
 
     /// An error if the budget of decoded instructions is used up: the code was then not followed to its end.
-    pub fn whole(&self) -> Result<(), GaveUp> {
-        (self.left.get() > 0).then_some(()).ok_or(GaveUp::TooLong)
+    pub fn whole(&self) -> Result<(), TooLong> {
+        (self.left.get() > 0).then_some(()).ok_or(TooLong)
     }
 
     /// A placement on the instruction at `address`, which is `offset` bytes from the function's entry.
@@ -116,22 +140,80 @@ impl<'a> FileText<'a> {
     }
 
     /// What the pointer that a relocation fills in points to.
-    fn resolve(&self, rela: &Rela64<LE>) -> Option<Pointer> {
-        let index = rela.symbol(LE, false);
-        let Some(index) = index else {
-            // Without a symbol the addend is an address in this file, relative to where the file is mapped.
-            return Some(Pointer::Here(rela.r_addend.get(LE).cast_unsigned()));
-        };
-        let at = (index.0 as u64).checked_mul(size_of::<Sym64<LE>>() as u64)?;
-        let symbol: Sym64<LE> = self.elf.value(self.table_at(DT_SYMTAB)?.checked_add(at)?)?;
-        if !symbol.is_undefined(LE) {
-            return Some(Pointer::Here(symbol.st_value.get(LE)));
+    fn resolve(&self, address: u64, rela: &Rela64<LE>) -> Option<Pointer> {
+        let kind = rela.r_type(LE, false);
+        if !relocation::SLOTS.contains(&kind) && !self.is_constant(address) {
+            return None;
         }
+        if kind == relocation::RELATIVE {
+            // The addend is an address in this file, relative to where the file is mapped.
+            return Some(Pointer::Here(rela.r_addend.get(LE).cast_unsigned()));
+        }
+        if !relocation::SLOTS.contains(&kind) && kind != relocation::ADDRESS {
+            return None;
+        }
+        let symbol = self.symbol(rela)?;
+        if !symbol.is_undefined(LE) {
+            let addend = rela.r_addend.get(LE);
+            return Some(Pointer::Here(
+                symbol.st_value.get(LE).wrapping_add_signed(addend),
+            ));
+        }
+        let name = self.name(&symbol)?;
+        Some(self.elsewhere(std::str::from_utf8(&name).ok()?))
+    }
+
+    /// The symbol of a relocation.
+    fn symbol(&self, rela: &Rela64<LE>) -> Option<Sym64<LE>> {
+        let index = rela.symbol(LE, false)?;
+        let at = (index.0 as u64).checked_mul(size_of::<Sym64<LE>>() as u64)?;
+        self.elf.value(self.table_at(DT_SYMTAB)?.checked_add(at)?)
+    }
+
+    fn name(&self, symbol: &Sym64<LE>) -> Option<Vec<u8>> {
         let name = u64::from(symbol.st_name.get(LE));
         let at = self.table_at(DT_STRTAB)?.checked_add(name)?;
         let length = LONGEST_NAME.min(self.elf.length().checked_sub(at)?);
         let bytes = self.elf.read(at, length)?;
-        Some(self.elsewhere(std::str::from_utf8(string_in(&bytes, 0)?).ok()?))
+        Some(string_in(&bytes, 0)?.to_vec())
+    }
+
+    fn relocation(&self, address: u64) -> Option<&Rela64<LE>> {
+        let relocations = self.relocations.get_or_init(|| self.read_relocations());
+        relocations.get(&address)
+    }
+
+    /// Whether the loader fills in the pointer at this address with the address of a symbol of this name.
+    pub fn points_to(&self, address: u64, name: &str) -> bool {
+        let symbol = self.relocation(address).and_then(|rela| self.symbol(rela));
+        let found = symbol.and_then(|symbol| self.name(&symbol));
+        found.is_some_and(|found| found == name.as_bytes())
+    }
+
+    /// Whether the memory at this address is read-only once the loader is done. The program may change other memory.
+    fn is_constant(&self, address: u64) -> bool {
+        let has = |start: u64, size: u64| address.checked_sub(start).is_some_and(|at| at < size);
+        let mut segments = self.elf.segments().iter();
+        segments.any(|segment| {
+            let read_only = segment.kind == PT_LOAD && !segment.flags.contains(PF_W);
+            (read_only || segment.kind == PT_GNU_RELRO) && has(segment.address, segment.size)
+        })
+    }
+
+    /// The address of this file's code that a pointer has at the start, whether or not the program may change it.
+    pub fn first_value(&self, address: u64) -> Option<u64> {
+        let target = match self.relocation(address) {
+            Some(rela) if rela.r_type(LE, false) == relocation::RELATIVE => {
+                rela.r_addend.get(LE).cast_unsigned()
+            }
+            Some(_) => return None,
+            // The pointer needs no relocation, or one of a kind that adds to what the file has.
+            None => {
+                let range = self.elf.mapped_at(address)?;
+                self.elf.value::<object::U64<LE>>(range.start)?.get(LE)
+            }
+        };
+        self.elf.text_segment(target).map(|_| target)
     }
 
     /// What a pointer to another file's function points to, by the function's name.
@@ -174,10 +256,12 @@ impl Text for FileText<'_> {
     }
 
     fn pointer(&self, address: u64) -> Pointer {
-        let relocations = self.relocations.get_or_init(|| self.read_relocations());
-        let rela = relocations.get(&address);
-        rela.and_then(|rela| self.resolve(rela))
-            .unwrap_or(Pointer::Unknown)
+        let pointer = match self.relocation(address) {
+            Some(rela) => self.resolve(address, rela),
+            None if self.is_constant(address) => self.first_value(address).map(Pointer::Here),
+            None => None,
+        };
+        pointer.unwrap_or(Pointer::Unknown)
     }
 
     fn function(&self, address: u64) -> Option<Probed> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::elf::file::ElfFile;
 use crate::elf::symbols::{self, Companions, FunctionSymbol, Names, Source};
+use crate::find::exceptions::{CPP, Exceptions};
 use crate::find::functions::{Family, FileTable, Table};
 use crate::find::hooks::{self, LoaderHooks};
 use crate::find::role::Role;
@@ -62,7 +63,7 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let role = Role::of(&elf);
     let is_static = role == Role::Program && !elf.has_interpreter();
     let table = table.for_file(path, file);
-    let names = Names::new(table.symbols().chain([hooks::DEBUG_STATE, START]));
+    let names = Names::new(table.symbols().chain([hooks::DEBUG_STATE, START, CPP]));
     // A library's users find its functions by its exported symbols. A program's own functions need no exported names.
     let companions = (role == Role::Program).then_some(Companions { root, path });
     let found = symbols::find(&elf, &names, companions)
@@ -84,8 +85,10 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let allocates = named_by_user || sites::is_allocator(rows.clone()) || (is_static && has_malloc);
     let missing = table.missing(rows.clone());
     let user_missing = table.user_missing(rows);
+    let cpp = found.functions.iter().filter(|found| found.name == CPP);
+    let exceptions = Exceptions::new(&elf, cpp.map(|found| found.address).collect());
     Ok(Findings {
-        sites: sites::place(&elf, path, role, functions, &table)?,
+        sites: sites::place(&elf, path, role, functions, &table, &exceptions)?,
         missing,
         user_missing,
         allocates,
@@ -136,6 +139,8 @@ fn by_address(
 mod tests {
     use super::*;
     use crate::elf::file::{Class, Unreadable};
+    use crate::find::functions::ProbeProgram;
+    use crate::find::notation::{self, Spec, Verb};
     use std::fs;
 
     fn findings(path: &Path) -> Result<Findings> {
@@ -208,6 +213,177 @@ mod tests {
         let found = findings(&path).unwrap();
         assert!(found.is_allocator() && found.sites.len() == 8);
         assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    }
+
+    /// The functions of the program that have a return probe. The program is made of these C++ sources, each with the
+    /// compiler's flags for it. It names its functions `new_...`.
+    #[cfg(target_arch = "x86_64")]
+    fn with_return_probe(flags: &[&str], parts: [(&str, &str); 2]) -> Vec<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let run = |arguments: &[&str]| {
+            let output = std::process::Command::new("c++")
+                .arg("-std=gnu++17")
+                .args(arguments)
+                .current_dir(directory.path())
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+        };
+        for (name, (flags, source)) in ["a", "b"].into_iter().zip(parts) {
+            fs::write(directory.path().join(format!("{name}.cc")), source).unwrap();
+            let arguments: Vec<&str> = flags.split_whitespace().collect();
+            let file = format!("{name}.cc");
+            run(&[&["-c", "-O2", &file], &arguments[..]].concat());
+        }
+        run(&[&["-o", "program", "a.o", "b.o"], flags].concat());
+        let names: Vec<&str> = parts
+            .iter()
+            .flat_map(|(_, source)| source.split(|c: char| !c.is_alphanumeric() && c != '_'))
+            .filter(|word| word.starts_with("new_"))
+            .collect();
+        let spec = format!("program:new={},free=gives_back", names.join(",new="));
+        let Spec::One(own) = notation::parse(&spec).unwrap() else {
+            panic!("{spec}");
+        };
+        let path = directory.path().join("program");
+        let table = Table::new(vec![own]).unwrap();
+        let found = find_sites(&File::open(&path).unwrap(), &path, &Root::ours(), &table).unwrap();
+        let mut probed: Vec<String> = found
+            .sites
+            .into_iter()
+            .filter(|site| site.row.action.program() == ProbeProgram::EntryReturn)
+            .map(|site| site.symbol)
+            .collect();
+        probed.retain(|symbol| symbol.starts_with("new_") || symbol.starts_with("_Zn"));
+        probed.sort_unstable();
+        probed
+    }
+
+    /// Functions of which an exception leaves some, and their caller.
+    #[cfg(target_arch = "x86_64")]
+    const WITH_TABLES: &str = r#"
+        extern "C" {
+        extern void *(*volatile any)(unsigned long);
+        extern int state;
+        void more();
+        void *new_calls(unsigned long n) { void *p = any(n); more(); return p; }
+        void *new_calls_nothing(unsigned long n) { return reinterpret_cast<void *>(n * state); }
+        void *new_ends(unsigned long n) noexcept { void *p = any(n); more(); return p; }
+        void *new_catches_all(unsigned long n) noexcept { try { return any(n); } catch (...) { more(); return 0; } }
+        void *new_catches_one(unsigned long n) { try { return any(n); } catch (int) { more(); return 0; } }
+        void *new_handler_throws(unsigned long n) { try { return any(n); } catch (...) { more(); return 0; } }
+        void *new_rethrows(unsigned long n) { try { return any(n); } catch (...) { more(); throw; } }
+        void *new_throws(unsigned long n) { if (n) throw 1; return 0; }
+        void gives_back(void *p) { if (p) state++; }
+        int main() { new_throws(state); }
+        }"#;
+
+    /// Functions for which the unwinder has no table.
+    #[cfg(target_arch = "x86_64")]
+    const WITHOUT_TABLES: &str = r#"
+        extern "C" {
+        void *bare(unsigned long n) { return reinterpret_cast<void *>(n); }
+        void *(*volatile any)(unsigned long) = bare;
+        void *(*changed)(unsigned long) = bare;
+        int state;
+        void more() { state++; }
+        void *new_calls(unsigned long n);
+        void *new_bare_calls(unsigned long n) { void *p = any(n); more(); return p; }
+        void *new_bare_jumps(unsigned long n) { return any(n); }
+        void *new_bare_jumps_to_what_is_set(unsigned long n) { return changed(n); }
+        void *new_bare_jumps_to_bare(unsigned long n) { if (n) return bare(n); return 0; }
+        void *new_bare_jumps_to_one_that_throws(unsigned long n) { return new_calls(n + 1); }
+        void *new_bare_switch(unsigned long n) {
+            switch (state) {
+            case 0: any(1); any(n); break;
+            case 1: any(n); more(); break;
+            case 2: any(3); state = 4; break;
+            case 3: more(); any(2); break;
+            case 4: state = 7; break;
+            case 5: any(9); more(); more(); break;
+            }
+            void *p = any(n);
+            more();
+            return p;
+        }
+        }
+        namespace std { struct nothrow_t; enum class align_val_t : unsigned long {}; }
+        void *operator new(unsigned long n) { return any(n); }
+        void *operator new(unsigned long n, const std::nothrow_t &) noexcept { return any(n); }
+        void *operator new(unsigned long n, std::align_val_t, const std::nothrow_t &) noexcept {
+            return reinterpret_cast<void *>(n); }
+        "#;
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_function_has_a_return_probe_if_no_exception_leaves_it() {
+        let expected = [
+            "_ZnwmRKSt9nothrow_t",
+            "_ZnwmSt11align_val_tRKSt9nothrow_t",
+            "new_bare_calls",
+            "new_bare_jumps_to_bare",
+            "new_calls_nothing",
+            "new_catches_all",
+            "new_ends",
+        ];
+        let bare = "-fno-exceptions -fno-asynchronous-unwind-tables -fno-inline -fno-ipa-icf";
+        for flags in [&[][..], &["-no-pie"], &["-static"], &["-static-pie"]] {
+            for more in ["", " -fcf-protection"] {
+                let flags_of = |part: &str| format!("-fPIE {part} {more}");
+                let parts = [
+                    (&*flags_of(""), WITH_TABLES),
+                    (&*flags_of(bare), WITHOUT_TABLES),
+                ];
+                assert_eq!(
+                    with_return_probe(flags, parts),
+                    expected,
+                    "{flags:?} {more}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_jump_is_followed_only_if_the_program_cannot_change_its_pointer() {
+        let source = r#"
+            void *own(unsigned long n) { return (void *)(n + 1); }
+            __asm__(".section .data.rel.ro, \"aw\"; .p2align 3; fixed: .quad own; .previous");
+            extern void *(*const fixed)(unsigned long) __attribute__((visibility("hidden")));
+            void *(*changed)(unsigned long) = own;
+            void *new_fixed(unsigned long n) { return fixed(n); }
+            void *new_changed(unsigned long n) { return changed(n); }
+            int main(void) { return 0; }"#;
+        let directory = tempfile::tempdir().unwrap();
+        let (path, text) = (
+            directory.path().join("program"),
+            directory.path().join("program.c"),
+        );
+        fs::write(&text, source).unwrap();
+        let spec = "program:new=new_fixed,new=new_changed";
+        for flags in [&["-pie"][..], &["-no-pie"], &["-static"], &["-static-pie"]] {
+            let output = std::process::Command::new("cc")
+                .args(["-O2", "-fno-builtin", "-o"])
+                .args([&path, &text])
+                .args(flags)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let Spec::One(own) = notation::parse(spec).unwrap() else {
+                panic!("{spec}");
+            };
+            let table = Table::new(vec![own]).unwrap();
+            let file = File::open(&path).unwrap();
+            let found = find_sites(&file, &path, &Root::ours(), &table).unwrap();
+            let verbs = |symbol: &str| -> Vec<Verb> {
+                let sites = found.sites.iter().filter(|site| site.symbol == symbol);
+                sites.map(|site| site.row.action.verb).collect()
+            };
+            // No call is in the code behind the fixed pointer, so no exception leaves it.
+            assert_eq!(verbs("new_fixed"), [Verb::Alloc], "{flags:?}");
+            // The jump is the function's first instruction.
+            assert_eq!(verbs("new_changed"), [Verb::Unfollowed], "{flags:?}");
+        }
     }
 
     #[test]

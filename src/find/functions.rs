@@ -57,6 +57,7 @@ impl Action {
             }
             Verb::Free | Verb::FreeAgain | Verb::Start => ProbeProgram::Entry,
             Verb::New
+            | Verb::NewNothrow
             | Verb::Renew
             | Verb::FreeScopeThrows
             | Verb::Return
@@ -67,7 +68,21 @@ impl Action {
 
     /// Whether the function may leave by an exception. Such a function must not have a return probe.
     pub fn may_throw(self) -> bool {
-        matches!(self.verb, Verb::New | Verb::Renew | Verb::FreeScopeThrows)
+        matches!(
+            self.verb,
+            Verb::New | Verb::NewNothrow | Verb::Renew | Verb::FreeScopeThrows
+        )
+    }
+
+    /// The same function if no exception leaves it, so that it can have a return probe.
+    pub fn without_exceptions(self) -> Self {
+        let verb = match self.verb {
+            Verb::New | Verb::NewNothrow => Verb::Alloc,
+            Verb::Renew => Verb::Realloc,
+            Verb::FreeScopeThrows => Verb::FreeScope,
+            other => other,
+        };
+        Action { verb, ..self }
     }
 
     /// Whether the function gives out blocks.
@@ -144,12 +159,12 @@ const KNOWN: [Rows; 8] = [
             (Verb::Alloc, "malloc_skip_new_handler(size)"),
             (Verb::New, "new(size)"),
             (Verb::New, "newarray(size)"),
-            (Verb::New, "new_nothrow(size, _)"),
-            (Verb::New, "newarray_nothrow(size, _)"),
+            (Verb::NewNothrow, "new_nothrow(size, _)"),
+            (Verb::NewNothrow, "newarray_nothrow(size, _)"),
             (Verb::New, "new_aligned(size, align)"),
             (Verb::New, "newarray_aligned(size, align)"),
-            (Verb::New, "new_aligned_nothrow(size, align, _)"),
-            (Verb::New, "newarray_aligned_nothrow(size, align, _)"),
+            (Verb::NewNothrow, "new_aligned_nothrow(size, align, _)"),
+            (Verb::NewNothrow, "newarray_aligned_nothrow(size, align, _)"),
             (Verb::Free, "delete(block)"),
             (Verb::Free, "deletearray(block)"),
             (Verb::Free, "delete_sized(block, _)"),
@@ -192,9 +207,9 @@ const KNOWN: [Rows; 8] = [
             ),
             (Verb::New, "new(size)"),
             (Verb::New, "new_n(count, size)"),
-            (Verb::New, "new_nothrow(size)"),
+            (Verb::NewNothrow, "new_nothrow(size)"),
             (Verb::New, "new_aligned(size, align)"),
-            (Verb::New, "new_aligned_nothrow(size, align)"),
+            (Verb::NewNothrow, "new_aligned_nothrow(size, align)"),
             (Verb::Renew, "new_realloc(block, size)"),
             (Verb::Renew, "new_reallocn(block, count, size)"),
             (Verb::Free, "free_size(block, _)"),
@@ -250,23 +265,23 @@ const KNOWN: [Rows; 8] = [
             (Verb::New, "heap_alloc_new_n(_, count, size)"),
         ],
     },
-    // operator new and new[]: plain, nothrow, aligned, aligned and nothrow. None of them gets a return probe, not even
-    // the nothrow forms: in an allocator that is written in C, a new-handler may throw through them.
+    // operator new and new[]: plain, nothrow, aligned, aligned and nothrow. If they can be followed, not even the nothrow
+    // forms get a return probe: in an allocator that is written in C, a new-handler may throw through them.
     Rows {
         prefixes: &[OPERATOR],
         functions: &[
             (Verb::New, "_Znwm(size)"),
             (Verb::New, "_Znam(size)"),
-            (Verb::New, "_ZnwmRKSt9nothrow_t(size, _)"),
-            (Verb::New, "_ZnamRKSt9nothrow_t(size, _)"),
+            (Verb::NewNothrow, "_ZnwmRKSt9nothrow_t(size, _)"),
+            (Verb::NewNothrow, "_ZnamRKSt9nothrow_t(size, _)"),
             (Verb::New, "_ZnwmSt11align_val_t(size, align)"),
             (Verb::New, "_ZnamSt11align_val_t(size, align)"),
             (
-                Verb::New,
+                Verb::NewNothrow,
                 "_ZnwmSt11align_val_tRKSt9nothrow_t(size, align, _)",
             ),
             (
-                Verb::New,
+                Verb::NewNothrow,
                 "_ZnamSt11align_val_tRKSt9nothrow_t(size, align, _)",
             ),
         ],

@@ -4,6 +4,7 @@
 //! Answers with open files and the places in them. Attaching the probes is left to `kernel`.
 
 pub mod command;
+mod exceptions;
 mod file_text;
 pub mod findings;
 pub mod functions;

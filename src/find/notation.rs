@@ -19,6 +19,8 @@ pub enum Verb {
     Alloc,
     /// As [`Verb::Alloc`], and may leave by an exception: C++'s operator new.
     New,
+    /// As [`Verb::New`], but its declaration says that no exception leaves it.
+    NewNothrow,
     /// Replaces a block by one of another size. If that fails, the block stays.
     Realloc,
     /// As [`Verb::Realloc`], and may leave by an exception.
@@ -151,7 +153,7 @@ impl fmt::Display for Verb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Verb::Alloc => "alloc",
-            Verb::New => "new",
+            Verb::New | Verb::NewNothrow => "new",
             Verb::Realloc | Verb::Renew => "realloc",
             Verb::Reallocf => "reallocf",
             Verb::Resize => "resize",

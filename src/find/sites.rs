@@ -9,9 +9,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::code::follow::{self, Followed, GaveUp, Work};
+use crate::code::follow::{self, Followed, TooLong, Work};
 use crate::code::placement::{self, Placement, Reason, WINDOW};
 use crate::elf::file::{ElfFile, Segment};
+use crate::find::exceptions::Exceptions;
 use crate::find::file_text::FileText;
 use crate::find::functions::{Family, FileTable, ProbeProgram, Row};
 use crate::find::notation::{Action, Verb};
@@ -48,7 +49,8 @@ pub struct Site {
     pub text_after: u64,
 }
 
-/// The places to probe for these functions. The keys are the functions' addresses.
+/// The places to probe for these functions. The keys are the functions' addresses. `exceptions` tells which of them no
+/// exception leaves.
 ///
 /// # Errors
 /// The file is damaged.
@@ -58,12 +60,13 @@ pub fn place(
     role: Role,
     mut functions: BTreeMap<u64, FoundFunction>,
     table: &FileTable<'_>,
+    exceptions: &Exceptions<'_>,
 ) -> Result<Vec<Site>> {
     // An operator belongs to the allocator of its file. In a file without an allocator it calls another file's.
     if !is_allocator(functions.values().map(|found| &found.row)) {
         functions.retain(|_, found| found.row.family != Family::Operators);
     }
-    let mut placer = Placer::new(elf, path, role, &functions, table);
+    let mut placer = Placer::new(elf, path, role, &functions, table, exceptions);
     for (&address, found) in &functions {
         placer.add_function(address, found)?;
     }
@@ -88,6 +91,7 @@ struct Placer<'a> {
     elf: &'a ElfFile<'a>,
     path: &'a Path,
     text: FileText<'a>,
+    exceptions: &'a Exceptions<'a>,
     is_library: bool,
     /// Whether the file has more than one function. A single free has no other function to leave its work to.
     has_several: bool,
@@ -114,6 +118,7 @@ impl<'a> Placer<'a> {
         role: Role,
         functions: &BTreeMap<u64, FoundFunction>,
         table: &'a FileTable<'a>,
+        exceptions: &'a Exceptions<'a>,
     ) -> Self {
         let actions = functions
             .iter()
@@ -122,6 +127,7 @@ impl<'a> Placer<'a> {
             elf,
             path,
             text: FileText::new(elf, actions, table),
+            exceptions,
             is_library: role == Role::Library,
             has_several: functions.len() > 1,
             bundles: functions.values().any(|found| {
@@ -143,6 +149,9 @@ impl<'a> Placer<'a> {
         {
             return Ok(());
         }
+        if self.can_have_return_probe(found, followed.as_ref()) {
+            action = action.without_exceptions();
+        }
         if action.verb == Verb::Free && follow::begins_again(&self.text, address) {
             action.verb = Verb::FreeAgain;
         }
@@ -158,12 +167,17 @@ impl<'a> Placer<'a> {
             own: self.own_code(address, found, segment, followed.as_ref()),
         };
         match followed {
-            Some(Ok(followed)) if action.may_throw() => {
+            // A jump that is not followed may be where the entry's probe is. One place cannot tell the two apart.
+            Some(Ok(followed))
+                if action.may_throw()
+                    && followed.has_all_ends()
+                    && !followed.exits.contains(&(address + placement.offset)) =>
+            {
                 self.add_entry(&placing, placement, action.verb);
                 self.add_ends(&placing, followed.returns, Verb::Return, Reason::Returns);
                 self.add_ends(&placing, followed.exits, Verb::Left, Reason::Leaves);
             }
-            Some(Err(_)) => {
+            Some(_) if action.may_throw() => {
                 let placement = Placement {
                     reason: Reason::Unfollowed,
                     ..placement
@@ -173,6 +187,26 @@ impl<'a> Placer<'a> {
             _ => self.add_entry(&placing, placement, action.verb),
         }
         Ok(())
+    }
+
+    /// Whether a function that may throw by its kind can have a return probe all the same: no exception leaves it. For
+    /// most functions the file proves that. If a function whose declaration says so cannot be followed for certain,
+    /// the declaration decides: its callers were compiled for that.
+    fn can_have_return_probe(
+        &self,
+        found: &FoundFunction,
+        followed: Option<&Result<Followed, TooLong>>,
+    ) -> bool {
+        let action = found.row.action;
+        let Some(followed) = followed.filter(|_| action.may_throw()) else {
+            return false;
+        };
+        let Ok(followed) = followed else {
+            return action.verb == Verb::NewNothrow;
+        };
+        let is_whole = followed.certain && followed.has_all_ends();
+        (action.verb == Verb::NewNothrow && !is_whole)
+            || self.exceptions.none_leaves(&self.text, followed)
     }
 
     /// The executable segment that a function lies in.
@@ -188,7 +222,7 @@ impl<'a> Placer<'a> {
 
     /// Follows a function's code, if its probes depend on that; else `None`. The returns of a function that may
     /// throw must be known. A free is followed to see whether it delegates, so a failure there is `None`, too.
-    fn follow(&self, address: u64, action: Action) -> Option<Result<Followed, GaveUp>> {
+    fn follow(&self, address: u64, action: Action) -> Option<Result<Followed, TooLong>> {
         let follow = |work| {
             follow::follow(&self.text, address, work)
                 .and_then(|followed| self.text.whole().map(|()| followed))
@@ -212,7 +246,7 @@ impl<'a> Placer<'a> {
         address: u64,
         found: &FoundFunction,
         segment: &Segment,
-        followed: Option<&Result<Followed, GaveUp>>,
+        followed: Option<&Result<Followed, TooLong>>,
     ) -> Range {
         if self.is_library || is_user(found) {
             return Range::of_function(segment.address, segment.size);

@@ -7,7 +7,7 @@ use crate::kernel::skeletons::types::{cookie_bits, kind};
 pub fn cookie(action: Action, file: u16, site: u32) -> u64 {
     let what = match action.verb {
         Verb::Alloc => kind::KIND_ALLOC,
-        Verb::New => kind::KIND_NEW,
+        Verb::New | Verb::NewNothrow => kind::KIND_NEW,
         Verb::Realloc => kind::KIND_REALLOC,
         Verb::Renew => kind::KIND_RENEW,
         Verb::Reallocf => kind::KIND_REALLOCF,

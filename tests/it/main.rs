@@ -13,6 +13,7 @@ mod counter;
 mod doctor;
 mod documents;
 mod errors;
+mod exceptions;
 mod faults;
 mod gate;
 mod holds;

@@ -51,7 +51,7 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Effect> {
 
 /// The pointer through which the stub at this address jumps. `None` if the code there is not a stub: `adrp`, `ldr`,
 /// `add`, `br`.
-pub(super) fn stub(text: &impl Text, address: u64) -> Option<u64> {
+pub fn stub(text: &impl Text, address: u64) -> Option<u64> {
     let mut at = address;
     if decode(text, at)?.flow == Flow::Pad {
         at += 4;

@@ -17,9 +17,10 @@ mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub use decoder::stub;
 pub use linear::{begins_again, calls_below};
-pub use step::{Followed, GaveUp, LONGEST, Pointer, Probed, Text, Work};
-pub use walk::follow;
+pub use step::{Followed, LONGEST, Pointer, Probed, Text, TooLong, Work};
+pub use walk::{follow, follow_part};
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;

@@ -55,19 +55,30 @@ pub struct Followed {
     pub inner: BTreeSet<u64>,
     /// Other functions of the file that the function calls.
     pub callees: BTreeSet<u64>,
+    /// Addresses of all calls.
+    pub calls: BTreeSet<u64>,
+    /// Addresses of jumps to a computed address within the function. The code behind them is not followed.
+    pub tables: BTreeSet<u64>,
+    /// Addresses of jumps that may leave the function, and on which the kernel takes no probe.
+    pub unprobed: BTreeSet<u64>,
+    /// Whether all code that the function jumps to with the stack pointer as at the entry is known for certain. A
+    /// jump to a function that throws, and one whose target is guessed, are not.
+    pub certain: bool,
     /// Each return of the function is by a jump to, or after a call of, a function that does the work. The probes of
     /// that other function then see everything.
     pub delegates: bool,
 }
 
-/// Why a function could not be followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GaveUp {
-    /// The function jumps to an address that it computes.
-    ComputedJump,
-    /// The function is too long, or is not code.
-    TooLong,
+impl Followed {
+    /// Whether a probe can be on each place where the function returns, or leaves for code that is not followed.
+    pub fn has_all_ends(&self) -> bool {
+        self.tables.is_empty() && self.unprobed.is_empty()
+    }
 }
+
+/// The function is too long, or is not code, and could not be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong;
 
 /// The effects of an instruction that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

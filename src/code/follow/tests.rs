@@ -53,7 +53,7 @@ const RET: u8 = 0xc3;
 const PUSH_RBX: u8 = 0x53;
 const POP_RBX: u8 = 0x5b;
 
-fn of(code: &[u8]) -> Result<Followed, GaveUp> {
+fn of(code: &[u8]) -> Result<Followed, TooLong> {
     follow(&Fake(code.to_vec()), BASE, Work::Allocates)
 }
 
@@ -158,9 +158,40 @@ fn a_jump_through_a_register_goes_to_code_whose_address_is_taken() {
     let found = of(&[0xff, 0xe2]).unwrap();
     assert_eq!(found.exits, BTreeSet::from([BASE]));
     // notrack jmp *%rdx: the kernel takes no probe there.
-    assert_eq!(of(&[0x3e, 0xff, 0xe2]), Err(GaveUp::ComputedJump));
+    let found = of(&[0x3e, 0xff, 0xe2]).unwrap();
+    assert!(found.unprobed == BTreeSet::from([BASE]) && !found.has_all_ends());
     // A jump table within the function.
-    assert_eq!(of(&[PUSH_RBX, 0xff, 0xe2]), Err(GaveUp::ComputedJump));
+    let found = of(&[PUSH_RBX, 0xff, 0xe2]).unwrap();
+    assert!(found.tables == BTreeSet::from([BASE + 1]) && !found.has_all_ends());
+}
+
+#[test]
+fn what_a_function_calls_and_jumps_to_is_known_for_certain_or_not() {
+    // push %rbx; call somewhere; pop %rbx; jmp malloc
+    let mut code = vec![PUSH_RBX];
+    code.extend(to(CALL, BASE + 1, 0x7000));
+    code.push(POP_RBX);
+    code.extend(to(JMP, BASE + 7, 0x9000));
+    let found = of(&code).unwrap();
+    assert!(found.certain && found.calls == BTreeSet::from([BASE + 1]));
+    // A jump to a function that throws, and a jump through a pointer to anywhere.
+    for pointer in [0x8000, 0x8008] {
+        assert!(!of(&to(JMP_POINTER, BASE, pointer)).unwrap().certain);
+    }
+    assert!(of(&to(JMP_POINTER, BASE, 0x8018)).unwrap().certain);
+    // A jump through a register may go to other code than that whose address is taken.
+    let mut code = to(&[0x48, 0x8d, 0x15], BASE, BASE + 9);
+    code.extend([0xff, 0xe2, RET]);
+    let found = of(&code).unwrap();
+    assert!(found.exits.is_empty() && !found.certain);
+    // jmp *(%rdi)
+    assert!(!of(&[0xff, 0x27]).unwrap().certain);
+    // A free has no return probe.
+    let frees = follow(&Fake(to(JMP, BASE, 0x9200)), BASE, Work::FreesAndThrows);
+    assert!(!frees.unwrap().certain);
+    // push %rbx; jmp *%rdx, as the unwinder enters it: the depth of the stack is not known.
+    let part = follow_part(&Fake(vec![PUSH_RBX, 0xff, 0xe2]), BASE).unwrap();
+    assert!(part.tables.is_empty() && !part.certain);
 }
 
 #[test]
@@ -222,5 +253,5 @@ fn calls_are_found_two_levels_down() {
 #[test]
 fn code_without_an_end_is_not_followed() {
     let code = vec![0x90; 2 * MAX_INSTRUCTIONS];
-    assert_eq!(of(&code), Err(GaveUp::TooLong));
+    assert_eq!(of(&code), Err(TooLong));
 }

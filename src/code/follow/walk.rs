@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashSet};
 
 use crate::code::follow::decoder::{decode, stub};
 use crate::code::follow::step::{
-    Effect, Flow, Followed, GaveUp, LONGEST, MAX_INSTRUCTIONS, Place, Pointer, Probed, Stack, Text,
-    Work,
+    Effect, Flow, Followed, LONGEST, MAX_INSTRUCTIONS, Place, Pointer, Probed, Stack, Text,
+    TooLong, Work,
 };
 
 /// A path through the code.
@@ -27,18 +27,38 @@ struct Path {
 /// Follows the function at `entry`.
 ///
 /// # Errors
-/// See [`GaveUp`].
-pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, GaveUp> {
+/// See [`TooLong`].
+pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, TooLong> {
+    follow_from(text, entry, work, Some(0))
+}
+
+/// Follows code at an address where the depth of the stack is not known, as the unwinder enters it.
+///
+/// # Errors
+/// See [`TooLong`].
+pub fn follow_part(text: &impl Text, address: u64) -> Result<Followed, TooLong> {
+    follow_from(text, address, Work::Allocates, None)
+}
+
+fn follow_from(
+    text: &impl Text,
+    entry: u64,
+    work: Work,
+    depth: Option<i64>,
+) -> Result<Followed, TooLong> {
     let mut walk = Walk {
         text,
         entry,
         frees: work != Work::Allocates,
         frees_alone: work == Work::Frees,
-        found: Followed::default(),
+        found: Followed {
+            certain: true,
+            ..Followed::default()
+        },
         pending: vec![Path {
             address: entry,
             from: 0,
-            depth: Some(0),
+            depth,
             frame: None,
             acted: false,
             handed: false,
@@ -51,9 +71,10 @@ pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, Gave
     walk.run()?;
     // Each computed jump may go to each taken address. A file with thousands of both would take gigabytes.
     if walk.computed.len() * walk.taken.len() > MAX_INSTRUCTIONS {
-        return Err(GaveUp::TooLong);
+        return Err(TooLong);
     }
     // A jump through a register that leaves the function may go to any code whose address the function takes.
+    walk.found.certain &= walk.computed.is_empty();
     for path in std::mem::take(&mut walk.computed) {
         if walk.taken.is_empty() {
             walk.found.exits.insert(path.from);
@@ -66,8 +87,12 @@ pub fn follow(text: &impl Text, entry: u64, work: Work) -> Result<Followed, Gave
     for path in std::mem::take(&mut walk.computed) {
         walk.found.exits.insert(path.from);
     }
-    walk.found.delegates =
-        !walk.own_return && walk.found.exits.is_empty() && !walk.found.inner.is_empty();
+    let found = &mut walk.found;
+    found.certain &= found.exits.is_empty() && found.unprobed.is_empty();
+    found.delegates = !walk.own_return
+        && found.exits.is_empty()
+        && found.has_all_ends()
+        && !found.inner.is_empty();
     Ok(walk.found)
 }
 
@@ -103,20 +128,20 @@ enum Next {
 
 impl<T: Text> Walk<'_, T> {
     /// Follows the pending paths to their ends.
-    fn run(&mut self) -> Result<(), GaveUp> {
+    fn run(&mut self) -> Result<(), TooLong> {
         while let Some(mut path) = self.pending.pop() {
             loop {
                 if !self.seen.insert(Path { from: 0, ..path }) {
                     break;
                 }
                 if self.seen.len() > MAX_INSTRUCTIONS {
-                    return Err(GaveUp::TooLong);
+                    return Err(TooLong);
                 }
                 let Some(step) = decode(self.text, path.address) else {
                     // These bytes are not code, as may be behind a call that never returns.
                     break;
                 };
-                let next = self.step(&step, &mut path)?;
+                let next = self.step(&step, &mut path);
                 // Its own return shows that the free does not delegate. Nothing else about it matters.
                 if self.frees_alone && self.own_return {
                     return Ok(());
@@ -137,37 +162,40 @@ impl<T: Text> Walk<'_, T> {
     }
 
     /// Takes one instruction on a path.
-    fn step(&mut self, step: &Effect, path: &mut Path) -> Result<Next, GaveUp> {
+    fn step(&mut self, step: &Effect, path: &mut Path) -> Next {
+        if let Flow::Call(_) = step.flow {
+            self.found.calls.insert(path.address);
+        }
         match step.flow {
             Flow::On | Flow::Pad => {
                 self.take_address(step.takes);
                 path.acted |= step.writes;
                 path.moves(step.stack);
-                Ok(Next::On)
+                Next::On
             }
-            Flow::Call(Place::Address(target)) => Ok(self.call(target, path)),
+            Flow::Call(Place::Address(target)) => self.call(target, path),
             Flow::Call(Place::Pointer(pointer)) => match self.text.pointer(pointer) {
-                Pointer::Here(target) => Ok(self.call(target, path)),
-                Pointer::NeverReturns => Ok(Next::Stop),
+                Pointer::Here(target) => self.call(target, path),
+                Pointer::NeverReturns => Next::Stop,
                 Pointer::Probed | Pointer::Unknown => {
                     path.acted = true;
-                    Ok(Next::On)
+                    Next::On
                 }
             },
             Flow::Call(Place::Register | Place::Computed) => {
                 path.acted = true;
-                Ok(Next::On)
+                Next::On
             }
             Flow::Branch(target) => {
                 self.pending.push(Path {
                     address: target,
                     ..*path
                 });
-                Ok(Next::On)
+                Next::On
             }
             Flow::Jump(Place::Address(target)) => {
                 path.from = path.address;
-                Ok(self.jump(target, path))
+                self.jump(target, path)
             }
             Flow::Jump(place) => self.indirect(place, path),
             Flow::Return => {
@@ -176,9 +204,9 @@ impl<T: Text> Walk<'_, T> {
                     // A free may look at its argument and return. Such a path frees nothing, so it does not count.
                     self.own_return |= !path.handed && (path.acted || !self.frees);
                 }
-                Ok(Next::Stop)
+                Next::Stop
             }
-            Flow::End => Ok(Next::Stop),
+            Flow::End => Next::Stop,
         }
     }
 
@@ -217,8 +245,10 @@ impl<T: Text> Walk<'_, T> {
         if as_at_entry {
             match self.does_the_work(target) {
                 // The probes of that function take over.
-                Some(Probed::Allocates | Probed::Frees) => {
+                Some(probed @ (Probed::Allocates | Probed::Frees)) => {
                     self.found.inner.insert(path.from);
+                    // A free has no return probe, and its code was not followed.
+                    self.found.certain &= probed == Probed::Allocates;
                     return Next::Stop;
                 }
                 // That function's returns are wanted in any case, whether the followed one delegates or not.
@@ -233,16 +263,19 @@ impl<T: Text> Walk<'_, T> {
     }
 
     /// A jump through a pointer or a register, or with a computed target.
-    fn indirect(&mut self, place: Place, path: &mut Path) -> Result<Next, GaveUp> {
+    fn indirect(&mut self, place: Place, path: &mut Path) -> Next {
         let as_at_entry = path.depth.is_none_or(|depth| depth == 0);
         // All jumps to another file's function share one stub. What counts is the jump that led to the stub.
         if path.from == 0 {
             path.from = path.address;
         }
         if let Place::Pointer(pointer) = place {
-            return Ok(match self.text.pointer(pointer) {
+            return match self.text.pointer(pointer) {
                 Pointer::Here(target) => self.jump(target, path),
-                Pointer::NeverReturns => Next::Stop,
+                Pointer::NeverReturns => {
+                    self.found.certain = false;
+                    Next::Stop
+                }
                 // A probed function of another file takes over, as one of this file does.
                 Pointer::Probed if as_at_entry => {
                     self.own_return |= !path.handed;
@@ -252,15 +285,18 @@ impl<T: Text> Walk<'_, T> {
                     self.found.exits.insert(path.from);
                     Next::Stop
                 }
-            });
+            };
         }
-        if !as_at_entry || place == Place::Computed {
+        if !as_at_entry {
             // A jump table within the function.
-            return Err(GaveUp::ComputedJump);
+            self.found.tables.insert(path.address);
+        } else if place == Place::Computed {
+            self.found.unprobed.insert(path.address);
+        } else {
+            path.from = path.address;
+            self.computed.push(*path);
         }
-        path.from = path.address;
-        self.computed.push(*path);
-        Ok(Next::Stop)
+        Next::Stop
     }
 
     /// Where a call goes, through the stub by which a file calls a function that another file may define.

@@ -52,7 +52,7 @@ pub(super) fn decode(text: &impl Text, address: u64) -> Option<Effect> {
 }
 
 /// The pointer through which the stub at this address jumps. `None` if the code there is not a stub.
-pub(super) fn stub(text: &impl Text, address: u64) -> Option<u64> {
+pub fn stub(text: &impl Text, address: u64) -> Option<u64> {
     let mut step = decode(text, address)?;
     if step.flow == Flow::Pad {
         step = decode(text, step.next)?;
