@@ -174,6 +174,7 @@ struct uprobes_state {
 struct mm_struct {
 	struct uprobes_state uprobes_state;
 	unsigned long start_code;
+	unsigned long arg_start, arg_end;
 	unsigned long saved_auxv[2]; /* longer: AT_VECTOR_SIZE */
 	struct file *exe_file;
 };

@@ -3,6 +3,7 @@
 #ifndef MEMLEAK_LIFECYCLE_H
 #define MEMLEAK_LIFECYCLE_H
 
+#include "args.bpf.h"
 #include "calls.bpf.h"
 #include "core.h"
 #include "exe.bpf.h"
@@ -97,6 +98,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		if (length <= sizeof(fresh->exe) &&
 		    !bpf_probe_read_kernel(fresh->exe, length, heap->exe))
 			fresh->exe_len = length;
+		inherit_args(heap->id, fresh->id);
 	}
 	start_heap(fresh);
 	thread->heap = fresh->id;
@@ -213,6 +215,7 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	name_exe(fresh, bprm);
 	if (begins_in_loader())
 		fresh->flags |= HEAP_LOADING;
+	record_args(task, fresh->id);
 	start_heap(fresh);
 	thread->heap = fresh->id;
 }

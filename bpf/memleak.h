@@ -13,6 +13,8 @@ enum limits {
 	COMM_LEN = 16,
 	/* Longest path of an executable that is kept. A longer path is unknown. */
 	EXE_LEN = 1024,
+	/* Longest part of a command line that is kept, in bytes: a power of two, less one. */
+	ARGS_LEN = 1023,
 	/* One path component (NAME_MAX) and its NUL: the slack that the last append may need. */
 	NAME_LEN = 256,
 	/* Files with probes. A cookie has room for so many. */
@@ -272,6 +274,12 @@ struct cgroup_place {
  */
 struct name_automaton {
 	__u8 next[NAME_STATES][256];
+};
+
+/* The words that an image was executed with, each with a NUL at its end. */
+struct command_line {
+	__u32 length; /* of the whole, which may exceed ARGS_LEN; 0: unknown */
+	char words[ARGS_LEN + 1];
 };
 
 /* Probed files that a running process has mapped. */

@@ -17,6 +17,7 @@ one_by_one=(
 	allocators::a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method
 	allocators::an_allocator_that_throws_is_counted_and_the_program_continues
 	allocators::operators_are_counted_by_every_method
+	args::with_the_older_programs_every_image_has_its_words_too
 	cli::every_attach_method_counts_the_same
 	doctor::doctor_reports_the_method_that_run_uses
 	loading::a_program_that_lacks_a_library_has_allocated_nothing_on_kernels_without_holds_either

@@ -12,6 +12,7 @@ use libbpf_rs::{Link, MapCore, RingBuffer};
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 
+use crate::kernel::args::Args;
 use crate::kernel::attach::{Attached, Target};
 use crate::kernel::batch::BatchWalk;
 use crate::kernel::error::LoadError;
@@ -57,6 +58,7 @@ pub struct Collector {
     /// Pids with an entry in the map `found`: the kernel was told which files these processes have mapped.
     pub(super) found: Vec<u32>,
     pub(super) context: Context,
+    pub(super) args: Args,
     pub(super) targets: Vec<Target>,
     rows_taken_from_map: u64,
     sweep: Option<Sweep>,
@@ -96,6 +98,10 @@ impl Collector {
             context: Context {
                 clock: Clock::read(),
                 files: Vec::new(),
+            },
+            args: Args {
+                wanted: settings.args,
+                ..Args::default()
             },
             targets: Vec::new(),
             rows_taken_from_map: 0,
@@ -183,8 +189,9 @@ impl Collector {
 
     /// The image of a record, unless its process is outside the wanted control groups.
     fn ended(&self, record: &heap) -> Option<(u64, Image)> {
-        (!records::is_outside(record, &[]))
-            .then(|| (record.id, records::ended_image(record, &self.context)))
+        let mut image = records::ended_image(record, &self.context);
+        self.args.add(&self.object, record.id, &mut image, true);
+        (!records::is_outside(record, &[])).then_some((record.id, image))
     }
 
     /// Drops blocks of ended heaps if they fill much of the table of live blocks, or continues a sweep. One call drops

@@ -89,6 +89,7 @@ impl Collector {
     /// # Errors
     /// The kernel cannot list its tasks.
     pub fn adopt(&mut self) -> Result<()> {
+        self.args.read_running();
         self.globals.joining.set(1);
         self.iterate(self.object.adopt_all())?;
         // From now on another process may get the pid.

@@ -7,6 +7,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, PrintLevel, ProgramAttachType, ProgramInput, set_print};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
+use crate::kernel::args;
 use crate::kernel::error::{LoadError, messages};
 use crate::kernel::features::{BTF, Best, is_older};
 use crate::kernel::method::{Holds, Method};
@@ -29,6 +30,9 @@ pub(super) struct Loaded {
 }
 
 const MAX_SLOTS: u32 = 1 << 18;
+
+/// How many command lines older kernels keep, which take their memory at once.
+const OLDER_ARGS: u32 = 8192;
 
 pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     set_print(Some((PrintLevel::Warn, |_, message| {
@@ -135,6 +139,7 @@ macro_rules! limit_to {
             Scope::Chosen { .. } => scopes::SCOPE_CHOSEN.0,
             Scope::All => scopes::SCOPE_ALL.0,
         };
+        $rodata.wants_args = $settings.args;
         $rodata.no_children = *scope == Scope::Chosen { children: false };
         $rodata.by_uid = !wanted.uids.is_empty();
         $rodata.by_name = wanted.names.is_some();
@@ -154,6 +159,9 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     open.maps.blocks.set_max_entries(settings.max_blocks)?;
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         limit_to!(rodata, settings);
+    }
+    if settings.args {
+        open.maps.command_lines.set_max_entries(OLDER_ARGS)?;
     }
     let watches = settings.scope != Scope::Tree;
     if !watches {
@@ -183,6 +191,9 @@ fn load_newer(
     open.maps
         .slots
         .set_max_entries(slots(settings.max_blocks))?;
+    if settings.args {
+        open.maps.command_lines.set_max_entries(args::MOST)?;
+    }
     if settings.scope == Scope::Tree {
         // This map stays empty.
         open.maps.found.set_max_entries(1)?;

@@ -38,6 +38,10 @@ impl Object {
         either!(self, skel => &skel.maps.ended)
     }
 
+    pub(super) fn command_lines(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.command_lines)
+    }
+
     pub(super) fn loaders(&self) -> &MapMut<'static> {
         either!(self, skel => &skel.maps.loaders)
     }

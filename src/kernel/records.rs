@@ -5,8 +5,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::kernel::skeletons::types::{arrival, counters, heap, heap_flags, live_cell, thread_sum};
-use crate::model::image::{Counters, End, From, Image, Losses, Uncovered};
+use crate::kernel::skeletons::types::{
+    arrival, command_line, counters, heap, heap_flags, limits, live_cell, thread_sum,
+};
+use crate::model::image::{CommandLine, Counters, End, From, Image, Losses, Uncovered};
 use crate::os::clock::Clock;
 
 /// What a record does not contain, but is needed to read it.
@@ -37,6 +39,16 @@ pub fn live_cell_from_bytes(bytes: &[u8]) -> Option<live_cell> {
     // SAFETY: the bytes are as long as the type, a C struct of integers. read_unaligned needs no alignment.
     (bytes.len() == size_of::<live_cell>())
         .then(|| unsafe { bytes.as_ptr().cast::<live_cell>().read_unaligned() })
+}
+
+/// Reads a command line. `None` if it is not known.
+pub fn command_line_from_bytes(bytes: &[u8]) -> Option<CommandLine> {
+    let words = bytes.get(std::mem::offset_of!(command_line, words)..)?;
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?);
+    let most = words.len().min(limits::ARGS_LEN.0 as usize);
+    let kept = most.min(length as usize);
+    let is_cut = length as usize > kept;
+    (kept > 0).then(|| CommandLine::of_bytes(&words[..kept], is_cut))
 }
 
 /// Reads the arrival of a file off the ring.
@@ -127,6 +139,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
         user: None,
         comm: c_bytes(&record.comm),
         exe: exe(record),
+        args: None,
         image: record.image,
         end,
         from: match record.flags & heap_flags::HEAP_ATTACHED.0 {
@@ -355,6 +368,25 @@ mod tests {
             };
             assert!(ended_image(&record, &context()).complete());
         }
+    }
+
+    #[test]
+    fn a_command_line_that_is_too_long_keeps_its_beginning() {
+        let line = |length: u32, words: &[u8]| {
+            let mut bytes = length.to_ne_bytes().to_vec();
+            bytes.extend(words);
+            command_line_from_bytes(&bytes)
+        };
+        let read = line(9, b"a\0b c\0\0\xff\0rest").unwrap();
+        let words: [&[u8]; 4] = [b"a", b"b c", b"", b"\xff"];
+        assert_eq!(
+            (read.words, read.is_cut),
+            (words.map(<[u8]>::to_vec).into(), false)
+        );
+        let cut = line(2_000, b"a\0bcd").unwrap();
+        assert_eq!((cut.words.len(), cut.is_cut), (2, true));
+        assert_eq!(line(0, b"a"), None);
+        assert_eq!(command_line_from_bytes(b"abc"), None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Settings {
     pub holds: Holds,
     pub scope: Scope,
     pub wanted: Wanted,
+    /// Whether command lines are recorded.
+    pub args: bool,
 }
 
 /// Which processes the kernel side follows.

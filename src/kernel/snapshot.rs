@@ -86,8 +86,9 @@ impl Collector {
             }
             if sure || (last && !running.contains_key(id)) {
                 let cell = self.live_cell(*id);
-                let image =
+                let mut image =
                     records::running_image(record, threads, cell.as_ref(), now, &self.context);
+                self.args.add(&self.object, *id, &mut image, false);
                 running.insert(*id, image);
             }
         }

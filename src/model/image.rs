@@ -22,6 +22,8 @@ pub struct Image {
     pub comm: Vec<u8>,
     /// The path given to execve, made absolute. `None` if unknown.
     pub exe: Option<PathBuf>,
+    /// The words that the image was executed with, if they were asked for and are known.
+    pub args: Option<CommandLine>,
     /// Number of the image within its process, from 0: the number of execs before it.
     pub image: u32,
     pub end: End,
@@ -52,6 +54,27 @@ impl Image {
             matches!(self.end, End::Signaled { signal, .. } if i32::from(signal) == libc::SIGTRAP);
         let directory = self.exe.as_deref().and_then(Path::parent);
         is_trap && directory.is_some_and(|directory| directory.ends_with("valgrind"))
+    }
+}
+
+/// A command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The words, of any bytes.
+    pub words: Vec<Vec<u8>>,
+    /// Whether the end is missing, which was too long to keep.
+    pub is_cut: bool,
+}
+
+impl CommandLine {
+    /// Reads words that each have a NUL at their end. If `is_cut`, the last word may have none.
+    pub fn of_bytes(bytes: &[u8], is_cut: bool) -> Self {
+        let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+        let words = bytes.split(|&byte| byte == 0);
+        Self {
+            words: words.map(<[u8]>::to_vec).collect(),
+            is_cut,
+        }
     }
 }
 
@@ -165,6 +188,7 @@ pub(crate) mod samples {
             user: Some("alice".to_owned()),
             comm: b"python3".to_vec(),
             exe: Some("/usr/bin/python3.11".into()),
+            args: None,
             image: 0,
             end: End::Exited(0),
             from: From::Start,

@@ -203,6 +203,12 @@ pub struct Probing {
     #[arg(long, value_name = "SPEC", value_parser = notation::parse)]
     pub allocator: Vec<Spec>,
 
+    /// Show command lines
+    ///
+    /// In a column, and in JSON and CSV. Command lines may hold secrets. Of a long one, the first 1,023 bytes are kept.
+    #[arg(long, help_heading = "Show")]
+    pub args: bool,
+
     #[command(flatten)]
     pub test: TestArgs,
 }
@@ -212,6 +218,7 @@ impl Default for Probing {
         Self {
             max_allocs: DEFAULT_MAX_ALLOCS,
             allocator: Vec::new(),
+            args: false,
             test: TestArgs::default(),
         }
     }

@@ -4,6 +4,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+/// The columns and lines of a terminal that does not know them, such as a serial line.
+pub const USUAL_SIZE: (usize, usize) = (80, 24);
+
 /// A terminal's columns and lines. `None`: it is no terminal, or does not know its size.
 pub fn size(terminal: BorrowedFd<'_>) -> Option<(usize, usize)> {
     let mut size = MaybeUninit::<libc::winsize>::zeroed();

@@ -77,3 +77,26 @@ pub(super) fn uncovered(why: Uncovered) -> &'static str {
 pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
+
+/// A command line as one would type it: words with blanks, quotes or nothing in them are quoted.
+pub(super) fn args(image: &Image) -> String {
+    let Some(line) = &image.args else {
+        return String::new();
+    };
+    let plain = |c: char| !c.is_whitespace() && !"'\"\\$`!*?[](){}<>|&;#~".contains(c);
+    let mut words: Vec<String> = line
+        .words
+        .iter()
+        .map(|word| {
+            let shown = escape::escaped(word);
+            match !shown.is_empty() && shown.chars().all(plain) {
+                true => shown,
+                false => format!("'{}'", shown.replace('\'', r"'\''")),
+            }
+        })
+        .collect();
+    if line.is_cut {
+        words.push("\u{2026}".to_owned());
+    }
+    words.join(" ")
+}

@@ -21,6 +21,7 @@ use crate::model::gate::Verdict;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::report::cells::args;
 use crate::report::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
@@ -119,6 +120,7 @@ struct CsvRow {
     covered_processes: Option<u64>,
     growth_bytes: Option<i64>,
     gate_judged: Option<u64>,
+    args: Option<String>,
 }
 
 impl CsvRow {
@@ -155,6 +157,7 @@ impl CsvRow {
             allocators: Some(inert(allocators.join(":"))),
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
+            args: image.args.is_some().then(|| inert(args(image))),
             ..Self::default()
         }
         .with(image.losses)

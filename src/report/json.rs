@@ -66,6 +66,10 @@ struct ProcessLine<'a> {
     user: Option<&'a str>,
     comm: Cow<'a, str>,
     exe: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args: Option<Vec<Cow<'a, str>>>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    args_cut: bool,
     image: u32,
     end: &'static str,
     exit_code: Option<u8>,
@@ -105,6 +109,11 @@ impl<'a> ProcessLine<'a> {
                 .exe
                 .as_ref()
                 .map(|exe| escape::text(exe.as_os_str().as_bytes())),
+            args: image
+                .args
+                .as_ref()
+                .map(|line| line.words.iter().map(|word| escape::text(word)).collect()),
+            args_cut: image.args.as_ref().is_some_and(|line| line.is_cut),
             image: image.image,
             end: end_name(image.end),
             exit_code: exit_code(image.end),

@@ -4,7 +4,7 @@
 use unicode_width::UnicodeWidthStr;
 
 use crate::model::live::{Growing, Live};
-use crate::report::cells::{age, counted, first_cells, note, signed_megabytes};
+use crate::report::cells::{age, args, counted, first_cells, note, signed_megabytes};
 use crate::report::render::Screen;
 use crate::text::units::megabytes;
 
@@ -23,9 +23,10 @@ enum Column {
     Growth,
     Age,
     Note,
+    Args,
 }
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 10] = [
     Column::Uid,
     Column::User,
     Column::Pid,
@@ -35,10 +36,12 @@ const COLUMNS: [Column; 9] = [
     Column::Growth,
     Column::Age,
     Column::Note,
+    Column::Args,
 ];
 
 /// The columns that may be left out, the least important first.
-const EXPENDABLE: [Column; 6] = [
+const EXPENDABLE: [Column; 7] = [
+    Column::Args,
     Column::Note,
     Column::Total,
     Column::Uid,
@@ -57,7 +60,7 @@ impl Column {
             Self::Comm | Self::Total => 15,
             Self::Held => 9,
             Self::Age => 6,
-            Self::Note => 0,
+            Self::Note | Self::Args => 0,
         }
     }
 
@@ -76,7 +79,7 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
     let mut lines = vec![heading(live, screen)];
     let names = names(live);
     let rows = shown.iter().map(|row| cells(row, live));
-    let table: Vec<[String; 9]> = std::iter::once(names).chain(rows).collect();
+    let table: Vec<[String; 10]> = std::iter::once(names).chain(rows).collect();
     lines.extend(fitted(&table, screen.columns));
     if more > 0 {
         let more = counted(more as u64, "more process", "more processes");
@@ -119,7 +122,7 @@ fn plus_or_minus(growth: i64) -> String {
     format!("{plus}{}", signed_megabytes(growth))
 }
 
-fn names(live: &Live) -> [String; 9] {
+fn names(live: &Live) -> [String; 10] {
     let period = live.time.saturating_sub(live.since).as_secs_f64();
     let tenths = (period * 10.0).round() / 10.0;
     let growth = format!("+{tenths}s_MB");
@@ -133,29 +136,31 @@ fn names(live: &Live) -> [String; 9] {
         &growth,
         "AGE",
         "NOTE",
+        "ARGS",
     ]
     .map(str::to_owned)
 }
 
-fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String; 9] {
+fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String; 10] {
     let [uid, user, pid, comm, total] = first_cells(image);
     let held = megabytes(image.counters.leaked_bytes);
     let age = age(live.time.saturating_sub(image.start_time));
     let growth = signed_megabytes(*growth);
-    [uid, user, pid, comm, total, held, growth, age, note(image)]
+    let (note, args) = (note(image), args(image));
+    [uid, user, pid, comm, total, held, growth, age, note, args]
 }
 
 /// The lines of a table, the headings first, without the columns that have no room.
-fn fitted(table: &[[String; 9]], columns: usize) -> Vec<String> {
+fn fitted(table: &[[String; 10]], columns: usize) -> Vec<String> {
     let widths: Vec<usize> = (COLUMNS.iter().enumerate())
         .map(|(at, column)| {
             let cells = table.iter().map(|row| row[at].width());
             cells.max().unwrap_or(0).max(column.least_width())
         })
         .collect();
-    let has_notes = table.iter().skip(1).any(|row| !row[8].is_empty());
+    let is_empty = |at: usize| table.iter().skip(1).all(|row| row[at].is_empty());
     let mut kept: Vec<usize> = (0..COLUMNS.len())
-        .filter(|at| COLUMNS[*at] != Column::Note || has_notes)
+        .filter(|at| !matches!(COLUMNS[*at], Column::Note | Column::Args) || !is_empty(*at))
         .collect();
     for expendable in EXPENDABLE {
         let needed = kept.iter().map(|at| widths[*at] + GAP).sum::<usize>() - GAP;

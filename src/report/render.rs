@@ -74,6 +74,8 @@ pub struct Options {
     pub refresh: bool,
     /// The order of the block by command.
     pub order: CommandOrder,
+    /// Whether the table has command lines.
+    pub args: bool,
 }
 
 /// A terminal on which the running processes are drawn, and what is said above them.

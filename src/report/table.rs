@@ -12,7 +12,7 @@ use crate::model::gate::Verdict;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::{Growing, Live};
-use crate::report::cells::{age, counted, first_cells, name, note, signed_megabytes};
+use crate::report::cells::{age, args, counted, first_cells, name, note, signed_megabytes};
 use crate::report::closing::{clauses, verdict};
 use crate::report::live;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
@@ -21,14 +21,25 @@ use crate::text::units::megabytes;
 
 /// The columns with their minimum widths. Names and order of the first six are fixed. A longer value only widens its
 /// own row. Later rows are not known when the header is written, so no column depends on the contents of the rows.
-/// LEAK_BLOCKS is only there with -v.
-const COLUMNS: [(&str, u16); 9] = [UID, USER, PID, COMM, TOTAL, LEAK, BLOCKS, ("EXIT", 9), NOTE];
+/// LEAK_BLOCKS is only there with -v, and ARGS with --args.
+const COLUMNS: [(&str, u16); 10] = [
+    UID,
+    USER,
+    PID,
+    COMM,
+    TOTAL,
+    LEAK,
+    BLOCKS,
+    ("EXIT", 9),
+    NOTE,
+    ARGS,
+];
 
 /// The columns of a window. NOTE has no heading if no row has a note.
-const WINDOW_COLUMNS: [(&str, u16); 8] = [UID, USER, PID, COMM, TOTAL, LEAK, BLOCKS, NOTE];
+const WINDOW_COLUMNS: [(&str, u16); 9] = [UID, USER, PID, COMM, TOTAL, LEAK, BLOCKS, NOTE, ARGS];
 
 /// The columns of the running processes.
-const LIVE_COLUMNS: [(&str, u16); 9] = [
+const LIVE_COLUMNS: [(&str, u16); 10] = [
     UID,
     USER,
     PID,
@@ -38,6 +49,7 @@ const LIVE_COLUMNS: [(&str, u16); 9] = [
     ("GROWTH_MB", 11),
     ("AGE", 7),
     NOTE,
+    ARGS,
 ];
 
 const UID: (&str, u16) = ("UID", 8);
@@ -48,6 +60,7 @@ const TOTAL: (&str, u16) = ("TOTAL_ALLOCS_MB", 15);
 const LEAK: (&str, u16) = ("MEM_LEAK_MB", 11);
 const BLOCKS: (&str, u16) = ("LEAK_BLOCKS", 11);
 const NOTE: (&str, u16) = ("NOTE", 0);
+const ARGS: (&str, u16) = ("ARGS", 0);
 
 /// From how many processes on the table ends with a block by command, and how many commands it has at the most.
 const MANY_PROCESSES: u64 = 10;
@@ -109,7 +122,9 @@ impl TableRender {
     /// One row. A longer cell widens it.
     fn row<const N: usize>(&self, columns: [(&str, u16); N], cells: [String; N]) -> String {
         let verbose = self.options.verbosity == Verbosity::Verbose;
-        let shown = |column: &(&str, u16)| *column != BLOCKS || verbose;
+        let shown = |column: &(&str, u16)| {
+            (*column != BLOCKS || verbose) && (*column != ARGS || self.options.args)
+        };
         let mut table = comfy_table::Table::new();
         table.load_style(NOTHING);
         let cells = columns
@@ -205,7 +220,10 @@ impl Render for TableRender {
         let [uid, user, pid, comm, total] = first_cells(image);
         let [leaked, blocks] = leak_cells(image);
         let (exit, note) = (exit(image.end), note(image));
-        let cells = [uid, user, pid, comm, total, leaked, blocks, exit, note];
+        let args = args(image);
+        let cells = [
+            uid, user, pid, comm, total, leaked, blocks, exit, note, args,
+        ];
         let row = self.row(COLUMNS, cells);
         lines.push_str(&self.painted(row, verdict.filter(|verdict| *verdict == Verdict::Failed)));
         lines.push('\n');
@@ -251,15 +269,24 @@ impl Render for TableRender {
             window.end.as_secs()
         ));
         let mut heading = names(WINDOW_COLUMNS);
-        if images.iter().all(|image| note(image).is_empty())
-            && let Some(note) = heading.last_mut()
-        {
-            note.clear();
+        if images.iter().all(|image| note(image).is_empty()) {
+            let notes = heading.iter_mut().filter(|name| *name == NOTE.0);
+            notes.for_each(String::clear);
         }
         let rows = images.iter().map(|image| {
             let [uid, user, pid, comm, total] = first_cells(image);
             let [leaked, blocks] = leak_cells(image);
-            [uid, user, pid, comm, total, leaked, blocks, note(image)]
+            [
+                uid,
+                user,
+                pid,
+                comm,
+                total,
+                leaked,
+                blocks,
+                note(image),
+                args(image),
+            ]
         });
         for cells in std::iter::once(heading).chain(rows) {
             lines.push_str(&self.row(WINDOW_COLUMNS, cells));
@@ -282,7 +309,18 @@ impl Render for TableRender {
             let held = megabytes(image.counters.leaked_bytes);
             let growth = signed_megabytes(*growth);
             let age = age(live.time.saturating_sub(image.start_time));
-            [uid, user, pid, comm, total, held, growth, age, note(image)]
+            [
+                uid,
+                user,
+                pid,
+                comm,
+                total,
+                held,
+                growth,
+                age,
+                note(image),
+                args(image),
+            ]
         });
         for cells in std::iter::once(names(LIVE_COLUMNS)).chain(rows) {
             block.push_str(&self.row(LIVE_COLUMNS, cells));

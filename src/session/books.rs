@@ -103,6 +103,7 @@ impl Books {
     pub(super) fn open(
         shown: &ShownArgs,
         contents: Contents,
+        args: bool,
         gate: Option<Gate>,
         destinations: Destinations,
     ) -> Self {
@@ -133,6 +134,7 @@ impl Books {
                 color: shown.color.wanted(output.terminal, destination::no_color()),
                 refresh: refreshes(format, &output),
                 order,
+                args,
             };
             Sink::new(format, look, output.name, output.writer)
         });

@@ -338,6 +338,7 @@ fn settings(probing: &Probing, switches: &Switches) -> Settings {
         holds: switches.holds,
         scope: Scope::Tree,
         wanted: Wanted::default(),
+        args: probing.args,
     }
 }
 

@@ -53,6 +53,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     let mut books = Books::open(
         &options.shown,
         Contents::Run(options.sort),
+        options.probing.args,
         gate,
         destinations,
     );

@@ -50,6 +50,7 @@ pub fn watch(options: &Watch) -> Result<()> {
         books: Books::open(
             &options.shown,
             Contents::Watch { live: options.live },
+            options.probing.args,
             None,
             destinations,
         ),
@@ -181,7 +182,8 @@ impl Watching<'_> {
         if !self.books.refreshes {
             return None;
         }
-        let (columns, lines) = terminal::size(std::io::stdout().as_fd())?;
+        let size = terminal::size(std::io::stdout().as_fd());
+        let (columns, lines) = size.unwrap_or(terminal::USUAL_SIZE);
         let now = self.prober.collector.clock().unix(monotonic());
         Some(Screen {
             columns,

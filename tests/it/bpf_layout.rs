@@ -13,6 +13,7 @@ const LEVELS: [&[&str]; 11] = [
     &["newer.bpf.h", "older.bpf.h"],
     &["kernels.bpf.h"],
     &[
+        "args.bpf.h",
         "blocks.bpf.h",
         "exe.bpf.h",
         "frame.bpf.h",

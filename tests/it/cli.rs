@@ -214,3 +214,60 @@ fn every_attach_method_counts_the_same() {
     assert!(totals[0][1] > 10);
     assert_eq!(totals, [totals[0]; 4]);
 }
+
+#[test]
+fn a_report_is_written_to_every_file_that_is_named_in_its_own_format() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+    let run = |words: &[&str]| {
+        let output = memleak(&[&["run"], words, &["--", "true"]].concat())
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let is_table = |text: &str| text.starts_with("UID ") && text.contains("\nmemleak: 1 process, ");
+    let is_json = |text: &str| text.lines().count() == 2 && text.starts_with(r#"{"schema":"#);
+    let is_csv = |text: &str| text.lines().count() == 3 && text.starts_with("schema,type,");
+
+    let said = run(&["-o", &path("one.json")]);
+    assert!(said.is_empty() && is_json(&read("one.json")), "{said}");
+    let said = run(&[
+        "-o",
+        &path("a.csv"),
+        "-o",
+        &format!("json={}", path("b")),
+        "-o",
+        &path("c.txt"),
+    ]);
+    assert!(is_table(&said) && is_csv(&read("a.csv")), "{said}");
+    assert!(is_json(&read("b")) && is_table(&read("c.txt")));
+    // Files get all, even if the standard stream is quiet.
+    let said = run(&["-q", "-o", &format!("table={}", path("d.json"))]);
+    assert!(said.is_empty() && is_table(&read("d.json")), "{said}");
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_keeps_the_command_from_starting_even_as_the_second() {
+    let directory = TempDir::new().unwrap();
+    let first = directory.path().join("first.json");
+    let second = directory.path().join("no/such/directory.csv");
+    let touched = directory.path().join("touched");
+    let words = [
+        "run",
+        "-o",
+        first.to_str().unwrap(),
+        "-o",
+        second.to_str().unwrap(),
+        "touch",
+    ];
+    let output = memleak(&words).arg(&touched).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(!touched.exists());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("no/such/directory.csv for the report (-o)"),
+        "{said}"
+    );
+}

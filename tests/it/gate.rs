@@ -225,3 +225,121 @@ fn case_37_a_thousand_vforks_leave_one_exact_row_of_the_parent() {
     let counts = report.only_row().counts;
     assert_eq!((counts.alloc_count, counts.leaked_bytes), (1, 1_000_000));
 }
+
+/// A run with a gate and -q. Returns its exit code and all that was said.
+fn quiet_gate(options: &[&str], command: &[&str], directory: &Path) -> (Option<i32>, String) {
+    let output = Command::new(MEMLEAK)
+        .args(["run", "-q", "--fail-on-leak", "100"])
+        .args(options)
+        .arg("--")
+        .args(command)
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), said)
+}
+
+#[test]
+fn a_gate_that_judged_nobody_ends_with_125_and_names_whom_there_was() {
+    let directory = TempDir::new().unwrap();
+    let script = directory.path().join("my_script.py");
+    common::files::write_script(&script, "#!/bin/sh\nexit 0\n", 0o755);
+    let leaks = fixture("leaks_2mb");
+    let leaks = leaks.to_str().unwrap();
+    for (options, command, says) in [
+        // A typing error.
+        (
+            &["--gate-comm", "leeks"][..],
+            &[leaks][..],
+            "--gate-comm 'leeks': there were leaks_2mb",
+        ),
+        // A script that is given to its interpreter.
+        (
+            &["--gate-comm", "my_script*"],
+            &["sh", "./my_script.py"],
+            "there were sh",
+        ),
+        (
+            &["--gate-exe", "**/leeks"],
+            &[leaks],
+            &format!("there were {leaks}"),
+        ),
+        (
+            &["--gate-comm", "!leaks*"],
+            &[leaks],
+            "all that ended are excluded: there were leaks_2mb",
+        ),
+    ] {
+        let (code, said) = quiet_gate(options, command, directory.path());
+        assert_eq!(code, Some(125), "{options:?}: {said}");
+        assert!(
+            said.starts_with("memleak: gate unknown: no process was judged"),
+            "{said}"
+        );
+        assert!(said.trim_end().ends_with(says), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn paths_choose_who_is_judged_whatever_the_processes_are_called() {
+    let directory = TempDir::new().unwrap();
+    common::files::copy(fixture("leaks_2mb"), directory.path().join("app"));
+    for (globs, code) in [
+        (&["./**"][..], 23),
+        (&["**/app"], 23),
+        (&["./a*", "!**/b*"], 23),
+        // The shell leaks more than 100 bytes, and is not below this directory.
+        (&["./**", "!./app"], 125),
+    ] {
+        let options: Vec<&str> = globs.iter().flat_map(|glob| ["--gate-exe", glob]).collect();
+        let (found, said) = quiet_gate(&options, &["sh", "-c", "./app; true"], directory.path());
+        assert_eq!(found, Some(code), "{globs:?}: {said}");
+    }
+}
+
+#[test]
+fn a_failed_or_unknown_gate_says_so_on_standard_error_wherever_the_report_goes() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("report");
+    let file = file.to_str().unwrap();
+    let leaks = fixture("leaks_2mb");
+    let leaks = leaks.to_str().unwrap();
+    let json = format!("json={file}");
+    let run = |options: &[&str], limit: &str| {
+        let output = Command::new(MEMLEAK)
+            .args(["run", "--fail-on-leak", limit])
+            .args(options)
+            .args(["--", leaks])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for options in [
+        &["-o", file][..],
+        &["-o", file, "-q"],
+        &["-o", file, "--format", "json"],
+        &["-o", &json],
+        &["-o", &json, "-o", "/dev/null"],
+        &["--format", "json"],
+        &["--format", "csv", "-q"],
+        &[],
+        &["-q"],
+    ] {
+        let failed = run(options, "1MB");
+        assert_eq!(
+            failed.matches("gate failed: 1 of 1 process").count(),
+            1,
+            "{options:?}: {failed}"
+        );
+        let unknown = run(&[options, &["--gate-comm", "x"]].concat(), "1MB");
+        assert_eq!(
+            unknown.matches("gate unknown: no process").count(),
+            1,
+            "{options:?}: {unknown}"
+        );
+    }
+    assert_eq!(run(&["-o", file], "1GB"), "");
+    assert_eq!(run(&["-q", "-o", &json], "1GB"), "");
+}

@@ -6,6 +6,7 @@ mod common;
 
 mod accounting;
 mod allocators;
+mod args;
 mod arrivals;
 mod bpf_layout;
 mod cli;
@@ -21,6 +22,7 @@ mod hostile;
 mod launch;
 mod layout;
 mod links;
+mod live;
 mod loading;
 mod long;
 mod losses;

@@ -433,8 +433,8 @@ fn a_terminal_redraws_one_table_of_running_processes_and_a_dumb_terminal_prints_
     let mut terminal = pty::Terminal::open();
     terminal.line(&format!("TERM=xterm {memleak}"));
     for _ in 0..3 {
-        terminal.expect("Memory Of Running Processes");
-        terminal.expect(&format!("{pid:<6} joined_midway"));
+        terminal.expect("1 process  ");
+        terminal.expect(&format!("{pid:<7}  joined_midway"));
         terminal.expect(AGAIN);
     }
     terminal.press("\u{3}");

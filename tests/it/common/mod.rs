@@ -94,6 +94,10 @@ pub struct Row {
     pub user: Option<String>,
     pub comm: String,
     pub exe: Option<PathBuf>,
+    /// Only with --args.
+    pub args: Option<Vec<String>>,
+    #[serde(default)]
+    pub args_cut: bool,
     pub image: u32,
     pub end: String,
     pub exit_code: Option<i32>,

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -95,6 +95,19 @@ impl Terminal {
         terminal.line("stty -echo");
         terminal.expect(PROMPT);
         terminal
+    }
+
+    /// Gives the terminal a size. Its foreground job gets SIGWINCH.
+    pub fn resize(&self, columns: u16, lines: u16) {
+        let size = libc::winsize {
+            ws_col: columns,
+            ws_row: lines,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        // SAFETY: the call only reads the structure.
+        let done = unsafe { libc::ioctl(self.keyboard.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
     }
 
     pub fn press(&mut self, keys: &str) {
