@@ -118,7 +118,9 @@ impl LoadError {
                 max_blocks,
                 source: error,
             },
-            _ if ran_out_of_descriptors(&error) => LoadError::Descriptors(error),
+            _ if ran_out_of_descriptors(&error) || messages().contains(NO_TABLE) => {
+                LoadError::Descriptors(error)
+            }
             _ => LoadError::Kernel {
                 release: release::release(),
                 source: error,
@@ -150,6 +152,10 @@ static MESSAGES: Mutex<String> = Mutex::new(String::new());
 
 /// libbpf begins its quotation of the verifier with this text.
 const VERIFIER_LOG: &str = "BEGIN PROG LOAD LOG";
+
+/// What the kernel says of a program whose table was not created. If the last descriptor is needed for libbpf's trial of
+/// tables of variables, libbpf takes it that the kernel has none.
+const NO_TABLE: &str = "is not pointing to valid bpf_map";
 
 pub(super) fn messages() -> MutexGuard<'static, String> {
     MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)
