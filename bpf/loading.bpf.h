@@ -71,23 +71,24 @@ SUBPROGRAM int begins_in_loader(void)
 #define RT_ADD 1
 
 /*
- * The loader reports to debuggers. At a program's start it does so twice: before it maps the
- * libraries, and after it. The second time, code of other files comes next.
+ * The loader reports to debuggers. Returns whether code of other files comes next in an image that
+ * has run no such code yet. At a program's start the loader reports twice: before it maps the
+ * libraries, and after it.
  * A program may have a copy of its own of the loader's state. Then the state at hand stays what it
  * was at the first report, so at the second one it does not count.
  */
-static __always_inline void loader_reported(struct pt_regs *ctx, struct heap *heap, __s64 distance)
+static __always_inline bool hands_over(struct pt_regs *ctx, struct heap *heap, __s64 distance)
 {
 	__u32 state = 0;
 
 	if (!(heap->flags & HEAP_LOADING))
-		return;
-	if (distance && !(heap->flags & HEAP_MAPPING) &&
-	    !bpf_probe_read_user(&state, sizeof(state), (void *)(PT_REGS_IP(ctx) + distance)) &&
-	    state == RT_ADD)
-		set_flags(heap, HEAP_MAPPING);
-	else
-		clear_flags(heap, HEAP_LOADING);
+		return false;
+	if (!distance || heap->flags & HEAP_MAPPING ||
+	    bpf_probe_read_user(&state, sizeof(state), (void *)(PT_REGS_IP(ctx) + distance)) ||
+	    state != RT_ADD)
+		return true;
+	set_flags(heap, HEAP_MAPPING);
+	return false;
 }
 
 #endif

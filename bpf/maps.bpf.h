@@ -231,7 +231,10 @@ __u32 nobody_answers = 0; /* memleak has exited, or is about to */
 struct arrival identified = {}; /* what `identify_file` found */
 __u64 answers = 0;		/* raised by user space after it has put an answer into `files` */
 __u64 waited_in_vain = ~0ULL;	/* value of `answers` when a wait for them took too long */
-__u64 holds = 0;		/* how often a process was held */
+__u32 keeper = 0;	 /* the keeper's tgid in the initial pid namespace, once it was asked */
+__u64 sleeping = 0;	 /* processes that the keeper lets sleep */
+__u64 last_sleep_ns = 0; /* when a process last read the keeper's memory */
+__u64 holds = 0;	 /* how often a process was held */
 __u64 longest_hold_ns = 0;
 
 __u32 joining = 0; /* running processes may be joined: all their probes are in place */

@@ -7,6 +7,7 @@
 #include "alloc.bpf.h"
 #include "arrivals.bpf.h"
 #include "core.h"
+#include "holds.bpf.h"
 #include "inode.bpf.h"
 #include "join.bpf.h"
 #include "maps.bpf.h"
@@ -67,11 +68,29 @@ int BPF_PROG(exec_shows, struct task_struct *task)
 }
 
 /* At the place in a dynamic loader where it tells debuggers what it has mapped. */
-SEC("uprobe.multi.s")
-int loader_maps(struct pt_regs *ctx)
+SEC("uprobe.multi")
+int loader_holds(struct pt_regs *ctx)
 {
 	use_task_stack(ctx);
-	libraries_arrived(ctx, probe_cookie(ctx));
+	libraries_arrived(ctx, probe_cookie(ctx), true);
+	return 0;
+}
+
+/* The same for kernels that do not call back in a task's context (before 6.18). */
+SEC("uprobe.multi.s")
+int loader_waits(struct pt_regs *ctx)
+{
+	use_task_stack(ctx);
+	libraries_arrived(ctx, probe_cookie(ctx), false);
+	return 0;
+}
+
+/* The keeper runs this for each process that wants to sleep. */
+SEC("syscall")
+int let_sleep(struct sleeper *sleeper)
+{
+	keeper = bpf_get_current_pid_tgid() >> 32;
+	let_it_sleep(sleeper->pid);
 	return 0;
 }
 

@@ -27,6 +27,8 @@ enum limits {
 	NO_INDEX = 0xffffffff,
 	/* How long a process may be held until the files that it has mapped are examined. */
 	HOLD_SECONDS = 2,
+	/* The same, however many answers come meanwhile that do not help it. */
+	LONGEST_HOLD_SECONDS = 10,
 	/*
 	 * Allocator calls that can be open at one time in one thread: a call, another one in a
 	 * signal handler, and so on.
@@ -202,6 +204,11 @@ struct arrival {
 	__u32 pad;
 };
 
+/* A process that waits in the kernel, and would rather sleep. */
+struct sleeper {
+	__u32 pid; /* in the initial pid namespace */
+};
+
 /* The bytes that are live now, and their maximum so far. */
 struct live {
 	__u64 bytes;
@@ -301,6 +308,7 @@ struct vocabulary {
 	enum placeholder placeholder;
 	struct thread_sum thread_sum;
 	struct arrival arrival;
+	struct sleeper sleeper;
 };
 
 #endif

@@ -15,8 +15,8 @@ static __always_inline void at_report(struct pt_regs *ctx, struct thread *thread
 {
 	struct heap *heap = heap_by_id(thread->heap);
 
-	if (heap)
-		loader_reported(ctx, heap, cookie);
+	if (heap && hands_over(ctx, heap, cookie))
+		clear_flags(heap, HEAP_LOADING);
 }
 
 /* A program that calls `does` for a thread that is followed. */

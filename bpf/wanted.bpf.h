@@ -76,7 +76,9 @@ static __always_inline bool is_wanted(struct task_struct *task, struct task_stru
 {
 	__u32 uid;
 
-	if (task_field(task, tgid) == memleak_tgid || task_field(task, flags) & PF_KTHREAD)
+	/* memleak's only child, when it watches all processes, is its keeper. */
+	if (task_field(task, tgid) == memleak_tgid || task_field(task, flags) & PF_KTHREAD ||
+	    BPF_CORE_READ(leader, real_parent, tgid) == memleak_tgid)
 		return false;
 	if (by_uid) {
 		uid = BPF_CORE_READ(task, real_cred, uid.val);

@@ -22,7 +22,8 @@ use crate::kernel::detach;
 use crate::kernel::files::{
     Arrival, Key, Mapped, ProbedFile, by_stat, map_sites, unexamined, unexamined_for_now,
 };
-use crate::kernel::method::Method;
+use crate::kernel::keeper;
+use crate::kernel::method::{Holds, Method};
 use crate::kernel::object::Object;
 use crate::kernel::restore::restore;
 use crate::kernel::rings::bytes_of;
@@ -47,6 +48,9 @@ impl Collector {
                 .context("cannot read the ring of files to examine")?;
         }
         let unseen = std::mem::take(&mut *self.unseen.borrow_mut());
+        if !unseen.is_empty() {
+            self.start_keeper();
+        }
         Ok(unseen
             .into_iter()
             .map(|arrival| Arrival {
@@ -60,6 +64,14 @@ impl Collector {
                 version: arrival.version,
             })
             .collect())
+    }
+
+    /// Lets processes sleep while they wait, from now on.
+    fn start_keeper(&self) {
+        self.keeper.get_or_init(|| match self.object.newer() {
+            Some(skel) if self.holds == Holds::Everywhere => keeper::start(skel, &self.globals),
+            _ => None,
+        });
     }
 
     /// Probes a file, if it has anything to probe, before any process that could map it is followed. Returns the
@@ -324,17 +336,13 @@ impl Collector {
     fn hooks(&self, hooks: LoaderHooks) -> Vec<Hook> {
         match self.method {
             Method::Session | Method::Multi => hooks.cheap,
-            Method::PerfEvent | Method::Separate if self.holds.at_loader() => hooks.cheap,
+            Method::PerfEvent | Method::Separate if self.holds != Holds::Nowhere => hooks.cheap,
             Method::PerfEvent | Method::Separate => hooks.few,
         }
     }
 
     fn attach_hooks(&self, path: &Path, file: &File, hooks: &[Hook]) -> Result<Vec<Attached>> {
-        let program = match &self.object {
-            Object::Newer(skel) if self.holds.at_loader() => &skel.progs.loader_maps,
-            Object::Newer(skel) => &skel.progs.loader_reports,
-            Object::Older(skel) => &skel.progs.loader_reports,
-        };
+        let program = self.object.at_loader(self.holds);
         attach_hooks(self.method, program, path, file, hooks)
     }
 }

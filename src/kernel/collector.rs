@@ -2,6 +2,7 @@
 //!
 //! Loading is left to `load`, decoding to `records`, living processes to `snapshot`, and arriving files to `arrivals`.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::thread as threads;
@@ -17,6 +18,7 @@ use crate::kernel::attach::{Attached, Target};
 use crate::kernel::batch::BatchWalk;
 use crate::kernel::error::LoadError;
 use crate::kernel::files::{Key, Known};
+use crate::kernel::keeper::Keeper;
 use crate::kernel::method::{Holds, Method};
 use crate::kernel::object::{Globals, Object};
 use crate::kernel::records::{self, Context};
@@ -47,6 +49,8 @@ pub struct Collector {
     pub(super) holds: Holds,
     pub(super) told_twice: bool,
     links: Vec<Link>,
+    /// Started when a process first waits.
+    pub(super) keeper: OnceCell<Option<Keeper>>,
     ring: RingBuffer<'static>,
     /// The ring of files that processes wait for. `None` if no process can be held.
     pub(super) arrivals: Option<RingBuffer<'static>>,
@@ -88,6 +92,7 @@ impl Collector {
             holds: loaded.holds,
             told_twice: loaded.told_twice,
             links: loaded.links,
+            keeper: OnceCell::new(),
             ring: ended,
             arrivals,
             closing: HashMap::new(),
@@ -276,6 +281,7 @@ impl Collector {
         self.stop_answering();
         self.wait_for_closing();
         detach::at_exit();
+        drop(self.keeper.take());
         // memleak's exit closes the links, so they must not be dropped here.
         std::mem::forget(self);
     }

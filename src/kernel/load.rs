@@ -219,8 +219,10 @@ fn load_newer(
         .exec_holds_again
         .set_autoload(everywhere && told_twice);
     progs.exec_shows.set_autoload(holds == Holds::Loader);
-    progs.loader_maps.set_autoload(holds.at_loader());
-    progs.loader_reports.set_autoload(!holds.at_loader());
+    progs.loader_holds.set_autoload(everywhere);
+    progs.let_sleep.set_autoload(everywhere);
+    progs.loader_waits.set_autoload(holds == Holds::Loader);
+    progs.loader_reports.set_autoload(holds == Holds::Nowhere);
     progs.adopt_all.set_autoload(settings.scope != Scope::Tree);
     match method {
         Method::Session => {}
@@ -238,7 +240,8 @@ fn load_newer(
             for program in [
                 &mut progs.entry_only,
                 &mut progs.throwing,
-                &mut progs.loader_maps,
+                &mut progs.loader_holds,
+                &mut progs.loader_waits,
                 &mut progs.loader_reports,
             ] {
                 program.set_attach_type(ProgramAttachType::CgroupInetIngress);

@@ -50,9 +50,3 @@ pub enum Holds {
     /// At the dynamic loader, and after every exec.
     Everywhere,
 }
-
-impl Holds {
-    pub(super) fn at_loader(self) -> bool {
-        self >= Holds::Loader
-    }
-}

@@ -14,6 +14,7 @@ pub mod error;
 pub mod features;
 pub mod files;
 mod joining;
+mod keeper;
 mod load;
 mod losses;
 pub mod method;

@@ -110,6 +110,16 @@ impl Object {
         (holds == Holds::Everywhere).then_some([&progs.exec_holds, &progs.exec_holds_again])
     }
 
+    /// The program that holds a process where its dynamic loader reports what it has mapped.
+    pub(super) fn at_loader(&self, holds: Holds) -> &ProgramMut<'static> {
+        match (self, holds) {
+            (Object::Newer(skel), Holds::Everywhere) => &skel.progs.loader_holds,
+            (Object::Newer(skel), Holds::Loader) => &skel.progs.loader_waits,
+            (Object::Newer(skel), Holds::Nowhere) => &skel.progs.loader_reports,
+            (Object::Older(skel), _) => &skel.progs.loader_reports,
+        }
+    }
+
     /// The object for newer kernels, for what only that has.
     pub(super) fn newer(&self) -> Option<&MemleakSkel<'static>> {
         match self {
@@ -150,6 +160,8 @@ impl Object {
                     living_tasks: Shared::of(&mut bss.living_tasks),
                     holds: Shared::of(&mut bss.holds),
                     longest_hold_ns: Shared::of(&mut bss.longest_hold_ns),
+                    sleeping: Shared::of(&mut bss.sleeping),
+                    last_sleep_ns: Shared::of(&mut bss.last_sleep_ns),
                     wanted_pid: None,
                     identified: NonNull::from(&mut bss.identified).cast(),
                 }
@@ -187,6 +199,8 @@ pub(super) struct Globals {
     pub(super) living_tasks: Shared<u64>,
     pub(super) holds: Shared<u64>,
     pub(super) longest_hold_ns: Shared<u64>,
+    pub(super) sleeping: Shared<u64>,
+    pub(super) last_sleep_ns: Shared<u64>,
     /// Only in the object for older kernels.
     pub(super) wanted_pid: Option<Shared<u32>>,
     identified: NonNull<arrival>,

@@ -9,6 +9,7 @@ pub mod inherited;
 pub mod mapping;
 pub mod maps;
 pub mod mount;
+pub mod own_files;
 pub mod processes;
 pub mod release;
 pub mod root;

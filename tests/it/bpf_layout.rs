@@ -30,7 +30,7 @@ const LEVELS: [&[&str]; 11] = [
         "sums.bpf.h",
         "survey.bpf.h",
     ],
-    &["frees.bpf.h", "join.bpf.h"],
+    &["frees.bpf.h", "holds.bpf.h", "join.bpf.h"],
     &[
         "alloc.bpf.h",
         "arrivals.bpf.h",

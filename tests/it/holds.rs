@@ -417,13 +417,14 @@ fn a_signal_to_a_held_process_arrives_once_after_the_hold() {
 // ---- what other processes see --------------------------------------------------------------------------
 
 #[test]
-fn a_held_process_looks_like_a_running_process() {
+fn a_held_process_looks_neither_stopped_nor_traced() {
     for kind in HELD {
         let place = Place::new();
         let (tree, _, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
         for _ in 0..20 {
             let process = Process::of(pid).expect("the process is held");
-            assert_eq!(process.state, 'R', "{kind:?}");
+            // Awake, or asleep in the kernel.
+            assert!("RD".contains(process.state), "{kind:?}: {}", process.state);
             let status =
                 fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is held");
             let fields: BTreeMap<_, _> = status
@@ -431,7 +432,6 @@ fn a_held_process_looks_like_a_running_process() {
                 .filter_map(|line| line.split_once(":\t"))
                 .collect();
             assert_eq!(fields["TracerPid"], "0");
-            assert_eq!(fields["State"], "R (running)");
             for pending in ["SigPnd", "ShdPnd", "SigBlk"] {
                 assert_eq!(fields[pending], "0000000000000000", "{pending}");
             }
