@@ -34,5 +34,6 @@ mod slurm;
 mod stripped;
 mod tree;
 mod wait_all;
+mod waits;
 mod watch;
 mod watch_all;
