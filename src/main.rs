@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use memleak::cli::{self, Stop, Task};
 use memleak::launch::signals;
 use memleak::model::exit::{Finish, TOOL_ERROR};
-use memleak::os::say;
+use memleak::os::{say, stages};
 use memleak::{doctor, session};
 
 /// memleak's own allocator. The C library's allocator carries probes while memleak runs, and memleak's own calls would
@@ -16,6 +16,7 @@ use memleak::{doctor, session};
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
+    stages::begin();
     let task = match cli::parse(std::env::args_os()) {
         Ok(task) => task,
         Err(stop) => {

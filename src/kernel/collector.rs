@@ -280,7 +280,7 @@ impl Collector {
     pub fn detach_at_exit(mut self) {
         self.stop_answering();
         self.wait_for_closing();
-        detach::at_exit();
+        detach::at_exit(self.method != Method::Separate);
         drop(self.keeper.take());
         // memleak's exit closes the links, so they must not be dropped here.
         std::mem::forget(self);

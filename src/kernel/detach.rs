@@ -4,15 +4,17 @@
 //! After SIGKILL, a process cannot access another process's memory (EINTR), not even from within close(2). A probe that
 //! it was about to remove stays in the code of every process that has the file mapped. It has no program then, and
 //! costs a trap a call until the next memleak removes it. Since 6.12 the kernel says
-//! `uprobe: memleak:PID failed to unregister, leaking uprobe`. No signal reaches a process that has begun to exit. So
-//! memleak's own exit removes the probes, see [`at_exit`].
+//! `uprobe: memleak:PID failed to unregister, leaking uprobe`. No signal reaches a worker of the kernel, nor a process
+//! that has begun to exit. So these remove the probes at memleak's end, see [`at_exit`].
 
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::mpsc::channel;
 use std::thread::{self, Builder};
-use std::{fs, io};
+use std::{fs, io, mem};
 
 use nix::sched::{CloneFlags, unshare};
+
+use crate::kernel::pins::Pins;
 
 /// How many threads close links side by side.
 const MOST_THREADS: usize = 64;
@@ -28,16 +30,40 @@ pub(super) fn close<T: Send>(mut links: Vec<T>) {
     }
 }
 
-/// Leaves all links of this process to its exit, which then takes hardly longer than closing one link. Nothing may
-/// use or close the links after this call.
+/// Leaves all links of this process to workers of the kernel. Where that is not possible, leaves them to the exit of
+/// this process. Nothing may use or close the links after this call, and memleak must exit soon.
+///
+/// `are_links`: a perf event of this process belongs to a link, or has no program.
+pub(super) fn at_exit(are_links: bool) {
+    let Ok(mut fds) = links_of_this_process() else {
+        return;
+    };
+    if are_links && leave_to_workers(&fds.links).is_ok() {
+        fds.links.into_iter().chain(fds.events).for_each(close_fd);
+    } else {
+        fds.links.append(&mut fds.events);
+        leave_to_exit(&fds.links);
+    }
+}
+
+/// Puts the links into a file system that goes with memleak.
+fn leave_to_workers(links: &[RawFd]) -> io::Result<()> {
+    let mut pins = Pins::new()?;
+    for link in links {
+        // SAFETY: nothing closes the descriptor during the call.
+        pins.keep(unsafe { BorrowedFd::borrow_raw(*link) })?;
+    }
+    // The file system goes when memleak's exit closes its descriptor.
+    mem::forget(pins);
+    Ok(())
+}
+
+/// Leaves the links to this process's exit, which then takes hardly longer than closing one link.
 ///
 /// Threads that share a descriptor table give its descriptors back one after another. So each thread started here gets
 /// a descriptor table of its own, with a share of the links that is in no other table. Links that cannot be shared out
 /// are closed later, and just as safely.
-pub(super) fn at_exit() {
-    let Ok(fds) = links_of_this_process() else {
-        return;
-    };
+fn leave_to_exit(fds: &[RawFd]) {
     let shares: Vec<Vec<RawFd>> = fds
         .chunks(fds.len().div_ceil(MOST_THREADS).max(1))
         .map(<[RawFd]>::to_vec)
@@ -69,21 +95,32 @@ pub(super) fn at_exit() {
     are_ready.into_iter().flatten().for_each(close_fd);
 }
 
-/// The descriptors of links, and of perf events that have programs.
-fn links_of_this_process() -> io::Result<Vec<RawFd>> {
-    let is_link = |target: &str| target.contains("bpf_link") || target.contains("perf_event");
-    let mut fds = Vec::new();
+/// Descriptors that keep probes in place.
+#[derive(Default)]
+struct Fds {
+    links: Vec<RawFd>,
+    /// Perf events.
+    events: Vec<RawFd>,
+}
+
+/// The descriptors of links, and of perf events.
+fn links_of_this_process() -> io::Result<Fds> {
+    let mut fds = Fds::default();
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
         let target = fs::read_link(entry.path()).unwrap_or_default();
-        if target.to_str().is_some_and(is_link) {
-            fds.extend(
-                entry
-                    .file_name()
-                    .to_str()
-                    .and_then(|name| name.parse::<RawFd>().ok()),
-            );
-        }
+        let target = target.to_str().unwrap_or_default();
+        let list = match () {
+            () if target.contains("bpf_link") => &mut fds.links,
+            () if target.contains("perf_event") => &mut fds.events,
+            () => continue,
+        };
+        list.extend(
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<RawFd>().ok()),
+        );
     }
     Ok(fds)
 }

@@ -15,8 +15,9 @@ use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
 
 /// Probes that stay attached until this is dropped. Dropping takes some 50 ms.
 pub struct EmptyProbes {
-    _links: Vec<Attached>,
-    _skel: FloorSkel<'static>,
+    method: Method,
+    links: Vec<Attached>,
+    skel: FloorSkel<'static>,
 }
 
 impl EmptyProbes {
@@ -46,8 +47,9 @@ impl EmptyProbes {
         };
         let links = attach::attach(Method::Session, &programs, &target, file)?;
         Ok(Self {
-            _links: links,
-            _skel: skel,
+            method: Method::Session,
+            links,
+            skel,
         })
     }
 
@@ -69,11 +71,24 @@ impl EmptyProbes {
             program.set_attach_type(ProgramAttachType::CgroupInetIngress);
         }
         let skel = open.load().context(context)?;
-        let links = attach::attach_at(method, &skel.progs.entry_only, file, offsets)
+        let mut probes = Self {
+            method,
+            links: Vec::new(),
+            skel,
+        };
+        probes.attach_again(file, offsets)?;
+        Ok(probes)
+    }
+
+    /// Attaches the program to further offsets.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach_again(&mut self, file: &File, offsets: &[u64]) -> Result<()> {
+        let program = &self.skel.progs.entry_only;
+        let links = attach::attach_at(self.method, program, file, offsets)
             .context("cannot attach a program that does nothing")?;
-        Ok(Self {
-            _links: links,
-            _skel: skel,
-        })
+        self.links.extend(links);
+        Ok(())
     }
 }

@@ -21,7 +21,7 @@ mod floor {
 }
 
 pub use floor::{FloorSkel, FloorSkelBuilder};
-pub use memleak::{MemleakSkel, MemleakSkelBuilder, types};
+pub use memleak::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
 pub use memleak_old::{
     MemleakOldSkel as OlderSkel, MemleakOldSkelBuilder as OlderSkelBuilder, types as older_types,
 };

@@ -39,6 +39,8 @@ pub struct Switches {
     pub late_threads: bool,
     /// `without-probe=NAME`: probe no function of this name. May be repeated.
     pub without_probe: Vec<String>,
+    /// `stages=yes`: say when each stage of the start and of the end is over.
+    pub stages: bool,
     /// `patient=init|bare|more|seal`: be the child whose allocations the doctor counts.
     pub patient: Option<Patient>,
 }
@@ -52,6 +54,7 @@ impl Default for Switches {
             missed_events: 0,
             late_threads: false,
             without_probe: Vec::new(),
+            stages: false,
             patient: None,
         }
     }
@@ -75,6 +78,7 @@ enum Switch {
     MissedEvents(u32),
     LateThreads,
     WithoutProbe(&'static str),
+    Stages,
     Patient(Patient),
 }
 
@@ -87,6 +91,7 @@ impl Switches {
             Switch::MissedEvents(times) => self.missed_events = times,
             Switch::LateThreads => self.late_threads = true,
             Switch::WithoutProbe(name) => self.without_probe.push(name.to_owned()),
+            Switch::Stages => self.stages = true,
             Switch::Patient(patient) => self.patient = Some(patient),
         }
     }
@@ -109,8 +114,10 @@ fn parse(word: &str) -> Result<Switch, String> {
             Some(name) => Ok(Switch::WithoutProbe(name)),
             None => Err(format!("without-probe is one of {}", NAMES.join(", "))),
         },
+        "stages" if value == "yes" => Ok(Switch::Stages),
+        "stages" => Err("stages is yes".to_owned()),
         "patient" => patient(value).map(Switch::Patient),
-        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, patient".to_owned()),
+        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, patient".to_owned()),
     }
 }
 
@@ -153,6 +160,7 @@ mod tests {
             "late-threads=yes",
             "without-probe=free",
             "without-probe=calloc",
+            "stages=yes",
             "patient=more",
         ];
         let given = TestArgs {
@@ -165,6 +173,7 @@ mod tests {
             missed_events: 2,
             late_threads: true,
             without_probe: vec!["free".to_owned(), "calloc".to_owned()],
+            stages: true,
             patient: Some(Patient::More),
         };
         assert_eq!(given.switches(), expected);

@@ -15,4 +15,5 @@ pub mod release;
 pub mod root;
 pub mod say;
 pub mod signal_set;
+pub mod stages;
 pub mod terminal;

@@ -30,6 +30,7 @@ use crate::os::mapping::Mapping;
 use crate::os::processes::{self, Process, levels_of_proc_above};
 use crate::os::root::Root;
 use crate::os::say::say;
+use crate::os::stages;
 
 /// Raises memleak's limit of descriptors. Each file with probes needs two descriptors, and a tree may map hundreds of
 /// files. The command is forked already, and keeps its original limit.
@@ -68,6 +69,7 @@ impl Prober {
         let mut prober = Self::load(probing, switches, settings, verbose, |prober| {
             let table = &prober.table;
             let expected = find::at_start(command.candidates(), &environment, table)?;
+            stages::mark("files read");
             prober.expect(expected)
         })?;
         prober.collector.follow(command.pid(), command.pidfd())?;

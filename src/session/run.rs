@@ -17,6 +17,7 @@ use crate::options::{GateArgs, Run, WaitAll};
 use crate::os::capabilities;
 use crate::os::identity::Identity;
 use crate::os::say::say;
+use crate::os::stages;
 use crate::report::destination::Standard;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::prober::Prober;
@@ -30,6 +31,10 @@ const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";
 /// # Errors
 /// Something failed before the command was released. The command has not run.
 pub fn run(options: &Run) -> Result<Finish> {
+    let switches = options.probing.test.switches();
+    if switches.stages {
+        stages::turn_on();
+    }
     capabilities::keep_what_is_used()?;
     let user = options
         .user
@@ -37,11 +42,11 @@ pub fn run(options: &Run) -> Result<Finish> {
         .map(Identity::of_command)
         .transpose()?;
     let command = Suspended::fork(&options.command, user.as_ref())?;
+    stages::mark("command forked");
     let mut signals = Signals::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Error)?;
     let gate = gate(&options.gate)?;
     let verbose = options.shown.verbose;
-    let switches = options.probing.test.switches();
     let prober = Prober::start(&options.probing, switches, verbose, &command);
     let mut prober = started(prober, verbose)?;
     // The later messages of -v, and what a gate says, need standard error, too.
@@ -57,8 +62,10 @@ pub fn run(options: &Run) -> Result<Finish> {
         gate,
         destinations,
     );
+    stages::mark("probes in place");
     let outcome = match command.release(keep) {
         Ok(mut running) => {
+            stages::mark("command released");
             let ended = follow(&mut running, &mut signals, &mut prober, &mut books);
             if let Some(limit) = options.wait_all {
                 wait_all(limit, &mut running, &mut signals, &mut prober, &mut books);
@@ -71,6 +78,7 @@ pub fn run(options: &Run) -> Result<Finish> {
         }
         Err(error) => not_executed(&error),
     };
+    stages::mark("command ended");
     let mut collector = prober.collector;
     match collector.take_all() {
         Ok(images) => images.into_iter().for_each(|image| books.enter(image)),
@@ -80,7 +88,9 @@ pub fn run(options: &Run) -> Result<Finish> {
         say_detours(&collector);
     }
     let finish = close(books, collector.losses(), outcome, &options.gate);
+    stages::mark("report written");
     collector.detach_at_exit();
+    stages::mark("probes left to the exit");
     Ok(finish)
 }
 

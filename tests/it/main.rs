@@ -13,6 +13,7 @@ mod cli;
 mod counter;
 mod doctor;
 mod documents;
+mod ends;
 mod errors;
 mod exceptions;
 mod faults;

@@ -1,0 +1,60 @@
+//! Makes the first attach quick. Before the kernel puts a uprobe in, it waits for a grace period, so that no fork is under
+//! way (`dup_mmap_sem`, a percpu_rw_semaphore). If somebody else has waited just before, there is nothing to wait for.
+//! So, while the verifier works, a thread puts in probes that do nothing, at a place that nobody has mapped.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::kernel::empty::EmptyProbes;
+use crate::kernel::method::Method;
+
+/// How long the effect of one probe lasts, at least.
+const LASTS: Duration = Duration::from_millis(5);
+
+/// The most probes. If loading takes longer than they last, the first attach waits.
+const MOST: usize = 40;
+
+/// While this exists, attaching is quick.
+pub(super) struct Warmth {
+    is_over: Arc<AtomicBool>,
+}
+
+impl Drop for Warmth {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Warmth {
+    /// Begins in a thread of its own. If anything fails, the first attach only takes longer.
+    pub(super) fn begin() -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
+        thread::spawn(move || keep_warm(&over));
+        Self { is_over }
+    }
+}
+
+fn keep_warm(is_over: &AtomicBool) -> Result<()> {
+    let mut file = File::from(memfd_create(c"memleak-warmth", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(&[0x90; 16])?;
+    let mut probes = EmptyProbes::attach(Method::Multi, &file, &[0])?;
+    for _ in 1..MOST {
+        thread::sleep(LASTS);
+        if is_over.load(Ordering::Relaxed) {
+            break;
+        }
+        probes.attach_again(&file, &[0])?;
+    }
+    // Removing probes takes long, so it is left to memleak's end.
+    mem::forget(probes);
+    Ok(())
+}
