@@ -29,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --args --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --output --format --help --version run doctor"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --output --format --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -176,7 +176,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-q -v -o -h -V --wait-all --user --max-allocs --allocator --args --fail-on-leak --fail-on-total-leak --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --sort --output --format --help --version"
+            opts="-q -v -o -h -V --wait-all --user --max-allocs --allocator --fail-on-leak --fail-on-total-leak --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= args uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= o/output= format= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -43,9 +43,9 @@ csv\t'Comma-separated values with one header'"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
-complete -c memleak -n "__fish_memleak_needs_command" -l args -d 'Show command lines'
 complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Print only errors and bad news'
 complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Print more'
+complete -c memleak -n "__fish_memleak_needs_command" -l args -d 'Show command lines'
 complete -c memleak -n "__fish_memleak_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_needs_command" -s V -l version -d 'Print version'
 complete -c memleak -n "__fish_memleak_needs_command" -a "run" -d 'Launch a command and follow it and all its children until they exit'
@@ -69,11 +69,11 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d '
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l args -d 'Show command lines'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors and bad news'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s v -l verbose -d 'Print more'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l args -d 'Show command lines'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s V -l version -d 'Print version'
 complete -c memleak -n "__fish_memleak_using_subcommand doctor" -s o -l output -d 'Write to FILE instead of standard output; %p in FILE is memleak\'s pid, %h the host name, %q{VAR} an environment variable' -r -F

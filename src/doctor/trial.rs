@@ -115,7 +115,7 @@ pub fn run(switches: Switches) -> Trial {
         Err(error) => return refused(Stage::Fork, &error),
     };
     let probing = Probing::default();
-    match Prober::start(&probing, switches, false, &command) {
+    match Prober::start(&probing, false, switches, false, &command) {
         Ok(prober) => Trial::Ran(follow(command, prober)),
         Err(error) => refused(Stage::Attach, &error),
     }

@@ -1,7 +1,9 @@
 //! Probes that do nothing, to measure what a probe costs. The measuring itself is left to `doctor`.
 
 use std::fs::File;
+use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -11,6 +13,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use crate::find::sites::Site;
 use crate::kernel::attach::{self, Attached, Programs, Target};
 use crate::kernel::method::Method;
+use crate::kernel::pins::Pins;
 use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
 
 /// Probes that stay attached until this is dropped. Dropping takes some 50 ms.
@@ -78,6 +81,17 @@ impl EmptyProbes {
         };
         probes.attach_again(file, offsets)?;
         Ok(probes)
+    }
+
+    /// Leaves the probes in place until memleak ends.
+    pub(super) fn pin(&mut self, pins: &mut Pins) -> io::Result<()> {
+        for link in self.links.drain(..) {
+            match link {
+                Attached::Link(link) => pins.keep(link.as_fd())?,
+                Attached::Event(event) => drop(event),
+            }
+        }
+        Ok(())
     }
 
     /// Attaches the program to further offsets.

@@ -15,6 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::kernel::empty::EmptyProbes;
 use crate::kernel::method::Method;
+use crate::kernel::pins::Pins;
 
 /// How long the effect of one probe lasts, at least.
 const LASTS: Duration = Duration::from_millis(5);
@@ -47,7 +48,12 @@ fn keep_warm(is_over: &AtomicBool) -> Result<()> {
     let mut file = File::from(memfd_create(c"memleak-warmth", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(&[0x90; 16])?;
     let mut probes = EmptyProbes::attach(Method::Multi, &file, &[0])?;
+    // So that the links take no descriptors. Without the right to that, they do.
+    let mut pins = Pins::new().ok();
     for _ in 1..MOST {
+        if let Some(pins) = &mut pins {
+            probes.pin(pins)?;
+        }
         thread::sleep(LASTS);
         if is_over.load(Ordering::Relaxed) {
             break;
@@ -55,6 +61,6 @@ fn keep_warm(is_over: &AtomicBool) -> Result<()> {
         probes.attach_again(&file, &[0])?;
     }
     // Removing probes takes long, so it is left to memleak's end.
-    mem::forget(probes);
+    mem::forget((probes, pins));
     Ok(())
 }

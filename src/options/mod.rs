@@ -65,6 +65,12 @@ pub struct Run {
     #[command(flatten)]
     pub shown: ShownArgs,
 
+    /// Show command lines
+    ///
+    /// In a column, and in JSON and CSV. Command lines may hold secrets. Of a long one, the first 1,023 bytes are kept.
+    #[arg(long)]
+    pub args: bool,
+
     /// Order of the block by command
     ///
     /// leak, allocs or processes. From ten processes on, the table ends with a block that adds them up by command, the
@@ -125,6 +131,12 @@ pub struct Watch {
 
     #[command(flatten)]
     pub shown: ShownArgs,
+
+    /// Show command lines
+    ///
+    /// In a column, and in JSON and CSV. Command lines may hold secrets. Of a long one, the first 1,023 bytes are kept.
+    #[arg(long)]
+    pub args: bool,
 
     #[command(flatten)]
     pub report: ReportArgs,
@@ -203,12 +215,6 @@ pub struct Probing {
     #[arg(long, value_name = "SPEC", value_parser = notation::parse)]
     pub allocator: Vec<Spec>,
 
-    /// Show command lines
-    ///
-    /// In a column, and in JSON and CSV. Command lines may hold secrets. Of a long one, the first 1,023 bytes are kept.
-    #[arg(long, help_heading = "Show")]
-    pub args: bool,
-
     #[command(flatten)]
     pub test: TestArgs,
 }
@@ -218,7 +224,6 @@ impl Default for Probing {
         Self {
             max_allocs: DEFAULT_MAX_ALLOCS,
             allocator: Vec::new(),
-            args: false,
             test: TestArgs::default(),
         }
     }

@@ -54,18 +54,21 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Loads the programs, attaches the probes, and follows the command from its exec on.
+    /// Loads the programs, attaches the probes, and follows the command from its exec on. `args`: command lines are
+    /// recorded.
     ///
     /// # Errors
     /// The kernel refuses, or there is nothing to probe.
     pub fn start(
         probing: &Probing,
+        args: bool,
         switches: Switches,
         verbose: bool,
         command: &Suspended,
     ) -> Result<Self> {
         let environment = Environment::of_the_command();
-        let settings = settings(probing, &switches);
+        let mut settings = settings(probing, &switches);
+        settings.args = args;
         let mut prober = Self::load(probing, switches, settings, verbose, |prober| {
             let table = &prober.table;
             let expected = find::at_start(command.candidates(), &environment, table)?;
@@ -85,6 +88,7 @@ impl Prober {
     pub fn watch(options: &Watch, wanted: &Wanted, processes: &[Process]) -> Result<Self> {
         let switches = options.probing.test.switches();
         let mut settings = settings(&options.probing, &switches);
+        settings.args = options.args;
         settings.scope = Scope::Chosen {
             children: !options.no_children,
         };
@@ -111,6 +115,7 @@ impl Prober {
     pub fn watch_all(options: &Watch, wanted: &Wanted) -> Result<Self> {
         let switches = options.probing.test.switches();
         let mut settings = settings(&options.probing, &switches);
+        settings.args = options.args;
         settings.scope = Scope::All;
         settings.wanted = wanted.clone();
         let verbose = options.shown.verbose;
@@ -340,7 +345,7 @@ fn settings(probing: &Probing, switches: &Switches) -> Settings {
         holds: switches.holds,
         scope: Scope::Tree,
         wanted: Wanted::default(),
-        args: probing.args,
+        args: false,
     }
 }
 

@@ -47,7 +47,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     let destinations = Destinations::open(&options.report, Standard::Error)?;
     let gate = gate(&options.gate)?;
     let verbose = options.shown.verbose;
-    let prober = Prober::start(&options.probing, switches, verbose, &command);
+    let prober = Prober::start(&options.probing, options.args, switches, verbose, &command);
     let mut prober = started(prober, verbose)?;
     // The later messages of -v, and what a gate says, need standard error, too.
     let keep = if destinations.need_stderr() || verbose || gate.is_some() {
@@ -58,7 +58,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     let mut books = Books::open(
         &options.shown,
         Contents::Run(options.sort),
-        options.probing.args,
+        options.args,
         gate,
         destinations,
     );

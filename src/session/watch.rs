@@ -50,7 +50,7 @@ pub fn watch(options: &Watch) -> Result<()> {
         books: Books::open(
             &options.shown,
             Contents::Watch { live: options.live },
-            options.probing.args,
+            options.args,
             None,
             destinations,
         ),
