@@ -134,6 +134,33 @@ static __always_inline struct thread *current_thread(void)
 	return thread_of(task);
 }
 
+/*
+ * A child of a process that is chosen, and that is not followed yet, is chosen at its fork. So no
+ * child is missed between the listing of children and the moment from which forks are followed.
+ * If there is no memory for it, the next listing finds the child.
+ */
+static __always_inline void choose_child(struct task_struct *child, __u64 clone_flags)
+{
+	if (scope != SCOPE_CHOSEN || no_children || clone_flags & CLONE_THREAD)
+		return;
+	if (is_chosen(task_field(current_task(), group_leader)))
+		choose_process(child);
+}
+
+/*
+ * Whether a process is chosen. A running child of a chosen process is chosen here, unless it is
+ * followed already. memleak may be a child of a process that was named.
+ */
+static __always_inline bool choose_descendant(struct task_struct *leader)
+{
+	if (is_chosen(leader))
+		return true;
+	if (leader->tgid == memleak_tgid || leader->flags & PF_KTHREAD ||
+	    !BPF_CORE_READ(leader, signal, live.counter) || thread_of(leader))
+		return false;
+	return is_chosen(leader->real_parent->group_leader) && choose_process(leader);
+}
+
 /* Gives a wanted running process its heap, before any of its threads has joined. */
 static __always_inline void adopt_running(struct task_struct *leader)
 {

@@ -43,6 +43,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 	__u32 length;
 	int i;
 
+	if (!parent)
+		choose_child(child, clone_flags);
 	if (!parent || (no_children && !(clone_flags & CLONE_VM)))
 		return;
 	if (again && thread_of(child))

@@ -284,12 +284,24 @@ static __always_inline struct process *process_of(struct task_struct *leader)
 	return bpf_task_storage_get(&processes, leader, 0, 0);
 }
 
-/* Whether the process is one of those that were named. */
+/* Whether the process is one of those that were named, or was started by one of them. */
 static __always_inline bool is_chosen(struct task_struct *leader)
 {
 	struct process *process = process_of(leader);
 
 	return process && process->chosen;
+}
+
+/* Chooses a process. Returns false if there is no memory for that. */
+static __always_inline bool choose_process(struct task_struct *leader)
+{
+	struct process *process;
+
+	process = bpf_task_storage_get(&processes, leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!process)
+		return false;
+	process->chosen = 1;
+	return true;
 }
 
 /* The heap that a process has been given; 0: none. */

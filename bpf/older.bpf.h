@@ -268,7 +268,7 @@ static __always_inline bool append_file(struct heap *heap, __u32 file)
 
 /*
  * The heaps of processes that were running before they were followed, and which of these processes
- * were named. The key is the leader's address. It is valid until the leader is freed: then the
+ * are chosen. The key is the leader's address. It is valid until the leader is freed: then the
  * entries go.
  */
 struct {

@@ -66,6 +66,23 @@ int adopt_all(struct bpf_iter__task *ctx)
 	return 0;
 }
 
+/*
+ * Prints the pids of the chosen processes, and chooses their children. A child may come before its
+ * parent here, so memleak runs this until it finds no more.
+ */
+SEC("iter/task")
+int list_chosen(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	__u32 pid;
+
+	if (!task || task->pid != task->tgid || !choose_descendant(task))
+		return 0;
+	pid = own_pid_of(task);
+	bpf_seq_write(ctx->meta->seq, &pid, sizeof(pid));
+	return 0;
+}
+
 /* The living tasks' shares of their heaps, for images that are still running. */
 SEC("iter/task")
 int living(struct bpf_iter__task *ctx)

@@ -24,7 +24,7 @@ function __fish_memleak_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this process and all that it starts, from now on; several: -p 1,2 or -p 1 -p 2' -r
+complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this process and its children, those that run already and those to come, and all that they start; several: -p 1,2 or -p 1 -p 2' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report: those that grew most' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks to track' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator' -r
@@ -41,7 +41,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
-complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they start'
+complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
 complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Print only errors and bad news'
 complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Print more'

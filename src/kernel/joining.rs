@@ -65,6 +65,20 @@ impl Collector {
         }
     }
 
+    /// Chooses the running children of the chosen processes, and their children. Returns the pids of all that are
+    /// chosen. What a chosen process starts meanwhile is chosen by the kernel side. To be called until it returns no
+    /// new pid, because a process may have a lower pid than its parent.
+    ///
+    /// # Errors
+    /// The kernel cannot list its tasks.
+    pub fn chosen(&self) -> Result<Vec<u32>> {
+        let bytes = self.iterate(self.object.list_chosen())?;
+        let pids = bytes.chunks_exact(size_of::<u32>());
+        let pids = pids.filter_map(|pid| Some(u32::from_ne_bytes(pid.try_into().ok()?)));
+        // A pid of 0 is outside of memleak's pid namespace.
+        Ok(pids.filter(|pid| *pid != 0).collect())
+    }
+
     /// Tells the kernel which probed files a running process has mapped, by their indexes, for
     /// [`adopt`](Self::adopt). If the map has no room, the process's first call of an allocator tells.
     pub fn has_mapped(&mut self, pid: u32, numbers: &[u16]) {

@@ -190,6 +190,9 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     open.progs.follow.set_autoload(!watches);
     open.progs.choose.set_autoload(watches);
     open.progs.adopt_all.set_autoload(watches);
+    open.progs
+        .list_chosen
+        .set_autoload(settings.scope.has_children());
     open.progs.sched_process_free.set_autoload(watches);
     open.load()
 }
@@ -249,6 +252,9 @@ fn load_newer(
     progs.loader_waits.set_autoload(holds == Holds::Loader);
     progs.loader_reports.set_autoload(holds == Holds::Nowhere);
     progs.adopt_all.set_autoload(settings.scope != Scope::Tree);
+    progs
+        .list_chosen
+        .set_autoload(settings.scope.has_children());
     match method {
         Method::Session => {}
         Method::Multi => {

@@ -70,6 +70,10 @@ impl Object {
         either!(self, skel => &skel.progs.adopt_all)
     }
 
+    pub(super) fn list_chosen(&self) -> &ProgramMut<'static> {
+        either!(self, skel => &skel.progs.list_chosen)
+    }
+
     pub(super) fn found(&self) -> &MapMut<'static> {
         either!(self, skel => &skel.maps.found)
     }

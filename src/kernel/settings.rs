@@ -29,10 +29,17 @@ pub struct Settings {
 pub enum Scope {
     /// A command, from its exec on, and all processes that it starts.
     Tree,
-    /// Running processes and, with `children`, all processes that they start.
+    /// Running processes and, with `children`, all processes that they have started and will start.
     Chosen { children: bool },
     /// Every wanted process of the machine, except memleak itself.
     All,
+}
+
+impl Scope {
+    /// Whether children of the chosen processes are chosen, too.
+    pub(super) fn has_children(self) -> bool {
+        self == Self::Chosen { children: true }
+    }
 }
 
 /// Which processes are wanted. An empty list excludes no process. With [`Scope::All`], only wanted processes are

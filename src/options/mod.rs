@@ -92,7 +92,8 @@ pub struct Run {
 /// The options of `memleak -p` and `memleak -a`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct Watch {
-    /// Watch this process and all that it starts, from now on; several: -p 1,2 or -p 1 -p 2
+    /// Watch this process and its children, those that run already and those to come, and all that they start; several:
+    /// -p 1,2 or -p 1 -p 2
     #[arg(
         short,
         long,
@@ -111,7 +112,7 @@ pub struct Watch {
     #[arg(value_name = "INTERVAL", default_value = "5", value_parser = parse_interval)]
     pub interval: Duration,
 
-    /// Watch only the processes of -p, not those that they start
+    /// Watch only the processes of -p, not those that they have started or will start
     #[arg(long, conflicts_with = "all")]
     pub no_children: bool,
 

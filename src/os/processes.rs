@@ -1,7 +1,7 @@
 //! Running processes: which exist, and which files they have mapped executable. What is done with them is left to
 //! `session`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,17 +18,19 @@ use crate::os::maps;
 /// Marks a thread of the kernel (include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-/// A process that memleak is asked to watch. The descriptor ensures that the process is not mistaken for another one
-/// with the same pid.
+/// A process that memleak watches. The descriptor ensures that the process is not mistaken for another one with the same
+/// pid.
 #[derive(Debug)]
 pub struct Process {
     pub pid: u32,
     /// The process's pid in the pid namespace that /proc shows.
-    proc_pid: u32,
+    pub proc_pid: u32,
     fd: OwnedFd,
 }
 
 impl Process {
+    /// Opens a process that memleak is asked to watch.
+    ///
     /// # Errors
     /// The process does not exist, or it has no memory to watch.
     pub fn open(pid: u32) -> Result<Self> {
@@ -36,16 +38,31 @@ impl Process {
             pid != std::process::id(),
             "process {pid} is memleak itself, which does not watch itself"
         );
+        if let Some(process) = Self::open_living(pid)? {
+            let flags = stat(process.proc_pid).map_or(0, |stat| stat.flags);
+            ensure!(
+                flags & PF_KTHREAD == 0,
+                "process {pid} is a thread of the kernel, which has no memory of its own to watch"
+            );
+            return Ok(process);
+        }
+        ensure!(open_pidfd(pid).is_err(), "process {pid} has ended");
+        ensure!(
+            fs::exists(format!("/proc/{pid}")).is_ok_and(|there| !there),
+            "process {pid} belongs to another pid namespace, the one that /proc shows: run memleak in that namespace, \
+             or give the pid that the process has in memleak's own"
+        );
+        bail!("process {pid} does not exist");
+    }
+
+    /// Opens a process. `None`: it does not exist, or no thread of it is left.
+    ///
+    /// # Errors
+    /// The pid belongs to a thread, memleak has no descriptor left, or /proc does not show the process.
+    pub fn open_living(pid: u32) -> Result<Option<Self>> {
         let fd = match open_pidfd(pid) {
             Ok(fd) => fd,
-            Err(Errno::ESRCH) => {
-                ensure!(
-                    fs::exists(format!("/proc/{pid}")).is_ok_and(|there| !there),
-                    "process {pid} belongs to another pid namespace, the one that /proc shows: run memleak in that \
-                     namespace, or give the pid that the process has in memleak's own"
-                );
-                bail!("process {pid} does not exist");
-            }
+            Err(Errno::ESRCH) => return Ok(None),
             // The kernel's version decides which of the two comes.
             Err(Errno::EINVAL | Errno::ENOENT) => {
                 let leader = status_field(pid, "Tgid:").unwrap_or_default();
@@ -58,14 +75,23 @@ impl Process {
         let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
         let fdinfo = fdinfo.with_context(|| format!("cannot read about process {pid} in /proc"))?;
         let proc_pid = field(&fdinfo, "Pid:").unwrap_or_default();
-        let Stat { flags, .. } =
-            stat(proc_pid).with_context(|| format!("process {pid} cannot be found in /proc"))?;
-        ensure!(living_thread(proc_pid).is_some(), "process {pid} has ended");
-        ensure!(
-            flags & PF_KTHREAD == 0,
-            "process {pid} is a thread of the kernel, which has no memory of its own to watch"
-        );
-        Ok(Self { pid, proc_pid, fd })
+        let process = Self { pid, proc_pid, fd };
+        if living_thread(proc_pid).is_none() {
+            // After the last thread has ended, /proc may show nothing of the process.
+            ensure!(
+                process.has_ended() || stat(proc_pid).is_some(),
+                "process {pid} cannot be found in /proc"
+            );
+            return Ok(None);
+        }
+        Ok(Some(process))
+    }
+
+    /// The command name. Empty if the process has ended.
+    pub fn comm(&self) -> Vec<u8> {
+        let mut comm = fs::read(format!("/proc/{}/comm", self.proc_pid)).unwrap_or_default();
+        comm.pop_if(|last| *last == b'\n');
+        comm
     }
 
     /// Whether no thread of the process is left.
@@ -113,6 +139,30 @@ pub fn all() -> Result<Vec<u32>> {
     }
     pids.retain(|pid| Some(*pid) != own);
     Ok(pids)
+}
+
+/// How many living processes descend from these, without these and without memleak. All pids are pids of the namespace
+/// that /proc shows.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn count_descendants(of: &HashSet<u32>) -> Result<usize> {
+    let parents: HashMap<u32, u32> = all()?
+        .into_iter()
+        .filter_map(|pid| Some((pid, stat(pid).filter(|stat| stat.state != 'Z')?.parent)))
+        .collect();
+    Ok(descendants(&parents, of))
+}
+
+/// The same over a map from each process to its parent.
+fn descendants(parents: &HashMap<u32, u32>, of: &HashSet<u32>) -> usize {
+    let descends = |pid: &u32| {
+        let mut ancestors = std::iter::successors(parents.get(pid), |parent| parents.get(parent));
+        // The map was not read in one moment, so it might have a circle.
+        let mut ancestors = ancestors.by_ref().take(parents.len());
+        !of.contains(pid) && ancestors.any(|ancestor| of.contains(ancestor))
+    };
+    parents.keys().filter(|pid| descends(pid)).count()
 }
 
 /// Where a process has mapped files executable. Each file is there once, with its device. `pid` is a pid in the
@@ -234,6 +284,29 @@ mod tests {
         assert_eq!(parse_stat(stat), Some(expected));
         assert_eq!(parse_stat(b"7 (a"), None);
         assert!(super::stat(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn descendants_are_counted_without_the_processes_that_they_descend_from() {
+        let parents = HashMap::from([
+            (10, 1),
+            (11, 10),
+            (12, 11),
+            (13, 1),
+            (14, 12),
+            (20, 21),
+            (21, 20),
+        ]);
+        for (of, count) in [
+            (&[10][..], 3),
+            (&[10, 12], 2),
+            (&[13], 0),
+            (&[1], 5),
+            (&[], 0),
+        ] {
+            let of = of.iter().copied().collect();
+            assert_eq!(descendants(&parents, &of), count, "{of:?}");
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //!
 //! Which functions a file has is found in `find`. Probes are attached in `kernel`.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::thread::sleep;
 use std::time::Duration;
 use std::{fs, io};
@@ -69,7 +69,7 @@ impl Prober {
         let environment = Environment::of_the_command();
         let mut settings = settings(probing, &switches);
         settings.args = args;
-        let mut prober = Self::load(probing, switches, settings, verbose, |prober| {
+        let (mut prober, ()) = Self::load(probing, switches, settings, verbose, |prober| {
             let table = &prober.table;
             let expected = find::at_start(command.candidates(), &environment, table)?;
             stages::mark("files read");
@@ -80,32 +80,45 @@ impl Prober {
         Ok(prober)
     }
 
-    /// Loads the programs, attaches probes to the files that these processes have mapped, and follows the processes
-    /// from now on.
+    /// Loads the programs, attaches probes to the files that these processes and their running children have mapped, and
+    /// follows them from now on. Returns the children, and their children, too.
     ///
     /// # Errors
-    /// The kernel refuses, or a process has nothing to probe.
-    pub fn watch(options: &Watch, wanted: &Wanted, processes: &[Process]) -> Result<Self> {
+    /// The kernel refuses, or one of `processes` has nothing to probe.
+    pub fn watch(
+        options: &Watch,
+        wanted: &Wanted,
+        processes: &[Process],
+    ) -> Result<(Self, Vec<Process>)> {
         let switches = options.probing.test.switches();
         let mut settings = settings(&options.probing, &switches);
         settings.args = options.args;
-        settings.scope = Scope::Chosen {
-            children: !options.no_children,
-        };
+        let children = !options.no_children;
+        settings.scope = Scope::Chosen { children };
         settings.wanted = wanted.clone();
         let verbose = options.shown.verbose;
-        let mut prober = Self::load(&options.probing, switches, settings, verbose, |prober| {
+        let expect = |prober: &mut Self| {
+            let mut subtree = Subtree::of(processes);
             for process in processes {
+                prober.collector.choose(process)?;
                 prober.expect_mapped_by(process)?;
             }
+            if children {
+                prober.expect_children(&mut subtree)?;
+            }
             prober.explain(0);
-            Ok(())
-        })?;
-        for process in processes {
-            prober.collector.choose(process)?;
-        }
+            Ok(subtree)
+        };
+        let (mut prober, mut subtree) =
+            Self::load(&options.probing, switches, settings, verbose, expect)?;
         prober.collector.adopt()?;
-        Ok(prober)
+        if children {
+            // These were started after the last look, and were adopted with the others.
+            let known = prober.collector.targets().len();
+            prober.expect_new_children(&mut subtree)?;
+            prober.explain(known);
+        }
+        Ok((prober, subtree.children))
     }
 
     /// Does the same for every process of the machine that `wanted` selects.
@@ -119,7 +132,7 @@ impl Prober {
         settings.scope = Scope::All;
         settings.wanted = wanted.clone();
         let verbose = options.shown.verbose;
-        let mut prober = Self::load(
+        let (mut prober, ()) = Self::load(
             &options.probing,
             switches,
             settings,
@@ -130,14 +143,15 @@ impl Prober {
         Ok(prober)
     }
 
-    /// Loads the programs for the best method by which `expect` can attach its probes.
-    fn load(
+    /// Loads the programs for the best method by which `expect` can attach its probes. Returns the result of `expect`,
+    /// too.
+    fn load<T>(
         probing: &Probing,
         switches: Switches,
         mut settings: Settings,
         verbose: bool,
-        expect: impl Fn(&mut Self) -> Result<()>,
-    ) -> Result<Self> {
+        expect: impl Fn(&mut Self) -> Result<T>,
+    ) -> Result<(Self, T)> {
         raise_descriptor_limit();
         let table = Table::new(user_allocators(&probing.allocator)?)?;
         loop {
@@ -149,7 +163,7 @@ impl Prober {
                 delay: switches.hold_delay,
             };
             match expect(&mut prober) {
-                Ok(()) => return Ok(prober),
+                Ok(expected) => return Ok((prober, expected)),
                 // A kernel may load programs that it cannot attach.
                 Err(error) => match prober.collector.method().next_best() {
                     Some(next) if switches.method.is_none() && !error.is::<Unwatchable>() => {
@@ -190,24 +204,47 @@ impl Prober {
         Err(Unwatchable { pid, why }.into())
     }
 
+    /// Attaches probes to the files that the running children of the chosen processes have mapped. A child without an
+    /// allocator has a row that says so.
+    fn expect_children(&mut self, subtree: &mut Subtree) -> Result<()> {
+        for _ in 0..MOST_LOOKS {
+            let new = self.expect_new_children(subtree)?;
+            for (pid, probed) in &new {
+                self.collector.has_mapped(*pid, probed);
+            }
+            if new.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches probes to the files of the children that are not in the subtree yet. Returns their pids, each with the
+    /// indexes of its probed files.
+    fn expect_new_children(&mut self, subtree: &mut Subtree) -> Result<Vec<(u32, Vec<u16>)>> {
+        let chosen = self.collector.chosen()?;
+        let mut new = Vec::new();
+        for pid in chosen {
+            if !subtree.known.insert(pid) {
+                continue;
+            }
+            let Some(child) = Process::open_living(pid)? else {
+                continue;
+            };
+            new.push((pid, self.expect_mapped(child.proc_pid, &mut subtree.files)?));
+            subtree.children.push(child);
+        }
+        Ok(new)
+    }
+
     /// Attaches probes to the files that the processes of the machine have mapped. Processes that start meanwhile do
-    /// not have to wait for that. A file that cannot be examined or probed shows in the rows of the processes that use
-    /// it.
+    /// not have to wait for that.
     fn expect_all(&mut self) -> Result<()> {
         // Otherwise /proc shows other pids than the rows have.
         let own_pids = levels_of_proc_above() == 0;
-        // The index of each file, if it is probed.
-        let mut seen = HashMap::new();
+        let mut files = HashMap::new();
         for pid in processes::all()? {
-            let mut probed = Vec::new();
-            // A process that has exited, or that has no memory, has nothing mapped.
-            for (mapping, device) in processes::mapped(pid).unwrap_or_default() {
-                let number = match seen.entry((device, mapping.inode)) {
-                    Entry::Occupied(seen) => *seen.get(),
-                    Entry::Vacant(unseen) => *unseen.insert(self.expect_file(&mapping)?),
-                };
-                probed.extend(number);
-            }
+            let probed = self.expect_mapped(pid, &mut files)?;
             if own_pids {
                 self.collector.has_mapped(pid, &probed);
             }
@@ -215,6 +252,21 @@ impl Prober {
         }
         self.explain(0);
         Ok(())
+    }
+
+    /// Attaches probes to the files that a process has mapped, by its pid in /proc. Returns the indexes of those that
+    /// are probed. A file that cannot be examined or probed shows in the rows of the processes that use it.
+    fn expect_mapped(&mut self, pid: u32, files: &mut Looked) -> Result<Vec<u16>> {
+        let mut probed = Vec::new();
+        // A process that has exited, or that has no memory, has nothing mapped.
+        for (mapping, device) in processes::mapped(pid).unwrap_or_default() {
+            let number = match files.entry((device, mapping.inode)) {
+                Entry::Occupied(seen) => *seen.get(),
+                Entry::Vacant(unseen) => *unseen.insert(self.expect_file(&mapping)?),
+            };
+            probed.extend(number);
+        }
+        Ok(probed)
     }
 
     /// Attaches probes to a mapped file. Returns the file's index, if it is probed.
@@ -324,6 +376,32 @@ impl Prober {
                     site.placement,
                 ));
             }
+        }
+    }
+}
+
+/// How often memleak looks for new children before it follows them. Two looks find all children of processes that start
+/// none meanwhile. What starts after the last look has the same files as its parent, or is examined after its exec.
+const MOST_LOOKS: usize = 8;
+
+/// The index of each file that was looked at, if it is probed. A file is known by its device and inode.
+type Looked = HashMap<(String, u64), Option<u16>>;
+
+/// The processes of -p and their children, as far as they were found.
+struct Subtree {
+    /// The pids of all.
+    known: HashSet<u32>,
+    children: Vec<Process>,
+    /// The children's files.
+    files: Looked,
+}
+
+impl Subtree {
+    fn of(processes: &[Process]) -> Self {
+        Self {
+            known: processes.iter().map(|process| process.pid).collect(),
+            children: Vec::new(),
+            files: Looked::new(),
         }
     }
 }

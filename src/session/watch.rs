@@ -26,7 +26,7 @@ use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
 use crate::text::units::megabytes;
 
-/// Watches until the named processes and all that they started have ended, or until a signal asks for the end.
+/// Watches until the named processes and all that they have started have ended, or until a signal asks for the end.
 ///
 /// # Errors
 /// memleak cannot begin to watch.
@@ -34,14 +34,19 @@ pub fn watch(options: &Watch) -> Result<()> {
     capabilities::keep_what_is_used()?;
     let (wanted, filter) = filter::resolve(&options.filters)?;
     let processes: Result<Vec<_>> = options.pid.iter().map(|pid| Process::open(*pid)).collect();
-    let processes = processes?;
+    let mut processes = processes?;
     let mut requests = Requests::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Output)?;
     let clock = Instant::now();
+    let mut children = Vec::new();
     let prober = if options.all {
         Prober::watch_all(options, &wanted)
     } else {
-        Prober::watch(options, &wanted, &processes)
+        let watched = Prober::watch(options, &wanted, &processes);
+        watched.map(|(prober, found)| {
+            children = found;
+            prober
+        })
     };
     let prober = started(prober, options.shown.verbose)?;
     let began = monotonic();
@@ -60,6 +65,7 @@ pub fn watch(options: &Watch) -> Result<()> {
         growth: Growth::since(began),
         options,
     };
+    processes.append(&mut children);
     watching.follow(processes, &mut requests);
     watching.close(clock);
     Ok(())

@@ -160,7 +160,7 @@ fn manual_page() -> Vec<u8> {
             ),
             (
                 "sudo memleak -p 1234 10",
-                "Watch a running process and all that it starts. Report every ten seconds which processes have ended.",
+                "Watch a running process, its children and all that they start. Report every ten seconds which processes have ended.",
             ),
             (
                 "sudo memleak -a 5 --live --user-name alice",

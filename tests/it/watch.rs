@@ -11,8 +11,10 @@ use crate::common;
 use crate::common::expected::{End, counts};
 use crate::common::newcomers::{Kind, Place, mapped, own};
 use crate::common::pty;
+use crate::common::switches::switch;
 use crate::common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
 use crate::common::{Counts, Losses, Row, compare, counter, fixture};
+use memleak::os::release;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -216,6 +218,213 @@ fn several_processes_are_watched_until_the_last_one_exits() {
             assert_since_attach(report.row_of(pid), End::Exit(0), midway(3, 4));
         }
     }
+}
+
+// ---- children that already run ----------------------------------------------------------------------------------
+
+/// Some bytes in one block, none of it freed.
+fn leak(bytes: u64) -> Counts {
+    counts(bytes, 1, 0, bytes, 1)
+}
+
+#[test]
+fn children_that_already_run_are_watched_with_all_that_they_start() {
+    // The methods that this kernel has, beside its best one. Before 6.6 the best one is among these.
+    let version = release::version(&release::release()).expect("a release begins with a version");
+    let others = ["multi", "perf-event"].map(|method| switch("method", method));
+    let others = others.iter().filter(|_| version >= (6, 6));
+    let others = others.map(|option| vec![option.as_str()]);
+    for programs in BOTH.iter().cloned().chain(others) {
+        let mut master = Waiting::fixture("preforks", &["3"]);
+        let pid = master.pid();
+        let workers = children(pid);
+        let [first, second, last] = workers[..] else {
+            panic!("{workers:?}")
+        };
+        let [helper] = children(first)[..] else {
+            panic!("the first worker has no helper")
+        };
+        let watch = Watch::pid(pid, &programs);
+        for _ in 0..3 {
+            assert_eq!(master.ask(), "done\n");
+        }
+        let (status, _) = master.finish();
+        assert!(status.success());
+        let report = watch.wait();
+        for (pid, end, counts) in [
+            (pid, End::Exit(0), Counts::default()),
+            (first, End::Exit(0), leak(1000)),
+            (helper, End::Exit(0), leak(7)),
+            (second, End::Exit(0), leak(1100)),
+            (last, End::Exit(5), leak(1200)),
+        ] {
+            assert_since_attach(report.row_of(pid), end, counts);
+        }
+        let mut started: Vec<_> = report
+            .rows
+            .iter()
+            .filter(|row| row.from == "start")
+            .collect();
+        started.sort_by_key(|row| row.counts.leaked_bytes);
+        let [grandchild, replacement] = started[..] else {
+            panic!("{started:#?}")
+        };
+        assert_from_start(grandchild, End::Exit(4), leak(30));
+        assert_eq!(grandchild.ppid, first);
+        // It has leaked 50 bytes more, as each worker does at its start.
+        assert_from_start(replacement, End::Exit(0), counts(2050, 2, 0, 2050, 2));
+        assert_eq!(replacement.ppid, pid);
+        assert_eq!((report.rows.len(), report.summary.processes), (7, 7));
+    }
+}
+
+#[test]
+fn with_no_children_neither_running_nor_new_children_are_watched() {
+    for programs in BOTH.iter() {
+        let mut master = Waiting::fixture("preforks", &["2"]);
+        let pid = master.pid();
+        let watch = Watch::pid(pid, &[programs.as_slice(), &["--no-children"]].concat());
+        for _ in 0..3 {
+            assert_eq!(master.ask(), "done\n");
+        }
+        master.finish();
+        let report = watch.wait();
+        assert_since_attach(report.row_of(pid), End::Exit(0), Counts::default());
+        assert_eq!(report.rows.len(), 1, "{:#?}", report.rows);
+    }
+}
+
+#[test]
+fn no_child_is_missed_that_starts_while_memleak_attaches() {
+    for programs in BOTH.iter() {
+        let mut master = Waiting::fixture("forks_until_told", &[]);
+        let pid = master.pid();
+        let watch = Watch::pid(pid, programs);
+        sleep(Duration::from_millis(50));
+        let count: usize = master.ask().trim().parse().expect("a number");
+        master.finish();
+        let report = watch.wait();
+        let children: Vec<_> = report.rows.iter().filter(|row| row.ppid == pid).collect();
+        let some = |from: &str| children.iter().filter(|row| row.from == from).count();
+        assert!(
+            some("attach") > 10 && some("start") > 2,
+            "{}",
+            children.len()
+        );
+        assert_eq!(children.len(), count);
+        for row in children {
+            assert_eq!(
+                (End::of(row), row.counts),
+                (End::Exit(0), leak(10)),
+                "{row:#?}"
+            );
+            assert!(row.uncovered.is_none(), "{row:#?}");
+        }
+    }
+}
+
+#[test]
+fn the_watch_lasts_until_the_running_children_have_ended_too() {
+    for programs in BOTH.iter() {
+        // The shell ends at once. Its child reads the test's lines.
+        let mut child = Waiting::start(
+            Command::new("sh")
+                .args([
+                    "-c",
+                    r#"exec 3<&0; (read -r line; exec "$@") <&3 & echo ready $$; read -r line; exit 3"#,
+                    "sh",
+                ])
+                .arg(fixture("leaks_2mb")),
+        );
+        let shell = child.pid();
+        let [reader] = children(shell)[..] else {
+            panic!("the shell has no child")
+        };
+        let watch = Watch::pid(shell, programs);
+        child.tell();
+        child.tell();
+        let report = watch.wait();
+        assert_eq!(report.row_of(shell).exit_code, Some(3));
+        let rows = report.rows_of(reader);
+        let [before, after] = rows[..] else {
+            panic!("{rows:#?}")
+        };
+        assert_eq!((&*before.end, &*before.from), ("exec", "attach"));
+        assert_from_start(after, End::Exit(0), leak(2_000_000));
+    }
+}
+
+/// A shell whose child is `program`, a kind of `joined_midway` that frees 5 blocks and allocates 6. The child reads the
+/// shell's standard input.
+fn shell_with_child(program: &Path) -> Waiting {
+    let script = r#"exec 3<&0; "$1" 5 6 <&3 & wait $!"#;
+    Waiting::start(Command::new("sh").args(["-c", script, "sh"]).arg(program))
+}
+
+#[test]
+fn a_file_that_only_a_child_has_mapped_is_probed() {
+    let place = Place::new();
+    let program = place.copy(&Kind::MuslStatic.build("joined_midway"), "program");
+    for programs in BOTH.iter() {
+        let shell = shell_with_child(&program);
+        let (child, pid) = (shell.pid(), shell.started_pid());
+        let watch = Watch::pid(pid, programs);
+        shell.finish();
+        let report = watch.wait();
+        let row = report.row_of(child);
+        assert_since_attach(row, End::Exit(0), midway(5, 6));
+        assert_eq!(row.allocators, [program.as_path()]);
+        assert_eq!((row.ppid, &*report.row_of(pid).from), (pid, "attach"));
+    }
+}
+
+#[test]
+fn a_child_without_an_allocator_is_reported_as_such_and_the_others_are_watched() {
+    let place = Place::new();
+    let stripped = place.copy(&Kind::Static.build("joined_midway"), "stripped");
+    common::newcomers::run(Command::new("strip").arg(&stripped));
+    for programs in BOTH.iter() {
+        let shell = shell_with_child(&stripped);
+        let (child, pid) = (shell.pid(), shell.started_pid());
+        let watch = Watch::pid(pid, programs);
+        shell.finish();
+        let report = watch.wait();
+        let row = report.row_of(child);
+        assert_eq!(
+            (End::of(row), row.counts),
+            (End::Exit(0), Counts::default())
+        );
+        assert!(row.uncovered.is_some(), "{row:#?}");
+        assert!(report.row_of(pid).uncovered.is_none());
+    }
+}
+
+#[test]
+fn a_child_in_namespaces_of_its_own_and_of_another_user_is_watched() {
+    const ENTER: &str = r#"echo ready $$; read -r line; exec "$@""#;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .args(["setpriv", "--reuid=65534", "--clear-groups"])
+        .args(["sh", "-c", ENTER, "sh"])
+        .arg(fixture("leaks_2mb"));
+    let target = Waiting::start(&mut command);
+    assert_eq!(target.pid(), 1, "in its own pid namespace");
+    let parent = target.started_pid();
+    let children = children(parent);
+    let [child] = children[..] else {
+        panic!("{children:?}")
+    };
+    let watch = Watch::pid(parent, &[]);
+    target.finish();
+    let report = watch.wait();
+    let rows = report.rows_of(child);
+    let [before, after] = rows[..] else {
+        panic!("{rows:#?}")
+    };
+    assert_eq!((&*before.end, &*before.from), ("exec", "attach"));
+    assert_from_start(after, End::Exit(0), leak(2_000_000));
+    assert_eq!((after.uid, after.ppid), (65534, parent));
 }
 
 // ---- the mapped files ----------------------------------------------------------------------------------------

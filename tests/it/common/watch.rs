@@ -82,6 +82,12 @@ impl Waiting {
 
     /// Sends the process an empty line. Waits for its answer, which is one line, and returns it.
     pub fn ask(&mut self) -> String {
+        self.tell();
+        self.line()
+    }
+
+    /// Sends the process an empty line, and does not wait for an answer.
+    pub fn tell(&mut self) {
         let stdin = self
             .stdin
             .as_mut()
@@ -89,7 +95,6 @@ impl Waiting {
         stdin
             .write_all(b"\n")
             .expect("the process reads its standard input");
-        self.line()
     }
 
     /// Lets the process continue, by closing its standard input.
