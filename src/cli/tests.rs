@@ -417,13 +417,17 @@ fn wait_all_may_have_a_limit_and_takes_no_word_of_the_command() {
 fn every_option_of_watching_reaches_its_value() {
     let one = watch(&["-p", "1234"]);
     assert_eq!((&one.pid[..], one.all), (&[1234][..], false));
-    assert_eq!(one.interval, Duration::from_secs(5));
+    assert_eq!((one.every(), one.interval), (Duration::from_secs(5), None));
     assert_eq!(one.filters, Filters::default());
     assert_eq!(one.top, DEFAULT_TOP);
     for line in [&["-p", "1,2", "0.5"][..], &["-p", "1", "-p", "2", "0.5"]] {
         let two = watch(line);
         assert_eq!(two.pid, [1, 2]);
-        assert_eq!(two.interval, Duration::from_millis(500));
+        assert_eq!(two.every(), Duration::from_millis(500));
+    }
+    for (word, pid) in [("7", Some(7)), ("7.0", None), ("86400", Some(86400))] {
+        let interval = watch(&["-p", "1", word]).interval.unwrap();
+        assert_eq!(interval.pid, pid, "{word}");
     }
     let all = watch(&[
         "-a",
@@ -452,7 +456,7 @@ fn every_option_of_watching_reaches_its_value() {
         "-v",
     ]);
     assert!(all.all && all.live && all.shown.verbose);
-    assert_eq!((all.interval.as_secs(), all.top), (30, 3));
+    assert_eq!((all.every().as_secs(), all.top), (30, 3));
     assert_eq!(all.filters.uid, [1, 2]);
     assert_eq!(all.filters.user_name, ["root"]);
     assert_eq!(all.filters.comm.len(), 2);
@@ -535,6 +539,10 @@ fn a_wrong_command_line_of_watching_gives_one_line_too() {
         ),
         (&["-a", "0"], "0.1 to 86400"),
         (&["-a", "86401"], "0.1 to 86400"),
+        (
+            &["-p", "1234", "86401"],
+            "from 0.1 to 86400; several processes are -p 1,2 or -p 1 -p 2",
+        ),
         (
             &["-a", "--comm", "["],
             "--comm <GLOB>: '[' is not a pattern",

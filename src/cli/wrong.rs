@@ -11,6 +11,9 @@ use crate::text::globs::GlobError;
 use crate::text::paths::PathGlobError;
 use crate::text::units::SizeError;
 
+/// How several processes are named.
+const SEVERAL: &str = "several processes are -p 1,2 or -p 1 -p 2";
+
 /// What is wrong with a first word that is none of the `modes`: what memleak can be told to do.
 pub(super) fn no_such_mode(word: &str, modes: &[&str]) -> String {
     let similar = modes
@@ -52,8 +55,7 @@ pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String
                 .find(|word| word.parse::<u32>().is_ok());
             if let Some(number) = number {
                 return format!(
-                    "unexpected argument '{number}': after PID there is one INTERVAL; several processes are \
-                     -p 1,2 or -p 1 -p 2"
+                    "unexpected argument '{number}': after PID there is one INTERVAL; {SEVERAL}"
                 );
             }
         }
@@ -82,7 +84,13 @@ pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String
                     }
                     (_, None) => String::new(),
                 };
-                return format!("{option} cannot be '{value}'{why}");
+                // Most pids are too large for an interval.
+                let pids = match option == "[INTERVAL]" && value.parse::<u32>().is_ok_and(|n| n > 0)
+                {
+                    true => format!("; {SEVERAL}"),
+                    false => String::new(),
+                };
+                return format!("{option} cannot be '{value}'{why}{pids}");
             }
         }
         _ => {}

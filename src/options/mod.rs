@@ -108,9 +108,9 @@ pub struct Watch {
     #[arg(short, long)]
     pub all: bool,
 
-    /// Seconds from one report to the next
-    #[arg(value_name = "INTERVAL", default_value = "5", value_parser = parse_interval)]
-    pub interval: Duration,
+    /// Seconds from one report to the next [default: 5]
+    #[arg(value_name = "INTERVAL", value_parser = parse_interval)]
+    pub interval: Option<Interval>,
 
     /// Watch only the processes of -p, not those that they have started or will start
     #[arg(long, conflicts_with = "all")]
@@ -151,7 +151,7 @@ impl Watch {
             [one] => format!("-p {one}"),
             [one, ..] => format!("-p {one},\u{2026}"),
         };
-        format!("memleak {watched} {}", self.interval.as_secs_f64())
+        format!("memleak {watched} {}", self.every().as_secs_f64())
     }
 }
 
@@ -263,16 +263,36 @@ fn parse_uid(text: &str) -> Result<u32, String> {
     text.parse().map_err(why)
 }
 
+/// The time from one report to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval {
+    pub time: Duration,
+    /// The word as a pid, if it could be one. `-p 1 2` may be meant as two processes.
+    pub pid: Option<u32>,
+}
+
+/// The time from one report to the next, if none is given.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The shortest and the longest time from one report to the next.
 const INTERVALS: RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(86_400);
 
-fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_seconds(text)?;
-    if INTERVALS.contains(&interval) {
-        Ok(interval)
+fn parse_interval(text: &str) -> Result<Interval, String> {
+    let time = parse_seconds(text)?;
+    if INTERVALS.contains(&time) {
+        let pid = text.parse().ok();
+        Ok(Interval { time, pid })
     } else {
         Err("it is a number of seconds from 0.1 to 86400".to_owned())
+    }
+}
+
+impl Watch {
+    /// The time from one report to the next.
+    pub fn every(&self) -> Duration {
+        self.interval
+            .map_or(DEFAULT_INTERVAL, |interval| interval.time)
     }
 }
 

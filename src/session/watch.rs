@@ -4,14 +4,14 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::model::exit::Outcome;
 use crate::model::image::Image;
 use crate::model::live::Growth;
-use crate::options::Watch;
+use crate::options::{Interval, Watch};
 use crate::os::capabilities;
 use crate::os::clock::monotonic;
 use crate::os::processes::Process;
@@ -24,6 +24,7 @@ use crate::session::filter::{self, Filter};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
+use crate::text::escape;
 use crate::text::units::megabytes;
 
 /// Watches until the named processes and all that they have started have ended, or until a signal asks for the end.
@@ -35,6 +36,9 @@ pub fn watch(options: &Watch) -> Result<()> {
     let (wanted, filter) = filter::resolve(&options.filters)?;
     let processes: Result<Vec<_>> = options.pid.iter().map(|pid| Process::open(*pid)).collect();
     let mut processes = processes?;
+    if let Some(interval) = options.interval {
+        ensure_is_no_pid(interval, &processes)?;
+    }
     let mut requests = Requests::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Output)?;
     let clock = Instant::now();
@@ -71,6 +75,30 @@ pub fn watch(options: &Watch) -> Result<()> {
     Ok(())
 }
 
+/// `-p $(pidof nginx)` gives the second pid where the interval stands. So the interval must not be the pid of a process
+/// of the same name.
+fn ensure_is_no_pid(interval: Interval, processes: &[Process]) -> Result<()> {
+    let Some(pid) = interval.pid else {
+        return Ok(());
+    };
+    // A thread, or a process that memleak may not look at, is not meant.
+    let Ok(Some(other)) = Process::open_living(pid) else {
+        return Ok(());
+    };
+    let comm = other.comm();
+    let twin = processes.iter().find(|process| process.comm() == comm);
+    if let Some(&Process { pid: named, .. }) = twin
+        && processes.iter().all(|process| process.pid != pid)
+    {
+        bail!(
+            "-p {named} {pid}: the second word is the INTERVAL in seconds, but {pid} is a process '{}', as {named} is: \
+             write -p {named},{pid} to watch both, or {pid}.0 for this INTERVAL",
+            escape::escaped(&comm)
+        );
+    }
+    Ok(())
+}
+
 /// The largest number of rows that wait for the end of their window. A row takes about a kilobyte. A window with more
 /// rows is reported in parts, each with its own times.
 const MOST_HELD: usize = 32_768;
@@ -91,7 +119,7 @@ impl Watching<'_> {
     /// Follows until no process is left to follow, until a signal asks for the end, or until the report's reader has
     /// closed its end.
     fn follow(&mut self, mut processes: Vec<Process>, requests: &mut Requests) {
-        let interval = self.options.interval;
+        let interval = self.options.every();
         let mut due = Instant::now() + interval;
         loop {
             let rest = due.saturating_duration_since(Instant::now());

@@ -787,6 +787,39 @@ fn a_process_that_cannot_be_watched_is_named_with_the_reason() {
 }
 
 #[test]
+fn a_second_pid_in_place_of_the_interval_is_refused_and_another_interval_is_not() {
+    let memleak = env!("CARGO_BIN_EXE_memleak");
+    let [first, second] = [(); 2].map(|()| Waiting::fixture("joined_midway", &["1", "1"]));
+    let (pid, twin) = (first.pid().to_string(), second.pid().to_string());
+    let said = refused(&[memleak, "-p", &pid, &twin]);
+    // A pid may be too large for an interval. Then it is refused as such.
+    let small = first.pid().max(second.pid()) <= 86_400;
+    let says = match small {
+        true => vec![
+            format!("-p {pid},{twin} to watch both"),
+            "second word is the INTERVAL".to_owned(),
+            format!("{twin}.0"),
+        ],
+        false => vec!["[INTERVAL]".to_owned(), "-p 1,2".to_owned()],
+    };
+    for says in says {
+        assert!(said.contains(&says), "{said}");
+    }
+    let said = refused(&[memleak, "-p", &pid, &twin, &twin]);
+    assert!(said.contains("-p 1,2"), "{said}");
+
+    // A process of another name, the named process itself, and an interval that cannot be a pid.
+    let other = Waiting::fixture("grows_by_line", &["1"]);
+    let intervals = match small {
+        true => [other.pid().to_string(), pid.clone(), format!("{twin}.0")],
+        false => ["1", "5", "9.0"].map(str::to_owned),
+    };
+    for interval in intervals {
+        Watch::start(["-p", &pid, &interval]).stop();
+    }
+}
+
+#[test]
 fn a_process_without_a_known_allocator_is_refused_unless_its_allocator_is_named() {
     let target = Waiting::fixture("pool_that_waits", &[]);
     let pid = target.pid().to_string();
