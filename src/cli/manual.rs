@@ -72,8 +72,10 @@ pub const WATCHING: [&str; 4] = [
     "Every INTERVAL seconds, -p and -a report the processes that have ended since the last report, if there are \
      any. What a process did before memleak attached is not counted: its row says 'since attach', and its totals \
      begin there. A process that starts later is counted from its beginning.",
-    "memleak -p ends when the last watched process has ended. INT, TERM, HUP or QUIT ends -p and -a, after the \
-     report of the last window. The exit code is 0, or 125 if memleak could not watch.",
+    "memleak -p ends when the last watched process has ended, children included. INT, TERM, HUP or QUIT ends -p and -a, \
+     after the report of the last window. If the table has no row by then, it shows what the running processes hold. A \
+     signal that was ignored when memleak started stays ignored: a script that starts memleak with & ends it with TERM. \
+     The exit code is 0, or 125 if memleak could not watch.",
     "USR1 prints the running processes once: what each process holds, and its growth since it was last shown.",
     "Where possible, the filters are applied before a process is counted, to its properties at that time. The \
      processes that they exclude then cost least. When a process is reported, the filters are applied to its row \

@@ -141,17 +141,17 @@ pub fn all() -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// How many living processes descend from these, without these and without memleak. All pids are pids of the namespace
-/// that /proc shows.
+/// How many living processes descend from these, without these and without memleak.
 ///
 /// # Errors
 /// /proc cannot be read.
-pub fn count_descendants(of: &HashSet<u32>) -> Result<usize> {
+pub fn count_descendants(of: &[Process]) -> Result<usize> {
+    let of = of.iter().map(|process| process.proc_pid).collect();
     let parents: HashMap<u32, u32> = all()?
         .into_iter()
         .filter_map(|pid| Some((pid, stat(pid).filter(|stat| stat.state != 'Z')?.parent)))
         .collect();
-    Ok(descendants(&parents, of))
+    Ok(descendants(&parents, &of))
 }
 
 /// The same over a map from each process to its parent.

@@ -3,6 +3,7 @@
 
 mod books;
 pub mod filter;
+mod greeting;
 pub mod prober;
 pub mod pump;
 mod requests;

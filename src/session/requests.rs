@@ -30,6 +30,8 @@ const STOPS: [Signal; 4] = [
 #[derive(Debug)]
 pub struct Requests {
     fd: SignalFd,
+    /// Whether SIGINT ends memleak. A shell without job control ignores it in what it starts with `&`.
+    pub interrupts: bool,
 }
 
 impl Requests {
@@ -53,7 +55,8 @@ impl Requests {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let fd = SignalFd::with_flags(&taken, flags)
             .context("cannot open a signalfd (see `ulimit -n`)")?;
-        Ok(Self { fd })
+        let interrupts = taken.contains(Signal::SIGINT);
+        Ok(Self { fd, interrupts })
     }
 
     /// The requests since the last call. Does not wait.

@@ -1,6 +1,7 @@
 //! `memleak -p` and `-a`: attach to running processes, and report window by window which processes have ended. The
 //! steps themselves are in `prober`, `pump` and `books`.
 
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -9,18 +10,19 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::model::exit::Outcome;
-use crate::model::image::Image;
-use crate::model::live::Growth;
+use crate::model::image::{End, Image};
+use crate::model::live::{Growth, Live};
 use crate::options::{Interval, Watch};
 use crate::os::capabilities;
 use crate::os::clock::monotonic;
-use crate::os::processes::Process;
+use crate::os::processes::{self, Process};
 use crate::os::say::say;
 use crate::os::terminal;
 use crate::report::destination::Standard;
-use crate::report::{Screen, closing_line};
+use crate::report::{Format, Screen, closing_line};
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::filter::{self, Filter};
+use crate::session::greeting::greeting;
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
@@ -54,6 +56,18 @@ pub fn watch(options: &Watch) -> Result<()> {
     };
     let prober = started(prober, options.shown.verbose)?;
     let began = monotonic();
+    if !options.shown.quiet && io::stderr().is_terminal() {
+        let children = if options.no_children {
+            processes::count_descendants(&processes)?
+        } else {
+            children.len()
+        };
+        let stop = match requests.interrupts {
+            true => "Ctrl-C ends".to_owned(),
+            false => format!("kill {} ends", std::process::id()),
+        };
+        say(&greeting(options, &processes, children, &stop));
+    }
     let mut watching = Watching {
         prober,
         books: Books::open(
@@ -67,11 +81,12 @@ pub fn watch(options: &Watch) -> Result<()> {
         ended: Vec::new(),
         opened: began,
         growth: Growth::since(began),
+        shown: false,
         options,
     };
     processes.append(&mut children);
-    watching.follow(processes, &mut requests);
-    watching.close(clock);
+    let why = watching.follow(processes, &mut requests);
+    watching.close(clock, why);
     Ok(())
 }
 
@@ -112,13 +127,24 @@ struct Watching<'a> {
     /// When the window was opened, by CLOCK_MONOTONIC.
     opened: Duration,
     growth: Growth,
+    /// Whether the report has a row.
+    shown: bool,
     options: &'a Watch,
+}
+
+/// Why a watch ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WatchEnd {
+    /// All watched processes have ended, or the report's reader has closed its end.
+    Over,
+    /// A signal asked for the end.
+    Asked,
 }
 
 impl Watching<'_> {
     /// Follows until no process is left to follow, until a signal asks for the end, or until the report's reader has
     /// closed its end.
-    fn follow(&mut self, mut processes: Vec<Process>, requests: &mut Requests) {
+    fn follow(&mut self, mut processes: Vec<Process>, requests: &mut Requests) -> WatchEnd {
         let interval = self.options.every();
         let mut due = Instant::now() + interval;
         loop {
@@ -138,8 +164,11 @@ impl Watching<'_> {
             } else if asked.contains(&Request::Resize) {
                 self.books.redraw(self.screen());
             }
-            if over || asked.contains(&Request::Stop) || self.books.is_unread() {
-                return;
+            if over || self.books.is_unread() {
+                return WatchEnd::Over;
+            }
+            if asked.contains(&Request::Stop) {
+                return WatchEnd::Asked;
             }
             if Instant::now() >= due {
                 self.close_window();
@@ -190,6 +219,9 @@ impl Watching<'_> {
         // window end before it began.
         let clock = self.prober.collector.clock();
         let [from, to] = [self.opened, end].map(|time| clock.unix(time));
+        let verbose = self.options.shown.verbose;
+        let is_shown = |image: &Image| verbose || image.end != End::Exec;
+        self.shown |= ended.iter().any(is_shown);
         self.books.enter_window(from, to, ended);
         self.opened = end;
         self.prober.collector.set_clock();
@@ -197,14 +229,9 @@ impl Watching<'_> {
 
     /// Shows the running processes.
     fn show(&mut self) {
-        match self.prober.collector.running() {
-            Ok(running) => {
-                let kept = |image: &Image| self.filter.keeps(image);
-                let top = self.options.top;
-                let mut live = self.growth.look(monotonic(), running, kept, top);
-                let clock = self.prober.collector.clock();
-                live.since = clock.unix(live.since);
-                live.time = clock.unix(live.time);
+        match self.look() {
+            Ok(live) => {
+                self.shown = true;
                 self.books.show(live, self.screen());
             }
             Err(error) => self.books.fail(&error),
@@ -227,10 +254,43 @@ impl Watching<'_> {
         })
     }
 
+    /// Looks at the running processes.
+    fn look(&mut self) -> Result<Live> {
+        let running = self.prober.collector.running()?;
+        let kept = |image: &Image| self.filter.keeps(image);
+        let mut live = self.growth.look(monotonic(), running, kept, self.options.top);
+        let clock = self.prober.collector.clock();
+        live.since = clock.unix(live.since);
+        live.time = clock.unix(live.time);
+        Ok(live)
+    }
+
+    /// Shows what the running processes hold, if nothing else was shown: who stops memleak wants to see a result. JSON
+    /// and CSV are for programs. For these, what a report has must not depend on what ended.
+    fn show_what_is_held(&mut self) {
+        let outputs = self.options.report.outputs();
+        let is_table = outputs.iter().any(|(format, _)| *format == Format::Table);
+        if self.shown || self.options.shown.quiet || !is_table {
+            return;
+        }
+        match self.look() {
+            Ok(live) if live.rows.is_empty() => {
+                say(
+                    "nothing to report: since memleak attached, no process that matches has ended, and none runs now",
+                );
+            }
+            Ok(live) => self.books.show(live, self.screen()),
+            Err(error) => self.books.fail(&error),
+        }
+    }
+
     /// Reports the window that is still open, and says the closing messages.
-    fn close(mut self, began: Instant) {
+    fn close(mut self, began: Instant, why: WatchEnd) {
         self.take();
         self.close_window();
+        if why == WatchEnd::Asked {
+            self.show_what_is_held();
+        }
         let shown = &self.options.shown;
         let collector = self.prober.collector;
         if shown.verbose {

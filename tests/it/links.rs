@@ -3,8 +3,8 @@
 //! A command line of memleak is a line of a code block, or a piece of inline code. One of its words is `memleak` or a
 //! path that ends in `/memleak`. The next word is `run`, `doctor` or begins with `-`. The test reads a command line by
 //! these rules:
-//! - The words before memleak may be `$`, `sudo`, `env`, `-u NAME`, `srun`, `exec` and `NAME=value`. Any other word is
-//!   an error.
+//! - The words before memleak may be `$`, `sudo`, `env`, `-u NAME`, `srun`, `exec`, `timeout … SECONDS` and
+//!   `NAME=value`. Any other word is an error.
 //! - The test ignores a comment (`# …`) and the text after `|`, `&&`, `;`, `>` or `<`.
 //! - A line that ends in a backslash continues in the next line.
 //! - The test ignores `[OPTIONS]`, `[ARGS]…` and `[--]` of a synopsis.
@@ -311,6 +311,10 @@ fn unknown_prefix(words: &[String]) -> Option<&String> {
             "$" | "sudo" | "env" | "srun" | "exec" => {}
             "-u" => {
                 words.next();
+            }
+            // Its options, and the seconds.
+            "timeout" => {
+                words.find(|word| word.parse::<u32>().is_ok());
             }
             _ if word.contains('=') => {}
             _ => return Some(word),

@@ -2,20 +2,23 @@
 //! programs that they start from their beginning.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use crate::common;
 use crate::common::expected::{End, counts};
+use crate::common::machine;
 use crate::common::newcomers::{Kind, Place, mapped, own};
 use crate::common::pty;
 use crate::common::switches::switch;
 use crate::common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
-use crate::common::{Counts, Losses, Row, compare, counter, fixture};
+use crate::common::{Counts, DEFAULT_SIGNALS, Losses, Row, compare, counter, fixture};
 use memleak::os::release;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// The counts of `joined_midway BEFORE AFTER` after it has read its input.
@@ -660,6 +663,170 @@ fn a_terminal_redraws_one_table_of_running_processes_and_a_dumb_terminal_prints_
     assert!(shown.contains("Finished In The Time Window"), "{shown:?}");
     assert!(!shown.contains('\u{1b}'), "{shown:?}");
     assert_eq!(terminal.output_of("echo $?"), "0\n");
+}
+
+/// A memleak that prints tables to pipes, and has attached.
+struct Tables {
+    memleak: Child,
+    stderr: BufReader<ChildStderr>,
+    /// The lines that it has printed on standard error before it had attached.
+    said: String,
+}
+
+impl Tables {
+    /// Starts memleak with `-v`, by way of the commands of `wrapper`. The last of them executes memleak.
+    #[track_caller]
+    fn start(wrapper: &[&str], options: &[&str]) -> Self {
+        let memleak = env!("CARGO_BIN_EXE_memleak");
+        let words = [&DEFAULT_SIGNALS, wrapper, &[memleak, "-v"], options].concat();
+        let mut memleak = Command::new(words[0])
+            .args(&words[1..])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("memleak can be run");
+        let mut stderr = BufReader::new(memleak.stderr.take().expect("the stream is a pipe"));
+        let mut said = String::new();
+        while !said.contains("attached by") {
+            let read = stderr.read_line(&mut said).expect("a pipe can be read");
+            assert!(read > 0, "{said}");
+        }
+        Self {
+            memleak,
+            stderr,
+            said,
+        }
+    }
+
+    /// Sends a signal, and waits for the end. Returns the lines of standard output, and standard error.
+    #[track_caller]
+    fn end_by(mut self, signal: Signal) -> (Vec<String>, String) {
+        // Before that, a signal that does not end memleak may get lost.
+        sleep(Duration::from_millis(200));
+        let pid = Pid::from_raw(self.memleak.id().cast_signed());
+        kill(pid, signal).expect("memleak runs");
+        self.stderr
+            .read_to_string(&mut self.said)
+            .expect("a pipe can be read");
+        let output = self
+            .memleak
+            .wait_with_output()
+            .expect("memleak can be waited for");
+        assert_eq!(output.status.code(), Some(0), "{}", self.said);
+        let text = String::from_utf8(output.stdout).expect("the output is text");
+        (text.lines().map(str::to_owned).collect(), self.said)
+    }
+}
+
+/// Checks that a table of running processes has one row: of this process, with what it holds.
+#[track_caller]
+fn assert_held(table: &[String], pid: &str, comm: &str, megabytes: &str) {
+    let heading = table.iter().position(|line| line.contains("LIVE_MB"));
+    let [row] = &table[heading.unwrap_or_else(|| panic!("{table:#?}")) + 1..] else {
+        panic!("{table:#?}")
+    };
+    let words: Vec<_> = row.split_whitespace().collect();
+    for word in [pid, comm, megabytes] {
+        assert!(words.contains(&word), "{table:#?}");
+    }
+}
+
+#[test]
+fn a_signal_ends_memleak_with_what_is_held_if_nothing_else_was_printed() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut grows = Waiting::fixture("grows_by_line", &["700000"]);
+        let pid = grows.pid().to_string();
+        let memleak = Tables::start(&[], &["-p", &pid, "600"]);
+        assert_eq!(grows.ask(), "more\n");
+        assert_eq!(grows.ask(), "more\n");
+        let (table, said) = memleak.end_by(signal);
+        assert_held(&table, &pid, "grows_by_line", "1.400");
+        assert!(!said.contains("watching"), "{said}");
+
+        let memleak = Tables::start(&[], &["-p", &pid, "600", "--min-leak", "1kB"]);
+        let (table, said) = memleak.end_by(signal);
+        assert!(table.is_empty(), "{table:#?}");
+        assert!(said.contains("memleak: nothing to report: "), "{said}");
+
+        let (table, said) = Tables::start(&[], &["-p", &pid, "0.1", "--live"]).end_by(signal);
+        let tables = table.iter().filter(|line| line.contains("LIVE_MB"));
+        assert!(tables.count() >= 1, "{table:#?}");
+        assert!(!said.contains("nothing to report"), "{said}");
+    }
+}
+
+#[test]
+fn a_window_with_a_row_and_quiet_need_no_table_of_what_is_held() {
+    let mut shell = shell_that_waits(
+        r#""$1"; echo ended; read -r line"#,
+        &[fixture("leaks_2mb").into()],
+    );
+    let pid = shell.pid().to_string();
+    let memleak = Tables::start(&[], &["-p", &pid, "600"]);
+    assert_eq!(shell.ask(), "ended\n");
+    let (table, _) = memleak.end_by(Signal::SIGINT);
+    assert!(
+        table[0].contains("Finished In The Time Window"),
+        "{table:#?}"
+    );
+    assert!(!table.concat().contains("LIVE_MB"), "{table:#?}");
+
+    let mut memleak = Command::new(DEFAULT_SIGNALS[0]);
+    memleak
+        .args(&DEFAULT_SIGNALS[1..])
+        .args(["timeout", "-s", "INT", "3"]);
+    memleak.args([env!("CARGO_BIN_EXE_memleak"), "-q", "-p", &pid, "600"]);
+    let output = memleak.output().expect("memleak can be run");
+    assert_eq!(
+        output.status.code(),
+        Some(124),
+        "timeout has sent its signal"
+    );
+    assert_eq!((output.stdout, output.stderr), (vec![], vec![]));
+}
+
+#[test]
+fn on_a_terminal_memleak_says_what_it_watches_and_how_to_stop() {
+    let _machine = machine::watched();
+    let mut master = Waiting::fixture("preforks", &["2"]);
+    let pid = master.pid();
+    let workers = children(pid);
+    let memleak = env!("CARGO_BIN_EXE_memleak");
+    let mut terminal = pty::Terminal::open();
+    terminal.line(&format!("{memleak} -p {pid} 600"));
+    terminal.expect(&format!(
+        "memleak: watching preforks[{pid}] and 3 children, a report every 600 s of what has ended; Ctrl-C ends"
+    ));
+    assert_eq!(master.ask(), "done\n");
+    terminal.press("\u{3}");
+    terminal.expect("LIVE_MB");
+    // The one that holds most comes first.
+    for worker in workers.iter().rev() {
+        terminal.expect(&format!("{worker:<6} preforks"));
+    }
+    terminal.expect(pty::PROMPT);
+    assert_eq!(terminal.output_of("echo $?"), "0\n");
+
+    for (options, says) in [
+        (
+            format!("-p {pid} 0.5 --no-children --live"),
+            format!(
+                "watching preforks[{pid}] without its 3 children, a report every 0.5 s of what has ended and of \
+                 what runs; Ctrl-C ends"
+            ),
+        ),
+        (
+            "-a --user-name root --comm no-such".to_owned(),
+            "watching every process (of user root, named no-such), a report every 5 s".to_owned(),
+        ),
+    ] {
+        terminal.line(&format!("{memleak} {options}"));
+        terminal.expect(&format!("memleak: {says}"));
+        terminal.press("\u{3}");
+        terminal.expect(pty::PROMPT);
+    }
+    let said = terminal.output_of(&format!("timeout -s INT 3 {memleak} -q -p {pid}; echo end"));
+    assert_eq!(said, "end\n");
 }
 
 #[test]

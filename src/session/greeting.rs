@@ -1,0 +1,168 @@
+//! What `-p` and `-a` say on a terminal when they begin: what is watched, when it is reported, and how to stop.
+
+use std::time::Duration;
+
+use crate::options::{Filters, Watch};
+use crate::os::processes::Process;
+use crate::text::escape;
+
+/// So many processes are named. The others are counted.
+const MOST_NAMED: usize = 3;
+
+/// A process of `-p`.
+struct Named {
+    pid: u32,
+    comm: Vec<u8>,
+}
+
+/// The line that says what is watched. `children`: how many children the processes already have. `stop`: how to stop.
+pub(super) fn greeting(
+    options: &Watch,
+    processes: &[Process],
+    children: usize,
+    stop: &str,
+) -> String {
+    let named = processes.iter().map(|process| Named {
+        pid: process.pid,
+        comm: process.comm(),
+    });
+    let mut whom = match options.all {
+        true => "every process".to_owned(),
+        false => tree(&named.collect::<Vec<_>>(), children, !options.no_children),
+    };
+    let filters = filters(&options.filters);
+    if !filters.is_empty() {
+        whom = format!("{whom} ({})", filters.join(", "));
+    }
+    line(&whom, options.every(), options.live, stop)
+}
+
+fn line(whom: &str, every: Duration, live: bool, stop: &str) -> String {
+    let every = every.as_secs_f64();
+    let running = if live { " and of what runs" } else { "" };
+    format!("watching {whom}, a report every {every} s of what has ended{running}; {stop}")
+}
+
+/// The named processes, with their children.
+fn tree(named: &[Named], children: usize, follows: bool) -> String {
+    let mut whom: Vec<String> = named
+        .iter()
+        .take(MOST_NAMED)
+        .map(|process| format!("{}[{}]", escape::escaped(&process.comm), process.pid))
+        .collect();
+    if named.len() > MOST_NAMED {
+        whom.push(format!("{} more", named.len() - MOST_NAMED));
+    }
+    let counted = match children {
+        1 => "1 child".to_owned(),
+        children => format!("{children} children"),
+    };
+    if follows && children > 0 {
+        whom.push(counted);
+        return listed(&whom);
+    }
+    let whom = listed(&whom);
+    match (children, named.len()) {
+        (0, _) => whom,
+        (_, 1) => format!("{whom} without its {counted}"),
+        _ => format!("{whom} without their {counted}"),
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`
+fn listed(items: &[String]) -> String {
+    match items {
+        [] => String::new(),
+        [item] => item.clone(),
+        [items @ .., last] => format!("{} and {last}", items.join(", ")),
+    }
+}
+
+/// What the filters choose, in words.
+fn filters(filters: &Filters) -> Vec<String> {
+    let text = |text: &str| escape::escaped(text.as_bytes());
+    let users = filters.user_name.iter().map(|name| text(name));
+    let users = users.chain(filters.uid.iter().map(ToString::to_string));
+    let users: Vec<_> = users.map(|user| format!("of user {user}")).collect();
+    let names = filters.comm.iter().map(|glob| {
+        let not = if glob.excludes() { "not " } else { "" };
+        format!("{not}named {}", text(glob.pattern()))
+    });
+    let groups = filters.cgroup.iter();
+    let groups = groups.map(|path| format!("in control group {}", path.display()));
+    let least = filters.min_leak;
+    let least = least.map(|bytes| format!("with at least {bytes} bytes"));
+    users
+        .into_iter()
+        .chain(names)
+        .chain(groups)
+        .chain(least)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(all: &[(&str, u32)]) -> Vec<Named> {
+        let named = |&(comm, pid): &(&str, u32)| Named {
+            pid,
+            comm: comm.as_bytes().to_vec(),
+        };
+        all.iter().map(named).collect()
+    }
+
+    #[test]
+    fn the_line_names_the_processes_and_counts_their_children() {
+        let nginx = named(&[("nginx", 12)]);
+        let both = named(&[("nginx", 12), ("a\x1bb", 3)]);
+        let five = named(&[("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5)]);
+        for (named, children, follows, whom) in [
+            (&nginx, 0, true, "nginx[12]"),
+            (&nginx, 1, true, "nginx[12] and 1 child"),
+            (&nginx, 4, true, "nginx[12] and 4 children"),
+            (&nginx, 0, false, "nginx[12]"),
+            (&nginx, 4, false, "nginx[12] without its 4 children"),
+            (&both, 0, true, r"nginx[12] and a\x1bb[3]"),
+            (&both, 2, true, r"nginx[12], a\x1bb[3] and 2 children"),
+            (
+                &both,
+                1,
+                false,
+                r"nginx[12] and a\x1bb[3] without their 1 child",
+            ),
+            (&five, 2, true, "a[1], b[2], c[3], 2 more and 2 children"),
+        ] {
+            assert_eq!(tree(named, children, follows), whom);
+        }
+    }
+
+    #[test]
+    fn the_line_says_when_a_report_comes_and_how_to_stop() {
+        assert_eq!(
+            line(
+                "every process",
+                Duration::from_millis(500),
+                true,
+                "Ctrl-C ends"
+            ),
+            "watching every process, a report every 0.5 s of what has ended and of what runs; Ctrl-C ends"
+        );
+    }
+
+    #[test]
+    fn the_line_has_every_filter() {
+        let chosen = Filters {
+            uid: vec![7],
+            user_name: vec!["alice".to_owned()],
+            comm: vec!["py*".parse().unwrap(), "!python2".parse().unwrap()],
+            cgroup: vec!["/x".into()],
+            min_leak: Some(1000),
+        };
+        assert_eq!(
+            filters(&chosen).join(", "),
+            "of user alice, of user 7, named py*, not named python2, in control group /x, with at least 1000 bytes"
+        );
+        assert!(filters(&Filters::default()).is_empty());
+    }
+}
