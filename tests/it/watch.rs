@@ -786,6 +786,26 @@ fn a_window_with_a_row_and_quiet_need_no_table_of_what_is_held() {
 }
 
 #[test]
+fn in_the_background_of_a_script_an_ignored_sigint_stays_ignored_and_sigterm_ends_memleak() {
+    // A shell without job control starts memleak so.
+    let ignores = ["sh", "-c", r#"trap "" INT QUIT; exec "$@""#, "sh"];
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let mut grows = Waiting::fixture("grows_by_line", &["3000000"]);
+        let pid = grows.pid().to_string();
+        let memleak = Tables::start(&ignores, &["-p", &pid, "600"]);
+        kill(
+            Pid::from_raw(memleak.memleak.id().cast_signed()),
+            Signal::SIGINT,
+        )
+        .expect("memleak runs");
+        sleep(Duration::from_millis(500));
+        assert_eq!(grows.ask(), "more\n");
+        let (table, _) = memleak.end_by(signal);
+        assert_held(&table, &pid, "grows_by_line", "3.000");
+    }
+}
+
+#[test]
 fn on_a_terminal_memleak_says_what_it_watches_and_how_to_stop() {
     let _machine = machine::watched();
     let mut master = Waiting::fixture("preforks", &["2"]);
