@@ -42,6 +42,13 @@ if [[ ! ${SLURM_JOB_ID-} =~ ^[0-9]+$ || ! ${SLURM_JOB_UID-} =~ ^[0-9]+$ ]]; then
 fi
 job=$MEMLEAK_SPOOL/job.$SLURM_JOB_ID
 
+# The names that Slurm may give the job's control group: by the job's number, or since 26.05 by its SLUID. A SLUID alone
+# does not tell which: 25.11 has SLUIDs and names groups by numbers, as 26.05 does with CgroupJobIdPaths=yes.
+names=("job_$SLURM_JOB_ID")
+if [[ ${SLURM_JOB_SLUID-} =~ ^s[0-9A-Za-z]+$ ]]; then
+	names+=("$SLURM_JOB_SLUID")
+fi
+
 # Prints when a process started, in clock ticks since boot. No two processes have both the pid and this time in common.
 # Fails for a process that has ended.
 started() { # started PID
@@ -80,20 +87,24 @@ await() { # await MILLISECONDS COMMAND…
 }
 
 # Sets three variables. `mount` is where control groups of version 2 are mounted. `scope` is the group below it in which
-# Slurm makes the groups of its jobs; it is empty if there is none. `inside` is set if we are in the job's own group.
+# Slurm makes the groups of its jobs; it is empty if there is none. `inside` is set if we are in the job's own group. Then
+# `names` has only the name of that group.
 find_scope() {
-	local own candidate
+	local own name candidate
 	scope=
 	inside=
 	mount=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/self/mounts)
 	[[ -n $mount && $MEMLEAK_FILTER != uid ]] || return
 	own=$(sed -n 's/^0:://p' /proc/self/cgroup)/
 	# That is so with PrologFlags=RunInJob.
-	if [[ $own == */job_$SLURM_JOB_ID/* ]]; then
-		inside=yes
-		scope=$mount${own%%"/job_$SLURM_JOB_ID/"*}
-		return
-	fi
+	for name in "${names[@]}"; do
+		if [[ $own == */$name/* ]]; then
+			inside=yes
+			names=("$name")
+			scope=$mount${own%%"/$name/"*}
+			return
+		fi
+	done
 	for candidate in "$MEMLEAK_SCOPE" "$mount/system.slice/${SLURMD_NODENAME-}_slurmstepd.scope" \
 		"$mount/system.slice/slurmstepd.scope"; do
 		if [[ -n $candidate && -d $candidate ]]; then
@@ -101,4 +112,15 @@ find_scope() {
 			return
 		fi
 	done
+}
+
+# Removes the groups that the prolog made. It leaves groups with processes. Slurm itself does not remove the job's group,
+# because it finds the group `memleak` in it.
+remove_groups() {
+	local name
+	[[ -n $scope ]] || return
+	for name in "${names[@]}"; do
+		rmdir -- "$scope/$name/memleak" "$scope/$name"
+	done
+	rmdir -- "$mount/memleak"
 }

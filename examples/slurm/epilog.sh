@@ -83,10 +83,10 @@ has_ended() { ! started "$1"; }
 spool_is_safe && [[ -d $job ]] || exit
 stop_memleak
 find_scope
-if [[ -n $scope ]]; then
-	# Slurm itself does not remove the job's group, because it finds the group `memleak` in it.
-	rmdir -- "$scope/job_$SLURM_JOB_ID/memleak" "$scope/job_$SLURM_JOB_ID" "$mount/memleak"
+if [[ -f $job/groups ]]; then
+	mapfile -t names <"$job/groups"
 fi
+remove_groups
 if [[ ! -s $job/report ]]; then
 	say "there is no report: $(tail -n 1 -- "$job/log")"
 	rm -rf -- "$job"

@@ -15,13 +15,18 @@ give_up() { # give_up WHY
 	exit
 }
 
-# Makes the job's control group. Slurm would make it later, when the first step starts, and uses one that is there. The
-# empty group below it keeps Slurm from removing the job's group between two steps. Otherwise Slurm would make a new
-# group, which no memleak watches.
-job_cgroup() {
+# Makes the job's control group, under each name that Slurm may give it. Slurm would make it later, when the first step
+# starts, and uses one that is there. The empty group below it keeps Slurm from removing the job's group between two
+# steps. Otherwise Slurm would make a new group, which no memleak watches.
+job_cgroups() {
+	local name
 	[[ -n $scope ]] || return
-	# The mode is that of Slurm's groups: the job may read its limits there.
-	(umask 022 && mkdir -p -- "$scope/job_$SLURM_JOB_ID/memleak")
+	# For the epilog.
+	printf '%s\n' "${names[@]}" >"$job/groups" || return
+	for name in "${names[@]}"; do
+		# The mode is that of Slurm's groups: the job may read its limits there.
+		(umask 022 && mkdir -p -- "$scope/$name/memleak") || return
+	done
 }
 
 # Becomes memleak, with nothing that ties it to the prolog. slurmd kills the prolog's process group when the prolog
@@ -65,9 +70,12 @@ fi
 
 find_scope
 whom=(--uid "$SLURM_JOB_UID")
-if job_cgroup; then
-	whom+=(--cgroup "$scope/job_$SLURM_JOB_ID")
+if job_cgroups; then
+	for name in "${names[@]}"; do
+		whom+=(--cgroup "$scope/$name")
+	done
 elif ((SLURM_JOB_UID == 0)); then
+	remove_groups
 	rm -rf -- "$job"
 	give_up "it is root's, and has no control group: all of the node would be watched"
 fi
@@ -80,6 +88,7 @@ elif ! started "$child"; then
 	wait "$child"
 	code=$?
 	last=$(tail -n 1 -- "$job/log")
+	remove_groups
 	rm -rf -- "$job"
 	give_up "memleak ended with $code: $last"
 fi

@@ -1,6 +1,7 @@
 //! Tests `examples/slurm` in a Slurm cluster of the test's own. The leaks of a job are in the report beside the job's
 //! output. No failure of memleak stops a job or takes a node out of service.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -301,17 +302,30 @@ fn each_task_has_its_own_report_if_the_job_asks_for_it() {
 }
 
 /// Job 77 of the user nobody, without a Slurm. Dropping this value ends the job's memleak, if it still runs.
-struct Job {
+struct Job<'a> {
     scripts: PathBuf,
     out: PathBuf,
+    /// The value of SLURM_JOB_SLUID.
+    sluid: Option<&'a str>,
+    /// Words that run the scripts in a control group.
+    inside: Vec<String>,
 }
 
-impl Job {
+impl Job<'_> {
     fn run(&self, script: &str) -> ExitStatus {
-        let status = Command::new(self.scripts.join(format!("{script}.sh")))
+        let script = self.scripts.join(format!("{script}.sh"));
+        let mut words = self
+            .inside
+            .iter()
+            .map(OsStr::new)
+            .chain([script.as_os_str()]);
+        let status = Command::new(words.next().expect("at least the script"))
+            .args(words)
             .env_clear()
+            .env("PATH", "/usr/bin:/bin")
             .envs([("SLURM_JOB_ID", "77"), ("SLURMD_NODENAME", "node")])
             .envs([("SLURM_JOB_UID", "65534"), ("SLURM_JOB_GID", "65534")])
+            .envs(self.sluid.map(|sluid| ("SLURM_JOB_SLUID", sluid)))
             .env("SLURM_JOB_WORK_DIR", &self.out)
             .stdin(Stdio::null())
             .status();
@@ -319,58 +333,119 @@ impl Job {
     }
 }
 
-impl Drop for Job {
+impl Drop for Job<'_> {
     fn drop(&mut self) {
         self.run("epilog");
     }
 }
 
+const SLUID: &str = "sEKNKTV3WPV500";
+
 #[test]
 fn with_control_groups_for_jobs_the_report_omits_other_processes_of_the_user() {
+    for (sluid, own, in_job) in [
+        // Before 25.11 a job has no SLUID.
+        (None, "job_77", false),
+        // 25.11, and 26.05 with CgroupJobIdPaths=yes.
+        (Some(SLUID), "job_77", false),
+        // 26.05.
+        (Some(SLUID), SLUID, false),
+        // PrologFlags=RunInJob.
+        (Some(SLUID), "job_77", true),
+        (Some(SLUID), SLUID, true),
+        // A name that would lead elsewhere is not used.
+        (Some("s/../../x"), "job_77", false),
+    ] {
+        let place = Place::new();
+        let group = Group::new();
+        let scope = group.path.display();
+        install(&place, &format!("{}\nMEMLEAK_SCOPE={scope}", memleak()));
+        let leaker = copy(&place, "holds_blocks");
+        let uid = 65534;
+        let out = place.directory("out");
+        std::os::unix::fs::chown(&out, Some(uid), Some(uid)).expect("the test runs as root");
+        let own = group.path.join(own);
+        let external = own.join("step_extern");
+        let mut job = Job {
+            scripts: place.path("slurm"),
+            out: out.clone(),
+            sluid,
+            inside: Vec::new(),
+        };
+        if in_job {
+            fs::create_dir_all(&external).expect("control groups can be created");
+            job.inside = Group::enter(&external).to_vec();
+        }
+        let script = |name: &str| assert!(job.run(name).success());
+        let leak = |path: &Path, blocks: &str| {
+            run(Command::new("sh")
+                .args(&Group::enter(path)[1..])
+                .args(["setpriv", "--reuid=65534"])
+                .arg(&leaker)
+                .args([blocks, "100"])
+                .env_remove("LD_LIBRARY_PATH"));
+        };
+        script("prolog");
+        // A job has one memleak, even if Slurm runs the prolog again.
+        script("prolog");
+        let log = fs::read_to_string(place.path("spool/log")).expect("the log exists");
+        assert!(
+            log.contains("job 77: is not watched: it is already"),
+            "{log}"
+        );
+        // Slurm does the same: it uses the job's existing group, and makes one group below it for each step.
+        for step in ["step_0", "step_1"] {
+            fs::create_dir(own.join(step)).expect("the prolog made the job's group");
+        }
+        leak(&own.join("step_0"), "1");
+        leak(&group.path, "2");
+        leak(&own.join("step_1"), "3");
+        for step in ["step_0", "step_1"] {
+            fs::remove_dir(own.join(step)).expect("the groups are empty");
+        }
+        // When a step ends, it removes the job's group if it can. memleak would not watch a new group that replaces it.
+        assert!(fs::remove_dir(&own).is_err());
+        script("epilog");
+        let rows = leaks(&out.join("memleak-77.node.json"), &leaker);
+        assert_leaks(&rows, uid, &[leaked(1, 100), leaked(3, 100)]);
+        if in_job {
+            job.inside.clear();
+            // Slurm's own groups stay.
+            let names = fs::read_dir(&own).expect("the group exists");
+            let directories =
+                names.filter(|entry| entry.as_ref().expect("an entry").path().is_dir());
+            assert_eq!(directories.count(), 1);
+            fs::remove_dir(&external).expect("the group is empty");
+            fs::remove_dir(&own).expect("the group is empty");
+        }
+        let left = fs::read_dir(&group.path).expect("the group exists");
+        let left = left.map(|entry| entry.expect("an entry").path());
+        let left: Vec<_> = left.filter(|path| path.is_dir()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_memleak_that_does_not_start_leaves_no_control_group() {
     let place = Place::new();
     let group = Group::new();
     let scope = group.path.display();
-    install(&place, &format!("{}\nMEMLEAK_SCOPE={scope}", memleak()));
-    let leaker = copy(&place, "holds_blocks");
-    let uid = 65534;
-    let out = place.directory("out");
-    std::os::unix::fs::chown(&out, Some(uid), Some(uid)).expect("the test runs as root");
+    let fails = place.script("fails", "#!/bin/sh\nexit 125\n");
+    let setting = program(&fails);
+    install(
+        &place,
+        &format!("{setting}\nMEMLEAK_START_WAIT=30000\nMEMLEAK_SCOPE={scope}"),
+    );
     let job = Job {
         scripts: place.path("slurm"),
-        out: out.clone(),
+        out: place.directory("out"),
+        sluid: Some(SLUID),
+        inside: Vec::new(),
     };
-    let script = |name: &str| assert!(job.run(name).success());
-    let leak = |path: &Path, blocks: &str| {
-        run(Command::new("sh")
-            .args(&Group::enter(path)[1..])
-            .args(["setpriv", "--reuid=65534"])
-            .arg(&leaker)
-            .args([blocks, "100"])
-            .env_remove("LD_LIBRARY_PATH"));
-    };
-    script("prolog");
-    // A job has one memleak, even if Slurm runs the prolog again.
-    script("prolog");
+    assert!(job.run("prolog").success());
     let log = fs::read_to_string(place.path("spool/log")).expect("the log exists");
-    assert!(
-        log.contains("job 77: is not watched: it is already"),
-        "{log}"
-    );
-    // Slurm does the same: it uses the job's existing group, and makes one group below it for each step.
-    let own = group.path.join("job_77");
-    for step in ["step_0", "step_1"] {
-        fs::create_dir(own.join(step)).expect("the prolog made the job's group");
-    }
-    leak(&own.join("step_0"), "1");
-    leak(&group.path, "2");
-    leak(&own.join("step_1"), "3");
-    for step in ["step_0", "step_1"] {
-        fs::remove_dir(own.join(step)).expect("the groups are empty");
-    }
-    // When a step ends, it removes the job's group if it can. memleak would not watch a new group that replaces it.
-    assert!(fs::remove_dir(&own).is_err());
-    script("epilog");
-    let rows = leaks(&out.join("memleak-77.node.json"), &leaker);
-    assert_leaks(&rows, uid, &[leaked(1, 100), leaked(3, 100)]);
-    assert!(!own.exists());
+    assert!(log.contains("memleak ended with 125"), "{log}");
+    let left = fs::read_dir(&group.path).expect("the group exists");
+    let left = left.filter(|entry| entry.as_ref().expect("an entry").path().is_dir());
+    assert_eq!(left.count(), 0);
 }
