@@ -24,6 +24,19 @@ build: ## Build target/release/memleak (the default)
 	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
 	$(CARGO) build --release $(CARGO_FLAGS)
 
+# Installs what `make` has built, and builds nothing. So root leaves no files in target/.
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINARY ?= target/release/memleak
+
+.PHONY: install
+install: ## Install what `make` built: program, manual, completions, docs (PREFIX=/usr/local DESTDIR= BINARY=)
+	@scripts/install.sh install '$(PREFIX)' '$(DESTDIR)' '$(BINARY)'
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` has installed (PREFIX=/usr/local DESTDIR=)
+	@scripts/install.sh uninstall '$(PREFIX)' '$(DESTDIR)'
+
 .PHONY: run
 run: ## Install the missing tools, build, and show memleak at work
 	@scripts/as-root.sh

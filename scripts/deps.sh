@@ -43,6 +43,7 @@ test  | git          | command git           | git                   | git-core
 test  | perl         | command perl          | perl                  | perl-interpreter
 test  | valgrind     | command valgrind      | valgrind              | valgrind
 test  | unshare      | command unshare       | util-linux            | util-linux
+test  | man          | command man           | man-db                | man-db
 test  | setpriv      | command setpriv       | util-linux            | util-linux
 test  | setcap       | command setcap        | libcap2-bin           | libcap
 test  | sudo         | command sudo          | sudo                  | sudo

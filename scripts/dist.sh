@@ -8,6 +8,8 @@
 # Times in a release are those of the last commit (or SOURCE_DATE_EPOCH). No path or name of this machine is in it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/parts.sh
+source scripts/parts.sh
 umask 022
 
 # glibc of Debian 11. Newer systems have it, older systems are not supported.
@@ -81,17 +83,12 @@ notices() { # notices ARCHITECTURE
 
 rule() { printf '\n==== %s ====\n\n' "$1"; }
 
-# Collects the files of a package. They get the commit's time, and both packages keep it. They also lose their modes,
-# because an executable script among the examples would make rpm require bash.
+# Collects the files of a package. They get the commit's time, and both packages keep it.
 collect() { # collect ARCHITECTURE BINARY
 	rm -rf $parts
-	mkdir -p $parts/docs $parts/slurm
+	collect_parts $parts
 	cp "$2" $parts/
-	gzip -9nc man/memleak.1 >$parts/memleak.1.gz
 	notices "$1" >$parts/copyright
-	cp --no-preserve=mode completions/* LICENSE README.md CHANGELOG.md $parts/
-	cp --no-preserve=mode docs/*.md $parts/docs/
-	cp --no-preserve=mode examples/slurm/* $parts/slurm/
 	find $parts -exec touch -d "@$SOURCE_DATE_EPOCH" {} +
 }
 

@@ -1,14 +1,17 @@
 //! The manual page and the shells' completions are generated from the parser's definitions. `make docs` writes them.
 //! These tests fail if the files no longer match the definitions.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
+use tempfile::TempDir;
 
 use memleak::cli::Cli;
 use memleak::cli::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
@@ -331,4 +334,132 @@ fn every_test_listed_for_a_threat_or_a_fault_exists() {
         }
         assert!(threats > 10, "{threats}");
     }
+}
+
+// ---- installation ----------------------------------------------------------------------------------------------
+
+/// All files below a directory, by their paths in it, with their permissions.
+fn files_below(directory: &Path) -> BTreeMap<PathBuf, u32> {
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(next) = waiting.pop() {
+        for entry in fs::read_dir(&next).expect("the directory can be read") {
+            let path = entry.expect("the directory can be read").path();
+            let metadata = path.symlink_metadata().expect("the file exists");
+            if metadata.is_dir() {
+                waiting.push(path);
+            } else {
+                let name = path.strip_prefix(directory).expect("it is below");
+                found.insert(name.to_owned(), metadata.mode() & 0o7777);
+            }
+        }
+    }
+    found
+}
+
+/// Runs `make` in the source tree.
+fn make(words: &[&str]) -> Output {
+    let mut make = Command::new("make");
+    make.arg("--no-print-directory").args(words);
+    // Variables of an outer make would come before these.
+    make.env_remove("MAKEFLAGS").env_remove("MFLAGS");
+    make.current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("make can be run")
+}
+
+#[test]
+fn make_install_installs_what_packages_have_and_uninstall_removes_it() {
+    let place = TempDir::new().expect("a temporary directory");
+    let root = place.path().join("a b");
+    let destination = format!("DESTDIR={}", root.display());
+    let binary = concat!("BINARY=", env!("CARGO_BIN_EXE_memleak"));
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // A file that is there before stays.
+    let other = root.join("opt/x/share/doc/other");
+    fs::create_dir_all(other.parent().expect("in a directory")).unwrap();
+    fs::write(&other, "").unwrap();
+
+    let installed = make(&["install", "PREFIX=/opt/x", &destination, binary]);
+    assert!(installed.status.success(), "{installed:?}");
+    let files = files_below(&root.join("opt/x"));
+    let mut expected = BTreeMap::from([
+        ("bin/memleak".into(), 0o755),
+        ("share/man/man1/memleak.1.gz".into(), 0o644),
+        ("share/bash-completion/completions/memleak".into(), 0o644),
+        ("share/zsh/site-functions/_memleak".into(), 0o644),
+        ("share/fish/vendor_completions.d/memleak.fish".into(), 0o644),
+        ("share/doc/memleak/LICENSE".into(), 0o644),
+        ("share/doc/memleak/README.md".into(), 0o644),
+        ("share/doc/memleak/CHANGELOG.md".into(), 0o644),
+        ("share/doc/other".into(), 0o644),
+    ]);
+    for directory in ["docs", "examples/slurm"] {
+        for entry in fs::read_dir(tree.join(directory)).expect("the directory exists") {
+            let path = entry.expect("the directory can be read").path();
+            if path.is_file() {
+                let name = path.strip_prefix(tree).expect("it is in the tree");
+                expected.insert(Path::new("share/doc/memleak").join(name), 0o644);
+            }
+        }
+    }
+    assert_eq!(files, expected);
+    let page = root.join("opt/x/share/man/man1/memleak.1.gz");
+    let shown = Command::new("man")
+        .args(["--warnings", "-l"])
+        .arg(&page)
+        .envs([("MANPAGER", "cat"), ("LC_ALL", "C")])
+        .output()
+        .expect("man can be run");
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(text.contains("counts what processes allocate"), "{shown:?}");
+    assert_eq!(String::from_utf8_lossy(&shown.stderr), "");
+    let version = Command::new(root.join("opt/x/bin/memleak"))
+        .arg("--version")
+        .output();
+    let version = version.expect("the program can be run");
+    assert_eq!(
+        version.stdout,
+        concat!("memleak ", env!("CARGO_PKG_VERSION"), "\n").as_bytes()
+    );
+
+    let removed = make(&["uninstall", "PREFIX=/opt/x", &destination]);
+    assert!(removed.status.success(), "{removed:?}");
+    let left = files_below(&root);
+    assert_eq!(
+        left.into_keys().collect::<Vec<_>>(),
+        [Path::new("opt/x/share/doc/other")]
+    );
+    assert!(!root.join("opt/x/share/doc/memleak").exists());
+
+    for (words, says) in [
+        (["PREFIX=/opt/x", "BINARY=no/such"], "run `make` first"),
+        (["PREFIX=x", binary], "PREFIX is a path"),
+    ] {
+        let refused = make(&["install", &destination, words[0], words[1]]);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(says), "{said}");
+    }
+    assert_eq!(files_below(&root).len(), 1, "nothing was installed");
+}
+
+#[test]
+fn both_kinds_of_packages_have_the_same_files_at_the_same_places() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest = fs::read_to_string(manifest).expect("the manifest can be read");
+    let manifest: toml::Table = manifest.parse().expect("the manifest is TOML");
+    let metadata = &manifest["package"]["metadata"];
+    let text = |value: &toml::Value| value.as_str().expect("a string").to_owned();
+    let assets = |package: &str| {
+        let assets = metadata[package]["assets"].as_array();
+        assets.expect("a list").clone().into_iter()
+    };
+    let deb = assets("deb").map(|asset| [0, 1, 2].map(|column| text(&asset[column])));
+    let rpm = assets("generate-rpm").map(|asset| {
+        let [source, target, mode] = ["source", "dest", "mode"].map(|key| text(&asset[key]));
+        // Debian has a directory of its own for packages.
+        let target = target.replace("site-functions", "vendor-completions");
+        [source, target.trim_start_matches('/').to_owned(), mode]
+    });
+    assert_eq!(deb.collect::<Vec<_>>(), rpm.collect::<Vec<_>>());
 }
