@@ -39,14 +39,22 @@ impl Process {
             "process {pid} is memleak itself, which does not watch itself"
         );
         if let Some(process) = Self::open_living(pid)? {
-            let flags = stat(process.proc_pid).map_or(0, |stat| stat.flags);
+            let Stat { flags, .. } = stat(process.proc_pid)
+                .with_context(|| format!("process {pid} cannot be found in /proc"))?;
             ensure!(
                 flags & PF_KTHREAD == 0,
                 "process {pid} is a thread of the kernel, which has no memory of its own to watch"
             );
             return Ok(process);
         }
-        ensure!(open_pidfd(pid).is_err(), "process {pid} has ended");
+        match open_pidfd(pid) {
+            Ok(_) => bail!("process {pid} has ended"),
+            Err(error) if is_thread(error) => {
+                let leader = status_field(pid, "Tgid:").unwrap_or_default();
+                bail!("{pid} is a thread of process {leader}: watch the process with -p {leader}");
+            }
+            Err(_) => {}
+        }
         ensure!(
             fs::exists(format!("/proc/{pid}")).is_ok_and(|there| !there),
             "process {pid} belongs to another pid namespace, the one that /proc shows: run memleak in that namespace, \
@@ -55,19 +63,14 @@ impl Process {
         bail!("process {pid} does not exist");
     }
 
-    /// Opens a process. `None`: it does not exist, or no thread of it is left.
+    /// Opens a process, even if /proc hides it. `None`: no process has this pid, or no thread of it is left.
     ///
     /// # Errors
-    /// The pid belongs to a thread, memleak has no descriptor left, or /proc does not show the process.
+    /// memleak has no descriptor left.
     pub fn open_living(pid: u32) -> Result<Option<Self>> {
         let fd = match open_pidfd(pid) {
             Ok(fd) => fd,
-            Err(Errno::ESRCH) => return Ok(None),
-            // The kernel's version decides which of the two comes.
-            Err(Errno::EINVAL | Errno::ENOENT) => {
-                let leader = status_field(pid, "Tgid:").unwrap_or_default();
-                bail!("{pid} is a thread of process {leader}: watch the process with -p {leader}");
-            }
+            Err(error) if error == Errno::ESRCH || is_thread(error) => return Ok(None),
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot open process {pid}"));
             }
@@ -76,12 +79,8 @@ impl Process {
         let fdinfo = fdinfo.with_context(|| format!("cannot read about process {pid} in /proc"))?;
         let proc_pid = field(&fdinfo, "Pid:").unwrap_or_default();
         let process = Self { pid, proc_pid, fd };
-        if living_thread(proc_pid).is_none() {
-            // After the last thread has ended, /proc may show nothing of the process.
-            ensure!(
-                process.has_ended() || stat(proc_pid).is_some(),
-                "process {pid} cannot be found in /proc"
-            );
+        let is_zombie = living_thread(proc_pid).is_none() && stat(proc_pid).is_some();
+        if is_zombie || process.has_ended() {
             return Ok(None);
         }
         Ok(Some(process))
@@ -201,6 +200,11 @@ fn living_thread(pid: u32) -> Option<u32> {
     tasks
         .filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok())
         .find(|task| lives(*task))
+}
+
+/// Whether [`open_pidfd`] failed because the pid belongs to a thread. The kernel's version decides which error comes.
+fn is_thread(error: Errno) -> bool {
+    matches!(error, Errno::EINVAL | Errno::ENOENT)
 }
 
 /// Opens a process, close-on-exec. The descriptor becomes readable when the process ends.

@@ -96,8 +96,7 @@ fn ensure_is_no_pid(interval: Interval, processes: &[Process]) -> Result<()> {
     let Some(pid) = interval.pid else {
         return Ok(());
     };
-    // A thread, or a process that memleak may not look at, is not meant.
-    let Ok(Some(other)) = Process::open_living(pid) else {
+    let Some(other) = Process::open_living(pid)? else {
         return Ok(());
     };
     let comm = other.comm();
