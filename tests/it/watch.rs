@@ -14,7 +14,7 @@ use crate::common::machine;
 use crate::common::newcomers::{Kind, Place, mapped, own};
 use crate::common::pty;
 use crate::common::switches::switch;
-use crate::common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
+use crate::common::watch::{BOTH, LONG, Waiting, Watch, since_preload, under_counter};
 use crate::common::{Counts, DEFAULT_SIGNALS, Losses, Row, compare, counter, fixture};
 use memleak::os::release;
 use nix::sys::signal::{Signal, kill};
@@ -314,7 +314,7 @@ fn no_child_is_missed_that_starts_while_memleak_attaches() {
             "{}",
             children.len()
         );
-        assert_eq!(children.len(), count);
+        assert_eq!(children.len(), count, "{:#?}", report.summary);
         for row in children {
             assert_eq!(
                 (End::of(row), row.counts),
@@ -609,7 +609,7 @@ fn the_growth_counts_since_the_last_window_and_the_largest_comes_first() {
         .iter()
         .map(|grows| grows.pid().to_string())
         .collect();
-    let watch = Watch::start(["-p", &pids.join(","), "600", "--top", "2"]);
+    let watch = Watch::start(["-p", &pids.join(","), LONG, "--top", "2"]);
     let expected = |rows: &[Row], first: i64, second: i64| {
         let found: Vec<_> = rows.iter().map(|row| (row.pid, row.growth_bytes)).collect();
         let of = |which: usize| pids[which].parse().expect("a pid");
@@ -736,14 +736,14 @@ fn a_signal_ends_memleak_with_what_is_held_if_nothing_else_was_printed() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut grows = Waiting::fixture("grows_by_line", &["700000"]);
         let pid = grows.pid().to_string();
-        let memleak = Tables::start(&[], &["-p", &pid, "600"]);
+        let memleak = Tables::start(&[], &["-p", &pid, LONG]);
         assert_eq!(grows.ask(), "more\n");
         assert_eq!(grows.ask(), "more\n");
         let (table, said) = memleak.end_by(signal);
         assert_held(&table, &pid, "grows_by_line", "1.400");
         assert!(!said.contains("watching"), "{said}");
 
-        let memleak = Tables::start(&[], &["-p", &pid, "600", "--min-leak", "1kB"]);
+        let memleak = Tables::start(&[], &["-p", &pid, LONG, "--min-leak", "1kB"]);
         let (table, said) = memleak.end_by(signal);
         assert!(table.is_empty(), "{table:#?}");
         assert!(said.contains("memleak: nothing to report: "), "{said}");
@@ -762,7 +762,7 @@ fn a_window_with_a_row_and_quiet_need_no_table_of_what_is_held() {
         &[fixture("leaks_2mb").into()],
     );
     let pid = shell.pid().to_string();
-    let memleak = Tables::start(&[], &["-p", &pid, "600"]);
+    let memleak = Tables::start(&[], &["-p", &pid, LONG]);
     assert_eq!(shell.ask(), "ended\n");
     let (table, _) = memleak.end_by(Signal::SIGINT);
     assert!(
@@ -775,7 +775,7 @@ fn a_window_with_a_row_and_quiet_need_no_table_of_what_is_held() {
     memleak
         .args(&DEFAULT_SIGNALS[1..])
         .args(["timeout", "-s", "INT", "3"]);
-    memleak.args([env!("CARGO_BIN_EXE_memleak"), "-q", "-p", &pid, "600"]);
+    memleak.args([env!("CARGO_BIN_EXE_memleak"), "-q", "-p", &pid, LONG]);
     let output = memleak.output().expect("memleak can be run");
     assert_eq!(
         output.status.code(),
@@ -792,7 +792,7 @@ fn in_the_background_of_a_script_an_ignored_sigint_stays_ignored_and_sigterm_end
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
         let mut grows = Waiting::fixture("grows_by_line", &["3000000"]);
         let pid = grows.pid().to_string();
-        let memleak = Tables::start(&ignores, &["-p", &pid, "600"]);
+        let memleak = Tables::start(&ignores, &["-p", &pid, LONG]);
         kill(
             Pid::from_raw(memleak.memleak.id().cast_signed()),
             Signal::SIGINT,
@@ -813,7 +813,7 @@ fn on_a_terminal_memleak_says_what_it_watches_and_how_to_stop() {
     let workers = children(pid);
     let memleak = env!("CARGO_BIN_EXE_memleak");
     let mut terminal = pty::Terminal::open();
-    terminal.line(&format!("{memleak} -p {pid} 600"));
+    terminal.line(&format!("{memleak} -p {pid} {LONG}"));
     terminal.expect(&format!(
         "memleak: watching preforks[{pid}] and 3 children, a report every 600 s of what has ended; Ctrl-C ends"
     ));

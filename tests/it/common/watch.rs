@@ -132,6 +132,9 @@ pub static BOTH: LazyLock<Vec<Vec<&str>>> = LazyLock::new(|| {
     options[..count].to_vec()
 });
 
+/// An interval that is longer than a test. In this form it cannot be a second pid by mistake.
+pub const LONG: &str = "600.0";
+
 /// A memleak that watches processes and has attached.
 pub struct Watch {
     child: Child,
@@ -156,13 +159,13 @@ impl Watch {
     #[track_caller]
     pub fn pid(pid: u32, options: &[&str]) -> Self {
         let pid = pid.to_string();
-        Self::start([&["-p", &pid, "600"], options].concat())
+        Self::start([&["-p", &pid, LONG], options].concat())
     }
 
     /// Watches every process, with the same interval.
     #[track_caller]
     pub fn all(options: &[&str]) -> Self {
-        Self::start([&["-a", "600"], options].concat())
+        Self::start([&["-a", LONG], options].concat())
     }
 
     /// Starts memleak by way of another command, `wrapper`.
