@@ -9,6 +9,12 @@
 #include "memleak.h"
 #include "wanted.bpf.h"
 
+/* Whether a leader has ended with its whole process: no program is called for it any more. */
+static __always_inline bool has_ended(struct task_struct *leader)
+{
+	return leader->exit_state && !BPF_CORE_READ(leader, signal, live.counter);
+}
+
 /* Returns false if the task has no heap. */
 static __always_inline bool sum_of(struct task_struct *task, struct thread_sum *sum)
 {
@@ -22,7 +28,7 @@ static __always_inline bool sum_of(struct task_struct *task, struct thread_sum *
 		sum->sole = thread->sole;
 		sum->leader &= !thread->borrowed;
 		sum->joined = 1;
-	} else if (sum->leader) {
+	} else if (sum->leader && !has_ended(task)) {
 		/* It may have a heap that it has not joined. */
 		sum->heap = heap_of_process(task);
 	}

@@ -81,15 +81,11 @@ impl Prober {
     }
 
     /// Loads the programs, attaches probes to the files that these processes and their running children have mapped, and
-    /// follows them from now on. Returns the children, and their children, too.
+    /// follows them from now on. Returns how many children there are, with their children.
     ///
     /// # Errors
     /// The kernel refuses, or one of `processes` has nothing to probe.
-    pub fn watch(
-        options: &Watch,
-        wanted: &Wanted,
-        processes: &[Process],
-    ) -> Result<(Self, Vec<Process>)> {
+    pub fn watch(options: &Watch, wanted: &Wanted, processes: &[Process]) -> Result<(Self, usize)> {
         let switches = options.probing.test.switches();
         let mut settings = settings(&options.probing, &switches);
         settings.args = options.args;
@@ -232,7 +228,7 @@ impl Prober {
                 continue;
             };
             new.push((pid, self.expect_mapped(child.proc_pid, &mut subtree.files)?));
-            subtree.children.push(child);
+            subtree.children += 1;
         }
         Ok(new)
     }
@@ -391,7 +387,8 @@ type Looked = HashMap<(String, u64), Option<u16>>;
 struct Subtree {
     /// The pids of all.
     known: HashSet<u32>,
-    children: Vec<Process>,
+    /// How many children were found alive.
+    children: usize,
     /// The children's files.
     files: Looked,
 }
@@ -400,7 +397,7 @@ impl Subtree {
     fn of(processes: &[Process]) -> Self {
         Self {
             known: processes.iter().map(|process| process.pid).collect(),
-            children: Vec::new(),
+            children: 0,
             files: Looked::new(),
         }
     }

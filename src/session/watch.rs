@@ -37,14 +37,14 @@ pub fn watch(options: &Watch) -> Result<()> {
     capabilities::keep_what_is_used()?;
     let (wanted, filter) = filter::resolve(&options.filters)?;
     let processes: Result<Vec<_>> = options.pid.iter().map(|pid| Process::open(*pid)).collect();
-    let mut processes = processes?;
+    let processes = processes?;
     if let Some(interval) = options.interval {
         ensure_is_no_pid(interval, &processes)?;
     }
     let mut requests = Requests::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Output)?;
     let clock = Instant::now();
-    let mut children = Vec::new();
+    let mut children = 0;
     let prober = if options.all {
         Prober::watch_all(options, &wanted)
     } else {
@@ -57,11 +57,9 @@ pub fn watch(options: &Watch) -> Result<()> {
     let prober = started(prober, options.shown.verbose)?;
     let began = monotonic();
     if !options.shown.quiet && io::stderr().is_terminal() {
-        let children = if options.no_children {
-            processes::count_descendants(&processes)?
-        } else {
-            children.len()
-        };
+        if options.no_children {
+            children = processes::count_descendants(&processes)?;
+        }
         let stop = match requests.interrupts {
             true => "Ctrl-C ends".to_owned(),
             false => format!("kill {} ends", std::process::id()),
@@ -84,7 +82,6 @@ pub fn watch(options: &Watch) -> Result<()> {
         shown: false,
         options,
     };
-    processes.append(&mut children);
     let why = watching.follow(processes, &mut requests);
     watching.close(clock, why);
     Ok(())
