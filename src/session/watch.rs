@@ -254,7 +254,9 @@ impl Watching<'_> {
     fn look(&mut self) -> Result<Live> {
         let running = self.prober.collector.running()?;
         let kept = |image: &Image| self.filter.keeps(image);
-        let mut live = self.growth.look(monotonic(), running, kept, self.options.top);
+        let mut live = self
+            .growth
+            .look(monotonic(), running, kept, self.options.top);
         let clock = self.prober.collector.clock();
         live.since = clock.unix(live.since);
         live.time = clock.unix(live.time);

@@ -51,7 +51,11 @@ impl Shown {
     #[track_caller]
     fn table(&mut self) -> (String, String) {
         let pid = self.target.pid().to_string();
-        let is_row = |line: &String| line.contains("joined_midway") && line.contains(&pid);
+        // What memleak says at its start also has both, but not as words of their own.
+        let is_row = |line: &String| {
+            let mut words = line.split_whitespace();
+            words.any(|word| word == pid) && words.any(|word| word == "joined_midway")
+        };
         let is_heading = |line: &String| line.contains("LIVE_MB");
         let lines = self.until(|lines| lines.iter().any(is_row));
         let found = |is: &dyn Fn(&String) -> bool| lines.iter().filter(|line| is(line)).count();
