@@ -39,8 +39,8 @@ pub(super) fn greeting(
 
 fn line(whom: &str, every: Duration, live: bool, stop: &str) -> String {
     let every = every.as_secs_f64();
-    let running = if live { " and of what runs" } else { "" };
-    format!("watching {whom}, a report every {every} s of what has ended{running}; {stop}")
+    let running = if live { " and what runs" } else { "" };
+    format!("watching {whom}; every {every} s, what has ended{running}; {stop}")
 }
 
 /// The named processes, with their children.
@@ -146,7 +146,7 @@ mod tests {
                 true,
                 "Ctrl-C ends"
             ),
-            "watching every process, a report every 0.5 s of what has ended and of what runs; Ctrl-C ends"
+            "watching every process; every 0.5 s, what has ended and what runs; Ctrl-C ends"
         );
     }
 

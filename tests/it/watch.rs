@@ -815,7 +815,7 @@ fn on_a_terminal_memleak_says_what_it_watches_and_how_to_stop() {
     let mut terminal = pty::Terminal::open();
     terminal.line(&format!("{memleak} -p {pid} {LONG}"));
     terminal.expect(&format!(
-        "memleak: watching preforks[{pid}] and 3 children, a report every 600 s of what has ended; Ctrl-C ends"
+        "memleak: watching preforks[{pid}] and 3 children; every 600 s, what has ended; Ctrl-C ends"
     ));
     assert_eq!(master.ask(), "done\n");
     terminal.press("\u{3}");
@@ -831,13 +831,13 @@ fn on_a_terminal_memleak_says_what_it_watches_and_how_to_stop() {
         (
             format!("-p {pid} 0.5 --no-children --live"),
             format!(
-                "watching preforks[{pid}] without its 3 children, a report every 0.5 s of what has ended and of \
+                "watching preforks[{pid}] without its 3 children; every 0.5 s, what has ended and \
                  what runs; Ctrl-C ends"
             ),
         ),
         (
             "-a --user-name root --comm no-such".to_owned(),
-            "watching every process (of user root, named no-such), a report every 5 s".to_owned(),
+            "watching every process (of user root, named no-such); every 5 s".to_owned(),
         ),
     ] {
         terminal.line(&format!("{memleak} {options}"));
