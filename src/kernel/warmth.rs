@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -39,7 +39,8 @@ impl Warmth {
     pub(super) fn begin() -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&is_over);
-        thread::spawn(move || keep_warm(&over));
+        // A user may have no more threads.
+        let _ = Builder::new().spawn(move || keep_warm(&over));
         Self { is_over }
     }
 }
