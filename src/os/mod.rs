@@ -4,11 +4,13 @@
 pub mod capabilities;
 pub mod cgroup;
 pub mod clock;
+pub mod copies;
 pub mod identity;
 pub mod inherited;
 pub mod mapping;
 pub mod maps;
 pub mod mount;
+pub mod namespace;
 pub mod own_files;
 pub mod processes;
 pub mod release;
