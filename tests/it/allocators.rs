@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::expected::counts;
 use crate::common::fixtures::compile_with;
+use crate::common::fixtures::compiled_in;
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use crate::common::{Counts, Job, Report, code, compile, fixture};
@@ -29,17 +30,6 @@ const LIBRARIES: [&str; 4] = ["jemalloc", "tcmalloc_minimal", "tcmalloc", "mimal
 /// The file that the linker uses for `-lNAME`.
 fn library(name: &str) -> PathBuf {
     compiled_in(&format!("lib{name}.so"))
-}
-
-/// A file of the compiler or of the system.
-fn compiled_in(name: &str) -> PathBuf {
-    let output = Command::new("cc")
-        .arg(format!("-print-file-name={name}"))
-        .output()
-        .expect("a C compiler is needed as `cc`: `make install-deps`");
-    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    assert!(path.is_absolute(), "{name} is missing: `make install-deps`");
-    fs::canonicalize(path).expect("the linker's file exists")
 }
 
 /// Runs a job that must be complete and exit with 0. Returns the counts of its only image, and the report.

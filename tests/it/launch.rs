@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use crate::common::DEFAULT_SIGNALS;
 use crate::common::files::{self, write_script};
 use crate::common::fixtures::fixture;
+use crate::common::probes::{run_line, run_words};
 use crate::common::proc;
 use crate::common::proc::Process;
 use crate::common::pty::{PROMPT, Terminal};
@@ -41,7 +42,7 @@ const SIGINT: i32 = libc::SIGINT;
 fn memleak<A: AsRef<OsStr>>(command: impl IntoIterator<Item = A>) -> Command {
     root::require_root();
     let mut memleak = Command::new(MEMLEAK);
-    memleak.args(["run", "--"]).args(command);
+    memleak.args(run_words()).arg("--").args(command);
     memleak
 }
 
@@ -53,7 +54,10 @@ fn shell(script: &str) -> Command {
 fn bash(script: &str) -> Command {
     root::require_root();
     let mut bash = Command::new("bash");
-    bash.args(["-c", &script.replace("$ML", &format!("{MEMLEAK} run --"))]);
+    bash.args([
+        "-c",
+        &script.replace("$ML", &format!("{MEMLEAK} {} --", run_line())),
+    ]);
     bash
 }
 
@@ -70,9 +74,9 @@ fn with_signals<A: AsRef<OsStr>>(
 /// The command line that runs `words` under memleak.
 fn under_memleak(words: &[&str]) -> Vec<OsString> {
     root::require_root();
-    [MEMLEAK, "run", "--"]
+    [&[MEMLEAK], run_words(), &["--"], words]
+        .concat()
         .iter()
-        .chain(words)
         .map(OsString::from)
         .collect()
 }
@@ -463,7 +467,7 @@ fn case_11_pid_1_of_a_namespace_reaps_orphans_and_still_returns_the_commands_cod
 #[track_caller]
 fn start_in(terminal: &mut Terminal, line: &str) -> Pid {
     root::require_root();
-    terminal.line(&line.replace("$ML", &format!("{MEMLEAK} run -q --")));
+    terminal.line(&line.replace("$ML", &format!("{MEMLEAK} {} -q --", run_line())));
     terminal.expect("ready ");
     pid_after_ready(&format!("ready {}", terminal.expect("\n")))
 }
@@ -495,7 +499,10 @@ fn case_18_an_interrupt_sent_to_memleak_alone_reaches_the_command_once() {
 fn interrupted_script(command: &str) -> String {
     let directory = TempDir::new().unwrap();
     let script = directory.path().join("script");
-    let text = format!("{MEMLEAK} run -q -- {command}\necho \"goes on after $?\"\n");
+    let text = format!(
+        "{MEMLEAK} {} -q -- {command}\necho \"goes on after $?\"\n",
+        run_line()
+    );
     write_script(&script, &text, 0o644);
     let mut terminal = Terminal::open();
     start_in(&mut terminal, &format!("bash {}", script.display()));
@@ -703,12 +710,7 @@ fn assert_reader_sees_the_end(descriptor: i32) {
     let (mut reader, writer) = pipe().unwrap();
     let to = Stdio::from(writer);
     let mut command = Command::new(MEMLEAK);
-    command.args([
-        OsStr::new("run"),
-        OsStr::new("-o"),
-        report.as_os_str(),
-        OsStr::new("--"),
-    ]);
+    command.args(run_words()).arg("-o").arg(&report).arg("--");
     // Descriptor 7 is a copy of the same pipe, so the command must close it too.
     let script = format!("echo hello >&{descriptor}; exec {descriptor}>&- 7>&-; exec sleep 30");
     command
@@ -796,7 +798,8 @@ fn case_28_ctrl_z_before_the_release_also_stops_the_job() {
     // The delays cover the time from memleak's start to a running command.
     for delay in [5, 50, 100, 150, 250] {
         terminal.line(&format!(
-            "{MEMLEAK} run -q -- bash -c 'sleep 1; echo done; exit 4'"
+            "{MEMLEAK} {} -q -- bash -c 'sleep 1; echo done; exit 4'",
+            run_line()
         ));
         assert!(eventually(|| terminal.has_in_foreground("memleak")));
         thread::sleep(Duration::from_millis(delay));
@@ -880,7 +883,7 @@ fn case_29_a_background_job_with_tostop_does_not_hang() {
     let mut terminal = Terminal::open();
     terminal.output_of("stty tostop");
     // memleak writes its report to this terminal, which must not stop memleak.
-    terminal.output_of(&format!("{MEMLEAK} run -- true &"));
+    terminal.output_of(&format!("{MEMLEAK} {} -- true &", run_line()));
     let shown = terminal.output_of("wait $!; echo code $?");
     assert!(shown.contains("code 0"), "{shown}");
 }
@@ -892,7 +895,8 @@ fn case_29_a_background_job_with_tostop_leaves_the_terminal_to_the_shell() {
     terminal.output_of("stty tostop");
     // The command's own output stops the command, as it would without memleak. The job stops with the command.
     terminal.output_of(&format!(
-        "{MEMLEAK} run -q -- sh -c 'echo written; exit 4' &"
+        "{MEMLEAK} {} -q -- sh -c 'echo written; exit 4' &",
+        run_line()
     ));
     let stopped = eventually(|| terminal.output_of("jobs").contains("Stopped"));
     assert!(stopped, "the job does not stop");

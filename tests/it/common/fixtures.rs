@@ -101,3 +101,14 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
 pub fn fixture(name: &str) -> PathBuf {
     compile(&format!("fixtures/{name}.c"), name, &["-O1"])
 }
+
+/// A file of the compiler or of the system.
+pub fn compiled_in(name: &str) -> PathBuf {
+    let output = Command::new("cc")
+        .arg(format!("-print-file-name={name}"))
+        .output()
+        .expect("a C compiler is needed as `cc`: `make install-deps`");
+    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    assert!(path.is_absolute(), "{name} is missing: `make install-deps`");
+    fs::canonicalize(path).expect("the linker's file exists")
+}

@@ -8,12 +8,14 @@ pub mod fixtures;
 pub mod group;
 pub mod machine;
 pub mod newcomers;
+pub mod probes;
 pub mod proc;
 pub mod pty;
 pub mod root;
 pub mod side_by_side;
 pub mod slurm;
 pub mod switches;
+pub mod unprobed;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -460,7 +462,8 @@ impl Job {
         let mut command = Command::new(words.next().expect("at least memleak"));
         command
             .args(words)
-            .args(["run", "--format", "json", "-o"])
+            .args(probes::run_words())
+            .args(["--format", "json", "-o"])
             .arg(&json);
         command.args(&self.options).arg("--");
         if let Some(directory) = &counters {
@@ -602,37 +605,9 @@ pub fn code(status: ExitStatus) -> i32 {
 /// The number of allocations that valgrind counts in a single program, and their bytes.
 pub fn valgrind_totals(job: &Job) -> (u64, u64) {
     // valgrind translates the code that it finds. While another test runs a memleak on this machine, valgrind would
-    // find breakpoints in the loader and in libc. So it gets copies of both, which have no breakpoints.
-    const UNPROBED: &str = r#"
-        while [ "$1" != -- ]; do
-            cp "$1" "$0" && mount --bind "$0/${1##*/}" "$1" || exit 99
-            shift
-        done
-        shift
-        exec valgrind --leak-check=no "$@""#;
-    // A memleak that watches every process would put probes into the copies, too.
-    let _machine = machine::unwatched();
-    let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
-    let mut files: Vec<_> = maps
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(5))
-        // Up to glibc 2.33, the names of the files contain glibc's version.
-        .filter(|path| {
-            ["/libc.so.", "/libc-2.", "/ld-linux", "/ld-2."]
-                .iter()
-                .any(|name| path.contains(name))
-        })
-        .collect();
-    files.dedup();
-    assert_eq!(files.len(), 2, "the tests run with glibc");
-    let copies = TempDir::new().expect("a temporary directory can be created");
-    let copies = copies.path().to_str().expect("the path is UTF-8");
-    let words = [
-        &["--mount", "sh", "-c", UNPROBED, copies],
-        &files[..],
-        &["--"],
-    ]
-    .concat();
+    // find breakpoints in the loader and in libc.
+    let unprobed = unprobed::Unprobed::new();
+    let words = unprobed.words(&["valgrind", "--leak-check=no"]);
     let (status, stderr) = job.run_under("unshare", &words);
     assert!(
         status.success(),

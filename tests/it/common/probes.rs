@@ -1,0 +1,16 @@
+//! Which files get the probes in tests that are run for either choice. MEMLEAK_TEST_PROBES=private runs them with
+//! private copies; without that, they run with the system's files.
+
+/// The word `run`, with the option that the environment asks for.
+pub fn run_words() -> &'static [&'static str] {
+    match std::env::var("MEMLEAK_TEST_PROBES").as_deref() {
+        Err(_) | Ok("shared") => &["run"],
+        Ok("private") => &["run", "--probes=private"],
+        Ok(other) => panic!("MEMLEAK_TEST_PROBES is shared or private, not {other:?}"),
+    }
+}
+
+/// The same, for a line of a shell.
+pub fn run_line() -> String {
+    run_words().join(" ")
+}
