@@ -190,6 +190,10 @@ _memleak() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --probes)
+                    COMPREPLY=($(compgen -W "shared private" -- "${cur}"))
+                    return 0
+                    ;;
                 --max-allocs)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -24,6 +24,7 @@ one_by_one=(
 	loading::without_holds_a_program_with_another_c_library_does_not_pass_either
 	older::the_bpf_programs_for_older_kernels_count_the_same
 	older::with_the_older_programs_only_a_peak_shared_by_threads_is_unknown
+	private::every_method_of_attaching_takes_private_copies
 	rights::multi_uprobes_need_no_more_rights_than_session_uprobes
 )
 

@@ -7,9 +7,9 @@
 
 use std::ffi::OsString;
 
-use memleak::launch::Suspended;
 use memleak::launch::descriptors::Stderr;
 use memleak::launch::running::Ended;
+use memleak::launch::{Mounts, Suspended};
 use memleak::model::exit::{self, LeakExit, Outcome};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
@@ -20,7 +20,8 @@ const NAME: &str = "every_exit_code_is_passed_on_by_the_launcher";
 fn launched(code: u8) -> u8 {
     let command = ["sh".into(), "-c".into(), format!("exit {code}").into()];
     let command: &[OsString] = &command;
-    let suspended = Suspended::fork(command, None).expect("the command can be forked");
+    let suspended =
+        Suspended::fork(command, None, Mounts::Callers).expect("the command can be forked");
     let mut running = suspended.release(Stderr::Keep).expect("sh can be executed");
     let Ended::Exited(code) = running.wait().expect("the command can be waited for") else {
         panic!("{:?}", running.ended());

@@ -9,9 +9,9 @@ use memleak::find::functions::Table;
 use memleak::find::loader::Environment;
 use memleak::find::{self, Examined};
 use memleak::kernel::empty::EmptyProbes;
-use memleak::launch::Suspended;
 use memleak::launch::descriptors::Stderr;
 use memleak::launch::running::Ended;
+use memleak::launch::{Mounts, Suspended};
 
 /// The word that makes this program run a command so; the command's words follow.
 pub const WORD: &str = "--floor";
@@ -28,7 +28,7 @@ pub fn main(command: &[OsString]) -> ExitCode {
 }
 
 fn run(command: &[OsString]) -> Result<u8> {
-    let command = Suspended::fork(command, None)?;
+    let command = Suspended::fork(command, None, Mounts::Callers)?;
     let table = Table::new(Vec::new())?;
     let environment = Environment::of_the_command();
     let files = find::at_start(command.candidates(), &environment, &table)?;

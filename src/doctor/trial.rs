@@ -11,9 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use crate::doctor::patient::{FIRST, PROGRAM};
 use crate::kernel::error::{self, LoadError, ran_out_of_descriptors};
 use crate::kernel::method::{Holds, Method};
-use crate::launch::Suspended;
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, Running};
+use crate::launch::{Mounts, Suspended};
 use crate::model::image::Image;
 use crate::options::Probing;
 use crate::options::switches::Switches;
@@ -110,7 +110,7 @@ pub fn run(switches: Switches) -> Trial {
         OsStr::new("doctor"),
         OsStr::new(FIRST),
     ];
-    let command = match Suspended::fork(&words.map(OsStr::to_owned), None) {
+    let command = match Suspended::fork(&words.map(OsStr::to_owned), None, Mounts::Callers) {
         Ok(command) => command,
         Err(error) => return refused(Stage::Fork, &error),
     };

@@ -46,6 +46,11 @@ impl Findings {
     pub fn is_allocator(&self) -> bool {
         self.allocates && (!self.is_loader || self.is_libc)
     }
+
+    /// Whether a file with these findings gets probes.
+    pub fn is_probed(&self) -> bool {
+        self.is_allocator() || !self.loader_hooks.cheap.is_empty()
+    }
 }
 
 /// The function that identifies a C library. A loader that exports it is a C library.

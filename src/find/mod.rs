@@ -63,6 +63,19 @@ impl Examined {
             findings,
         })
     }
+
+    /// Duplicates the descriptor of the file.
+    ///
+    /// # Errors
+    /// There are too few descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Examined {
+            path: self.path.clone(),
+            file: self.file.try_clone()?,
+            class: self.class,
+            findings: self.findings.clone(),
+        })
+    }
 }
 
 /// A file that has the C library's name, and lacks functions that every C library has.

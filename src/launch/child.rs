@@ -2,7 +2,7 @@
 //! before the fork. What the parent does is in `launch` and `running`.
 
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
@@ -13,6 +13,7 @@ use crate::model::exit;
 use crate::os::capabilities::Capabilities;
 use crate::os::identity::{Identity, Step};
 use crate::os::inherited::{Inherited, environment};
+use crate::os::namespace;
 use crate::os::signal_set::LAST_SIGNAL;
 
 /// The child's exit code if memleak is gone before the release. No process reads it then.
@@ -78,7 +79,10 @@ pub(super) struct Child<'a> {
     pub(super) privileges: Privileges<'a>,
     pub(super) go: RawFd,
     pub(super) outcome: RawFd,
-    pub(super) parents: [RawFd; 2],
+    /// The parent's ends of pipes and sockets.
+    pub(super) parents: [Option<RawFd>; 3],
+    /// The socket by which the parent gets hold of the child's mount namespace, if the child makes one.
+    pub(super) namespace: Option<BorrowedFd<'a>>,
 }
 
 impl ExecPlan {
@@ -116,13 +120,21 @@ impl ExecPlan {
     /// Runs the child from the fork to the exec. Makes only async-signal-safe calls: no allocation, no lock, no
     /// panic.
     pub(super) fn run(&mut self, child: &Child) -> ! {
-        for fd in child.parents {
+        for fd in child.parents.into_iter().flatten() {
             // SAFETY: these are this process's copies. Nothing here drops their owners, as this function never
             // returns. With the writing end open, the child would never see that memleak is gone.
             unsafe { libc::close(fd) };
         }
         child.restore_inherited_state();
-        // This comes first, so that a waiting child has no more rights than the command will have.
+        // The parent reports the failure.
+        if child
+            .namespace
+            .is_some_and(|socket| !namespace::move_to_own(socket))
+        {
+            // SAFETY: always safe.
+            unsafe { libc::_exit(ABANDONED) };
+        }
+        // This comes before the wait, so that a waiting child has no more rights than the command will have.
         let failure = match child.take_privileges() {
             Err((step, errno)) => Failure {
                 step: Some(step),

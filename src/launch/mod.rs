@@ -23,6 +23,7 @@ use crate::launch::running::{ExecError, PendingExec, Running, wait_child};
 use crate::os::capabilities::Capabilities;
 use crate::os::identity::Identity;
 use crate::os::inherited::{Inherited, is_privileged_by_file};
+use crate::os::namespace::{self, MountNamespace};
 use crate::os::processes::open_pidfd;
 
 mod child;
@@ -41,17 +42,28 @@ pub struct Suspended {
     null: OwnedFd,
     command: OsString,
     candidates: Vec<CString>,
+    namespace: Option<MountNamespace>,
+}
+
+/// The mount namespace in which the command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mounts {
+    /// The caller's.
+    Callers,
+    /// One of its own, which begins as a copy of the caller's.
+    Own,
 }
 
 impl Suspended {
-    /// Forks `command` (a name or path, and its arguments). The child waits, as the user `identity` if there is one.
+    /// Forks `command` (a name or path, and its arguments). The child waits, as the user `identity` if there is one. It
+    /// waits in the mount namespace that `mounts` says.
     ///
     /// To be called while the process has one thread, and before it changes anything that a child inherits. An ignored
     /// SIGCHLD is reset here, because without it there is no exit code. The child restores it.
     ///
     /// Takes over no signal. Until [`crate::launch::signals::Signals::take_over`] is called, a fatal signal kills
     /// memleak, and then the child does not run the command.
-    pub fn fork(command: &[OsString], identity: Option<&Identity>) -> Result<Self> {
+    pub fn fork(command: &[OsString], identity: Option<&Identity>, mounts: Mounts) -> Result<Self> {
         let inherited = Inherited::get()?;
         let mut plan = ExecPlan::new(command, identity)?;
         let privileges = match identity {
@@ -68,6 +80,14 @@ impl Suspended {
             .into();
         let (go_read, go_write) = close_on_exec_pipe()?;
         let (outcome_read, outcome_write) = close_on_exec_pipe()?;
+        let (namespace_read, namespace_write) = match mounts {
+            Mounts::Callers => (None, None),
+            Mounts::Own => {
+                let (ours, childs) = namespace::socket()
+                    .context("cannot open a socket to the command (see `ulimit -n`)")?;
+                (Some(ours), Some(childs))
+            }
+        };
         fcntl(&outcome_read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .context("cannot make the launch pipe non-blocking")?;
         // SAFETY: sets a default disposition, no handler.
@@ -75,18 +95,31 @@ impl Suspended {
         // SAFETY: the child makes only async-signal-safe calls (see `ExecPlan::run`).
         let pid = match unsafe { fork() }.context("cannot fork the command (see `ulimit -u`)")? {
             ForkResult::Child => {
+                let namespace_read = namespace_read.as_ref().map(|fd| fd.as_raw_fd());
                 let child = Child {
                     inherited,
                     privileges,
                     go: go_read.as_raw_fd(),
                     outcome: outcome_write.as_raw_fd(),
-                    parents: [go_write.as_raw_fd(), outcome_read.as_raw_fd()],
+                    parents: [
+                        Some(go_write.as_raw_fd()),
+                        Some(outcome_read.as_raw_fd()),
+                        namespace_read,
+                    ],
+                    namespace: namespace_write.as_ref().map(|fd| fd.as_fd()),
                 };
                 plan.run(&child)
             }
             ForkResult::Parent { child } => child,
         };
         let leash = Leash { pid, holds: true };
+        // The child's end must be closed here, or the end of the child would not be noticed.
+        drop(namespace_write);
+        let namespace = match namespace_read {
+            // None if the child was killed meanwhile. `release` tells how.
+            Some(socket) => MountNamespace::receive(socket.as_fd())?,
+            None => None,
+        };
         Ok(Self {
             pidfd: open_pidfd(pid.as_raw().cast_unsigned())
                 .context("cannot open a pidfd of the command (Linux 5.3 or newer is needed)")?,
@@ -96,6 +129,7 @@ impl Suspended {
             null,
             command: plan.name,
             candidates: plan.candidates,
+            namespace,
         })
     }
 
@@ -106,6 +140,11 @@ impl Suspended {
     /// Readable after the process has exited.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// The mount namespace of the command, if it has one of its own and was not killed before it had that.
+    pub fn namespace(&self) -> Option<&MountNamespace> {
+        self.namespace.as_ref()
     }
 
     /// The paths that will be tried, in order. The first one that can be executed is executed. Relative paths are
@@ -134,6 +173,7 @@ impl Suspended {
             null,
             command,
             candidates: _,
+            namespace: _,
         } = self;
         give_up_inherited(&null);
         leash.holds = false;

@@ -56,6 +56,14 @@ pub struct Run {
     #[arg(long, value_name = "USER", value_hint = ValueHint::Username)]
     pub user: Option<UserSpec>,
 
+    /// Probed files: shared, private
+    ///
+    /// shared: the system's files, so every process that uses them pays for the probes. private: copies that only the
+    /// command sees, in a mount namespace of its own. Then nobody else pays. That takes root.
+    #[arg(long, value_enum, value_name = "FILES", default_value_t)]
+    #[arg(hide_possible_values = true)]
+    pub probes: Probes,
+
     #[command(flatten)]
     pub probing: Probing,
 
@@ -228,6 +236,16 @@ impl Default for Probing {
             test: TestArgs::default(),
         }
     }
+}
+
+/// Which files get the probes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Probes {
+    /// The system's files.
+    #[default]
+    Shared,
+    /// Copies that only the command sees.
+    Private,
 }
 
 /// How long to wait for the processes that the command leaves behind.

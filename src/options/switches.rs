@@ -41,6 +41,8 @@ pub struct Switches {
     pub without_probe: Vec<String>,
     /// `stages=yes`: say when each stage of the start and of the end is over.
     pub stages: bool,
+    /// `mount-groups=no`: behave as kernels before 5.15, which cannot put a mount into the group of another one.
+    pub no_mount_groups: bool,
     /// `patient=init|bare|more|seal`: be the child whose allocations the doctor counts.
     pub patient: Option<Patient>,
 }
@@ -55,6 +57,7 @@ impl Default for Switches {
             late_threads: false,
             without_probe: Vec::new(),
             stages: false,
+            no_mount_groups: false,
             patient: None,
         }
     }
@@ -79,6 +82,7 @@ enum Switch {
     LateThreads,
     WithoutProbe(&'static str),
     Stages,
+    NoMountGroups,
     Patient(Patient),
 }
 
@@ -92,6 +96,7 @@ impl Switches {
             Switch::LateThreads => self.late_threads = true,
             Switch::WithoutProbe(name) => self.without_probe.push(name.to_owned()),
             Switch::Stages => self.stages = true,
+            Switch::NoMountGroups => self.no_mount_groups = true,
             Switch::Patient(patient) => self.patient = Some(patient),
         }
     }
@@ -116,8 +121,10 @@ fn parse(word: &str) -> Result<Switch, String> {
         },
         "stages" if value == "yes" => Ok(Switch::Stages),
         "stages" => Err("stages is yes".to_owned()),
+        "mount-groups" if value == "no" => Ok(Switch::NoMountGroups),
+        "mount-groups" => Err("mount-groups is no".to_owned()),
         "patient" => patient(value).map(Switch::Patient),
-        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, patient".to_owned()),
+        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, mount-groups, patient".to_owned()),
     }
 }
 
@@ -161,6 +168,7 @@ mod tests {
             "without-probe=free",
             "without-probe=calloc",
             "stages=yes",
+            "mount-groups=no",
             "patient=more",
         ];
         let given = TestArgs {
@@ -174,6 +182,7 @@ mod tests {
             late_threads: true,
             without_probe: vec!["free".to_owned(), "calloc".to_owned()],
             stages: true,
+            no_mount_groups: true,
             patient: Some(Patient::More),
         };
         assert_eq!(given.switches(), expected);
@@ -192,6 +201,7 @@ mod tests {
             ("missed-events=3", "0, 1 or 2"),
             ("late-threads", "yes"),
             ("without-probe=main", "malloc"),
+            ("mount-groups=yes", "no"),
             ("patient=Bare", "init, bare, more or seal"),
         ] {
             let error = parse(word).unwrap_err();

@@ -27,6 +27,7 @@ use crate::launch::Suspended;
 use crate::options::switches::Switches;
 use crate::options::{Probing, Watch};
 use crate::os::mapping::Mapping;
+use crate::os::namespace::MountNamespace;
 use crate::os::processes::{self, Process, levels_of_proc_above};
 use crate::os::root::Root;
 use crate::os::say::say;
@@ -69,11 +70,26 @@ impl Prober {
         let environment = Environment::of_the_command();
         let mut settings = settings(probing, &switches);
         settings.args = args;
-        let (mut prober, ()) = Self::load(probing, switches, settings, verbose, |prober| {
-            let table = &prober.table;
-            let expected = find::at_start(command.candidates(), &environment, table)?;
+        let table = Table::new(user_allocators(&probing.allocator)?)?;
+        let found = |table: &Table| find::at_start(command.candidates(), &environment, table);
+        let private = command
+            .namespace()
+            .map(|namespace| private_files(found(&table)?, namespace, &switches, verbose));
+        let private = private.transpose()?;
+        let expected = |table: &Table| match &private {
+            // There is only one copy of each, and nobody can change it.
+            Some(files) => {
+                let files = files.iter().map(Examined::try_clone);
+                files
+                    .collect::<io::Result<_>>()
+                    .context("cannot duplicate the descriptors of private copies")
+            }
+            None => found(table),
+        };
+        let (mut prober, ()) = Self::load(table, switches, settings, verbose, |prober| {
+            let files = expected(&prober.table)?;
             stages::mark("files read");
-            prober.expect(expected)
+            prober.expect(files)
         })?;
         prober.collector.follow(command.pid(), command.pidfd())?;
         prober.collector.watch_signals(command.pid());
@@ -93,6 +109,7 @@ impl Prober {
         settings.scope = Scope::Chosen { children };
         settings.wanted = wanted.clone();
         let verbose = options.shown.verbose;
+        let table = Table::new(user_allocators(&options.probing.allocator)?)?;
         let expect = |prober: &mut Self| {
             let mut subtree = Subtree::of(processes);
             for process in processes {
@@ -106,7 +123,7 @@ impl Prober {
             Ok(subtree)
         };
         let (mut prober, mut subtree) =
-            Self::load(&options.probing, switches, settings, verbose, expect)?;
+            Self::load(table, switches, settings, verbose, expect)?;
         prober.collector.adopt()?;
         if children {
             // These were started after the last look, and were adopted with the others.
@@ -128,13 +145,8 @@ impl Prober {
         settings.scope = Scope::All;
         settings.wanted = wanted.clone();
         let verbose = options.shown.verbose;
-        let (mut prober, ()) = Self::load(
-            &options.probing,
-            switches,
-            settings,
-            verbose,
-            Self::expect_all,
-        )?;
+        let table = Table::new(user_allocators(&options.probing.allocator)?)?;
+        let (mut prober, ()) = Self::load(table, switches, settings, verbose, Self::expect_all)?;
         prober.collector.adopt()?;
         Ok(prober)
     }
@@ -142,14 +154,13 @@ impl Prober {
     /// Loads the programs for the best method by which `expect` can attach its probes. Returns the result of `expect`,
     /// too.
     fn load<T>(
-        probing: &Probing,
+        table: Table,
         switches: Switches,
         mut settings: Settings,
         verbose: bool,
         expect: impl Fn(&mut Self) -> Result<T>,
     ) -> Result<(Self, T)> {
         raise_descriptor_limit();
-        let table = Table::new(user_allocators(&probing.allocator)?)?;
         loop {
             let mut prober = Prober {
                 collector: Collector::load(&settings)?,
@@ -401,6 +412,38 @@ impl Subtree {
             files: Looked::new(),
         }
     }
+}
+
+/// Puts private copies in the place of the files that get probes: in the command's mount namespace, and here.
+///
+/// # Errors
+/// As for [`MountNamespace::cover`].
+fn private_files(
+    mut files: Vec<Examined>,
+    namespace: &MountNamespace,
+    switches: &Switches,
+    verbose: bool,
+) -> Result<Vec<Examined>> {
+    raise_descriptor_limit();
+    let mut probed: Vec<_> = files
+        .iter_mut()
+        .filter(|file| file.findings.is_probed())
+        .collect();
+    let originals: Vec<_> = probed.iter().map(|file| &file.file).collect();
+    let covered = namespace
+        .cover(&originals, !switches.no_mount_groups)
+        .context("--probes=private does not work here, try --probes=shared")?;
+    for (file, copy) in probed.iter_mut().zip(covered.copies) {
+        file.file = copy;
+    }
+    if let Some(why) = covered.apart.filter(|_| verbose) {
+        say(&format!(
+            "mounts that the command makes may stay in its own mount namespace, and it may not see those made outside: \
+             {} (the mounts here are not shared, or Linux is older than 5.15)",
+            why.desc()
+        ));
+    }
+    Ok(files)
 }
 
 /// Why a process cannot be watched.

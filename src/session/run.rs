@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::launch::Suspended;
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, ExecError, Running};
 use crate::launch::signals::{Event, Signals};
+use crate::launch::{Mounts, Suspended};
 use crate::model::exit::{self, Finish, Outcome};
 use crate::model::gate::Gate;
 use crate::model::image::Losses;
-use crate::options::{GateArgs, Run, WaitAll};
+use crate::options::{GateArgs, Probes, Run, WaitAll};
 use crate::os::capabilities;
 use crate::os::identity::Identity;
 use crate::os::say::say;
@@ -41,7 +41,7 @@ pub fn run(options: &Run) -> Result<Finish> {
         .as_ref()
         .map(Identity::of_command)
         .transpose()?;
-    let command = Suspended::fork(&options.command, user.as_ref())?;
+    let command = Suspended::fork(&options.command, user.as_ref(), mounts(options.probes))?;
     stages::mark("command forked");
     let mut signals = Signals::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Error)?;
@@ -92,6 +92,14 @@ pub fn run(options: &Run) -> Result<Finish> {
     collector.detach_at_exit();
     stages::mark("probes left to the exit");
     Ok(finish)
+}
+
+/// Private probes are in files that only the command's own mounts lead to.
+fn mounts(probes: Probes) -> Mounts {
+    match probes {
+        Probes::Shared => Mounts::Callers,
+        Probes::Private => Mounts::Own,
+    }
 }
 
 /// The gate that the user asked for, if any.

@@ -29,6 +29,7 @@ mod long;
 mod losses;
 mod older;
 mod placement;
+mod private;
 mod rights;
 mod scale;
 mod slurm;

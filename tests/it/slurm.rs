@@ -286,13 +286,21 @@ fn each_task_has_its_own_report_if_the_job_asks_for_it() {
     let script = format!(
         "export {}\n\
          srun -n2 memleak-task.sh sh -c 'exec {1} $((SLURM_PROCID + 1)) 100'\n\
-         srun -n1 memleak-task.sh {1} 5 1000",
+         srun -n1 memleak-task.sh {1} 5 1000\n\
+         export MEMLEAK_TASK_OPTIONS=--probes=private\n\
+         srun -n2 memleak-task.sh sh -c 'exec {1} $((SLURM_PROCID + 1)) 10'",
         slurm::program(Path::new(env!("CARGO_BIN_EXE_memleak"))),
         program.display()
     );
     let job = cluster.submit_as_root(&["-n2"], &script);
     assert_eq!(cluster.finish(&job), "COMPLETED");
-    for (name, blocks, bytes) in [("0", 1, 100), ("1", 2, 100), ("1.0", 5, 1000)] {
+    for (name, blocks, bytes) in [
+        ("0", 1, 100),
+        ("1", 2, 100),
+        ("1.0", 5, 1000),
+        ("2.0", 1, 10),
+        ("2.1", 2, 10),
+    ] {
         let report = cluster.place.path(&format!("out/{job}.{name}.json"));
         assert_leaks(&leaks(&report, &program), 0, &[leaked(blocks, bytes)]);
     }
