@@ -1,12 +1,13 @@
 //! What several memleaks at once cost a watched program and a bystander. A uprobe belongs to the file, so
-//! every process that maps the file pays for the probes of all memleaks.
+//! every process that maps the file pays for the probes of all memleaks. With private probes, each memleak has
+//! files of its own.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::tool::{Tool, Toolbox};
+use crate::tool::{PRIVATE, SHARED, Tool, Toolbox};
 use crate::workload::{median, pairs};
 
 /// Numbers of memleaks that run at once.
@@ -19,12 +20,15 @@ pub struct Neighbours {
     pub crowds: Vec<Crowd>,
 }
 
+/// Those of both options for probes: shared, private.
+const OPTIONS: [&str; 2] = [SHARED, PRIVATE];
+
 pub struct Crowd {
     pub memleaks: usize,
-    /// For a program under one memleak, while each of the others watches an idle command.
-    pub watched: f64,
+    /// For shared and for private probes. For a program under one memleak, while each of the others watches an idle command.
+    pub watched: [f64; 2],
     /// For a program under no memleak, while each of them watches an idle command.
-    pub bystander: f64,
+    pub bystander: [f64; 2],
 }
 
 /// A memleak whose command is idle until the benchmark tells it to end.
@@ -32,10 +36,11 @@ struct Idle(Child);
 
 impl Idle {
     /// Starts one, and returns when its command runs. Then the probes are attached.
-    fn start(toolbox: &Toolbox) -> Result<Self> {
+    fn start(toolbox: &Toolbox, probes: &str) -> Result<Self> {
         // cat ends with its standard input, so no process needs to be killed.
         let mut child = Command::new(&toolbox.memleak)
-            .args(["run", "-q", "--", "sh", "-c", "echo ready; exec cat"])
+            .args(["run", "-q", probes, "--"])
+            .args(["sh", "-c", "echo ready; exec cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -65,21 +70,26 @@ fn end(mut idle: Vec<Idle>) -> Result<()> {
 pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Neighbours> {
     println!("\nmalloc+free pairs with several memleaks at once");
     let mut alone = Vec::new();
-    let mut watched = vec![Vec::new(); CROWDS.len()];
-    let mut bystander = vec![Vec::new(); CROWDS.len()];
+    let mut watched = [(); CROWDS.len()].map(|()| [Vec::new(), Vec::new()]);
+    let mut bystander = watched.clone();
     for _ in 0..rounds {
         alone.push(toolbox.run(Tool::Bare, &pairs(5_000_000))?.each());
-        let mut idle = Vec::new();
-        for (index, memleaks) in CROWDS.into_iter().enumerate() {
-            while idle.len() < memleaks - 1 {
-                idle.push(Idle::start(toolbox)?);
+        for (option, probes) in OPTIONS.into_iter().enumerate() {
+            let mut idle = Vec::new();
+            for (index, memleaks) in CROWDS.into_iter().enumerate() {
+                while idle.len() < memleaks - 1 {
+                    idle.push(Idle::start(toolbox, probes)?);
+                }
+                let number = 100_000 / (memleaks as u64 / 8).max(1);
+                let taken = toolbox.run_under_memleak(probes, &pairs(number))?;
+                watched[index][option].push(taken.each());
+                idle.push(Idle::start(toolbox, probes)?);
+                // As many pairs as bare, where nobody has to pay.
+                let number = if probes == PRIVATE { 5_000_000 } else { number };
+                bystander[index][option].push(toolbox.run(Tool::Bare, &pairs(number))?.each());
             }
-            let number = 100_000 / (memleaks as u64 / 8).max(1);
-            watched[index].push(toolbox.run(Tool::Memleak, &pairs(number))?.each());
-            idle.push(Idle::start(toolbox)?);
-            bystander[index].push(toolbox.run(Tool::Bare, &pairs(number))?.each());
+            end(idle)?;
         }
-        end(idle)?;
     }
 
     let measured = Neighbours {
@@ -89,21 +99,23 @@ pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Neighbours> {
             .zip(watched.iter_mut().zip(&mut bystander))
             .map(|(memleaks, (watched, bystander))| Crowd {
                 memleaks,
-                watched: median(watched),
-                bystander: median(bystander),
+                watched: watched.each_mut().map(|samples| median(samples)),
+                bystander: bystander.each_mut().map(|samples| median(samples)),
             })
             .collect(),
     };
     println!("  no memleak: {:.1} ns", measured.alone);
     for crowd in &measured.crowds {
-        println!(
-            "  {:>2} at once: watched {:.1} ns, bystander {:.1} ns ({:.1} × and {:.1} × no memleak)",
-            crowd.memleaks,
-            crowd.watched,
-            crowd.bystander,
-            crowd.watched / measured.alone,
-            crowd.bystander / measured.alone,
-        );
+        for (option, probes) in OPTIONS.into_iter().enumerate() {
+            let (watched, bystander) = (crowd.watched[option], crowd.bystander[option]);
+            println!(
+                "  {:>2} at once, {probes}: watched {watched:.1} ns, bystander {bystander:.1} ns ({:.1} × and {:.1} × \
+                 no memleak)",
+                crowd.memleaks,
+                watched / measured.alone,
+                bystander / measured.alone,
+            );
+        }
     }
     Ok(measured)
 }

@@ -26,14 +26,16 @@ pub fn markdown(
     );
     text += &workloads(results);
     text += &notes(toolbox, results);
-    text += "\n| memleaks at once | watched, a malloc+free pair | bystander |\n|---|--:|--:|\n";
-    text += &format!("| none | {0} | {0} |\n", time(neighbours.alone));
+    text += "\n| memleaks at once | watched, a malloc+free pair | bystander | watched, `--probes=private` \
+             | bystander, `--probes=private` |\n|---|--:|--:|--:|--:|\n";
+    text += &format!("| none | {0} | {0} | {0} | {0} |\n", time(neighbours.alone));
     for crowd in &neighbours.crowds {
+        let [watched, beside] = [crowd.watched, crowd.bystander]
+            .map(|both| both.map(|taken| against(taken, Some(neighbours.alone))));
+        text += &format!("| {} ", crowd.memleaks);
         text += &format!(
-            "| {} | {} | {} |\n",
-            crowd.memleaks,
-            against(crowd.watched, Some(neighbours.alone)),
-            against(crowd.bystander, Some(neighbours.alone)),
+            "| {} | {} | {} | {} |\n",
+            watched[0], beside[0], watched[1], beside[1]
         );
     }
     text += "\n| beside a memleak that watches | a malloc+free pair |\n|---|--:|\n";

@@ -61,6 +61,10 @@ impl Timing {
     }
 }
 
+/// memleak's options for probes on the system's files, and for those on private copies.
+pub const SHARED: &str = "--probes=shared";
+pub const PRIVATE: &str = "--probes=private";
+
 /// Where each tool is, or why it is not measured.
 pub struct Toolbox {
     pub memleak: PathBuf,
@@ -164,12 +168,7 @@ impl Toolbox {
                 let own = std::env::current_exe().context("this program has no path")?;
                 line.extend([own.into(), floor::WORD.into()]);
             }
-            Tool::Memleak => {
-                line.push(self.memleak.clone().into());
-                line.extend(["run", "--format", "json", "-o"].map(OsString::from));
-                line.push(self.report().into());
-                line.push("--".into());
-            }
+            Tool::Memleak => line = self.memleak_run(SHARED),
             Tool::Valgrind => line.extend(
                 [
                     "valgrind",
@@ -206,6 +205,15 @@ impl Toolbox {
         Ok(line)
     }
 
+    /// The beginning of a command line that runs a command under memleak, with `probes` as an option.
+    fn memleak_run(&self, probes: &str) -> Vec<OsString> {
+        let mut line: Vec<OsString> = vec![self.memleak.clone().into()];
+        line.extend(["run", probes, "--format", "json", "-o"].map(OsString::from));
+        line.push(self.report().into());
+        line.push("--".into());
+        line
+    }
+
     /// The committed script, with the path of the libc that programs on this machine use.
     fn bpftrace_script(&self) -> Result<PathBuf> {
         const SCRIPT: &str = include_str!("../leak.bt");
@@ -218,22 +226,19 @@ impl Toolbox {
 
     /// Runs a command that prints `bench: OPERATIONS NANOSECONDS` under a tool.
     pub fn run(&self, tool: Tool, command: &[OsString]) -> Result<Timing> {
-        let line = self.wrap(tool, command)?;
-        let output = output_of(&line)?;
+        let output = output_of(&self.wrap(tool, command)?)?;
         let text = String::from_utf8_lossy(&output.stdout);
         if tool == Tool::Bpftrace && !text.lines().any(|line| line.starts_with("leak: ")) {
             bail!("bpftrace counted nothing: {}", first_line(&output.stderr));
         }
-        let timing = text.lines().find_map(parse);
-        match timing {
-            Some(timing) if output.status.success() => Ok(timing),
-            Some(_) => bail!("{}: {}", output.status, first_line(&output.stderr)),
-            None => bail!(
-                "{}, no `bench:` line: {}",
-                output.status,
-                first_line(&output.stderr)
-            ),
-        }
+        timing_of(&output)
+    }
+
+    /// The same under memleak, with `probes` as an option.
+    pub fn run_under_memleak(&self, probes: &str, command: &[OsString]) -> Result<Timing> {
+        let mut line = self.memleak_run(probes);
+        line.extend_from_slice(command);
+        timing_of(&output_of(&line)?)
     }
 
     /// Number of allocations in memleak's last report, over all images. Fails if the report is not
@@ -275,6 +280,19 @@ pub fn output_of(line: &[OsString]) -> Result<Output> {
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot run {}", program.display()))
+}
+
+fn timing_of(output: &Output) -> Result<Timing> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().find_map(parse) {
+        Some(timing) if output.status.success() => Ok(timing),
+        Some(_) => bail!("{}: {}", output.status, first_line(&output.stderr)),
+        None => bail!(
+            "{}, no `bench:` line: {}",
+            output.status,
+            first_line(&output.stderr)
+        ),
+    }
 }
 
 fn parse(line: &str) -> Option<Timing> {
