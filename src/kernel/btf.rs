@@ -287,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::kernel::features::BTF;
-    use crate::kernel::load::open_with;
+    use crate::kernel::load::{file_of, open_with};
     use crate::kernel::skeletons::MemleakSkelBuilder;
 
     #[test]
@@ -341,7 +341,7 @@ mod tests {
     fn instructions(types: Option<&[u8]>) -> Vec<Instructions> {
         let place = Box::leak(Box::new(MaybeUninit::uninit()));
         let open = match types {
-            Some(types) => open_with(types, place).unwrap(),
+            Some(types) => open_with(file_of(types).unwrap(), place).unwrap(),
             None => MemleakSkelBuilder::default().open(place).unwrap(),
         };
         let skel = open.load().unwrap();

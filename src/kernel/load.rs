@@ -210,7 +210,8 @@ fn load_newer(
         .ok()
         .and_then(|kernel| btf::of_programs(&kernel));
     stages::mark("types read");
-    let mut open = match &types {
+    let types = types.and_then(|types| file_of(&types).ok());
+    let mut open = match types {
         Some(types) => open_with(types, place)?,
         None => MemleakSkelBuilder::default().open(place)?,
     };
@@ -282,18 +283,24 @@ fn load_newer(
     open.load()
 }
 
+/// A file in memory with these bytes.
+///
+/// # Errors
+/// The caller allows no files of that length (RLIMIT_FSIZE), or there is no descriptor left.
+pub(super) fn file_of(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"memleak-types", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
 /// Opens the object for newer kernels with the type information that its programs need. libbpf would search the
 /// kernel's own for a third of the time that loading takes.
 pub(super) fn open_with(
-    types: &[u8],
+    types: File,
     place: &'static mut MaybeUninit<OpenObject>,
 ) -> libbpf_rs::Result<OpenMemleakSkel<'static>> {
-    let fail = libbpf_rs::Error::from;
-    let file = memfd_create(c"memleak-types", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from);
-    let mut file = File::from(file.map_err(fail)?);
-    file.write_all(types).map_err(fail)?;
-    let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let path = path.map_err(io::Error::from).map_err(fail)?;
+    let path = CString::new(format!("/proc/self/fd/{}", types.as_raw_fd()));
+    let path = path.map_err(|error| libbpf_rs::Error::from(io::Error::from(error)))?;
     let options = bpf_object_open_opts {
         sz: size_of::<bpf_object_open_opts>() as _,
         btf_custom_path: path.as_ptr(),
@@ -301,7 +308,7 @@ pub(super) fn open_with(
     };
     let open = MemleakSkelBuilder::default().open_opts(options, place);
     // libbpf reads the file when it loads the object.
-    mem::forget(file);
+    mem::forget(types);
     open
 }
 

@@ -122,8 +122,7 @@ impl Prober {
             prober.explain(0);
             Ok(subtree)
         };
-        let (mut prober, mut subtree) =
-            Self::load(table, switches, settings, verbose, expect)?;
+        let (mut prober, mut subtree) = Self::load(table, switches, settings, verbose, expect)?;
         prober.collector.adopt()?;
         if children {
             // These were started after the last look, and were adopted with the others.
