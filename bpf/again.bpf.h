@@ -27,7 +27,7 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(exec_again, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
 	if (!is_ignored(TASK_EXECUTED, true))
-		executed(task, bprm, true);
+		executed(task, old_pid, bprm, true);
 	return 0;
 }
 

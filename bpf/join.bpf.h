@@ -37,6 +37,9 @@ static __always_inline __u64 new_heap_of_running(struct task_struct *task,
 	heap->flags = HEAP_ATTACHED | HEAP_PROCESS;
 	if (BPF_CORE_READ(leader, exit_state)) {
 		heap->flags |= HEAP_LEADER_GONE;
+		/* It has exited since user space looked. */
+		if (pid_filter)
+			heap->flags |= HEAP_UNREACHED;
 		bpf_core_read(heap->comm, COMM_LEN, &leader->comm);
 	}
 	name_running_exe(heap, task);

@@ -62,6 +62,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 			__sync_fetch_and_add(&heap->users, 1);
 			if (clone_flags & CLONE_THREAD && !parent->borrowed)
 				__sync_fetch_and_add(&heap->owners, 1);
+			else if (pid_filter)
+				set_flags(heap, HEAP_UNREACHED);
 			if (parent->sole) {
 				share_heap(heap, &parent->live);
 				parent->sole = 0;
@@ -155,12 +157,12 @@ static __always_inline void record_successor(__u64 successor, __u32 image)
 }
 
 /*
- * The task is alone in its process: it may have been any thread of it, and is the leader now. A
- * failed exec does not get here. That is so even if the exec has destroyed the old memory, which
- * ends the process.
+ * The task is alone in its process: it may have been any thread of it, with the id `old_pid`, and
+ * is the leader now. A failed exec does not get here. That is so even if the exec has destroyed the
+ * old memory, which ends the process.
  */
-static __always_inline void executed(struct task_struct *task, struct linux_binprm *bprm,
-				     bool again)
+static __always_inline void executed(struct task_struct *task, int old_pid,
+				     struct linux_binprm *bprm, bool again)
 {
 	struct thread *thread = thread_of(task);
 	__u64 exec_id = BPF_CORE_READ(task, self_exec_id);
@@ -183,6 +185,8 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	if (!thread)
 		return;
 	thread->exec_id = exec_id;
+	if (pid_filter && old_pid != task->pid)
+		thread->unreached = 1;
 	if (again)
 		__sync_fetch_and_add(&retold[TASK_EXECUTED], 1);
 	heap = heap_by_id(thread->heap);
@@ -215,6 +219,8 @@ static __always_inline void executed(struct task_struct *task, struct linux_binp
 	fresh->ppid = thread->ppid;
 	fresh->image = thread->image;
 	name_exe(fresh, bprm);
+	if (thread->unreached)
+		fresh->flags |= HEAP_UNREACHED;
 	if (begins_in_loader())
 		fresh->flags |= HEAP_LOADING;
 	record_args(task, fresh->id);
@@ -233,6 +239,13 @@ static __always_inline bool is_end_of_process(struct task_struct *task, struct h
 	return task->pid == task->tgid || heap->flags & HEAP_LEADER_GONE ||
 	       BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT ||
 	       BPF_CORE_READ(task, group_leader, exit_state);
+}
+
+/* Whether other threads of an exiting leader's process go on. */
+static __always_inline bool has_survivors(struct task_struct *leader)
+{
+	return BPF_CORE_READ(leader, signal, live.counter) &&
+	       !(BPF_CORE_READ(leader, signal, flags) & SIGNAL_GROUP_EXIT) && !successor_of(leader);
 }
 
 /*
@@ -283,6 +296,8 @@ static __always_inline void exited(struct task_struct *task, bool again)
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
 			set_flags(heap, HEAP_LEADER_GONE);
+			if (pid_filter && has_survivors(task))
+				set_flags(heap, HEAP_UNREACHED);
 		}
 		if (heap->flags & HEAP_PROCESS && is_end_of_process(task, heap))
 			leaving += release_process_user(heap);

@@ -51,14 +51,17 @@ static __always_inline __u64 first_code(struct mm_struct *mm)
 	return BPF_CORE_READ(mm, start_code);
 }
 
-/* Whether the current image, which has run nothing yet, begins in a loader with probes. */
+/* Whether the current image, which has run nothing yet, begins in a loader with probes for it. */
 SUBPROGRAM int begins_in_loader(void)
 {
+	struct thread *thread = thread_of(current_task());
 	struct mm_struct *mm = BPF_CORE_READ(current_task(), mm);
 	struct file_version *version;
 	struct arrival first = {};
 	struct file_id file;
 
+	if (pid_filter && thread && thread->unreached)
+		return 0;
 	if (!mm || identify_at(first_code(mm), &first))
 		return 0;
 	file = first.file;

@@ -73,7 +73,7 @@ struct thread {
 	__u32 pid, ppid;  /* of its process, in memleak's pid namespace */
 	__u32 depth;	  /* calls in `open` */
 	__u32 free_count; /* frees in `frees` */
-	__u32 pad;
+	__u32 unreached;  /* its process has executed beside the `pid_filter` */
 	struct entered_free frees[MAX_FREES];
 	char old_comm[COMM_LEN]; /* comm before its last change */
 	struct free_call last_free;
@@ -211,6 +211,15 @@ const volatile __u32 misses = 0; /* tests: how many of the two programs ignore h
 
 const volatile __u32 scope = SCOPE_TREE; /* enum scope */
 const volatile bool no_children = false;
+/*
+ * The kernel calls the programs at probes in the named processes only (since 6.12). It knows such a
+ * process by the task that led it when the probes were attached. So it does not reach:
+ * - another process in the same memory (vfork, CLONE_VM);
+ * - threads that outlive that task, in what they map, or where another program's uprobes end;
+ * - what a second thread executes, which takes the place of that task.
+ * The heap then has HEAP_UNREACHED.
+ */
+const volatile bool pid_filter = false;
 const volatile bool by_uid = false, by_name = false;
 const volatile __u32 cgroup_count = 0;
 const volatile struct cgroup_place wanted_cgroups[MAX_CGROUPS] = {};

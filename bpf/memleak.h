@@ -160,9 +160,10 @@ enum heap_flags {
 	HEAP_OUTSIDE = 4096, /* its process is in none of the control groups that were named */
 	/* Several tasks have used it, and this kernel does not let them share their live bytes. */
 	HEAP_PEAKLESS = 8192,
-	HEAP_SURVEYED = 16384, /* the files that its exec has mapped were looked up */
-	HEAP_LOADING = 32768,  /* it has run no code but its dynamic loader's */
-	HEAP_MAPPING = 65536,  /* its loader has reported that it is about to map libraries */
+	HEAP_SURVEYED = 16384,	 /* the files that its exec has mapped were looked up */
+	HEAP_LOADING = 32768,	 /* it has run no code but its dynamic loader's */
+	HEAP_MAPPING = 65536,	 /* its loader has reported that it is about to map libraries */
+	HEAP_UNREACHED = 131072, /* another reason: see `pid_filter` */
 };
 
 /* How the kernel identifies a file. */

@@ -31,7 +31,7 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(sched_process_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
 	if (!is_ignored(TASK_EXECUTED, false))
-		executed(task, bprm, false);
+		executed(task, old_pid, bprm, false);
 	return 0;
 }
 

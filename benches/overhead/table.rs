@@ -38,7 +38,7 @@ pub fn markdown(
             watched[0], beside[0], watched[1], beside[1]
         );
     }
-    text += "\n| beside a memleak that watches | a malloc+free pair |\n|---|--:|\n";
+    text += "\n| beside a memleak | a malloc+free pair |\n|---|--:|\n";
     text += &format!("| no memleak | {} |\n", time(outside.alone));
     for (name, taken) in &outside.watched {
         text += &format!("| {name} | {} |\n", against(*taken, Some(outside.alone)));

@@ -16,7 +16,7 @@ use crate::elf::file::Class;
 use crate::find::Examined;
 use crate::find::hooks::{Hook, LoaderHooks};
 use crate::find::sites::Site;
-use crate::kernel::attach::{Attached, Programs, Target, attach, attach_hooks};
+use crate::kernel::attach::{Attached, How, Programs, Target, attach, attach_hooks};
 use crate::kernel::collector::Collector;
 use crate::kernel::detach;
 use crate::kernel::files::{
@@ -329,7 +329,14 @@ impl Collector {
                 throwing: &skel.progs.throwing,
             },
         };
-        attach(self.method, &programs, target, file)
+        attach(self.how(), &programs, target, file)
+    }
+
+    fn how(&self) -> How<'_> {
+        How {
+            method: self.method,
+            only: &self.only,
+        }
     }
 
     /// The places in a loader that get probes. Perf-event uprobes are ended one by one, so they are few.
@@ -343,6 +350,6 @@ impl Collector {
 
     fn attach_hooks(&self, path: &Path, file: &File, hooks: &[Hook]) -> Result<Vec<Attached>> {
         let program = self.object.at_loader(self.holds);
-        attach_hooks(self.method, program, path, file, hooks)
+        attach_hooks(self.how(), program, path, file, hooks)
     }
 }

@@ -40,6 +40,22 @@ pub struct Programs<'a, 'obj> {
     pub throwing: &'a Program<'obj>,
 }
 
+/// How probes are attached.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    pub method: Method,
+    /// The only processes that the probes are for, by their pids as memleak sees them. Empty: they are for every process.
+    /// Only for a method with which [`can_filter`](super::features::can_filter) says so.
+    pub only: &'a [u32],
+}
+
+impl How<'_> {
+    /// In every process.
+    pub fn everywhere(method: Method) -> Self {
+        Self { method, only: &[] }
+    }
+}
+
 /// Keeps a probe in place until it is dropped. Dropping takes some 50 ms.
 pub enum Attached {
     Link(Link),
@@ -49,17 +65,21 @@ pub enum Attached {
 /// The error of the kernel on x86_64 for an instruction that cannot carry a probe. No C library has a name for it.
 const ENOTSUPP: i32 = 524;
 
+/// In place of a pid.
+const EVERY_PROCESS: i32 = -1;
+
 /// Attaches the programs to all sites of the target. `file` is the open target, because its path may lead to
 /// another file by now.
 ///
 /// # Errors
 /// The kernel refuses: it lacks the method, or the rights are not sufficient. Nothing stays attached.
 pub fn attach(
-    method: Method,
+    how: How<'_>,
     programs: &Programs<'_, '_>,
     target: &Target,
     file: &File,
 ) -> Result<Vec<Attached>> {
+    let method = how.method;
     let sites_of = |runs| -> Vec<(&Site, u32)> {
         let sites = target.sites.iter().zip(target.first_site..);
         sites
@@ -75,7 +95,7 @@ pub fn attach(
             return Ok(());
         }
         let kind = UprobeKind {
-            method,
+            how,
             retprobe,
             session: method == Method::Session
                 && sites[0].0.row.action.program() == ProbeProgram::EntryReturn,
@@ -117,7 +137,7 @@ pub fn attach(
 /// # Errors
 /// As for [`attach`].
 pub fn attach_hooks(
-    method: Method,
+    how: How<'_>,
     program: &Program<'_>,
     loader: &Path,
     file: &File,
@@ -127,11 +147,11 @@ pub fn attach_hooks(
         .iter()
         .map(|hook| (hook.offset, hook.state.cast_unsigned()))
         .collect();
-    attach_one(UprobeKind::entry(method), program, file, &probes)
+    attach_one(UprobeKind::entry(how), program, file, &probes)
         .with_context(|| format!("cannot attach to the dynamic loader {}", loader.display()))
 }
 
-/// Attaches a program to offsets in a file. The program runs when an offset is reached.
+/// Attaches a program to offsets in a file. The program runs when a process reaches an offset.
 ///
 /// # Errors
 /// As for [`attach`].
@@ -142,42 +162,47 @@ pub fn attach_at(
     offsets: &[u64],
 ) -> Result<Vec<Attached>> {
     let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
-    attach_one(UprobeKind::entry(method), program, file, &probes)
+    attach_one(
+        UprobeKind::entry(How::everywhere(method)),
+        program,
+        file,
+        &probes,
+    )
 }
 
 /// The kind of a uprobe.
 #[derive(Clone, Copy)]
-struct UprobeKind {
-    method: Method,
+struct UprobeKind<'a> {
+    how: How<'a>,
     retprobe: bool,
     session: bool,
 }
 
-impl UprobeKind {
+impl<'a> UprobeKind<'a> {
     /// A uprobe whose program runs where an instruction is reached.
-    fn entry(method: Method) -> Self {
+    fn entry(how: How<'a>) -> Self {
         Self {
-            method,
+            how,
             retprobe: false,
             session: false,
         }
     }
 }
 
-/// Attaches a program to offsets in a file, each with its cookie.
+/// Attaches a program to offsets in a file, each with its cookie. Processes that have ended get none.
 fn attach_one(
-    kind: UprobeKind,
+    kind: UprobeKind<'_>,
     program: &Program<'_>,
     file: &File,
     probes: &[(u64, u64)],
 ) -> Result<Vec<Attached>> {
-    if kind.method == Method::Separate {
+    if kind.how.method == Method::Separate {
         let events = separate::attach(program, file, kind.retprobe, probes)?;
         return Ok(events.into_iter().map(Attached::Event).collect());
     }
     // The kernel follows this link to the very file that was examined.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    if kind.method == Method::PerfEvent {
+    if kind.how.method == Method::PerfEvent {
         return probes
             .iter()
             .map(|&(offset, cookie)| {
@@ -186,18 +211,33 @@ fn attach_one(
                     retprobe: kind.retprobe,
                     ..UprobeOpts::default()
                 };
-                let link = program.attach_uprobe_with_opts(-1, &path, offset as usize, opts)?;
+                let link =
+                    program.attach_uprobe_with_opts(EVERY_PROCESS, &path, offset as usize, opts)?;
                 Ok(Attached::Link(link))
             })
             .collect();
     }
-    let opts = UprobeMultiOpts {
-        offsets: probes.iter().map(|&(offset, _)| offset as usize).collect(),
-        cookies: probes.iter().map(|&(_, cookie)| cookie).collect(),
-        retprobe: kind.retprobe,
-        session: kind.session,
-        ..UprobeMultiOpts::default()
+    let attach_in = |pid| {
+        let opts = UprobeMultiOpts {
+            offsets: probes.iter().map(|&(offset, _)| offset as usize).collect(),
+            cookies: probes.iter().map(|&(_, cookie)| cookie).collect(),
+            retprobe: kind.retprobe,
+            session: kind.session,
+            ..UprobeMultiOpts::default()
+        };
+        program.attach_uprobe_multi_with_opts(pid, &path, "", opts)
     };
-    let link = program.attach_uprobe_multi_with_opts(-1, path, "", opts)?;
-    Ok(vec![Attached::Link(link)])
+    if kind.how.only.is_empty() {
+        return Ok(vec![Attached::Link(attach_in(EVERY_PROCESS)?)]);
+    }
+    let mut links = Vec::new();
+    for pid in kind.how.only {
+        match attach_in(pid.cast_signed()) {
+            Ok(link) => links.push(Attached::Link(link)),
+            // The process has ended.
+            Err(error) if errno_of(&error) == Some(libc::ESRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(links)
 }

@@ -48,6 +48,7 @@ pub struct Collector {
     pub(super) method: Method,
     pub(super) holds: Holds,
     pub(super) told_twice: bool,
+    pub(super) only: Vec<u32>,
     links: Vec<Link>,
     /// Started when a process first waits.
     pub(super) keeper: OnceCell<Option<Keeper>>,
@@ -91,6 +92,7 @@ impl Collector {
             method: loaded.method,
             holds: loaded.holds,
             told_twice: loaded.told_twice,
+            only: loaded.only,
             links: loaded.links,
             keeper: OnceCell::new(),
             ring: ended,
@@ -128,6 +130,11 @@ impl Collector {
     /// How the probes are attached.
     pub fn method(&self) -> Method {
         self.method
+    }
+
+    /// Whether the probes are for the chosen processes only.
+    pub fn is_filtered(&self) -> bool {
+        !self.only.is_empty()
     }
 
     /// Where processes are held until their files have been examined.

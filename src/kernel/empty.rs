@@ -11,7 +11,7 @@ use libbpf_rs::ProgramAttachType;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
 use crate::find::sites::Site;
-use crate::kernel::attach::{self, Attached, Programs, Target};
+use crate::kernel::attach::{self, Attached, How, Programs, Target};
 use crate::kernel::method::Method;
 use crate::kernel::pins::Pins;
 use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
@@ -48,7 +48,7 @@ impl EmptyProbes {
             sites,
             first_site: 0,
         };
-        let links = attach::attach(Method::Session, &programs, &target, file)?;
+        let links = attach::attach(How::everywhere(Method::Session), &programs, &target, file)?;
         Ok(Self {
             method: Method::Session,
             links,

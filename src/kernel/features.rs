@@ -55,6 +55,15 @@ pub(super) fn is_older() -> bool {
         && Best::of_this_kernel().method == Method::Separate
 }
 
+/// Whether this kernel can put uprobes into single processes. The type information does not tell: multi uprobes were for
+/// a single thread before 6.10, and missed the threads whose leader had exited before 6.12. There they tell processes
+/// apart that share their memory, too (`uprobe_prog_run` in kernel/trace/bpf_trace.c).
+pub(super) fn can_filter(method: Method) -> bool {
+    const FILTERS: (u32, u32) = (6, 12);
+    method <= Method::Multi
+        && release::version(&release::release()).is_some_and(|version| version >= FILTERS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use crate::kernel::args;
 use crate::kernel::btf;
 use crate::kernel::error::{LoadError, messages};
-use crate::kernel::features::{BTF, Best, is_older};
+use crate::kernel::features::{BTF, Best, can_filter, is_older};
 use crate::kernel::method::{Holds, Method};
 use crate::kernel::object::{Globals, Object};
 use crate::kernel::settings::{MAX_CGROUPS, Scope, Settings, Wanted};
@@ -38,6 +38,8 @@ pub(super) struct Loaded {
     pub holds: Holds,
     /// Whether events that must not be missed are told twice (see bpf/again.bpf.h).
     pub told_twice: bool,
+    /// The only processes that probes are for. Empty: they are for every process.
+    pub only: Vec<u32>,
     /// The links of the tracepoints.
     pub links: Vec<Link>,
 }
@@ -143,8 +145,18 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
         method,
         holds,
         told_twice,
+        only: only(method, settings).to_vec(),
         links,
     })
+}
+
+/// The only processes that probes are for.
+fn only(method: Method, settings: &Settings) -> &[u32] {
+    if can_filter(method) {
+        &settings.only
+    } else {
+        &[]
+    }
 }
 
 /// Tells the programs which processes to follow. Sets the constants of either object, before it is loaded.
@@ -232,6 +244,7 @@ fn load_newer(
         rodata.slot_mask = slots(settings.max_blocks) - 1;
         rodata.all_late = settings.all_late;
         rodata.misses = settings.misses;
+        rodata.pid_filter = !only(method, settings).is_empty();
         limit_to!(rodata, settings);
     }
     let progs = &mut open.progs;

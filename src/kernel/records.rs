@@ -195,6 +195,8 @@ fn uncovered(record: &heap) -> Option<Uncovered> {
     }
     [
         (heap_flags::HEAP_LATE, Uncovered::Late),
+        (heap_flags::HEAP_UNREACHED, Uncovered::Unreached),
+        // What the probes do not reach is not held in its loader either.
         (heap_flags::HEAP_UNHELD, Uncovered::Late),
         (heap_flags::HEAP_UNEXAMINED, Uncovered::Unexamined),
         (heap_flags::HEAP_32BIT, Uncovered::ThirtyTwoBit),

@@ -19,6 +19,9 @@ pub struct Settings {
     /// The most places where processes are held. Fewer places are used if this kernel cannot hold there.
     pub holds: Holds,
     pub scope: Scope,
+    /// The processes that the probes are for, by their pids as memleak sees them, if this kernel can put probes into single
+    /// processes. Empty: probes are for every process.
+    pub only: Vec<u32>,
     pub wanted: Wanted,
     /// Whether command lines are recorded.
     pub args: bool,

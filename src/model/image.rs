@@ -91,6 +91,8 @@ pub enum Uncovered {
     Late,
     /// A file that the image had mapped could not be examined.
     Unexamined,
+    /// The probes were put into the processes of -p only, and the image ran, or may have run, code outside of them.
+    Unreached,
 }
 
 /// How an image ended.

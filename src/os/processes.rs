@@ -99,6 +99,11 @@ impl Process {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
+    /// Whether the thread that leads the process has not exited. Others may outlive it.
+    pub fn has_leader(&self) -> bool {
+        lives(self.proc_pid)
+    }
+
     /// The files that the process has mapped executable.
     ///
     /// # Errors
@@ -192,7 +197,6 @@ pub fn mapped(pid: u32) -> io::Result<Vec<(Mapping, String)>> {
 /// A living thread of a process: the leader, if that is alive. A leader that has exited has nothing mapped any more,
 /// even if other threads still run.
 fn living_thread(pid: u32) -> Option<u32> {
-    let lives = |task: u32| stat(task).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
     if lives(pid) {
         return Some(pid);
     }
@@ -205,6 +209,10 @@ fn living_thread(pid: u32) -> Option<u32> {
 /// Whether [`open_pidfd`] failed because the pid belongs to a thread. The kernel's version decides which error comes.
 fn is_thread(error: Errno) -> bool {
     matches!(error, Errno::EINVAL | Errno::ENOENT)
+}
+
+fn lives(task: u32) -> bool {
+    stat(task).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
 /// Opens a process, close-on-exec. The descriptor becomes readable when the process ends.

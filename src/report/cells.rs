@@ -71,6 +71,7 @@ pub(super) fn uncovered(why: Uncovered) -> &'static str {
         Uncovered::ThirtyTwoBit => "32-bit program",
         Uncovered::Late => "allocator probed late",
         Uncovered::Unexamined => "allocator not examined",
+        Uncovered::Unreached => "not reached by every probe",
     }
 }
 

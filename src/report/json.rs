@@ -257,6 +257,7 @@ pub(super) fn uncovered_name(why: Uncovered) -> &'static str {
         Uncovered::ThirtyTwoBit => "32_bit",
         Uncovered::Late => "late",
         Uncovered::Unexamined => "unexamined",
+        Uncovered::Unreached => "unreached",
     }
 }
 

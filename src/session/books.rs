@@ -28,7 +28,15 @@ use crate::session::prober::Prober;
 pub(super) fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
     if verbose {
         match &prober {
-            Ok(prober) => say(&format!("attached by {}", prober.collector.method())),
+            Ok(prober) => {
+                let collector = &prober.collector;
+                let only = if collector.is_filtered() {
+                    ", in the named processes only"
+                } else {
+                    ""
+                };
+                say(&format!("attached by {}{only}", collector.method()));
+            }
             Err(_) => error::take_messages().lines().for_each(say),
         }
     }

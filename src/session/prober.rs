@@ -42,6 +42,10 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// The most processes that get probes for themselves only. Each call of one of them walks over the probes of all. With
+/// more processes that costs more than it spares others.
+const MOST_FILTERED: usize = 8;
+
 /// The kernel's side, and what is needed to examine files.
 pub struct Prober {
     pub collector: Collector,
@@ -108,6 +112,13 @@ impl Prober {
         let children = !options.no_children;
         settings.scope = Scope::Chosen { children };
         settings.wanted = wanted.clone();
+        // Probes for single processes would miss a child's first calls. The kernel knows a process by its leader.
+        if options.no_children
+            && processes.len() <= MOST_FILTERED
+            && processes.iter().all(Process::has_leader)
+        {
+            settings.only = processes.iter().map(|process| process.pid).collect();
+        }
         let verbose = options.shown.verbose;
         let table = Table::new(user_allocators(&options.probing.allocator)?)?;
         let expect = |prober: &mut Self| {
@@ -461,6 +472,7 @@ fn settings(probing: &Probing, switches: &Switches) -> Settings {
         misses: switches.missed_events,
         holds: switches.holds,
         scope: Scope::Tree,
+        only: Vec::new(),
         wanted: Wanted::default(),
         args: false,
     }

@@ -9,6 +9,7 @@ mod allocators;
 mod args;
 mod arrivals;
 mod bpf_layout;
+mod bystanders;
 mod cli;
 mod counter;
 mod doctor;

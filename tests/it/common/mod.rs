@@ -36,7 +36,7 @@ use tempfile::TempDir;
 pub use fixtures::{compile, fixture};
 
 /// A run that takes longer hangs. TEST_TIMEOUT sets another number of seconds, for emulated machines.
-static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| {
+pub static TIMEOUT: LazyLock<Duration> = LazyLock::new(|| {
     let seconds = std::env::var("TEST_TIMEOUT")
         .map(|text| text.parse().expect("TEST_TIMEOUT is a number of seconds"));
     Duration::from_secs(seconds.unwrap_or(120))
