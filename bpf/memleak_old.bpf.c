@@ -57,14 +57,36 @@ int BPF_PROG(sched_process_free, struct task_struct *task)
 	return 0;
 }
 
+/*
+ * A program that memleak runs at once, in its own context. Before 5.10 that takes an iterator. It
+ * calls the program for each BPF map of the machine, of which memleak has some, and once more at
+ * the end. So the program must do the same each time, or do it once.
+ */
+#define RUN_BY_MEMLEAK SEC("iter/bpf_map")
+
+RUN_BY_MEMLEAK
+int identify(void *ctx)
+{
+	if (!memleak_tgid)
+		find_own_namespace();
+	return 0;
+}
+
+/* Set by user space to the address at which memleak has mapped a file. */
+__u64 mapped_at = 0;
+
+/* What became of it: 0, or the number of an error. */
+__u32 identify_error = 0;
+
 /* As identify_file in memleak.bpf.c. */
-SEC("raw_tp")
-int identify_file(__u64 *ctx)
+RUN_BY_MEMLEAK
+int identify_file(void *ctx)
 {
 	struct arrival found = {};
-	long error = identify_at(ctx[0], &found);
+	long error = identify_at(mapped_at, &found);
 
 	if (!error)
 		identified = found;
-	return error;
+	identify_error = -error;
+	return 0;
 }

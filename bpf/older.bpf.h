@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Stand-ins for newer.bpf.h, for kernels from 5.10 on that lack what it uses. All threads are in a
+ * Stand-ins for newer.bpf.h, for kernels from 5.8 on that lack what it uses. All threads are in a
  * hash table. No program uses the result of an atomic operation, or an atomic operation other than
  * addition (5.12). Each probe has a program of its own, which contains its cookie as a constant,
  * because cookies exist only since 5.15.

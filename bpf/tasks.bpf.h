@@ -8,7 +8,6 @@
 #include "lifecycle.bpf.h"
 #include "memleak.h"
 #include "misses.bpf.h"
-#include "pids.bpf.h"
 #include "signals.bpf.h"
 #include "sums.bpf.h"
 
@@ -47,14 +46,6 @@ SEC("tp_btf/signal_generate")
 int BPF_PROG(signal_generate, int signal, void *info, struct task_struct *target)
 {
 	signal_sent(signal, target);
-	return 0;
-}
-
-/* memleak runs this itself, once. */
-SEC("raw_tp")
-int identify(void *ctx)
-{
-	find_own_namespace();
 	return 0;
 }
 

@@ -10,7 +10,7 @@ use crate::os::release::version;
 use crate::text::units::megabytes;
 
 /// This kernel and later ones have all that the programs use. Distributions backport it into older kernels.
-const NEEDED: (u32, u32) = (5, 10);
+const NEEDED: (u32, u32) = (5, 8);
 
 /// From this kernel on, the memory of maps counts against the control group, not against RLIMIT_MEMLOCK.
 const COUNTS_BY_CGROUP: (u32, u32) = (5, 11);

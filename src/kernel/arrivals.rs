@@ -9,8 +9,7 @@ use std::thread as threads;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use libbpf_rs::{MapCore, MapFlags, ProgramInput};
-use nix::errno::Errno;
+use libbpf_rs::{MapCore, MapFlags};
 
 use crate::elf::file::Class;
 use crate::find::Examined;
@@ -19,6 +18,7 @@ use crate::find::sites::Site;
 use crate::kernel::attach::{Attached, How, Programs, Target, attach, attach_hooks};
 use crate::kernel::collector::Collector;
 use crate::kernel::detach;
+use crate::kernel::error::errno_of;
 use crate::kernel::files::{
     Arrival, Key, Mapped, ProbedFile, by_stat, map_sites, unexamined, unexamined_for_now,
 };
@@ -91,36 +91,26 @@ impl Collector {
     /// How the kernel identifies an open file, and the time of the file's last change.
     fn identify(&self, file: &File) -> Result<(file_id, file_version)> {
         let mapping = Mapped::at(file, 0)?;
-        let mut arguments = [mapping.address.as_ptr() as u64];
+        let address = mapping.address.as_ptr() as u64;
         let began = Instant::now();
         loop {
-            // SAFETY: the slice is exactly as long as the array, which outlives it. Any bytes are valid integers.
-            let context = unsafe {
-                std::slice::from_raw_parts_mut(
-                    arguments.as_mut_ptr().cast(),
-                    size_of_val(&arguments),
-                )
+            let error = match self.object.identify_file(&self.globals, address) {
+                Ok(identified) => return Ok((identified.file, identified.version)),
+                Err(error) => error,
             };
-            let run = self.object.identify_file().test_run(ProgramInput {
-                context_in: Some(context),
-                ..ProgramInput::default()
-            })?;
-            // The kernel has one lock for this on each CPU. An interrupt releases it.
-            match Errno::from_raw(run.return_value.cast_signed().wrapping_neg()) {
-                Errno::UnknownErrno => break,
-                Errno::EBUSY if began.elapsed() < IDENTIFIED_WITHIN => {
+            match errno_of(&error) {
+                // The kernel has one lock for this on each CPU. An interrupt releases it.
+                Some(libc::EBUSY) if began.elapsed() < IDENTIFIED_WITHIN => {
                     threads::sleep(Duration::from_micros(100));
                 }
                 // These are the programs for older kernels, loaded on a newer one. stat(2) does not tell a file of a
                 // file system that lies over another from the file below.
-                Errno::ENOENT if matches!(self.object, Object::Older(_)) => {
+                Some(libc::ENOENT) if matches!(self.object, Object::Older(_)) => {
                     return Ok(by_stat(&file.metadata()?));
                 }
-                error => return Err(error.into()),
+                _ => return Err(error.into()),
             }
         }
-        let identified = self.globals.identified();
-        Ok((identified.file, identified.version))
     }
 
     /// Tells the kernel what is known of a file that a process waits for. Puts probes on the file if it has

@@ -86,7 +86,7 @@ impl LoadError {
             }
             Self::NoBtf => "use one built with CONFIG_DEBUG_INFO_BTF=y",
             Self::Kernel { .. } => {
-                "Linux 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows the \
+                "Linux 5.8 or later with CONFIG_BPF_SYSCALL, CONFIG_BPF_EVENTS and CONFIG_UPROBES; -v shows the \
                  messages of libbpf and the verifier"
             }
             Self::Descriptors(_) => "raise the hard limit (ulimit -Hn)",

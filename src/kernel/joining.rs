@@ -118,8 +118,7 @@ impl Collector {
     /// process by an address that only a program can find. Returns whether the program found the process and did its
     /// work.
     fn find(&self, program: &ProgramMut<'_>, pid: u32) -> Result<bool> {
-        let wanted = self.globals.wanted_pid.as_ref();
-        let wanted = wanted.context("this BPF object cannot look up a process by its pid")?;
+        let wanted = &self.globals.older()?.wanted_pid;
         wanted.set(pid);
         self.iterate(program)?;
         Ok(wanted.get() == 0)

@@ -9,9 +9,7 @@ use std::path::Path;
 
 use libbpf_rs::libbpf_sys::bpf_object_open_opts;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{
-    Link, MapCore, MapFlags, OpenObject, PrintLevel, ProgramAttachType, ProgramInput, set_print,
-};
+use libbpf_rs::{Link, MapCore, MapFlags, OpenObject, PrintLevel, ProgramAttachType, set_print};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
@@ -117,10 +115,7 @@ fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded,
     fill_wanted_maps(&object, &settings.wanted).map_err(fail)?;
     let globals = object.globals().ok_or(LoadError::Variables)?;
     globals.proc_level.set(levels_of_proc_above());
-    object
-        .identify()
-        .test_run(ProgramInput::default())
-        .map_err(fail)?;
+    object.identify().map_err(fail)?;
     // The programs are called in this order: a new image has its heap before its files are looked at.
     let held = object.holds_after_exec(holds).into_iter().flatten();
     let shows = object.newer().map(|skel| &skel.progs.exec_shows);

@@ -1,10 +1,11 @@
 //! The loaded object: the one for newer kernels, or the one for older ones (`bpf/older.bpf.h`). Other modules get here
 //! what both objects have, so they need not know which one is loaded.
 
+use std::io::{self, Read};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use libbpf_rs::{MapMut, ProgramMut};
+use libbpf_rs::{Iter, MapMut, ProgramInput, ProgramMut};
 
 use crate::kernel::method::Holds;
 use crate::kernel::skeletons::types::arrival;
@@ -52,14 +53,6 @@ impl Object {
 
     pub(super) fn signals_seen(&self) -> &MapMut<'static> {
         either!(self, skel => &skel.maps.signals_seen)
-    }
-
-    pub(super) fn identify(&self) -> &ProgramMut<'static> {
-        either!(self, skel => &skel.progs.identify)
-    }
-
-    pub(super) fn identify_file(&self) -> &ProgramMut<'static> {
-        either!(self, skel => &skel.progs.identify_file)
     }
 
     pub(super) fn living(&self) -> &ProgramMut<'static> {
@@ -114,6 +107,50 @@ impl Object {
         (holds == Holds::Everywhere).then_some([&progs.exec_holds, &progs.exec_holds_again])
     }
 
+    /// Lets the kernel side find memleak's own process and its pid namespace. To be called once.
+    pub(super) fn identify(&self) -> libbpf_rs::Result<()> {
+        match self {
+            Object::Newer(skel) => {
+                let identify = &skel.progs.identify;
+                identify.test_run(ProgramInput::default()).map(drop)
+            }
+            Object::Older(skel) => iterate(&skel.progs.identify).map(drop),
+        }
+    }
+
+    /// How the kernel identifies the file that memleak has mapped at an address.
+    ///
+    /// # Errors
+    /// `ENOENT`: no file is mapped there. `EBUSY`: the kernel cannot look at the moment.
+    pub(super) fn identify_file(
+        &self,
+        globals: &Globals,
+        address: u64,
+    ) -> libbpf_rs::Result<arrival> {
+        let error = match self {
+            Object::Newer(skel) => {
+                let mut arguments = address.to_ne_bytes();
+                let run = skel.progs.identify_file.test_run(ProgramInput {
+                    context_in: Some(&mut arguments),
+                    ..ProgramInput::default()
+                })?;
+                run.return_value.cast_signed().wrapping_neg()
+            }
+            Object::Older(skel) => {
+                let older = globals.older()?;
+                older.mapped_at.set(address);
+                // The program's result, if it is not called at all.
+                older.identify_error.set(libc::ENOENT.cast_unsigned());
+                iterate(&skel.progs.identify_file)?;
+                older.identify_error.get().cast_signed()
+            }
+        };
+        match error {
+            0 => Ok(globals.identified()),
+            error => Err(libbpf_rs::Error::from_raw_os_error(error)),
+        }
+    }
+
     /// The program that holds a process where its dynamic loader reports what it has mapped.
     pub(super) fn at_loader(&self, holds: Holds) -> &ProgramMut<'static> {
         match (self, holds) {
@@ -166,7 +203,7 @@ impl Object {
                     longest_hold_ns: Shared::of(&mut bss.longest_hold_ns),
                     sleeping: Shared::of(&mut bss.sleeping),
                     last_sleep_ns: Shared::of(&mut bss.last_sleep_ns),
-                    wanted_pid: None,
+                    older: None,
                     identified: NonNull::from(&mut bss.identified).cast(),
                 }
             }};
@@ -176,7 +213,11 @@ impl Object {
         match self {
             Object::Newer(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| globals!(bss)),
             Object::Older(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| Globals {
-                wanted_pid: Some(Shared::of(&mut bss.wanted_pid)),
+                older: Some(OlderGlobals {
+                    wanted_pid: Shared::of(&mut bss.wanted_pid),
+                    mapped_at: Shared::of(&mut bss.mapped_at),
+                    identify_error: Shared::of(&mut bss.identify_error),
+                }),
                 ..globals!(bss)
             }),
         }
@@ -205,14 +246,27 @@ pub(super) struct Globals {
     pub(super) longest_hold_ns: Shared<u64>,
     pub(super) sleeping: Shared<u64>,
     pub(super) last_sleep_ns: Shared<u64>,
-    /// Only in the object for older kernels.
-    pub(super) wanted_pid: Option<Shared<u32>>,
+    older: Option<OlderGlobals>,
     identified: NonNull<arrival>,
 }
 
+/// What only the object for older kernels has: arguments and results of programs that take none there.
+pub(super) struct OlderGlobals {
+    pub(super) wanted_pid: Shared<u32>,
+    mapped_at: Shared<u64>,
+    identify_error: Shared<u32>,
+}
+
 impl Globals {
+    /// The variables that only the object for older kernels has.
+    pub(super) fn older(&self) -> io::Result<&OlderGlobals> {
+        self.older
+            .as_ref()
+            .ok_or_else(|| io::Error::other("this is the BPF object for newer kernels"))
+    }
+
     /// What `identify_file` has found. To be read after that program has ended.
-    pub(super) fn identified(&self) -> arrival {
+    fn identified(&self) -> arrival {
         // SAFETY: the pointer comes from a reference to a variable of this type, or of the older object's type, which
         // has the same layout. The owner of the object owns this value, too.
         unsafe { self.identified.read_volatile() }
@@ -244,6 +298,14 @@ impl Shared<u32> {
     }
 }
 
+/// Calls an iterator's program for all that it iterates over. Returns the program's output.
+pub(super) fn iterate(program: &ProgramMut<'_>) -> libbpf_rs::Result<Vec<u8>> {
+    let link = program.attach()?;
+    let mut bytes = Vec::new();
+    Iter::new(&link)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 impl Shared<u64> {
     fn atomic(&self) -> &AtomicU64 {
         // SAFETY: as for u32.
@@ -252,6 +314,10 @@ impl Shared<u64> {
 
     pub(super) fn get(&self) -> u64 {
         self.atomic().load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, value: u64) {
+        self.atomic().store(value, Ordering::Release);
     }
 
     pub(super) fn add(&self, more: u64) {

@@ -1,12 +1,12 @@
 //! Reads the living processes and their counters as of one moment. The sums are made in `records`.
 
 use std::collections::HashMap;
-use std::io::Read;
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{Iter, MapCore, MapFlags, ProgramMut};
+use libbpf_rs::{MapCore, MapFlags, ProgramMut};
 
 use crate::kernel::collector::Collector;
+use crate::kernel::object::iterate;
 use crate::kernel::records;
 use crate::kernel::rings::bytes_of;
 use crate::kernel::skeletons::types::{heap, heap_flags, limits, live_cell, thread_sum};
@@ -118,13 +118,7 @@ impl Collector {
 
     /// Runs a program for each task of the machine. Returns the program's output.
     pub(super) fn iterate(&self, program: &ProgramMut<'_>) -> Result<Vec<u8>> {
-        let link = program.attach().context("cannot list the living tasks")?;
-        let mut bytes = Vec::new();
-        Iter::new(&link)
-            .context("cannot list the living tasks")?
-            .read_to_end(&mut bytes)
-            .context("cannot read the counters of the living tasks")?;
-        Ok(bytes)
+        iterate(program).context("cannot list the living tasks")
     }
 
     /// The cell where the threads of a heap may share its live bytes.

@@ -410,7 +410,7 @@ fn doctor_distinguishes_a_seccomp_filter_from_missing_rights() {
     short.assert_check("memory", "fail", &["--max-allocs"]);
     let absent = under(libc::ENOSYS);
     absent.assert_failed(&["programs"]);
-    absent.assert_check("programs", "fail", &["CONFIG_BPF_SYSCALL", "5.10"]);
+    absent.assert_check("programs", "fail", &["CONFIG_BPF_SYSCALL", "5.8"]);
 }
 
 #[test]
