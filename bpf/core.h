@@ -56,7 +56,7 @@ enum { CLONE_VM = 0x00000100, CLONE_THREAD = 0x00010000 };
 enum { SIGNAL_GROUP_EXIT = 0x00000004 };
 
 /* include/linux/sched.h */
-enum { PF_KTHREAD = 0x00200000 };
+enum { PF_FORKNOEXEC = 0x00000040, PF_KTHREAD = 0x00200000 };
 
 /* include/uapi/asm-generic/signal.h */
 enum { SIGKILL = 9 };

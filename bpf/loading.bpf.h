@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which images have run no code but their dynamic loader's. The loader's own allocator is not
- * counted, so such an image has allocated nothing, whatever it has mapped.
+ * Which images have run no code but their dynamic loader's. glibc's loader has an allocator of its
+ * own, which is not counted. So such an image has allocated nothing, whatever it has mapped.
  */
 #ifndef MEMLEAK_LOADING_H
 #define MEMLEAK_LOADING_H
@@ -32,10 +32,10 @@ struct auxv {
 };
 
 /*
- * An address in the file whose code the new image runs first: its loader, or the program itself if
- * the kernel has mapped no loader for it.
+ * An address in the loader that the kernel has mapped for the new image; 0 if it has mapped none. A
+ * loader that is executed like a program is a program here, as a static program may look like one.
  */
-static __always_inline __u64 first_code(struct mm_struct *mm)
+static __always_inline __u64 loader_of(struct mm_struct *mm)
 {
 	const char *vector = (const char *)mm + bpf_core_field_offset(mm->saved_auxv);
 	struct auxv entry;
@@ -45,10 +45,10 @@ static __always_inline __u64 first_code(struct mm_struct *mm)
 		if (bpf_probe_read_kernel(&entry, sizeof(entry), vector + i * sizeof(entry)) ||
 		    entry.type == AT_NULL)
 			break;
-		if (entry.type == AT_BASE && entry.value)
+		if (entry.type == AT_BASE)
 			return entry.value;
 	}
-	return BPF_CORE_READ(mm, start_code);
+	return 0;
 }
 
 /* Whether the current image, which has run nothing yet, begins in a loader with probes for it. */
@@ -59,10 +59,14 @@ SUBPROGRAM int begins_in_loader(void)
 	struct file_version *version;
 	struct arrival first = {};
 	struct file_id file;
+	__u64 address;
 
 	if (pid_filter && thread && thread->unreached)
 		return 0;
-	if (!mm || identify_at(first_code(mm), &first))
+	if (!mm)
+		return 0;
+	address = loader_of(mm);
+	if (!address || identify_at(address, &first))
 		return 0;
 	file = first.file;
 	version = bpf_map_lookup_elem(&loaders, &file);

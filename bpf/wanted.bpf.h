@@ -71,14 +71,30 @@ static __always_inline bool has_wanted_name(struct task_struct *leader)
 	return state;
 }
 
+/*
+ * Whether a process is memleak's keeper: a child that has executed nothing, and has a name that
+ * begins as memleak's. Other children of memleak's were there before it was executed, or were
+ * adopted by it.
+ */
+static __always_inline bool is_keeper(struct task_struct *leader)
+{
+	char comm[COMM_LEN];
+
+	if (BPF_CORE_READ(leader, real_parent, tgid) != memleak_tgid ||
+	    !(BPF_CORE_READ(leader, flags) & PF_FORKNOEXEC))
+		return false;
+	bpf_core_read(comm, sizeof(comm), &leader->comm);
+	return comm[0] == 'm' && comm[1] == 'e' && comm[2] == 'm' && comm[3] == 'l' &&
+	       comm[4] == 'e' && comm[5] == 'a' && comm[6] == 'k';
+}
+
 /* Whether the filters want a process, as it is now. For SCOPE_ALL. */
 static __always_inline bool is_wanted(struct task_struct *task, struct task_struct *leader)
 {
 	__u32 uid;
 
-	/* memleak's only child, when it watches all processes, is its keeper. */
 	if (task_field(task, tgid) == memleak_tgid || task_field(task, flags) & PF_KTHREAD ||
-	    BPF_CORE_READ(leader, real_parent, tgid) == memleak_tgid)
+	    is_keeper(leader))
 		return false;
 	if (by_uid) {
 		uid = BPF_CORE_READ(task, real_cred, uid.val);

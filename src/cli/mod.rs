@@ -87,7 +87,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     if words.len() < 2 {
         return Err(wrong(NOTHING_TO_DO.to_owned()));
     }
-    let watches = words.iter().skip(1).any(|word| {
+    let own = words.iter().skip(1).take_while(|word| *word != "--");
+    let watches = own.into_iter().any(|word| {
         let word = word.as_encoded_bytes();
         ["-p", "-a", "--pid", "--all"]
             .iter()

@@ -229,6 +229,19 @@ fn options_of_run_may_stand_before_it() {
 }
 
 #[test]
+fn help_never_launches_what_follows() {
+    for line in [
+        &["help"][..],
+        &["help", "run"],
+        &["help", "run", "echo"],
+        &["help", "doctor"],
+    ] {
+        let words = ["memleak"].iter().chain(line).map(OsString::from);
+        assert!(matches!(parse(words), Err(Stop::Told(_))), "{line:?}");
+    }
+}
+
+#[test]
 fn the_short_help_of_run_fits_on_a_screen_of_forty_lines() {
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     let help = run.term_width(80).render_help().to_string();
@@ -304,8 +317,20 @@ fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
         (&["docter"], "did you mean doctor?"),
         (&["help", "frob"], "'frob' is not something memleak does"),
         (
+            &["runn", "--", "x", "-p", "1"],
+            "'runn' is not something memleak does: did you mean run?",
+        ),
+        (
+            &["run", "-o", "-", "true"],
+            "standard output is /dev/stdout",
+        ),
+        (
+            &["run", "-o", "json", "true"],
+            "a format needs a file: json=FILE (a file of this name is ./json)",
+        ),
+        (
             &["run", "--gate-exe", "app", "--fail-on-leak", "1", "true"],
-            "--gate-exe <GLOB>: 'app' can match no absolute path: begin with / or ./",
+            "--gate-exe <GLOB>: 'app' can match no path: begin with / or ./",
         ),
         (
             &["run", "--gate-exe", "./**", "true"],

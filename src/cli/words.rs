@@ -16,6 +16,8 @@ pub(super) fn in_order(words: Vec<OsString>, memleak: &Command) -> Vec<OsString>
 /// `help [MODE]` asks for the help of a mode.
 fn asks_for_help(mut words: Vec<OsString>) -> Vec<OsString> {
     words.remove(1);
+    // What follows the mode may be a command, which must not be launched.
+    words.truncate(2);
     if words.get(1).is_none_or(|word| word != "--help") {
         words.push("--help".into());
     }

@@ -77,8 +77,9 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         let mut functions = found.functions.iter();
         functions.any(|function| function.source == Source::Exported && function.name == name)
     };
-    let is_loader =
-        exports(hooks::DEBUG_STATE) || symbols::exported(&elf, "_rtld_global").is_some();
+    // A static program has much of a loader in itself, and may export it.
+    let is_loader = role == Role::Library
+        && (exports(hooks::DEBUG_STATE) || symbols::exported(&elf, "_rtld_global").is_some());
     let is_libc = exports(START);
     let functions = by_address(&found.functions, is_static, role, &table);
     let rows = functions.values().map(|found| &found.row);
@@ -100,7 +101,10 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         is_static,
         stripped: is_static && !found.has_functions,
         is_loader,
-        loader_hooks: hooks::loader_hooks(&elf)?,
+        loader_hooks: match is_loader {
+            true => hooks::loader_hooks(&elf)?,
+            false => LoaderHooks::default(),
+        },
         is_libc,
     })
 }

@@ -202,7 +202,13 @@ impl Collector {
     /// The image of a record, unless its process is outside the wanted control groups.
     fn ended(&self, record: &heap) -> Option<(u64, Image)> {
         let mut image = records::ended_image(record, &self.context);
-        self.args.add(&self.object, record.id, &mut image, true);
+        self.args.add(
+            &self.object,
+            self.context.clock,
+            record.id,
+            &mut image,
+            true,
+        );
         (!records::is_outside(record, &[])).then_some((record.id, image))
     }
 

@@ -139,6 +139,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
         user: None,
         comm: c_bytes(&record.comm),
         exe: exe(record),
+        real_exe: None,
         args: None,
         image: record.image,
         end,
@@ -190,7 +191,7 @@ fn allocators(record: &heap, context: &Context) -> Vec<PathBuf> {
 /// Why calls of the image may not have been counted: the worst reason. An image that has run no code but its loader's
 /// has made none.
 fn uncovered(record: &heap) -> Option<Uncovered> {
-    if record.flags & heap_flags::HEAP_LOADING.0 != 0 {
+    if record.flags & heap_flags::HEAP_LOADING.0 != 0 && record.sum.alloc_count == 0 {
         return None;
     }
     [

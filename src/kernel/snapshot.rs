@@ -88,7 +88,8 @@ impl Collector {
                 let cell = self.live_cell(*id);
                 let mut image =
                     records::running_image(record, threads, cell.as_ref(), now, &self.context);
-                self.args.add(&self.object, *id, &mut image, false);
+                self.args
+                    .add(&self.object, self.context.clock, *id, &mut image, false);
                 running.insert(*id, image);
             }
         }

@@ -137,6 +137,11 @@ impl Gate {
         })
     }
 
+    /// Whether it judges by the paths of executables.
+    pub fn is_by_path(&self) -> bool {
+        !self.selection.paths.is_everything()
+    }
+
     /// Takes an image into account. Returns the verdict over this image alone, or `None` if the limit for one process
     /// does not apply to it. Images that an exec replaced, and images that still run, are not judged.
     pub fn judge(&mut self, image: &Image) -> Option<Verdict> {
@@ -149,12 +154,11 @@ impl Gate {
         self.met.met(image, chosen != Some(false));
         let mut leak = Bounds::of(image);
         match chosen {
-            Some(true) => {}
+            Some(true) => self.judged += 1,
             Some(false) => return None,
             // It may be one of those that are judged, and what it leaked may count.
             None => leak.lower = 0,
         }
-        self.judged += 1;
         self.total += leak;
         let verdict = leak.verdict(self.limits.process?);
         self.any = self.any.max(verdict);
@@ -234,6 +238,13 @@ impl Judgement {
     }
 }
 
+fn bytes(count: u64) -> String {
+    match count {
+        1 => "1 byte".to_owned(),
+        count => format!("{count} bytes"),
+    }
+}
+
 impl Judgement {
     /// Says that no process was judged, and which processes there were.
     fn say_nobody(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -280,8 +291,9 @@ impl fmt::Display for Judgement {
                 let comm = escape::escaped(&worst.comm);
                 write!(
                     f,
-                    " (most: {comm}[{}], {} bytes)",
-                    worst.pid, worst.leaked_bytes
+                    " (most: {comm}[{}], {})",
+                    worst.pid,
+                    bytes(worst.leaked_bytes)
                 )?;
             }
             if self.total.is_some() {
@@ -591,7 +603,8 @@ mod tests {
             (&["./**"], Some("/usr/bin/app"), 9, Verdict::Unknown),
             // Whether it is judged is not known. That matters only if it leaked.
             (&["./**"], None, 9, Verdict::Unknown),
-            (&["./**"], None, 5, Verdict::Passed),
+            // And it is nobody of whom it is known.
+            (&["./**"], None, 5, Verdict::Unknown),
             (&["!/usr/**"], Some("/home/a/app"), 9, Verdict::Failed),
             (&["!/usr/**"], Some("/usr/bin/app"), 9, Verdict::Unknown),
         ] {

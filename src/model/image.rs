@@ -22,6 +22,8 @@ pub struct Image {
     pub comm: Vec<u8>,
     /// The path given to execve, made absolute. `None` if unknown.
     pub exe: Option<PathBuf>,
+    /// The same path without symbolic links, as far as it was looked up.
+    pub real_exe: Option<PathBuf>,
     /// The words that the image was executed with, if they were asked for and are known.
     pub args: Option<CommandLine>,
     /// Number of the image within its process, from 0: the number of execs before it.
@@ -190,6 +192,7 @@ pub(crate) mod samples {
             user: Some("alice".to_owned()),
             comm: b"python3".to_vec(),
             exe: Some("/usr/bin/python3.11".into()),
+            real_exe: None,
             args: None,
             image: 0,
             end: End::Exited(0),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::model::image::Image;
 use crate::text::escape;
@@ -26,7 +27,7 @@ impl Selection {
     pub fn choose(&self, image: &Image) -> Option<bool> {
         match self.names.choose(&image.comm) {
             false => Some(false),
-            true => self.paths.choose(image.exe.as_deref()),
+            true => self.paths.choose(&paths_of(image)),
         }
     }
 
@@ -37,6 +38,12 @@ impl Selection {
         let paths = self.paths.including().iter().cloned();
         names.chain(paths.map(Including::Path)).collect()
     }
+}
+
+/// The paths of an image: as it was executed, and without symbolic links. Empty if none is known.
+fn paths_of(image: &Image) -> Vec<&Path> {
+    let paths = [image.exe.as_deref(), image.real_exe.as_deref()];
+    paths.into_iter().flatten().collect()
 }
 
 /// What a selection met.
@@ -141,7 +148,7 @@ impl Including {
     fn matches(&self, image: &Image) -> bool {
         match self {
             Self::Name(glob) => glob.matches(&image.comm),
-            Self::Path(pattern) => image.exe.as_deref().is_some_and(|exe| pattern.matches(exe)),
+            Self::Path(pattern) => paths_of(image).iter().any(|path| pattern.matches(path)),
         }
     }
 }

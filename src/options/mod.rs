@@ -383,8 +383,13 @@ fn parse_output(value: &OsStr) -> Result<OutputFile, String> {
         file: PathBuf::from(OsStr::from_bytes(file)),
     };
     let Some(at) = bytes.iter().position(|&byte| byte == b'=') else {
-        return match bytes {
-            b"" => Err("the name of the file is missing".to_owned()),
+        let word = value.to_str().unwrap_or_default();
+        return match word {
+            "" if bytes.is_empty() => Err("the name of the file is missing".to_owned()),
+            "-" => Err("standard output is /dev/stdout (a file of this name is ./-)".to_owned()),
+            word if Format::from_str(word, false).is_ok() => Err(format!(
+                "a format needs a file: {word}=FILE (a file of this name is ./{word})"
+            )),
             _ => Ok(plain(None, bytes)),
         };
     };

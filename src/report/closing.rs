@@ -10,19 +10,20 @@ pub fn closing_line(summary: &Summary) -> String {
     clauses(summary, summary.gate.as_ref().map(ToString::to_string)).join("; ")
 }
 
-/// What a gate has to say that failed or is unknown, on one line. `None` for a gate that passed, and if the command
-/// never ran.
+/// What a gate has to say that failed or is unknown, or that has a pattern which matched nothing, on one line. `None`
+/// for any other gate, and if the command never ran.
 pub fn verdict_line(summary: &Summary) -> Option<String> {
-    let gate = summary.gate.as_ref()?;
-    if gate.verdict() == Verdict::Passed || !summary.outcome.ran() {
-        return None;
+    let gate = summary.gate.as_ref().filter(|_| summary.outcome.ran())?;
+    match gate.verdict() {
+        Verdict::Passed => unmatched(summary),
+        _ => Some(verdict(summary, gate.to_string()).join("; ")),
     }
-    Some(verdict(summary, gate.to_string()).join("; "))
 }
 
 /// The gate's text, and what was lost.
 pub(super) fn verdict(summary: &Summary, gate: String) -> Vec<String> {
-    std::iter::once(gate).chain(lost(summary)).collect()
+    let gate = std::iter::once(gate).chain(unmatched(summary));
+    gate.chain(lost(summary)).collect()
 }
 
 pub(super) fn clauses(summary: &Summary, gate: Option<String>) -> Vec<String> {

@@ -6,11 +6,11 @@
 //! there. For the same reason, the value of an environment variable in the name must not lead to another directory.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -30,6 +30,8 @@ pub struct Output {
     pub is_stderr: bool,
     /// Whether the user has named it.
     pub is_file: bool,
+    /// The device and inode of a regular file that the user has named.
+    pub identity: Option<(u64, u64)>,
 }
 
 /// The destination of a report without `-o`.
@@ -57,6 +59,7 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
                 name: "standard output".to_owned(),
                 is_stderr: false,
                 is_file: false,
+                identity: None,
             },
             Standard::Error => Output {
                 terminal: io::stderr().is_terminal(),
@@ -64,21 +67,29 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
                 name: "standard error".to_owned(),
                 is_stderr: true,
                 is_file: false,
+                identity: None,
             },
         });
     };
     let path = expand(pattern, inherited::variable)?;
-    let file = match descriptor(&path) {
+    let number = descriptor(&path);
+    let file = match number {
         Some(fd) => duplicate(fd)
             .with_context(|| format!("cannot write the report to {} (-o)", path.display()))?,
         None => create(&path)?,
     };
+    let identity = file
+        .metadata()
+        .ok()
+        .filter(fs::Metadata::is_file)
+        .map(|file| (file.dev(), file.ino()));
     Ok(Output {
         terminal: file.is_terminal(),
         writer: Box::new(file),
         name: path.display().to_string(),
-        is_stderr: false,
+        is_stderr: number == Some(libc::STDERR_FILENO),
         is_file: true,
+        identity,
     })
 }
 

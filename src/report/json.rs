@@ -191,11 +191,15 @@ struct GateObject {
     total_limit_bytes: Option<u64>,
     verdict: &'static str,
     judged: u64,
+    /// Patterns that should have chosen a process and have not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unmatched: Vec<String>,
 }
 
 impl GateObject {
     fn new(gate: &Judgement) -> Self {
         Self {
+            unmatched: gate.unjudged.unmatched.clone(),
             limit_bytes: gate.limits.process,
             total_limit_bytes: gate.limits.total,
             verdict: gate.verdict().as_str(),

@@ -1,7 +1,7 @@
 //! The table of running processes on a terminal. It is drawn again and again, and fits the terminal: columns that have
 //! no room are left out, and no cell is cut.
 
-use unicode_width::UnicodeWidthStr;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::model::live::{Growing, Live};
 use crate::report::cells::{age, args, counted, first_cells, note, signed_megabytes};
@@ -107,7 +107,7 @@ fn heading(live: &Live, screen: &Screen) -> String {
         let widths: Vec<usize> = widths.map(|(part, _)| part.width()).collect();
         widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
     };
-    for part in [1, 5, 4, 2, 0] {
+    for part in [5, 1, 4, 2, 0] {
         if length(&kept) <= screen.columns {
             break;
         }
@@ -143,11 +143,28 @@ fn names(live: &Live) -> [String; 10] {
 
 fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String; 10] {
     let [uid, user, pid, comm, total] = first_cells(image);
+    let comm = capped(comm);
     let held = megabytes(image.counters.leaked_bytes);
     let age = age(live.time.saturating_sub(image.start_time));
     let growth = signed_megabytes(*growth);
     let (note, args) = (note(image), args(image));
     [uid, user, pid, comm, total, held, growth, age, note, args]
+}
+
+/// A name that takes no more room than the column has. Only a name of characters that are escaped is longer.
+fn capped(name: String) -> String {
+    let most = Column::Comm.least_width();
+    if name.width() <= most {
+        return name;
+    }
+    let mut kept = String::new();
+    for c in name.chars() {
+        if kept.width() + c.width().unwrap_or(0) >= most {
+            break;
+        }
+        kept.push(c);
+    }
+    kept + "\u{2026}"
 }
 
 /// The lines of a table, the headings first, without the columns that have no room.

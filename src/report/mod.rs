@@ -95,7 +95,7 @@ impl Report {
 
     /// Reports the summary, at the end of the session.
     pub fn summary(&mut self, summary: &Summary) -> Vec<Unwritten> {
-        let alarming = matches!(summary.verdict(), Some(Verdict::Failed | Verdict::Unknown));
+        let alarming = verdict_line(summary).is_some();
         self.write(alarming, |render| render.summary(summary))
     }
 

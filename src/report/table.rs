@@ -74,9 +74,6 @@ const PLAIN: &str = "\x1b[0m";
 pub(super) const NO_WRAP: &str = "\x1b[?7l";
 pub(super) const WRAP: &str = "\x1b[?7h";
 
-/// Clears the screen.
-const CLEARED: &str = "\x1b[H\x1b[2J";
-
 pub(super) struct TableRender {
     options: Options,
     began: bool,
@@ -102,8 +99,12 @@ impl TableRender {
         let is_resized = self.size.is_some_and(|before| before != size);
         self.size = Some(size);
         let erased = match is_resized {
-            // The terminal may have wrapped or moved the old lines, so nobody knows where they are.
-            true => CLEARED.to_owned(),
+            // The terminal may have wrapped or moved the old lines, so nobody knows where they are. What is on the screen
+            // scrolls out of it, because the rows of processes that have ended come only once.
+            true => {
+                let lines = screen.lines;
+                format!("\x1b[{lines}H{}\x1b[H\x1b[J", "\n".repeat(lines))
+            }
             false => self.erased(),
         };
         self.drawn = lines.len();
@@ -127,11 +128,16 @@ impl TableRender {
         };
         let mut table = comfy_table::Table::new();
         table.load_style(NOTHING);
+        // With another column behind it, an empty note would shift that.
+        let filled = |(column, cell): (&(&str, u16), String)| match cell.is_empty() {
+            true if *column == NOTE && self.options.args => "-".to_owned(),
+            _ => cell,
+        };
         let cells = columns
             .iter()
             .zip(cells)
             .filter(|(column, _)| shown(column));
-        table.add_row(cells.map(|(_, cell)| cell));
+        table.add_row(cells.map(filled));
         let columns = columns.iter().filter(|column| shown(column));
         for (column, (_, width)) in table.column_iter_mut().zip(columns) {
             // The space between columns is padding. A constraint includes the padding.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use users::{Users, UsersCache};
 
 use crate::kernel::collector::Collector;
@@ -65,6 +65,8 @@ pub(super) struct Books {
     explained: bool,
     /// Whether a table of running processes replaces the previous one.
     pub(super) refreshes: bool,
+    /// Whether a gate judges by paths.
+    by_path: bool,
     /// The running processes that a terminal shows.
     shown: Option<(Live, Screen)>,
     /// Whether a table goes to standard error, and with it what a gate says.
@@ -93,11 +95,15 @@ impl Destinations {
         let open = |(format, file): (Format, Option<&Path>)| {
             Ok((format, destination::open(file, standard)?))
         };
-        let outputs = args
-            .outputs()
-            .into_iter()
-            .map(open)
-            .collect::<Result<_>>()?;
+        let outputs = args.outputs().into_iter().map(open);
+        let outputs: Vec<(Format, Output)> = outputs.collect::<Result<_>>()?;
+        for (at, (_, output)) in outputs.iter().enumerate() {
+            let same = |(_, other): &&(Format, Output)| other.identity == output.identity;
+            let twice = outputs[..at].iter().find(same);
+            if let Some((_, other)) = twice.filter(|_| output.identity.is_some()) {
+                bail!("-o {} and -o {} are the same file", other.name, output.name);
+            }
+        }
         Ok(Self { outputs })
     }
 
@@ -147,6 +153,7 @@ impl Books {
             Sink::new(format, look, output.name, output.writer)
         });
         Books {
+            by_path: gate.as_ref().is_some_and(Gate::is_by_path),
             ledger: Ledger::new(gate),
             report: Report::new(sinks.collect()),
             users: UsersCache::new(),
@@ -185,6 +192,10 @@ impl Books {
     pub(super) fn enter(&mut self, mut image: Image) {
         self.name_user(&mut image);
         self.explain(&image);
+        if self.by_path {
+            // As memleak sees the path. In another root, and for a file that is gone, it may lead nowhere.
+            image.real_exe = image.exe.as_ref().and_then(|exe| exe.canonicalize().ok());
+        }
         let verdict = self.ledger.record(&image);
         let unwritten = self.report.image(&image, verdict);
         self.check(unwritten);

@@ -35,11 +35,11 @@ pub enum PathGlobError {
     )]
     Invalid { glob: String, reason: &'static str },
     #[error(
-        "'{}' can match no absolute path: begin with / or ./ (the current directory), or try '{}'",
+        "'{}' can match no path: begin with / or ./ (the current directory), without . and .. after that, or try '{}'",
         escape::escaped(.glob.as_bytes()),
         escape::escaped(.better.as_bytes())
     )]
-    Relative { glob: String, better: String },
+    Unmatchable { glob: String, better: String },
 }
 
 impl FromStr for PathGlob {
@@ -57,11 +57,17 @@ impl FromStr for PathGlob {
             glob: glob.to_owned(),
             reason: error.msg,
         })?;
-        if !["/", "./", "**/"].iter().any(|way| text.starts_with(way)) {
+        let begins = ["/", "./", "**/"]
+            .iter()
+            .find(|way| text.starts_with(**way));
+        let parts = begins.map(|way| text[way.len()..].split('/'));
+        let is_plain = |part: &str| !matches!(part, "" | "." | "..");
+        if !parts.is_some_and(|mut parts| parts.all(is_plain)) {
             let bang = if exclude { "!" } else { "" };
-            return Err(PathGlobError::Relative {
+            let name = text.rsplit('/').find(|part| is_plain(part) && *part != "~");
+            return Err(PathGlobError::Unmatchable {
                 glob: glob.to_owned(),
-                better: format!("{bang}**/{text}"),
+                better: format!("{bang}**/{}", name.unwrap_or("*")),
             });
         }
         Ok(Self {
@@ -124,13 +130,19 @@ impl ExePaths {
         Ok(paths)
     }
 
-    /// Whether a path is chosen. `None`: it depends on the path, and that is not known.
-    pub fn choose(&self, path: Option<&Path>) -> Option<bool> {
-        if self.including.is_empty() && self.excluding.is_empty() {
+    /// Whether a file is chosen. `paths` are its paths; it is enough if a pattern matches one of them. `None`: it depends
+    /// on the path, and none is known.
+    pub fn choose(&self, paths: &[&Path]) -> Option<bool> {
+        if self.is_everything() {
             return Some(true);
         }
-        let path = path?;
-        let matches = |patterns: &[ExePattern]| patterns.iter().any(|glob| glob.matches(path));
+        if paths.is_empty() {
+            return None;
+        }
+        let matches = |patterns: &[ExePattern]| {
+            let any = |glob: &ExePattern| paths.iter().any(|path| glob.matches(path));
+            patterns.iter().any(any)
+        };
         let included = self.including.is_empty() || matches(&self.including);
         Some(included && !matches(&self.excluding))
     }
@@ -168,7 +180,10 @@ mod tests {
     fn chooses(globs: &[&str], path: &str) -> Option<bool> {
         let globs: Vec<PathGlob> = globs.iter().map(|glob| glob.parse().unwrap()).collect();
         let paths = ExePaths::new(&globs, Path::new("/home/a[1]/src")).unwrap();
-        paths.choose((!path.is_empty()).then_some(Path::new(path)))
+        match path {
+            "" => paths.choose(&[]),
+            path => paths.choose(&[Path::new(path)]),
+        }
     }
 
     #[test]
@@ -204,7 +219,7 @@ mod tests {
     fn the_root_directory_as_the_current_one_is_no_empty_name() {
         let globs = ["./bin/*".parse().unwrap()];
         let paths = ExePaths::new(&globs, Path::new("/")).unwrap();
-        assert_eq!(paths.choose(Some(Path::new("/bin/sh"))), Some(true));
+        assert_eq!(paths.choose(&[Path::new("/bin/sh")]), Some(true));
     }
 
     #[test]
@@ -212,9 +227,24 @@ mod tests {
         let error = |glob: &str| glob.parse::<PathGlob>().unwrap_err().to_string();
         assert_eq!(
             error("app"),
-            "'app' can match no absolute path: begin with / or ./ (the current directory), or try '**/app'"
+            "'app' can match no path: begin with / or ./ (the current directory), without . and .. after that, or try \
+             '**/app'"
         );
-        assert!(error("!bin/app").ends_with("try '!**/bin/app'"));
+        assert!(error("!bin/app").ends_with("try '!**/app'"));
+        for glob in [
+            "./",
+            "/",
+            "./../x/leak",
+            "/tmp/./leak",
+            "//tmp/**",
+            "/tmp//x",
+            "!/usr//**",
+            "../x",
+            ".",
+        ] {
+            assert!(error(glob).contains("can match no path"), "{glob}");
+        }
+        assert!(error("~/x/leak").ends_with("try '**/leak'"));
         assert!(error("/a[").starts_with("'/a[' is not a pattern ("));
         assert!(error("/a**").starts_with("'/a**' is not a pattern ("));
         for glob in ["", "!"] {

@@ -271,3 +271,16 @@ fn a_file_that_cannot_be_opened_keeps_the_command_from_starting_even_as_the_seco
         "{said}"
     );
 }
+
+#[test]
+fn one_file_takes_one_format() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("report");
+    let [json, csv] = ["json", "csv"].map(|format| format!("{format}={}", file.display()));
+    let output = memleak(&["run", "-o", &json, "-o", &csv, "true"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(125), "{said}");
+    assert!(said.trim_end().ends_with(" are the same file"), "{said}");
+}

@@ -343,3 +343,24 @@ fn a_failed_or_unknown_gate_says_so_on_standard_error_wherever_the_report_goes()
     assert_eq!(run(&["-o", file], "1GB"), "");
     assert_eq!(run(&["-q", "-o", &json], "1GB"), "");
 }
+
+#[test]
+fn a_symbolic_link_does_not_hide_a_program_from_a_gate() {
+    let directory = TempDir::new().unwrap();
+    let real = directory.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    common::files::copy(fixture("leaks_2mb"), real.join("app"));
+    std::os::unix::fs::symlink(&real, directory.path().join("link")).unwrap();
+    let app = directory.path().join("link/app");
+    let glob = format!("{}/**", real.canonicalize().unwrap().display());
+    let (code, said) = quiet_gate(&["--gate-exe", &glob], &[app.to_str().unwrap()], &real);
+    assert_eq!(code, Some(23), "{said}");
+}
+
+#[test]
+fn a_misspelt_pattern_beside_another_is_named_even_if_the_gate_passes() {
+    let options = ["--gate-comm", "true", "--gate-comm", "typo"];
+    let (code, said) = quiet_gate(&options, &["true"], Path::new("/"));
+    let expected = "; no process matched --gate-comm 'typo'\n";
+    assert!(code == Some(0) && said.ends_with(expected), "{said}");
+}

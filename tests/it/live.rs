@@ -127,7 +127,7 @@ fn after_a_resize_the_table_fits_and_nothing_is_left_of_the_old_one() {
 
 #[test]
 fn the_heading_says_what_is_shown_and_how_to_end_it() {
-    let mut shown = Shown::new(80, 24, "");
+    let mut shown = Shown::new(100, 24, "");
     let pid = shown.target.pid();
     let says = format!("memleak -p {pid} 0.3  1 process  ");
     let lines = shown.until(|lines| lines.iter().any(|line| line.contains(&says)));

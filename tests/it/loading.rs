@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::common::newcomers::mapped;
 use crate::common::switches::switch;
-use crate::common::{Job, Report, fixture};
+use crate::common::{Job, Report, compile, fixture};
 
 /// No leak comes near. Only an image that is not complete can spoil a gate of this size.
 const GATE: [&str; 2] = ["--fail-on-leak", "1GB"];
@@ -127,7 +127,7 @@ fn a_process_that_still_loads_when_the_command_ends_is_complete() {
     std::os::unix::fs::symlink(&pipe, &library).unwrap();
     // The loader waits for somebody who writes into the pipe that it takes for a library.
     let script = format!(
-        "LD_PRELOAD={} sleep 100 >/dev/null 2>&1 & until grep -q libslow.so /proc/$!/cmdline /proc/$!/environ; do :; done; \
+        "LD_PRELOAD={} sleep 100 >/dev/null 2>&1 & until grep -q sleep /proc/$!/comm; do :; done; \
          sleep 0.2; echo $!",
         library.display()
     );
@@ -197,4 +197,20 @@ fn a_program_that_ends_in_a_constructor_is_counted() {
         .run();
     report.assert_complete();
     assert!(report.only_row().counts.leaked_bytes >= 500);
+}
+
+/// A static program has much of a loader in itself.
+#[test]
+fn a_static_program_that_looks_like_a_loader_is_counted() {
+    let flags = [
+        "-static-pie",
+        "-Wl,-u,_dl_debug_state,--export-dynamic-symbol=_dl_debug_state",
+    ];
+    let program = compile("fixtures/leaks_2mb.c", "looks_like_a_loader", &flags);
+    let report = Job::new(program, [""; 0])
+        .options(["--fail-on-leak", "1MB"])
+        .run();
+    report.assert_complete();
+    assert!(report.only_row().counts.leaked_bytes >= 2_000_000);
+    assert_eq!(report.status.code(), Some(23));
 }

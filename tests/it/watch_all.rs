@@ -3,11 +3,13 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::common::expected::{End, counts};
 use crate::common::group::Group;
+use crate::common::machine;
 use crate::common::newcomers::{Kind, Place};
 use crate::common::watch::{BOTH, Waiting, Watch, since_preload, under_counter};
 use crate::common::{Counts, Report, Row, compare, counter, fixture};
@@ -329,4 +331,23 @@ fn a_process_given_by_pid_is_reported_only_inside_the_control_group() {
         .collect();
     assert_eq!(leaks, [leaked(52)]);
     assert!(leaker.place.path("").exists());
+}
+
+/// A container's first script may start its program and then become memleak.
+#[test]
+fn a_child_that_was_there_before_memleak_is_watched() {
+    let _machine = machine::watched();
+    let script = format!(
+        "(sleep 1; exec {} 1 1 </dev/null >/dev/null) & exec {} -a 0.3 --comm joined_midway",
+        fixture("joined_midway").display(),
+        env!("CARGO_BIN_EXE_memleak")
+    );
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &script]).stdout(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    let mut lines = BufReader::new(shell.stdout.take().unwrap()).lines();
+    let found = lines.any(|line| line.unwrap().contains("joined_midway"));
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    assert!(found);
 }
