@@ -139,8 +139,8 @@ impl Object {
             Object::Older(skel) => {
                 let older = globals.older()?;
                 older.mapped_at.set(address);
-                // The program's result, if it is not called at all.
-                older.identify_error.set(libc::ENOENT.cast_unsigned());
+                // This error stays if the program is not called at all.
+                older.identify_error.set(libc::ENODATA.cast_unsigned());
                 iterate(&skel.progs.identify_file)?;
                 older.identify_error.get().cast_signed()
             }

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, Builder};
+use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -26,22 +26,28 @@ const MOST: usize = 40;
 /// While this exists, attaching is quick.
 pub(super) struct Warmth {
     is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Drop for Warmth {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // If it failed, the first attach only takes longer.
+            let _ = thread.join();
+        }
     }
 }
 
 impl Warmth {
-    /// Begins in a thread of its own. If anything fails, the first attach only takes longer.
+    /// Begins in a thread of its own.
     pub(super) fn begin() -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&is_over);
         // A user may have no more threads.
-        let _ = Builder::new().spawn(move || keep_warm(&over));
-        Self { is_over }
+        let thread = Builder::new().spawn(move || keep_warm(&over)).ok();
+        Self { is_over, thread }
     }
 }
 
@@ -51,11 +57,14 @@ fn keep_warm(is_over: &AtomicBool) -> Result<()> {
     let mut probes = EmptyProbes::attach(Method::Multi, &file, &[0])?;
     // So that the links take no descriptors. Without the right to that, they do.
     let mut pins = Pins::new().ok();
-    for _ in 1..MOST {
+    for _ in 0..MOST {
         if let Some(pins) = &mut pins {
             probes.pin(pins)?;
         }
-        thread::sleep(LASTS);
+        if is_over.load(Ordering::Relaxed) {
+            break;
+        }
+        thread::park_timeout(LASTS);
         if is_over.load(Ordering::Relaxed) {
             break;
         }
