@@ -45,6 +45,7 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 		# The C++ library's tables, in pieces. An address of 8 bytes comes before each.
 		objcopy -O binary --only-section=.gcc_except_table --set-section-flags .gcc_except_table=alloc \
 			"$(c++ -print-file-name=libstdc++.so.6)" "$into/tables"
+		# shellcheck disable=SC2016 # split sets FILE for its filter
 		head -c 20000 "$into/tables" | split -a 4 -b 100 --filter='{ printf %08d 0; cat; } >"$FILE"' - "$into/piece"
 		rm "$into/tables"
 		;;
