@@ -55,16 +55,8 @@ fn idle_counts(idle: &Job) -> Counts {
 /// The counts of a job, less the counts of an idle job with the same start.
 #[track_caller]
 fn more_than(idle: &Job, job: &Job) -> Counts {
-    let (idle, (all, _)) = (idle_counts(idle), complete(job));
-    Counts {
-        total_allocs_bytes: all.total_allocs_bytes - idle.total_allocs_bytes,
-        alloc_count: all.alloc_count - idle.alloc_count,
-        free_count: all.free_count - idle.free_count,
-        leaked_bytes: all.leaked_bytes - idle.leaked_bytes,
-        leaked_blocks: all.leaked_blocks - idle.leaked_blocks,
-        failed_allocs: all.failed_allocs - idle.failed_allocs,
-        unknown_frees: all.unknown_frees - idle.unknown_frees,
-    }
+    let idle = idle_counts(idle);
+    complete(job).0 - idle
 }
 
 fn failed(counts: Counts, failed_allocs: u64) -> Counts {

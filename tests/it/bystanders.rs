@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use memleak::os::release;
 
-use crate::common::expected::{End, counts};
+use crate::common::expected::{End, counts, held_before_exec, midway, threads_midway};
 use crate::common::newcomers::{Kind, Place, mapped, own};
 use crate::common::switches::switch;
 use crate::common::watch::{Waiting, Watch};
@@ -98,29 +98,6 @@ fn has_trapped(pid: u32) -> bool {
     maps.contains("[uprobes]")
 }
 
-/// The counts of `threads_joined_midway THREADS` from its input on.
-fn threads(threads: u64) -> Counts {
-    let held: u64 = (0..threads).map(|thread| 1000 + thread).sum();
-    Counts {
-        unknown_frees: threads,
-        ..counts(
-            held + threads * 1000,
-            threads * 101,
-            threads * 100,
-            held,
-            threads,
-        )
-    }
-}
-
-/// The counts of `joined_midway 3 4` from its input on.
-fn midway() -> Counts {
-    Counts {
-        unknown_frees: 4,
-        ..counts(340, 5, 2, 320, 3)
-    }
-}
-
 /// Checks that nothing of a row was lost, and nothing left out.
 #[track_caller]
 fn assert_whole(row: &Row, end: End, counts: Counts) {
@@ -173,12 +150,10 @@ fn a_bystander_with_the_same_libc_has_no_probe_and_never_traps() {
 #[test]
 fn every_thread_of_a_process_is_counted_as_with_probes_everywhere() {
     for options in [&[][..], &[ONLY]] {
-        let mut target = Waiting::fixture("threads_joined_midway", &["64"]);
+        let target = Waiting::fixture("threads_joined_midway", &["64"]);
         let pid = target.pid();
-        let watch = Watch::pid(pid, options);
-        target.go();
-        let report = watch.wait();
-        assert_whole(report.row_of(pid), End::Exit(7), threads(64));
+        let report = target.watched(options);
+        assert_whole(report.row_of(pid), End::Exit(7), threads_midway(64));
         assert_filtered(&report, !options.is_empty());
     }
 }
@@ -200,7 +175,7 @@ fn several_processes_are_counted_and_the_process_beside_them_is_not_probed() {
     last.go();
     let report = watch.wait();
     for pid in pids {
-        assert_whole(report.row_of(pid), End::Exit(0), midway());
+        assert_whole(report.row_of(pid), End::Exit(0), midway(3, 4));
     }
     assert_filtered(&report, true);
 }
@@ -247,15 +222,10 @@ fn a_program_that_the_leader_executes_is_counted_from_its_beginning() {
     }
     for (program, counts) in programs {
         let path = program.to_str().expect("a plain path");
-        let mut target = Waiting::fixture("executes_after_reading", &["leader", path, "50"]);
+        let target = Waiting::fixture("executes_after_reading", &["leader", path, "50"]);
         let pid = target.pid();
-        let watch = Watch::pid(pid, &[ONLY]);
-        target.go();
-        let report = watch.wait();
-        let rows = report.rows_of(pid);
-        let [before, after] = rows[..] else {
-            panic!("{rows:#?}")
-        };
+        let report = target.watched(&[ONLY]);
+        let [before, after] = report.two_rows_of(pid);
         assert_whole(before, End::Exec, Counts::default());
         assert_whole(after, End::Exit(0), counts);
         assert_eq!(after.from, "start");
@@ -273,20 +243,11 @@ fn a_program_that_a_second_thread_executes_says_that_it_was_not_reached() {
     let program = fixture("leaks_2mb");
     let program = program.to_str().expect("a plain path");
     for how in ["thread", "busy"] {
-        let mut target = Waiting::fixture("executes_after_reading", &[how, program]);
+        let target = Waiting::fixture("executes_after_reading", &[how, program]);
         let pid = target.pid();
-        let watch = Watch::pid(pid, &[ONLY]);
-        target.go();
-        let report = watch.wait();
-        let rows = report.rows_of(pid);
-        let [before, after] = rows[..] else {
-            panic!("{how}: {rows:#?}")
-        };
-        let held = match how {
-            "busy" => counts(30, 1, 0, 30, 1),
-            _ => Counts::default(),
-        };
-        assert_whole(before, End::Exec, held);
+        let report = target.watched(&[ONLY]);
+        let [before, after] = report.two_rows_of(pid);
+        assert_whole(before, End::Exec, held_before_exec(how));
         assert_eq!(after.image, 1, "{how}");
         if filters() {
             // Where another memleak has put a breakpoint, the kernel may call the programs nevertheless.
@@ -301,11 +262,9 @@ fn a_program_that_a_second_thread_executes_says_that_it_was_not_reached() {
 #[test]
 fn a_process_with_a_child_in_its_memory_says_that_the_child_was_not_reached() {
     for (how, shares) in [("child", false), ("spawn", true)] {
-        let mut target = Waiting::fixture("executes_after_reading", &[how, "/bin/true"]);
+        let target = Waiting::fixture("executes_after_reading", &[how, "/bin/true"]);
         let pid = target.pid();
-        let watch = Watch::pid(pid, &[ONLY]);
-        target.go();
-        let report = watch.wait();
+        let report = target.watched(&[ONLY]);
         assert_eq!(report.rows.len(), 1, "{:#?}", report.rows);
         let row = report.row_of(pid);
         assert_eq!(row.counts, Counts::default(), "{how}");
@@ -316,12 +275,10 @@ fn a_process_with_a_child_in_its_memory_says_that_the_child_was_not_reached() {
 
 #[test]
 fn a_process_whose_leader_has_exited_is_watched_with_probes_everywhere() {
-    let mut target = Waiting::fixture("threads_joined_midway", &["5", "leaderless"]);
+    let target = Waiting::fixture("threads_joined_midway", &["5", "leaderless"]);
     let pid = target.pid();
-    let watch = Watch::pid(pid, &[ONLY]);
-    target.go();
-    let report = watch.wait();
-    assert_whole(report.row_of(pid), End::Exit(7), threads(5));
+    let report = target.watched(&[ONLY]);
+    assert_whole(report.row_of(pid), End::Exit(7), threads_midway(5));
     assert_filtered(&report, false);
 }
 
@@ -355,7 +312,7 @@ fn many_processes_are_watched_with_probes_everywhere() {
         }
         let report = watch.wait();
         for pid in pids {
-            assert_whole(report.row_of(pid), End::Exit(0), midway());
+            assert_whole(report.row_of(pid), End::Exit(0), midway(3, 4));
         }
         assert_filtered(&report, filtered);
     }
@@ -369,12 +326,10 @@ fn methods_without_the_filter_count_the_same() {
             continue;
         }
         let method = switch("method", method);
-        let mut target = Waiting::fixture("threads_joined_midway", &["5"]);
+        let target = Waiting::fixture("threads_joined_midway", &["5"]);
         let pid = target.pid();
-        let watch = Watch::pid(pid, &[ONLY, &method]);
-        target.go();
-        let report = watch.wait();
-        assert_whole(report.row_of(pid), End::Exit(7), threads(5));
+        let report = target.watched(&[ONLY, &method]);
+        assert_whole(report.row_of(pid), End::Exit(7), threads_midway(5));
         assert_filtered(&report, false);
     }
 }

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::common::files;
-use crate::common::fixtures::fixture;
+use crate::common::fixtures::without_call;
 use crate::common::machine;
 use crate::common::root;
 use crate::common::side_by_side::side_by_side;
@@ -396,9 +396,8 @@ fn doctor_distinguishes_failed_probes_from_failed_programs() {
 
 #[test]
 fn doctor_distinguishes_a_seccomp_filter_from_missing_rights() {
-    let filter = fixture("without_bpf");
     let under = |errno: i32| {
-        let wrapper = [filter.as_os_str().to_owned(), errno.to_string().into()];
+        let wrapper = without_call(libc::SYS_bpf, errno);
         Diagnosis::of(&wrapper, Path::new(MEMLEAK), &[])
     };
     let refused = under(libc::EPERM);

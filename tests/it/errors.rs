@@ -1,10 +1,10 @@
 //! Errors before the command runs. memleak prints one line with the error and its remedy, ends with exit code 125, and
 //! does not start the command.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::{Command, Output};
 
-use crate::common::fixtures::fixture;
+use crate::common::fixtures::without_call;
 use crate::common::root;
 use tempfile::TempDir;
 
@@ -46,8 +46,8 @@ fn assert_says(line: &str, words: &[&str]) {
 }
 
 fn without_bpf(errno: i32, options: &[&str]) -> String {
-    let (filter, errno) = (fixture("without_bpf"), errno.to_string());
-    refusal(&[filter.as_os_str(), OsStr::new(&errno)], options)
+    let wrapper = without_call(libc::SYS_bpf, errno);
+    refusal(&wrapper.each_ref().map(OsString::as_os_str), options)
 }
 
 #[test]
@@ -101,8 +101,10 @@ fn without_kernel_type_information_the_error_names_btf() {
 fn libbpfs_messages_are_shown_only_with_v() {
     root::require_root();
     let run = |options: &[&str]| {
-        Command::new(fixture("without_bpf"))
-            .args([&libc::EINVAL.to_string(), MEMLEAK, "run"])
+        let [filter, call, errno] = without_call(libc::SYS_bpf, libc::EINVAL);
+        Command::new(filter)
+            .args([call, errno])
+            .args([MEMLEAK, "run"])
             .args(options)
             .args(["--", "true"])
             .output()

@@ -87,19 +87,6 @@ fn allocates_by(program: &PathBuf, function: &str, argument: &str, method: &str)
     report
 }
 
-/// The counts of a report, less those of an idle one.
-fn less(counts: Counts, idle: Counts) -> Counts {
-    Counts {
-        total_allocs_bytes: counts.total_allocs_bytes - idle.total_allocs_bytes,
-        alloc_count: counts.alloc_count - idle.alloc_count,
-        free_count: counts.free_count - idle.free_count,
-        leaked_bytes: counts.leaked_bytes - idle.leaked_bytes,
-        leaked_blocks: counts.leaked_blocks - idle.leaked_blocks,
-        failed_allocs: counts.failed_allocs - idle.failed_allocs,
-        unknown_frees: counts.unknown_frees - idle.unknown_frees,
-    }
-}
-
 #[test]
 fn exceptions_meet_the_same_handlers_as_without_memleak() {
     let program = throwing_pools(&[]);
@@ -113,7 +100,7 @@ fn exceptions_meet_the_same_handlers_as_without_memleak() {
             }
             let report = allocates_by(&program, function, function, method);
             report.assert_complete();
-            let found = less(report.only_row().counts, idle.only_row().counts);
+            let found = report.only_row().counts - idle.only_row().counts;
             assert_eq!(found, exceptions.expected(), "{function} by {method}");
         }
     });
@@ -126,7 +113,7 @@ fn exceptions_in_a_static_program_meet_the_same_handlers_as_without_memleak() {
     side_by_side(COUNTED, |(function, exceptions)| {
         let report = allocates_by(&program, function, function, "session");
         report.assert_complete();
-        let found = less(report.only_row().counts, idle.only_row().counts);
+        let found = report.only_row().counts - idle.only_row().counts;
         // The runtime's blocks come from the same file, so those that a function needs are a part of its call.
         let failed = found.failed_allocs == exceptions.expected().failed_allocs;
         let leaked = found.leaked_bytes == 2500 && found.leaked_blocks == 5;
@@ -163,7 +150,7 @@ fn a_nothrow_operator_that_ends_in_a_jump_to_any_code_is_counted() {
             assert_eq!(gate.verdict, "passed", "{method}");
             report.only_row().counts
         };
-        let found = less(run(&[]), run(&["idle"]));
+        let found = run(&[]) - run(&["idle"]);
         assert_eq!(found, counts(100_000, 1000, 900, 10_000, 100), "{method}");
     });
 }

@@ -3,6 +3,7 @@
 //!
 //! `MEMLEAK_TEST_PROBES=private cargo test --test it launch::` runs the tests of another module with private probes.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -12,7 +13,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::expected::{assert_counted, counts};
-use crate::common::fixtures::compiled_in;
+use crate::common::fixtures::{compiled_in, without_call};
 use crate::common::newcomers::{Kind, Place, mapped, run};
 use crate::common::probes::run_words;
 use crate::common::root::require_root;
@@ -545,31 +546,37 @@ fn the_launcher_keeps_its_promises() {
 
 // ---- rights --------------------------------------------------------------------------------------------
 
+/// The line with which memleak, started by way of a wrapper, refuses to start the command.
+#[track_caller]
+fn refusal(command: &mut Command, memleak: &Path) -> String {
+    command.arg(memleak).args(["run", PRIVATE]);
+    command.args(["--", "echo", "ran"]);
+    let output = command.output().expect("the wrapper is installed");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{command:?}: {said}");
+    assert_eq!(output.stdout, b"", "{command:?}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
 #[test]
 fn without_the_rights_the_command_is_not_started() {
     require_root();
-    let filter = fixture("without_unshare");
     let wrappers = [
-        &[
+        [
             "setpriv",
             "--bounding-set=-sys_admin",
             "--inh-caps=-sys_admin",
-        ][..],
-        &["setpriv", "--reuid=54399", "--clear-groups"],
-        &[filter.to_str().unwrap()],
+        ]
+        .map(OsString::from),
+        ["setpriv", "--reuid=54399", "--clear-groups"].map(OsString::from),
+        without_call(libc::SYS_unshare, libc::EPERM),
     ];
     let place = Place::new();
     // Another user must be able to execute it.
     let memleak = place.copy(Path::new(MEMLEAK), "memleak");
     for wrapper in wrappers {
-        let mut command = Command::new(wrapper[0]);
-        command.args(&wrapper[1..]).arg(&memleak);
-        let output = command.args(["run", PRIVATE, "--", "echo", "ran"]).output();
-        let output = output.expect("setpriv is installed");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(125), "{wrapper:?}: {said}");
-        assert_eq!(output.stdout, b"", "{wrapper:?}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let said = refusal(Command::new(&wrapper[0]).args(&wrapper[1..]), &memleak);
         assert!(
             said.contains("mount namespace") && said.contains("--probes=shared"),
             "{said}"
@@ -595,16 +602,8 @@ fn a_file_that_cannot_be_copied_is_named() {
     ];
     for wrapper in wrappers {
         let mut command = Command::new(wrapper[0]);
-        command.args(&wrapper[1..]).args([MEMLEAK, "run", PRIVATE]);
-        let output = command
-            .args(["--", "echo", "ran"])
-            .env("LD_PRELOAD", &library)
-            .output();
-        let output = output.expect("setpriv is installed");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(125), "{wrapper:?}: {said}");
-        assert_eq!(output.stdout, b"", "{wrapper:?}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        command.args(&wrapper[1..]).env("LD_PRELOAD", &library);
+        let said = refusal(&mut command, Path::new(MEMLEAK));
         assert!(
             said.contains("private copy of /") && said.contains("--probes=shared"),
             "{said}"

@@ -178,11 +178,11 @@ fn a_sleeping_process_runs_on_at_once_if_memleak_is_killed() {
             .expect("memleak can be started");
         let pid = wait_for_hold(Pid::from_raw(memleak.id().cast_signed()), &place, way);
         thread::sleep(A_WHILE);
-        assert!(is_alive(pid), "{way}: the process is not held");
+        assert!(Process::is_alive(pid), "{way}: the process is not held");
         memleak.kill().expect("memleak runs");
         memleak.wait().expect("a child");
         let began = Instant::now();
-        while is_alive(pid) {
+        while Process::is_alive(pid) {
             assert!(began.elapsed() < AT_ONCE, "{way}: the process is held");
             thread::sleep(Duration::from_millis(5));
         }
@@ -199,7 +199,7 @@ fn a_sleeping_process_ends_at_once_if_it_is_killed() {
         thread::sleep(A_WHILE);
         let began = Instant::now();
         kill(pid, Signal::SIGKILL).expect("the process is held");
-        while is_alive(pid) {
+        while Process::is_alive(pid) {
             assert!(began.elapsed() < AT_ONCE, "{way}: the process is held");
             thread::sleep(Duration::from_millis(5));
         }
@@ -207,10 +207,6 @@ fn a_sleeping_process_ends_at_once_if_it_is_killed() {
         assert_eq!(report.status.signal(), Some(9), "{way}");
         assert!(!report.stdout.contains("alive"), "{way}: {}", report.stdout);
     }
-}
-
-fn is_alive(pid: Pid) -> bool {
-    Process::of(pid).is_some_and(|process| process.state != 'Z')
 }
 
 // ---- other programs ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::common;
-use crate::common::expected::{End, counts};
+use crate::common::expected::{End, counts, held_before_exec, midway, threads_midway};
 use crate::common::machine;
 use crate::common::newcomers::{Kind, Place, mapped, own};
 use crate::common::pty;
@@ -20,20 +20,6 @@ use memleak::os::release;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-
-/// The counts of `joined_midway BEFORE AFTER` after it has read its input.
-fn midway(before: u64, after: u64) -> Counts {
-    Counts {
-        unknown_frees: before + 1,
-        ..counts(
-            after * 10 + 300,
-            after + 1,
-            after / 2,
-            after.div_ceil(2) * 10 + 300,
-            after.div_ceil(2) + 1,
-        )
-    }
-}
 
 /// Checks the row of a process that ran before memleak attached. No call since then was lost.
 #[track_caller]
@@ -84,17 +70,11 @@ fn a_running_process_is_counted_from_the_attach_on_and_its_sums_are_never_negati
 fn each_running_thread_is_counted_from_its_next_call() {
     for programs in BOTH.iter() {
         for arguments in [&["5"][..], &["5", "leaderless"]] {
-            let mut target = Waiting::fixture("threads_joined_midway", arguments);
+            let target = Waiting::fixture("threads_joined_midway", arguments);
             let pid = target.pid();
-            let watch = Watch::pid(pid, programs);
-            target.go();
-            let report = watch.wait();
-            let expected = Counts {
-                unknown_frees: 5,
-                ..counts(5 * 1000 + 10 + 5000, 5 + 500, 500, 5010, 5)
-            };
+            let report = target.watched(programs);
             let row = report.row_of(pid);
-            assert_since_attach(row, End::Exit(7), expected);
+            assert_since_attach(row, End::Exit(7), threads_midway(5));
             assert_eq!(
                 row.comm, "threads_joined_",
                 "the leader's name, though the leader has exited"
@@ -123,20 +103,11 @@ fn an_executed_program_is_counted_from_its_beginning_whichever_thread_executes_i
         let program = program.to_str().expect("a plain path");
         let leak = counts(2_000_000, 1, 0, 2_000_000, 1);
         for how in ["leader", "thread", "busy"] {
-            let mut target = Waiting::fixture("executes_after_reading", &[how, program]);
+            let target = Waiting::fixture("executes_after_reading", &[how, program]);
             let pid = target.pid();
-            let watch = Watch::pid(pid, programs);
-            target.go();
-            let report = watch.wait();
-            let rows = report.rows_of(pid);
-            let [before, after] = rows[..] else {
-                panic!("{how}: {rows:#?}")
-            };
-            let held = match how {
-                "busy" => counts(30, 1, 0, 30, 1),
-                _ => Counts::default(),
-            };
-            assert_since_attach(before, End::Exec, held);
+            let report = target.watched(programs);
+            let [before, after] = report.two_rows_of(pid);
+            assert_since_attach(before, End::Exec, held_before_exec(how));
             assert_eq!(before.comm, "executes_after_", "{how}");
             assert_from_start(after, End::Exit(0), leak);
             assert_eq!((before.image, after.image), (0, 1), "{how}");
@@ -152,11 +123,9 @@ fn child_processes_are_followed_unless_no_children_is_given() {
         let program = fixture("leaks_2mb");
         let program = program.to_str().expect("a plain path");
         for (options, children) in [(&[][..], 1), (&["--no-children"], 0)] {
-            let mut target = Waiting::fixture("executes_after_reading", &["child", program]);
+            let target = Waiting::fixture("executes_after_reading", &["child", program]);
             let pid = target.pid();
-            let watch = Watch::pid(pid, &[programs.as_slice(), options].concat());
-            target.go();
-            let report = watch.wait();
+            let report = target.watched(&[programs.as_slice(), options].concat());
             assert_since_attach(report.row_of(pid), End::Exit(0), Counts::default());
             let others: Vec<_> = report.rows.iter().filter(|row| row.pid != pid).collect();
             assert_eq!(others.len(), children * 2, "{others:#?}");
@@ -348,10 +317,7 @@ fn the_watch_lasts_until_the_running_children_have_ended_too() {
         child.tell();
         let report = watch.wait();
         assert_eq!(report.row_of(shell).exit_code, Some(3));
-        let rows = report.rows_of(reader);
-        let [before, after] = rows[..] else {
-            panic!("{rows:#?}")
-        };
+        let [before, after] = report.two_rows_of(reader);
         assert_eq!((&*before.end, &*before.from), ("exec", "attach"));
         assert_from_start(after, End::Exit(0), leak(2_000_000));
     }

@@ -126,6 +126,43 @@ impl Counts {
     }
 }
 
+/// The counts of `joined_midway BEFORE AFTER` after it has read its input.
+pub fn midway(before: u64, after: u64) -> Counts {
+    Counts {
+        unknown_frees: before + 1,
+        ..counts(
+            after * 10 + 300,
+            after + 1,
+            after / 2,
+            after.div_ceil(2) * 10 + 300,
+            after.div_ceil(2) + 1,
+        )
+    }
+}
+
+/// The counts of `threads_joined_midway THREADS` from its input on.
+pub fn threads_midway(threads: u64) -> Counts {
+    let held: u64 = (0..threads).map(|thread| 1000 + thread).sum();
+    Counts {
+        unknown_frees: threads,
+        ..counts(
+            held + threads * 1000,
+            threads * 101,
+            threads * 100,
+            held,
+            threads,
+        )
+    }
+}
+
+/// What `executes_after_reading HOW PROGRAM` allocates and holds between its input and the program.
+pub fn held_before_exec(how: &str) -> Counts {
+    match how {
+        "busy" => counts(30, 1, 0, 30, 1),
+        _ => Counts::default(),
+    }
+}
+
 pub fn ends(image: u32, end: End, counts: Counts) -> Expected {
     Expected { image, end, counts }
 }

@@ -1,6 +1,6 @@
 //! The C programs that tests run.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,6 +100,13 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
 /// flags after `// cflags:`.
 pub fn fixture(name: &str) -> PathBuf {
     compile(&format!("fixtures/{name}.c"), name, &["-O1"])
+}
+
+/// The words before a command that runs it without a system call, which fails with `errno`.
+pub fn without_call(call: libc::c_long, errno: i32) -> [OsString; 3] {
+    let numbers = [call.to_string(), errno.to_string()].map(OsString::from);
+    let [call, errno] = numbers;
+    [fixture("without_call").into(), call, errno]
 }
 
 /// A file of the compiler or of the system.

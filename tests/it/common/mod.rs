@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write as _};
 use std::io::Read;
+use std::ops::Sub;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -71,6 +72,23 @@ impl Counts {
             ("failed_allocs", self.failed_allocs),
             ("unknown_frees", self.unknown_frees),
         ]
+    }
+}
+
+/// What a run counted more than an idle run of the same program.
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, idle: Self) -> Self {
+        Counts {
+            total_allocs_bytes: self.total_allocs_bytes - idle.total_allocs_bytes,
+            alloc_count: self.alloc_count - idle.alloc_count,
+            free_count: self.free_count - idle.free_count,
+            leaked_bytes: self.leaked_bytes - idle.leaked_bytes,
+            leaked_blocks: self.leaked_blocks - idle.leaked_blocks,
+            failed_allocs: self.failed_allocs - idle.failed_allocs,
+            unknown_frees: self.unknown_frees - idle.unknown_frees,
+        }
     }
 }
 

@@ -102,6 +102,14 @@ impl Waiting {
         self.stdin = None;
     }
 
+    /// Watches the process from here to its end.
+    #[track_caller]
+    pub fn watched(mut self, options: &[&str]) -> Report {
+        let watch = Watch::pid(self.pid, options);
+        self.go();
+        watch.wait()
+    }
+
     /// Lets the process continue to its end. Returns its status and the rest of its output.
     #[track_caller]
     pub fn finish(mut self) -> (ExitStatus, String) {
@@ -328,6 +336,15 @@ impl Report {
         let mut rows: Vec<_> = self.rows.iter().filter(|row| row.pid == pid).collect();
         rows.sort_by_key(|row| row.image);
         rows
+    }
+
+    /// The rows of a process that has executed one other program.
+    #[track_caller]
+    pub fn two_rows_of(&self, pid: u32) -> [&Row; 2] {
+        let rows = self.rows_of(pid);
+        rows[..]
+            .try_into()
+            .unwrap_or_else(|_| panic!("not two images: {rows:#?}"))
     }
 
     /// The only row of a process.
