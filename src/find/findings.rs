@@ -73,14 +73,17 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let companions = (role == Role::Program).then_some(Companions { root, path });
     let found = symbols::find(&elf, &names, companions)
         .with_context(|| format!("cannot read the symbols of {}", path.display()))?;
-    let exports = |name| {
+    let exported = |name| {
         let mut functions = found.functions.iter();
-        functions.any(|function| function.source == Source::Exported && function.name == name)
+        let exported =
+            functions.find(|found| found.source == Source::Exported && found.name == name);
+        exported.map(|function| function.address)
     };
+    let debug_state = exported(hooks::DEBUG_STATE);
     // A static program has much of a loader in itself, and may export it.
     let is_loader = role == Role::Library
-        && (exports(hooks::DEBUG_STATE) || symbols::exported(&elf, "_rtld_global").is_some());
-    let is_libc = exports(START);
+        && (debug_state.is_some() || symbols::exported(&elf, "_rtld_global").is_some());
+    let is_libc = exported(START).is_some();
     let functions = by_address(&found.functions, is_static, role, &table);
     let rows = functions.values().map(|found| &found.row);
     let mut families = rows.clone().map(|row| row.family);
@@ -102,7 +105,7 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         stripped: is_static && !found.has_functions,
         is_loader,
         loader_hooks: match is_loader {
-            true => hooks::loader_hooks(&elf)?,
+            true => hooks::loader_hooks(&elf, debug_state),
             false => LoaderHooks::default(),
         },
         is_libc,

@@ -265,8 +265,9 @@ const KNOWN: [Rows; 8] = [
             (Verb::New, "heap_alloc_new_n(_, count, size)"),
         ],
     },
-    // operator new and new[]: plain, nothrow, aligned, aligned and nothrow. If they can be followed, not even the nothrow
-    // forms get a return probe: in an allocator that is written in C, a new-handler may throw through them.
+    // operator new and new[]: plain, nothrow, aligned, aligned and nothrow. Not even the nothrow forms get a return
+    // probe, unless it is proved that no exception leaves them: in an allocator that is written in C, a new-handler may
+    // throw through them.
     Rows {
         prefixes: &[OPERATOR],
         functions: &[

@@ -3,8 +3,8 @@
 
 use object::elf::SHT_NOTE;
 
-use crate::elf::file::{ElfFile, Unreadable};
-use crate::elf::symbols::{Names, Source, exported, find};
+use crate::elf::file::ElfFile;
+use crate::elf::symbols::exported;
 
 /// `NT_STAPSDT`: a note of a SystemTap probe. The probe is a `nop`, and the note says where the `nop` is.
 const STAPSDT: u32 = 3;
@@ -59,14 +59,8 @@ const STATE: u64 = 24;
 /// which come before and after each change. The calls are better than the function itself: the function is a single
 /// `ret`, which the kernel must single-step, and a call is emulated.
 ///
-/// # Errors
-/// The file's tables are damaged.
-pub fn loader_hooks(elf: &ElfFile) -> Result<LoaderHooks, Unreadable> {
-    let found = find(elf, &Names::new([DEBUG_STATE]), None)?;
-    let function = found
-        .functions
-        .iter()
-        .find(|function| function.source == Source::Exported);
+/// `debug_state` is the address of [`DEBUG_STATE`], if the file exports it.
+pub fn loader_hooks(elf: &ElfFile, debug_state: Option<u64>) -> LoaderHooks {
     let state = exported(elf, DEBUG).map(|debug| debug.wrapping_add(STATE));
     let hook = |address: u64| {
         Some(Hook {
@@ -74,15 +68,12 @@ pub fn loader_hooks(elf: &ElfFile) -> Result<LoaderHooks, Unreadable> {
             state: state.map_or(0, |state| state.wrapping_sub(address).cast_signed()),
         })
     };
-    let few: Vec<Hook> = function
-        .and_then(|function| hook(function.address))
-        .into_iter()
-        .collect();
+    let few: Vec<Hook> = debug_state.and_then(hook).into_iter().collect();
     let mut cheap = marked(elf);
     if cheap.is_empty()
-        && let Some(function) = function
+        && let Some(debug_state) = debug_state
     {
-        let calls = calls_of(elf, function.address);
+        let calls = calls_of(elf, debug_state);
         cheap = calls.into_iter().filter_map(hook).collect();
     }
     if cheap.is_empty() {
@@ -92,7 +83,7 @@ pub fn loader_hooks(elf: &ElfFile) -> Result<LoaderHooks, Unreadable> {
         true => cheap.clone(),
         false => few,
     };
-    Ok(LoaderHooks { cheap, few })
+    LoaderHooks { cheap, few }
 }
 
 /// The addresses of the direct calls of a function in its own file.
@@ -199,7 +190,8 @@ mod tests {
 
     fn all_hooks(path: impl AsRef<Path>) -> LoaderHooks {
         let file = File::open(path).unwrap();
-        loader_hooks(&ElfFile::open(&file).unwrap()).unwrap()
+        let elf = ElfFile::open(&file).unwrap();
+        loader_hooks(&elf, exported(&elf, DEBUG_STATE))
     }
 
     fn hooks(path: impl AsRef<Path>) -> Vec<u64> {

@@ -43,7 +43,8 @@ pub enum Verb {
     Return,
     /// Not a function, but a place where a function that may throw goes to code that was not followed.
     Left,
-    /// May throw, and the places where the function returns are unknown.
+    /// May throw, and not all places where the function returns can be probed: they are unknown, or its first probe is on
+    /// a jump that leaves it.
     Unfollowed,
 }
 

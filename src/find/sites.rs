@@ -1,5 +1,6 @@
 //! From functions to the places that are probed. Most functions have one place. A function that may throw also has
-//! one at each of its returns. A function that leaves all its work to other probed functions has none.
+//! one at each of its returns, unless it is proved that no exception leaves it. A function that leaves all its work to
+//! other probed functions has none.
 //!
 //! Decides this from the file's code, which `file_text` reads. [`crate::code::placement`] chooses the
 //! instruction near a function's entry.

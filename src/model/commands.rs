@@ -45,13 +45,7 @@ impl Commands {
     pub(super) fn record(&mut self, image: &Image) {
         let has_room = self.named.len() < MOST || self.named.contains_key(&image.comm);
         let command = match has_room {
-            true => self
-                .named
-                .entry(image.comm.clone())
-                .or_insert_with(|| Command {
-                    comm: Some(image.comm.clone()),
-                    ..Command::default()
-                }),
+            true => self.named.entry(image.comm.clone()).or_default(),
             false => &mut self.further,
         };
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
@@ -69,7 +63,11 @@ impl Commands {
     /// All commands, in the order of their names.
     pub(super) fn finish(self) -> Vec<Command> {
         let further = Some(self.further).filter(|further| further.processes > 0);
-        self.named.into_values().chain(further).collect()
+        let named = self.named.into_iter().map(|(comm, command)| Command {
+            comm: Some(comm),
+            ..command
+        });
+        named.chain(further).collect()
     }
 }
 

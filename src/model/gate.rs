@@ -9,12 +9,13 @@ use std::fmt;
 use crate::model::image::{End, From, Image, Losses};
 use crate::model::selection::{Met, Selection, Unjudged};
 use crate::text::escape;
+use crate::text::units::counted;
 
 /// A verdict of a gate. The verdicts are in ascending order of weight: of several verdicts, the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     Passed,
-    /// Too much was lost to decide.
+    /// Too much was lost to decide, or nobody was judged.
     Unknown,
     Failed,
 }
@@ -219,7 +220,7 @@ pub struct Judgement {
     pub judged: u64,
     /// The processes that were not judged.
     pub unjudged: Unjudged,
-    /// How many of them certainly leaked more than the limit for one process.
+    /// How many of the judged processes certainly leaked more than the limit for one process.
     pub over: u64,
     /// The process with the largest leak of those over the limit.
     pub worst: Option<Culprit>,
@@ -235,13 +236,6 @@ impl Judgement {
             .chain(self.total)
             .max()
             .unwrap_or(Verdict::Passed)
-    }
-}
-
-fn bytes(count: u64) -> String {
-    match count {
-        1 => "1 byte".to_owned(),
-        count => format!("{count} bytes"),
     }
 }
 
@@ -268,10 +262,7 @@ impl fmt::Display for Judgement {
         if self.judged == 0 {
             return self.say_nobody(f);
         }
-        let judged = match self.judged {
-            1 => "1 process".to_owned(),
-            n => format!("{n} processes"),
-        };
+        let judged = counted(self.judged, "process", "processes");
         if let (Some(limit), Some(verdict)) = (self.limits.process, self.process) {
             match verdict {
                 Verdict::Passed => write!(f, "none of {judged} leaked more than {limit} bytes")?,
@@ -293,7 +284,7 @@ impl fmt::Display for Judgement {
                     f,
                     " (most: {comm}[{}], {})",
                     worst.pid,
-                    bytes(worst.leaked_bytes)
+                    counted(worst.leaked_bytes, "byte", "bytes")
                 )?;
             }
             if self.total.is_some() {

@@ -1,7 +1,8 @@
 //! Adds up images: what all processes together allocated, leaked and lost, and the gate's verdict.
 //!
-//! The ledger takes each image as its record arrives. It keeps sums and a short list of names, but never the images.
-//! The figures of an image come from the kernel side. The ledger does not check them.
+//! The ledger takes each image as its record arrives. It keeps sums, also those of a bounded number of commands, and a
+//! short list of names, but never the images. The figures of an image come from the kernel side. The ledger does not
+//! check them.
 
 use std::collections::BTreeMap;
 

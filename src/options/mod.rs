@@ -314,7 +314,7 @@ impl Watch {
     }
 }
 
-/// Destinations, formats and contents of the report.
+/// Destinations and formats of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Output")]
 pub struct ReportArgs {
@@ -324,7 +324,7 @@ pub struct ReportArgs {
     /// several -o, write it there as well. Without FORMAT the suffix tells the format (.txt, .json, .csv), else --format.
     /// %p in FILE is memleak's pid, %h the host name, %q{VAR} an environment variable. May be repeated.
     #[arg(short, long, value_name = "[FORMAT=]FILE", value_hint = ValueHint::FilePath)]
-    #[arg(value_parser = OutputFileParser)]
+    #[arg(value_parser = OsStringValueParser::new().try_map(parse_output))]
     pub output: Vec<OutputFile>,
 
     /// Format where no suffix tells it
@@ -357,26 +357,7 @@ pub struct OutputFile {
 }
 
 /// Reads `[FORMAT=]FILE`. A path may consist of any bytes.
-#[derive(Clone)]
-struct OutputFileParser;
-
-impl TypedValueParser for OutputFileParser {
-    type Value = OutputFile;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        argument: Option<&clap::Arg>,
-        value: &OsStr,
-    ) -> Result<OutputFile, clap::Error> {
-        let parse = |value: &OsStr| parse_output(value);
-        OsStringValueParser::new()
-            .try_map(move |value| parse(&value))
-            .parse_ref(command, argument, value)
-    }
-}
-
-fn parse_output(value: &OsStr) -> Result<OutputFile, String> {
+fn parse_output(value: OsString) -> Result<OutputFile, String> {
     let bytes = value.as_bytes();
     let plain = |format, file: &[u8]| OutputFile {
         format,
@@ -400,13 +381,9 @@ fn parse_output(value: &OsStr) -> Result<OutputFile, String> {
     }
     let word = String::from_utf8_lossy(word);
     let Ok(format) = Format::from_str(&word, false) else {
-        let formats: Vec<_> = Format::value_variants()
-            .iter()
-            .filter_map(|format| Some(format.to_possible_value()?.get_name().to_owned()))
-            .collect();
         return Err(format!(
             "the formats are {} (a file of this name is ./{})",
-            formats.join(", "),
+            switches::names::<Format>(),
             escape::escaped(bytes)
         ));
     };

@@ -141,11 +141,14 @@ fn patient(name: &str) -> Result<Patient, String> {
 }
 
 fn one_of<T: ValueEnum>(value: &str) -> Result<T, String> {
-    T::from_str(value, false).map_err(|_| {
-        let values = T::value_variants().iter().filter_map(T::to_possible_value);
-        let names: Vec<_> = values.map(|value| value.get_name().to_owned()).collect();
-        format!("it is one of {}", names.join(", "))
-    })
+    T::from_str(value, false).map_err(|_| format!("it is one of {}", names::<T>()))
+}
+
+/// The names of all values.
+pub(super) fn names<T: ValueEnum>() -> String {
+    let values = T::value_variants().iter().filter_map(T::to_possible_value);
+    let names: Vec<_> = values.map(|value| value.get_name().to_owned()).collect();
+    names.join(", ")
 }
 
 fn number(value: &str) -> Result<u64, String> {

@@ -108,15 +108,14 @@ impl Process {
     ///
     /// # Errors
     /// The process has ended, or there are no rights to read its mappings.
-    pub fn mapped(&self) -> Result<Vec<Mapping>> {
+    pub fn mapped(&self) -> Result<Vec<(Mapping, String)>> {
         let pid = self.pid;
-        let mapped = mapped(self.proc_pid).with_context(|| {
+        mapped(self.proc_pid).with_context(|| {
             format!(
                 "cannot read what process {pid} has mapped (/proc/{pid}/maps; processes of other users need root, or \
                  CAP_SYS_PTRACE)"
             )
-        })?;
-        Ok(mapped.into_iter().map(|(mapping, _)| mapping).collect())
+        })
     }
 }
 

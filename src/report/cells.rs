@@ -1,4 +1,4 @@
-//! The words and cells that tables and closing lines share.
+//! The words and cells that the formats and closing lines share.
 
 use std::time::Duration;
 
@@ -73,10 +73,6 @@ pub(super) fn uncovered(why: Uncovered) -> &'static str {
         Uncovered::Unexamined => "allocator not examined",
         Uncovered::Unreached => "not reached by every probe",
     }
-}
-
-pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// A command line as one would type it: words with blanks, quotes or nothing in them are quoted.

@@ -2,8 +2,8 @@
 
 use crate::model::gate::{Bounds, Verdict};
 use crate::model::ledger::Summary;
-use crate::report::cells::{counted, name, uncovered};
-use crate::text::units::amount;
+use crate::report::cells::{name, uncovered};
+use crate::text::units::{amount, counted};
 
 /// The closing line without colours. It does not depend on the report's format.
 pub fn closing_line(summary: &Summary) -> String {

@@ -34,7 +34,7 @@ pub struct Output {
     pub identity: Option<(u64, u64)>,
 }
 
-/// The destination of a report without `-o`.
+/// The destination of what no file is named for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standard {
     Output,
@@ -46,7 +46,7 @@ pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// Opens the file that `-o` names, or the standard destination without `-o`. Call it while memleak has one thread.
+/// Opens the file that `-o` names, or the standard destination if it names none. Call it while memleak has one thread.
 ///
 /// # Errors
 /// The name has an invalid `%` part, or the user may not create or write the file.

@@ -4,9 +4,9 @@
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::model::live::{Growing, Live};
-use crate::report::cells::{age, args, counted, first_cells, note, signed_megabytes};
+use crate::report::cells::{age, args, first_cells, note, signed_megabytes};
 use crate::report::render::Screen;
-use crate::text::units::megabytes;
+use crate::text::units::{counted, megabytes};
 
 /// The space between two columns.
 const GAP: usize = 2;
@@ -78,7 +78,12 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
     let more = live.more + live.rows.len() - shown.len();
     let mut lines = vec![heading(live, screen)];
     let names = names(live);
-    let rows = shown.iter().map(|row| cells(row, live));
+    let rows = shown.iter().map(|row| {
+        let mut cells = cells(row, live);
+        let comm = &mut cells[Column::Comm as usize];
+        *comm = capped(std::mem::take(comm));
+        cells
+    });
     let table: Vec<[String; 10]> = std::iter::once(names).chain(rows).collect();
     lines.extend(fitted(&table, screen.columns));
     if more > 0 {
@@ -141,9 +146,8 @@ fn names(live: &Live) -> [String; 10] {
     .map(str::to_owned)
 }
 
-fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String; 10] {
+pub(super) fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String; 10] {
     let [uid, user, pid, comm, total] = first_cells(image);
-    let comm = capped(comm);
     let held = megabytes(image.counters.leaked_bytes);
     let age = age(live.time.saturating_sub(image.start_time));
     let growth = signed_megabytes(*growth);

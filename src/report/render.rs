@@ -1,8 +1,5 @@
 //! The interface of the output formats, and the options that they share. The formats themselves are in `table`, `json`
 //! and `csv`.
-//!
-//! A format that is one document makes it in [`Render::summary`] from the finished sums. A format that is a stream also
-//! turns each image into lines as it ends.
 
 use std::io;
 use std::path::Path;
@@ -45,7 +42,7 @@ impl Format {
 /// How much is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verbosity {
-    /// Only the summary, and that only if the gate failed or is unknown.
+    /// Only the summary, and that only if the gate failed, is unknown or has a pattern that matched no process.
     Quiet,
     #[default]
     Normal,
@@ -60,6 +57,14 @@ impl Verbosity {
             (true, _) => Self::Quiet,
             (false, true) => Self::Verbose,
             (false, false) => Self::Normal,
+        }
+    }
+
+    /// Whether the table has a row for an image with this end.
+    pub fn shows(self, end: End) -> bool {
+        match end {
+            End::Exited(_) | End::Signaled { .. } => true,
+            End::Exec | End::Running => self == Self::Verbose,
         }
     }
 }
@@ -100,18 +105,12 @@ pub struct Window {
 /// Turns values into whole lines. The result is empty if a format prints nothing for a value.
 pub(super) trait Render: Send {
     /// `verdict` is the verdict of the gate's limit for one process over this image.
-    fn image(&mut self, _image: &Image, _verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
-        Ok(Vec::new())
-    }
+    fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>>;
 
-    fn window(&mut self, _window: &Window) -> io::Result<Vec<u8>> {
-        Ok(Vec::new())
-    }
+    fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
 
     /// `screen` is the terminal on which a table of running processes replaces the one before.
-    fn live(&mut self, _live: &Live, _screen: Option<&Screen>) -> io::Result<Vec<u8>> {
-        Ok(Vec::new())
-    }
+    fn live(&mut self, live: &Live, screen: Option<&Screen>) -> io::Result<Vec<u8>>;
 
     /// The end of the report. Called once.
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>>;

@@ -11,13 +11,13 @@ use crate::model::exit::Outcome;
 use crate::model::gate::Verdict;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
-use crate::model::live::{Growing, Live};
-use crate::report::cells::{age, args, counted, first_cells, name, note, signed_megabytes};
+use crate::model::live::Live;
+use crate::report::cells::{args, first_cells, name, note};
 use crate::report::closing::{clauses, verdict};
 use crate::report::live;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
 use crate::text::signal_name::signal_name;
-use crate::text::units::megabytes;
+use crate::text::units::{counted, megabytes};
 
 /// The columns with their minimum widths. Names and order of the first six are fixed. A longer value only widens its
 /// own row. Later rows are not known when the header is written, so no column depends on the contents of the rows.
@@ -213,8 +213,7 @@ impl TableRender {
 
 impl Render for TableRender {
     fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
-        let ended = matches!(image.end, End::Exited(_) | End::Signaled { .. });
-        if !ended && self.options.verbosity != Verbosity::Verbose {
+        if !self.options.verbosity.shows(image.end) {
             return Ok(Vec::new());
         }
         let mut lines = String::new();
@@ -260,10 +259,7 @@ impl Render for TableRender {
     }
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>> {
-        let shown = |image: &&Image| match image.end {
-            End::Exited(_) | End::Signaled { .. } => true,
-            End::Exec | End::Running => self.options.verbosity == Verbosity::Verbose,
-        };
+        let shown = |image: &&Image| self.options.verbosity.shows(image.end);
         let images: Vec<&Image> = window.images.iter().filter(shown).collect();
         if images.is_empty() {
             return Ok(Vec::new());
@@ -310,24 +306,7 @@ impl Render for TableRender {
             live.time.as_secs(),
             live.since.as_secs()
         );
-        let rows = live.rows.iter().map(|Growing { image, growth }| {
-            let [uid, user, pid, comm, total] = first_cells(image);
-            let held = megabytes(image.counters.leaked_bytes);
-            let growth = signed_megabytes(*growth);
-            let age = age(live.time.saturating_sub(image.start_time));
-            [
-                uid,
-                user,
-                pid,
-                comm,
-                total,
-                held,
-                growth,
-                age,
-                note(image),
-                args(image),
-            ]
-        });
+        let rows = live.rows.iter().map(|row| live::cells(row, live));
         for cells in std::iter::once(names(LIVE_COLUMNS)).chain(rows) {
             block.push_str(&self.row(LIVE_COLUMNS, cells));
             block.push('\n');

@@ -87,7 +87,7 @@ pub(super) struct Destinations {
 }
 
 impl Destinations {
-    /// Opens the destinations that the options name, the one for people first.
+    /// Opens the destinations that the options name, the standard stream first.
     ///
     /// # Errors
     /// A file cannot be opened.
@@ -246,8 +246,8 @@ impl Books {
         self.failures += 1;
     }
 
-    /// Closes the sums and reports them. A gate that failed or is unknown is said on standard error, wherever the report
-    /// goes.
+    /// Closes the sums and reports them. If the gate failed, is unknown or has a pattern that matched no process, that is
+    /// said on standard error, wherever the report goes. A table there says it itself.
     pub(super) fn close(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
         losses.rows_lost += self.failures;
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::options::{Filters, Watch};
 use crate::os::processes::Process;
 use crate::text::escape;
+use crate::text::units::counted;
 
 /// So many processes are named. The others are counted.
 const MOST_NAMED: usize = 3;
@@ -53,10 +54,7 @@ fn tree(named: &[Named], children: usize, follows: bool) -> String {
     if named.len() > MOST_NAMED {
         whom.push(format!("{} more", named.len() - MOST_NAMED));
     }
-    let counted = match children {
-        1 => "1 child".to_owned(),
-        children => format!("{children} children"),
-    };
+    let counted = counted(children as u64, "child", "children");
     if follows && children > 0 {
         whom.push(counted);
         return listed(&whom);

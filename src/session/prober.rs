@@ -72,9 +72,8 @@ impl Prober {
         command: &Suspended,
     ) -> Result<Self> {
         let environment = Environment::of_the_command();
-        let mut settings = settings(probing, &switches);
-        settings.args = args;
-        let table = Table::new(user_allocators(&probing.allocator)?)?;
+        let settings = settings(probing, &switches, args);
+        let table = table(probing)?;
         let found = |table: &Table| find::at_start(command.candidates(), &environment, table);
         let private = command
             .namespace()
@@ -107,8 +106,7 @@ impl Prober {
     /// The kernel refuses, or one of `processes` has nothing to probe.
     pub fn watch(options: &Watch, wanted: &Wanted, processes: &[Process]) -> Result<(Self, usize)> {
         let switches = options.probing.test.switches();
-        let mut settings = settings(&options.probing, &switches);
-        settings.args = options.args;
+        let mut settings = settings(&options.probing, &switches, options.args);
         let children = !options.no_children;
         settings.scope = Scope::Chosen { children };
         settings.wanted = wanted.clone();
@@ -120,12 +118,12 @@ impl Prober {
             settings.only = processes.iter().map(|process| process.pid).collect();
         }
         let verbose = options.shown.verbose;
-        let table = Table::new(user_allocators(&options.probing.allocator)?)?;
+        let table = table(&options.probing)?;
         let expect = |prober: &mut Self| {
             let mut subtree = Subtree::of(processes);
             for process in processes {
                 prober.collector.choose(process)?;
-                prober.expect_mapped_by(process)?;
+                prober.expect_mapped_by(process, &mut subtree.files)?;
             }
             if children {
                 prober.expect_children(&mut subtree)?;
@@ -150,12 +148,11 @@ impl Prober {
     /// The kernel refuses.
     pub fn watch_all(options: &Watch, wanted: &Wanted) -> Result<Self> {
         let switches = options.probing.test.switches();
-        let mut settings = settings(&options.probing, &switches);
-        settings.args = options.args;
+        let mut settings = settings(&options.probing, &switches, options.args);
         settings.scope = Scope::All;
         settings.wanted = wanted.clone();
         let verbose = options.shown.verbose;
-        let table = Table::new(user_allocators(&options.probing.allocator)?)?;
+        let table = table(&options.probing)?;
         let (mut prober, ()) = Self::load(table, switches, settings, verbose, Self::expect_all)?;
         prober.collector.adopt()?;
         Ok(prober)
@@ -192,20 +189,22 @@ impl Prober {
         }
     }
 
-    /// Attaches probes to the files that a process has mapped.
-    fn expect_mapped_by(&mut self, process: &Process) -> Result<()> {
+    /// Attaches probes to the files that a process has mapped, and adds them to `files`.
+    fn expect_mapped_by(&mut self, process: &Process, files: &mut Looked) -> Result<()> {
         let mut classes = Vec::new();
         let mut stripped = false;
         let mut allocators = 0;
         let mut probed = Vec::new();
-        for mapping in process.mapped()? {
+        for (mapping, device) in process.mapped()? {
             let Some(examined) = self.look(&mapping)? else {
                 continue;
             };
             classes.push(examined.class);
             stripped |= examined.findings.stripped;
             allocators += usize::from(examined.findings.is_allocator());
-            probed.extend(self.collector.expect(examined)?);
+            let number = self.collector.expect(examined)?;
+            files.insert((device, mapping.inode), number);
+            probed.extend(number);
         }
         let pid = process.pid;
         self.collector.has_mapped(pid, &probed);
@@ -410,7 +409,7 @@ struct Subtree {
     known: HashSet<u32>,
     /// How many children were found alive.
     children: usize,
-    /// The children's files.
+    /// The files of all.
     files: Looked,
 }
 
@@ -464,7 +463,12 @@ struct Unwatchable {
     why: &'static str,
 }
 
-fn settings(probing: &Probing, switches: &Switches) -> Settings {
+/// The allocators to look for.
+fn table(probing: &Probing) -> Result<Table> {
+    Ok(Table::new(user_allocators(&probing.allocator)?)?)
+}
+
+fn settings(probing: &Probing, switches: &Switches, args: bool) -> Settings {
     Settings {
         max_blocks: probing.max_allocs,
         method: switches.method,
@@ -474,7 +478,7 @@ fn settings(probing: &Probing, switches: &Switches) -> Settings {
         scope: Scope::Tree,
         only: Vec::new(),
         wanted: Wanted::default(),
-        args: false,
+        args,
     }
 }
 

@@ -36,7 +36,7 @@ pub struct Requests {
 
 impl Requests {
     /// Reads these signals from now on. Signals that the caller ignored (for example under nohup) stay ignored, except
-    /// USR1. Call this function before any thread is started, because a thread inherits the signal mask of the thread
+    /// USR1 and WINCH. Call this function before any thread is started, because a thread inherits the signal mask of the thread
     /// that starts it.
     ///
     /// # Errors

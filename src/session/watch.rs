@@ -10,7 +10,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::model::exit::Outcome;
-use crate::model::image::{End, Image};
+use crate::model::image::Image;
 use crate::model::live::{Growth, Live};
 use crate::options::{Interval, Watch};
 use crate::os::capabilities;
@@ -215,9 +215,8 @@ impl Watching<'_> {
         // window end before it began.
         let clock = self.prober.collector.clock();
         let [from, to] = [self.opened, end].map(|time| clock.unix(time));
-        let verbose = self.options.shown.verbose;
-        let is_shown = |image: &Image| verbose || image.end != End::Exec;
-        self.shown |= ended.iter().any(is_shown);
+        let verbosity = self.options.shown.verbosity();
+        self.shown |= ended.iter().any(|image| verbosity.shows(image.end));
         self.books.enter_window(from, to, ended);
         self.opened = end;
         self.prober.collector.set_clock();

@@ -85,7 +85,7 @@ pub struct ExePaths {
     excluding: Vec<ExePattern>,
 }
 
-/// An including pattern of [`ExePaths`].
+/// A pattern of [`ExePaths`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExePattern {
     pattern: Pattern,

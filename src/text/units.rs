@@ -1,4 +1,4 @@
-//! Sizes in the form that people write and read.
+//! Sizes and counts in the form that people write and read.
 //!
 //! Turns sizes of the command line into bytes, and bytes into the megabytes of the `_MB` columns. Only uses integers,
 //! because the table, the gate and JSON must agree to the byte.
@@ -89,10 +89,14 @@ pub fn megabytes(bytes: u64) -> String {
 /// Bytes in a sentence: below 1 kB exactly, from there on in megabytes as in a column. `400 bytes`, `0.084 MB`.
 pub fn amount(bytes: u64) -> String {
     match bytes {
-        1 => "1 byte".to_owned(),
-        0..1_000 => format!("{bytes} bytes"),
+        0..1_000 => counted(bytes, "byte", "bytes"),
         _ => format!("{} MB", megabytes(bytes)),
     }
+}
+
+/// A count with the word for what is counted: `1 byte`, `2 bytes`.
+pub fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 #[cfg(test)]

@@ -55,7 +55,10 @@ fn look(bytes: &[u8], names: &Names) {
             path: Path::new("/nowhere/file"),
         };
         let _ = symbols::find(&elf, names, Some(companions));
-        let _ = hooks::loader_hooks(&elf);
+        let _ = hooks::loader_hooks(
+            &elf,
+            memleak::elf::symbols::exported(&elf, hooks::DEBUG_STATE),
+        );
         let _ = symbols::exported(&elf, "_rtld_global");
         let _ = (elf.shape(), elf.interpreter(), elf.build_id());
         let _ = UnwindTable::read(&elf);

@@ -38,7 +38,8 @@ pub enum Pointer {
 pub enum Probed {
     /// The function gives out blocks, and has a return probe.
     Allocates,
-    /// The function gives out blocks and may throw. Its returns are probed one by one.
+    /// The function gives out blocks and may throw, as far as the table knows. Its returns are probed one by one, unless
+    /// it is proved that no exception leaves it.
     MayThrow,
     /// The function takes blocks back.
     Frees,
