@@ -35,7 +35,7 @@ const COLUMNS: [(&str, u16); 10] = [
     ARGS,
 ];
 
-/// The columns of a window. NOTE has no heading if no row has a note.
+/// The columns of a window. The last one has no heading if nothing is in it.
 const WINDOW_COLUMNS: [(&str, u16); 9] = [UID, USER, PID, COMM, TOTAL, LEAK, BLOCKS, NOTE, ARGS];
 
 /// The columns of the running processes.
@@ -271,7 +271,7 @@ impl Render for TableRender {
             window.end.as_secs()
         ));
         let mut heading = names(WINDOW_COLUMNS);
-        if images.iter().all(|image| note(image).is_empty()) {
+        if !self.options.args && images.iter().all(|image| note(image).is_empty()) {
             let notes = heading.iter_mut().filter(|name| *name == NOTE.0);
             notes.for_each(String::clear);
         }

@@ -732,6 +732,18 @@ fn a_window_without_notes_has_the_six_columns_of_the_contract() {
 }
 
 #[test]
+fn with_command_lines_every_column_of_a_window_has_its_heading() {
+    let options = Options {
+        args: true,
+        ..options(NORMAL, false)
+    };
+    let lines = table::TableRender::new(options).window(&window(vec![image()]));
+    let lines = String::from_utf8(lines.unwrap()).unwrap();
+    let heading = lines.lines().nth(1).unwrap();
+    assert!(heading.ends_with("MEM_LEAK_MB NOTE ARGS"), "{lines}");
+}
+
+#[test]
 fn a_window_in_which_no_process_ended_has_no_line() {
     let mut exec = image();
     exec.end = End::Exec;
