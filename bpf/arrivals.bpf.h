@@ -32,7 +32,7 @@ static __always_inline void hold_image(bool again)
 
 	if (!heap || heap->flags & HEAP_SURVEYED)
 		return;
-	__sync_fetch_and_or(&heap->flags, HEAP_SURVEYED);
+	set_flags(heap, HEAP_SURVEYED);
 	if (again)
 		__sync_fetch_and_add(&retold[TASK_ARRIVED], 1);
 	if (survey_current(thread))

@@ -111,19 +111,24 @@ static __always_inline bool is_killed(struct task_struct *task)
 	return BPF_CORE_READ(task, pending.signal.sig[0]) & 1UL << (SIGKILL - 1);
 }
 
-static __always_inline void mark_heap(__u32 flag)
+static __always_inline struct heap *current_heap(void)
 {
 	struct thread *thread = thread_of(bpf_get_current_task_btf());
-	struct heap *heap = thread ? heap_by_id(thread->heap) : 0;
+
+	return thread ? heap_by_id(thread->heap) : 0;
+}
+
+static __always_inline void mark_heap(__u32 flag)
+{
+	struct heap *heap = current_heap();
 
 	if (heap)
-		__sync_fetch_and_or(&heap->flags, flag);
+		set_flags(heap, flag);
 }
 
 static __always_inline void unmark_heap(__u32 flag)
 {
-	struct thread *thread = thread_of(bpf_get_current_task_btf());
-	struct heap *heap = thread ? heap_by_id(thread->heap) : 0;
+	struct heap *heap = current_heap();
 
 	if (heap)
 		clear_flags(heap, flag);
@@ -305,6 +310,17 @@ static __always_inline bool schedule_next(struct task_struct *task, struct hold 
 	return next && !schedule_resume(task, &next->work, callback);
 }
 
+/* Schedules the next work, unless the hold is over. Then everything about it is dropped. */
+static __always_inline bool goes_on(struct task_struct *task, struct hold *hold, enum chain chain,
+				    int (*callback)(struct bpf_map *, void *, void *))
+{
+	if (!is_hold_over(hold) && schedule_next(task, hold, chain, callback))
+		return true;
+	end_hold(task, hold);
+	drop_entries(task);
+	return false;
+}
+
 static int hold_awake(struct bpf_map *map, void *key, void *value)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -316,11 +332,8 @@ static int hold_awake(struct bpf_map *map, void *key, void *value)
 	if (!held || held->hold.sleeps)
 		return 0;
 	hold = &held->hold;
-	if (is_hold_over(hold) || !schedule_next(task, hold, AWAKE, hold_awake)) {
-		end_hold(task, hold);
-		drop_entries(task);
+	if (!goes_on(task, hold, AWAKE, hold_awake))
 		return 0;
-	}
 	if (!hold->asked && bpf_ktime_get_ns() > hold->began_ns + AWAKE_NS) {
 		hold->asked =
 		    !bpf_ringbuf_output(&sleepers, &sleeper, sizeof(sleeper), BPF_RB_FORCE_WAKEUP);
@@ -348,11 +361,8 @@ static int hold_asleep(struct bpf_map *map, void *key, void *value)
 		hold->sleeps = true;
 		hold->turn = 0;
 	}
-	if (is_hold_over(hold) || !schedule_next(task, hold, ASLEEP, hold_asleep)) {
-		end_hold(task, hold);
-		drop_entries(task);
+	if (!goes_on(task, hold, ASLEEP, hold_asleep))
 		return 0;
-	}
 	last_sleep_ns = bpf_ktime_get_ns();
 	if (!hold->unread)
 		read_keeper();

@@ -5,60 +5,54 @@
 //! with a landing pad and a chain of actions. What is said here about code that no range covers holds for C++ alone:
 //! its personality function ends the program there.
 
+use gimli::{DwEhPe, LittleEndian, Reader as _, constants};
+
 /// A longer table is not read.
 pub const MAX_TABLE: usize = 1 << 16;
 
 /// The most actions of one call that are looked at. Compilers chain those of a few nested `try` blocks.
 const MAX_ACTIONS: usize = 64;
 
-/// How a value is encoded (`DW_EH_PE_…`): the lower half-byte is its form, and the upper one what it is relative to.
-mod encoding {
-    pub const OMITTED: u8 = 0xff;
-    pub const FORM: u8 = 0x0f;
-    pub const RELATIVE_TO: u8 = 0x70;
-    pub const TO_ITSELF: u8 = 0x10;
-    pub const ULEB: u8 = 0x01;
-}
+type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
 
 /// The landing pads of code in which every exception from a call stops. `None` if one may pass, and if the table cannot
 /// be read. Code at a landing pad may lie elsewhere, and then has another table.
 ///
 /// `bytes` begin with the table, which is at `address`. `function` is the address of the code that it is for.
 pub fn stops_all(bytes: &[u8], address: u64, function: u64) -> Option<Vec<u64>> {
-    let bytes = &bytes[..bytes.len().min(MAX_TABLE)];
-    let mut reader = Reader { bytes, at: 0 };
-    let pads_from = match reader.byte()? {
-        encoding::OMITTED => function,
+    let all = Slice::new(&bytes[..bytes.len().min(MAX_TABLE)], LittleEndian);
+    let mut reader = all;
+    let pads_from = match encoding(&mut reader)? {
+        constants::DW_EH_PE_omit => function,
         form => {
-            let here = address.wrapping_add(reader.at as u64);
-            let value = reader.encoded(form & encoding::FORM)?;
-            match form & !encoding::FORM {
-                0 => value,
-                encoding::TO_ITSELF => here.wrapping_add(value),
+            let here = address.wrapping_add(reader.offset_from(all) as u64);
+            let value = encoded(&mut reader, form.format())?;
+            match form.application() {
+                constants::DW_EH_PE_absptr if !form.is_indirect() => value,
+                constants::DW_EH_PE_pcrel if !form.is_indirect() => here.wrapping_add(value),
                 _ => return None,
             }
         }
     };
-    let types = match reader.byte()? {
-        encoding::OMITTED => None,
+    let types = match encoding(&mut reader)? {
+        constants::DW_EH_PE_omit => None,
         form => {
-            let distance = usize::try_from(reader.uleb()?).ok()?;
-            Some((form, reader.at.checked_add(distance)?))
+            let distance = usize::try_from(reader.read_uleb128().ok()?).ok()?;
+            Some((form, reader.offset_from(all).checked_add(distance)?))
         }
     };
-    let form = reader.byte().filter(|form| form & !encoding::FORM == 0)?;
-    let length = usize::try_from(reader.uleb()?).ok()?;
-    let end = reader.at.checked_add(length)?;
+    let form = encoding(&mut reader).filter(|form| *form == form.format())?;
+    let length = usize::try_from(reader.read_uleb128().ok()?).ok()?;
+    let mut calls = reader.split(length).ok()?;
     let actions = Actions {
-        bytes: bytes.get(end..)?,
-        all: bytes,
+        bytes: reader,
+        all,
         types,
     };
     let mut pads = Vec::new();
-    reader.bytes = &bytes[..end];
-    while reader.at < end {
-        let (_start, _size) = (reader.encoded(form)?, reader.encoded(form)?);
-        let (pad, action) = (reader.encoded(form)?, reader.uleb()?);
+    while !calls.is_empty() {
+        let (_start, _size) = (encoded(&mut calls, form)?, encoded(&mut calls, form)?);
+        let (pad, action) = (encoded(&mut calls, form)?, calls.read_uleb128().ok()?);
         // Without a landing pad, or with one that only cleans up, an exception passes.
         if pad == 0 || !actions.stop_all(action)? {
             return None;
@@ -72,10 +66,10 @@ pub fn stops_all(bytes: &[u8], address: u64, function: u64) -> Option<Vec<u64>> 
 
 /// The actions of a table, and the types that they refer to.
 struct Actions<'a> {
-    bytes: &'a [u8],
-    all: &'a [u8],
+    bytes: Slice<'a>,
+    all: Slice<'a>,
     /// How types are encoded, and where their list ends. It is indexed backwards from there.
-    types: Option<(u8, usize)>,
+    types: Option<(DwEhPe, usize)>,
 }
 
 impl Actions<'_> {
@@ -85,13 +79,11 @@ impl Actions<'_> {
             return Some(false);
         };
         for _ in 0..MAX_ACTIONS {
-            let mut reader = Reader {
-                bytes: self.bytes,
-                at,
-            };
-            let filter = reader.sleb()?;
-            let next_from = reader.at;
-            let next = reader.sleb()?;
+            let mut reader = self.bytes;
+            reader.skip(at).ok()?;
+            let filter = reader.read_sleb128().ok()?;
+            let next_from = reader.offset_from(self.bytes);
+            let next = reader.read_sleb128().ok()?;
             // 0 only cleans up. A negative filter is a list of the types that may pass; the code behind it may throw.
             if filter > 0 && self.catches_all(filter.unsigned_abs())? {
                 return Some(true);
@@ -108,10 +100,11 @@ impl Actions<'_> {
     fn catches_all(&self, filter: u64) -> Option<bool> {
         let (form, end) = self.types?;
         // An address of full size may be filled in by the loader, so zero means nothing.
-        let size = match form & encoding::FORM {
-            0x02 | 0x0a => 2,
-            0x03 | 0x0b => 4,
-            0x04 | 0x0c if form & encoding::RELATIVE_TO != 0 => 8,
+        let is_relative = form.application() != constants::DW_EH_PE_absptr;
+        let size = match form.format() {
+            constants::DW_EH_PE_udata2 | constants::DW_EH_PE_sdata2 => 2,
+            constants::DW_EH_PE_udata4 | constants::DW_EH_PE_sdata4 => 4,
+            constants::DW_EH_PE_udata8 | constants::DW_EH_PE_sdata8 if is_relative => 8,
             _ => return None,
         };
         let start = end.checked_sub(usize::try_from(filter).ok()?.checked_mul(size)?)?;
@@ -120,78 +113,23 @@ impl Actions<'_> {
     }
 }
 
-/// Reads values one after the other.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+/// How a value is encoded: its form, and what it is relative to.
+fn encoding(reader: &mut Slice<'_>) -> Option<DwEhPe> {
+    reader.read_u8().ok().map(DwEhPe)
 }
 
-impl Reader<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let byte = *self.bytes.get(self.at)?;
-        self.at += 1;
-        Some(byte)
-    }
-
-    /// A value of this form.
-    fn encoded(&mut self, form: u8) -> Option<u64> {
-        if form == encoding::ULEB {
-            return self.uleb();
-        }
-        let (size, signed) = match form {
-            0x02 => (2, false),
-            0x03 => (4, false),
-            0x04 | 0x0c => (8, false),
-            0x0a => (2, true),
-            0x0b => (4, true),
-            _ => return None,
-        };
-        let mut value = [0; 8];
-        let bytes = self.bytes.get(self.at..self.at.checked_add(size)?)?;
-        value[..size].copy_from_slice(bytes);
-        self.at += size;
-        let unused = 64 - 8 * size as u32;
-        let value = u64::from_le_bytes(value);
-        Some(match signed {
-            true => (value.cast_signed() << unused >> unused).cast_unsigned(),
-            false => value,
-        })
-    }
-
-    fn uleb(&mut self) -> Option<u64> {
-        let (mut value, mut shift) = (0_u64, 0);
-        loop {
-            let byte = self.byte()?;
-            let bits = u64::from(byte & 0x7f);
-            if shift >= 63 && bits >> (64 - shift) != 0 {
-                return None;
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-            shift += 7;
-            if shift > 63 {
-                return None;
-            }
-        }
-    }
-
-    fn sleb(&mut self) -> Option<i64> {
-        let (mut value, mut shift) = (0_i64, 0);
-        loop {
-            let byte = self.byte()?;
-            value |= i64::from(byte & 0x7f) << shift;
-            shift += 7;
-            if byte & 0x80 == 0 {
-                let unused = 64_u32.saturating_sub(shift);
-                return Some(value << unused >> unused);
-            }
-            if shift > 56 {
-                return None;
-            }
-        }
-    }
+/// A value of this form.
+fn encoded(reader: &mut Slice<'_>, form: DwEhPe) -> Option<u64> {
+    let value = match form {
+        constants::DW_EH_PE_uleb128 => reader.read_uleb128(),
+        constants::DW_EH_PE_udata2 => reader.read_u16().map(u64::from),
+        constants::DW_EH_PE_udata4 => reader.read_u32().map(u64::from),
+        constants::DW_EH_PE_udata8 | constants::DW_EH_PE_sdata8 => reader.read_u64(),
+        constants::DW_EH_PE_sdata2 => reader.read_i16().map(|it| i64::from(it).cast_unsigned()),
+        constants::DW_EH_PE_sdata4 => reader.read_i32().map(|it| i64::from(it).cast_unsigned()),
+        _ => return None,
+    };
+    value.ok()
 }
 
 #[cfg(test)]
@@ -303,9 +241,9 @@ mod tests {
 
     /// A table with calls that all have the landing pad 0x20, and with these actions and types.
     fn table(types: u8, calls: &[u8], actions: &[u8], list: &[u8]) -> Vec<u8> {
-        let mut table = vec![encoding::OMITTED, types];
+        let mut table = vec![constants::DW_EH_PE_omit.0, types];
         table.push((2 + 4 * calls.len() + actions.len() + list.len()) as u8);
-        table.extend([encoding::ULEB, 4 * calls.len() as u8]);
+        table.extend([constants::DW_EH_PE_uleb128.0, 4 * calls.len() as u8]);
         table.extend(calls.iter().flat_map(|&action| [0, 1, 0x20, action]));
         table.extend(actions);
         table.extend(list);
@@ -349,14 +287,15 @@ mod tests {
 
     #[test]
     fn a_value_of_any_size_is_read() {
-        let read = |bytes: &[u8], form| Reader { bytes, at: 0 }.encoded(form);
-        assert_eq!(read(&[0xe5, 0x8e, 0x26], encoding::ULEB), Some(624_485));
+        let read = |bytes, form| encoded(&mut Slice::new(bytes, LittleEndian), DwEhPe(form));
+        let uleb = constants::DW_EH_PE_uleb128.0;
+        assert_eq!(read(&[0xe5, 0x8e, 0x26], uleb), Some(624_485));
         assert_eq!(read(&[0xfe, 0xff], 0x0a), Some(u64::MAX - 1));
         assert_eq!(read(&[0xfe, 0xff], 0x02), Some(0xfffe));
-        assert_eq!(read(&[0xff; 10], encoding::ULEB), None);
+        assert_eq!(read(&[0xff; 10], uleb), None);
         assert_eq!(read(&[0xff; 8], 0x04), Some(u64::MAX));
         assert_eq!(read(&[0xff; 3], 0x03), None);
-        let read = |bytes: &[u8]| Reader { bytes, at: 0 }.sleb();
+        let read = |bytes| Slice::new(bytes, LittleEndian).read_sleb128().ok();
         assert_eq!(read(&[0x7e]), Some(-2));
         assert_eq!(read(&[0x80, 0x7f]), Some(-128));
         assert_eq!(read(&[0xff; 12]), None);

@@ -17,16 +17,24 @@ use crate::os::processes;
 pub(super) const MOST: u32 = 65_536;
 
 /// Gives images their command lines.
-#[derive(Default)]
 pub(super) struct Args {
-    pub(super) wanted: bool,
+    wanted: bool,
     /// Those of processes that ran before memleak, by pid, with the programs that the processes ran.
-    pub(super) running: HashMap<u32, (PathBuf, CommandLine)>,
+    running: HashMap<u32, (PathBuf, CommandLine)>,
     /// When these were read, by CLOCK_MONOTONIC. A later process may have the pid of an ended one.
-    pub(super) read: Duration,
+    read: Duration,
 }
 
 impl Args {
+    /// `wanted`: command lines were asked for.
+    pub(super) fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            running: HashMap::new(),
+            read: Duration::ZERO,
+        }
+    }
+
     /// Reads the command lines of the processes that run already. The kernel side does not see these.
     pub(super) fn read_running(&mut self) {
         // /proc must show the pids that rows have.

@@ -174,12 +174,11 @@ impl Collector {
     /// its version.
     fn probe(
         &mut self,
-        file: &file_id,
+        id: &file_id,
         version: file_version,
         examined: Examined,
         pid: Option<u32>,
     ) -> Result<file_state> {
-        let id = file;
         let mut flags = 0;
         if examined.findings.stripped {
             flags |= file_flags::FILE_NO_SYMBOLS.0;
@@ -187,7 +186,7 @@ impl Collector {
         if examined.class == Class::Bits32 {
             flags |= file_flags::FILE_32BIT.0;
         }
-        let key = (file.device, file.inode);
+        let key = (id.device, id.inode);
         let closing = self.closing.get(&key);
         if closing.is_some_and(|old| !old.is_finished()) {
             return Ok(unexamined_for_now());
@@ -331,10 +330,9 @@ impl Collector {
 
     /// The places in a loader that get probes. Perf-event uprobes are ended one by one, so they are few.
     fn hooks(&self, hooks: LoaderHooks) -> Vec<Hook> {
-        match self.method {
-            Method::Session | Method::Multi => hooks.cheap,
-            Method::PerfEvent | Method::Separate if self.holds != Holds::Nowhere => hooks.cheap,
-            Method::PerfEvent | Method::Separate => hooks.few,
+        match self.method <= Method::Multi || self.holds != Holds::Nowhere {
+            true => hooks.cheap,
+            false => hooks.few,
         }
     }
 

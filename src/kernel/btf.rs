@@ -340,8 +340,9 @@ mod tests {
     /// The programs' instructions, without the numbers of maps and functions, which differ from load to load.
     fn instructions(types: Option<&[u8]>) -> Vec<Instructions> {
         let place = Box::leak(Box::new(MaybeUninit::uninit()));
-        let open = match types {
-            Some(types) => open_with(file_of(types).unwrap(), place).unwrap(),
+        let types = types.map(|types| file_of(c"types", types).unwrap());
+        let open = match &types {
+            Some(types) => open_with(types, place).unwrap(),
             None => MemleakSkelBuilder::default().open(place).unwrap(),
         };
         let skel = open.load().unwrap();

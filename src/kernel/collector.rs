@@ -106,10 +106,7 @@ impl Collector {
                 clock: Clock::read(),
                 files: Vec::new(),
             },
-            args: Args {
-                wanted: settings.args,
-                ..Args::default()
-            },
+            args: Args::new(settings.args),
             targets: Vec::new(),
             rows_taken_from_map: 0,
             sweep: None,

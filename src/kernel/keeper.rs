@@ -5,10 +5,10 @@
 //! mappings are locked. The keeper locks its own mappings, again and again, for as long as somebody reads them. For this
 //! it maps the buffer of a perf event whose last buffer has just been unmapped. The kernel then waits until it may reuse
 //! the event (`ring_buffer_attach` in kernel/events/core.c), and has the mappings locked meanwhile. That is a grace
-//! period of RCU, some 8 to 20 ms.
+//! period of RCU, 8 to 28 ms.
 //!
-//! So the kernel ends each sleep, whatever becomes of the keeper or of memleak. While they are stopped, the mappings are
-//! not locked, and held processes wait awake. `bpf/holds.bpf.h` has the other side.
+//! So the kernel ends each sleep, whatever becomes of the keeper or of memleak. While the keeper is stopped, the mappings
+//! are not locked, and held processes wait awake. `bpf/holds.bpf.h` has the other side.
 
 use std::ffi::{CStr, c_void};
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
@@ -18,13 +18,15 @@ use std::time::Duration;
 
 use libbpf_rs::MapCore as _;
 use libbpf_rs::libbpf_sys::{
-    BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, bpf_prog_test_run_opts,
-    bpf_test_run_opts,
+    BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, PERF_COUNT_SW_DUMMY,
+    PERF_TYPE_SOFTWARE, bpf_prog_test_run_opts, bpf_test_run_opts, perf_event_attr,
 };
 
 use crate::kernel::object::Globals;
+use crate::kernel::separate::PERF_FLAG_FD_CLOEXEC;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::sleeper;
+use crate::os::clock::monotonic;
 use crate::os::own_files::OwnFiles;
 
 /// The name that other processes see.
@@ -230,41 +232,20 @@ fn nanoseconds(time: Duration) -> u64 {
     time.as_nanos() as u64
 }
 
-/// The time in nanoseconds that BPF programs have.
+/// The time in nanoseconds that BPF programs have. Allocates nothing.
 fn now() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: fills in the time, which outlives the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    (time.tv_sec * 1_000_000_000 + time.tv_nsec) as u64
+    nanoseconds(monotonic())
 }
 
 /// Opens a perf event that never occurs.
 fn open_event() -> Option<RawFd> {
-    /// The beginning of `struct perf_event_attr`, as long as in its first version.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        kind: u32,
-        size: u32,
-        config: u64,
-        unused: [u64; 3],
-        flags: u64,
-        unused_too: [u64; 2],
-    }
-    const SOFTWARE: u32 = 1;
-    const DUMMY: u64 = 9;
-    const EXCLUDE_KERNEL: u64 = 1 << 5;
-    const CLOSE_ON_EXEC: u64 = 1 << 3;
-    let attributes = Attributes {
-        kind: SOFTWARE,
-        size: size_of::<Attributes>() as u32,
-        config: DUMMY,
-        flags: EXCLUDE_KERNEL,
-        ..Attributes::default()
+    let mut attributes = perf_event_attr {
+        type_: PERF_TYPE_SOFTWARE,
+        size: size_of::<perf_event_attr>() as u32,
+        config: PERF_COUNT_SW_DUMMY.into(),
+        ..perf_event_attr::default()
     };
+    attributes.set_exclude_kernel(1);
     // SAFETY: the attributes are as long as they say, and outlive the call.
     let event = unsafe {
         libc::syscall(
@@ -273,7 +254,7 @@ fn open_event() -> Option<RawFd> {
             0,
             -1,
             -1,
-            CLOSE_ON_EXEC,
+            PERF_FLAG_FD_CLOEXEC,
         )
     } as i32;
     (event >= 0).then_some(event)

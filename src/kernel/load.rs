@@ -1,9 +1,10 @@
 //! Loads the BPF objects with the best method that this kernel accepts. Attaching to files is left to `attach`.
 
-use std::ffi::CString;
+use std::cell::OnceCell;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
@@ -55,8 +56,6 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
         return Err(LoadError::NoBtf);
     }
     let mut method = settings.method.unwrap_or(Method::BEST);
-    // Ends when this function does.
-    let _warmth = (method <= Method::Multi).then(Warmth::begin);
     let mut holds = settings.holds;
     let mut has_looked_up = false;
     // Not decided by trying: before a kernel refuses these programs, it has already warned of them.
@@ -66,8 +65,11 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     if method == Method::Separate {
         holds = Holds::Nowhere;
     }
+    // Ends when this function does.
+    let _warmth = (method <= Method::Multi).then(Warmth::begin);
+    let types = OnceCell::new();
     loop {
-        match load_for(method, holds, settings) {
+        match load_for(method, holds, settings, &types) {
             // Another method would fail in the same way.
             Err(
                 error @ (LoadError::Rights(_)
@@ -101,13 +103,21 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
 }
 
-fn load_for(method: Method, holds: Holds, settings: &Settings) -> Result<Loaded, LoadError> {
+/// Type information of the programs' own, or `None` if there is none.
+type Types = OnceCell<Option<File>>;
+
+fn load_for(
+    method: Method,
+    holds: Holds,
+    settings: &Settings,
+    types: &Types,
+) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
     let told_twice = settings.misses > 0 || release::may_miss_events();
     let mut object = match method {
         Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
         _ => {
-            let skel = load_newer(method, holds, told_twice, settings).map_err(fail)?;
+            let skel = load_newer(method, holds, told_twice, settings, types).map_err(fail)?;
             Object::Newer(Box::new(skel))
         }
     };
@@ -210,15 +220,11 @@ fn load_newer(
     holds: Holds,
     told_twice: bool,
     settings: &Settings,
+    types: &Types,
 ) -> libbpf_rs::Result<MemleakSkel<'static>> {
     // Loaded once, and needed until memleak exits.
     let place = Box::leak(Box::new(MaybeUninit::uninit()));
-    let types = fs::read(BTF)
-        .ok()
-        .and_then(|kernel| btf::of_programs(&kernel));
-    stages::mark("types read");
-    let types = types.and_then(|types| file_of(&types).ok());
-    let mut open = match types {
+    let mut open = match types.get_or_init(own_types) {
         Some(types) => open_with(types, place)?,
         None => MemleakSkelBuilder::default().open(place)?,
     };
@@ -291,20 +297,26 @@ fn load_newer(
     open.load()
 }
 
+fn own_types() -> Option<File> {
+    let types = btf::of_programs(&fs::read(BTF).ok()?)?;
+    stages::mark("types read");
+    file_of(c"memleak-types", &types).ok()
+}
+
 /// A file in memory with these bytes.
 ///
 /// # Errors
 /// The caller allows no files of that length (RLIMIT_FSIZE), or there is no descriptor left.
-pub(super) fn file_of(bytes: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create(c"memleak-types", MFdFlags::MFD_CLOEXEC)?);
+pub(super) fn file_of(name: &CStr, bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
     file.write_all(bytes)?;
     Ok(file)
 }
 
 /// Opens the object for newer kernels with the type information that its programs need. libbpf would search the
-/// kernel's own for a third of the time that loading takes.
+/// kernel's own for a third of the time that loading takes. It reads the file when it loads the object.
 pub(super) fn open_with(
-    types: File,
+    types: &File,
     place: &'static mut MaybeUninit<OpenObject>,
 ) -> libbpf_rs::Result<OpenMemleakSkel<'static>> {
     let path = CString::new(format!("/proc/self/fd/{}", types.as_raw_fd()));
@@ -314,10 +326,7 @@ pub(super) fn open_with(
         btf_custom_path: path.as_ptr(),
         ..bpf_object_open_opts::default()
     };
-    let open = MemleakSkelBuilder::default().open_opts(options, place);
-    // libbpf reads the file when it loads the object.
-    mem::forget(types);
-    open
+    MemleakSkelBuilder::default().open_opts(options, place)
 }
 
 /// Raises the limit of locked memory. Before Linux 5.11, programs and their maps count as locked memory. The command

@@ -20,12 +20,13 @@ impl Collector {
     /// And a process that ran before memleak is in that count only from its next call of an allocator on. In both cases
     /// this function lists the tasks that are alive.
     pub fn everyone_has_ended(&self) -> bool {
-        let count_is_right = match self.has_living_tasks() {
+        let some_live = self.has_living_tasks();
+        let count_is_right = match some_live {
             true => !self.told_twice || self.missed_events() == 0,
             false => self.globals.joining.get() == 0,
         };
         match count_is_right {
-            true => !self.has_living_tasks(),
+            true => !some_live,
             false => self.thread_sums().is_ok_and(|sums| sums.is_empty()),
         }
     }

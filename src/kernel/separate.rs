@@ -21,7 +21,7 @@ const LOAD_64: u8 = 0x18;
 /// Requests to perf events (uapi/linux/perf_event.h): `_IOW('$', 8, __u32)` and `_IO('$', 0)`.
 const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
 const PERF_EVENT_IOC_ENABLE: libc::c_ulong = 0x2400;
-const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
+pub(super) const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
 /// The directory where the kernel describes uprobes as events.
 const UPROBE: &str = "/sys/bus/event_source/devices/uprobe";

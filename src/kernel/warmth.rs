@@ -2,8 +2,6 @@
 //! way (`dup_mmap_sem`, a percpu_rw_semaphore). If somebody else has waited just before, there is nothing to wait for.
 //! So, while the verifier works, a thread puts in probes that do nothing, at a place that nobody has mapped.
 
-use std::fs::File;
-use std::io::Write as _;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,9 +9,9 @@ use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Result;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::kernel::empty::EmptyProbes;
+use crate::kernel::load::file_of;
 use crate::kernel::method::Method;
 use crate::kernel::pins::Pins;
 
@@ -52,17 +50,13 @@ impl Warmth {
 }
 
 fn keep_warm(is_over: &AtomicBool) -> Result<()> {
-    let mut file = File::from(memfd_create(c"memleak-warmth", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(&[0x90; 16])?;
+    let file = file_of(c"memleak-warmth", &[0x90; 16])?;
     let mut probes = EmptyProbes::attach(Method::Multi, &file, &[0])?;
     // So that the links take no descriptors. Without the right to that, they do.
     let mut pins = Pins::new().ok();
     for _ in 0..MOST {
         if let Some(pins) = &mut pins {
             probes.pin(pins)?;
-        }
-        if is_over.load(Ordering::Relaxed) {
-            break;
         }
         thread::park_timeout(LASTS);
         if is_over.load(Ordering::Relaxed) {

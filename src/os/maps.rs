@@ -36,6 +36,27 @@ pub fn executables(
 }
 
 fn executable(line: &[u8]) -> Option<Executable> {
+    let mapping = file_mapping(line)?;
+    mapping.access.contains('x').then(|| Executable {
+        addresses: mapping.addresses,
+        offset: mapping.offset,
+        device: mapping.device.to_owned(),
+        inode: mapping.inode,
+    })
+}
+
+/// A line that describes a mapping of a file.
+pub(super) struct FileMapping<'a> {
+    pub addresses: Range<u64>,
+    /// As `r-xp`.
+    pub access: &'a str,
+    pub offset: u64,
+    pub device: &'a str,
+    pub inode: u64,
+}
+
+/// Reads a line. `None` if it cannot be parsed or its mapping has no file.
+pub(super) fn file_mapping(line: &[u8]) -> Option<FileMapping<'_>> {
     let mut words = line
         .trim_ascii_end()
         .split(|&byte| byte == b' ')
@@ -47,11 +68,12 @@ fn executable(line: &[u8]) -> Option<Executable> {
     let access = words.next()?;
     let (offset, device) = (hex(words.next()?)?, words.next()?);
     let inode = words.next()?.parse().ok()?;
-    let is_file = access.contains('x') && inode != 0 && !addresses.is_empty();
-    is_file.then(|| Executable {
+    let is_file = inode != 0 && !addresses.is_empty();
+    is_file.then_some(FileMapping {
         addresses,
+        access,
         offset,
-        device: device.to_owned(),
+        device,
         inode,
     })
 }

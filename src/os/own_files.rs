@@ -8,6 +8,8 @@ use std::fs;
 use std::io;
 use std::ptr;
 
+use crate::os::maps::file_mapping;
+
 /// Pieces of files that are mapped here, all of them private.
 pub struct OwnFiles {
     pieces: Vec<Piece>,
@@ -32,7 +34,7 @@ impl OwnFiles {
         let here = Self::read as *const () as usize;
         let maps = fs::read("/proc/self/maps")?;
         Ok(Self {
-            pieces: pieces(&String::from_utf8_lossy(&maps), here),
+            pieces: pieces(&maps, here),
         })
     }
 
@@ -97,8 +99,9 @@ impl Piece {
 }
 
 /// The private mappings of files in `maps` (proc_pid_maps(5)), except those of the file that is mapped at `own`.
-fn pieces(maps: &str, own: usize) -> Vec<Piece> {
-    let all: Vec<_> = maps.lines().filter_map(line).collect();
+fn pieces(maps: &[u8], own: usize) -> Vec<Piece> {
+    let lines = maps.split(|&byte| byte == b'\n');
+    let all: Vec<_> = lines.filter_map(piece).collect();
     let own = all
         .iter()
         .find(|(piece, _)| (piece.start..piece.start + piece.length).contains(&own))
@@ -117,16 +120,8 @@ fn pieces(maps: &str, own: usize) -> Vec<Piece> {
 }
 
 /// A line's mapping, and its file's device and inode. `None` if it is shared or has no file.
-fn line(line: &str) -> Option<(Piece, (&str, &str))> {
-    let mut words = line.split_ascii_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let start = usize::from_str_radix(start, 16).ok()?;
-    let end = usize::from_str_radix(end, 16).ok()?;
-    let access = words.next()?;
-    let (_offset, device, inode) = (words.next()?, words.next()?, words.next()?);
-    if inode == "0" || !access.ends_with('p') {
-        return None;
-    }
+fn piece(line: &[u8]) -> Option<(Piece, (&str, u64))> {
+    let mapping = file_mapping(line).filter(|mapping| mapping.access.ends_with('p'))?;
     let granted = [
         ('r', libc::PROT_READ),
         ('w', libc::PROT_WRITE),
@@ -134,15 +129,16 @@ fn line(line: &str) -> Option<(Piece, (&str, &str))> {
     ];
     let protection = granted
         .into_iter()
-        .filter(|(letter, _)| access.contains(*letter))
+        .filter(|(letter, _)| mapping.access.contains(*letter))
         .fold(0, |all, (_, one)| all | one);
+    let addresses = mapping.addresses;
     let piece = Piece {
-        start,
-        length: end.checked_sub(start)?,
+        start: addresses.start as usize,
+        length: (addresses.end - addresses.start) as usize,
         protection,
         is_code: false,
     };
-    Some((piece, (device, inode)))
+    Some((piece, (mapping.device, mapping.inode)))
 }
 
 #[cfg(test)]
@@ -151,7 +147,7 @@ mod tests {
 
     #[test]
     fn private_mappings_of_files_other_than_the_program_are_pieces() {
-        let maps = "\
+        let maps = b"\
             1000-2000 r-xp 00000000 fe:00 1 /usr/bin/memleak\n\
             2000-3000 rw-p 00001000 fe:00 1 /usr/bin/memleak\n\
             3000-4000 rw-p 00000000 00:00 0 [heap]\n\

@@ -160,9 +160,9 @@ pub fn count_descendants(of: &[Process]) -> Result<usize> {
 /// The same over a map from each process to its parent.
 fn descendants(parents: &HashMap<u32, u32>, of: &HashSet<u32>) -> usize {
     let descends = |pid: &u32| {
-        let mut ancestors = std::iter::successors(parents.get(pid), |parent| parents.get(parent));
+        let ancestors = std::iter::successors(parents.get(pid), |parent| parents.get(parent));
         // The map was not read in one moment, so it might have a circle.
-        let mut ancestors = ancestors.by_ref().take(parents.len());
+        let mut ancestors = ancestors.take(parents.len());
         !of.contains(pid) && ancestors.any(|ancestor| of.contains(ancestor))
     };
     parents.keys().filter(|pid| descends(pid)).count()
