@@ -9,6 +9,7 @@ use crate::kernel::skeletons::types::{
     arrival, command_line, counters, heap, heap_flags, limits, live_cell, thread_sum,
 };
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses, Uncovered};
+use crate::model::reach::{Reach, ReachUnknown};
 use crate::os::clock::Clock;
 
 /// What a record does not contain, but is needed to read it.
@@ -166,6 +167,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             failed_allocs: sum.failed_allocs,
             unknown_frees: sum.unknown_frees,
         },
+        reach: reach(end),
         allocators: allocators(record, context),
         uncovered: uncovered(record),
         losses: Losses {
@@ -174,6 +176,14 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             calls_without_return: sum.lost_calls,
             rows_lost: 0,
         },
+    }
+}
+
+/// Nothing is known yet of blocks that were never freed.
+fn reach(end: End) -> Reach {
+    match end {
+        End::Exec | End::Running => Reach::NotJudged,
+        End::Exited(_) | End::Signaled { .. } => Reach::Unknown(ReachUnknown::Off),
     }
 }
 

@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::model::reach::Reach;
+
 /// The life of one process image, complete once the image has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -35,6 +37,8 @@ pub struct Image {
     /// When the image ended, since the Unix epoch.
     pub end_time: Duration,
     pub counters: Counters,
+    /// How the blocks that it never freed could be reached.
+    pub reach: Reach,
     /// The files with a probed allocator that this image mapped.
     pub allocators: Vec<PathBuf>,
     /// Why the image, or a part of it, was not followed.
@@ -181,7 +185,8 @@ impl std::ops::AddAssign for Losses {
 pub(crate) mod samples {
     use proptest::prelude::*;
 
-    use super::{Counters, Duration, End, From, Image, Losses, Uncovered};
+    use super::{Counters, Duration, End, From, Image, Losses, Reach, Uncovered};
+    use crate::model::reach::ReachUnknown;
 
     /// A complete image that leaks nothing and exited with 0.
     pub(crate) fn image() -> Image {
@@ -206,6 +211,7 @@ pub(crate) mod samples {
                 peak_live_bytes: Some(1_892_331),
                 ..Counters::default()
             },
+            reach: Reach::Unknown(ReachUnknown::Off),
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
             uncovered: None,
             losses: Losses::default(),

@@ -6,4 +6,5 @@ pub mod gate;
 pub mod image;
 pub mod ledger;
 pub mod live;
+pub mod reach;
 pub mod selection;
