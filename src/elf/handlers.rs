@@ -13,7 +13,8 @@ pub const MAX_TABLE: usize = 1 << 16;
 /// The most actions of one call that are looked at. Compilers chain those of a few nested `try` blocks.
 const MAX_ACTIONS: usize = 64;
 
-type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
+/// Bytes of a file's tables, as gimli reads them.
+pub(super) type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
 
 /// The landing pads of code in which every exception from a call stops. `None` if one may pass, and if the table cannot
 /// be read. Code at a landing pad may lie elsewhere, and then has another table.

@@ -13,6 +13,7 @@ use gimli::{
 use object::elf::PT_GNU_EH_FRAME;
 
 use crate::elf::file::ElfFile;
+use crate::elf::handlers::Slice;
 
 /// A file with a larger table is not looked into. That of a C++ compiler has 4.4 MB.
 const MAX_BYTES: u64 = 4 << 20;
@@ -22,8 +23,6 @@ const MAX_ENTRIES: usize = 1 << 18;
 
 /// The header of the table: versions, encodings, and where the table is.
 const MAX_HEADER: u64 = 32;
-
-type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
 
 /// Which addresses of a file the unwinder knows.
 #[derive(Debug, Default)]

@@ -287,8 +287,9 @@ mod tests {
 
     use super::*;
     use crate::kernel::features::BTF;
-    use crate::kernel::load::{file_of, open_with};
+    use crate::kernel::load::open_with;
     use crate::kernel::skeletons::MemleakSkelBuilder;
+    use crate::os::memory_file::file_of;
 
     #[test]
     fn the_names_are_those_of_the_kernels_types() {

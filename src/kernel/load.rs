@@ -1,9 +1,9 @@
 //! Loads the BPF objects with the best method that this kernel accepts. Attaching to files is left to `attach`.
 
 use std::cell::OnceCell;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
@@ -11,7 +11,6 @@ use std::path::Path;
 use libbpf_rs::libbpf_sys::bpf_object_open_opts;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, OpenObject, PrintLevel, ProgramAttachType, set_print};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 use crate::kernel::args;
@@ -26,6 +25,7 @@ use crate::kernel::skeletons::{
     MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder, OpenMemleakSkel,
 };
 use crate::kernel::warmth::Warmth;
+use crate::os::memory_file::file_of;
 use crate::os::processes::levels_of_proc_above;
 use crate::os::release;
 use crate::os::stages;
@@ -301,16 +301,6 @@ fn own_types() -> Option<File> {
     let types = btf::of_programs(&fs::read(BTF).ok()?)?;
     stages::mark("types read");
     file_of(c"memleak-types", &types).ok()
-}
-
-/// A file in memory with these bytes.
-///
-/// # Errors
-/// The caller allows no files of that length (RLIMIT_FSIZE), or there is no descriptor left.
-pub(super) fn file_of(name: &CStr, bytes: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(bytes)?;
-    Ok(file)
 }
 
 /// Opens the object for newer kernels with the type information that its programs need. libbpf would search the

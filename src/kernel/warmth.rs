@@ -11,9 +11,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::kernel::empty::EmptyProbes;
-use crate::kernel::load::file_of;
 use crate::kernel::method::Method;
 use crate::kernel::pins::Pins;
+use crate::os::memory_file::file_of;
 
 /// How long the effect of one probe lasts, at least.
 const LASTS: Duration = Duration::from_millis(5);

@@ -9,6 +9,7 @@ pub mod identity;
 pub mod inherited;
 pub mod mapping;
 pub mod maps;
+pub mod memory_file;
 pub mod mount;
 pub mod namespace;
 pub mod own_files;

@@ -1,0 +1,17 @@
+//! Files that exist only in memory.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Write as _};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// A file in memory with these bytes.
+///
+/// # Errors
+/// The caller allows no files of that length (RLIMIT_FSIZE), or there is no descriptor left.
+pub fn file_of(name: &CStr, bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file)
+}
