@@ -49,6 +49,7 @@ test  | setcap       | command setcap        | libcap2-bin           | libcap
 test  | sudo         | command sudo          | sudo                  | sudo
 test  | strip        | command strip         | binutils              | binutils
 test  | gdb          | command gdb           | gdb                   | gdb
+test  | bwrap        | command bwrap         | bubblewrap            | bubblewrap
 test  | strace       | command strace        | strace                | strace
 test  | jemalloc     | library jemalloc      | libjemalloc-dev       | jemalloc-devel
 test  | munged       | command munged        | munge                 | munge

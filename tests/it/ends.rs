@@ -148,9 +148,37 @@ fn a_memleak_that_is_killed_at_any_moment_of_its_end_leaves_no_breakpoint() {
 }
 
 #[test]
-fn many_starts_in_a_row_leave_no_breakpoint() {
+fn what_a_memleak_that_is_killed_at_any_moment_leaves_goes_with_the_next_one() {
+    assert_killed_at_any_moment(15);
+}
+
+/// Kills memleak at that many moments of its life. If probes were just being attached, breakpoints may stay. Then the
+/// next memleak that ends takes them along.
+#[track_caller]
+pub fn assert_killed_at_any_moment(moments: u32) {
     let bystanders = Bystanders::new(3);
-    for _ in 0..30 {
+    let began = Instant::now();
+    assert!(bystanders.memleak(&["true"]).status().unwrap().success());
+    let whole = began.elapsed();
+    for moment in 0..moments {
+        let mut memleak = bystanders.memleak(&["true"]).spawn().unwrap();
+        sleep(whole.mul_f64(f64::from(moment) / f64::from(moments)));
+        memleak.kill().unwrap();
+        memleak.wait().unwrap();
+        assert!(bystanders.memleak(&["true"]).status().unwrap().success());
+        bystanders.assert_soon_without_probes();
+    }
+}
+
+#[test]
+fn many_starts_in_a_row_leave_no_breakpoint() {
+    assert_starts_leave_nothing(30);
+}
+
+#[track_caller]
+pub fn assert_starts_leave_nothing(starts: u32) {
+    let bystanders = Bystanders::new(3);
+    for _ in 0..starts {
         assert!(bystanders.memleak(&["true"]).status().unwrap().success());
     }
     bystanders.assert_soon_without_probes();
@@ -207,6 +235,24 @@ fn whoever_reads_memleaks_output_sees_its_end() {
             .unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "over\n");
         assert!(began.elapsed() < SOON);
+    }
+}
+
+/// timeout(1) waits for its child only. With `--foreground` the two share a process group with this test.
+#[test]
+fn under_timeout_memleak_ends_with_its_command() {
+    let bystanders = Bystanders::new(3);
+    for option in [&[][..], &["--foreground"]] {
+        let began = Instant::now();
+        let status = Command::new("timeout")
+            .args(option)
+            .args(["20", MEMLEAK, "run", "-q", "--", "sh", "-c", "exit 7"])
+            .env("LD_LIBRARY_PATH", bystanders.directory.path())
+            .stdin(Stdio::null())
+            .status();
+        assert_eq!(status.unwrap().code(), Some(7));
+        assert!(began.elapsed() < Duration::from_secs(20));
+        bystanders.assert_soon_without_probes();
     }
 }
 

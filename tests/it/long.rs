@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
+use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
 use crate::launch::assert_exit_code;
 
 /// Runs `run` and prints how long it took.
@@ -59,4 +60,16 @@ fn all_rows_of_ten_thousand_forks_are_exact() {
         expected.sort();
         assert!(found == expected, "{} rows", found.len());
     });
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn three_hundred_starts_in_a_row_leave_no_breakpoint() {
+    timed("300 starts in a row", || assert_starts_leave_nothing(300));
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn a_memleak_that_is_killed_at_any_of_150_moments_leaves_nothing_for_long() {
+    timed("150 kills", || assert_killed_at_any_moment(150));
 }
