@@ -64,10 +64,10 @@ test-long: ## Run the tests that take minutes; WRITE=1 writes their output to te
 	@scripts/test-long.sh $(if $(WRITE),--write)
 
 .PHONY: test-times
-test-times: ## Run all tests and print how long each took, the longest first
+test-times: ## Run all tests and print how long each took, the longest first; WRITE=1 writes that to tests/times.txt
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
-	@TEST_THREADS=$(TEST_THREADS) scripts/test-times.sh
+	@TEST_THREADS=$(TEST_THREADS) scripts/test-times.sh $(if $(WRITE),>tests/times.txt)
 
 # Compiles as the user, as `test` does, so that the script's own build compiles nothing.
 .PHONY: test-kernels
