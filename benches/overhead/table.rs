@@ -111,64 +111,82 @@ fn workloads(results: &[Measured]) -> String {
     text
 }
 
-/// Says why cells are empty, and which tool did less than the title says.
+/// Says why cells are empty, and which tool did less than the title says: one line for each tool that needs one.
 fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
-    let mut lines = Vec::new();
-    for tool in Tool::ALL {
-        if !toolbox.has(tool) {
-            lines.push(format!("{}: {}.", tool.name(), toolbox.state(tool)));
-        }
-        for measured in results {
-            match measured.cell(tool) {
-                Cell::Unable => lines.push(format!(
-                    "{} does not follow children: “{}”.",
-                    tool.name(),
-                    measured.title
-                )),
-                Cell::NotTried => lines.push(format!(
-                    "{} would take too long: “{}”.",
-                    tool.name(),
-                    measured.title
-                )),
-                Cell::Failed(reason) => lines.push(format!(
-                    "{} failed: “{}”: {reason}.",
-                    tool.name(),
-                    measured.title
-                )),
-                Cell::Took { operations, .. } => {
-                    // The title states the bare command's number. In a loop, fewer calls give the
-                    // same mean. Fewer blocks held at once, processes or records do not.
-                    if let Some(named) = number_in(measured.title)
-                        && *operations < named
-                    {
-                        lines.push(format!(
-                            "{} ran {} of {} in “{}”.",
-                            tool.name(),
-                            grouped(*operations),
-                            grouped(named),
-                            measured.title
-                        ));
-                    }
-                }
-                Cell::Absent => {}
-            }
-        }
-    }
-    if lines.is_empty() {
-        return String::new();
-    }
     let mut text = String::from("\n");
-    for line in lines {
-        text += &format!("- {line}\n");
+    for tool in Tool::ALL {
+        let clauses = match toolbox.has(tool) {
+            true => clauses(tool, results),
+            false => vec![toolbox.state(tool).to_owned()],
+        };
+        if !clauses.is_empty() {
+            text += &format!("- {}: {}.\n", tool.name(), clauses.join("; "));
+        }
     }
-    text
+    match text.trim() {
+        "" => String::new(),
+        _ => text,
+    }
 }
 
-/// The first number in a title. `1,000,000` is one number.
-fn number_in(title: &str) -> Option<u64> {
-    title
-        .split(' ')
-        .find_map(|word| word.replace(',', "").parse().ok())
+/// What is to be said of a tool that is there.
+fn clauses(tool: Tool, results: &[Measured]) -> Vec<String> {
+    let mut fewer = Vec::new();
+    let mut not_tried = Vec::new();
+    let mut failed = Vec::new();
+    let mut is_unable = false;
+    for measured in results {
+        match measured.cell(tool) {
+            Cell::Unable => is_unable = true,
+            Cell::NotTried => not_tried.push(what(measured.title)),
+            Cell::Failed(reason) => {
+                failed.push(format!("{} failed ({reason})", what(measured.title)))
+            }
+            Cell::Took { operations, .. } => {
+                // The title states the bare command's number. In a loop, fewer calls give the same mean. Fewer blocks
+                // held at once, processes or records do not.
+                if let Some((at, named)) = number_in(measured.title)
+                    && *operations < named
+                {
+                    fewer.push(format!(
+                        "{} of {}",
+                        grouped(*operations),
+                        what(&measured.title[at..])
+                    ));
+                }
+            }
+            Cell::Absent => {}
+        }
+    }
+    let mut clauses = Vec::new();
+    if !fewer.is_empty() {
+        clauses.push(format!("ran only {}", fewer.join(", ")));
+    }
+    if !not_tried.is_empty() {
+        clauses.push(format!("{} would take too long", not_tried.join(", ")));
+    }
+    if is_unable {
+        clauses.push(
+            "does not follow children, so none of the cases with several processes".to_owned(),
+        );
+    }
+    clauses.extend(failed);
+    clauses
+}
+
+/// The beginning of a title, which tells it from the others.
+fn what(title: &str) -> &str {
+    title.split_once(", ").map_or(title, |(what, _)| what)
+}
+
+/// The first number in a title, and where it begins. `1,000,000` is one number.
+fn number_in(title: &str) -> Option<(usize, u64)> {
+    let mut at = 0;
+    title.split(' ').find_map(|word| {
+        let begin = at;
+        at += word.len() + 1;
+        Some((begin, word.replace(',', "").parse().ok()?))
+    })
 }
 
 /// A time in the unit that gives it two to four digits.
