@@ -15,10 +15,10 @@ use object::elf::PT_GNU_EH_FRAME;
 use crate::elf::file::ElfFile;
 use crate::elf::handlers::Slice;
 
-/// A file with a larger table is not looked into. That of a C++ compiler has 4.4 MB.
+/// A file with a larger table is not looked into. That of the C++ compiler of GCC 12 (cc1plus) has 2.6 MB.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// A file with more entries is not looked into. That of a C++ compiler has 60,000.
+/// A file with more entries is not looked into. That compiler has 49,000.
 const MAX_ENTRIES: usize = 1 << 18;
 
 /// The header of the table: versions, encodings, and where the table is.
