@@ -1,9 +1,10 @@
 //! Keeps links in a file system that goes with memleak. When memleak ends, in whatever way, the kernel's own workers
 //! close the links. So memleak's exit waits for none of them, and no signal can keep one from being closed.
 //!
-//! The file system is mounted nowhere: only memleak's descriptor leads to it. When that is closed, the kernel frees the
-//! inodes after a grace period of RCU. The link of each inode is put by `bpf_link_put`, which leaves the rest to a
-//! worker (kernel/bpf/inode.c and syscall.c).
+//! The file system is mounted nowhere: only memleak's descriptor leads to it. When that is closed, the kernel puts the
+//! link of each inode, at once or after a grace period of RCU (kernel/bpf/inode.c). `bpf_link_put` leaves the rest to a
+//! worker, from Linux 6.5 on (kernel/bpf/syscall.c). Before, memleak's exit may close the links itself, where no signal
+//! reaches it any more.
 
 use std::ffi::CString;
 use std::io;

@@ -45,8 +45,9 @@ impl fmt::Display for Refused {
             ),
             Self::Open(errno) => write!(
                 f,
-                "cannot open the command's mount namespace in /proc/self/ns: {}; /proc must be mounted, and \
-                 `ulimit -n` must leave some descriptors",
+                "cannot open the command's mount namespace in /proc/self/ns: {}; /proc must be mounted, `ulimit -n` \
+                 must leave some descriptors, and an AppArmor profile of memleak's must have attach_disconnected \
+                 (--probes=shared takes none of these)",
                 errno.desc()
             ),
         }
