@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -28,6 +28,10 @@ complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this
 complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report: those that grew most' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks to track' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l lost -d 'Tell lost from reachable' -r -f -a "auto\t'In `run`, where the kernel lets memleak hold processes unseen; elsewhere as `Never`'
+always\t'For each process with blocks that it never freed'
+never\t'Only where a gate asks for it'"
+complete -c memleak -n "__fish_memleak_needs_command" -l lost-timeout -d 'Hold a process for that long at the most' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l user-name -d 'Only processes of this user; may be repeated' -r -f -a "(__fish_complete_users)"
 complete -c memleak -n "__fish_memleak_needs_command" -l comm -d 'Only processes whose command name matches (!GLOB: does not match); may be repeated' -r
@@ -56,8 +60,14 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l probes -d 'Probe
 private\t'Copies that only the command sees'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks to track' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allocator -d 'Count a program\'s own allocator' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost -d 'Tell lost from reachable' -r -f -a "auto\t'In `run`, where the kernel lets memleak hold processes unseen; elsewhere as `Never`'
+always\t'For each process with blocks that it never freed'
+never\t'Only where a gate asks for it'"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost-timeout -d 'Hold a process for that long at the most' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if a process leaks more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all together leak more than SIZE' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-lost -d 'Fail if a process loses more than SIZE' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-lost -d 'Fail if all together lose more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-comm -d 'Judge only processes of these names' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-exe -d 'Judge only processes of these paths' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d 'Exit code of a failed gate [default: 23]' -r
@@ -65,6 +75,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l color -d 'When t
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l sort -d 'Order of the block by command' -r -f -a "leak\t''
+lost\t''
 allocs\t''
 processes\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write the report to FILE' -r -F

@@ -21,9 +21,10 @@ use memleak::find::notation::{self, Spec};
 use memleak::find::{Examined, ld_cache};
 use memleak::kernel::records::{self, Context};
 use memleak::model::exit::Outcome;
-use memleak::model::gate::{Gate, Limits};
+use memleak::model::gate::Gate;
 use memleak::model::image::{Image, Losses};
 use memleak::model::ledger::Ledger;
+use memleak::model::limits::{Allowed, Limits};
 use memleak::model::selection::Selection;
 use memleak::os::clock::Clock;
 use memleak::os::maps;
@@ -253,8 +254,12 @@ pub fn events(bytes: &[u8]) {
         process: Some(1 << 20),
         total: Some(u64::MAX),
     };
+    let allowed = Allowed {
+        leak: limits,
+        lost: limits,
+    };
     for format in [Format::Table, Format::Json, Format::Csv] {
-        let mut ledger = Ledger::new(Gate::new(limits, Selection::default()));
+        let mut ledger = Ledger::new(Gate::new(allowed, Selection::default()));
         let written = Written::default();
         let options = Options {
             verbosity: Verbosity::Verbose,

@@ -16,7 +16,7 @@ pub const EXIT_CODES: [(&str, &str); 4] = [
     (
         "125",
         "memleak failed or was called wrongly, and the command was not started. Or the command exited with 0, \
-         and the gate could not be judged: too much was lost, or no process was chosen.",
+         and the gate could not be judged: memleak missed too much, a process could not be scanned, or no process was chosen.",
     ),
     (
         "126, 127",

@@ -105,7 +105,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
         Some(Mode::Run(run)) => match run.gate.without_effect() {
             None => Ok(Task::Run(*run)),
             Some(option) => Err(wrong(format!(
-                "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-total-leak SIZE"
+                "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-lost SIZE"
             ))),
         },
         Some(Mode::Doctor(doctor)) => Ok(Task::Doctor(doctor)),

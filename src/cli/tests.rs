@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::*;
 use crate::kernel::method::{Holds, Method};
+use crate::model::commands::CommandOrder;
 use crate::model::exit::LeakExit;
+use crate::model::limits::Limits;
+use crate::model::scan::ScanWanted;
 use crate::options::switches::Switches;
 use crate::options::{
     Color, DEFAULT_MAX_ALLOCS, DEFAULT_TOP, DoctorFormat, Filters, WaitAll, parse_wait,
@@ -117,6 +120,10 @@ fn every_option_reaches_its_value() {
         "--fail-on-leak",
         "1MB",
         "--fail-on-total-leak=2MiB",
+        "--fail-on-lost=1kB",
+        "--fail-on-total-lost",
+        "2kB",
+        "--sort=lost",
         "--gate-comm",
         "app*",
         "--gate-comm",
@@ -142,6 +149,9 @@ fn every_option_reaches_its_value() {
     assert_eq!(run.shown.color, Color::Never);
     assert_eq!(run.gate.fail_on_leak, Some(1_000_000));
     assert_eq!(run.gate.fail_on_total_leak, Some(2_097_152));
+    assert_eq!(run.gate.fail_on_lost, Some(1_000));
+    assert_eq!(run.gate.fail_on_total_lost, Some(2_000));
+    assert_eq!(run.sort, CommandOrder::Lost);
     assert_eq!(run.gate.gate_comm.len(), 2);
     assert!(run.gate.gate("/".as_ref()).unwrap().is_some());
     assert_eq!(
@@ -341,6 +351,15 @@ fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
             "--fail-on-leak <SIZE>: '1Q' is not a size",
         ),
         (
+            &["run", "--fail-on-lost", "1Q", "true"],
+            "--fail-on-lost <SIZE>: '1Q' is not a size",
+        ),
+        (&["run", "--lost=maybe", "true"], "auto, always, never"),
+        (
+            &["run", "--sort=size", "true"],
+            "leak, lost, allocs, processes",
+        ),
+        (
             &["run", "--fail-on-leak=-1", "true"],
             "--fail-on-leak <SIZE>: '-1' is not a size",
         ),
@@ -436,6 +455,99 @@ fn wait_all_may_have_a_limit_and_takes_no_word_of_the_command() {
             .contains("cannot be '2s'; it is a number of seconds")
     );
     assert!(wrong(&["run", "--wait-all=", "true"]).contains("--wait-all"));
+}
+
+#[test]
+fn what_is_scanned_follows_from_lost_and_the_gates() {
+    use crate::options::lost::Lost;
+
+    let limits = |process, total| ScanWanted::Undecided(Limits { process, total });
+    for (line, lost, seen, unseen) in [
+        (&[][..], Lost::Auto, ScanWanted::Never, ScanWanted::Always),
+        (
+            &["--lost=auto"],
+            Lost::Auto,
+            ScanWanted::Never,
+            ScanWanted::Always,
+        ),
+        (
+            &["--lost"],
+            Lost::Always,
+            ScanWanted::Always,
+            ScanWanted::Always,
+        ),
+        (
+            &["--lost=never"],
+            Lost::Never,
+            ScanWanted::Never,
+            ScanWanted::Never,
+        ),
+        (
+            &["--fail-on-lost", "1kB"],
+            Lost::Auto,
+            limits(Some(1000), None),
+            ScanWanted::Always,
+        ),
+        (
+            &[
+                "--lost=never",
+                "--fail-on-lost=0",
+                "--fail-on-total-lost=1MB",
+            ],
+            Lost::Never,
+            limits(Some(0), Some(1_000_000)),
+            limits(Some(0), Some(1_000_000)),
+        ),
+        // A gate over leaks needs no scan.
+        (
+            &["--lost=never", "--fail-on-leak=0"],
+            Lost::Never,
+            ScanWanted::Never,
+            ScanWanted::Never,
+        ),
+    ] {
+        let options = run(&[line, &["true"]].concat());
+        assert_eq!(options.lost.lost, lost, "{line:?}");
+        assert_eq!(options.scan_wanted(false), seen, "{line:?}");
+        assert_eq!(options.scan_wanted(true), unseen, "{line:?}");
+        assert_eq!(options.command, ["true"], "{line:?}");
+        assert_eq!(options.gate.without_effect(), None, "{line:?}");
+    }
+    // The processes belong to others, so they are only held if that is asked for.
+    assert_eq!(watch(&["-a"]).scan_wanted(), ScanWanted::Never);
+    assert_eq!(
+        watch(&["-p1", "--lost=auto"]).scan_wanted(),
+        ScanWanted::Never
+    );
+    assert_eq!(watch(&["-p1", "--lost"]).scan_wanted(), ScanWanted::Always);
+}
+
+#[test]
+fn a_process_is_held_for_two_seconds_unless_another_time_is_given() {
+    let timeout = |line: &[&str]| run(&[line, &["true"]].concat()).lost.lost_timeout;
+    assert_eq!(timeout(&[]), Duration::from_secs(2));
+    assert_eq!(
+        timeout(&["--lost-timeout", "0.25"]),
+        Duration::from_millis(250)
+    );
+    assert_eq!(timeout(&["--lost-timeout=3600"]), Duration::from_secs(3600));
+    let watched = watch(&["-a", "--lost-timeout=9"]);
+    assert_eq!(watched.lost.lost_timeout, Duration::from_secs(9));
+    for (time, says) in [
+        (
+            "0",
+            "it is a number of seconds, more than 0 and at most 3600",
+        ),
+        (
+            "3601",
+            "it is a number of seconds, more than 0 and at most 3600",
+        ),
+        ("2s", "it is a number of seconds, as 60 or 0.5"),
+    ] {
+        let said = wrong(&["run", "--lost-timeout", time, "true"]);
+        let says = format!("--lost-timeout <SECONDS> cannot be '{time}'; ") + says;
+        assert!(said.contains(&says), "{said}");
+    }
 }
 
 #[test]
@@ -578,6 +690,7 @@ fn a_wrong_command_line_of_watching_gives_one_line_too() {
         ),
         (&["-a", "--top", "-1"], "-1"),
         (&["-a", "--fail-on-leak", "1"], "'--fail-on-leak'"),
+        (&["-a", "--fail-on-lost", "1"], "'--fail-on-lost'"),
     ] {
         let said = wrong(line);
         assert!(said.contains(says), "{line:?}: {said}");

@@ -333,13 +333,13 @@ fn a_count_that_is_wrong_by_one_byte_is_a_failure() {
 
 #[test]
 fn a_child_that_was_not_counted_to_its_end_is_a_failure() {
-    let lost = count(|ran| {
+    let missed = count(|ran| {
         ran.images[1].losses = Losses {
             rows_lost: 1,
             ..Losses::default()
         }
     });
-    assert_check(&lost, Status::Fail, &["lost"]);
+    assert_check(&missed, Status::Fail, &["missed"]);
     let late = count(|ran| ran.images[2].uncovered = Some(Uncovered::Late));
     assert_check(&late, Status::Fail, &["before its allocator was probed"]);
     let unread = count(|ran| ran.images[1].uncovered = Some(Uncovered::Unexamined));

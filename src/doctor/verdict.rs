@@ -184,7 +184,7 @@ fn incomplete(image: &Image) -> Option<(&'static str, &'static str)> {
             "give the users of memleak the right to read its file (chmod a+r)",
         )),
         Some(_) => Some(("its allocator was not found", LOOK)),
-        None => (!image.complete()).then_some(("calls or blocks were lost", LOOK)),
+        None => (!image.complete()).then_some(("calls or blocks were missed", LOOK)),
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use clap::ValueEnum;
 
+use crate::model::bounds::Bounds;
 use crate::model::image::Image;
+use crate::model::lost::LostSum;
 
 /// How many command names are told apart. The processes of all further ones are added up as one.
 const MOST: usize = 4096;
@@ -22,6 +24,9 @@ pub struct Command {
     pub leaked_blocks: u64,
     /// The process that leaked most, and how many bytes. `None`: none leaked.
     pub worst: Option<(u32, u64)>,
+    pub lost: LostSum,
+    /// The process that certainly lost most, and how many bytes. `None`: none is known to have lost anything.
+    pub worst_lost: Option<(u32, u64)>,
 }
 
 /// By what the commands are ordered, the largest first.
@@ -29,6 +34,7 @@ pub struct Command {
 pub enum CommandOrder {
     #[default]
     Leak,
+    Lost,
     Allocs,
     Processes,
 }
@@ -54,9 +60,15 @@ impl Commands {
         add(&mut command.total_allocs_bytes, counters.total_allocs_bytes);
         add(&mut command.leaked_bytes, counters.leaked_bytes);
         add(&mut command.leaked_blocks, counters.leaked_blocks);
-        let worst = command.worst.map_or(0, |(_, bytes)| bytes);
-        if counters.leaked_bytes > worst {
-            command.worst = Some((image.pid, counters.leaked_bytes));
+        command.lost.record(image);
+        let lost = Bounds::of_lost(image).lower;
+        for (worst, bytes) in [
+            (&mut command.worst, counters.leaked_bytes),
+            (&mut command.worst_lost, lost),
+        ] {
+            if bytes > worst.map_or(0, |(_, bytes)| bytes) {
+                *worst = Some((image.pid, bytes));
+            }
         }
     }
 
@@ -80,7 +92,9 @@ pub fn sort(commands: &mut [Command], order: CommandOrder) {
             processes,
             ..
         } = *command;
+        let lost_bytes = command.lost.bytes.lower;
         Reverse(match order {
+            CommandOrder::Lost => (lost_bytes, leaked_bytes),
             CommandOrder::Leak => (leaked_bytes, total_allocs_bytes),
             CommandOrder::Allocs => (total_allocs_bytes, leaked_bytes),
             CommandOrder::Processes => (processes, leaked_bytes),
@@ -92,6 +106,7 @@ pub fn sort(commands: &mut [Command], order: CommandOrder) {
 mod tests {
     use super::*;
     use crate::model::image::samples::image;
+    use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 
     fn ended(pid: u32, comm: &str, allocated: u64, leaked: u64) -> Image {
         let mut image = image();
@@ -124,10 +139,45 @@ mod tests {
             leaked_bytes: 11,
             leaked_blocks: 3,
             worst: Some((3, 4)),
+            lost: LostSum {
+                bytes: Bounds {
+                    lower: 0,
+                    upper: Some(11),
+                },
+                unknown: [(ReachUnknown::Off, 3)].into(),
+                ..LostSum::default()
+            },
+            worst_lost: None,
         };
         let found = commands(&images);
         assert_eq!(found[0], expected);
         assert_eq!((found.len(), found[1].worst), (2, None));
+    }
+
+    #[test]
+    fn what_is_lost_is_added_up_as_far_as_it_is_known() {
+        let losing = |pid, lost| {
+            let mut image = ended(pid, "a", 10, 9);
+            let definite = Amount {
+                bytes: lost,
+                blocks: 1,
+            };
+            image.reach = Reach::Known(Reached {
+                definite,
+                ..Reached::default()
+            });
+            image
+        };
+        let found = commands(&[losing(1, 2), ended(2, "a", 10, 5), losing(3, 4)]);
+        let bounds = Bounds {
+            lower: 6,
+            upper: Some(11),
+        };
+        assert_eq!((found[0].lost.bytes, found[0].lost.judged), (bounds, 2));
+        assert_eq!(
+            (found[0].worst, found[0].worst_lost),
+            (Some((1, 9)), Some((3, 4)))
+        );
     }
 
     #[test]
@@ -144,6 +194,7 @@ mod tests {
             String::from_utf8(names.flatten().collect()).unwrap()
         };
         assert_eq!(order(CommandOrder::Leak), "bac");
+        assert_eq!(order(CommandOrder::Lost), "bac");
         assert_eq!(order(CommandOrder::Allocs), "cba");
         assert_eq!(order(CommandOrder::Processes), "cba");
     }

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 
-use crate::model::gate::Verdict;
+use crate::model::bounds::Verdict;
 
 /// Exit code for a failure of memleak itself, and for a gate that cannot be judged.
 pub const TOOL_ERROR: u8 = 125;

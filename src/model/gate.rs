@@ -1,139 +1,39 @@
-//! The leak gate: decides whether any process, or all processes together, leaked more than allowed.
+//! The gates: decide whether any process, or all processes together, leaked or lost more than allowed.
 //!
-//! A gate takes each image as it ends, and keeps a few sums, however long the job is. If something was lost, a leak is
-//! only known within bounds. A gate only passes if the bounds prove it, and if it has judged a process at all. The effect
-//! of a verdict on the exit code is decided in `exit`.
+//! A gate takes each image as it ends, and keeps a few sums, however long the job is. An amount may only be known within
+//! bounds: if memleak missed something, or if a process was not scanned. A gate only passes if the bounds prove it, and
+//! if it has judged a process at all. `judgement` has the result, and `exit` decides what it means for the exit code.
 
-use std::fmt;
-
-use crate::model::image::{End, From, Image, Losses};
-use crate::model::selection::{Met, Selection, Unjudged};
-use crate::text::escape;
-use crate::text::units::counted;
-
-/// A verdict of a gate. The verdicts are in ascending order of weight: of several verdicts, the greatest counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verdict {
-    Passed,
-    /// Too much was lost to decide, or nobody was judged.
-    Unknown,
-    Failed,
-}
-
-impl Verdict {
-    /// The spelling in JSON, CSV and the closing line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Passed => "passed",
-            Self::Unknown => "unknown",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// The bounds of a leak, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    pub lower: u64,
-    /// `None`: no upper bound is known.
-    pub upper: Option<u64>,
-}
-
-impl Bounds {
-    /// Certainly nothing leaked.
-    pub const ZERO: Self = Self {
-        lower: 0,
-        upper: Some(0),
-    };
-
-    /// The bounds of an image's leak. Blocks that were not recorded may or may not have been freed. There is no upper
-    /// bound after a call that never returned, with a lost row, with an allocator that was not followed, or if the
-    /// image ran before memleak attached.
-    pub fn of(image: &Image) -> Self {
-        let lower = image.counters.leaked_bytes;
-        let bounded = image.losses.calls_without_return == 0
-            && image.losses.rows_lost == 0
-            && image.uncovered.is_none()
-            && image.from == From::Start;
-        Self {
-            lower,
-            upper: bounded.then(|| lower.saturating_add(image.losses.bytes_not_recorded)),
-        }
-    }
-
-    /// Whether the leak is known exactly.
-    pub fn exact(self) -> bool {
-        self.upper == Some(self.lower)
-    }
-
-    fn verdict(self, limit: u64) -> Verdict {
-        if self.lower > limit {
-            Verdict::Failed
-        } else if self.upper.is_some_and(|upper| upper <= limit) {
-            Verdict::Passed
-        } else {
-            Verdict::Unknown
-        }
-    }
-}
-
-impl std::ops::AddAssign for Bounds {
-    fn add_assign(&mut self, other: Self) {
-        self.lower = self.lower.saturating_add(other.lower);
-        self.upper = match (self.upper, other.upper) {
-            (Some(a), Some(b)) => Some(a.saturating_add(b)),
-            _ => None,
-        };
-    }
-}
-
-/// The allowed leaks in bytes. A larger leak fails the gate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Limit for each single process.
-    pub process: Option<u64>,
-    /// Limit for all processes together.
-    pub total: Option<u64>,
-}
+use crate::model::bounds::{Bounds, Verdict};
+use crate::model::image::{End, Image, Losses};
+use crate::model::judgement::{Culprit, Judged, Judgement, Reasons};
+use crate::model::limits::{Allowed, Limits};
+use crate::model::reach::{Reach, ReachUnknown};
+use crate::model::selection::{Met, Selection};
 
 /// Judges images one by one, in constant memory.
 #[derive(Clone, Debug)]
 pub struct Gate {
-    limits: Limits,
     selection: Selection,
     met: Met,
     judged: u64,
-    over: u64,
-    worst: Option<Culprit>,
-    any: Verdict,
-    total: Bounds,
+    leak: Option<Tally>,
+    lost: Option<Tally>,
     rows_lost: bool,
-}
-
-/// The process with the largest leak of those over the limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Culprit {
-    pub pid: u32,
-    pub comm: Vec<u8>,
-    /// Lower bound of its leak, in bytes.
-    pub leaked_bytes: u64,
 }
 
 impl Gate {
     /// A gate over the selected processes. `None` if there is no limit.
-    pub fn new(limits: Limits, selection: Selection) -> Option<Self> {
-        if limits == Limits::default() {
+    pub fn new(allowed: Allowed, selection: Selection) -> Option<Self> {
+        if allowed == Allowed::default() {
             return None;
         }
         Some(Self {
-            limits,
             met: Met::new(&selection),
             selection,
             judged: 0,
-            over: 0,
-            worst: None,
-            any: Verdict::Passed,
-            total: Bounds::ZERO,
+            leak: Tally::new(allowed.leak),
+            lost: Tally::new(allowed.lost),
             rows_lost: false,
         })
     }
@@ -143,171 +43,133 @@ impl Gate {
         !self.selection.paths.is_everything()
     }
 
-    /// Takes an image into account. Returns the verdict over this image alone, or `None` if the limit for one process
-    /// does not apply to it. Images that an exec replaced, and images that still run, are not judged.
+    /// Takes an image into account. Returns the verdict over this image alone, or `None` if no limit for one process
+    /// applies to it. Images that an exec replaced, and images that still run, are not judged.
     pub fn judge(&mut self, image: &Image) -> Option<Verdict> {
-        // Counts for every image, even one that is not judged: the lost row may belong to any process.
+        // Counts for every image, even one that is not judged: the missed row may belong to any process.
         self.rows_lost |= image.losses.rows_lost > 0;
         if matches!(image.end, End::Exec | End::Running) {
             return None;
         }
         let chosen = self.selection.choose(image);
         self.met.met(image, chosen != Some(false));
-        let mut leak = Bounds::of(image);
         match chosen {
             Some(true) => self.judged += 1,
             Some(false) => return None,
-            // It may be one of those that are judged, and what it leaked may count.
-            None => leak.lower = 0,
+            None => {}
         }
-        self.total += leak;
-        let verdict = leak.verdict(self.limits.process?);
+        let mut leak = Bounds::of(image);
+        let mut lost = Bounds::of_lost(image);
+        if chosen.is_none() {
+            // It may be one of those that are judged, and what it leaked may count.
+            (leak.lower, lost.lower) = (0, 0);
+        }
+        let why = match image.reach {
+            Reach::Unknown(why) => Some(why),
+            Reach::Known(_) | Reach::NotJudged => None,
+        };
+        let leak = (self.leak.as_mut()).and_then(|tally| tally.judge(image, leak, None));
+        let lost = (self.lost.as_mut()).and_then(|tally| tally.judge(image, lost, why));
+        leak.max(lost)
+    }
+
+    /// The verdict over all images. `losses` are the losses that belong to no image. `ran` says whether the command ran
+    /// at all. If it did not, nothing is known.
+    pub fn finish(self, losses: Losses, ran: bool) -> Judgement {
+        let blind = self.rows_lost || losses != Losses::default() || !ran;
+        let finish = |tally: Tally| tally.finish(blind, self.judged);
+        Judgement {
+            leak: self.leak.map(finish),
+            lost: self.lost.map(finish),
+            judged: self.judged,
+            unjudged: self.met.finish(),
+        }
+    }
+}
+
+/// What the judged processes come to, in one kind of amount.
+#[derive(Clone, Debug)]
+struct Tally {
+    limits: Limits,
+    /// The verdict over each process so far.
+    any: Verdict,
+    over: u64,
+    worst: Option<Culprit>,
+    sum: Bounds,
+    undecided: Reasons,
+    undecided_in_sum: Reasons,
+}
+
+impl Tally {
+    /// `None` if there is no limit.
+    fn new(limits: Limits) -> Option<Self> {
+        (!limits.are_none()).then_some(Self {
+            limits,
+            any: Verdict::Passed,
+            over: 0,
+            worst: None,
+            sum: Bounds::ZERO,
+            undecided: Reasons::new(),
+            undecided_in_sum: Reasons::new(),
+        })
+    }
+
+    /// Takes an image's amount into account. Returns the verdict over it, if there is a limit for one process. `why`: why
+    /// the amount is not known, if there is such a reason.
+    fn judge(
+        &mut self,
+        image: &Image,
+        amount: Bounds,
+        why: Option<ReachUnknown>,
+    ) -> Option<Verdict> {
+        self.sum += amount;
+        let why = why.filter(|_| !amount.exact());
+        if let Some(why) = why {
+            *self.undecided_in_sum.entry(why).or_default() += 1;
+        }
+        let verdict = amount.verdict(self.limits.process?);
+        if let Some(why) = why.filter(|_| verdict == Verdict::Unknown) {
+            *self.undecided.entry(why).or_default() += 1;
+        }
         self.any = self.any.max(verdict);
         if verdict == Verdict::Failed {
             self.over += 1;
-            if self
-                .worst
-                .as_ref()
-                .is_none_or(|worst| worst.leaked_bytes < leak.lower)
-            {
+            let worst = self.worst.as_ref().map_or(0, |worst| worst.bytes);
+            // More than the limit is more than 0.
+            if amount.lower > worst {
                 self.worst = Some(Culprit {
                     pid: image.pid,
                     comm: image.comm.clone(),
-                    leaked_bytes: leak.lower,
+                    bytes: amount.lower,
                 });
             }
         }
         Some(verdict)
     }
 
-    /// The verdict over all images. `losses` are the losses that belong to no image. `ran` says whether the command ran
-    /// at all. If it did not, nothing is known.
-    pub fn finish(mut self, losses: Losses, ran: bool) -> Judgement {
-        let blind = self.rows_lost || losses != Losses::default() || !ran;
+    /// `blind`: something of which nobody knows to which process it belongs was missed.
+    fn finish(mut self, blind: bool, judged: u64) -> Judged {
         if blind {
             self.any = self.any.max(Verdict::Unknown);
-            self.total.upper = None;
+            self.sum.upper = None;
         }
-        if self.judged == 0 {
+        if judged == 0 {
             self.any = Verdict::Unknown;
         }
-        let total = |limit| match self.judged {
+        let total = |limit| match judged {
             0 => Verdict::Unknown,
-            _ => self.total.verdict(limit),
+            _ => self.sum.verdict(limit),
         };
-        Judgement {
+        Judged {
             limits: self.limits,
             process: self.limits.process.map(|_| self.any),
             total: self.limits.total.map(total),
-            unjudged: self.met.finish(),
-            judged: self.judged,
             over: self.over,
             worst: self.worst,
-            leaked: self.total,
+            sum: self.sum,
+            undecided: self.undecided,
+            undecided_in_sum: self.undecided_in_sum,
         }
-    }
-}
-
-/// The result of a gate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Judgement {
-    pub limits: Limits,
-    /// The verdict of the limit for one process, if there is such a limit.
-    pub process: Option<Verdict>,
-    /// The verdict of the limit for all processes together, if there is such a limit.
-    pub total: Option<Verdict>,
-    /// How many processes were judged. If it is none, every verdict is unknown.
-    pub judged: u64,
-    /// The processes that were not judged.
-    pub unjudged: Unjudged,
-    /// How many of the judged processes certainly leaked more than the limit for one process.
-    pub over: u64,
-    /// The process with the largest leak of those over the limit.
-    pub worst: Option<Culprit>,
-    /// The leak of all judged processes together.
-    pub leaked: Bounds,
-}
-
-impl Judgement {
-    /// The verdict of all limits together.
-    pub fn verdict(&self) -> Verdict {
-        self.process
-            .into_iter()
-            .chain(self.total)
-            .max()
-            .unwrap_or(Verdict::Passed)
-    }
-}
-
-impl Judgement {
-    /// Says that no process was judged, and which processes there were.
-    fn say_nobody(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no process was judged")?;
-        let Unjudged { unmatched, .. } = &self.unjudged;
-        if self.unjudged.is_empty() {
-            return Ok(());
-        }
-        match &unmatched[..] {
-            [] => f.write_str(", all that ended are excluded")?,
-            patterns => write!(f, ", none matches {}", patterns.join(" or "))?,
-        }
-        write!(f, ": there were {}", self.unjudged)
-    }
-}
-
-/// One line without a line break. Sizes are in bytes, so that a leak just over the limit is visible as such.
-impl fmt::Display for Judgement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gate {}: ", self.verdict().as_str())?;
-        if self.judged == 0 {
-            return self.say_nobody(f);
-        }
-        let judged = counted(self.judged, "process", "processes");
-        if let (Some(limit), Some(verdict)) = (self.limits.process, self.process) {
-            match verdict {
-                Verdict::Passed => write!(f, "none of {judged} leaked more than {limit} bytes")?,
-                Verdict::Unknown => write!(
-                    f,
-                    "whether any of {judged} leaked more than {limit} bytes cannot be told"
-                )?,
-                Verdict::Failed => {
-                    write!(
-                        f,
-                        "{} of {judged} leaked more than {limit} bytes",
-                        self.over
-                    )?;
-                }
-            }
-            if let Some(worst) = &self.worst {
-                let comm = escape::escaped(&worst.comm);
-                write!(
-                    f,
-                    " (most: {comm}[{}], {})",
-                    worst.pid,
-                    counted(worst.leaked_bytes, "byte", "bytes")
-                )?;
-            }
-            if self.total.is_some() {
-                f.write_str("; ")?;
-            }
-        }
-        if let (Some(limit), Some(verdict)) = (self.limits.total, self.total) {
-            let leaked = self.leaked.lower;
-            match verdict {
-                Verdict::Passed => {
-                    write!(f, "{judged} leaked not more than {limit} bytes together")?;
-                }
-                Verdict::Unknown => write!(
-                    f,
-                    "whether {judged} leaked more than {limit} bytes together cannot be told"
-                )?,
-                Verdict::Failed => write!(
-                    f,
-                    "{judged} leaked {leaked} bytes together, more than {limit} bytes"
-                )?,
-            }
-        }
-        Ok(())
     }
 }
 
@@ -316,13 +178,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::image::Uncovered;
     use crate::model::image::samples::{any_image, image};
+    use crate::model::image::{From, Uncovered};
+    use crate::model::reach::{Amount, Reached};
     use crate::text::globs::CommNames;
     use crate::text::paths::ExePaths;
 
-    fn limits(process: Option<u64>, total: Option<u64>) -> Limits {
-        Limits { process, total }
+    /// Limits of leaks.
+    fn limits(process: Option<u64>, total: Option<u64>) -> Allowed {
+        Allowed {
+            leak: Limits { process, total },
+            ..Allowed::default()
+        }
     }
 
     fn names(globs: &[&str]) -> Selection {
@@ -338,7 +205,7 @@ mod tests {
         image
     }
 
-    fn judgement(limits: Limits, comms: &[&str], images: &[Image]) -> Judgement {
+    fn judgement(limits: Allowed, comms: &[&str], images: &[Image]) -> Judgement {
         let mut gate = Gate::new(limits, names(comms)).unwrap();
         for image in images {
             gate.judge(image);
@@ -348,7 +215,7 @@ mod tests {
 
     #[test]
     fn without_a_limit_there_is_no_gate() {
-        assert!(Gate::new(Limits::default(), names(&["sh"])).is_none());
+        assert!(Gate::new(Allowed::default(), names(&["sh"])).is_none());
         assert!(Gate::new(limits(Some(0), None), Selection::default()).is_some());
         assert!(Gate::new(limits(None, Some(0)), Selection::default()).is_some());
     }
@@ -377,8 +244,10 @@ mod tests {
         let failed = judgement(limits(None, Some(1_000)), &[], &images);
         assert_eq!(failed.verdict(), Verdict::Failed);
         let both = judgement(limits(Some(1_000), Some(1_000)), &[], &images);
-        assert_eq!(both.process, Some(Verdict::Passed));
-        assert_eq!(both.total, Some(Verdict::Failed));
+        assert_eq!(
+            both.verdicts(),
+            [("leak", Verdict::Passed), ("total_leak", Verdict::Failed)]
+        );
         assert_eq!(both.verdict(), Verdict::Failed);
     }
 
@@ -442,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_row_makes_the_gate_unknown_even_if_its_image_is_not_judged() {
+    fn a_missed_row_makes_the_gate_unknown_even_if_its_image_is_not_judged() {
         for (comm, end) in [
             ("sh", End::Exec),
             ("sh", End::Running),
@@ -628,7 +497,8 @@ mod tests {
             &[],
             &[leaking(2_000), worst, leaking(1_000)],
         );
-        assert_eq!((judgement.judged, judgement.over), (3, 2));
+        let over = judgement.leak.as_ref().map(|judged| judged.over);
+        assert_eq!((judgement.judged, over), (3, Some(2)));
         assert_eq!(
             judgement.to_string(),
             r"gate failed: 2 of 3 processes leaked more than 1000 bytes (most: bad\x1b[77], 3000 bytes); 3 processes leaked 6000 bytes together, more than 2000 bytes"
@@ -658,7 +528,198 @@ mod tests {
         );
     }
 
+    /// Limits of what is lost.
+    fn lost_limits(process: Option<u64>, total: Option<u64>) -> Allowed {
+        Allowed {
+            lost: Limits { process, total },
+            ..Allowed::default()
+        }
+    }
+
+    /// An image that leaked and lost so many bytes.
+    fn losing(leaked: u64, lost: u64) -> Image {
+        let mut image = leaking(leaked);
+        let amount = |bytes| Amount {
+            bytes,
+            blocks: u64::from(bytes > 0),
+        };
+        image.reach = Reach::Known(Reached {
+            definite: amount(lost / 2),
+            indirect: amount(lost - lost / 2),
+            reachable: amount(leaked - lost),
+            ..Reached::default()
+        });
+        image
+    }
+
+    fn unknown(leaked: u64, why: ReachUnknown) -> Image {
+        let mut image = leaking(leaked);
+        image.reach = Reach::Unknown(why);
+        image
+    }
+
+    #[test]
+    fn only_what_is_lost_counts_for_a_limit_of_what_is_lost() {
+        for (limit, lost, verdict) in [
+            (0, 0, Verdict::Passed),
+            (0, 1, Verdict::Failed),
+            (1_000, 1_000, Verdict::Passed),
+            (1_000, 1_001, Verdict::Failed),
+        ] {
+            for limits in [
+                lost_limits(Some(limit), None),
+                lost_limits(None, Some(limit)),
+            ] {
+                let judgement = judgement(limits, &[], &[losing(90_000, lost)]);
+                assert_eq!(judgement.verdict(), verdict, "{limits:?} {lost}");
+            }
+        }
+        let images = [losing(900, 600), losing(900, 600)];
+        let both = judgement(lost_limits(Some(1_000), Some(1_000)), &[], &images);
+        assert_eq!(
+            both.verdicts(),
+            [("lost", Verdict::Passed), ("total_lost", Verdict::Failed)]
+        );
+    }
+
+    #[test]
+    fn unknown_is_unknown_unless_what_was_never_freed_is_within_the_limit() {
+        for why in ReachUnknown::ALL {
+            for (leaked, verdict) in [
+                (0, Verdict::Passed),
+                (1_000, Verdict::Passed),
+                (1_001, Verdict::Unknown),
+            ] {
+                let image = unknown(leaked, why);
+                for limits in [
+                    lost_limits(Some(1_000), None),
+                    lost_limits(None, Some(1_000)),
+                ] {
+                    let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                    assert_eq!(judgement.verdict(), verdict, "{why:?} {limits:?} {leaked}");
+                }
+                let none = judgement(lost_limits(Some(0), None), &[], &[image]);
+                let verdict = if leaked == 0 {
+                    Verdict::Passed
+                } else {
+                    Verdict::Unknown
+                };
+                assert_eq!(none.verdict(), verdict);
+            }
+        }
+        // One that certainly lost too much decides.
+        let images = [unknown(5_000, ReachUnknown::Signal), losing(9, 9)];
+        let failed = judgement(lost_limits(Some(8), Some(8)), &[], &images);
+        assert_eq!(
+            failed.verdicts(),
+            [("lost", Verdict::Failed), ("total_lost", Verdict::Failed)]
+        );
+    }
+
+    #[test]
+    fn what_memleak_missed_bounds_what_is_lost_as_it_bounds_leaks() {
+        let mut image = losing(5_000, 400);
+        image.losses.blocks_not_recorded = 1;
+        for (not_recorded, verdict) in [(600, Verdict::Passed), (601, Verdict::Unknown)] {
+            image.losses.bytes_not_recorded = not_recorded;
+            for limits in [
+                lost_limits(Some(1_000), None),
+                lost_limits(None, Some(1_000)),
+            ] {
+                let judgement = judgement(limits, &[], std::slice::from_ref(&image));
+                assert_eq!(judgement.verdict(), verdict, "{limits:?} {not_recorded}");
+            }
+        }
+        image.losses.calls_without_return = 1;
+        for (limit, verdict) in [(399, Verdict::Failed), (u64::MAX, Verdict::Unknown)] {
+            let judgement = judgement(
+                lost_limits(Some(limit), None),
+                &[],
+                std::slice::from_ref(&image),
+            );
+            assert_eq!(judgement.verdict(), verdict, "{limit}");
+        }
+    }
+
+    #[test]
+    fn an_exec_and_a_process_that_still_runs_leave_no_gate_unknown() {
+        for end in [End::Exec, End::Running] {
+            for reach in [Reach::NotJudged, Reach::Unknown(ReachUnknown::Off)] {
+                let mut image = leaking(5_000);
+                (image.end, image.reach) = (end, reach);
+                for limits in [lost_limits(Some(0), None), lost_limits(None, Some(0))] {
+                    let judgement = judgement(limits, &[], &[image.clone(), losing(9, 0)]);
+                    assert_eq!(judgement.verdict(), Verdict::Passed, "{limits:?} {end:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_of_leaks_does_not_depend_on_what_is_lost() {
+        for image in [losing(9, 0), unknown(9, ReachUnknown::Signal)] {
+            let mut gate = Gate::new(limits(Some(8), None), Selection::default()).unwrap();
+            assert_eq!(gate.judge(&image), Some(Verdict::Failed));
+            let both = Allowed {
+                lost: lost_limits(Some(100), None).lost,
+                ..limits(Some(8), None)
+            };
+            // The row has the worse of its verdicts.
+            let mut gate = Gate::new(both, Selection::default()).unwrap();
+            assert_eq!(gate.judge(&image), Some(Verdict::Failed));
+            let judgement = gate.finish(Losses::default(), true);
+            assert_eq!(
+                judgement.verdicts(),
+                [("leak", Verdict::Failed), ("lost", Verdict::Passed)]
+            );
+        }
+    }
+
+    #[test]
+    fn the_text_says_which_limits_failed_and_first_these() {
+        let mut worst = losing(9_000, 3_000);
+        worst.pid = 77;
+        let images = [worst, losing(50, 2), unknown(7, ReachUnknown::Signal)];
+        let allowed = Allowed {
+            leak: limits(Some(1_000_000), None).leak,
+            lost: lost_limits(Some(5), Some(1_000_000)).lost,
+        };
+        assert_eq!(
+            judgement(allowed, &[], &images).to_string(),
+            "gate failed: 1 of 3 processes lost more than 5 bytes (most: python3[77], 3000 bytes); \
+             none of 3 processes leaked more than 1000000 bytes; \
+             3 processes lost not more than 1000000 bytes together"
+        );
+        let allowed = lost_limits(Some(5), Some(5));
+        assert_eq!(
+            judgement(allowed, &[], &images[1..]).to_string(),
+            "gate unknown: whether any of 2 processes lost more than 5 bytes cannot be told (ended by a signal: 1); \
+             whether 2 processes lost more than 5 bytes together cannot be told (ended by a signal: 1)"
+        );
+    }
+
     proptest! {
+        #[test]
+        fn a_verdict_over_what_is_lost_is_right_whatever_it_is(
+            image in any_image(),
+            truth in 0.0..=1.0_f64,
+            limit in 0..60_000_u64,
+        ) {
+            let bounds = Bounds::of_lost(&image);
+            prop_assert!(bounds.upper.is_none_or(|upper| bounds.lower <= upper));
+            let upper = bounds.upper.unwrap_or(u64::MAX);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let part = (truth * (upper - bounds.lower) as f64) as u64;
+            let lost = bounds.lower.saturating_add(part).min(upper);
+            let mut gate = Gate::new(lost_limits(Some(limit), None), Selection::default()).unwrap();
+            match gate.judge(&image) {
+                None => prop_assert!(matches!(image.end, End::Exec | End::Running)),
+                Some(Verdict::Passed) => prop_assert!(lost <= limit),
+                Some(Verdict::Failed) => prop_assert!(lost > limit),
+                Some(Verdict::Unknown) => prop_assert!(bounds.lower <= limit && limit < upper),
+            }
+        }
+
         #[test]
         fn a_known_verdict_is_right_for_every_true_leak_within_the_bounds(
             lower in 0..2_000_u64,
@@ -683,15 +744,19 @@ mod tests {
             mut images in prop::collection::vec(any_image(), 0..8),
             process: Option<u16>,
             total in 0..100_000_u64,
+            lost in prop::option::of(0..50_000_u64),
         ) {
-            let limits = limits(process.map(u64::from), Some(total));
+            let leak = Limits { process: process.map(u64::from), total: Some(total) };
+            let limits = Allowed { leak, lost: Limits { process: lost, total: Some(total / 2) } };
             let one_way = judgement(limits, &["!b*"], &images);
             images.reverse();
             let other_way = judgement(limits, &["!b*"], &images);
-            prop_assert_eq!(
-                (one_way.process, one_way.total, one_way.judged, one_way.over, one_way.leaked),
-                (other_way.process, other_way.total, other_way.judged, other_way.over, other_way.leaked)
-            );
+            let figures = |judgement: &Judgement| {
+                let kinds = [judgement.leak.clone(), judgement.lost.clone()];
+                let kinds = kinds.map(|judged| judged.map(|judged| (judged.sum, judged.over, judged.undecided)));
+                (judgement.verdicts(), judgement.judged, kinds)
+            };
+            prop_assert_eq!(figures(&one_way), figures(&other_way));
         }
     }
 }

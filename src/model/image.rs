@@ -47,7 +47,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Whether all calls of the image's allocator were counted. That is so if nothing was lost, the allocator is known,
+    /// Whether all calls of the image's allocator were counted. That is so if nothing was missed, the allocator is known,
     /// and memleak followed the image from its first instruction.
     pub fn complete(&self) -> bool {
         self.losses.is_empty() && self.uncovered.is_none() && self.from == From::Start
@@ -142,7 +142,8 @@ pub struct Counters {
     pub unknown_frees: u64,
 }
 
-/// The losses: what could not be counted. All zero if nothing was lost.
+/// The losses: what memleak missed and could not count. All zero if it missed nothing. What a *process* lost is another
+/// matter: see `reach`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     /// Blocks that were allocated while the table of live blocks was full. The totals contain them. Their frees could
@@ -161,7 +162,7 @@ impl Losses {
         *self == Self::default()
     }
 
-    /// The number of lost items, as shown in the table.
+    /// The number of missed items, as shown in the table.
     pub fn count(&self) -> u64 {
         self.blocks_not_recorded
             .saturating_add(self.calls_without_return)
@@ -186,7 +187,7 @@ pub(crate) mod samples {
     use proptest::prelude::*;
 
     use super::{Counters, Duration, End, From, Image, Losses, Reach, Uncovered};
-    use crate::model::reach::ReachUnknown;
+    use crate::model::reach::{Amount, ReachUnknown, Reached};
 
     /// A complete image that leaks nothing and exited with 0.
     pub(crate) fn image() -> Image {
@@ -233,15 +234,17 @@ pub(crate) mod samples {
             (0..100_u32, "[abc]{0,3}", end, prop::bool::weighted(0.1)),
             (bytes(), bytes(), prop::bool::weighted(0.2)),
             (lost(), lost(), lost(), lost()),
+            any_parts(),
         )
             .prop_map(
-                |((pid, comm, end, attached), (total, leaked, blind), lost)| {
+                |((pid, comm, end, attached), (total, leaked, blind), lost, parts)| {
                     let mut image = image();
                     image.pid = pid;
                     image.comm = comm.into_bytes();
                     image.end = end;
                     image.counters.total_allocs_bytes = total;
                     image.counters.leaked_bytes = leaked;
+                    image.reach = reach(end, leaked, parts);
                     image.losses = Losses {
                         blocks_not_recorded: lost.0,
                         bytes_not_recorded: lost.1,
@@ -258,5 +261,40 @@ pub(crate) mod samples {
                     image
                 },
             )
+    }
+
+    /// How the leaked bytes of an image are reached. `None`: it is not known.
+    pub(crate) fn any_parts() -> impl Strategy<Value = Option<[f64; 3]>> {
+        prop::option::of([0.0..=1.0_f64, 0.0..=1.0, 0.0..=1.0])
+    }
+
+    /// Divides `leaked` bytes: each part is taken from what the parts before it left.
+    pub(crate) fn reach(end: End, leaked: u64, parts: Option<[f64; 3]>) -> Reach {
+        if matches!(end, End::Exec | End::Running) {
+            return Reach::NotJudged;
+        }
+        let Some(parts) = parts else {
+            return Reach::Unknown(ReachUnknown::Signal);
+        };
+        let mut rest = leaked;
+        let mut take = |part: f64| {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss
+            )]
+            let bytes = ((rest as f64 * part) as u64).min(rest);
+            rest -= bytes;
+            let blocks = u64::from(bytes > 0);
+            Amount { bytes, blocks }
+        };
+        let [definite, indirect, possible] = parts.map(&mut take);
+        let reachable = take(1.0);
+        Reach::Known(Reached {
+            definite,
+            indirect,
+            possible,
+            reachable,
+        })
     }
 }

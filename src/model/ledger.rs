@@ -1,4 +1,4 @@
-//! Adds up images: what all processes together allocated, leaked and lost, and the gate's verdict.
+//! Adds up images: what all processes together allocated, leaked and lost, what memleak missed, and the gate's verdict.
 //!
 //! The ledger takes each image as its record arrives. It keeps sums, also those of a bounded number of commands, and a
 //! short list of names, but never the images. The figures of an image come from the kernel side. The ledger does not
@@ -6,10 +6,13 @@
 
 use std::collections::BTreeMap;
 
+use crate::model::bounds::{Bounds, Verdict};
 use crate::model::commands::{Command, Commands};
 use crate::model::exit::Outcome;
-use crate::model::gate::{Bounds, Gate, Judgement, Verdict};
+use crate::model::gate::Gate;
 use crate::model::image::{End, From, Image, Losses, Uncovered};
+use crate::model::judgement::Judgement;
+use crate::model::lost::LostSum;
 
 /// How many of the processes that still run are named. The others are only counted, so that the closing line stays
 /// readable.
@@ -26,6 +29,7 @@ pub struct Ledger {
     total_allocs_bytes: u64,
     leaked: Bounds,
     leaked_blocks: u64,
+    lost: LostSum,
     replaced: u64,
     commands: Commands,
     losses: Losses,
@@ -52,6 +56,7 @@ impl Ledger {
             total_allocs_bytes: 0,
             leaked: Bounds::ZERO,
             leaked_blocks: 0,
+            lost: LostSum::default(),
             replaced: 0,
             commands: Commands::default(),
             losses: Losses::default(),
@@ -61,8 +66,8 @@ impl Ledger {
         }
     }
 
-    /// Takes an image into account. Returns the verdict of the gate's limit for one process over this image, or `None`
-    /// if there is none. Sums saturate.
+    /// Takes an image into account. Returns the verdict of the gate's limits for one process over this image, or `None`
+    /// if there are none. Sums saturate.
     pub fn record(&mut self, image: &Image) -> Option<Verdict> {
         let complete = image.complete();
         self.total_allocs_bytes = self
@@ -84,6 +89,7 @@ impl Ledger {
                 self.leaked_blocks = self
                     .leaked_blocks
                     .saturating_add(image.counters.leaked_blocks);
+                self.lost.record(image);
                 self.commands.record(image);
             }
             // The exec has discarded the heap. A running process may still free all its blocks.
@@ -103,13 +109,14 @@ impl Ledger {
 
     /// Closes the sums. `losses` are those that belong to no image.
     pub fn finish(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
-        // The command is a process, too. If there is no row at all, its row was lost.
+        // The command is a process, too. If there is no row at all, memleak missed it.
         if outcome.ran() && self.processes == 0 && losses.rows_lost == 0 {
             losses.rows_lost = 1;
         }
         self.losses += losses;
         if self.losses.rows_lost > 0 || !losses.is_empty() {
             self.leaked.upper = None;
+            self.lost.bytes.upper = None;
         }
         Summary {
             outcome,
@@ -120,6 +127,7 @@ impl Ledger {
             total_allocs_bytes: self.total_allocs_bytes,
             leaked: self.leaked,
             leaked_blocks: self.leaked_blocks,
+            lost: self.lost,
             replaced: self.replaced,
             commands: self.commands.finish(),
             gate: self.gate.map(|gate| gate.finish(losses, outcome.ran())),
@@ -149,6 +157,8 @@ pub struct Summary {
     pub leaked: Bounds,
     /// Blocks that the ended processes leaked. With losses, a lower bound.
     pub leaked_blocks: u64,
+    /// What the ended processes lost, and how the rest of what they leaked could be reached.
+    pub lost: LostSum,
     /// Number of images that an exec replaced. They count in the sum of allocations, and have no row in the table.
     pub replaced: u64,
     /// The processes that have ended, by their command names.
@@ -176,8 +186,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::gate::Limits;
-    use crate::model::image::samples::{any_image, image};
+    use crate::model::image::samples::{any_image, any_parts, image, reach};
+    use crate::model::limits::{Allowed, Limits};
+    use crate::model::reach::{Amount, Reach, Reached};
     use crate::model::selection::Selection;
     use crate::text::globs::CommNames;
 
@@ -189,6 +200,13 @@ mod tests {
             ledger.record(image);
         }
         ledger.finish(Losses::default(), OK)
+    }
+
+    fn leaking_at_most(leak: Limits) -> Allowed {
+        Allowed {
+            leak,
+            ..Allowed::default()
+        }
     }
 
     fn leaking(bytes: u64, end: End) -> Image {
@@ -265,15 +283,13 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_ran_without_leaving_a_row_counts_as_a_lost_row() {
+    fn a_command_that_ran_without_leaving_a_row_counts_as_a_missed_row() {
         let gate = || {
-            Gate::new(
-                Limits {
-                    process: Some(0),
-                    total: None,
-                },
-                Selection::default(),
-            )
+            let leak = Limits {
+                process: Some(0),
+                total: None,
+            };
+            Gate::new(leaking_at_most(leak), Selection::default())
         };
         let summary = Ledger::new(gate()).finish(Losses::default(), OK);
         assert_eq!(summary.losses.rows_lost, 1);
@@ -289,7 +305,7 @@ mod tests {
             process: Some(100),
             total: Some(1),
         };
-        let mut ledger = Ledger::new(Gate::new(limits, Selection::default()));
+        let mut ledger = Ledger::new(Gate::new(leaking_at_most(limits), Selection::default()));
         assert_eq!(
             ledger.record(&leaking(100, End::Exited(0))),
             Some(Verdict::Passed)
@@ -321,7 +337,7 @@ mod tests {
             limit in 0..60_000_u64,
         ) {
             let limits = Limits { process: Some(limit), total: None };
-            let mut ledger = Ledger::new(Gate::new(limits, Selection::default()));
+            let mut ledger = Ledger::new(Gate::new(leaking_at_most(limits), Selection::default()));
             let verdicts: Vec<_> = images.iter().map(|image| ledger.record(image)).collect();
             let global = Losses { rows_lost: lost, ..Losses::default() };
             let summary = ledger.finish(global, OK);
@@ -369,6 +385,26 @@ mod tests {
                     image.counters.leaked_bytes.saturating_add(not_recorded)
                 }))
             );
+            let reached = |of: fn(Reached) -> Amount| {
+                sum(&ended, move |image| match image.reach {
+                    Reach::Known(reached) => of(reached).bytes,
+                    Reach::Unknown(_) | Reach::NotJudged => 0,
+                })
+            };
+            let lost = &summary.lost;
+            prop_assert_eq!(lost.known.definite.bytes, reached(|reached| reached.definite));
+            prop_assert_eq!(lost.known.indirect.bytes, reached(|reached| reached.indirect));
+            prop_assert_eq!(lost.known.possible.bytes, reached(|reached| reached.possible));
+            prop_assert_eq!(lost.known.reachable.bytes, reached(|reached| reached.reachable));
+            prop_assert_eq!(lost.bytes.lower, reached(|reached| reached.lost()));
+            prop_assert_eq!(lost.bytes.upper.is_some(), summary.leaked.upper.is_some());
+            prop_assert!(lost.bytes.upper.is_none_or(|upper| Some(upper) <= summary.leaked.upper));
+            let undecided = lost.unknown.values().sum::<u64>();
+            let unknown = |image: &&Image| {
+                matches!(image.reach, Reach::Unknown(_)) && Bounds::of_lost(image) != Bounds::ZERO
+            };
+            prop_assert_eq!(undecided, ended.iter().filter(unknown).count() as u64);
+
             let named: Vec<u32> = summary.running.iter().map(|running| running.pid).collect();
             prop_assert_eq!(&named[..], &running[..running.len().min(RUNNING_NAMED)]);
             prop_assert_eq!(summary.unnamed_running as usize, running.len() - named.len());
@@ -392,33 +428,54 @@ mod tests {
         image: Image,
         /// The image's true leak in bytes.
         leaked: u64,
+        /// How much of that it could not reach any more.
+        lost: u64,
         /// Delay of its record after the previous record of the same process.
         after: u32,
     }
 
     fn any_seen() -> impl Strategy<Value = Seen> {
-        let lost = prop_oneof![3 => Just((0, 0)), 1 => (1..3_000_u64, 0..3_000_u64)];
+        let missed = prop_oneof![3 => Just((0, 0)), 1 => (1..3_000_u64, 0..3_000_u64)];
         let blind = prop_oneof![8 => Just(None), 1 => (0..9_000_u64, any::<bool>()).prop_map(Some)];
-        (0..5_000_u64, 0..3_000_u64, lost, blind, 0..50_u32).prop_map(
-            |(freed, recorded, (lost, held), blind, after)| {
-                let mut image = image();
-                let mut leaked = recorded + held.min(lost);
-                image.counters.total_allocs_bytes = freed + recorded + lost;
-                image.counters.leaked_bytes = recorded;
-                image.losses.bytes_not_recorded = lost;
-                image.losses.blocks_not_recorded = u64::from(lost > 0);
-                if let Some((unseen, is_call)) = blind {
-                    leaked += unseen;
-                    image.losses.calls_without_return = u64::from(is_call);
-                    image.uncovered = (!is_call).then_some(Uncovered::Late);
-                }
-                Seen {
-                    image,
-                    leaked,
-                    after,
-                }
-            },
+        let reached = (any_parts(), prop::bool::weighted(0.7));
+        (
+            0..5_000_u64,
+            0..3_000_u64,
+            missed,
+            blind,
+            (0..50_u32, reached),
         )
+            .prop_map(
+                |(freed, recorded, (missed, held), blind, (after, (parts, is_scanned)))| {
+                    let mut image = image();
+                    let mut leaked = recorded + held.min(missed);
+                    let truth = reach(image.end, recorded, parts.or(Some([0.5; 3])));
+                    let Reach::Known(reached) = truth else {
+                        panic!("the process ended");
+                    };
+                    // What was not recorded is lost, too.
+                    let mut lost = reached.lost().bytes + held.min(missed);
+                    if is_scanned {
+                        image.reach = truth;
+                    }
+                    image.counters.total_allocs_bytes = freed + recorded + missed;
+                    image.counters.leaked_bytes = recorded;
+                    image.losses.bytes_not_recorded = missed;
+                    image.losses.blocks_not_recorded = u64::from(missed > 0);
+                    if let Some((unseen, is_call)) = blind {
+                        leaked += unseen;
+                        lost += unseen;
+                        image.losses.calls_without_return = u64::from(is_call);
+                        image.uncovered = (!is_call).then_some(Uncovered::Late);
+                    }
+                    Seen {
+                        image,
+                        leaked,
+                        lost,
+                        after,
+                    }
+                },
+            )
     }
 
     fn any_life() -> impl Strategy<Value = Life> {
@@ -434,6 +491,9 @@ mod tests {
                     seen.image.image = n as u32;
                     seen.image.comm = comm.clone().into_bytes();
                     seen.image.end = if n == last { end } else { End::Exec };
+                    if matches!(seen.image.end, End::Exec | End::Running) {
+                        seen.image.reach = Reach::NotJudged;
+                    }
                 }
                 Life { images }
             },
@@ -464,16 +524,22 @@ mod tests {
             lives in prop::collection::vec(any_life(), 0..8),
             process in prop::option::of(0..6_000_u64),
             total in prop::option::of(0..20_000_u64),
+            lost in prop::option::of(0..4_000_u64),
+            total_lost in prop::option::of(0..10_000_u64),
             rows_lost in prop_oneof![4 => Just(0_u64), 1 => 1..3_u64],
         ) {
             let selection = Selection {
                 names: CommNames::new(vec!["a".parse().unwrap()]),
                 ..Selection::default()
             };
-            let mut ledger = Ledger::new(Gate::new(Limits { process, total }, selection));
+            let allowed = Allowed {
+                leak: Limits { process, total },
+                lost: Limits { process: lost, total: total_lost },
+            };
+            let mut ledger = Ledger::new(Gate::new(allowed, selection));
             for image in arriving(&lives) {
                 let verdict = ledger.record(&image);
-                let is_judged = process.is_some()
+                let is_judged = (process.is_some() || lost.is_some())
                     && image.comm == b"a"
                     && !matches!(image.end, End::Exec | End::Running);
                 prop_assert_eq!(verdict.is_some(), is_judged);
@@ -502,16 +568,42 @@ mod tests {
                 prop_assert_eq!(summary.leaked, Bounds { lower: leaked, upper: Some(leaked) });
             }
 
+            let true_lost: u64 = ended.iter().map(|seen| seen.lost).sum();
+            prop_assert!(summary.lost.bytes.lower <= true_lost);
+            prop_assert!(summary.lost.bytes.upper.is_none_or(|upper| true_lost <= upper));
+
             let judged: Vec<&Seen> = ended.iter().filter(|seen| seen.image.comm == b"a").collect();
-            let of_judged: u64 = judged.iter().map(|seen| seen.leaked).sum();
-            let over = process.is_some_and(|limit| judged.iter().any(|seen| seen.leaked > limit))
-                || total.is_some_and(|limit| of_judged > limit);
-            match summary.verdict() {
-                None => prop_assert!(process.is_none() && total.is_none()),
-                Some(Verdict::Passed) => prop_assert!(!over && !blind),
-                Some(Verdict::Failed) => prop_assert!(over),
-                Some(Verdict::Unknown) => {
-                    prop_assert!(blind || judged.is_empty() || !judged.iter().all(|seen| lossless(seen)));
+            let exceeds = |of: fn(&Seen) -> u64, process: Option<u64>, total: Option<u64>| {
+                let sum: u64 = judged.iter().map(|seen| of(seen)).sum();
+                [
+                    process.map(|limit| judged.iter().any(|seen| of(seen) > limit)),
+                    total.map(|limit| sum > limit),
+                ]
+            };
+            let over = [
+                exceeds(|seen| seen.leaked, process, total),
+                exceeds(|seen| seen.lost, lost, total_lost),
+            ];
+            let over: Vec<bool> = over.into_iter().flatten().flatten().collect();
+            let Some(judgement) = &summary.gate else {
+                prop_assert!(over.is_empty());
+                return Ok(());
+            };
+            // Nothing is unknown without a reason.
+            let scanned = |seen: &&Seen| {
+                lossless(seen) && (matches!(seen.image.reach, Reach::Known(_)) || seen.leaked == 0)
+            };
+            let known = [judged.iter().all(|seen| lossless(seen)), judged.iter().all(scanned)];
+            let verdicts = judgement.verdicts();
+            prop_assert_eq!(verdicts.len(), over.len());
+            for ((name, verdict), over) in verdicts.into_iter().zip(over) {
+                let is_known = known[usize::from(name.ends_with("lost"))];
+                match verdict {
+                    Verdict::Passed => prop_assert!(!over && !blind, "{}", name),
+                    Verdict::Failed => prop_assert!(over, "{}", name),
+                    Verdict::Unknown => {
+                        prop_assert!(blind || judged.is_empty() || !is_known, "{}", name);
+                    }
                 }
             }
         }

@@ -1,10 +1,15 @@
 //! Adds up and judges what the kernel counted, and decides the exit code. Pure: no input, no output, no clock.
 
+pub mod bounds;
 pub mod commands;
 pub mod exit;
 pub mod gate;
 pub mod image;
+pub mod judgement;
 pub mod ledger;
+pub mod limits;
 pub mod live;
+pub mod lost;
 pub mod reach;
+pub mod scan;
 pub mod selection;

@@ -23,6 +23,15 @@ pub struct Reached {
     pub reachable: Amount,
 }
 
+impl std::ops::AddAssign for Reached {
+    fn add_assign(&mut self, other: Self) {
+        self.definite += other.definite;
+        self.indirect += other.indirect;
+        self.possible += other.possible;
+        self.reachable += other.reachable;
+    }
+}
+
 impl Reached {
     /// What the program could not have freed any more.
     pub fn lost(&self) -> Amount {
@@ -113,6 +122,22 @@ impl ReachUnknown {
             Self::Rights => "rights",
             Self::Kernel => "kernel",
             Self::Off => "off",
+        }
+    }
+    /// In a few words, for people.
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Self::Signal => "ended by a signal",
+            Self::Timer => "a timer was about to expire",
+            Self::RawExit => "ended by a system call of its own",
+            Self::TooLong => "not read within --lost-timeout",
+            Self::Unsure => "scans disagreed",
+            Self::SharedHeap => "memory shared with another process",
+            Self::Realtime => "real-time task",
+            Self::Memory => "too large to read",
+            Self::Rights => "memleak may not read it",
+            Self::Kernel => "this kernel cannot hold it",
+            Self::Off => "not scanned",
         }
     }
 }

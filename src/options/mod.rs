@@ -2,6 +2,7 @@
 //!
 //! The doc comments of the arguments are their help texts, and go into the manual page and the completions.
 
+pub mod lost;
 pub mod switches;
 
 use std::ffi::{OsStr, OsString};
@@ -16,15 +17,18 @@ use clap::{Args, ValueEnum, ValueHint};
 use crate::find::notation::{self, Spec};
 use crate::model::commands::CommandOrder;
 use crate::model::exit::{self, LeakExit};
-use crate::model::gate::{Gate, Limits};
+use crate::model::gate::Gate;
+use crate::model::limits::{Allowed, Limits};
+use crate::model::scan::ScanWanted;
 use crate::model::selection::Selection;
+use crate::options::lost::LostArgs;
 use crate::options::switches::TestArgs;
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};
 use crate::text::escape;
 use crate::text::globs::{CommGlob, CommNames};
 use crate::text::paths::{ExePaths, PathGlob};
-use crate::text::units::parse_size;
+use crate::text::units::{parse_seconds, parse_size};
 
 /// How many live blocks the kernel's table holds by default.
 pub const DEFAULT_MAX_ALLOCS: u32 = 2_097_152;
@@ -68,6 +72,9 @@ pub struct Run {
     pub probing: Probing,
 
     #[command(flatten)]
+    pub lost: LostArgs,
+
+    #[command(flatten)]
     pub gate: GateArgs,
 
     #[command(flatten)]
@@ -81,7 +88,7 @@ pub struct Run {
 
     /// Order of the block by command
     ///
-    /// leak, allocs or processes. From ten processes on, the table ends with a block that adds them up by command, the
+    /// leak, lost, allocs or processes. From ten processes on, the table ends with a block that adds them up by command, the
     /// largest first.
     #[arg(long, value_enum, value_name = "BY", default_value_t)]
     #[arg(hide_possible_values = true)]
@@ -95,6 +102,13 @@ pub struct Run {
     #[arg(required = true, trailing_var_arg = true, value_names = ["COMMAND", "ARGS"])]
     #[arg(value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
+}
+
+impl Run {
+    /// Which processes are to be scanned at their ends. `unseen`: whether this kernel lets memleak do that unseen.
+    pub fn scan_wanted(&self, unseen: bool) -> ScanWanted {
+        self.lost.wanted(unseen, self.gate.allowed().lost)
+    }
 }
 
 /// The options of `memleak -p` and `memleak -a`.
@@ -136,6 +150,9 @@ pub struct Watch {
     pub probing: Probing,
 
     #[command(flatten)]
+    pub lost: LostArgs,
+
+    #[command(flatten)]
     pub filters: Filters,
 
     #[command(flatten)]
@@ -152,6 +169,11 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Which processes are to be scanned at their ends: only if asked for, as they belong to others.
+    pub fn scan_wanted(&self) -> ScanWanted {
+        self.lost.wanted(false, Limits::default())
+    }
+
     /// The command line in short, as `memleak -p 1234 5`.
     pub fn in_short(&self) -> String {
         let watched = match &self.pid[..] {
@@ -262,20 +284,6 @@ pub(crate) fn parse_wait(text: &str) -> Result<WaitAll, String> {
     parse_seconds(text).map(WaitAll::AtMost)
 }
 
-/// Reads a number of seconds, whole or with decimals.
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let why = || "it is a number of seconds, as 60 or 0.5".to_owned();
-    // The parser of f64 would also accept "inf" and "1e3".
-    if !text
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.')
-    {
-        return Err(why());
-    }
-    let seconds = text.parse().map_err(|_| why())?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| why())
-}
-
 fn parse_uid(text: &str) -> Result<u32, String> {
     let why = |_| "it is a numeric user id (--user-name takes a name)".to_owned();
     text.parse().map_err(why)
@@ -328,7 +336,9 @@ pub struct ReportArgs {
     pub output: Vec<OutputFile>,
 
     /// Format where no suffix tells it
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    ///
+    /// table, json or csv.
+    #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub format: Option<Format>,
 }
 
@@ -443,7 +453,7 @@ impl Color {
     }
 }
 
-/// The options that decide which leaks are a failure.
+/// The options that decide what is a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Gate")]
 pub struct GateArgs {
@@ -456,6 +466,16 @@ pub struct GateArgs {
     /// Fail if all together leak more than SIZE
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub fail_on_total_leak: Option<u64>,
+
+    /// Fail if a process loses more than SIZE
+    ///
+    /// Lost is what it never freed and could not have freed any more, because it had no pointer to it left. 0: any loss.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fail_on_lost: Option<u64>,
+
+    /// Fail if all together lose more than SIZE
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub fail_on_total_lost: Option<u64>,
 
     /// Judge only processes of these names
     ///
@@ -486,7 +506,7 @@ pub struct GateArgs {
     /// Let the gate fail a Slurm prolog or epilog
     ///
     /// A failed prolog or epilog drains the node, that is, takes it out of service.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub allow_drain: bool,
 }
 
@@ -496,15 +516,25 @@ impl GateArgs {
     /// # Errors
     /// A pattern does not parse. That does not happen to a parsed one.
     pub fn gate(&self, directory: &Path) -> Result<Option<Gate>, glob::PatternError> {
-        let limits = Limits {
-            process: self.fail_on_leak,
-            total: self.fail_on_total_leak,
-        };
         let selection = Selection {
             names: CommNames::new(self.gate_comm.clone()),
             paths: ExePaths::new(&self.gate_exe, directory)?,
         };
-        Ok(Gate::new(limits, selection))
+        Ok(Gate::new(self.allowed(), selection))
+    }
+
+    /// What processes are allowed to leak and to lose.
+    pub fn allowed(&self) -> Allowed {
+        Allowed {
+            leak: Limits {
+                process: self.fail_on_leak,
+                total: self.fail_on_total_leak,
+            },
+            lost: Limits {
+                process: self.fail_on_lost,
+                total: self.fail_on_total_lost,
+            },
+        }
     }
 
     pub fn leak_exit(&self) -> LeakExit {
@@ -516,7 +546,7 @@ impl GateArgs {
 
     /// An option that would silently have no effect, because there is no gate that it changes.
     pub fn without_effect(&self) -> Option<&'static str> {
-        if self.fail_on_leak.is_some() || self.fail_on_total_leak.is_some() {
+        if self.allowed() != Allowed::default() {
             None
         } else if !self.gate_comm.is_empty() {
             Some("--gate-comm")

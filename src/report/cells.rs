@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
+use crate::model::bounds::Bounds;
 use crate::model::image::{From, Image, Uncovered};
+use crate::model::reach::{Reach, ReachUnknown};
 use crate::text::escape;
 use crate::text::units::megabytes;
 
 /// Shown for an empty command name. An empty cell would shift the columns of its row. No other name is shown as a lone
 /// `\0`.
 const EMPTY_NAME: &str = r"\0";
+
+/// Shown for a figure that is not known.
+pub(super) const UNKNOWN: &str = "?";
 
 /// The cells of the columns with which every table begins.
 pub(super) fn first_cells(image: &Image) -> [String; 5] {
@@ -50,16 +55,34 @@ pub(super) fn name(name: &[u8]) -> String {
     }
 }
 
-pub(super) fn note(image: &Image) -> String {
+/// What an image lost, in megabytes. `–` if there is nothing to judge, `?` if it is not known.
+pub(super) fn lost(image: &Image) -> String {
+    match image.reach {
+        Reach::Known(reached) => megabytes(reached.lost().bytes),
+        Reach::NotJudged => "\u{2013}".to_owned(),
+        Reach::Unknown(_) if Bounds::of_lost(image) == Bounds::ZERO => megabytes(0),
+        Reach::Unknown(_) => UNKNOWN.to_owned(),
+    }
+}
+
+/// What is special about an image. `lost`: also why it is not known what the image lost.
+pub(super) fn note(image: &Image, lost: bool) -> String {
     let mut notes = Vec::new();
     if let Some(why) = image.uncovered {
         notes.push(uncovered(why).to_owned());
     }
     if !image.losses.is_empty() {
-        notes.push(format!("incomplete: {} lost", image.losses.count()));
+        notes.push(format!("incomplete: {} missed", image.losses.count()));
     }
     if image.from == From::Attach {
         notes.push("since attach".to_owned());
+    }
+    if let Reach::Unknown(why) = image.reach
+        && lost
+        && why != ReachUnknown::Off
+        && Bounds::of_lost(image) != Bounds::ZERO
+    {
+        notes.push(format!("lost unknown: {}", why.phrase()));
     }
     notes.join("; ")
 }

@@ -1,13 +1,16 @@
-//! The lines that end a report: sums, the gate's verdict, what was lost and what still runs.
+//! The lines that end a report: sums, the gate's verdict, what memleak missed and what still runs.
 
-use crate::model::gate::{Bounds, Verdict};
+use crate::model::bounds::{Bounds, Verdict};
 use crate::model::ledger::Summary;
+use crate::model::reach::{Amount, ReachUnknown, Reached};
 use crate::report::cells::{name, uncovered};
-use crate::text::units::{amount, counted};
+use crate::text::units::{amount, counted, grouped};
 
-/// The closing line without colours. It does not depend on the report's format.
-pub fn closing_line(summary: &Summary) -> String {
-    clauses(summary, summary.gate.as_ref().map(ToString::to_string)).join("; ")
+/// The closing line without colours. It does not depend on the report's format. `lost`: whether processes may have been
+/// scanned.
+pub fn closing_line(summary: &Summary, lost: bool) -> String {
+    let gate = summary.gate.as_ref().map(ToString::to_string);
+    clauses(summary, gate, lost).join("; ")
 }
 
 /// What a gate has to say that failed or is unknown, or that has a pattern which matched nothing, on one line. `None`
@@ -20,31 +23,80 @@ pub fn verdict_line(summary: &Summary) -> Option<String> {
     }
 }
 
-/// The gate's text, and what was lost.
+/// The gate's text, and what memleak missed.
 pub(super) fn verdict(summary: &Summary, gate: String) -> Vec<String> {
     let gate = std::iter::once(gate).chain(unmatched(summary));
-    gate.chain(lost(summary)).collect()
+    gate.chain(missed(summary)).collect()
 }
 
-pub(super) fn clauses(summary: &Summary, gate: Option<String>) -> Vec<String> {
-    let mut clauses = vec![sums(summary)];
+pub(super) fn clauses(summary: &Summary, gate: Option<String>, lost: bool) -> Vec<String> {
+    let mut clauses = vec![sums(summary, lost)];
     clauses.extend(gate);
     clauses.extend(unmatched(summary));
-    clauses.extend(lost(summary));
+    clauses.extend(unknown(summary).filter(|_| lost));
+    clauses.extend(missed(summary));
     clauses.extend(running(summary));
     clauses
 }
 
-fn sums(summary: &Summary) -> String {
+/// How much there is of what processes lost, possibly lost, and could still reach: a line for each that there is.
+pub(super) fn reach_lines(summary: &Summary) -> Vec<String> {
+    let Reached {
+        definite,
+        indirect,
+        possible,
+        reachable,
+    } = summary.lost.known;
+    let lines = [
+        ("lost", definite + indirect),
+        ("possibly lost", possible),
+        ("reachable", reachable),
+    ];
+    let lines = lines.into_iter().filter(|(_, amount)| amount.blocks > 0);
+    let lines = lines.map(|(what, Amount { bytes, blocks })| {
+        let unit = if bytes == 1 { "byte" } else { "bytes" };
+        let block = if blocks == 1 { "block" } else { "blocks" };
+        let parts = match what == "lost" && indirect.blocks > 0 {
+            true => format!(
+                " ({} direct, {} indirect)",
+                grouped(definite.bytes),
+                grouped(indirect.bytes)
+            ),
+            false => String::new(),
+        };
+        let (bytes, blocks) = (grouped(bytes), grouped(blocks));
+        format!("{what}: {bytes} {unit} in {blocks} {block}{parts}")
+    });
+    lines.collect()
+}
+
+/// What to do about what was lost, beside looking at it: a gate, if there is none.
+pub(super) fn hint(summary: &Summary) -> Option<&'static str> {
+    let has_gate = (summary.gate.as_ref()).is_some_and(|gate| gate.lost.is_some());
+    (summary.lost.bytes.lower > 0 && !has_gate).then_some("gate: --fail-on-lost 0")
+}
+
+fn sums(summary: &Summary, lost: bool) -> String {
     let mut processes = counted(summary.processes, "process", "processes");
     if summary.replaced > 0 {
         let images = counted(summary.replaced, "image", "images");
         processes.push_str(&format!(" (and {images} that an exec replaced)"));
     }
     let allocated = amount(summary.total_allocs_bytes);
-    let leaked = match summary.leaked {
+    let leaked = bounded(summary.leaked, summary.leaked_blocks);
+    let mut sums = format!("{processes}, {allocated} allocated, {leaked} leaked");
+    if lost {
+        let blocks = summary.lost.known.lost().blocks;
+        sums.push_str(&format!(", {} lost", bounded(summary.lost.bytes, blocks)));
+    }
+    sums
+}
+
+/// An amount as far as it is known. `blocks`: in how many blocks, if it is known exactly.
+fn bounded(bytes: Bounds, blocks: u64) -> String {
+    match bytes {
         exact if exact.exact() && exact.lower > 0 => {
-            let blocks = counted(summary.leaked_blocks, "block", "blocks");
+            let blocks = counted(blocks, "block", "blocks");
             format!("{} in {blocks}", amount(exact.lower))
         }
         exact if exact.exact() => amount(exact.lower),
@@ -53,8 +105,29 @@ fn sums(summary: &Summary) -> String {
             upper: Some(upper),
         } => format!("{} to {}", amount(lower), amount(upper)),
         Bounds { lower, upper: None } => format!("at least {}", amount(lower)),
-    };
-    format!("{processes}, {allocated} allocated, {leaked} leaked")
+    }
+}
+
+/// Of how many processes it is not known what they lost, and why. Processes that nobody wanted to scan are not counted.
+fn unknown(summary: &Summary) -> Option<String> {
+    let reasons = summary.lost.unknown.iter();
+    let reasons: Vec<_> = reasons
+        .filter(|(why, _)| **why != ReachUnknown::Off)
+        .collect();
+    let sum = reasons.iter().map(|(_, count)| **count).sum();
+    let parts = reasons.iter();
+    let parts: Vec<_> = parts
+        .map(|(why, count)| format!("{}: {count}", why.phrase()))
+        .collect();
+    let processes = counted(sum, "process", "processes");
+    match &reasons[..] {
+        [] => None,
+        [(why, _)] => Some(format!("lost unknown of {processes} ({})", why.phrase())),
+        _ => Some(format!(
+            "lost unknown of {processes} ({})",
+            parts.join(", ")
+        )),
+    }
 }
 
 /// The patterns of a gate that matched no process, although the gate has judged others.
@@ -65,8 +138,8 @@ fn unmatched(summary: &Summary) -> Option<String> {
         .then(|| format!("no process matched {}", patterns.join(" or ")))
 }
 
-/// The losses, with remedies where something can be done.
-fn lost(summary: &Summary) -> Option<String> {
+/// What memleak missed, with remedies where something can be done.
+fn missed(summary: &Summary) -> Option<String> {
     if summary.complete {
         return None;
     }
@@ -84,7 +157,8 @@ fn lost(summary: &Summary) -> Option<String> {
         parts.push(format!("{calls} without return"));
     }
     if losses.rows_lost > 0 {
-        parts.push(format!("{} lost", counted(losses.rows_lost, "row", "rows")));
+        let rows = counted(losses.rows_lost, "row", "rows");
+        parts.push(format!("{rows} missed"));
     }
     for (&why, &count) in &summary.uncovered {
         let images = counted(count, "image", "images");

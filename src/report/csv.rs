@@ -2,7 +2,7 @@
 //!
 //! The report is one header, a row for every image, and a row for the summary. The column `type` tells images and the
 //! summary apart: a sum over a column must filter by it. `losses` and `gate` are flattened (`losses_rows_lost`,
-//! `gate_verdict`). A value that a row does not have, or that is null in JSON, is an empty field. Names are escaped as
+//! `gate_verdict`), and so is `reach`. The names of several limits are joined by `:`. A value that a row does not have, or that is null in JSON, is an empty field. Names are escaped as
 //! in the table, because CSV has no escapes of its own. `allocators` are joined by `:`. A `:` in a path is written as
 //! `\x3a`.
 //!
@@ -17,12 +17,17 @@ use std::path::Path;
 use csv::WriterBuilder;
 use serde::Serialize;
 
-use crate::model::gate::Verdict;
+use crate::model::bounds::Verdict;
 use crate::model::image::{Image, Losses};
+use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::reach::Reached;
 use crate::report::cells::args;
-use crate::report::json::{exit_code, from_name, outcome_name, seconds, signal, uncovered_name};
+use crate::report::json::{
+    exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown, reached, seconds,
+    signal, uncovered_name,
+};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
 
@@ -121,6 +126,22 @@ struct CsvRow {
     growth_bytes: Option<i64>,
     gate_judged: Option<u64>,
     args: Option<String>,
+    reach_definite_bytes: Option<u64>,
+    reach_definite_blocks: Option<u64>,
+    reach_indirect_bytes: Option<u64>,
+    reach_indirect_blocks: Option<u64>,
+    reach_possible_bytes: Option<u64>,
+    reach_possible_blocks: Option<u64>,
+    reach_reachable_bytes: Option<u64>,
+    reach_reachable_blocks: Option<u64>,
+    reach_unknown: Option<&'static str>,
+    lost_bytes: Option<u64>,
+    lost_blocks: Option<u64>,
+    reach_unknown_processes: Option<u64>,
+    gate_lost_limit_bytes: Option<u64>,
+    gate_total_lost_limit_bytes: Option<u64>,
+    gate_failed: Option<String>,
+    gate_unknown: Option<String>,
 }
 
 impl CsvRow {
@@ -158,13 +179,22 @@ impl CsvRow {
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
             args: image.args.is_some().then(|| inert(args(image))),
+            reach_unknown: reach_unknown(image.reach),
             ..Self::default()
         }
         .with(image.losses)
+        .with_reach(reached(image.reach))
     }
 
     fn summary(summary: &Summary) -> Self {
         let (signal, core) = summary.outcome.signal();
+        let gate = summary.gate.as_ref();
+        let allowed = gate.map(Judgement::allowed).unwrap_or_default();
+        let lost = lost(&summary.lost);
+        let limits = |verdict| {
+            let names = limits_that_are(verdict, gate?);
+            (!names.is_empty()).then(|| names.join(":"))
+        };
         Self {
             schema: SCHEMA,
             r#type: "summary",
@@ -178,13 +208,35 @@ impl CsvRow {
             core: Some(core),
             processes: Some(summary.processes),
             covered_processes: Some(summary.complete_processes),
-            gate_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.process),
-            gate_total_limit_bytes: summary.gate.as_ref().and_then(|gate| gate.limits.total),
+            gate_limit_bytes: allowed.leak.process,
+            gate_total_limit_bytes: allowed.leak.total,
+            gate_lost_limit_bytes: allowed.lost.process,
+            gate_total_lost_limit_bytes: allowed.lost.total,
             gate_verdict: summary.verdict().map(Verdict::as_str),
-            gate_judged: summary.gate.as_ref().map(|gate| gate.judged),
+            gate_judged: gate.map(|gate| gate.judged),
+            gate_failed: limits(Verdict::Failed),
+            gate_unknown: limits(Verdict::Unknown),
+            lost_bytes: lost.map(|lost| lost.bytes),
+            lost_blocks: lost.map(|lost| lost.blocks),
+            reach_unknown_processes: Some(summary.lost.unknown.values().sum()),
             ..Self::default()
         }
         .with(summary.losses)
+        .with_reach(lost.map(|_| summary.lost.known))
+    }
+
+    fn with_reach(self, reached: Option<Reached>) -> Self {
+        Self {
+            reach_definite_bytes: reached.map(|reached| reached.definite.bytes),
+            reach_definite_blocks: reached.map(|reached| reached.definite.blocks),
+            reach_indirect_bytes: reached.map(|reached| reached.indirect.bytes),
+            reach_indirect_blocks: reached.map(|reached| reached.indirect.blocks),
+            reach_possible_bytes: reached.map(|reached| reached.possible.bytes),
+            reach_possible_blocks: reached.map(|reached| reached.possible.blocks),
+            reach_reachable_bytes: reached.map(|reached| reached.reachable.bytes),
+            reach_reachable_blocks: reached.map(|reached| reached.reachable.blocks),
+            ..self
+        }
     }
 
     fn with(self, losses: Losses) -> Self {

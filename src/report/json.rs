@@ -12,11 +12,15 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
+use crate::model::bounds::Verdict;
 use crate::model::exit::Outcome;
-use crate::model::gate::{Judgement, Verdict};
 use crate::model::image::{End, From, Image, Losses, Uncovered};
+use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
+use crate::model::limits::Allowed;
 use crate::model::live::Live;
+use crate::model::lost::LostSum;
+use crate::model::reach::{Amount, Reach, Reached};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
 
@@ -82,6 +86,9 @@ struct ProcessLine<'a> {
     free_count: u64,
     leaked_bytes: u64,
     leaked_blocks: u64,
+    reach: Option<ReachObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reach_unknown: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     growth_bytes: Option<i64>,
     peak_live_bytes: Option<u64>,
@@ -126,6 +133,8 @@ impl<'a> ProcessLine<'a> {
             free_count: counters.free_count,
             leaked_bytes: counters.leaked_bytes,
             leaked_blocks: counters.leaked_blocks,
+            reach: reached(image.reach).map(ReachObject::from),
+            reach_unknown: reach_unknown(image.reach),
             growth_bytes: None,
             peak_live_bytes: counters.peak_live_bytes,
             failed_allocs: counters.failed_allocs,
@@ -155,6 +164,10 @@ struct SummaryLine {
     total_allocs_bytes: u64,
     leaked_bytes: u64,
     leaked_blocks: u64,
+    lost_bytes: Option<u64>,
+    lost_blocks: Option<u64>,
+    reach: Option<ReachObject>,
+    reach_unknown_processes: u64,
     gate: Option<GateObject>,
     complete: bool,
     losses: LossesObject,
@@ -175,6 +188,10 @@ impl SummaryLine {
             total_allocs_bytes: summary.total_allocs_bytes,
             leaked_bytes: summary.leaked.lower,
             leaked_blocks: summary.leaked_blocks,
+            lost_bytes: lost(&summary.lost).map(|lost| lost.bytes),
+            lost_blocks: lost(&summary.lost).map(|lost| lost.blocks),
+            reach: lost(&summary.lost).map(|_| summary.lost.known.into()),
+            reach_unknown_processes: summary.lost.unknown.values().sum(),
             gate: summary.gate.as_ref().map(GateObject::new),
             complete: summary.complete,
             losses: summary.losses.into(),
@@ -182,14 +199,24 @@ impl SummaryLine {
     }
 }
 
-/// `limit_bytes` is always present, and is null if only the total is limited. `total_limit_bytes` is only present with
-/// such a limit. The verdict is that of both limits together.
+/// `limit_bytes` is always present, and is null without such a limit. The other limits are only present if they were
+/// given. The verdict is that of all limits together.
 #[derive(Serialize)]
 struct GateObject {
     limit_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     total_limit_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_limit_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_lost_limit_bytes: Option<u64>,
     verdict: &'static str,
+    /// Which of the limits failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failed: Vec<&'static str>,
+    /// Which of the limits are unknown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unknown: Vec<&'static str>,
     judged: u64,
     /// Patterns that should have chosen a process and have not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -198,14 +225,79 @@ struct GateObject {
 
 impl GateObject {
     fn new(gate: &Judgement) -> Self {
+        let Allowed { leak, lost } = gate.allowed();
         Self {
             unmatched: gate.unjudged.unmatched.clone(),
-            limit_bytes: gate.limits.process,
-            total_limit_bytes: gate.limits.total,
+            limit_bytes: leak.process,
+            total_limit_bytes: leak.total,
+            lost_limit_bytes: lost.process,
+            total_lost_limit_bytes: lost.total,
             verdict: gate.verdict().as_str(),
+            failed: limits_that_are(Verdict::Failed, gate),
+            unknown: limits_that_are(Verdict::Unknown, gate),
             judged: gate.judged,
         }
     }
+}
+
+/// The names of the limits with this verdict.
+pub(super) fn limits_that_are(wanted: Verdict, gate: &Judgement) -> Vec<&'static str> {
+    let verdicts = gate.verdicts().into_iter();
+    let wanted = verdicts.filter(|(_, verdict)| *verdict == wanted);
+    wanted.map(|(name, _)| name).collect()
+}
+
+/// How blocks that were never freed could be reached.
+#[derive(Serialize)]
+struct ReachObject {
+    definite_bytes: u64,
+    definite_blocks: u64,
+    indirect_bytes: u64,
+    indirect_blocks: u64,
+    possible_bytes: u64,
+    possible_blocks: u64,
+    reachable_bytes: u64,
+    reachable_blocks: u64,
+}
+
+impl std::convert::From<Reached> for ReachObject {
+    fn from(reached: Reached) -> Self {
+        let Reached {
+            definite,
+            indirect,
+            possible,
+            reachable,
+        } = reached;
+        Self {
+            definite_bytes: definite.bytes,
+            definite_blocks: definite.blocks,
+            indirect_bytes: indirect.bytes,
+            indirect_blocks: indirect.blocks,
+            possible_bytes: possible.bytes,
+            possible_blocks: possible.blocks,
+            reachable_bytes: reachable.bytes,
+            reachable_blocks: reachable.blocks,
+        }
+    }
+}
+
+pub(super) fn reached(reach: Reach) -> Option<Reached> {
+    match reach {
+        Reach::Known(reached) => Some(reached),
+        Reach::Unknown(_) | Reach::NotJudged => None,
+    }
+}
+
+pub(super) fn reach_unknown(reach: Reach) -> Option<&'static str> {
+    match reach {
+        Reach::Unknown(why) => Some(why.word()),
+        Reach::Known(_) | Reach::NotJudged => None,
+    }
+}
+
+/// What is known to be lost. `None` if nothing is known.
+pub(super) fn lost(sum: &LostSum) -> Option<Amount> {
+    sum.is_known().then(|| sum.known.lost())
 }
 
 /// Only losses that are not zero are written.

@@ -151,7 +151,7 @@ pub(super) fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String
     let held = megabytes(image.counters.leaked_bytes);
     let age = age(live.time.saturating_sub(image.start_time));
     let growth = signed_megabytes(*growth);
-    let (note, args) = (note(image), args(image));
+    let (note, args) = (note(image, false), args(image));
     [uid, user, pid, comm, total, held, growth, age, note, args]
 }
 

@@ -6,7 +6,7 @@
 
 use std::io::{self, Write};
 
-use crate::model::gate::Verdict;
+use crate::model::bounds::Verdict;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use crate::model::bounds::Verdict;
 use crate::model::commands::CommandOrder;
-use crate::model::gate::Verdict;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
@@ -81,6 +81,8 @@ pub struct Options {
     pub order: CommandOrder,
     /// Whether the table has command lines.
     pub args: bool,
+    /// Whether the table says what processes lost: any of them may have been scanned.
+    pub lost: bool,
 }
 
 /// A terminal on which the running processes are drawn, and what is said above them.

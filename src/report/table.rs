@@ -6,14 +6,15 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{ColumnConstraint, Width};
 use unicode_width::UnicodeWidthStr;
 
-use crate::model::commands::{self, Command};
+use crate::model::bounds::Verdict;
+use crate::model::commands;
 use crate::model::exit::Outcome;
-use crate::model::gate::Verdict;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
-use crate::report::cells::{args, first_cells, name, note};
-use crate::report::closing::{clauses, verdict};
+use crate::model::lost::LostSum;
+use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
+use crate::report::closing::{clauses, hint, reach_lines, verdict};
 use crate::report::live;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
 use crate::text::signal_name::signal_name;
@@ -21,14 +22,15 @@ use crate::text::units::{counted, megabytes};
 
 /// The columns with their minimum widths. Names and order of the first six are fixed. A longer value only widens its
 /// own row. Later rows are not known when the header is written, so no column depends on the contents of the rows.
-/// LEAK_BLOCKS is only there with -v, and ARGS with --args.
-const COLUMNS: [(&str, u16); 10] = [
+/// LOST_MB is only there if processes may have been scanned, LEAK_BLOCKS with -v, and ARGS with --args.
+const COLUMNS: [(&str, u16); 11] = [
     UID,
     USER,
     PID,
     COMM,
     TOTAL,
     LEAK,
+    LOST,
     BLOCKS,
     ("EXIT", 9),
     NOTE,
@@ -36,7 +38,8 @@ const COLUMNS: [(&str, u16); 10] = [
 ];
 
 /// The columns of a window. The last one has no heading if nothing is in it.
-const WINDOW_COLUMNS: [(&str, u16); 9] = [UID, USER, PID, COMM, TOTAL, LEAK, BLOCKS, NOTE, ARGS];
+const WINDOW_COLUMNS: [(&str, u16); 10] =
+    [UID, USER, PID, COMM, TOTAL, LEAK, LOST, BLOCKS, NOTE, ARGS];
 
 /// The columns of the running processes.
 const LIVE_COLUMNS: [(&str, u16); 10] = [
@@ -58,6 +61,7 @@ const PID: (&str, u16) = ("PID", 6);
 const COMM: (&str, u16) = ("COMM", 16);
 const TOTAL: (&str, u16) = ("TOTAL_ALLOCS_MB", 15);
 const LEAK: (&str, u16) = ("MEM_LEAK_MB", 11);
+const LOST: (&str, u16) = ("LOST_MB", 8);
 const BLOCKS: (&str, u16) = ("LEAK_BLOCKS", 11);
 const NOTE: (&str, u16) = ("NOTE", 0);
 const ARGS: (&str, u16) = ("ARGS", 0);
@@ -124,7 +128,9 @@ impl TableRender {
     fn row<const N: usize>(&self, columns: [(&str, u16); N], cells: [String; N]) -> String {
         let verbose = self.options.verbosity == Verbosity::Verbose;
         let shown = |column: &(&str, u16)| {
-            (*column != BLOCKS || verbose) && (*column != ARGS || self.options.args)
+            (*column != BLOCKS || verbose)
+                && (*column != ARGS || self.options.args)
+                && (*column != LOST || self.options.lost)
         };
         let mut table = comfy_table::Table::new();
         table.load_style(NOTHING);
@@ -161,23 +167,26 @@ impl TableRender {
             "PROCESSES",
             "ALLOCS_MB",
             "LEAK_MB",
+            "LOST_MB",
             "LEAK_BLOCKS",
             "WORST_PID",
         ];
         let mut lines = format!("\n{}", self.command_row(heading.map(str::to_owned)));
         for command in commands {
-            let Command { comm, worst, .. } = &command;
-            lines.push_str(
-                &self.command_row([
-                    comm.as_ref()
-                        .map_or_else(|| "(others)".to_owned(), |comm| name(comm)),
-                    command.processes.to_string(),
-                    megabytes(command.total_allocs_bytes),
-                    megabytes(command.leaked_bytes),
-                    command.leaked_blocks.to_string(),
-                    worst.map_or_else(|| "\u{2013}".to_owned(), |(pid, _)| pid.to_string()),
-                ]),
-            );
+            let comm = command.comm.as_ref();
+            let worst = match self.options.lost {
+                true => command.worst_lost,
+                false => command.worst,
+            };
+            lines.push_str(&self.command_row([
+                comm.map_or_else(|| "(others)".to_owned(), |comm| name(comm)),
+                command.processes.to_string(),
+                megabytes(command.total_allocs_bytes),
+                megabytes(command.leaked_bytes),
+                lost_sum(&command.lost),
+                command.leaked_blocks.to_string(),
+                worst.map_or_else(|| "\u{2013}".to_owned(), |(pid, _)| pid.to_string()),
+            ]));
         }
         if more > 0 {
             let more = counted(more as u64, "more command", "more commands");
@@ -187,14 +196,19 @@ impl TableRender {
     }
 
     /// A line of the block by command. Its figures are aligned at the right.
-    fn command_row(&self, [comm, processes, allocs, leak, blocks, worst]: [String; 6]) -> String {
+    fn command_row(&self, cells: [String; 7]) -> String {
+        let [comm, processes, allocs, leak, lost, blocks, worst] = cells;
+        let lost = match self.options.lost {
+            true => format!(" {lost:>11}"),
+            false => String::new(),
+        };
         let blocks = match self.options.verbosity {
             Verbosity::Verbose => format!(" {blocks:>11}"),
             Verbosity::Normal | Verbosity::Quiet => String::new(),
         };
         // Names may have wide characters, which the padding of format! would count as one column.
         let pad = " ".repeat(16_usize.saturating_sub(comm.width()));
-        format!("{comm}{pad} {processes:>9} {allocs:>11} {leak:>11}{blocks} {worst:>9}\n")
+        format!("{comm}{pad} {processes:>9} {allocs:>11} {leak:>11}{lost}{blocks} {worst:>9}\n")
     }
 
     fn painted(&self, line: String, verdict: Option<Verdict>) -> String {
@@ -223,11 +237,11 @@ impl Render for TableRender {
             lines.push('\n');
         }
         let [uid, user, pid, comm, total] = first_cells(image);
-        let [leaked, blocks] = leak_cells(image);
-        let (exit, note) = (exit(image.end), note(image));
+        let [leaked, lost, blocks] = leak_cells(image);
+        let (exit, note) = (exit(image.end), note(image, self.options.lost));
         let args = args(image);
         let cells = [
-            uid, user, pid, comm, total, leaked, blocks, exit, note, args,
+            uid, user, pid, comm, total, leaked, lost, blocks, exit, note, args,
         ];
         let row = self.row(COLUMNS, cells);
         lines.push_str(&self.painted(row, verdict.filter(|verdict| *verdict == Verdict::Failed)));
@@ -250,12 +264,24 @@ impl Render for TableRender {
             .gate
             .as_ref()
             .map(|gate| self.painted(gate.to_string(), Some(gate.verdict())));
-        let (block, line) = match (self.options.verbosity, gate) {
-            (Verbosity::Quiet, Some(gate)) => (String::new(), verdict(summary, gate)),
-            (Verbosity::Quiet, None) => return Ok(Vec::new()),
-            (_, gate) => (self.by_command(summary), clauses(summary, gate)),
-        };
-        Ok(format!("{block}memleak: {}\n", line.join("; ")).into_bytes())
+        if self.options.verbosity == Verbosity::Quiet {
+            let line = gate.map(|gate| verdict(summary, gate).join("; "));
+            let line = line.map(|line| format!("memleak: {line}\n"));
+            return Ok(line.unwrap_or_default().into_bytes());
+        }
+        let mut lines = self.by_command(summary);
+        if self.options.lost {
+            for (at, line) in reach_lines(summary).into_iter().enumerate() {
+                let gap = if at == 0 { "\n" } else { "" };
+                lines.push_str(&format!("{gap}{line}\n"));
+            }
+        }
+        let line = clauses(summary, gate, self.options.lost).join("; ");
+        lines.push_str(&format!("memleak: {line}\n"));
+        if let Some(hint) = hint(summary).filter(|_| self.options.lost) {
+            lines.push_str(&format!("memleak: {hint}\n"));
+        }
+        Ok(lines.into_bytes())
     }
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>> {
@@ -271,13 +297,17 @@ impl Render for TableRender {
             window.end.as_secs()
         ));
         let mut heading = names(WINDOW_COLUMNS);
-        if !self.options.args && images.iter().all(|image| note(image).is_empty()) {
+        if !self.options.args
+            && images
+                .iter()
+                .all(|image| note(image, self.options.lost).is_empty())
+        {
             let notes = heading.iter_mut().filter(|name| *name == NOTE.0);
             notes.for_each(String::clear);
         }
         let rows = images.iter().map(|image| {
             let [uid, user, pid, comm, total] = first_cells(image);
-            let [leaked, blocks] = leak_cells(image);
+            let [leaked, lost, blocks] = leak_cells(image);
             [
                 uid,
                 user,
@@ -285,8 +315,9 @@ impl Render for TableRender {
                 comm,
                 total,
                 leaked,
+                lost,
                 blocks,
-                note(image),
+                note(image, self.options.lost),
                 args(image),
             ]
         });
@@ -323,13 +354,23 @@ fn names<const N: usize>(columns: [(&str, u16); N]) -> [String; N] {
     columns.map(|(name, _)| name.to_owned())
 }
 
-/// The cells of a leak: megabytes, and blocks.
-fn leak_cells(image: &Image) -> [String; 2] {
+/// The cells of a leak: megabytes, those that were lost, and blocks.
+fn leak_cells(image: &Image) -> [String; 3] {
     let counters = &image.counters;
     [
         megabytes(counters.leaked_bytes),
+        lost(image),
         counters.leaked_blocks.to_string(),
     ]
+}
+
+/// What several processes lost, in megabytes. With `≥` if it is not known of all of them.
+fn lost_sum(lost: &LostSum) -> String {
+    match lost.is_known() {
+        true if lost.unknown.is_empty() => megabytes(lost.bytes.lower),
+        true => format!("\u{2265}{}", megabytes(lost.bytes.lower)),
+        false => UNKNOWN.to_owned(),
+    }
 }
 
 fn exit(end: End) -> String {

@@ -5,11 +5,13 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::model::commands::CommandOrder;
 use crate::model::exit::{ExecErrorKind, Outcome};
-use crate::model::gate::{Gate, Limits};
+use crate::model::gate::Gate;
 use crate::model::image::samples::image;
 use crate::model::image::{End, From, Losses, Uncovered};
 use crate::model::ledger::Ledger;
+use crate::model::limits::{Allowed, Limits};
 use crate::model::live::Growing;
+use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 use crate::report::table::{NO_WRAP, WRAP};
 use crate::report::*;
 
@@ -115,6 +117,10 @@ fn images() -> Vec<Image> {
     let nameless = named(668, b"");
     let chinese = named(669, "日本語".as_bytes());
 
+    // What was not scanned at its end has nothing to judge.
+    for image in [&mut shell, &mut running] {
+        image.reach = Reach::NotJudged;
+    }
     vec![
         shell, replaced, leaking, crashed, real_time, incomplete, blind, late, running, wide,
         hostile, formula, nameless, chinese,
@@ -130,10 +136,11 @@ fn options(verbosity: Verbosity, color: bool) -> Options {
 }
 
 fn gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
-    Gate::new(
-        Limits { process, total },
-        crate::model::selection::Selection::default(),
-    )
+    let allowed = Allowed {
+        leak: Limits { process, total },
+        ..Allowed::default()
+    };
+    Gate::new(allowed, crate::model::selection::Selection::default())
 }
 
 /// A report in one place.
@@ -314,7 +321,7 @@ fn a_json_line_has_the_fields_of_the_schema_in_order() {
             r#""comm":"python3","exe":"/usr/bin/python3.11","image":0,"end":"exited","exit_code":0,"#,
             r#""signal":null,"from":"start","start_time":1761153780.123456,"end_time":1761153781.5,"#,
             r#""total_allocs_bytes":7208122,"alloc_count":3534,"free_count":3433,"leaked_bytes":440807,"#,
-            r#""leaked_blocks":101,"peak_live_bytes":1892331,"failed_allocs":0,"unknown_frees":0,"#,
+            r#""leaked_blocks":101,"reach":null,"reach_unknown":"off","peak_live_bytes":1892331,"failed_allocs":0,"unknown_frees":0,"#,
             r#""allocators":["/lib/x86_64-linux-gnu/libc.so.6"],"complete":true,"losses":{}}"#,
             "\n"
         )
@@ -324,7 +331,8 @@ fn a_json_line_has_the_fields_of_the_schema_in_order() {
         concat!(
             r#"{"schema":"memleak/1","type":"summary","outcome":"exited","code":0,"signal":null,"#,
             r#""core":false,"processes":1,"covered_processes":1,"total_allocs_bytes":7208122,"leaked_bytes":440807,"#,
-            r#""leaked_blocks":101,"gate":{"limit_bytes":1000000,"verdict":"passed","judged":1},"complete":true,"losses":{}}"#,
+            r#""leaked_blocks":101,"lost_bytes":null,"lost_blocks":null,"reach":null,"reach_unknown_processes":1,"#,
+            r#""gate":{"limit_bytes":1000000,"verdict":"passed","judged":1},"complete":true,"losses":{}}"#,
             "\n"
         )
     );
@@ -333,7 +341,7 @@ fn a_json_line_has_the_fields_of_the_schema_in_order() {
 #[test]
 fn the_gate_of_a_summary_has_the_limits_of_the_command_line() {
     for (gate, json, csv) in [
-        (gate(None, None), r#""gate":null"#, ",,,,,1"),
+        (gate(None, None), r#""gate":null"#, ",,,,,1,,"),
         (
             gate(Some(5), None),
             r#""gate":{"limit_bytes":5,"verdict":"passed","judged":1}"#,
@@ -358,9 +366,7 @@ fn the_gate_of_a_summary_has_the_limits_of_the_command_line() {
         };
         assert!(last(Format::Json).contains(json), "{}", last(Format::Json));
         assert!(
-            last(Format::Csv)
-                .trim_end_matches([',', '\n'])
-                .ends_with(csv),
+            last(Format::Csv).contains(&format!("false,1{csv},,0,")),
             "{}",
             last(Format::Csv)
         );
@@ -434,6 +440,11 @@ fn all_rows_of_csv_have_the_same_number_of_fields_and_names_can_be_recovered() {
 fn json_and_csv_have_the_same_values_for_every_process() {
     let json = whole(Format::Json, NORMAL);
     let csv = whole(Format::Csv, NORMAL);
+    assert_same_values(&json, &csv);
+}
+
+#[track_caller]
+fn assert_same_values(json: &str, csv: &str) {
     let mut reader = ::csv::Reader::from_reader(csv.as_bytes());
     let headers = reader.headers().unwrap().clone();
     for (line, row) in json.lines().zip(reader.records()) {
@@ -444,6 +455,9 @@ fn json_and_csv_have_the_same_values_for_every_process() {
                 |name: &str| &row[headers.iter().position(|header| header == name).unwrap()];
             match value {
                 serde_json::Value::Null if name == "gate" => assert_eq!(field("gate_verdict"), ""),
+                serde_json::Value::Null if name == "reach" => {
+                    assert_eq!(field("reach_definite_bytes"), "");
+                }
                 serde_json::Value::Null => assert_eq!(field(name), "", "{name}"),
                 serde_json::Value::Number(number) => {
                     assert_eq!(field(name), number.to_string(), "{name}");
@@ -453,9 +467,18 @@ fn json_and_csv_have_the_same_values_for_every_process() {
                 }
                 serde_json::Value::Object(inner) => {
                     for (inner_name, value) in inner {
-                        let value = value
-                            .as_str()
-                            .map_or_else(|| value.to_string(), str::to_owned);
+                        let text = |value: &serde_json::Value| {
+                            value
+                                .as_str()
+                                .map_or_else(|| value.to_string(), str::to_owned)
+                        };
+                        let value = match value {
+                            serde_json::Value::Array(names) => {
+                                names.iter().map(text).collect::<Vec<_>>().join(":")
+                            }
+                            serde_json::Value::Null => String::new(),
+                            _ => text(value),
+                        };
                         assert_eq!(field(&format!("{name}_{inner_name}")), value);
                     }
                 }
@@ -526,7 +549,7 @@ fn a_closing_line_only_says_what_is_known() {
     assert_eq!(
         closing(bounded),
         "memleak: 1 process, 7.208 MB allocated, at least 0 bytes leaked; \
-         incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows lost\n"
+         incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows missed\n"
     );
 }
 
@@ -641,6 +664,181 @@ fn a_tree_of_many_programs_shows_the_largest_and_counts_the_others() {
     );
 }
 
+// ---- what is lost ---------------------------------------------------------------------------------------
+
+fn amount(bytes: u64, blocks: u64) -> Amount {
+    Amount { bytes, blocks }
+}
+
+/// Images with every kind of knowledge of what they lost.
+fn judged_images() -> Vec<Image> {
+    let leaking = |pid, comm: &str, reach| {
+        let mut image = image();
+        image.pid = pid;
+        image.comm = comm.into();
+        image.counters.total_allocs_bytes = 90_906;
+        image.counters.leaked_bytes = 83_856;
+        image.counters.leaked_blocks = 103;
+        image.reach = reach;
+        image
+    };
+    let known = Reached {
+        definite: amount(2_006, 2),
+        indirect: amount(5_050, 99),
+        reachable: amount(76_800, 2),
+        ..Reached::default()
+    };
+    let possible = Reached {
+        possible: amount(83_855, 102),
+        reachable: amount(1, 1),
+        ..Reached::default()
+    };
+    let unknown = |why| Reach::Unknown(why);
+    let mut killed = leaking(16693, "killed", unknown(ReachUnknown::Signal));
+    killed.end = End::Signaled {
+        signal: 9,
+        core: false,
+    };
+    let mut nothing = leaking(16694, "clean", unknown(ReachUnknown::RawExit));
+    nothing.counters.leaked_bytes = 0;
+    nothing.counters.leaked_blocks = 0;
+    let mut replaced = leaking(16695, "sh", Reach::NotJudged);
+    replaced.end = End::Exec;
+    let mut incomplete = leaking(16697, "full", Reach::Known(known));
+    incomplete.losses.blocks_not_recorded = 1;
+    incomplete.losses.bytes_not_recorded = 40;
+    vec![
+        leaking(16691, "leak", Reach::Known(known)),
+        leaking(16692, "grep", Reach::Known(possible)),
+        killed,
+        nothing,
+        replaced,
+        leaking(16696, "quick", unknown(ReachUnknown::Off)),
+        incomplete,
+    ]
+}
+
+/// Limits of what is lost.
+fn lost_gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
+    let allowed = Allowed {
+        lost: Limits { process, total },
+        ..Allowed::default()
+    };
+    Gate::new(allowed, crate::model::selection::Selection::default())
+}
+
+fn judged(format: Format, verbosity: Verbosity, gate: Option<Gate>, images: &[Image]) -> String {
+    let options = Options {
+        lost: true,
+        ..options(verbosity, false)
+    };
+    writes(format, options, gate, images, Outcome::Exited(0)).concat()
+}
+
+#[test]
+fn what_is_lost_as_tables() {
+    let images = judged_images();
+    let one = judged(Format::Table, NORMAL, None, &images[..1]);
+    let gate = lost_gate(Some(0), Some(1_000_000));
+    let all = judged(Format::Table, Verbosity::Verbose, gate.clone(), &images);
+    let many: Vec<_> = images.iter().cycle().take(21).cloned().collect();
+    let many = judged(Format::Table, NORMAL, gate, &many);
+    let many = many.split("\n\n").skip(1).collect::<Vec<_>>().join("\n\n");
+    insta::assert_snapshot!([one, all, many].join("\n----\n"));
+}
+
+#[test]
+fn what_is_lost_as_json_lines() {
+    let gate = lost_gate(Some(0), Some(1_000_000));
+    insta::assert_snapshot!(judged(Format::Json, NORMAL, gate, &judged_images()));
+}
+
+#[test]
+fn what_is_lost_as_csv() {
+    let gate = lost_gate(Some(0), Some(1_000_000));
+    insta::assert_snapshot!(judged(Format::Csv, NORMAL, gate, &judged_images()));
+}
+
+#[test]
+fn a_row_says_what_is_lost_only_where_that_is_asked_for() {
+    for image in judged_images() {
+        let row = |lost| {
+            let options = Options {
+                lost,
+                ..options(NORMAL, false)
+            };
+            let mut table = table::TableRender::new(options);
+            String::from_utf8(table.image(&image, None).unwrap()).unwrap()
+        };
+        assert!(!row(false).contains("LOST_MB") && !row(false).contains("lost"));
+        let heading = "MEM_LEAK_MB LOST_MB  EXIT";
+        assert!(row(true).contains(heading) || row(true).is_empty());
+    }
+}
+
+#[test]
+fn every_reason_has_words_of_its_own_and_a_short_note() {
+    let mut words = std::collections::BTreeSet::new();
+    for why in ReachUnknown::ALL {
+        let mut image = judged_images().remove(0);
+        image.reach = Reach::Unknown(why);
+        let json = judged(Format::Json, NORMAL, None, std::slice::from_ref(&image));
+        let field = format!(r#""reach":null,"reach_unknown":"{}","#, why.word());
+        assert!(json.contains(&field), "{json}");
+        let table = judged(Format::Table, NORMAL, None, &[image]);
+        let row = table.lines().nth(1).unwrap();
+        assert!(row.contains(" 0.084       ?        0"), "{row}");
+        let note = row.split_once("lost unknown: ").map(|(_, note)| note);
+        // Not to scan a process is no news.
+        assert_eq!(note.is_none(), why == ReachUnknown::Off, "{row}");
+        let note = note.unwrap_or_default();
+        assert!(note.len() <= 36, "{note}");
+        assert!(words.insert(note.to_owned()), "{note}");
+    }
+}
+
+#[test]
+fn a_gate_over_what_is_lost_has_its_limits_and_says_which_failed() {
+    let images = judged_images();
+    for (gate, images, json, csv) in [
+        (
+            lost_gate(Some(9_000), None),
+            &images[..1],
+            r#""gate":{"limit_bytes":null,"lost_limit_bytes":9000,"verdict":"passed","judged":1}"#,
+            ",0,9000,,,",
+        ),
+        (
+            lost_gate(Some(0), Some(8)),
+            &images[..1],
+            r#""gate":{"limit_bytes":null,"lost_limit_bytes":0,"total_lost_limit_bytes":8,"verdict":"failed","failed":["lost","total_lost"],"judged":1}"#,
+            ",0,0,8,lost:total_lost,",
+        ),
+        (
+            lost_gate(Some(9_000), Some(7_056)),
+            &images[..3],
+            r#""gate":{"limit_bytes":null,"lost_limit_bytes":9000,"total_lost_limit_bytes":7056,"verdict":"unknown","unknown":["lost","total_lost"],"judged":3}"#,
+            ",1,9000,7056,,lost:total_lost",
+        ),
+    ] {
+        let last = |format| {
+            let report = judged(format, NORMAL, gate.clone(), images);
+            report.lines().last().unwrap().to_owned()
+        };
+        let found = last(Format::Json);
+        assert!(found.contains(json), "{found}");
+        let found = last(Format::Csv);
+        assert!(found.ends_with(csv), "{found}");
+    }
+}
+
+#[test]
+fn json_and_csv_agree_on_what_is_lost() {
+    let gate = || lost_gate(Some(0), Some(1_000_000));
+    let json = judged(Format::Json, NORMAL, gate(), &judged_images());
+    let csv = judged(Format::Csv, NORMAL, gate(), &judged_images());
+    assert_same_values(&json, &csv);
+}
+
 // ---- windows and running processes ----------------------------------------------------------------------
 
 fn at(seconds: u64) -> Duration {
@@ -662,6 +860,7 @@ fn live() -> Live {
         .zip([7, 60 * 3 + 5, 86_400 * 2 + 3_600])
         .map(|((mut image, growth), age)| {
             image.end = End::Running;
+            image.reach = Reach::NotJudged;
             image.start_time = at(1_761_153_785 - age);
             Growing { image, growth }
         })

@@ -75,10 +75,10 @@ pub(super) struct Books {
 
 /// What a report consists of.
 pub(super) enum Contents {
-    /// Rows as processes end, and at the end a block by command in this order.
-    Run(CommandOrder),
+    /// Rows as processes end, and at the end a block by command in this order. `lost`: processes may be scanned.
+    Run { order: CommandOrder, lost: bool },
     /// Windows. `live`: the running processes are shown repeatedly.
-    Watch { live: bool },
+    Watch { live: bool, lost: bool },
 }
 
 /// The opened destinations of a report.
@@ -121,9 +121,9 @@ impl Books {
         gate: Option<Gate>,
         destinations: Destinations,
     ) -> Self {
-        let (live, order) = match contents {
-            Contents::Run(order) => (false, order),
-            Contents::Watch { live } => (live, CommandOrder::default()),
+        let (live, order, lost) = match contents {
+            Contents::Run { order, lost } => (false, order, lost),
+            Contents::Watch { live, lost } => (live, CommandOrder::default(), lost),
         };
         // A terminal that can move its cursor shows one table of running processes, not a history of tables.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -149,6 +149,7 @@ impl Books {
                 refresh: refreshes(format, &output),
                 order,
                 args,
+                lost,
             };
             Sink::new(format, look, output.name, output.writer)
         });

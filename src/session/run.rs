@@ -55,9 +55,14 @@ pub fn run(options: &Run) -> Result<Finish> {
     } else {
         Stderr::GiveUp
     };
+    // memleak cannot hold a process unseen yet.
+    let scans = options.scan_wanted(false);
     let mut books = Books::open(
         &options.shown,
-        Contents::Run(options.sort),
+        Contents::Run {
+            order: options.sort,
+            lost: scans.is_any(),
+        },
         options.args,
         gate,
         destinations,

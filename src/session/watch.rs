@@ -70,7 +70,10 @@ pub fn watch(options: &Watch) -> Result<()> {
         prober,
         books: Books::open(
             &options.shown,
-            Contents::Watch { live: options.live },
+            Contents::Watch {
+                live: options.live,
+                lost: options.scan_wanted().is_any(),
+            },
             options.args,
             None,
             destinations,
@@ -296,7 +299,7 @@ impl Watching<'_> {
         let kernel = collector.kernel_memory();
         let summary = self.books.close(collector.losses(), Outcome::Watched);
         if shown.verbose || (!shown.quiet && !summary.losses.is_empty()) {
-            say(&closing_line(&summary));
+            say(&closing_line(&summary, self.options.scan_wanted().is_any()));
         }
         if shown.verbose
             && let Some(cost) = own_cost(began.elapsed(), kernel)

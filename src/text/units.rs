@@ -3,6 +3,8 @@
 //! Turns sizes of the command line into bytes, and bytes into the megabytes of the `_MB` columns. Only uses integers,
 //! because the table, the gate and JSON must agree to the byte.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 use crate::text::escape;
@@ -80,6 +82,23 @@ pub fn parse_size(size: &str) -> Result<u64, SizeError> {
     Ok(bytes)
 }
 
+/// Reads a number of seconds, whole or with decimals.
+///
+/// # Errors
+/// What a number of seconds looks like.
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let why = || "it is a number of seconds, as 60 or 0.5".to_owned();
+    // The parser of f64 would also accept "inf" and "1e3".
+    if !text
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
+        return Err(why());
+    }
+    let seconds = text.parse().map_err(|_| why())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| why())
+}
+
 /// Bytes as megabytes (10^6 bytes) with three decimals, rounded to the nearest value. Halves are rounded up.
 pub fn megabytes(bytes: u64) -> String {
     let thousands = bytes / 1_000 + u64::from(bytes % 1_000 >= 500);
@@ -92,6 +111,19 @@ pub fn amount(bytes: u64) -> String {
         0..1_000 => counted(bytes, "byte", "bytes"),
         _ => format!("{} MB", megabytes(bytes)),
     }
+}
+
+/// A number with a comma before each group of three digits: `76,800`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::with_capacity(digits.len() * 4 / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
 }
 
 /// A count with the word for what is counted: `1 byte`, `2 bytes`.
@@ -166,6 +198,19 @@ mod tests {
                 Err(SizeError::Unparsable(size.to_owned())),
                 "{size:?}"
             );
+        }
+    }
+
+    #[test]
+    fn long_numbers_have_commas() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (76_800, "76,800"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(grouped(number), text);
         }
     }
 

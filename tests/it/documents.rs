@@ -158,7 +158,7 @@ fn manual_page() -> Vec<u8> {
                 "Pass a variable that sudo would remove.",
             ),
             (
-                "sudo memleak run --fail-on-leak 1MB --gate-comm 'my_app*' -- make check",
+                "sudo memleak run --fail-on-lost 0 --gate-exe './**' -- make check",
                 "Use memleak as a gate in CI.",
             ),
             (
@@ -278,7 +278,12 @@ fn bash_completes_options_and_their_values() {
     assert_eq!(offered_by_bash(&["memleak", "-a", "--li"]), ["--live"]);
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--fail"]),
-        ["--fail-on-leak", "--fail-on-total-leak"]
+        [
+            "--fail-on-leak",
+            "--fail-on-total-leak",
+            "--fail-on-lost",
+            "--fail-on-total-lost"
+        ]
     );
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--format", ""]),

@@ -94,7 +94,7 @@ fn case_16_losses_make_a_gate_unknown_and_are_reported_without_a_gate() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("incomplete: 200 lost"), "{said}");
+    assert!(said.contains("incomplete: 200 missed"), "{said}");
 }
 
 /// The command is held until all probes are attached. Another test covers the time after that.

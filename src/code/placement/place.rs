@@ -45,7 +45,7 @@ pub enum Reason {
     Returns,
     /// Not an entry: a function that may throw goes from here to code that could not be followed.
     Leaves,
-    /// The function may throw, and its code could not be followed. Each of its calls is a loss.
+    /// The function may throw, and its code could not be followed. Each of its calls is missed.
     Unfollowed,
 }
 
@@ -90,10 +90,10 @@ impl fmt::Display for Reason {
             Reason::NoneFound => "at entry: no emulated instruction near",
             Reason::Returns => "it may throw, so there is no return probe; it returns here",
             Reason::Leaves => {
-                "it may throw, and goes to code that is not followed: such calls are lost"
+                "it may throw, and goes to code that is not followed: such calls are missed"
             }
             Reason::Unfollowed => {
-                "it may throw, and its code cannot be followed: its calls are lost"
+                "it may throw, and its code cannot be followed: its calls are missed"
             }
         })
     }
