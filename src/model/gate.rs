@@ -181,6 +181,7 @@ mod tests {
     use crate::model::image::samples::{any_image, image};
     use crate::model::image::{From, Uncovered};
     use crate::model::reach::{Amount, Reached};
+    use crate::model::scan::ScanWanted;
     use crate::text::globs::CommNames;
     use crate::text::paths::ExePaths;
 
@@ -717,6 +718,39 @@ mod tests {
                 Some(Verdict::Passed) => prop_assert!(lost <= limit),
                 Some(Verdict::Failed) => prop_assert!(lost > limit),
                 Some(Verdict::Unknown) => prop_assert!(bounds.lower <= limit && limit < upper),
+            }
+        }
+
+        #[test]
+        fn scans_where_they_are_wanted_decide_every_process(
+            images in prop::collection::vec((0..2_000_u64, 0.0..=1.0_f64), 1..10),
+            process in 0..2_000_u64,
+            total in 0..5_000_u64,
+        ) {
+            let allowed = lost_limits(Some(process), Some(total));
+            let wanted = ScanWanted::for_gates(allowed.lost);
+            let mut gate = Gate::new(allowed, Selection::default()).unwrap();
+            let (mut unscanned, mut most, mut sum) = (0, 0, 0);
+            for (leaked, part) in images {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+                let lost = (leaked as f64 * part) as u64;
+                let unfreed = Amount { bytes: leaked, blocks: 1 };
+                if wanted.wants(unfreed, unscanned) {
+                    gate.judge(&losing(leaked, lost));
+                } else {
+                    unscanned += leaked;
+                    gate.judge(&unknown(leaked, ReachUnknown::Off));
+                }
+                most = most.max(lost);
+                sum += lost;
+            }
+            let verdicts = gate.finish(Losses::default(), true).verdicts();
+            let verdict = |over| if over { Verdict::Failed } else { Verdict::Passed };
+            prop_assert_eq!(verdicts[0], ("lost", verdict(most > process)));
+            // The sum is only unknown if it is within what was not scanned of the limit.
+            match verdicts[1].1 {
+                Verdict::Unknown => prop_assert!(sum + unscanned > total && sum <= total + unscanned),
+                known => prop_assert_eq!(known, verdict(sum > total)),
             }
         }
 

@@ -32,7 +32,8 @@ impl ScanWanted {
     ///
     /// `unfreed`: what the process never freed, with the blocks that could not be recorded. `unscanned`: the sum in bytes
     /// of what the processes that ended unscanned never freed. Nobody can lose more than that, so as long as that is
-    /// within the limits, nothing needs to be scanned.
+    /// within the limits, nothing needs to be scanned. A caller that knows what scanned processes lost may add that: then
+    /// more sums are decided.
     pub fn wants(self, unfreed: Amount, unscanned: u64) -> bool {
         match self {
             Self::Never => false,

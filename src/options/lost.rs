@@ -31,7 +31,8 @@ pub struct LostArgs {
 
     /// Hold a process for that long at the most
     ///
-    /// From the moment at which its memory begins to be read. It is then not known what the process lost.
+    /// Counted from the moment at which memleak begins to read its memory. After that time the process goes on, and what
+    /// it lost is not known.
     #[arg(long, value_name = "SECONDS", default_value = DEFAULT_TIMEOUT)]
     #[arg(value_parser = parse_timeout, hide_short_help = true)]
     pub lost_timeout: Duration,

@@ -459,7 +459,7 @@ impl Color {
 pub struct GateArgs {
     /// Fail if a process leaks more than SIZE
     ///
-    /// 0: any leak. A process leaks what it never freed.
+    /// 0: any leak. A process leaks what it never freed, whether it lost it or not.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub fail_on_leak: Option<u64>,
 
@@ -469,7 +469,7 @@ pub struct GateArgs {
 
     /// Fail if a process loses more than SIZE
     ///
-    /// Lost is what it never freed and could not have freed any more, because it had no pointer to it left. 0: any loss.
+    /// Lost is what it never freed and could not have freed any more, because it had no pointer to it left. 0: any byte.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub fail_on_lost: Option<u64>,
 

@@ -22,11 +22,12 @@ use crate::model::image::{Image, Losses};
 use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::lost::reached;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
 use crate::report::json::{
-    exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown, reached, seconds,
-    signal, uncovered_name,
+    exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown, seconds, signal,
+    uncovered_name,
 };
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
@@ -179,11 +180,11 @@ impl CsvRow {
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
             args: image.args.is_some().then(|| inert(args(image))),
-            reach_unknown: reach_unknown(image.reach),
+            reach_unknown: reach_unknown(image),
             ..Self::default()
         }
         .with(image.losses)
-        .with_reach(reached(image.reach))
+        .with_reach(reached(image))
     }
 
     fn summary(summary: &Summary) -> Self {

@@ -19,7 +19,7 @@ use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
 use crate::model::limits::Allowed;
 use crate::model::live::Live;
-use crate::model::lost::LostSum;
+use crate::model::lost::{LostSum, reached};
 use crate::model::reach::{Amount, Reach, Reached};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
@@ -133,8 +133,8 @@ impl<'a> ProcessLine<'a> {
             free_count: counters.free_count,
             leaked_bytes: counters.leaked_bytes,
             leaked_blocks: counters.leaked_blocks,
-            reach: reached(image.reach).map(ReachObject::from),
-            reach_unknown: reach_unknown(image.reach),
+            reach: reached(image).map(ReachObject::from),
+            reach_unknown: reach_unknown(image),
             growth_bytes: None,
             peak_live_bytes: counters.peak_live_bytes,
             failed_allocs: counters.failed_allocs,
@@ -281,17 +281,11 @@ impl std::convert::From<Reached> for ReachObject {
     }
 }
 
-pub(super) fn reached(reach: Reach) -> Option<Reached> {
-    match reach {
-        Reach::Known(reached) => Some(reached),
-        Reach::Unknown(_) | Reach::NotJudged => None,
-    }
-}
-
-pub(super) fn reach_unknown(reach: Reach) -> Option<&'static str> {
-    match reach {
-        Reach::Unknown(why) => Some(why.word()),
-        Reach::Known(_) | Reach::NotJudged => None,
+/// Why it is not known how an image's blocks could be reached.
+pub(super) fn reach_unknown(image: &Image) -> Option<&'static str> {
+    match image.reach {
+        Reach::Unknown(why) if reached(image).is_none() => Some(why.word()),
+        Reach::Unknown(_) | Reach::Known(_) | Reach::NotJudged => None,
     }
 }
 

@@ -59,6 +59,34 @@ fn case_13_a_leak_under_the_gate_passes() {
 }
 
 #[test]
+fn what_was_never_freed_bounds_what_is_lost_without_a_scan() {
+    for (option, limit, code, verdict_is) in [
+        ("--fail-on-lost", "2MB", 0, "passed"),
+        ("--fail-on-total-lost", "3MB", 0, "passed"),
+        ("--fail-on-lost", "18446744073709551615", 0, "passed"),
+    ] {
+        let report = Job::fixture("leaks_2mb", &[])
+            .options(["--lost=never", option, limit])
+            .run();
+        assert_eq!(report.status.code(), Some(code), "{option} {limit}");
+        assert_eq!(verdict(&report), verdict_is, "{option} {limit}");
+    }
+}
+
+#[test]
+fn what_a_killed_process_lost_is_unknown_if_it_may_exceed_the_limit() {
+    // A shell never frees what it holds. Only the one that is killed is judged.
+    let job = Job::shell("bash -c 'kill -KILL $$'; true").options(["--gate-comm", "bash"]);
+    for (limit, code, verdict_is) in [("0", 125, "unknown"), ("1GB", 0, "passed")] {
+        for option in ["--fail-on-lost", "--fail-on-total-lost"] {
+            let report = job.clone().options([option, limit]).run();
+            assert_eq!(report.status.code(), Some(code), "{option} {limit}");
+            assert_eq!(verdict(&report), verdict_is, "{option} {limit}");
+        }
+    }
+}
+
+#[test]
 fn case_14_the_commands_exit_code_takes_precedence_over_the_gates() {
     let job = Job::shell(&format!("{}; exit 3", fixture("leaks_2mb").display()));
     let report = job.clone().options(["--fail-on-leak", "1MB"]).run();
