@@ -11,6 +11,7 @@ pub mod elf;
 pub mod find;
 pub mod kernel;
 pub mod launch;
+pub mod lost;
 pub mod model;
 pub mod options;
 pub mod os;

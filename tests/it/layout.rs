@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 9] = [
     &["options"],
     &["report", "kernel"],
     &["find"],
-    &["elf", "launch"],
+    &["elf", "launch", "lost"],
     &["model", "os"],
     &["text", "code"],
 ];

@@ -1,0 +1,58 @@
+//! Which of the blocks that a process never freed were lost: a copy of its memory is searched for pointers to them.
+//!
+//! A process is held only while its memory is copied ([`Snapshot::read`]). The verdict is found on the copy, when the
+//! process is gone ([`judge`]). Holding processes, and recording their blocks, is left to `kernel`.
+//!
+//! What is lost is told as valgrind tells it, so that the sums of both are equal (`docs/design/lost.md`). All input
+//! comes from a process that may be hostile. It can make its own verdict wrong, but not memleak slow or large: time and
+//! memory are bounded by what was copied, and by the number of blocks.
+
+mod area;
+mod arenas;
+mod block;
+mod buffers;
+mod chunks;
+mod copies;
+mod freed;
+mod heuristics;
+mod index;
+mod marking;
+mod memory;
+mod plan;
+mod roots;
+#[cfg(test)]
+mod samples;
+mod stacks;
+
+pub use area::{Area, Backing};
+pub use block::{Block, Judged, State};
+pub use buffers::{Buffer, Buffers};
+pub use copies::{Copied, Snapshot, Thread};
+pub use memory::{Budget, Unread};
+pub use roots::Allocators;
+
+use index::Index;
+use marking::Marking;
+use roots::Roots;
+
+/// Judges the blocks that a process never freed. `blocks` are those that it allocated itself, not those that it
+/// inherited by a fork, in any order.
+pub fn judge(snapshot: &Snapshot, blocks: Vec<Block>, allocators: Allocators) -> Judged {
+    let index = Index::new(blocks);
+    if index.blocks().is_empty() {
+        return Judged::default();
+    }
+    let roots = Roots::find(snapshot, &index, allocators);
+    let mut marking = Marking::new(snapshot, &index);
+    let registers = snapshot.threads.iter().flat_map(|thread| &thread.registers);
+    for &word in registers.chain(&roots.starts) {
+        marking.root(word);
+    }
+    roots.each(snapshot, &index, |words| {
+        for &word in words {
+            marking.root(word);
+        }
+    });
+    let (levels, owners) = marking.finish();
+    Judged::new(index.into_blocks(), levels, owners)
+}

@@ -1,0 +1,228 @@
+//! Which memory is the program's, so that a pointer there reaches a block, and which is the allocator's. Pure.
+//!
+//! An allocator keeps pointers to blocks and beside blocks. If these counted, every lost block would seem reachable. If
+//! too much was left out, blocks would seem lost that are not. So memory is left out only where it is known to be the
+//! allocator's, and never a whole mapping of glibc's: the kernel merges neighbours of all kinds.
+
+use std::ops::Range;
+
+use super::area::{Area, Backing};
+use super::arenas::Arenas;
+use super::chunks::{self, Walked};
+use super::copies::Snapshot;
+use super::freed::Freed;
+use super::index::Index;
+use super::stacks::Stacks;
+
+/// What is known of the allocators that gave a process its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocators {
+    /// glibc's malloc.
+    Glibc,
+    /// An allocator whose anonymous mappings hold blocks and its own data, and nothing else: jemalloc, tcmalloc, mimalloc.
+    Mappings,
+    /// Any other: musl, an allocator of the user's own, or several at once.
+    Unknown,
+}
+
+/// What is left out of the roots.
+#[derive(Debug, Default)]
+pub struct Roots {
+    /// By address. None overlaps another.
+    left_out: Vec<Range<u64>>,
+    /// The addresses of blocks that are reachable, though no pointer to them may be found.
+    pub starts: Vec<u64>,
+}
+
+impl Roots {
+    pub fn find(snapshot: &Snapshot, index: &Index, allocators: Allocators) -> Self {
+        let stacks = Stacks::find(snapshot);
+        let mut left_out = stacks.unused;
+        match allocators {
+            Allocators::Glibc => glibc(snapshot, index, &mut left_out),
+            Allocators::Mappings => mappings(snapshot, index, &mut left_out),
+            Allocators::Unknown => {}
+        }
+        Self {
+            left_out: merged(left_out),
+            starts: stacks.tables,
+        }
+    }
+
+    /// Calls `each` with the words of all roots, in pieces. The blocks themselves are no roots, wherever they are.
+    pub fn each(&self, snapshot: &Snapshot, index: &Index, mut each: impl FnMut(&[u64])) {
+        let mut left_out = self.left_out.iter().peekable();
+        let mut hint = 0;
+        for copy in snapshot.copies.iter().filter(|copy| !copy.is_files) {
+            let mut start = copy.start;
+            while start < copy.end {
+                while left_out.next_if(|range| range.end <= start).is_some() {}
+                let (end, next) = match left_out.peek() {
+                    Some(range) if range.start < copy.end => {
+                        (range.start.max(start), range.end.min(copy.end))
+                    }
+                    _ => (copy.end, copy.end),
+                };
+                without_blocks(start..end, index, |range| {
+                    snapshot.scan(range, &mut hint, |_, words| each(words));
+                });
+                start = next;
+            }
+        }
+    }
+}
+
+/// Calls `each` with the parts of a range between the blocks.
+fn without_blocks(range: Range<u64>, index: &Index, mut each: impl FnMut(Range<u64>)) {
+    if range.is_empty() {
+        return;
+    }
+    let first = index.first_from(range.start);
+    let blocks = &index.blocks()[first.saturating_sub(1)..];
+    let mut start = range.start;
+    for block in blocks.iter().take_while(|block| block.address < range.end) {
+        if start < block.address {
+            each(start..block.address);
+        }
+        start = start.max(block.end());
+    }
+    if start < range.end {
+        each(start..range.end);
+    }
+}
+
+/// Leaves out what belongs to glibc's malloc: its arenas, the heaps that they have, and mappings for single blocks. A
+/// chunk in use that is not one of the blocks stays a root. A process inherits such blocks by a fork, and memleak has not
+/// seen those that are older than its probes: they are the program's, and never its leak.
+fn glibc(snapshot: &Snapshot, index: &Index, left_out: &mut Vec<Range<u64>>) {
+    let arenas = Arenas::find(snapshot);
+    let mut walked = Walked::default();
+    for main in &arenas.main {
+        left_out.push(main.range());
+    }
+    for heap in &arenas.heaps {
+        // What is before the first chunk, and at the end, is the arena's in any case.
+        left_out.push(heap.start..heap.first_chunk.min(heap.end));
+        walked.walk(snapshot, index, heap.first_chunk..heap.end, heap.top);
+    }
+    for heap in heaps(&snapshot.areas) {
+        let top = arenas
+            .main
+            .iter()
+            .filter_map(|main| main.top(snapshot))
+            .find(|top| heap.contains(top));
+        // If no arena has its last chunk here, this memory is not glibc's.
+        if let Some(top) = top {
+            walked.walk(snapshot, index, heap, top);
+        }
+    }
+    let Walked {
+        covered,
+        mut unknown,
+    } = walked;
+    let covered = merged(covered);
+    unknown.sort_unstable_by_key(|chunk| chunk.block);
+    let freed = Freed::find(snapshot, &arenas, &unknown);
+    let in_use = unknown
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| !freed.contains(*at))
+        .map(|(_, chunk)| chunk.content());
+    alone(snapshot, index, &covered, left_out);
+    subtract(covered, in_use, left_out);
+}
+
+/// Leaves out the mappings that glibc made for single blocks.
+fn alone(
+    snapshot: &Snapshot,
+    index: &Index,
+    covered: &[Range<u64>],
+    left_out: &mut Vec<Range<u64>>,
+) {
+    let blocks = index.blocks();
+    let mut covered = covered.iter().peekable();
+    let mut at = 0;
+    while let Some(block) = blocks.get(at) {
+        while covered
+            .next_if(|range| range.end <= block.address)
+            .is_some()
+        {}
+        match covered.peek() {
+            // All blocks up to the end of a heap have their place there.
+            Some(range) if range.start <= block.address => {
+                at += index.first_from(range.end).saturating_sub(at).max(1);
+            }
+            _ => {
+                left_out.extend(chunks::mapped_alone(snapshot, block.address, block.size));
+                at += 1;
+            }
+        }
+    }
+}
+
+/// The ranges of [heap]. The program may have divided it by changing the protection of a part.
+fn heaps(areas: &[Area]) -> Vec<Range<u64>> {
+    let heaps = areas.iter().filter(|area| area.backing == Backing::Heap);
+    merged(heaps.map(Area::range).collect())
+}
+
+/// Leaves out the anonymous mappings that hold blocks. A file's data, and what stands behind it, may hold blocks too:
+/// they belong to the program, except for the blocks.
+fn mappings(snapshot: &Snapshot, index: &Index, left_out: &mut Vec<Range<u64>>) {
+    for (at, area) in snapshot.areas.iter().enumerate() {
+        let holds = index
+            .blocks()
+            .get(index.first_from(area.start))
+            .is_some_and(|block| area.contains(block.address));
+        let before = at.checked_sub(1).map(|before| &snapshot.areas[before]);
+        let is_behind_data = before.is_some_and(|before| {
+            before.backing == Backing::File && before.end == area.start && before.writable
+        });
+        let is_mapping = match area.backing {
+            Backing::Anonymous => !is_behind_data && !area.shared,
+            Backing::Heap => true,
+            _ => false,
+        };
+        if holds && is_mapping {
+            left_out.push(area.range());
+        }
+    }
+}
+
+/// Sorts ranges, and joins those that touch.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.retain(|range| !range.is_empty());
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|range, before| {
+        let touches = range.start <= before.end;
+        if touches {
+            before.end = before.end.max(range.end);
+        }
+        touches
+    });
+    ranges
+}
+
+/// Adds to `rest` what is left of ranges after others are taken out. Both are in order. None overlaps another of its
+/// kind.
+fn subtract(
+    ranges: Vec<Range<u64>>,
+    taken: impl Iterator<Item = Range<u64>>,
+    rest: &mut Vec<Range<u64>>,
+) {
+    let mut taken = taken.peekable();
+    for range in ranges {
+        let mut start = range.start;
+        while start < range.end {
+            while taken.next_if(|taken| taken.end <= start).is_some() {}
+            let (end, next) = match taken.peek() {
+                Some(taken) if taken.start < range.end => (taken.start.max(start), taken.end),
+                _ => (range.end, range.end),
+            };
+            if start < end {
+                rest.push(start..end);
+            }
+            start = next;
+        }
+    }
+}
