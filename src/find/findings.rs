@@ -1,7 +1,7 @@
 //! Finds a file's allocator functions, and where in each its probe goes. Reads one ELF file. Attaching the probes
 //! is left to `kernel`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::Path;
 
@@ -11,9 +11,11 @@ use crate::elf::file::ElfFile;
 use crate::elf::symbols::{self, Companions, FunctionSymbol, Names, Source};
 use crate::find::exceptions::{CPP, Exceptions};
 use crate::find::functions::{Family, FileTable, Table};
+use crate::find::heaps::{self, Marks};
 use crate::find::hooks::{self, LoaderHooks};
 use crate::find::role::Role;
 use crate::find::sites::{self, FoundFunction, Site};
+use crate::lost::Allocators;
 use crate::os::root::Root;
 
 /// What a file's symbols say about its allocator.
@@ -38,6 +40,10 @@ pub struct Findings {
     pub loader_hooks: LoaderHooks,
     /// Whether the file starts programs, as the C library does.
     pub is_libc: bool,
+    /// The offsets in the file of the functions that end a process at once.
+    pub exits: Vec<u64>,
+    /// Where its allocator keeps its blocks.
+    pub heap: Allocators,
 }
 
 impl Findings {
@@ -56,6 +62,10 @@ impl Findings {
 /// The function that identifies a C library. A loader that exports it is a C library.
 const START: &str = "__libc_start_main";
 
+/// The functions that end a process at once: everything that ends it otherwise calls one of them. They are one function
+/// in glibc and two in musl.
+const EXITS: [&str; 2] = ["_exit", "_Exit"];
+
 /// Looks for the functions of a table in an open ELF file. `path` is the file's path below `root`, as the processes
 /// that map the file see it. It is used in messages, and to find debug data that was split off the file.
 ///
@@ -68,7 +78,13 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let role = Role::of(&elf);
     let is_static = role == Role::Program && !elf.has_interpreter();
     let table = table.for_file(path, file);
-    let names = Names::new(table.symbols().chain([hooks::DEBUG_STATE, START, CPP]));
+    let names = Names::new(
+        table
+            .symbols()
+            .chain([hooks::DEBUG_STATE, START, CPP])
+            .chain(EXITS)
+            .chain(heaps::MARKS),
+    );
     // A library's users find its functions by its exported symbols. A program's own functions need no exported names.
     let companions = (role == Role::Program).then_some(Companions { root, path });
     let found = symbols::find(&elf, &names, companions)
@@ -84,6 +100,16 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let is_loader = role == Role::Library
         && (debug_state.is_some() || symbols::exported(&elf, "_rtld_global").is_some());
     let is_libc = exported(START).is_some();
+    let ends = |function: &&FunctionSymbol| {
+        EXITS.contains(&function.name) && (is_static || function.source == Source::Exported)
+    };
+    let exits = match is_libc || is_static {
+        true => found.functions.iter().filter(ends).collect(),
+        false => Vec::new(),
+    };
+    let exits = exits.into_iter();
+    let exits = exits.filter_map(|function| hooks::offset_of(&elf, function.address));
+    let exits: BTreeSet<u64> = exits.collect();
     let functions = by_address(&found.functions, is_static, role, &table);
     let rows = functions.values().map(|found| &found.row);
     let mut families = rows.clone().map(|row| row.family);
@@ -92,6 +118,15 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         .clone()
         .any(|row| row.family == Family::Prefix("") && row.name == "malloc");
     let allocates = named_by_user || sites::is_allocator(rows.clone()) || (is_static && has_malloc);
+    let names = found.functions.iter().map(|function| function.name);
+    let marks: Vec<_> = names.filter(|name| heaps::MARKS.contains(name)).collect();
+    let marks = Marks {
+        found: &marks,
+        is_libc,
+        is_static,
+        has_malloc,
+        named_by_user,
+    };
     let missing = table.missing(rows.clone());
     let user_missing = table.user_missing(rows);
     let cpp = found.functions.iter().filter(|found| found.name == CPP);
@@ -109,6 +144,8 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
             false => LoaderHooks::default(),
         },
         is_libc,
+        exits: exits.into_iter().collect(),
+        heap: heaps::kind(&marks),
     })
 }
 

@@ -159,7 +159,7 @@ fn marked(elf: &ElfFile) -> Vec<Hook> {
 }
 
 /// The offset in the file of the code at an address.
-fn offset_of(elf: &ElfFile, address: u64) -> Option<u64> {
+pub(super) fn offset_of(elf: &ElfFile, address: u64) -> Option<u64> {
     elf.text_segment(address)?;
     Some(elf.mapped_at(address)?.start)
 }

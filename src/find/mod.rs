@@ -8,6 +8,7 @@ mod exceptions;
 mod file_text;
 pub mod findings;
 pub mod functions;
+pub mod heaps;
 pub mod hooks;
 pub mod ld_cache;
 pub mod loader;

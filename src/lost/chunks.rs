@@ -176,10 +176,6 @@ pub fn mapped_alone(snapshot: &Snapshot, block: u64, size: u64) -> Option<Range<
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::single_range_in_vec_init,
-    reason = "lists of one range are meant"
-)]
 mod tests {
     use super::super::block::Block;
     use super::super::samples::Memory;

@@ -15,13 +15,14 @@ use super::index::Index;
 use super::stacks::Stacks;
 
 /// What is known of the allocators that gave a process its blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Allocators {
     /// glibc's malloc.
     Glibc,
     /// An allocator whose anonymous mappings hold blocks and its own data, and nothing else: jemalloc, tcmalloc, mimalloc.
     Mappings,
     /// Any other: musl, an allocator of the user's own, or several at once.
+    #[default]
     Unknown,
 }
 
