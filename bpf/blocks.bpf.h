@@ -31,11 +31,25 @@ static __always_inline bool take_block(struct thread *thread, __u64 address, __u
 
 #else
 
+/*
+ * Heaps whose processes were held at their ends, until user space has read the list of their
+ * blocks. More processes than are ever held at one time.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u8);
+} unlisted SEC(".maps");
+
 static __always_inline bool heap_is_dead(__u64 id)
 {
 	struct heap *heap = heap_by_id(id);
 
-	return !heap || heap->flags & HEAP_ENDED;
+	if (heap && !(heap->flags & HEAP_ENDED))
+		return false;
+	return !bpf_map_lookup_elem(&unlisted, &id);
 }
 
 /*
@@ -44,17 +58,9 @@ static __always_inline bool heap_is_dead(__u64 id)
  * table only if the slot is taken. A block is in one of them, never in both, and never moves. User
  * space sets max_entries.
  */
-enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
-
-struct slot {
-	__u64 state; /* enum slot_state */
-	__u64 heap;
-	__u64 address;
-	__u64 size;
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct slot);
@@ -157,11 +163,13 @@ static __always_inline int record_block(struct thread *thread, __u64 address, __
 
 	if (put_in_slot(key.heap, address, size))
 		return 0;
+	thread->sum.hashed++;
 	if (!bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
 		return 0;
-	if (!make_room())
-		return -1;
-	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
+	if (make_room() && !bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+		return 0;
+	thread->sum.hashed--;
+	return -1;
 }
 
 /* Takes a block out of the table. Returns whether it was there, and its size. */
@@ -177,7 +185,10 @@ static __always_inline bool take_block(struct thread *thread, __u64 address, __u
 		return false;
 	*size = *found;
 	/* If two threads free the same block (a bug of the program), one of them gets it. */
-	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
+	if (bpf_map_delete_elem(&blocks, &key) == -ENOENT)
+		return false;
+	thread->sum.hashed--;
+	return true;
 }
 
 #endif

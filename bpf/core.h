@@ -32,7 +32,7 @@ enum {
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_EXIST = 2 };
-enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_F_NO_PREALLOC = 1, BPF_F_MMAPABLE = 1024 };
 enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
 enum { BPF_RB_FORCE_WAKEUP = 2 };
 
@@ -53,10 +53,16 @@ enum { ENOENT = 2 };
 enum { CLONE_VM = 0x00000100, CLONE_THREAD = 0x00010000 };
 
 /* include/linux/sched/signal.h */
-enum { SIGNAL_GROUP_EXIT = 0x00000004 };
+enum { SIGNAL_GROUP_EXIT = 0x00000004, SIGNAL_UNKILLABLE = 0x00000040 };
 
 /* include/linux/sched.h */
-enum { PF_FORKNOEXEC = 0x00000040, PF_KTHREAD = 0x00200000 };
+enum { PF_EXITING = 0x00000004, PF_FORKNOEXEC = 0x00000040, PF_KTHREAD = 0x00200000 };
+
+/* include/uapi/linux/sched.h */
+enum { SCHED_FIFO = 1, SCHED_RR = 2, SCHED_DEADLINE = 6 };
+
+/* include/linux/sched/jobctl.h: a stop, a tracer's trap, or the freezer of a control group. */
+enum { JOBCTL_PENDING = 0x00020000 | 0x00080000 | 0x00100000 | 0x00800000 };
 
 /* include/uapi/asm-generic/signal.h */
 enum { SIGKILL = 9 };
@@ -116,13 +122,114 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+typedef struct {
+	unsigned long sig[1];
+} sigset_t;
+
+struct sigpending {
+	sigset_t signal;
+};
+
+struct rb_node {
+	unsigned long __rb_parent_color; /* of a node that is in no tree: its own address */
+	struct rb_node *rb_left, *rb_right;
+};
+
+struct timerqueue_node {
+	struct rb_node node;
+	__s64 expires;
+};
+
+struct hrtimer_clock_base {
+	__s64 offset; /* of the clock, to CLOCK_MONOTONIC */
+};
+
+struct hrtimer {
+	struct timerqueue_node node; /* `expires` in the time of its clock */
+	struct hrtimer_clock_base *base;
+};
+
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+/* A timer of timer_create(2). */
+struct k_itimer {
+	struct hlist_node list;
+	int it_clock;
+	union {
+		struct {
+			struct hrtimer timer;
+		} real;
+	} it;
+};
+
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
+/* What all threads have used, in ns, if some timer or limit needs it. */
+struct task_cputime_atomic {
+	atomic64_t sum_exec_runtime;
+};
+
+struct thread_group_cputimer {
+	struct task_cputime_atomic cputime_atomic;
+};
+
+/* Timers that expire when the process has used so much processor time, in ns. */
+struct posix_cputimer_base {
+	__u64 nextevt;
+};
+
+struct posix_cputimers {
+	struct posix_cputimer_base bases[3];
+};
+
 struct task_struct;
 struct signal_struct {
 	atomic_t live; /* threads that have not begun to exit */
+	int nr_threads;
 	unsigned int flags;
 	int group_exit_code;
+	struct sigpending shared_pending;
 	struct task_struct *group_exec_task;
+	struct hlist_head posix_timers;
+	struct hrtimer real_timer;
+	struct thread_group_cputimer cputimer;
+	struct posix_cputimers posix_cputimers;
+	unsigned long long sum_sched_runtime; /* of threads that have ended, in ns */
 };
+
+struct sigaction {
+	void *sa_handler;
+};
+
+struct k_sigaction {
+	struct sigaction sa;
+};
+
+struct sighand_struct {
+	struct k_sigaction action[64];
+};
+
+struct sched_entity {
+	__u64 sum_exec_runtime; /* in ns */
+};
+
+struct kernel_siginfo {
+	int si_code;
+};
+
+#if defined(__TARGET_ARCH_x86)
+struct thread_struct {
+	unsigned long fsbase;
+};
+#endif
 
 /* Before 5.17. */
 struct signal_struct___exit {
@@ -221,10 +328,6 @@ struct vm_area_struct {
 };
 
 /* Before 6.1: a process's mappings, as a tree ordered by address. */
-struct rb_node {
-	struct rb_node *rb_left, *rb_right;
-};
-
 struct rb_root {
 	struct rb_node *rb_node;
 };
@@ -240,14 +343,6 @@ struct vm_area_struct___tree {
 /* Only its name is needed, for a prototype of a kernel function. */
 struct bpf_map {
 	__u32 id;
-};
-
-typedef struct {
-	unsigned long sig[1];
-} sigset_t;
-
-struct sigpending {
-	sigset_t signal;
 };
 
 struct kernfs_node {
@@ -289,7 +384,18 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct fs_struct *fs;
 	const struct cred *real_cred;
+	int on_cpu;
+	unsigned int policy;
+	unsigned int ptrace;
+	unsigned long jobctl;
+	struct sched_entity se;
+	struct posix_cputimers posix_cputimers;
+	struct sighand_struct *sighand;
+	sigset_t blocked;
 	struct sigpending pending;
+#if defined(__TARGET_ARCH_x86)
+	struct thread_struct thread;
+#endif
 	unsigned long sas_ss_sp;
 	__u64 sas_ss_size;
 };

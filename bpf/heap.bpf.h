@@ -95,6 +95,9 @@ static __always_inline void heap_ended(struct heap *heap)
 	__u32 size = heap->exe_len;
 
 	__sync_fetch_and_add(&dead_blocks, heap->sum.alloc_count - heap->lost_blocks - taken);
+	if (heap->reach != REACH_READ && heap->reach != REACH_UNWANTED &&
+	    !(heap->flags & HEAP_EXEC))
+		__sync_fetch_and_add(&unread_bytes, heap->live.bytes + heap->lost_bytes);
 	if (size > sizeof(heap->exe))
 		size = sizeof(heap->exe);
 	if (!bpf_ringbuf_output(&ended, heap, __builtin_offsetof(struct heap, exe) + size, 0)) {
@@ -132,6 +135,7 @@ static __always_inline void leave_heap(struct thread *thread, struct heap *heap,
 	__sync_fetch_and_add(&heap->sum.failed_allocs, thread->sum.failed_allocs);
 	__sync_fetch_and_add(&heap->sum.unknown_frees, thread->sum.unknown_frees);
 	__sync_fetch_and_add(&heap->sum.lost_calls, thread->sum.lost_calls);
+	__sync_fetch_and_add(&heap->sum.hashed, thread->sum.hashed);
 	thread->heap = 0;
 	if (is_last_user(thread, heap, leaving))
 		heap_ended(heap);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * How a process waits until user space has examined the files that it has mapped. It has not
- * returned to its own code. It can be killed meanwhile, but not stopped, and it takes no signal.
+ * How a process waits until user space has examined the files that it has mapped, or has read its
+ * memory at its end. It has not returned to its own code. It can be killed meanwhile. While its
+ * files are examined, it cannot be stopped and takes no signal. At its end, both let it go on.
  *
  * Where the kernel calls back in a task's context (6.18), the wait is a chain of short works on the
  * way back from the kernel. Each of them schedules the next one first, so the kernel finds it as
@@ -12,6 +13,7 @@
 #define MEMLEAK_HOLDS_H
 
 #include "core.h"
+#include "endings.bpf.h"
 #include "loading.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
@@ -39,6 +41,9 @@ enum moment {
 	EXEC,	  /* its new image has run nothing yet */
 	HANDOVER, /* its loader is about to let other code run for the first time */
 	LATER,
+	ENDING,	 /* this thread is about to end the process */
+	DYING,	 /* the same, by a signal that the thread has raised */
+	STOPPED, /* another thread is */
 };
 
 struct hold {
@@ -46,6 +51,7 @@ struct hold {
 	__u64 began_ns;
 	__u64 until_ns;
 	__u64 answers; /* value of the global when the mappings were last read */
+	__u64 heap;    /* id of the heap; only at the end of a process */
 	__u64 stack;   /* an address that can be read; only of a wait in one program */
 	__u32 turn;    /* which of two works is the current one */
 	bool surveyed;
@@ -74,7 +80,8 @@ struct held {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
 	__type(key, struct place);
 	__type(value, struct held);
 } held SEC(".maps");
@@ -84,9 +91,6 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 } sleepers SEC(".maps");
-
-extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak;
-extern void bpf_task_release(struct task_struct *task) __ksym __weak;
 
 /* kernel/bpf/helpers.c (6.18) */
 extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work,
@@ -157,6 +161,38 @@ static __always_inline void begin_hold(struct hold *hold, enum moment moment)
 		hold->until_ns += HOLD_SECONDS * SECOND_NS;
 }
 
+/* Of a wait at the end of a process. Whoever finds out that it is over tells all threads. */
+static __always_inline bool is_end_over(struct hold *hold)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct heap *heap = heap_by_id(hold->heap);
+	__u64 now = bpf_ktime_get_ns(), now_read = *(volatile __u64 *)&readings;
+
+	hold->surveyed = true;
+	if (!heap || *(volatile __u32 *)&nobody_answers)
+		return true;
+	/* The other threads wait until the process ends: what they did now would not be judged. */
+	if (hold->moment == STOPPED && heap->reach == REACH_READ)
+		return is_killed(task) || now > heap->read_until_ns;
+	if (!is_held_at_end(heap))
+		return true;
+	/* A signal that the thread has raised itself may count as one that kills all threads. */
+	if (hold->moment != DYING && is_called_away(task)) {
+		give_up_reading(heap, REACH_SIGNAL);
+		return true;
+	}
+	/* User space reads others before: this one is not late as long as it makes progress. */
+	if (now_read != hold->answers) {
+		hold->answers = now_read;
+		hold->until_ns = now + read_within_ns;
+	}
+	if (now > (heap->reach == REACH_READING ? heap->read_until_ns : hold->until_ns)) {
+		give_up_reading(heap, REACH_TOO_LONG);
+		return true;
+	}
+	return false;
+}
+
 /* One check whether the wait of the current process is over. */
 static __always_inline bool is_hold_over(struct hold *hold)
 {
@@ -165,6 +201,8 @@ static __always_inline bool is_hold_over(struct hold *hold)
 	struct thread *thread;
 	int unknown;
 
+	if (hold->moment >= ENDING)
+		return is_end_over(hold);
 	/* User space is answering: the next answer may be the one that is needed. */
 	if (hold->surveyed && now_answered != hold->answers)
 		hold->until_ns = bpf_ktime_get_ns() + HOLD_SECONDS * SECOND_NS;
@@ -189,9 +227,11 @@ static __always_inline void end_hold(struct task_struct *task, struct hold *hold
 {
 	__u64 waited = bpf_ktime_get_ns() - hold->began_ns;
 
-	leave_loader(hold->moment);
 	if (hold->called)
 		__sync_fetch_and_sub(&sleeping, 1);
+	if (hold->moment >= ENDING)
+		return;
+	leave_loader(hold->moment);
 	__sync_fetch_and_add(&holds, 1);
 	if (waited > longest_hold_ns)
 		longest_hold_ns = waited;
@@ -230,25 +270,42 @@ static __always_inline void hold_here(struct task_struct *task, __u64 stack, enu
 	end_hold(task, &hold);
 }
 
+/* The same at the end of its process. */
+static __always_inline void hold_end_here(struct task_struct *task, struct heap *heap, __u64 stack)
+{
+	struct hold hold = {.moment = ENDING, .heap = heap->id, .stack = stack};
+
+	hold.began_ns = bpf_ktime_get_ns();
+	hold.answers = readings;
+	hold.until_ns = hold.began_ns + read_within_ns;
+	bpf_loop(MAX_HOLD_STEPS, hold_step, &hold, 0);
+	/* So many steps may take less time than allowed. */
+	if (is_held_at_end(heap))
+		give_up_reading(heap, REACH_TOO_LONG);
+}
+
 /* ---- in a chain of works --------------------------------------------------------------------- */
 
 /* What one work waits for. */
 struct awaited {
 	__u64 answers; /* another value of the global than this */
 	__u64 until_ns;
+	enum moment moment;
 };
 
 static long is_it_there(__u32 round, struct awaited *awaited)
 {
-	return *(volatile __u64 *)&answers != awaited->answers ||
-	       *(volatile __u32 *)&nobody_answers || bpf_ktime_get_ns() > awaited->until_ns ||
-	       is_killed(bpf_get_current_task_btf());
+	__u64 *said = awaited->moment >= ENDING ? &readings : &answers;
+
+	return *(volatile __u64 *)said != awaited->answers || *(volatile __u32 *)&nobody_answers ||
+	       bpf_ktime_get_ns() > awaited->until_ns ||
+	       (awaited->moment != DYING && is_killed(bpf_get_current_task_btf()));
 }
 
 /* Waits awake, for one work. */
 static __always_inline void work(struct hold *hold)
 {
-	struct awaited awaited = {.answers = hold->answers};
+	struct awaited awaited = {.answers = hold->answers, .moment = hold->moment};
 
 	awaited.until_ns = bpf_ktime_get_ns() + WORK_NS;
 	/* Mappings that could not be read are read again at once. */
@@ -388,6 +445,28 @@ static __always_inline void let_it_sleep(__u32 pid)
 			schedule_resume(task, &first->work, hold_asleep);
 	}
 	bpf_task_release(task);
+}
+
+/* A thread of a process that ends waits on its way back from the kernel. Returns whether it will.
+ */
+static __always_inline bool hold_at_end(struct task_struct *task, struct heap *heap,
+					enum moment moment)
+{
+	struct held *first, *second;
+
+	second = make_entry(task, AWAKE + 1);
+	first = make_entry(task, AWAKE);
+	if (first && second) {
+		first->hold.moment = moment;
+		first->hold.heap = heap->id;
+		first->hold.began_ns = bpf_ktime_get_ns();
+		first->hold.answers = readings;
+		first->hold.until_ns = first->hold.began_ns + read_within_ns;
+		if (!schedule_resume(task, &first->work, hold_awake))
+			return true;
+	}
+	drop_entries(task);
+	return false;
 }
 
 /* The current process waits on its way back from the kernel. */

@@ -295,6 +295,7 @@ static __always_inline void exited(struct task_struct *task, bool again)
 			record_successor(successor, thread->image + 1);
 		if (task->pid == task->tgid) {
 			bpf_core_read(heap->comm, COMM_LEN, &task->comm);
+			heap->leader_sp = user_stack_pointer(task);
 			set_flags(heap, HEAP_LEADER_GONE);
 			if (pid_filter && has_survivors(task))
 				set_flags(heap, HEAP_UNREACHED);

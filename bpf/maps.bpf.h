@@ -224,6 +224,12 @@ const volatile bool by_uid = false, by_name = false;
 const volatile __u32 cgroup_count = 0;
 const volatile struct cgroup_place wanted_cgroups[MAX_CGROUPS] = {};
 
+/* Which processes are read at their ends. Sizes are of what a process has not freed. */
+const volatile bool read_all = false;	      /* each that has a block */
+const volatile __u64 read_over = ~0ULL;	      /* each that has more bytes */
+const volatile __u64 read_total_over = ~0ULL; /* those that go unread must not have more in all */
+const volatile __u64 read_within_ns = 0;      /* how long a process may be held while it is read */
+
 struct vocabulary *vocabulary = 0; /* never set */
 
 /* Set by user space before the command is released. Both are as memleak sees them. */
@@ -256,6 +262,7 @@ __u64 successor_count = 0;	/* the same for `successors` */
 __u64 dead_blocks = 0;		/* entries of `blocks` whose heap has ended */
 __u64 retold[TASK_EVENTS] = {}; /* the first program was not called, the second was */
 __u64 ignored[TASK_EVENTS][2] = {}; /* by the first program, and by the second (see `misses`) */
+__u64 unread_bytes = 0;		    /* what processes had not freed that went unread */
 __u64 living_tasks = 0;		    /* followed tasks that have not exited */
 
 static __always_inline struct heap *heap_by_id(__u64 id)

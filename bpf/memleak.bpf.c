@@ -16,6 +16,7 @@
 #include "newer.bpf.h"
 #include "pids.bpf.h"
 #include "probes.bpf.h"
+#include "scans.bpf.h"
 #include "tasks.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -84,6 +85,58 @@ int loader_waits(struct pt_regs *ctx)
 	use_task_stack(ctx);
 	libraries_arrived(ctx, probe_cookie(ctx), false);
 	return 0;
+}
+
+/* Where the C library is about to end the process. */
+SEC("uprobe.multi")
+int at_end(struct pt_regs *ctx)
+{
+	use_task_stack(ctx);
+	if (current_thread())
+		hold_end(bpf_get_current_task_btf(), ENDING, true, 0);
+	return 0;
+}
+
+/* The same for kernels that do not call back in a task's context (before 6.18). */
+SEC("uprobe.multi.s")
+int at_end_waits(struct pt_regs *ctx)
+{
+	use_task_stack(ctx);
+	if (current_thread())
+		hold_end(bpf_get_current_task_btf(), ENDING, false, PT_REGS_SP(ctx));
+	return 0;
+}
+
+/* A signal may end the process that has sent it. */
+SEC("tp_btf/signal_generate")
+int BPF_PROG(signal_ends, int signal, struct kernel_siginfo *info, struct task_struct *target,
+	     int group, int result)
+{
+	hold_if_fatal(signal, info, target, result);
+	return 0;
+}
+
+/* memleak runs this for a process that is held at its end. */
+SEC("syscall")
+int stop_process(struct stop *stop)
+{
+	stop_threads(stop, true);
+	return 0;
+}
+
+/* The same for kernels that do not call back in a task's context. Other threads run on. */
+SEC("syscall")
+int look_at_process(struct stop *stop)
+{
+	stop_threads(stop, false);
+	return 0;
+}
+
+/* The same, once the process was read. */
+SEC("syscall")
+int release_process(struct stop *stop)
+{
+	return let_go(stop);
 }
 
 /* The keeper runs this for each process that wants to sleep. */

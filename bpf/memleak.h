@@ -137,6 +137,8 @@ struct counters {
 	__u64 failed_allocs;
 	__u64 unknown_frees;
 	__u64 lost_calls; /* entered, but never returned */
+	__u64
+	    hashed; /* blocks in the hash table; may wrap below 0 in a thread that frees others' */
 };
 
 enum heap_flags {
@@ -164,6 +166,22 @@ enum heap_flags {
 	HEAP_LOADING = 32768,	 /* it has run no code but its dynamic loader's */
 	HEAP_MAPPING = 65536,	 /* its loader has reported that it is about to map libraries */
 	HEAP_UNREACHED = 131072, /* another reason: see `pid_filter` */
+};
+
+/* Whether the memory of an image was read at its end, to judge the blocks that it never freed. */
+enum reach_state {
+	REACH_UNASKED, /* its end was not met */
+	REACH_WAITING, /* its process is held, and user space has not begun to read */
+	REACH_READING, /* user space reads */
+	REACH_READ,    /* user space has read, or says why not */
+	/* Why it was not read: */
+	REACH_UNWANTED, /* it has freed enough */
+	REACH_SIGNAL,
+	REACH_TIMER,
+	REACH_TOO_LONG,
+	REACH_SHARED,
+	REACH_REALTIME,
+	REACH_FAILED, /* it could not be held */
 };
 
 /* How the kernel identifies a file. */
@@ -210,6 +228,50 @@ struct sleeper {
 	__u32 pid; /* in the initial pid namespace */
 };
 
+/* A place for one live block. */
+struct slot {
+	__u64 state; /* enum slot_state */
+	__u64 heap;
+	__u64 address;
+	__u64 size;
+};
+
+enum slot_state { SLOT_EMPTY, SLOT_BUSY, SLOT_FULL };
+
+/* A process that is held at its end. User space reads its memory. */
+struct ending {
+	__u64 heap;
+	__u32 task;	/* the thread that ends the process, in the initial pid namespace */
+	__u32 tid;	/* the same in memleak's own pid namespace; 0: not in it */
+	__u32 proc_tid; /* the same in the pid namespace that /proc shows; 0: not in it */
+	__u32 pad;
+};
+
+/* Asks for the threads of a process that is held at its end. The answer is in the same place. */
+struct stop {
+	__u64 heap;
+	__u32 task;
+	__u32 skip;	  /* threads that were told already */
+	__u32 told;	  /* threads whose state is in the ring `states` */
+	__u32 unsettled;  /* threads that may still run */
+	__u32 is_held;	  /* the process is held, and may be read */
+	__u32 threads;	  /* how many it has */
+	__u64 hashed;	  /* blocks of the heap in the hash table */
+	__u32 file_count; /* as in struct heap */
+	__u16 files[HEAP_FILES];
+	__u32 pad;
+};
+
+enum { STATE_REGISTERS = 34 };
+
+/* What a thread of such a process had in its registers when it entered the kernel. */
+struct thread_state {
+	__u64 heap;
+	__u64 tls; /* where its thread control block is */
+	__u64 sp;
+	__u64 registers[STATE_REGISTERS]; /* unused ones are 0 */
+};
+
 /* The bytes that are live now, and their maximum so far. */
 struct live {
 	__u64 bytes;
@@ -247,6 +309,9 @@ struct heap {
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
+	__u32 reach;		 /* enum reach_state */
+	__u64 read_until_ns;	 /* in REACH_READING: the process is not held any longer */
+	__u64 leader_sp;	 /* the leader's stack pointer when it exited before the others */
 	__u32 file_count;	 /* of `files`; may exceed HEAP_FILES */
 	__u16 files[HEAP_FILES]; /* probed files that it has mapped; a file may be there twice */
 	char exe[EXE_LEN + NAME_LEN];
@@ -310,6 +375,11 @@ struct vocabulary {
 	struct thread_sum thread_sum;
 	struct arrival arrival;
 	struct sleeper sleeper;
+	enum slot_state slot_state;
+	enum reach_state reach_state;
+	struct ending ending;
+	struct stop stop;
+	struct thread_state thread_state;
 };
 
 #endif

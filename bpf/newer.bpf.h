@@ -84,6 +84,14 @@ static __always_inline __u64 probe_cookie(void *ctx)
 	return bpf_get_attach_cookie(ctx);
 }
 
+/* Where the stack of a task is that has entered the kernel. */
+static __always_inline __u64 user_stack_pointer(struct task_struct *task)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+
+	return BPF_CORE_READ(regs, sp);
+}
+
 static __always_inline void set_flags(struct heap *heap, __u32 flags)
 {
 	__sync_fetch_and_or(&heap->flags, flags);

@@ -240,6 +240,7 @@ pub fn events(bytes: &[u8]) {
     let context = Context {
         clock: Clock::beginning_at(Duration::from_secs(1_761_153_780)),
         files: vec!["/lib/libc.so.6".into(), "=lib\x1b[2J/jemalloc".into()],
+        reads: true,
     };
     records::is_outside(&record, &threads);
     let _ = (records::users(&record), records::joined(&threads));

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::doctor::patient::{FIRST, PROGRAM};
 use crate::kernel::error::{self, LoadError, ran_out_of_descriptors};
 use crate::kernel::method::{Holds, Method};
+use crate::kernel::settings::Reads;
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, Running};
 use crate::launch::{Mounts, Suspended};
@@ -115,7 +116,7 @@ pub fn run(switches: Switches) -> Trial {
         Err(error) => return refused(Stage::Fork, &error),
     };
     let probing = Probing::default();
-    match Prober::start(&probing, false, switches, false, &command) {
+    match Prober::start(&probing, false, Reads::NONE, switches, false, &command) {
         Ok(prober) => Trial::Ran(follow(command, prober)),
         Err(error) => refused(Stage::Attach, &error),
     }

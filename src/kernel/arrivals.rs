@@ -4,18 +4,20 @@
 //! Examining a file is left to `find`. How processes wait is in `bpf/arrivals.bpf.h`.
 
 use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::thread as threads;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{MapCore, MapFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::elf::file::Class;
 use crate::find::Examined;
 use crate::find::hooks::{Hook, LoaderHooks};
 use crate::find::sites::Site;
-use crate::kernel::attach::{Attached, How, Programs, Target, attach, attach_hooks};
+use crate::kernel::attach::{Attached, How, Programs, Target, attach, attach_at, attach_hooks};
 use crate::kernel::collector::Collector;
 use crate::kernel::detach;
 use crate::kernel::error::errno_of;
@@ -64,6 +66,24 @@ impl Collector {
                 version: arrival.version,
             })
             .collect())
+    }
+
+    /// Readable when a process wants to sleep that is held at its end. `None` if there is a keeper to read it.
+    pub(super) fn sleepers(&self) -> Option<BorrowedFd<'_>> {
+        let is_needed = self.readings.is_some() && self.keeper.get().is_none();
+        let skel = self.object.newer().filter(|_| is_needed)?;
+        Some(skel.maps.sleepers.as_fd())
+    }
+
+    /// Starts the keeper if a process wants to sleep.
+    pub(super) fn start_keeper_if_needed(&self) {
+        let Some(sleepers) = self.sleepers() else {
+            return;
+        };
+        let mut fds = [PollFd::new(sleepers, PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+            self.start_keeper();
+        }
     }
 
     /// Lets processes sleep while they wait, from now on.
@@ -199,7 +219,11 @@ impl Collector {
             sites = findings.sites;
         }
         let hooks = self.hooks(findings.loader_hooks);
-        if known.sites != sites || known.hooks != hooks {
+        let exits = match self.readings {
+            Some(_) => findings.exits,
+            None => Vec::new(),
+        };
+        if known.sites != sites || known.hooks != hooks || known.exits != exits {
             if !known.links.is_empty() {
                 let (path, file) = (&examined.path, &examined.file);
                 return self.detach_overwritten(key, known, path, file, pid);
@@ -218,8 +242,17 @@ impl Collector {
                     .update(bytes_of(id), bytes_of(&version), MapFlags::ANY)
                     .context("cannot tell the kernel which dynamic loaders have probes")?;
             }
+            if !exits.is_empty() {
+                known
+                    .links
+                    .extend(self.attach_exits(&examined.path, file, &exits)?);
+                known.exits = exits;
+            }
             if !sites.is_empty() {
                 let target = self.target(examined.path, sites.clone())?;
+                if let Some(readings) = &self.readings {
+                    readings.add_file(findings.heap);
+                }
                 known.index = Some(target.index);
                 known.links.extend(self.attach(&target, file)?);
                 known.sites = sites;
@@ -256,6 +289,7 @@ impl Collector {
             .iter()
             .map(|site| site.file_offset)
             .chain(old.hooks.iter().map(|hook| hook.offset))
+            .chain(old.exits.iter().copied())
             .collect();
         self.closing
             .insert(key, threads::spawn(move || detach::close(old.links)));
@@ -334,6 +368,18 @@ impl Collector {
             true => hooks.cheap,
             false => hooks.few,
         }
+    }
+
+    fn attach_exits(&self, path: &Path, file: &File, exits: &[u64]) -> Result<Vec<Attached>> {
+        let Some(skel) = self.object.newer() else {
+            return Ok(Vec::new());
+        };
+        let program = match self.holds {
+            Holds::Everywhere => &skel.progs.at_end,
+            _ => &skel.progs.at_end_waits,
+        };
+        attach_at(self.how(), program, file, exits)
+            .with_context(|| format!("cannot attach to _exit in {}", path.display()))
     }
 
     fn attach_hooks(&self, path: &Path, file: &File, hooks: &[Hook]) -> Result<Vec<Attached>> {

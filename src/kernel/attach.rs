@@ -156,18 +156,13 @@ pub fn attach_hooks(
 /// # Errors
 /// As for [`attach`].
 pub fn attach_at(
-    method: Method,
+    how: How<'_>,
     program: &Program<'_>,
     file: &File,
     offsets: &[u64],
 ) -> Result<Vec<Attached>> {
     let probes: Vec<_> = offsets.iter().map(|&offset| (offset, 0)).collect();
-    attach_one(
-        UprobeKind::entry(How::everywhere(method)),
-        program,
-        file,
-        &probes,
-    )
+    attach_one(UprobeKind::entry(how), program, file, &probes)
 }
 
 /// The kind of a uprobe.

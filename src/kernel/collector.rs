@@ -21,6 +21,7 @@ use crate::kernel::files::{Key, Known};
 use crate::kernel::keeper::Keeper;
 use crate::kernel::method::{Holds, Method};
 use crate::kernel::object::{Globals, Object};
+use crate::kernel::readings::Readings;
 use crate::kernel::records::{self, Context};
 use crate::kernel::rings::{Taken, ring};
 use crate::kernel::settings::Settings;
@@ -28,7 +29,7 @@ use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
 use crate::kernel::sweep::Sweep;
 use crate::kernel::witness::SignalsSeen;
 use crate::kernel::{detach, load};
-use crate::model::image::Image;
+use crate::model::image::{End, Image};
 use crate::os::clock::Clock;
 
 /// Blocks of ended heaps are swept when they fill this share of the table of live blocks. If the table is full, the
@@ -65,6 +66,10 @@ pub struct Collector {
     pub(super) context: Context,
     pub(super) args: Args,
     pub(super) targets: Vec<Target>,
+    /// The thread that reads processes at their ends. `None`: none are read.
+    pub(super) readings: Option<Readings>,
+    /// Images whose memory was read, and on which there is no verdict yet.
+    unjudged: Vec<(u64, Image)>,
     rows_taken_from_map: u64,
     sweep: Option<Sweep>,
     max_blocks: u64,
@@ -86,6 +91,12 @@ impl Collector {
             }
             None => (None, Taken::default()),
         };
+        let readings = match loaded.object.newer() {
+            Some(skel) if loaded.reads => {
+                Some(Readings::start(skel, loaded.holds, settings.reads)?)
+            }
+            _ => None,
+        };
         Ok(Collector {
             object: loaded.object,
             globals: loaded.globals,
@@ -105,9 +116,12 @@ impl Collector {
             context: Context {
                 clock: Clock::read(),
                 files: Vec::new(),
+                reads: readings.is_some(),
             },
             args: Args::new(settings.args),
             targets: Vec::new(),
+            readings,
+            unjudged: Vec::new(),
             rows_taken_from_map: 0,
             sweep: None,
             max_blocks: u64::from(settings.max_blocks),
@@ -139,6 +153,11 @@ impl Collector {
         self.holds
     }
 
+    /// Whether processes are read at their ends.
+    pub fn reads(&self) -> bool {
+        self.readings.is_some()
+    }
+
     /// The files with probes.
     pub fn targets(&self) -> &[Target] {
         &self.targets
@@ -157,12 +176,15 @@ impl Collector {
         SignalsSeen::new(self.object.signals_seen())
     }
 
-    /// These are readable when images have ended, and when processes wait for files to be examined.
+    /// These are readable when images have ended, when processes wait for files to be examined, and when a process wants
+    /// to sleep and there is no keeper.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         std::iter::once(&self.ring)
             .chain(&self.arrivals)
             // SAFETY: the descriptors are open as long as the rings exist.
             .map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
+            .chain(self.readings.as_ref().map(Readings::fd))
+            .chain(self.sleepers())
             .collect()
     }
 
@@ -178,12 +200,17 @@ impl Collector {
     /// Like [`take_ended`](Self::take_ended), with the id of each image's heap.
     pub(super) fn take_records(&mut self) -> Result<Vec<(u64, Image)>> {
         let mut ended = Vec::new();
+        self.start_keeper_if_needed();
+        self.take_judged(&mut ended);
         loop {
             let taken = self.ring.consume_raw_n(AT_ONCE);
             let taken = usize::try_from(taken).map_err(|_| Errno::from_raw(-taken));
             let taken = taken.context("cannot read the ring of ended images")?;
             let records = std::mem::take(&mut *self.arrived.borrow_mut());
-            ended.extend(records.iter().filter_map(|record| self.ended(record)));
+            for record in &records {
+                let image = self.ended(record);
+                self.enter(record, image, &mut ended);
+            }
             if taken < AT_ONCE {
                 break;
             }
@@ -243,22 +270,68 @@ impl Collector {
 
     /// Takes images that found the ring full. They stay in the map until they are taken here. Returns how many there
     /// were.
-    fn take_waiting(&self, ended: &mut Vec<(u64, Image)>) -> Result<u64> {
+    fn take_waiting(&mut self, ended: &mut Vec<(u64, Image)>) -> Result<u64> {
         let mut waiting = Vec::new();
         self.for_each_heap(|record| {
             if record.flags & heap_flags::HEAP_ENDED.0 != 0 {
-                waiting.push((record.id, self.ended(record)));
+                waiting.push((*record, self.ended(record)));
             }
         })?;
-        for (id, _) in &waiting {
+        let taken = waiting.len() as u64;
+        for (record, image) in waiting {
             self.object
                 .heaps()
-                .delete(&id.to_ne_bytes())
+                .delete(&record.id.to_ne_bytes())
                 .context("cannot take an ended image")?;
+            self.enter(&record, image, ended);
         }
-        let taken = waiting.len() as u64;
-        ended.extend(waiting.into_iter().filter_map(|(_, image)| image));
         Ok(taken)
+    }
+
+    /// Adds an image that has ended, or puts it aside until there is a verdict on it.
+    fn enter(&mut self, record: &heap, image: Option<(u64, Image)>, ended: &mut Vec<(u64, Image)>) {
+        let Some((id, mut image)) = image else {
+            return;
+        };
+        if records::was_read(record)
+            && image.end != End::Exec
+            && let Some(readings) = &mut self.readings
+        {
+            match readings.take(id, false) {
+                Some(verdict) => image.reach = verdict.on(&image),
+                None => return self.unjudged.push((id, image)),
+            }
+        }
+        ended.push((id, image));
+    }
+
+    /// Adds the images that were put aside, and on which there is a verdict now.
+    fn take_judged(&mut self, ended: &mut Vec<(u64, Image)>) {
+        let Some(readings) = &mut self.readings else {
+            return;
+        };
+        for (id, mut image) in std::mem::take(&mut self.unjudged) {
+            match readings.take(id, false) {
+                Some(verdict) => {
+                    image.reach = verdict.on(&image);
+                    ended.push((id, image));
+                }
+                None => self.unjudged.push((id, image)),
+            }
+        }
+    }
+
+    /// The images that were put aside, once there is a verdict on each.
+    pub(super) fn wait_for_verdicts(&mut self) -> Vec<(u64, Image)> {
+        let Some(readings) = &mut self.readings else {
+            return Vec::new();
+        };
+        let unjudged = std::mem::take(&mut self.unjudged).into_iter();
+        let judged = unjudged.filter_map(|(id, mut image)| {
+            image.reach = readings.take(id, true)?.on(&image);
+            Some((id, image))
+        });
+        judged.collect()
     }
 
     /// Calls `each` for every heap in the map of heaps.

@@ -100,7 +100,7 @@ impl EmptyProbes {
     /// The kernel refuses.
     pub fn attach_again(&mut self, file: &File, offsets: &[u64]) -> Result<()> {
         let program = &self.skel.progs.entry_only;
-        let links = attach::attach_at(self.method, program, file, offsets)
+        let links = attach::attach_at(How::everywhere(self.method), program, file, offsets)
             .context("cannot attach a program that does nothing")?;
         self.links.extend(links);
         Ok(())

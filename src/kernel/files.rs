@@ -37,6 +37,7 @@ pub(super) struct ProbedFile {
     pub(super) index: Option<u16>,
     pub(super) sites: Vec<Site>,
     pub(super) hooks: Vec<Hook>,
+    pub(super) exits: Vec<u64>,
     pub(super) links: Vec<Attached>,
 }
 

@@ -25,6 +25,8 @@ use crate::kernel::skeletons::{
     MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder, OpenMemleakSkel,
 };
 use crate::kernel::warmth::Warmth;
+use crate::model::limits::Limits;
+use crate::model::scan::ScanWanted;
 use crate::os::memory_file::file_of;
 use crate::os::processes::levels_of_proc_above;
 use crate::os::release;
@@ -41,6 +43,8 @@ pub(super) struct Loaded {
     pub only: Vec<u32>,
     /// The links of the tracepoints.
     pub links: Vec<Link>,
+    /// Whether processes are read at their ends.
+    pub reads: bool,
 }
 
 const MAX_SLOTS: u32 = 1 << 18;
@@ -132,6 +136,8 @@ fn load_for(
     let shows = shows.filter(|_| holds == Holds::Loader);
     let freed = object.older().map(|skel| &skel.progs.sched_process_free);
     let freed = freed.filter(|_| settings.scope != Scope::Tree);
+    let ends = object.newer().map(|skel| &skel.progs.signal_ends);
+    let ends = ends.filter(|_| holds == Holds::Everywhere && settings.reads.wanted(holds).is_any());
     let again = object.second_programs().filter(|_| told_twice);
     let links = object
         .tracepoints()
@@ -140,6 +146,7 @@ fn load_for(
         .chain(held.take(1 + usize::from(told_twice)))
         .chain(shows)
         .chain(freed)
+        .chain(ends)
         .map(|program| program.attach())
         .collect::<Result<_, _>>()
         .map_err(fail)?;
@@ -152,6 +159,7 @@ fn load_for(
         told_twice,
         only: only(method, settings).to_vec(),
         links,
+        reads: settings.reads.wanted(holds).is_any(),
     })
 }
 
@@ -246,6 +254,15 @@ fn load_newer(
         rodata.all_late = settings.all_late;
         rodata.misses = settings.misses;
         rodata.pid_filter = !only(method, settings).is_empty();
+        match settings.reads.wanted(holds) {
+            ScanWanted::Never => {}
+            ScanWanted::Always => rodata.read_all = true,
+            ScanWanted::Undecided(Limits { process, total }) => {
+                rodata.read_over = process.unwrap_or(u64::MAX);
+                rodata.read_total_over = total.unwrap_or(u64::MAX);
+            }
+        }
+        rodata.read_within_ns = settings.reads.timeout.as_nanos() as u64;
         limit_to!(rodata, settings);
     }
     let progs = &mut open.progs;
@@ -264,6 +281,13 @@ fn load_newer(
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_holds.set_autoload(everywhere);
     progs.let_sleep.set_autoload(everywhere);
+    let reads = settings.reads.wanted(holds).is_any();
+    progs.at_end.set_autoload(reads && everywhere);
+    progs.at_end_waits.set_autoload(reads && !everywhere);
+    progs.signal_ends.set_autoload(reads && everywhere);
+    progs.stop_process.set_autoload(reads && everywhere);
+    progs.look_at_process.set_autoload(reads && !everywhere);
+    progs.release_process.set_autoload(reads);
     progs.loader_waits.set_autoload(holds == Holds::Loader);
     progs.loader_reports.set_autoload(holds == Holds::Nowhere);
     progs.adopt_all.set_autoload(settings.scope != Scope::Tree);
@@ -286,6 +310,8 @@ fn load_newer(
             for program in [
                 &mut progs.entry_only,
                 &mut progs.throwing,
+                &mut progs.at_end,
+                &mut progs.at_end_waits,
                 &mut progs.loader_holds,
                 &mut progs.loader_waits,
                 &mut progs.loader_reports,

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::kernel::skeletons::types::{
-    arrival, command_line, counters, heap, heap_flags, limits, live_cell, thread_sum,
+    arrival, command_line, counters, ending, heap, heap_flags, limits, live_cell, reach_state,
+    thread_state, thread_sum,
 };
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses, Uncovered};
-use crate::model::reach::{Reach, ReachUnknown};
+use crate::model::reach::{Reach, ReachUnknown, Reached};
 use crate::os::clock::Clock;
 
 /// What a record does not contain, but is needed to read it.
@@ -17,6 +18,8 @@ pub struct Context {
     pub clock: Clock,
     /// The files with probes. A heap refers to its files by their indexes here.
     pub files: Vec<PathBuf>,
+    /// Whether processes may be read at their ends.
+    pub reads: bool,
 }
 
 /// Reads a record off the ring. A record ends where its `exe` ends, and the rest of the value is zero.
@@ -41,6 +44,20 @@ pub fn live_cell_from_bytes(bytes: &[u8]) -> Option<live_cell> {
     (bytes.len() == size_of::<live_cell>())
         .then(|| unsafe { bytes.as_ptr().cast::<live_cell>().read_unaligned() })
 }
+
+/// Reads a record of a fixed length.
+pub fn plain_from_bytes<T: Plain>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: the bytes are as long as the type, a C struct of integers. read_unaligned needs no alignment.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// A C struct of integers: every pattern of bytes is a valid value.
+pub trait Plain: Copy {}
+
+impl Plain for arrival {}
+impl Plain for ending {}
+impl Plain for live_cell {}
+impl Plain for thread_state {}
 
 /// Reads a command line. `None` if it is not known.
 pub fn command_line_from_bytes(bytes: &[u8]) -> Option<CommandLine> {
@@ -167,7 +184,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             failed_allocs: sum.failed_allocs,
             unknown_frees: sum.unknown_frees,
         },
-        reach: reach(end),
+        reach: reach(record, end, context),
         allocators: allocators(record, context),
         uncovered: uncovered(record),
         losses: Losses {
@@ -179,12 +196,37 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
     }
 }
 
-/// Nothing is known yet of blocks that were never freed.
-fn reach(end: End) -> Reach {
-    match end {
-        End::Exec | End::Running => Reach::NotJudged,
-        End::Exited(_) | End::Signaled { .. } => Reach::Unknown(ReachUnknown::Off),
+/// Whether the process was held at its end, and its memory was read.
+pub fn was_read(record: &heap) -> bool {
+    record.reach == reach_state::REACH_READ.0
+}
+
+/// What is known of the blocks that the image never freed, without a look at its memory.
+fn reach(record: &heap, end: End, context: &Context) -> Reach {
+    if matches!(end, End::Exec | End::Running) {
+        return Reach::NotJudged;
     }
+    if !context.reads {
+        return Reach::Unknown(ReachUnknown::Off);
+    }
+    let sum = &record.sum;
+    let has_blocks = record.lost_blocks > 0 || sum.alloc_count != sum.free_count;
+    if !has_blocks && uncovered(record).is_none() {
+        return Reach::Known(Reached::default());
+    }
+    Reach::Unknown(match reach_state(record.reach) {
+        reach_state::REACH_UNASKED => match end {
+            End::Signaled { .. } => ReachUnknown::Signal,
+            _ => ReachUnknown::RawExit,
+        },
+        reach_state::REACH_SIGNAL => ReachUnknown::Signal,
+        reach_state::REACH_TIMER => ReachUnknown::Timer,
+        reach_state::REACH_SHARED => ReachUnknown::SharedHeap,
+        reach_state::REACH_REALTIME => ReachUnknown::Realtime,
+        reach_state::REACH_UNWANTED => ReachUnknown::Off,
+        reach_state::REACH_FAILED => ReachUnknown::Kernel,
+        _ => ReachUnknown::TooLong,
+    })
 }
 
 fn allocators(record: &heap, context: &Context) -> Vec<PathBuf> {
@@ -284,6 +326,54 @@ fn bytes_of(chars: &[i8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_is_not_known_of_an_images_blocks_has_a_reason() {
+        use ReachUnknown::*;
+        let exited = |reach: reach_state| {
+            let record = heap {
+                reach: reach.0,
+                ..record()
+            };
+            ended_image(&record, &context()).reach
+        };
+        for (state, why) in [
+            (reach_state::REACH_UNASKED, RawExit),
+            (reach_state::REACH_WAITING, TooLong),
+            (reach_state::REACH_READING, TooLong),
+            (reach_state::REACH_UNWANTED, Off),
+            (reach_state::REACH_SIGNAL, Signal),
+            (reach_state::REACH_TIMER, Timer),
+            (reach_state::REACH_TOO_LONG, TooLong),
+            (reach_state::REACH_SHARED, SharedHeap),
+            (reach_state::REACH_REALTIME, Realtime),
+            (reach_state::REACH_FAILED, Kernel),
+        ] {
+            assert_eq!(exited(state), Reach::Unknown(why));
+        }
+        let killed = heap {
+            status: 9,
+            ..record()
+        };
+        let reach = |record: &heap, reads| {
+            let context = Context { reads, ..context() };
+            ended_image(record, &context).reach
+        };
+        assert_eq!(reach(&killed, true), Reach::Unknown(Signal));
+        assert_eq!(reach(&killed, false), Reach::Unknown(Off));
+        let mut frees_all = record();
+        frees_all.sum.free_count = frees_all.sum.alloc_count;
+        frees_all.sum.free_bytes = frees_all.sum.alloc_bytes;
+        assert_eq!(reach(&frees_all, true), Reach::Known(Reached::default()));
+        // Its allocator is not known, so it may have any number of blocks.
+        frees_all.file_count = 0;
+        assert_eq!(reach(&frees_all, true), Reach::Unknown(RawExit));
+        let replaced = heap {
+            flags: heap_flags::HEAP_EXEC.0,
+            ..record()
+        };
+        assert_eq!(reach(&replaced, true), Reach::NotJudged);
+    }
+
     fn files<const N: usize>(some: [u16; N]) -> [u16; 16] {
         let mut files = [0; 16];
         files[..N].copy_from_slice(&some);
@@ -295,6 +385,7 @@ mod tests {
         Context {
             clock: Clock::beginning_at(Duration::from_secs(1000)),
             files: vec!["/a".into(), "/b".into()],
+            reads: true,
         }
     }
 

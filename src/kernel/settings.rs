@@ -1,8 +1,11 @@
 //! How the BPF programs are to be loaded, and which processes they follow. `load` does the loading.
 
+use std::time::Duration;
+
 use crate::kernel::automaton::NameAutomaton;
 use crate::kernel::method::{Holds, Method};
 use crate::kernel::skeletons::types::limits;
+use crate::model::scan::ScanWanted;
 use crate::os::cgroup::Cgroup;
 
 /// How the programs are to be loaded.
@@ -25,6 +28,39 @@ pub struct Settings {
     pub wanted: Wanted,
     /// Whether command lines are recorded.
     pub args: bool,
+    pub reads: Reads,
+}
+
+/// Which processes are held at their ends, so that their memory can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reads {
+    /// Where neither the process nor others can notice it (Linux 6.18).
+    pub unseen: ScanWanted,
+    /// Elsewhere.
+    pub elsewhere: ScanWanted,
+    /// How long a process may be held while its memory is read.
+    pub timeout: Duration,
+    /// How much longer a process is held. For tests.
+    pub delay: Duration,
+}
+
+impl Reads {
+    /// No process is held.
+    pub const NONE: Self = Self {
+        unseen: ScanWanted::Never,
+        elsewhere: ScanWanted::Never,
+        timeout: Duration::ZERO,
+        delay: Duration::ZERO,
+    };
+
+    /// Those that are held by a kernel that can hold processes at these places.
+    pub(super) fn wanted(&self, holds: Holds) -> ScanWanted {
+        match holds {
+            Holds::Everywhere => self.unseen,
+            Holds::Loader => self.elsewhere,
+            Holds::Nowhere => ScanWanted::Never,
+        }
+    }
 }
 
 /// Which processes the kernel side follows.

@@ -40,6 +40,7 @@ impl Collector {
             }
         }
         ended.extend(self.take_records()?);
+        ended.extend(self.wait_for_verdicts());
         // These images were seen running, and have ended since.
         for (id, _) in &ended {
             running.remove(id);

@@ -15,6 +15,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::find::notation::{self, Spec};
+use crate::kernel::settings::Reads;
 use crate::model::commands::CommandOrder;
 use crate::model::exit::{self, LeakExit};
 use crate::model::gate::Gate;
@@ -109,6 +110,16 @@ impl Run {
     pub fn scan_wanted(&self, unseen: bool) -> ScanWanted {
         self.lost.wanted(unseen, self.gate.allowed().lost)
     }
+
+    /// The same for the kernel side.
+    pub fn reads(&self) -> Reads {
+        Reads {
+            unseen: self.scan_wanted(true),
+            elsewhere: self.scan_wanted(false),
+            timeout: self.lost.lost_timeout,
+            delay: self.probing.test.switches().read_delay,
+        }
+    }
 }
 
 /// The options of `memleak -p` and `memleak -a`.
@@ -172,6 +183,16 @@ impl Watch {
     /// Which processes are to be scanned at their ends: only if asked for, as they belong to others.
     pub fn scan_wanted(&self) -> ScanWanted {
         self.lost.wanted(false, Limits::default())
+    }
+
+    /// The same for the kernel side.
+    pub fn reads(&self) -> Reads {
+        Reads {
+            unseen: self.scan_wanted(),
+            elsewhere: self.scan_wanted(),
+            timeout: self.lost.lost_timeout,
+            delay: self.probing.test.switches().read_delay,
+        }
     }
 
     /// The command line in short, as `memleak -p 1234 5`.

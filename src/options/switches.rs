@@ -32,6 +32,8 @@ pub struct Switches {
     pub holds: Holds,
     /// `hold-delay=MILLISECONDS`: hold processes for this much longer.
     pub hold_delay: Duration,
+    /// `read-delay=MILLISECONDS`: hold processes at their ends for this much longer.
+    pub read_delay: Duration,
     /// `missed-events=TIMES`: let the BPF programs ignore half of all forks, execs and exits. They ignore the first
     /// TIMES (0 to 2) of the kernel's reports of each.
     pub missed_events: u32,
@@ -53,6 +55,7 @@ impl Default for Switches {
             method: None,
             holds: Holds::Everywhere,
             hold_delay: Duration::ZERO,
+            read_delay: Duration::ZERO,
             missed_events: 0,
             late_threads: false,
             without_probe: Vec::new(),
@@ -78,6 +81,7 @@ enum Switch {
     Method(Method),
     Holds(Holds),
     HoldDelay(Duration),
+    ReadDelay(Duration),
     MissedEvents(u32),
     LateThreads,
     WithoutProbe(&'static str),
@@ -92,6 +96,7 @@ impl Switches {
             Switch::Method(method) => self.method = Some(method),
             Switch::Holds(holds) => self.holds = holds,
             Switch::HoldDelay(delay) => self.hold_delay = delay,
+            Switch::ReadDelay(delay) => self.read_delay = delay,
             Switch::MissedEvents(times) => self.missed_events = times,
             Switch::LateThreads => self.late_threads = true,
             Switch::WithoutProbe(name) => self.without_probe.push(name.to_owned()),
@@ -109,6 +114,7 @@ fn parse(word: &str) -> Result<Switch, String> {
         "method" => one_of(value).map(Switch::Method),
         "holds" => one_of(value).map(Switch::Holds),
         "hold-delay" => number(value).map(|ms| Switch::HoldDelay(Duration::from_millis(ms))),
+        "read-delay" => number(value).map(|ms| Switch::ReadDelay(Duration::from_millis(ms))),
         "missed-events" => match number(value)? {
             times @ 0..=2 => Ok(Switch::MissedEvents(times as u32)),
             _ => Err("missed-events is 0, 1 or 2".to_owned()),
@@ -166,6 +172,7 @@ mod tests {
             "method=separate",
             "holds=loader",
             "hold-delay=250",
+            "read-delay=350",
             "missed-events=2",
             "late-threads=yes",
             "without-probe=free",
@@ -181,6 +188,7 @@ mod tests {
             method: Some(Method::Separate),
             holds: Holds::Loader,
             hold_delay: Duration::from_millis(250),
+            read_delay: Duration::from_millis(350),
             missed_events: 2,
             late_threads: true,
             without_probe: vec!["free".to_owned(), "calloc".to_owned()],
@@ -201,6 +209,7 @@ mod tests {
             ("method=fast", "session, multi, perf-event, separate"),
             ("holds=here", "nowhere, loader, everywhere"),
             ("hold-delay=soon", "a number"),
+            ("read-delay=soon", "a number"),
             ("missed-events=3", "0, 1 or 2"),
             ("late-threads", "yes"),
             ("without-probe=main", "malloc"),

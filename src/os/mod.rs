@@ -13,6 +13,7 @@ pub mod memory_file;
 pub mod mount;
 pub mod namespace;
 pub mod own_files;
+pub mod priority;
 pub mod processes;
 pub mod release;
 pub mod root;

@@ -47,7 +47,14 @@ pub fn run(options: &Run) -> Result<Finish> {
     let destinations = Destinations::open(&options.report, Standard::Error)?;
     let gate = gate(&options.gate)?;
     let verbose = options.shown.verbose;
-    let prober = Prober::start(&options.probing, options.args, switches, verbose, &command);
+    let prober = Prober::start(
+        &options.probing,
+        options.args,
+        options.reads(),
+        switches,
+        verbose,
+        &command,
+    );
     let mut prober = started(prober, verbose)?;
     // The later messages of -v, and what a gate says, need standard error, too.
     let keep = if destinations.need_stderr() || verbose || gate.is_some() {
@@ -55,13 +62,11 @@ pub fn run(options: &Run) -> Result<Finish> {
     } else {
         Stderr::GiveUp
     };
-    // memleak cannot hold a process unseen yet.
-    let scans = options.scan_wanted(false);
     let mut books = Books::open(
         &options.shown,
         Contents::Run {
             order: options.sort,
-            lost: scans.is_any(),
+            lost: prober.collector.reads(),
         },
         options.args,
         gate,

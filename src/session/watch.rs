@@ -66,13 +66,14 @@ pub fn watch(options: &Watch) -> Result<()> {
         };
         say(&greeting(options, &processes, children, &stop));
     }
+    let lost = prober.collector.reads();
     let mut watching = Watching {
         prober,
         books: Books::open(
             &options.shown,
             Contents::Watch {
                 live: options.live,
-                lost: options.scan_wanted().is_any(),
+                lost,
             },
             options.args,
             None,
@@ -299,7 +300,7 @@ impl Watching<'_> {
         let kernel = collector.kernel_memory();
         let summary = self.books.close(collector.losses(), Outcome::Watched);
         if shown.verbose || (!shown.quiet && !summary.losses.is_empty()) {
-            say(&closing_line(&summary, self.options.scan_wanted().is_any()));
+            say(&closing_line(&summary, collector.reads()));
         }
         if shown.verbose
             && let Some(cost) = own_cost(began.elapsed(), kernel)

@@ -1,0 +1,281 @@
+//! Copies the memory of processes that are held at their ends, in a thread of its own. `verdicts` judges the copies.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libbpf_rs::libbpf_sys::{bpf_prog_test_run_opts, bpf_test_run_opts};
+use libbpf_rs::{MapHandle, RingBuffer};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Pid;
+
+use crate::kernel::lists::Lists;
+use crate::kernel::records;
+use crate::kernel::rings::{Taken, ring};
+use crate::kernel::settings::Reads;
+use crate::kernel::skeletons::types::{ending, stop, thread_state};
+use crate::kernel::verdicts::{Case, Heaps, Memory};
+use crate::lost::{Budget, Buffers, Judged, Snapshot, State, Thread, Unread, judge};
+use crate::model::reach::{Reach, ReachUnknown};
+use crate::os::priority::hurry;
+
+/// How long a thread may take to stop before memleak looks again. It stops when it next enters the kernel, into which
+/// an interrupt brings it.
+const LOOK_AGAIN: Duration = Duration::from_micros(20);
+
+/// The most bytes of processes that are copied, and not judged yet.
+const MOST_COPIED: u64 = 2 << 30;
+
+/// How often a process is read whose threads run on. Two readings in a row must find the same blocks lost.
+const MOST_READINGS: u32 = 3;
+
+/// The thread that copies.
+pub(super) struct Reader {
+    pub(super) endings: MapHandle,
+    pub(super) states: MapHandle,
+    /// The program that stops a process's threads, or only looks at them.
+    pub(super) stop_process: OwnedFd,
+    pub(super) stops_threads: bool,
+    pub(super) release_process: OwnedFd,
+    pub(super) reads: Reads,
+    pub(super) lists: Lists,
+    pub(super) heaps: Heaps,
+    pub(super) copies: Copies,
+    pub(super) cases: Sender<Case>,
+}
+
+/// The rings that the thread reads, and what it has taken off them.
+struct Rings {
+    endings: RingBuffer<'static>,
+    ended: Taken<ending>,
+    states: RingBuffer<'static>,
+    told: Taken<thread_state>,
+}
+
+impl Reader {
+    pub(super) fn run(mut self) {
+        let Some(rings) = self.rings() else {
+            return;
+        };
+        // Processes are held meanwhile.
+        hurry();
+        let mut waiting: VecDeque<ending> = VecDeque::new();
+        loop {
+            if waiting.is_empty() {
+                // SAFETY: the descriptor is open as long as the ring exists.
+                let fd = unsafe { BorrowedFd::borrow_raw(rings.endings.epoll_fd()) };
+                let mut ready = [PollFd::new(fd, PollFlags::POLLIN)];
+                // No signal interrupts this: the thread takes none.
+                let _ = poll(&mut ready, PollTimeout::NONE);
+            }
+            if rings.endings.consume().is_err() {
+                return;
+            }
+            waiting.extend(rings.ended.borrow_mut().drain(..));
+            let Some(next) = waiting.pop_front() else {
+                continue;
+            };
+            let case = self.read(&next, &rings);
+            if self.cases.send(case).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn rings(&self) -> Option<Rings> {
+        let (endings, ended) = ring(&self.endings, records::plain_from_bytes).ok()?;
+        let (states, told) = ring(&self.states, records::plain_from_bytes).ok()?;
+        Some(Rings {
+            endings,
+            ended,
+            states,
+            told,
+        })
+    }
+
+    /// Reads the memory of a process, and lets the process go on.
+    fn read(&mut self, ending: &ending, rings: &Rings) -> Case {
+        let deadline = Instant::now() + self.reads.timeout;
+        let mut stop = stop {
+            heap: ending.heap,
+            task: ending.task,
+            ..stop::default()
+        };
+        let threads = self.stop(&mut stop, rings, deadline);
+        let memory = match &threads {
+            Ok(threads) if self.stops_threads || threads.len() == 1 => {
+                let copy = self.copies.copy(ending, threads, deadline);
+                copy.map(Memory::Copied)
+            }
+            Ok(_) => self.read_running(ending, &mut stop, rings, deadline),
+            Err(why) => Err(*why),
+        };
+        if !self.reads.delay.is_zero() {
+            thread::sleep(self.reads.delay);
+        }
+        let was_held = call(&self.release_process, &mut stop) == 1;
+        Case {
+            heap: ending.heap,
+            hashed: stop.hashed,
+            threads: threads.map_or(0, |threads| threads.len()),
+            files: files(&stop).to_vec(),
+            was_held,
+            memory: memory.unwrap_or_else(|why| Memory::Judged(Reach::Unknown(why.into()))),
+        }
+    }
+
+    /// Waits until all threads of a process have stopped, if this kernel can stop them. Returns what they had in their
+    /// registers.
+    ///
+    /// # Errors
+    /// The process is not held any more, or its threads have not stopped in time.
+    fn stop(
+        &self,
+        stop: &mut stop,
+        rings: &Rings,
+        deadline: Instant,
+    ) -> Result<Vec<Thread>, Unread> {
+        loop {
+            let mut threads = Vec::new();
+            stop.skip = 0;
+            loop {
+                call(&self.stop_process, stop);
+                rings.states.consume().map_err(|_| Unread::Rights)?;
+                let told = std::mem::take(&mut *rings.told.borrow_mut());
+                threads.extend(told.iter().map(|state| Thread {
+                    registers: state.registers.to_vec(),
+                    sp: state.sp,
+                    tls: state.tls,
+                }));
+                stop.skip += stop.told;
+                // The ring may be too small for all threads.
+                if stop.told == 0 || stop.unsettled > 0 || stop.skip >= stop.threads {
+                    break;
+                }
+            }
+            if stop.is_held == 0 {
+                return Err(Unread::Gone);
+            }
+            if stop.unsettled == 0 {
+                return Ok(threads);
+            }
+            if Instant::now() > deadline {
+                return Err(Unread::TooLong);
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Reads a process whose other threads run on, until two readings agree. What is lost stays lost, but a pointer that
+    /// moves during a reading may be missed.
+    fn read_running(
+        &mut self,
+        ending: &ending,
+        stop: &mut stop,
+        rings: &Rings,
+        deadline: Instant,
+    ) -> Result<Memory, Unread> {
+        let mut before = None;
+        for _ in 0..MOST_READINGS {
+            let threads = self.stop(stop, rings, deadline)?;
+            let snapshot = self.copies.copy(ending, &threads, deadline)?;
+            let blocks = self.lists.read(ending.heap, stop.hashed);
+            let allocators = self.heaps.of(files(stop));
+            let judged = blocks.map(|blocks| judge(&snapshot, blocks, allocators));
+            self.copies.take_back(snapshot);
+            let Ok(judged) = judged else {
+                break;
+            };
+            let now = lost(&judged);
+            if before.is_some_and(|before| before == now) {
+                return Ok(Memory::Judged(Reach::Known(judged.reached)));
+            }
+            before = Some(now);
+        }
+        Ok(Memory::Judged(Reach::Unknown(ReachUnknown::Unsure)))
+    }
+}
+
+/// The addresses of the blocks that are lost.
+fn lost(judged: &Judged) -> Vec<u64> {
+    let is_lost = |state| matches!(state, State::Definite | State::Indirect { .. });
+    let lost = judged.states().filter(|(_, state)| is_lost(*state));
+    lost.map(|(block, _)| block.address).collect()
+}
+
+/// The indexes of the files whose allocators the process has used.
+fn files(stop: &stop) -> &[u16] {
+    let count = stop.files.len().min(stop.file_count as usize);
+    &stop.files[..count]
+}
+
+/// The copies of memory, and the buffers for them.
+pub(super) struct Copies {
+    buffers: Buffers,
+    /// Copies that were judged come back here.
+    judged: Receiver<Snapshot>,
+    /// The bytes of copies that have not come back.
+    out: u64,
+}
+
+impl Copies {
+    pub(super) fn new(judged: Receiver<Snapshot>) -> Self {
+        Self {
+            buffers: Buffers::default(),
+            judged,
+            out: 0,
+        }
+    }
+
+    /// Copies the memory of a process.
+    fn copy(
+        &mut self,
+        ending: &ending,
+        threads: &[Thread],
+        deadline: Instant,
+    ) -> Result<Snapshot, Unread> {
+        let tid = Pid::from_raw(ending.tid.cast_signed());
+        loop {
+            while let Ok(snapshot) = self.judged.try_recv() {
+                self.take_back(snapshot);
+            }
+            let budget = Budget {
+                bytes: MOST_COPIED.saturating_sub(self.out),
+                deadline,
+            };
+            match Snapshot::read(tid, ending.proc_tid, threads, &budget, &mut self.buffers) {
+                // There will be room.
+                Err(Unread::Memory) if self.out > 0 => {}
+                read => {
+                    self.out += read.as_ref().map_or(0, Snapshot::bytes);
+                    return read;
+                }
+            }
+            let rest = deadline.saturating_duration_since(Instant::now());
+            let snapshot = self.judged.recv_timeout(rest);
+            self.take_back(snapshot.map_err(|_| Unread::Memory)?);
+        }
+    }
+
+    fn take_back(&mut self, snapshot: Snapshot) {
+        self.out = self.out.saturating_sub(snapshot.bytes());
+        snapshot.recycle(&mut self.buffers);
+    }
+}
+
+/// Calls a program that takes a process to stop. Returns the program's result. If it cannot be called, nothing changes,
+/// and the result is 0.
+fn call(program: &OwnedFd, stop: &mut stop) -> u32 {
+    let mut options = bpf_test_run_opts {
+        sz: size_of::<bpf_test_run_opts>() as u64,
+        ctx_in: std::ptr::from_mut(stop).cast(),
+        ctx_size_in: size_of::<stop>() as u32,
+        ..bpf_test_run_opts::default()
+    };
+    // SAFETY: the context has the size and type that the program takes. The kernel copies it in, and back. It outlives
+    // the call.
+    unsafe { bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
+    options.retval
+}

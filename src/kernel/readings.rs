@@ -1,0 +1,116 @@
+//! Reads the memory of processes that are held at their ends, and judges the blocks that they never freed. Two threads
+//! do that. No other work of memleak waits for a process whose memory cannot be read, and no process is held while
+//! memleak writes a report or examines a file.
+//!
+//! The reader copies a process's memory and lets the process go on. The judge then reads the list of the process's
+//! blocks, and judges the copy. `bpf/scans.bpf.h` has the kernel side.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+
+use libbpf_rs::MapHandle;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::kernel::error::LoadError;
+use crate::kernel::lists::Lists;
+use crate::kernel::method::Holds;
+use crate::kernel::reader::{Copies, Reader};
+use crate::kernel::settings::Reads;
+use crate::kernel::skeletons::MemleakSkel;
+use crate::kernel::verdicts::{Heaps, Judge, Verdict};
+use crate::lost::Allocators;
+
+/// Both threads, as others see them. They end with memleak.
+pub(super) struct Readings {
+    verdicts: Receiver<(u64, Verdict)>,
+    /// Verdicts on heaps whose images have not come yet.
+    known: HashMap<u64, Verdict>,
+    heaps: Heaps,
+    wake: Arc<EventFd>,
+}
+
+impl Readings {
+    /// Starts both threads.
+    ///
+    /// # Errors
+    /// A ring or a table cannot be mapped, or no thread can be started.
+    pub(super) fn start(
+        skel: &MemleakSkel<'static>,
+        holds: Holds,
+        reads: Reads,
+    ) -> Result<Self, LoadError> {
+        let own = |error: io::Error| LoadError::ring(error.into());
+        let program = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(own);
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let wake = Arc::new(wake.map_err(io::Error::from).map_err(own)?);
+        let stops_threads = holds == Holds::Everywhere;
+        let heaps = Heaps::default();
+        let (cases, to_judge) = mpsc::channel();
+        let (back, judged) = mpsc::channel();
+        let (said, verdicts) = mpsc::channel();
+        let reader = Reader {
+            endings: MapHandle::try_from(&skel.maps.endings).map_err(LoadError::ring)?,
+            states: MapHandle::try_from(&skel.maps.states).map_err(LoadError::ring)?,
+            stop_process: program(match stops_threads {
+                true => skel.progs.stop_process.as_fd(),
+                false => skel.progs.look_at_process.as_fd(),
+            })?,
+            stops_threads,
+            release_process: program(skel.progs.release_process.as_fd())?,
+            reads,
+            lists: Lists::open(skel)?,
+            heaps: heaps.clone(),
+            copies: Copies::new(judged),
+            cases,
+        };
+        let judge = Judge {
+            cases: to_judge,
+            lists: Lists::open(skel)?,
+            heaps: heaps.clone(),
+            back,
+            said,
+            wake: Arc::clone(&wake),
+        };
+        spawn("memleak-reader", move || reader.run()).map_err(own)?;
+        spawn("memleak-judge", move || judge.run()).map_err(own)?;
+        Ok(Readings {
+            verdicts,
+            known: HashMap::new(),
+            heaps,
+            wake,
+        })
+    }
+
+    /// Tells where the allocator of the next file with probes keeps its blocks.
+    pub(super) fn add_file(&self, heap: Allocators) {
+        self.heaps.add(heap);
+    }
+
+    /// Readable when there is a verdict.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// The verdict on a heap that was read, if there is one yet. With `wait`, waits for it. A verdict is taken once.
+    pub(super) fn take(&mut self, heap: u64, wait: bool) -> Option<Verdict> {
+        let _ = self.wake.read();
+        self.known.extend(self.verdicts.try_iter());
+        while wait && !self.known.contains_key(&heap) {
+            match self.verdicts.recv() {
+                Ok((judged, verdict)) => self.known.insert(judged, verdict),
+                // The threads have failed.
+                Err(_) => return Some(Verdict::NONE),
+            };
+        }
+        self.known.remove(&heap)
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.spawn(work).map(drop)
+}

@@ -1,0 +1,124 @@
+//! Judges the blocks that processes never freed, on copies of their memory, in a thread of its own. `reader` makes the
+//! copies.
+
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::EventFd;
+
+use crate::find::heaps;
+use crate::kernel::lists::Lists;
+use crate::lost::{Allocators, Snapshot, judge};
+use crate::model::image::Image;
+use crate::model::reach::{Reach, ReachUnknown};
+
+/// What the judge says of a heap.
+#[derive(Clone, Copy)]
+pub(super) struct Verdict {
+    reach: Reach,
+    /// How many threads the process had.
+    threads: usize,
+}
+
+impl Verdict {
+    /// What is said if the judge has failed.
+    pub(super) const NONE: Self = Self {
+        reach: Reach::Unknown(ReachUnknown::Unsure),
+        threads: 0,
+    };
+
+    /// The verdict on the image of that heap. The list of blocks may lack those that the threads were about to replace
+    /// by others. If it lacks more, or has more, nothing is known.
+    pub(super) fn on(self, image: &Image) -> Reach {
+        let Reach::Known(reached) = self.reach else {
+            return self.reach;
+        };
+        let read = reached.lost() + reached.possible + reached.reachable;
+        let missing = image.counters.leaked_blocks.checked_sub(read.blocks);
+        match missing.is_some_and(|missing| missing <= self.threads as u64) {
+            true => self.reach,
+            false => Reach::Unknown(ReachUnknown::Unsure),
+        }
+    }
+}
+
+/// Where the allocators of the files with probes keep their blocks, by the files' indexes.
+#[derive(Clone, Default)]
+pub(super) struct Heaps(Arc<Mutex<Vec<Allocators>>>);
+
+impl Heaps {
+    /// Adds the next file.
+    pub(super) fn add(&self, heap: Allocators) {
+        self.lock().push(heap);
+    }
+
+    /// Of a process that has used these files.
+    pub(super) fn of(&self, files: &[u16]) -> Allocators {
+        let known = self.lock();
+        let of_file = |file: &u16| known.get(usize::from(*file)).copied();
+        let files = files.iter().map(of_file);
+        heaps::of_process(files.map(Option::unwrap_or_default))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Allocators>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the reader gives to the judge.
+pub(super) struct Case {
+    pub(super) heap: u64,
+    /// How many blocks are in the hash table, or more.
+    pub(super) hashed: u64,
+    pub(super) threads: usize,
+    /// The indexes of the files whose allocators the process has used.
+    pub(super) files: Vec<u16>,
+    /// Whether the process was held until all was read. Otherwise its record says why.
+    pub(super) was_held: bool,
+    pub(super) memory: Memory,
+}
+
+/// What was read of a process.
+pub(super) enum Memory {
+    Copied(Snapshot),
+    /// Nothing more is needed.
+    Judged(Reach),
+}
+
+/// The thread that judges.
+pub(super) struct Judge {
+    pub(super) cases: Receiver<Case>,
+    pub(super) lists: Lists,
+    pub(super) heaps: Heaps,
+    /// Copies go back to the reader.
+    pub(super) back: Sender<Snapshot>,
+    pub(super) said: Sender<(u64, Verdict)>,
+    pub(super) wake: Arc<EventFd>,
+}
+
+impl Judge {
+    pub(super) fn run(self) {
+        while let Ok(case) = self.cases.recv() {
+            let blocks = self.lists.read(case.heap, case.hashed);
+            self.lists.release(case.heap);
+            let reach = match (&case.memory, blocks) {
+                (Memory::Copied(snapshot), Ok(blocks)) => {
+                    let allocators = self.heaps.of(&case.files);
+                    Reach::Known(judge(snapshot, blocks, allocators).reached)
+                }
+                (Memory::Copied(_), Err(_)) => Reach::Unknown(ReachUnknown::Unsure),
+                (Memory::Judged(reach), _) => *reach,
+            };
+            if case.was_held {
+                let threads = case.threads;
+                if (self.said.send((case.heap, Verdict { reach, threads }))).is_err() {
+                    return;
+                }
+                let _ = self.wake.write(1);
+            }
+            if let Memory::Copied(snapshot) = case.memory {
+                let _ = self.back.send(snapshot);
+            }
+        }
+    }
+}
