@@ -14,6 +14,7 @@ mod cli;
 mod counter;
 mod doctor;
 mod documents;
+mod endings;
 mod ends;
 mod errors;
 mod exceptions;

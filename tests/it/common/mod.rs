@@ -130,11 +130,29 @@ pub struct Row {
     /// Only for a running process.
     pub growth_bytes: Option<i64>,
     pub peak_live_bytes: Option<u64>,
+    /// How the blocks that it never freed could be reached, if that is known.
+    pub reach: Option<Reached>,
+    /// Why it is not known.
+    pub reach_unknown: Option<String>,
     pub allocators: Vec<PathBuf>,
     pub complete: bool,
     /// The reason why not all allocations of the process were counted. `None` if all were counted.
     pub uncovered: Option<String>,
     pub losses: Losses,
+}
+
+/// Sums in bytes, and numbers of blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reached {
+    pub definite_bytes: u64,
+    pub definite_blocks: u64,
+    pub indirect_bytes: u64,
+    pub indirect_blocks: u64,
+    pub possible_bytes: u64,
+    pub possible_blocks: u64,
+    pub reachable_bytes: u64,
+    pub reachable_blocks: u64,
 }
 
 /// A line of type `summary`.

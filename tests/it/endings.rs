@@ -1,0 +1,444 @@
+//! How processes are held at their ends, so that memleak can read their memory: which are, which are not and why, and
+//! that a hold changes nothing. What the memory says is tested in `reach`.
+//!
+//! `fixtures/ends.c` loses a block of 1000 bytes and ends in the way that it is told.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::group::Group;
+use crate::common::proc::{self, Process};
+use crate::common::side_by_side::side_by_side;
+use crate::common::switches::switch;
+use crate::common::{Job, Report, Row, Running, code, fixture};
+
+/// How long memleak holds a process here, where that matters.
+const HOLD: Duration = Duration::from_millis(1500);
+/// The limit for something that is to happen at once.
+const AT_ONCE: Duration = Duration::from_millis(700);
+/// How much processor time a held process may use. It is awake for the first milliseconds.
+const AWAKE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The fixture's lost block.
+const LOST: (u64, u64) = (1000, 1);
+
+fn ends(how: &str) -> Job {
+    let words: Vec<&str> = how.split(' ').collect();
+    Job::fixture("ends", &words).options(["--lost=always"])
+}
+
+/// The same, held for longer.
+fn held(how: &str) -> Job {
+    let delay = switch("read-delay", &HOLD.as_millis().to_string());
+    ends(how).options([delay, "--lost-timeout=20".to_owned()])
+}
+
+/// What memleak says of the only process of a job.
+fn said(how: &str) -> (Result<(u64, u64), String>, ExitStatus) {
+    let report = ends(how).run();
+    report.assert_complete();
+    (lost(report.only_row()), report.status)
+}
+
+/// The bytes and blocks that a process lost, or why that is not known.
+pub fn lost(row: &Row) -> Result<(u64, u64), String> {
+    match (&row.reach, &row.reach_unknown) {
+        (Some(reach), None) => Ok((
+            reach.definite_bytes + reach.indirect_bytes,
+            reach.definite_blocks + reach.indirect_blocks,
+        )),
+        (None, Some(why)) => Err(why.clone()),
+        other => panic!("neither known nor unknown: {other:?}"),
+    }
+}
+
+// ---- which processes are held ----------------------------------------------------------------------------
+
+#[test]
+fn every_end_by_the_c_library_is_held() {
+    side_by_side(
+        ["return 3", "quick 3", "_exit 3", "threads 3 return 3"],
+        |how| {
+            let (lost, status) = said(how);
+            assert_eq!(lost, Ok(LOST), "{how}");
+            assert_eq!(status.code(), Some(3), "{how}");
+        },
+    );
+    let (lost, status) = said("last 0");
+    assert_eq!((lost, status.code()), (Ok(LOST), Some(0)));
+}
+
+#[test]
+fn a_signal_that_a_process_raises_itself_is_held() {
+    let term = libc::SIGTERM;
+    let cases = [
+        (format!("raise {term}"), term),
+        (format!("kill {term}"), term),
+        (
+            format!("raise {}", libc::SIGRTMIN() + 3),
+            libc::SIGRTMIN() + 3,
+        ),
+        (format!("raise {}", libc::SIGPIPE), libc::SIGPIPE),
+        ("abort 0".to_owned(), libc::SIGABRT),
+        ("fault 0".to_owned(), libc::SIGSEGV),
+        ("threads 3 abort 0".to_owned(), libc::SIGABRT),
+    ];
+    side_by_side(cases, |(how, signal)| {
+        let (lost, status) = said(&how);
+        assert_eq!(lost, Ok(LOST), "{how}");
+        assert_eq!(status.signal(), Some(signal), "{how}");
+    });
+}
+
+#[test]
+fn a_death_that_cannot_be_held_each_time_is_never_held() {
+    let (term, kill) = (libc::SIGTERM, libc::SIGKILL);
+    let cases = [
+        // The kernel kills all threads at once.
+        (format!("threads 3 raise {term}"), term),
+        (format!("later {term}"), term),
+        (format!("raise {kill}"), kill),
+        ("real 50 wait 0".to_owned(), libc::SIGALRM),
+        ("clock 50 wait 0".to_owned(), libc::SIGALRM),
+    ];
+    side_by_side(cases, |(how, signal)| {
+        let (lost, status) = said(&how);
+        assert_eq!(lost, Err("signal".to_owned()), "{how}");
+        assert_eq!(status.signal(), Some(signal), "{how}");
+    });
+}
+
+#[test]
+fn a_process_that_a_timer_could_end_is_not_held() {
+    for timer in [
+        "real 900",
+        "profile 900",
+        "virtual 900",
+        "clock 900",
+        "wall 900",
+        "used 900",
+        "own 900",
+        "limit 1",
+    ] {
+        let (lost, status) = said(&format!("{timer} return 0"));
+        assert_eq!(lost, Err("timer".to_owned()), "{timer}");
+        assert_eq!(status.code(), Some(0), "{timer}");
+    }
+    // These are due much later.
+    for timer in [
+        "real 90000",
+        "profile 90000",
+        "virtual 90000",
+        "clock 90000",
+        "wall 90000",
+        "used 90000",
+        "own 90000",
+        "limit 90",
+    ] {
+        let (lost, _) = said(&format!("{timer} return 0"));
+        assert_eq!(lost, Ok(LOST), "{timer}");
+    }
+}
+
+#[test]
+fn what_must_not_be_held_is_not_held() {
+    let unknown = |why: &str| Err(why.to_owned());
+    assert_eq!(said("realtime 1 return 0").0, unknown("realtime"));
+    assert_eq!(said("raw 5").0, unknown("raw_exit"));
+    // The child ends in the memory of its parent, whose blocks are judged later.
+    let (lost, _) = said("vfork 70 return 0");
+    assert_eq!(lost, Ok((1070, 2)));
+}
+
+#[test]
+fn a_process_that_has_freed_all_is_known_without_a_look() {
+    let report = Job::fixture("frees_all", &[])
+        .options(["--lost=always", &switch("read-delay", "60000")])
+        .run();
+    assert_eq!(lost(report.only_row()), Ok((0, 0)));
+}
+
+#[test]
+fn no_process_is_held_that_cannot_exceed_the_limit() {
+    let began = Instant::now();
+    let delay = switch("read-delay", "60000");
+    let job = |limit: &str| {
+        let options = ["--lost=never", limit, "--lost-timeout=90", &delay];
+        Job::fixture("ends", &["return", "0"])
+            .options(options)
+            .run()
+    };
+    for limit in ["--fail-on-lost=1000", "--fail-on-total-lost=1000"] {
+        let report = job(limit);
+        assert_eq!(code(report.status), 0, "{}", report.stderr);
+        assert_eq!(lost(report.only_row()), Err("off".to_owned()));
+    }
+    assert!(began.elapsed() < PATIENCE);
+    for limit in ["--fail-on-lost=999", "--fail-on-total-lost=999"] {
+        let report = Job::fixture("ends", &["return", "0"])
+            .options(["--lost=never", limit])
+            .run();
+        assert_eq!(code(report.status), 23, "{}", report.stderr);
+        assert_eq!(lost(report.only_row()), Ok(LOST));
+    }
+}
+
+// ---- what a hold does not change --------------------------------------------------------------------------
+
+/// Waits until the command of a run is held and sleeps, which is so after some milliseconds.
+#[track_caller]
+fn when_held(running: &Running) -> Pid {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let children = proc::children(running.pid()).into_iter();
+        let mut named = children.filter(|pid| comm(*pid) == "ends" && state(*pid) == 'D');
+        if let Some(pid) = named.next() {
+            return pid;
+        }
+        assert!(Instant::now() < until, "the process is not held");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn comm(pid: Pid) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    comm.trim_end().to_owned()
+}
+
+/// The fields of /proc/PID/stat from the state on.
+fn stat(pid: Pid) -> Vec<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    fields.split(' ').map(str::to_owned).collect()
+}
+
+fn state(pid: Pid) -> char {
+    stat(pid)[0].chars().next().unwrap_or('X')
+}
+
+/// In the kernel's ticks of 10 ms.
+fn processor_time(pid: Pid) -> Duration {
+    let stat = stat(pid);
+    let ticks = |at: usize| stat[at].parse::<u64>().expect("a number");
+    Duration::from_millis(10 * (ticks(11) + ticks(12)))
+}
+
+fn took(job: &Job, then: impl FnOnce(Pid)) -> (Report, Duration) {
+    let running = job.start();
+    let process = when_held(&running);
+    let began = Instant::now();
+    then(process);
+    let report = running.wait();
+    (report, began.elapsed())
+}
+
+#[test]
+fn a_held_process_uses_hardly_any_processor_time() {
+    let running = held("return 0").start();
+    let process = when_held(&running);
+    thread::sleep(HOLD / 2);
+    let used = processor_time(process);
+    let report = running.wait();
+    assert!(used < AWAKE, "{used:?}");
+    assert_eq!(lost(report.only_row()), Ok(LOST));
+}
+
+#[test]
+fn a_signal_lets_a_held_process_go_at_once() {
+    let (report, took) = took(&held("return 0"), |process| {
+        kill(process, Signal::SIGTERM).expect("the process is there");
+    });
+    assert_eq!(lost(report.only_row()), Err("signal".to_owned()));
+    assert_eq!(report.status.signal(), Some(libc::SIGTERM));
+    assert!(took < AT_ONCE, "{took:?}");
+}
+
+#[test]
+fn a_handler_runs_at_once_and_the_process_ends_as_it_would() {
+    let how = format!("handler {} return 4", libc::SIGTERM);
+    let (report, took) = took(&held(&how), |process| {
+        kill(process, Signal::SIGTERM).expect("the process is there");
+    });
+    assert_eq!(report.stdout, "handled\n");
+    assert_eq!(lost(report.only_row()), Err("signal".to_owned()));
+    assert_eq!(report.status.code(), Some(4));
+    assert!(took < AT_ONCE, "{took:?}");
+}
+
+#[test]
+fn a_stop_stops_a_held_process_at_once() {
+    let (report, _) = took(&held("return 0"), |process| {
+        kill(process, Signal::SIGSTOP).expect("the process is there");
+        let until = Instant::now() + AT_ONCE;
+        while state(process) != 'T' {
+            assert!(Instant::now() < until, "not stopped");
+            thread::sleep(Duration::from_millis(5));
+        }
+        kill(process, Signal::SIGCONT).expect("the process is there");
+    });
+    assert_eq!(lost(report.only_row()), Err("signal".to_owned()));
+    assert_eq!(report.status.code(), Some(0));
+}
+
+#[test]
+fn a_held_process_ends_at_once_if_memleak_is_killed() {
+    let running = held("return 0").start();
+    let process = when_held(&running);
+    let memleak = running.pid();
+    let began = Instant::now();
+    kill(memleak, Signal::SIGKILL).expect("memleak is there");
+    while Process::is_alive(process) {
+        assert!(began.elapsed() < AT_ONCE, "still held");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_process_that_is_not_read_in_time_goes_on() {
+    let delay = switch("read-delay", "60000");
+    let began = Instant::now();
+    let running = ends("return 6")
+        .options([delay, "--lost-timeout=0.3".to_owned()])
+        .start();
+    let process = when_held(&running);
+    while Process::is_alive(process) {
+        assert!(began.elapsed() < PATIENCE, "still held");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let report = running.wait();
+    assert_eq!(lost(report.only_row()), Err("too_long".to_owned()));
+    assert_eq!(report.status.code(), Some(6));
+}
+
+// ---- threads ---------------------------------------------------------------------------------------------
+
+/// Runs a program whose threads move pointers about until it ends. Fails unless each run has the same verdict.
+pub fn moving_pointers(runs: u32) {
+    for run in 0..runs {
+        let report = Job::fixture("moves_pointers", &["16"])
+            .options(["--lost=always"])
+            .run();
+        assert_eq!(lost(report.only_row()), Ok(LOST), "run {run}");
+    }
+}
+
+#[test]
+fn pointers_that_move_all_the_time_are_found() {
+    moving_pointers(10);
+}
+
+#[test]
+fn thousands_of_blocked_threads_are_no_obstacle() {
+    let (lost, status) = said("threads 4000 return 0");
+    assert_eq!((lost, status.code()), (Ok(LOST), Some(0)));
+}
+
+// ---- many at once, and others ------------------------------------------------------------------------------
+
+/// A shell script that lets `processes` end at the same time.
+fn together(processes: u32) -> String {
+    let ends = fixture("ends");
+    let ends = ends.display();
+    format!("for i in $(seq {processes}); do {ends} return 0 & done; wait")
+}
+
+/// The processes of `fixtures/ends.c` in a report.
+fn ended(report: &Report) -> Vec<&Row> {
+    let rows = report.rows.iter();
+    rows.filter(|row| row.comm == "ends").collect()
+}
+
+#[test]
+fn processes_that_end_together_are_all_read() {
+    let group = Group::new();
+    let enter = Group::enter(&group.path);
+    let enter: Vec<&str> = enter.iter().map(String::as_str).collect();
+    // One processor for all of them, memleak included.
+    let has_quota = fs::write(group.path.join("cpu.max"), "100000 100000").is_ok();
+    let mut job = Job::shell(&together(64)).options(["--lost=always"]);
+    job = match has_quota {
+        true => job.under(&enter),
+        false => job.under(&["taskset", "-c", "0"]),
+    };
+    let report = job.run();
+    let rows = ended(&report);
+    assert_eq!(rows.len(), 64);
+    for row in rows {
+        assert_eq!(lost(row), Ok(LOST));
+    }
+}
+
+#[test]
+fn two_memleaks_judge_one_process() {
+    let memleak = env!("CARGO_BIN_EXE_memleak");
+    let ends = fixture("ends");
+    let ends = ends.to_str().expect("a path of ours");
+    let inner = "run -q --lost=always --format=json -o /dev/stdout --";
+    let words = inner.split(' ').chain([ends, "return", "0"]);
+    let words: Vec<&str> = words.collect();
+    let report = Job::new(memleak, &words).options(["--lost=always"]).run();
+    let rows = ended(&report);
+    assert_eq!(rows.len(), 1);
+    assert_eq!(lost(rows[0]), Ok(LOST));
+    assert!(
+        report
+            .stdout
+            .contains(r#""definite_bytes":1000,"definite_blocks":1"#),
+        "{}",
+        report.stdout
+    );
+}
+
+#[test]
+fn a_reader_of_a_pipe_waits_for_the_held_writer_only() {
+    let ends = fixture("ends");
+    let script = format!("{} return 0 | cat; echo done", ends.display());
+    let report = Job::shell(&script).options(["--lost=always"]).run();
+    assert_eq!(report.stdout, "done\n");
+    assert_eq!(lost(ended(&report)[0]), Ok(LOST));
+}
+
+#[test]
+fn a_process_in_other_namespaces_is_read() {
+    let ends = fixture("ends");
+    let inside = format!("unshare -pf --mount-proc {} return 3", ends.display());
+    let report = Job::shell(&inside).options(["--lost=always"]).run();
+    assert_eq!(report.status.code(), Some(3), "{}", report.stderr);
+    assert_eq!(lost(ended(&report)[0]), Ok(LOST));
+}
+
+#[test]
+fn a_traced_process_is_read_unless_a_signal_ends_it() {
+    for (how, expected) in [
+        ("return 3", Ok(LOST)),
+        ("raise 15", Err("signal".to_owned())),
+    ] {
+        let script = format!("strace -f -o /dev/null {} {how}", fixture("ends").display());
+        let report = Job::shell(&script).options(["--lost=always"]).run();
+        assert_eq!(lost(ended(&report)[0]), expected, "{how}");
+    }
+}
+
+#[test]
+fn nobody_waits_for_memleak_to_write() {
+    // The reader of memleak's output takes nothing, and then ends: it is held at its own end meanwhile.
+    let script = format!(
+        "{} -a 1 --lost=always --format=json -o /dev/stdout | (sleep 2; {} return 0); echo ended",
+        env!("CARGO_BIN_EXE_memleak"),
+        fixture("ends").display()
+    );
+    let began = Instant::now();
+    let output = Command::new("timeout")
+        .args(["-s", "INT", "20", "sh", "-c", &script])
+        .output()
+        .expect("a shell can be started");
+    assert!(began.elapsed() < PATIENCE / 2, "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("ended"));
+}
