@@ -7,7 +7,8 @@ SHELL := bash
 CARGO ?= cargo
 # The lock file is part of the tree. A build that would change it stops with an error.
 CARGO_FLAGS ?= --locked
-# The purpose for which install-deps and check-tools look for tools: build, test, lint, bench, kernels, dist or libcs.
+# The purpose for which install-deps and check-tools look for tools: build, test, lint, bench, kernels, dist, libcs or
+# valgrind.
 FOR ?= test
 
 # Only root may load BPF programs. Cargo runs every test and benchmark through this script, which uses sudo for a user
@@ -84,6 +85,15 @@ test-libcs: ## Test on programs with C libraries of other Debians (root; LIBCS="
 	@scripts/test-libcs.sh --build
 	scripts/as-root.sh scripts/test-libcs.sh $(LIBCS)
 
+# SAMPLE=1 compares only the ten programs that `test` compares, too.
+.PHONY: test-valgrind
+test-valgrind: ## Compare with valgrind what is called lost (root; SAMPLE=1, PROGRAMS="tr cc1": only these)
+	@scripts/as-root.sh
+	@scripts/deps.sh install $(if $(SAMPLE),test,valgrind)
+	$(CARGO) test $(CARGO_FLAGS) --test it --no-run
+	@scripts/test-valgrind.sh $(if $(SAMPLE),--sample,$(PROGRAMS))
+	@$(if $(SAMPLE)$(PROGRAMS),,scripts/test-valgrind.sh --own)
+
 .PHONY: dist
 dist: ## Make a release in target/dist: .tar.gz, .deb and .rpm, for x86_64 and aarch64
 	@scripts/deps.sh check dist >/dev/null || { scripts/deps.sh check dist; exit 1; }
@@ -105,11 +115,11 @@ docs: ## Write the manual page and the completions again, after a change of the 
 	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it documents::
 
 .PHONY: check-tools
-check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs)
+check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind)
 	@scripts/deps.sh check $(FOR)
 
 .PHONY: install-deps
-install-deps: ## Install the missing tools, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs)
+install-deps: ## Install the missing tools, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind)
 	@scripts/deps.sh install $(FOR)
 
 .PHONY: fmt

@@ -14,14 +14,17 @@ debian_mirror() {
 	printf '%s' "$uri"
 }
 
-# Runs apt with the lists of one suite. The lists are renewed once a day.
+# Runs apt with the lists of one suite. The lists are renewed once a day. ARCHITECTURE is `source` for source packages.
 apt_of() { # apt_of SUITE ARCHITECTURE COMMAND…: e.g. apt_of sid arm64 apt-cache search linux-image
-	local suite=$1 arch=$2 dir=$debian_lists/$1-$2 uri
+	local suite=$1 arch=$2 dir=$debian_lists/$1-$2 uri kind=deb
 	shift 2
+	if [[ $arch == source ]]; then
+		arch=$(dpkg --print-architecture) kind=deb-src
+	fi
 	if [[ -z $(find "$dir/updated" -mtime -1 2>/dev/null) ]]; then
 		mkdir -p "$dir"/{state/lists/partial,cache/archives/partial}
 		uri=$(debian_mirror)
-		printf 'deb [signed-by=%s] %s %s main\n' "$debian_keyring" "$uri" "$suite" >"$dir/sources.list"
+		printf '%s [signed-by=%s] %s %s main\n' "$kind" "$debian_keyring" "$uri" "$suite" >"$dir/sources.list"
 		apt_with "$dir" "$arch" apt-get update >&2
 		touch "$dir/updated"
 	fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Lists the tools and libraries that this project needs from the system and that are missing, or installs them.
 #
-#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs]
-#     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs]
+#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs|valgrind]
+#     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs|valgrind]
 #
 # build: what compiles memleak
 # test: build, and what its tests need (the default)
@@ -11,6 +11,7 @@
 # kernels: build and test, and what tests on other kernels
 # dist: build, and what makes a release
 # libcs: build, test and dist, for tests with other C libraries
+# valgrind: build and test, and the programs that are compared with valgrind
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -83,6 +84,31 @@ dist  | find-requires | command /usr/lib/rpm/find-requires | rpm      | rpm-buil
 dist  | rpm2archive  | command rpm2archive   | rpm                   | rpm
 dist  | unshare      | command unshare       | util-linux            | util-linux
 dist  | qemu-user    | command qemu-aarch64-static | qemu-user-static | qemu-user-static-aarch64
+valgrind | apt-get   | command apt-get       | apt                   | apt
+valgrind | dpkg-query | command dpkg-query   | dpkg                  | dpkg
+valgrind | bc        | command bc            | bc                    | bc
+valgrind | bzip2     | command bzip2         | bzip2                 | bzip2
+valgrind | column    | command column        | bsdextrautils         | util-linux
+valgrind | ctags     | command ctags         | universal-ctags       | ctags
+valgrind | curl      | command curl          | curl                  | curl
+valgrind | diff      | command diff3         | diffutils             | diffutils
+valgrind | file      | command file          | file                  | file
+valgrind | gio       | command gio           | libglib2.0-bin        | glib2
+valgrind | glib-compile-schemas | command glib-compile-schemas | libglib2.0-bin | glib2
+valgrind | groff     | command grotty        | groff-base            | groff-base
+valgrind | ip        | command ip            | iproute2              | iproute
+valgrind | jq        | command jq            | jq                    | jq
+valgrind | msgfmt    | command msgfmt        | gettext               | gettext
+valgrind | openssl   | command openssl       | openssl               | openssl
+valgrind | patch     | command patch         | patch                 | patch
+valgrind | pkgconf   | command pkgconf       | pkgconf               | pkgconf
+valgrind | sqlite3   | command sqlite3       | sqlite3               | sqlite
+valgrind | tclsh     | command tclsh         | tcl                   | tcl
+valgrind | wget      | command wget          | wget                  | wget1
+valgrind | xxd       | command xxd           | xxd                   | xxd
+valgrind | zip       | command zip           | zip                   | zip
+valgrind | unzip     | command unzip         | unzip                 | unzip
+valgrind | zstd      | command zstd          | zstd                  | zstd
 '
 
 # The oldest Rust that compiles memleak, from Cargo.toml.
@@ -139,7 +165,8 @@ kernels) wanted=' build test kernels ' ;;
 dist) wanted=' build dist ' ;;
 # These tests are linked like a release.
 libcs) wanted=' build test dist ' ;;
-*) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs" ;;
+valgrind) wanted=' build test valgrind ' ;;
+*) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs, valgrind" ;;
 esac
 
 if command -v apt-get >/dev/null; then
@@ -235,6 +262,6 @@ install)
 	fi
 	;;
 *)
-	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist|libcs]"
+	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist|libcs|valgrind]"
 	;;
 esac

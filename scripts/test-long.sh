@@ -11,6 +11,7 @@ into=/dev/null
 [[ ${1-} != --write ]] || into=tests/long.txt
 {
 	printf '%s, Linux %s, %d CPUs, commit %s\n' "$(date -u +%F)" "$(uname -r)" "$(nproc)" "$(git rev-parse --short HEAD)"
-	# The tests run one after the other, because each test alone loads the machine.
-	cargo test --quiet --locked --test it -- --ignored --show-output --test-threads=1 2>&1
+	# The tests run one after the other, because each test alone loads the machine. scripts/test-valgrind.sh runs those
+	# that compare with valgrind.
+	cargo test --quiet --locked --test it -- --ignored --skip valgrind:: --show-output --test-threads=1 2>&1
 } | tee "$into"

@@ -37,6 +37,7 @@ mod scale;
 mod slurm;
 mod stripped;
 mod tree;
+mod valgrind;
 mod wait_all;
 mod waits;
 mod watch;

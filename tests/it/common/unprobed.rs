@@ -2,6 +2,7 @@
 //! them.
 
 use std::fs;
+use std::path::PathBuf;
 
 use tempfile::TempDir;
 
@@ -16,12 +17,22 @@ const ENTER: &str = r#"
     shift
     exec "$@""#;
 
+/// As `ENTER`, with copies that are there already.
+const ENTER_MADE: &str = r#"
+    while [ "$1" != -- ]; do
+        mount --bind "$0/${1##*/}" "$1" || exit 99
+        shift
+    done
+    shift
+    exec "$@""#;
+
 /// The copies. They must live as long as the commands that use them.
 pub struct Unprobed {
     /// A memleak that watches every process would put probes into the copies, too.
     _machine: Held,
     copies: TempDir,
     files: Vec<String>,
+    enter: &'static str,
 }
 
 impl Unprobed {
@@ -45,14 +56,35 @@ impl Unprobed {
             _machine: machine,
             copies: TempDir::new().expect("a temporary directory can be created"),
             files,
+            enter: ENTER,
         }
+    }
+
+    /// With copies of other libraries, too. All copies are made once, for commands that run at the same time.
+    pub fn with(libraries: impl IntoIterator<Item = PathBuf>) -> Self {
+        let mut unprobed = Self::new();
+        let libraries = libraries.into_iter().map(|path| {
+            let path = path.to_str().expect("the path is UTF-8");
+            path.to_owned()
+        });
+        unprobed.files.extend(libraries);
+        for file in &unprobed.files {
+            super::files::copy(file, unprobed.copies.path());
+        }
+        unprobed.enter = ENTER_MADE;
+        unprobed
+    }
+
+    /// The paths of the files that have copies.
+    pub fn files(&self) -> &[String] {
+        &self.files
     }
 
     /// The arguments of `unshare` that run `command` with the copies.
     pub fn words<'a>(&'a self, command: &[&'a str]) -> Vec<&'a str> {
         let copies = self.copies.path().to_str().expect("the path is UTF-8");
         let files = self.files.iter().map(String::as_str);
-        ["--mount", "sh", "-c", ENTER, copies]
+        ["--mount", "sh", "-c", self.enter, copies]
             .into_iter()
             .chain(files)
             .chain(["--"])

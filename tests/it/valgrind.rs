@@ -1,0 +1,147 @@
+//! Lost or still reachable: memleak's verdicts against valgrind's, on the programs of tests/valgrind/programs.txt
+//! (`make test-valgrind`). And tests of the comparison itself, with a memleak that only repeats what valgrind said.
+
+mod fake;
+mod list;
+mod runs;
+mod scratch;
+mod verdict;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use list::Program;
+use runs::Valgrind;
+use scratch::Scratch;
+use verdict::{Compared, Judged, failures, loses, row, table};
+
+use crate::common::root::require_root;
+
+/// The number of programs that run at a time: JOBS, or 2.
+fn jobs() -> usize {
+    let jobs = std::env::var("JOBS").map(|text| text.parse().expect("JOBS is a number"));
+    jobs.unwrap_or(2)
+}
+
+/// Calls `work` for each program, on several threads, and returns the results in the list's order.
+fn each<T: Send>(programs: &[Program], work: impl Fn(&Program) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..jobs() {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(program) = programs.get(number) else {
+                        break;
+                    };
+                    let result = work(program);
+                    results
+                        .lock()
+                        .expect("no thread failed")
+                        .push((number, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().expect("no thread failed");
+    results.sort_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Runs each program under valgrind and under memleak.
+fn compare_all(
+    valgrind: &Valgrind,
+    scratch: &Scratch,
+    programs: &[Program],
+    memleak: &Path,
+) -> Vec<Compared> {
+    each(programs, |program| Compared {
+        name: program.name.clone(),
+        valgrind: valgrind.judge(scratch, program).0,
+        memleak: runs::judge(memleak, scratch, program),
+    })
+}
+
+fn memleak() -> PathBuf {
+    std::env::var_os("MEMLEAK").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_memleak")),
+        PathBuf::from,
+    )
+}
+
+/// The programs that PROGRAMS selects from the list PROGRAM_LIST: `all`, names, or without it the sample.
+fn chosen() -> Vec<Program> {
+    let list = std::env::var("PROGRAM_LIST");
+    let programs = list::programs(list.as_deref().unwrap_or("programs.txt"));
+    let text = std::env::var("PROGRAMS").unwrap_or_default();
+    let names: Vec<_> = text.split_whitespace().collect();
+    let chosen: Vec<_> = programs
+        .into_iter()
+        .filter(|program| match &names[..] {
+            [] => program.sample,
+            ["all"] => true,
+            names => names.contains(&program.name.as_str()),
+        })
+        .collect();
+    assert!(!chosen.is_empty(), "no program has such a name: {text}");
+    chosen
+}
+
+/// Whether stored verdicts of valgrind are used.
+fn reuse() -> bool {
+    std::env::var_os("FRESH").is_none()
+}
+
+#[test]
+#[ignore = "memleak has no --lost yet: make test-valgrind"]
+fn lost_blocks_are_those_of_valgrind() {
+    require_root();
+    let programs = chosen();
+    let scratch = Scratch::new(&programs);
+    let valgrind = Valgrind::new("first", reuse());
+    let compared = compare_all(&valgrind, &scratch, &programs, &memleak());
+    println!("{}", table(&compared));
+    let failures = failures(&compared, &list::differences());
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+/// Prints a table of what valgrind says, without memleak. Fails if a program differs between two runs.
+#[test]
+#[ignore = "takes minutes: scripts/test-valgrind.sh --check-list"]
+fn valgrind_says_the_same_twice() {
+    require_root();
+    let programs = chosen();
+    let scratch = Scratch::new(&programs);
+    let first = Valgrind::new("first", reuse());
+    let again = Valgrind::new("again", reuse());
+    let runs: Vec<(Judged, f64)> = each(&programs, |program| {
+        let (judged, seconds) = first.judge(&scratch, program);
+        println!("{} took {seconds:.1} s", program.name);
+        for (number, reached) in judged.processes.iter().enumerate() {
+            print!(
+                "{}",
+                row(&program.name, &number.to_string(), "valgrind", reached)
+            );
+        }
+        (judged, seconds)
+    });
+    let repeated: Vec<Judged> = each(&programs, |program| again.judge(&scratch, program).0);
+    let mut differ = Vec::new();
+    for ((program, (judged, _)), repeated) in programs.iter().zip(&runs).zip(&repeated) {
+        if judged != repeated {
+            differ.push(format!("{}: {judged:?}, then {repeated:?}", program.name));
+        } else if let Some(Err(reason)) = judged.processes.iter().find(|one| one.is_err()) {
+            differ.push(format!("{}: {reason}", program.name));
+        }
+    }
+    println!(
+        "{} programs, {} of them with lost blocks; valgrind took {:.0} s",
+        programs.len(),
+        runs.iter().filter(|(judged, _)| loses(judged)).count(),
+        runs.iter().map(|(_, seconds)| seconds).sum::<f64>()
+    );
+    assert!(differ.is_empty(), "\n{}", differ.join("\n"));
+}
