@@ -233,6 +233,7 @@ impl Collector {
             // A file that cannot get a mount of its own keeps the mount that it has.
             let own = in_own_mount(&examined.file, pid);
             let file = own.as_ref().unwrap_or(&examined.file);
+            let path = examined.path.display().to_string();
             known = ProbedFile::default();
             if !hooks.is_empty() {
                 known.links = self.attach_hooks(&examined.path, file, &hooks)?;
@@ -241,12 +242,6 @@ impl Collector {
                     .loaders()
                     .update(bytes_of(id), bytes_of(&version), MapFlags::ANY)
                     .context("cannot tell the kernel which dynamic loaders have probes")?;
-            }
-            if !exits.is_empty() {
-                known
-                    .links
-                    .extend(self.attach_exits(&examined.path, file, &exits)?);
-                known.exits = exits;
             }
             if !sites.is_empty() {
                 let target = self.target(examined.path, sites.clone())?;
@@ -258,6 +253,12 @@ impl Collector {
                 known.sites = sites;
                 self.context.files.push(target.path.clone());
                 self.targets.push(target);
+            }
+            if !exits.is_empty() {
+                let links = self.attach_exits(file, &exits);
+                let links = links.with_context(|| format!("cannot attach to _exit in {path}"))?;
+                known.links.extend(links);
+                known.exits = exits;
             }
         }
         let index = known.index.map_or(limits::NO_INDEX.0, u32::from);
@@ -370,7 +371,7 @@ impl Collector {
         }
     }
 
-    fn attach_exits(&self, path: &Path, file: &File, exits: &[u64]) -> Result<Vec<Attached>> {
+    fn attach_exits(&self, file: &File, exits: &[u64]) -> Result<Vec<Attached>> {
         let Some(skel) = self.object.newer() else {
             return Ok(Vec::new());
         };
@@ -379,7 +380,6 @@ impl Collector {
             _ => &skel.progs.at_end_waits,
         };
         attach_at(self.how(), program, file, exits)
-            .with_context(|| format!("cannot attach to _exit in {}", path.display()))
     }
 
     fn attach_hooks(&self, path: &Path, file: &File, hooks: &[Hook]) -> Result<Vec<Attached>> {

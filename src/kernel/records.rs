@@ -211,8 +211,12 @@ fn reach(record: &heap, end: End, context: &Context) -> Reach {
     }
     let sum = &record.sum;
     let has_blocks = record.lost_blocks > 0 || sum.alloc_count != sum.free_count;
-    if !has_blocks && uncovered(record).is_none() {
-        return Reach::Known(Reached::default());
+    if !has_blocks {
+        // Nothing was seen of an image that was not followed, so nobody asks.
+        return match uncovered(record) {
+            None => Reach::Known(Reached::default()),
+            Some(_) => Reach::Unknown(ReachUnknown::Off),
+        };
     }
     Reach::Unknown(match reach_state(record.reach) {
         reach_state::REACH_UNASKED => match end {
@@ -366,7 +370,7 @@ mod tests {
         assert_eq!(reach(&frees_all, true), Reach::Known(Reached::default()));
         // Its allocator is not known, so it may have any number of blocks.
         frees_all.file_count = 0;
-        assert_eq!(reach(&frees_all, true), Reach::Unknown(RawExit));
+        assert_eq!(reach(&frees_all, true), Reach::Unknown(Off));
         let replaced = heap {
             flags: heap_flags::HEAP_EXEC.0,
             ..record()
