@@ -244,7 +244,8 @@ git commit -q -m 'On the side'
 git checkout -q main
 git merge -q -m Merge side
 git tag -a v1 -m 'A tag'
+# git reads a file again if it is not older than the index.
+find . -path ./.git -prune -o -type f -exec touch -d '2020-01-01 00:00:00' {} +
+git update-index -q --refresh
 echo changed >>file1
 echo new >untracked
-# The index remembers the times of files. It must be older than none of them.
-git update-index -q --refresh || true

@@ -20,7 +20,7 @@ use super::list::Program;
 use super::scratch::Scratch;
 use super::verdict::{End, Judged, Reached};
 use crate::common::unprobed::Unprobed;
-use crate::common::{DEFAULT_SIGNALS, TIMEOUT};
+use crate::common::{DEFAULT_SIGNALS, TIMEOUT, newcomers};
 
 /// What valgrind runs with. A block that valgrind's own list would excuse counts, too. valgrind must follow which words
 /// are defined, because a word that is not is no pointer.
@@ -84,12 +84,13 @@ impl Valgrind {
         let unprobed = Unprobed::with(there);
         let mut hash = DefaultHasher::new();
         OPTIONS.hash(&mut hash);
+        newcomers::run(Command::new("valgrind").arg("--version")).hash(&mut hash);
         for (name, value) in Scratch::environment() {
             (name, value).hash(&mut hash);
         }
         let inputs = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/valgrind/inputs.sh");
         let files = unprobed.files().iter().map(String::as_str);
-        for file in files.chain(["/usr/bin/valgrind", inputs]) {
+        for file in files.chain([inputs]) {
             fs::read(file).unwrap_or_default().hash(&mut hash);
         }
         let store = Path::new(env!("CARGO_TARGET_TMPDIR"))
@@ -285,8 +286,7 @@ struct Process {
 pub fn judge(memleak: &Path, scratch: &Scratch, program: &Program) -> Judged {
     let directory = TempDir::new().expect("a temporary directory can be created");
     let report = directory.path().join("report.json");
-    let mut prefix: Vec<&str> = DEFAULT_SIGNALS.to_vec();
-    prefix.extend([
+    let prefix = [
         memleak.to_str().expect("the path is UTF-8"),
         "run",
         "--lost=always",
@@ -295,7 +295,7 @@ pub fn judge(memleak: &Path, scratch: &Scratch, program: &Program) -> Judged {
         "-o",
         report.to_str().expect("the path is UTF-8"),
         "--",
-    ]);
+    ];
     let (_, status, stderr) = run(scratch, program, &prefix, &valgrinds_variables());
     let text = fs::read_to_string(&report).unwrap_or_default();
     read_report(&text, program.tree)
@@ -354,6 +354,14 @@ pub fn read_report(text: &str, tree: bool) -> Result<Judged, String> {
     })
 }
 
+/// What valgrind and the script that Debian puts before it set for programs.
+const VALGRINDS_VARIABLES: [&str; 4] = [
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "GLIBCPP_FORCE_NEW",
+    "GLIBCXX_FORCE_NEW",
+];
+
 /// The variables that valgrind sets for programs, so that both runs have an environment of one size. The loader skips
 /// the colons of LD_PRELOAD.
 fn valgrinds_variables() -> Vec<(String, String)> {
@@ -370,9 +378,7 @@ fn valgrinds_variables() -> Vec<(String, String)> {
         let text = String::from_utf8_lossy(&output.stdout);
         text.lines()
             .filter_map(|line| line.split_once('='))
-            .filter(|(name, _)| {
-                ["LD_PRELOAD", "GLIBCPP_FORCE_NEW", "GLIBCXX_FORCE_NEW"].contains(name)
-            })
+            .filter(|(name, _)| VALGRINDS_VARIABLES.contains(name))
             .map(|(name, value)| match name {
                 "LD_PRELOAD" => (name.to_owned(), ":".repeat(value.len())),
                 _ => (name.to_owned(), value.to_owned()),
@@ -407,6 +413,7 @@ fn run(
     let mut child = Command::new("sh")
         .args([OsStr::new("-c"), OsStr::new(&format!("exec \"$@\" {line}"))])
         .arg("sh")
+        .args(DEFAULT_SIGNALS)
         .args(prefix)
         .env_clear()
         .envs(Scratch::environment())
