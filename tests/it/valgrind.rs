@@ -58,10 +58,20 @@ fn compare_all(
     programs: &[Program],
     memleak: &Path,
 ) -> Vec<Compared> {
-    each(programs, |program| Compared {
-        name: program.name.clone(),
-        valgrind: valgrind.judge(scratch, program).0,
-        memleak: runs::judge(memleak, scratch, program),
+    each(programs, |program| {
+        let theirs = valgrind.judge(scratch, program).0;
+        let ours = runs::judge(memleak, scratch, program).unwrap_or_else(|error| {
+            println!("{error}");
+            Judged {
+                processes: vec![Err("no_report".to_owned()); theirs.processes.len()],
+                ..theirs.clone()
+            }
+        });
+        Compared {
+            name: program.name.clone(),
+            valgrind: theirs,
+            memleak: ours,
+        }
     })
 }
 

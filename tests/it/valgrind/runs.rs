@@ -282,8 +282,8 @@ struct Process {
     reach_unknown: Option<String>,
 }
 
-/// What memleak says about the program. `memleak` is its path.
-pub fn judge(memleak: &Path, scratch: &Scratch, program: &Program) -> Judged {
+/// What memleak says about the program. `memleak` is its path. An error says why there is no report.
+pub fn judge(memleak: &Path, scratch: &Scratch, program: &Program) -> Result<Judged, String> {
     let directory = TempDir::new().expect("a temporary directory can be created");
     let report = directory.path().join("report.json");
     let prefix = [
@@ -299,7 +299,7 @@ pub fn judge(memleak: &Path, scratch: &Scratch, program: &Program) -> Judged {
     let (_, status, stderr) = run(scratch, program, &prefix, &valgrinds_variables());
     let text = fs::read_to_string(&report).unwrap_or_default();
     read_report(&text, program.tree)
-        .unwrap_or_else(|error| panic!("{}: {error}; {status}: {stderr}", program.name))
+        .map_err(|error| format!("{}: {error}; {status}: {stderr}", program.name))
 }
 
 /// The processes of a report.
