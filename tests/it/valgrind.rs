@@ -3,9 +3,9 @@
 
 mod fake;
 mod list;
-mod runs;
+pub mod runs;
 mod scratch;
-mod verdict;
+pub mod verdict;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
