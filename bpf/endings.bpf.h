@@ -19,7 +19,8 @@ struct {
 	__uint(max_entries, 32 * 1024);
 } endings SEC(".maps");
 
-__u64 readings = 0; /* how often user space has ended reading a process */
+__u64 readings = 0;	      /* how often user space has ended reading a process */
+__u64 unread_in_vain = ~0ULL; /* value of `readings` when a process waited for its turn too long */
 
 extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak;
 extern void bpf_task_release(struct task_struct *task) __ksym __weak;
@@ -94,6 +95,9 @@ static __always_inline __u32 objection_to_reading(struct task_struct *task, stru
 		return REACH_TIMER;
 	if (is_ancestor_of_memleak(task))
 		return REACH_UNWANTED;
+	/* If user space did not begin during a whole wait, it does not begin now. */
+	if (unread_in_vain == readings)
+		return REACH_TOO_LONG;
 	return 0;
 }
 

@@ -188,6 +188,7 @@ static __always_inline bool is_end_over(struct hold *hold)
 	}
 	if (now > (heap->reach == REACH_READING ? heap->read_until_ns : hold->until_ns)) {
 		give_up_reading(heap, REACH_TOO_LONG);
+		unread_in_vain = now_read;
 		return true;
 	}
 	return false;

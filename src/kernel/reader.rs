@@ -20,13 +20,18 @@ use crate::kernel::verdicts::{Case, Heaps, Memory};
 use crate::lost::{Budget, Buffers, Judged, Snapshot, State, Thread, Unread, judge};
 use crate::model::reach::{Reach, ReachUnknown};
 use crate::os::priority::hurry;
+use crate::os::room::memory_left;
 
 /// How long a thread may take to stop before memleak looks again. It stops when it next enters the kernel, into which
 /// an interrupt brings it.
 const LOOK_AGAIN: Duration = Duration::from_micros(20);
 
-/// The most bytes of processes that are copied, and not judged yet.
+/// The most bytes of processes that are copied, and not judged yet. It is less if half of the memory that is left is
+/// less: memleak may share its limit of memory with the processes that it watches.
 const MOST_COPIED: u64 = 2 << 30;
+
+/// How many bytes a block takes while it is judged, at the most.
+const BYTES_A_BLOCK: u64 = 64;
 
 /// How often a process is read whose threads run on. Two readings in a row must find the same blocks lost.
 const MOST_READINGS: u32 = 3;
@@ -106,7 +111,7 @@ impl Reader {
         let threads = self.stop(&mut stop, rings, deadline);
         let memory = match &threads {
             Ok(threads) if self.stops_threads || threads.len() == 1 => {
-                let copy = self.copies.copy(ending, threads, deadline);
+                let copy = self.copies.copy(ending, stop.hashed, threads, deadline);
                 copy.map(Memory::Copied)
             }
             Ok(_) => self.read_running(ending, &mut stop, rings, deadline),
@@ -180,7 +185,7 @@ impl Reader {
         let mut before = None;
         for _ in 0..MOST_READINGS {
             let threads = self.stop(stop, rings, deadline)?;
-            let snapshot = self.copies.copy(ending, &threads, deadline)?;
+            let snapshot = self.copies.copy(ending, stop.hashed, &threads, deadline)?;
             let blocks = self.lists.read(ending.heap, stop.hashed);
             let allocators = self.heaps.of(files(stop));
             let judged = blocks.map(|blocks| judge(&snapshot, blocks, allocators));
@@ -229,23 +234,31 @@ impl Copies {
         }
     }
 
-    /// Copies the memory of a process.
+    /// Copies the memory of a process that has `hashed` blocks in the hash table.
     fn copy(
         &mut self,
         ending: &ending,
+        hashed: u64,
         threads: &[Thread],
         deadline: Instant,
     ) -> Result<Snapshot, Unread> {
+        let blocks_take = hashed.saturating_mul(BYTES_A_BLOCK);
         let tid = Pid::from_raw(ending.tid.cast_signed());
         loop {
             while let Ok(snapshot) = self.judged.try_recv() {
                 self.take_back(snapshot);
             }
-            let budget = Budget {
-                bytes: MOST_COPIED.saturating_sub(self.out),
-                deadline,
+            let read = |bytes, buffers: &mut Buffers| {
+                let budget = Budget { bytes, deadline };
+                Snapshot::read(tid, ending.proc_tid, threads, &budget, buffers)
             };
-            match Snapshot::read(tid, ending.proc_tid, threads, &budget, &mut self.buffers) {
+            // Memory that memleak has already needs no look at what others have left.
+            let mut snapshot = read(self.buffers.kept() as u64, &mut self.buffers);
+            if matches!(snapshot, Err(Unread::Memory)) {
+                let most = MOST_COPIED.saturating_sub(self.out).min(memory_left() / 2);
+                snapshot = read(most.saturating_sub(blocks_take), &mut self.buffers);
+            }
+            match snapshot {
                 // There will be room.
                 Err(Unread::Memory) if self.out > 0 => {}
                 read => {

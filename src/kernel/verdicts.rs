@@ -99,16 +99,12 @@ pub(super) struct Judge {
 impl Judge {
     pub(super) fn run(self) {
         while let Ok(case) = self.cases.recv() {
-            let blocks = self.lists.read(case.heap, case.hashed);
-            self.lists.release(case.heap);
-            let reach = match (&case.memory, blocks) {
-                (Memory::Copied(snapshot), Ok(blocks)) => {
-                    let allocators = self.heaps.of(&case.files);
-                    Reach::Known(judge(snapshot, blocks, allocators).reached)
-                }
-                (Memory::Copied(_), Err(_)) => Reach::Unknown(ReachUnknown::Unsure),
-                (Memory::Judged(reach), _) => *reach,
+            let reach = match &case.memory {
+                Memory::Copied(snapshot) if case.was_held => self.judge(&case, snapshot),
+                Memory::Copied(_) => Reach::Unknown(ReachUnknown::Unsure),
+                Memory::Judged(reach) => *reach,
             };
+            self.lists.release(case.heap);
             if case.was_held {
                 let threads = case.threads;
                 if (self.said.send((case.heap, Verdict { reach, threads }))).is_err() {
@@ -119,6 +115,16 @@ impl Judge {
             if let Memory::Copied(snapshot) = case.memory {
                 let _ = self.back.send(snapshot);
             }
+        }
+    }
+
+    fn judge(&self, case: &Case, snapshot: &Snapshot) -> Reach {
+        match self.lists.read(case.heap, case.hashed) {
+            Ok(blocks) => {
+                let allocators = self.heaps.of(&case.files);
+                Reach::Known(judge(snapshot, blocks, allocators).reached)
+            }
+            Err(_) => Reach::Unknown(ReachUnknown::Unsure),
         }
     }
 }

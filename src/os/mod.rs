@@ -16,6 +16,7 @@ pub mod own_files;
 pub mod priority;
 pub mod processes;
 pub mod release;
+pub mod room;
 pub mod root;
 pub mod say;
 pub mod signal_set;

@@ -442,3 +442,38 @@ fn nobody_waits_for_memleak_to_write() {
     assert!(began.elapsed() < PATIENCE / 2, "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("ended"));
 }
+
+#[test]
+fn a_debugger_sees_the_end_as_ever() {
+    let ends = fixture("ends");
+    let script = format!(
+        "gdb -nx -q -batch -ex run --args {} return 3",
+        ends.display()
+    );
+    let report = Job::shell(&script).options(["--lost=always"]).run();
+    assert!(
+        report.stdout.contains("exited with code 03"),
+        "{}",
+        report.stdout
+    );
+    assert_eq!(lost(ended(&report)[0]), Ok(LOST));
+}
+
+// ---- forks -----------------------------------------------------------------------------------------------
+
+#[test]
+fn children_of_servers_that_fork_lose_nothing_that_they_inherited() {
+    let script = "import multiprocessing as m, os\n\
+                  kept = [bytes(i) for i in range(1000)]\n\
+                  with m.get_context('fork').Pool(4) as pool:\n\
+                  \x20   assert sum(pool.map(len, kept)) == 499500\n";
+    let report = Job::new("/usr/bin/python3", &["-c", script])
+        .env("PYTHONMALLOC", "malloc")
+        .options(["--lost=always"])
+        .run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    assert!(report.rows.len() > 4);
+    for lost in report.rows.iter().filter_map(|row| lost(row).ok()) {
+        assert_eq!(lost, (0, 0));
+    }
+}

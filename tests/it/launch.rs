@@ -1097,7 +1097,8 @@ fn case_33_a_closed_standard_descriptor_stays_closed() {
         let shown = |ml| {
             let output = output(&mut bash(&script(ml)));
             let numbers = text(&output.stderr) + &text(&output.stdout);
-            let is_number = |line: &&str| line.bytes().all(|byte| byte.is_ascii_digit());
+            let is_number =
+                |line: &&str| !line.is_empty() && line.bytes().all(|byte| byte.is_ascii_digit());
             numbers
                 .lines()
                 .filter(is_number)

@@ -29,7 +29,6 @@ mod live;
 mod loading;
 mod long;
 mod losses;
-mod lost;
 mod older;
 mod placement;
 mod private;

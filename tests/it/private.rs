@@ -669,8 +669,8 @@ fn a_file_that_cannot_be_copied_is_named() {
 #[test]
 fn the_command_keeps_its_limit_of_the_length_of_files() {
     let report = Job::shell("ulimit -f; exit 0").options(private());
-    let report = report.under(&["prlimit", "--fsize=1024:unlimited"]).run();
-    assert_eq!(report.stdout, "2\n", "{}", report.stderr);
+    let report = report.under(&["prlimit", "--fsize=4096:unlimited"]).run();
+    assert_eq!(report.stdout, "8\n", "{}", report.stderr);
 }
 
 #[test]

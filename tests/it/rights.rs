@@ -452,7 +452,7 @@ fn a_report_can_go_to_a_descriptor_of_the_caller() {
         file.display()
     );
     for name in ["/dev/stdout", "/dev/fd/7", "/proc/self/fd/7"] {
-        let words = world.memleak(&["-o", name], &["echo", "the command's"]);
+        let words = world.memleak(&["--lost=never", "-o", name], &["echo", "the command's"]);
         let shell = ["sh", "-c", &script, "sh"].map(OsString::from);
         stdout_of(&mut sudo(&world, shell.into_iter().chain(words).collect()));
         let written = fs::read_to_string(&file).unwrap();
