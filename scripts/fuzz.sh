@@ -12,14 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 duration=${1:?usage: scripts/fuzz.sh SECONDS [TARGET…]}
 shift
 targets=("$@")
-((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events)
+((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach)
 
 work=target/fuzz
 tools=target/tools
 PATH=$PWD/$tools/bin:$PATH
 
 # The maximum size of an input in bytes: as much as the code under test looks at.
-declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048)
+declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192)
 
 # Collects seeds: real files of this machine, no longer than an input may be.
 seed() { # seed TARGET: into $work/seeds/TARGET
@@ -68,6 +68,7 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 			head -c "$size" /bin/ls >"$into/file$size"
 		done
 		;;
+	reach) cp fuzz/found/reach/* "$into" ;;
 	esac
 	find "$into" -empty -type f -delete
 }

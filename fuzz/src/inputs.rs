@@ -20,6 +20,7 @@ use memleak::find::loader::{Environment, mapped_at_start};
 use memleak::find::notation::{self, Spec};
 use memleak::find::{Examined, ld_cache};
 use memleak::kernel::records::{self, Context};
+use memleak::lost::{self, Allocators, Area, Backing, Block, Buffer, Copied, Snapshot, Thread};
 use memleak::model::exit::Outcome;
 use memleak::model::gate::Gate;
 use memleak::model::image::{Image, Losses};
@@ -198,6 +199,95 @@ pub fn maps(bytes: &[u8]) {
         Ok(())
     });
     assert!(read.is_ok() && found <= lines);
+}
+
+/// The memory of a process and its blocks: a heap, a library's data and an anonymous mapping, whose words are mostly
+/// addresses in these.
+pub fn reach(bytes: &[u8]) {
+    const STARTS: [u64; 4] = [
+        0x5555_0000_0000,
+        0x7f00_0000_0000,
+        0x7e00_0000_0000,
+        1 << 46,
+    ];
+    let Some((&shape, bytes)) = bytes.split_first() else {
+        return;
+    };
+    // A word is a number, or an address: two bits of the byte say in which mapping, and seven how far from its start.
+    let words = bytes.chunks_exact(2).map(|pair| {
+        let (low, high) = (u64::from(pair[0]), u64::from(pair[1]));
+        match high >> 6 {
+            0 => low | high << 8,
+            1 => STARTS[(low & 3) as usize] + (high & 0x3f) * 16 + (low & 0x1c),
+            2 => STARTS[(low & 3) as usize] + (low >> 2) * 64 * 8 + (high & 0x3f) * 8,
+            _ => u64::MAX << (low & 63),
+        }
+    });
+    let words: Vec<u64> = words.collect();
+    let (blocks, contents) = words.split_at(words.len() / 4);
+    let blocks: Vec<Block> = blocks
+        .chunks_exact(2)
+        .map(|pair| Block {
+            address: pair[0],
+            size: pair[1],
+        })
+        .collect();
+    let part = contents.len() / STARTS.len();
+    let mut buffer = Buffer::new(contents.len() * 8).expect("there is memory");
+    for (to, word) in buffer.bytes_mut().chunks_exact_mut(8).zip(contents) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    let backings = [
+        Backing::Heap,
+        Backing::File,
+        Backing::Anonymous,
+        Backing::Stack,
+    ];
+    let mut areas = Vec::new();
+    let mut copies = Vec::new();
+    let mut order = [0, 2, 1, 3];
+    order.sort_by_key(|&at| STARTS[at]);
+    for at in order {
+        let (start, end) = (STARTS[at], STARTS[at] + part as u64 * 8);
+        areas.push(Area {
+            start: start - 4096,
+            end: start,
+            readable: shape & 1 != 0,
+            writable: false,
+            executable: true,
+            shared: false,
+            backing: Backing::File,
+        });
+        areas.push(Area {
+            start,
+            end: end.next_multiple_of(4096).max(start + 4096),
+            readable: true,
+            writable: shape & 2 == 0,
+            executable: false,
+            shared: false,
+            backing: backings[at],
+        });
+        copies.push(Copied {
+            start,
+            end,
+            at: at * part,
+            is_files: false,
+        });
+    }
+    let word = |at: usize| contents.get(at).copied().unwrap_or_default();
+    let threads = vec![Thread {
+        registers: contents.iter().take(16).copied().collect(),
+        sp: word(17),
+        tls: word(18),
+    }];
+    let snapshot = Snapshot::new(areas, copies, threads, buffer);
+    for allocators in [Allocators::Glibc, Allocators::Mappings, Allocators::Unknown] {
+        let judged = lost::judge(&snapshot, blocks.clone(), allocators);
+        let sums = judged.reached;
+        let all = sums.lost() + sums.possible + sums.reachable;
+        assert_eq!(all.blocks, judged.states().count() as u64);
+        assert!(all.blocks <= blocks.len() as u64);
+    }
 }
 
 /// The description of an allocator, on the command line and in a file.

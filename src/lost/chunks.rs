@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::copies::Snapshot;
-use super::index::Index;
+use super::index::BlockIndex;
 
 /// The bits in the word that has a chunk's size.
 const PREVIOUS_IN_USE: u64 = 1;
@@ -17,6 +17,12 @@ const BITS: u64 = 7;
 /// From a chunk's address to its block.
 pub const HEADER: u64 = 16;
 const SMALLEST: u64 = 32;
+
+/// The headers of the block with a thread's lists, by version (see `freed`).
+const FIRST_HEADERS: [u64; 3] = [0x251, 0x291, 0x301];
+/// How far from the beginning of a heap the chain may begin, and how many places are tried.
+const MOST_BEFORE_CHAIN: u64 = 1 << 20;
+const MOST_TRIES: u32 = 16;
 
 /// A chunk that looks as if it were in use, and whose block is not one of those that are judged. Its block was freed,
 /// and is kept for reuse, or it is inherited, or malloc's own.
@@ -54,11 +60,11 @@ impl Walked {
 
     /// Walks over the chunks of a range. `top` is the chunk with which the chain ends. What the chain does not explain is
     /// left uncovered: it belongs to the program, which may call sbrk(2), too.
-    pub fn walk(&mut self, snapshot: &Snapshot, index: &Index, range: Range<u64>, top: u64) {
+    pub fn walk(&mut self, snapshot: &Snapshot, index: &BlockIndex, range: Range<u64>, top: u64) {
         let blocks = index.blocks();
         let mut next_block = index.first_from(range.start);
-        let mut chunk = range.start;
         let mut reader = Reader { snapshot, hint: 0 };
+        let mut chunk = first_chunk(&mut reader, index, &range, top);
         let mut header = reader.header(chunk);
         while chunk < range.end {
             let size = header.unwrap_or_default() & !BITS;
@@ -113,7 +119,7 @@ impl Walked {
     }
 
     /// Where the chain goes on after it broke at `chunk`: at the next block that is known, or at the last chunk.
-    fn resume(&mut self, index: &Index, chunk: u64, range: &Range<u64>, top: u64) -> u64 {
+    fn resume(&mut self, index: &BlockIndex, chunk: u64, range: &Range<u64>, top: u64) -> u64 {
         let known = index.blocks()[index.first_from(chunk.saturating_add(HEADER))..].iter();
         let top = Some(top).filter(|&top| top > chunk);
         for block in known {
@@ -128,6 +134,49 @@ impl Walked {
         }
         top.unwrap_or(range.end).min(range.end)
     }
+}
+
+/// Where a heap's chain begins. A static program takes memory for thread-local storage from the beginning of [heap], and
+/// any program may do so before its first block. Then the chain begins with the block that malloc takes for itself.
+fn first_chunk(reader: &mut Reader, index: &BlockIndex, range: &Range<u64>, top: u64) -> u64 {
+    let mut tries = 0;
+    let end = range.end.min(range.start.saturating_add(MOST_BEFORE_CHAIN));
+    for chunk in (range.start..end).step_by(16) {
+        let header = reader.header(chunk);
+        let may_begin = match chunk == range.start {
+            true => is_plausible(header, chunk, range.end),
+            false => header.is_some_and(|header| FIRST_HEADERS.contains(&header)),
+        };
+        if may_begin && leads_on(reader, index, chunk, range, top) {
+            return chunk;
+        }
+        tries += u32::from(may_begin);
+        if tries == MOST_TRIES {
+            break;
+        }
+    }
+    range.start
+}
+
+/// Whether a chain from a chunk leads to the next chunk that is known.
+fn leads_on(
+    reader: &mut Reader,
+    index: &BlockIndex,
+    start: u64,
+    range: &Range<u64>,
+    top: u64,
+) -> bool {
+    let known = index.blocks().get(index.first_from(start + HEADER));
+    let known = known.map_or(top, |block| top.min(block.address.saturating_sub(HEADER)));
+    let mut chunk = start;
+    while chunk < known.min(range.end) {
+        let header = reader.header(chunk);
+        if !is_plausible(header, chunk, range.end) {
+            return false;
+        }
+        chunk += header.unwrap_or_default() & !BITS;
+    }
+    chunk == known
 }
 
 /// Whether a chunk of a heap can have this header.
@@ -206,7 +255,7 @@ mod tests {
             address: HEAP + at,
             size: 24,
         });
-        let index = Index::new(blocks.collect());
+        let index = BlockIndex::new(blocks.collect());
         let mut walked = Walked::default();
         walked.walk(&snapshot, &index, HEAP..end, HEAP + top);
         walked
@@ -233,6 +282,16 @@ mod tests {
         let walked = walk(&chunks, &[16, 144], 160);
         assert_eq!(walked.covered, [HEAP..HEAP + 64, HEAP + 128..HEAP + 256]);
         assert!(walked.unknown.is_empty());
+    }
+
+    #[test]
+    fn a_chain_may_begin_behind_what_the_program_took() {
+        let chunks = [(0, 0), (0x290, 1), (32, 1), (64, 1)];
+        let walked = walk(&chunks, &[], 0x2f0);
+        assert_eq!(walked.covered, [HEAP + 64..HEAP + 0x330]);
+        // It leads nowhere.
+        assert!(walk(&chunks, &[], 0x2e0).covered.len() <= 1);
+        assert_eq!(walk(&chunks, &[0x50], 0x2f0).covered[0].start, HEAP + 64);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! sorted, and a directory says for each 512 bytes of addresses which block is the first. A search then passes over a
 //! few neighbours. Where blocks are far apart the directory has a gap, so that it is never much larger than the blocks.
 
+use std::ops::Range;
+
 use super::block::Block;
 
 /// A cell of the directory covers `1 << CELL` bytes.
@@ -28,7 +30,7 @@ struct Neighbours {
 
 /// Blocks that can be found by an address within them.
 #[derive(Debug, Default)]
-pub struct Index {
+pub struct BlockIndex {
     /// By address, each address once.
     blocks: Vec<Block>,
     parts: Vec<Neighbours>,
@@ -39,7 +41,7 @@ pub struct Index {
     extent: u64,
 }
 
-impl Index {
+impl BlockIndex {
     /// Sorts the blocks. Of two with the same address, the larger one stays.
     pub fn new(mut blocks: Vec<Block>) -> Self {
         // Blocks are known by 32 bits. memleak records fewer.
@@ -128,6 +130,15 @@ impl Index {
         (address < self.blocks[at].end()).then_some(at as u32)
     }
 
+    /// Where the content of a block is. A block ends before the next one begins, whatever sizes the process has claimed: so
+    /// all contents together are no more than its memory.
+    pub fn content(&self, at: u32) -> Range<u64> {
+        let block = self.blocks[at as usize];
+        let end = block.address.saturating_add(block.size);
+        let next = self.blocks.get(at as usize + 1);
+        block.address..next.map_or(end, |next| end.min(next.address))
+    }
+
     /// The index of the first block at an address or behind it.
     pub fn first_from(&self, address: u64) -> usize {
         self.blocks.partition_point(|block| block.address < address)
@@ -158,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_block_is_found_by_each_of_its_addresses() {
-        let index = Index::new(vec![
+        let index = BlockIndex::new(vec![
             block(0x5000, 0),
             block(0x1000, 16),
             block(0x1020, 5000),
@@ -185,14 +196,18 @@ mod tests {
         ] {
             assert_eq!(found(address), expected, "{address:x}");
         }
-        assert_eq!(Index::default().find(0), None);
+        assert_eq!(BlockIndex::default().find(0), None);
+        // A block that claims to be larger than it can be.
+        let index = BlockIndex::new(vec![block(0x1000, 1 << 40), block(0x2000, 8)]);
+        assert_eq!(index.content(0), 0x1000..0x2000);
+        assert_eq!(index.content(1), 0x2000..0x2008);
     }
 
     #[test]
     fn the_directory_stays_small_however_the_blocks_lie() {
         for distance in [16, 600, 5_000, 40_000, 1 << 20, 1 << 30] {
             let blocks: Vec<_> = (1..100_000).map(|n| block(n * distance, 1 << 40)).collect();
-            let index = Index::new(blocks);
+            let index = BlockIndex::new(blocks);
             assert!(index.cells.len() < 10 * 100_000, "{distance}");
             assert!(index.parts.len() <= 100_000, "{distance}");
         }
@@ -210,7 +225,7 @@ mod tests {
                 let room = starts.get(at + 1).unwrap_or(&u64::MAX) - start;
                 block(*start, sizes[at].min(room))
             }).collect();
-            let index = Index::new(blocks.clone());
+            let index = BlockIndex::new(blocks.clone());
             for address in starts.iter().chain(&addresses) {
                 let expected = blocks
                     .iter()

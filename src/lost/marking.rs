@@ -4,31 +4,37 @@
 //! of pointers leads to it from a root, and each counts as a pointer to the start of its block. A block that is reached
 //! otherwise is possibly lost. Among the others, those that are reached from another one of them are indirectly lost.
 
-use super::block::{Block, Level};
+use super::block::Level;
 use super::copies::Snapshot;
 use super::heuristics;
-use super::index::Index;
+use super::index::BlockIndex;
 
 /// Blocks on their way to a state.
 pub struct Marking<'a> {
     snapshot: &'a Snapshot,
-    index: &'a Index,
-    levels: Vec<Level>,
+    index: &'a BlockIndex,
+    marks: Vec<Mark>,
     /// Blocks whose content is to be searched. A block is there once at most.
     work: Vec<u32>,
-    is_waiting: Vec<u64>,
     hint: usize,
 }
 
+/// What is known of a block. Both are side by side, since looking at either is a miss of the cache.
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    level: Level,
+    /// It is in `work`.
+    waits: bool,
+}
+
 impl<'a> Marking<'a> {
-    pub fn new(snapshot: &'a Snapshot, index: &'a Index) -> Self {
+    pub fn new(snapshot: &'a Snapshot, index: &'a BlockIndex) -> Self {
         let blocks = index.blocks().len();
         Self {
             snapshot,
             index,
-            levels: vec![Level::Unreached; blocks],
+            marks: vec![Mark::default(); blocks],
             work: Vec::new(),
-            is_waiting: vec![0; blocks.div_ceil(64)],
             hint: 0,
         }
     }
@@ -46,7 +52,7 @@ impl<'a> Marking<'a> {
         let Some(at) = self.index.find(word) else {
             return;
         };
-        let level = self.levels[at as usize];
+        let level = self.marks[at as usize].level;
         // What is reached already can only become reachable, and only by way of reachable blocks.
         if level == Level::Reachable || (level == Level::Possible && from == Level::Possible) {
             return;
@@ -59,31 +65,31 @@ impl<'a> Marking<'a> {
             _ => Level::Possible,
         };
         if reached != level {
-            self.levels[at as usize] = reached;
+            self.marks[at as usize].level = reached;
             self.push(at);
         }
     }
 
     fn push(&mut self, at: u32) {
-        let (word, bit) = (at as usize / 64, 1 << (at % 64));
-        if self.is_waiting[word] & bit == 0 {
-            self.is_waiting[word] |= bit;
+        let mark = &mut self.marks[at as usize];
+        if !mark.waits {
+            mark.waits = true;
             self.work.push(at);
         }
     }
 
     fn pop(&mut self) -> Option<u32> {
         let at = self.work.pop()?;
-        self.is_waiting[at as usize / 64] &= !(1 << (at % 64));
+        self.marks[at as usize].waits = false;
         Some(at)
     }
 
     /// Calls `each` with the words of a block that may be pointers.
     #[inline]
-    fn search(&mut self, block: Block, mut each: impl FnMut(&mut Self, u64)) {
+    fn search(&mut self, at: u32, mut each: impl FnMut(&mut Self, u64)) {
         let snapshot = self.snapshot;
         let mut hint = self.hint;
-        let range = block.address..block.address.saturating_add(block.size);
+        let range = self.index.content(at);
         snapshot.scan(range, &mut hint, |_, words| {
             for &word in words {
                 if self.index.may_be(word) {
@@ -97,37 +103,33 @@ impl<'a> Marking<'a> {
     /// Follows the pointers in the blocks that were reached.
     pub fn follow(&mut self) {
         while let Some(at) = self.pop() {
-            let level = self.levels[at as usize];
-            let block = self.index.blocks()[at as usize];
-            self.search(block, |marking, word| marking.meet(word, level));
+            let level = self.marks[at as usize].level;
+            self.search(at, |marking, word| marking.meet(word, level));
         }
     }
 
     /// Divides what was not reached. Each block in turn takes the ones that are reached from it, and whatever those
     /// own. So of blocks in a circle, the first is definitely lost. Returns the blocks' owners.
     fn divide(&mut self) -> Vec<u32> {
-        let Some(first) = self
-            .levels
-            .iter()
-            .position(|&level| level == Level::Unreached)
-        else {
+        let is_lost = |mark: &Mark| mark.level == Level::Unreached;
+        let Some(first) = self.marks.iter().position(is_lost) else {
             return Vec::new();
         };
-        let mut owners = vec![0; self.levels.len()];
-        for leader in first..self.levels.len() {
-            if self.levels[leader] != Level::Unreached {
+        let mut owners = vec![0; self.marks.len()];
+        for leader in first..self.marks.len() {
+            if !is_lost(&self.marks[leader]) {
                 continue;
             }
             let leader = leader as u32;
             self.push(leader);
             while let Some(at) = self.pop() {
-                let block = self.index.blocks()[at as usize];
-                self.search(block, |marking, word| {
+                self.search(at, |marking, word| {
                     let Some(found) = marking.index.find(word) else {
                         return;
                     };
-                    if found != leader && marking.levels[found as usize] == Level::Unreached {
-                        marking.levels[found as usize] = Level::Indirect;
+                    let mark = &mut marking.marks[found as usize];
+                    if found != leader && is_lost(mark) {
+                        mark.level = Level::Indirect;
                         owners[found as usize] = leader;
                         marking.push(found);
                     }
@@ -141,13 +143,14 @@ impl<'a> Marking<'a> {
     pub fn finish(mut self) -> (Vec<Level>, Vec<u32>) {
         self.follow();
         let owners = self.divide();
-        (self.levels, owners)
+        let levels = self.marks.iter().map(|mark| mark.level);
+        (levels.collect(), owners)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::block::{Judged, State};
+    use super::super::block::{Block, Judged, State};
     use super::super::samples::Memory;
     use super::*;
 
@@ -164,7 +167,7 @@ mod tests {
             address: AT + n * 64,
             size: 32,
         });
-        let index = Index::new(blocks.collect());
+        let index = BlockIndex::new(blocks.collect());
         let mut marking = Marking::new(&snapshot, &index);
         roots.iter().for_each(|&word| marking.root(word));
         let (levels, owners) = marking.finish();

@@ -371,3 +371,112 @@ fn read(tid: Pid, to: &mut [u8], ranges: &[libc::iovec]) -> Result<usize, Unread
         Err(error) => Err(io::Error::from(error).into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn budget(bytes: u64, time: Duration) -> Budget {
+        Budget {
+            bytes,
+            deadline: Instant::now() + time,
+        }
+    }
+
+    fn read_own(budget: &Budget) -> Result<Snapshot, Unread> {
+        let pid = std::process::id();
+        Snapshot::read(Pid::this(), pid, &[], budget, &mut Buffers::default())
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_copy_has_what_the_process_has() {
+        let word = Box::new(0x1234_5678_9abc_def0_u64);
+        let snapshot = read_own(&budget(1 << 32, LONG)).unwrap();
+        let at = std::ptr::from_ref(&*word) as u64;
+        assert_eq!(snapshot.word(at), Some(*word));
+        let code = a_copy_has_what_the_process_has as fn() as usize as u64;
+        assert!(snapshot.area(code).unwrap().executable);
+        assert_eq!(snapshot.word(code & !7), None, "the file's own page");
+    }
+
+    #[test]
+    fn what_is_too_much_or_too_late_or_gone_is_not_read() {
+        let failed = |budget: &Budget| read_own(budget).map(|_| ()).unwrap_err();
+        assert_eq!(failed(&budget(4096, LONG)), Unread::Memory);
+        assert_eq!(failed(&budget(1 << 32, Duration::ZERO)), Unread::TooLong);
+        let gone = i32::MAX;
+        let read = Snapshot::read(
+            Pid::from_raw(gone),
+            gone.unsigned_abs(),
+            &[],
+            &budget(1 << 32, LONG),
+            &mut Buffers::default(),
+        );
+        assert_eq!(read.map(|_| ()).unwrap_err(), Unread::Gone);
+    }
+
+    /// Maps memory that is not touched. It stays mapped.
+    fn untouched(size: usize, flags: libc::c_int) -> u64 {
+        // SAFETY: the kernel chooses an address where nothing is mapped.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        start as u64
+    }
+
+    #[test]
+    fn memory_that_was_never_touched_stays_untouched() {
+        let private = untouched(1 << 40, libc::MAP_PRIVATE);
+        let shared = untouched(1 << 30, libc::MAP_SHARED);
+        let snapshot = read_own(&budget(1 << 30, LONG)).unwrap();
+        let areas = snapshot.areas.clone();
+        for start in [private, shared] {
+            assert!(snapshot.area(start).is_some());
+            let is_there = snapshot
+                .copies
+                .iter()
+                .any(|copy| copy.start >= start && copy.start < start + (1 << 30));
+            assert!(!is_there);
+        }
+        let file = File::open("/proc/self/pagemap").unwrap();
+        let area = |start| areas.iter().find(|area| area.contains(start)).copied();
+        let both = [area(shared).unwrap()];
+        assert!(
+            looked_up(&file, &both, &budget(1 << 30, LONG))
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn older_kernels_tell_the_same_pages() {
+        let pid = std::process::id();
+        let budget = budget(1 << 30, LONG);
+        let start = untouched(16 << 20, libc::MAP_PRIVATE);
+        // SAFETY: the page was mapped just now.
+        unsafe { (start as *mut u64).add(512 * 3).write(7) };
+        let areas = areas(pid, &budget).unwrap();
+        let at = areas.iter().position(|area| area.contains(start)).unwrap();
+        let file = File::open("/proc/self/pagemap").unwrap();
+        let areas = &areas[at..=at];
+        let is_own = |pages: &Present| pages.start >= start && pages.end <= start + (1 << 20);
+        let told = |present: Vec<Present>| present.into_iter().filter(is_own).collect::<Vec<_>>();
+        let older = told(looked_up(&file, areas, &budget).unwrap());
+        assert!(older.iter().any(|pages| pages.start <= start + 4096 * 3));
+        if let Ok(newer) = scanned(&file, areas, &budget) {
+            assert_eq!(told(newer), older);
+        }
+    }
+}

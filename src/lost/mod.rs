@@ -31,14 +31,14 @@ pub use copies::{Copied, Snapshot, Thread};
 pub use memory::{Budget, Unread};
 pub use roots::Allocators;
 
-use index::Index;
+use index::BlockIndex;
 use marking::Marking;
 use roots::Roots;
 
 /// Judges the blocks that a process never freed. `blocks` are those that it allocated itself, not those that it
 /// inherited by a fork, in any order.
 pub fn judge(snapshot: &Snapshot, blocks: Vec<Block>, allocators: Allocators) -> Judged {
-    let index = Index::new(blocks);
+    let index = BlockIndex::new(blocks);
     if index.blocks().is_empty() {
         return Judged::default();
     }

@@ -11,7 +11,7 @@ use super::arenas::Arenas;
 use super::chunks::{self, Walked};
 use super::copies::Snapshot;
 use super::freed::Freed;
-use super::index::Index;
+use super::index::BlockIndex;
 use super::stacks::Stacks;
 
 /// What is known of the allocators that gave a process its blocks.
@@ -36,7 +36,7 @@ pub struct Roots {
 }
 
 impl Roots {
-    pub fn find(snapshot: &Snapshot, index: &Index, allocators: Allocators) -> Self {
+    pub fn find(snapshot: &Snapshot, index: &BlockIndex, allocators: Allocators) -> Self {
         let stacks = Stacks::find(snapshot);
         let mut left_out = stacks.unused;
         match allocators {
@@ -51,7 +51,7 @@ impl Roots {
     }
 
     /// Calls `each` with the words of all roots, in pieces. The blocks themselves are no roots, wherever they are.
-    pub fn each(&self, snapshot: &Snapshot, index: &Index, mut each: impl FnMut(&[u64])) {
+    pub fn each(&self, snapshot: &Snapshot, index: &BlockIndex, mut each: impl FnMut(&[u64])) {
         let mut left_out = self.left_out.iter().peekable();
         let mut hint = 0;
         for copy in snapshot.copies.iter().filter(|copy| !copy.is_files) {
@@ -74,7 +74,7 @@ impl Roots {
 }
 
 /// Calls `each` with the parts of a range between the blocks.
-fn without_blocks(range: Range<u64>, index: &Index, mut each: impl FnMut(Range<u64>)) {
+fn without_blocks(range: Range<u64>, index: &BlockIndex, mut each: impl FnMut(Range<u64>)) {
     if range.is_empty() {
         return;
     }
@@ -95,7 +95,7 @@ fn without_blocks(range: Range<u64>, index: &Index, mut each: impl FnMut(Range<u
 /// Leaves out what belongs to glibc's malloc: its arenas, the heaps that they have, and mappings for single blocks. A
 /// chunk in use that is not one of the blocks stays a root. A process inherits such blocks by a fork, and memleak has not
 /// seen those that are older than its probes: they are the program's, and never its leak.
-fn glibc(snapshot: &Snapshot, index: &Index, left_out: &mut Vec<Range<u64>>) {
+fn glibc(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>) {
     let arenas = Arenas::find(snapshot);
     let mut walked = Walked::default();
     for main in &arenas.main {
@@ -136,7 +136,7 @@ fn glibc(snapshot: &Snapshot, index: &Index, left_out: &mut Vec<Range<u64>>) {
 /// Leaves out the mappings that glibc made for single blocks.
 fn alone(
     snapshot: &Snapshot,
-    index: &Index,
+    index: &BlockIndex,
     covered: &[Range<u64>],
     left_out: &mut Vec<Range<u64>>,
 ) {
@@ -169,7 +169,7 @@ fn heaps(areas: &[Area]) -> Vec<Range<u64>> {
 
 /// Leaves out the anonymous mappings that hold blocks. A file's data, and what stands behind it, may hold blocks too:
 /// they belong to the program, except for the blocks.
-fn mappings(snapshot: &Snapshot, index: &Index, left_out: &mut Vec<Range<u64>>) {
+fn mappings(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>) {
     for (at, area) in snapshot.areas.iter().enumerate() {
         let holds = index
             .blocks()
@@ -225,5 +225,87 @@ fn subtract(
             }
             start = next;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::block::{Block, State};
+    use super::super::judge;
+    use super::super::samples::Memory;
+    use super::*;
+
+    const HEAP: u64 = 0x7f00_0000_0000;
+    const DATA: u64 = 0x5555_0000_0000;
+    const SIZE: usize = 512;
+
+    /// Two blocks of 64 bytes: one in an anonymous mapping and one in a program's data. Beside each is a pointer to it.
+    fn states(allocators: Allocators, backing: Backing) -> Vec<State> {
+        let words = |start: u64| {
+            let mut words = vec![0; SIZE];
+            words[100] = start + 64;
+            words
+        };
+        let snapshot = Memory::default()
+            .data(DATA, &words(DATA))
+            .area(HEAP, &words(HEAP), "rw", backing)
+            .snapshot();
+        let blocks = [DATA, HEAP].map(|start| Block {
+            address: start + 64,
+            size: 64,
+        });
+        let judged = judge(&snapshot, blocks.to_vec(), allocators);
+        judged.states().map(|(_, state)| state).collect()
+    }
+
+    #[test]
+    fn other_allocators_keep_their_mappings() {
+        use State::{Definite, Reachable};
+        let anonymous = |allocators| states(allocators, Backing::Anonymous);
+        assert_eq!(anonymous(Allocators::Mappings), [Reachable, Definite]);
+        assert_eq!(anonymous(Allocators::Unknown), [Reachable, Reachable]);
+        // Without a header that says so, nothing is malloc's.
+        assert_eq!(anonymous(Allocators::Glibc), [Reachable, Reachable]);
+        let heap = states(Allocators::Mappings, Backing::Heap);
+        assert_eq!(heap, [Reachable, Definite]);
+    }
+
+    #[test]
+    fn what_stands_behind_a_files_data_belongs_to_the_program() {
+        let mut bss = vec![0; SIZE];
+        bss[100] = DATA + SIZE as u64 * 8 + 64;
+        let snapshot = Memory::default()
+            .data(DATA, &[0; SIZE])
+            .anonymous(DATA + SIZE as u64 * 8, &bss)
+            .snapshot();
+        let block = Block {
+            address: bss[100],
+            size: 64,
+        };
+        let judged = judge(&snapshot, vec![block], Allocators::Mappings);
+        assert_eq!(judged.reached.reachable.blocks, 1);
+    }
+
+    #[test]
+    fn registers_are_roots() {
+        let snapshot = Memory::default()
+            .anonymous(HEAP, &[0; SIZE])
+            .thread(0, 0, &[HEAP + 64])
+            .snapshot();
+        let block = Block {
+            address: HEAP + 64,
+            size: 64,
+        };
+        let judged = judge(&snapshot, vec![block], Allocators::Mappings);
+        assert_eq!(judged.reached.reachable.blocks, 1);
+    }
+
+    #[test]
+    fn ranges_are_merged_and_taken_apart() {
+        let ranges = merged(vec![5..9, 1..3, 3..4, 20..20, 6..7]);
+        assert_eq!(ranges, [1..4, 5..9]);
+        let mut rest = Vec::new();
+        subtract(ranges, [0..2, 3..6, 8..30].into_iter(), &mut rest);
+        assert_eq!(rest, [2..3, 6..8]);
     }
 }

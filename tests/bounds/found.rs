@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 7] = [
+const TARGETS: [(&str, Target); 8] = [
     ("elf", inputs::elf),
     ("code", inputs::code),
     ("handlers", inputs::handlers),
@@ -28,6 +28,7 @@ const TARGETS: [(&str, Target); 7] = [
     ("maps", inputs::maps),
     ("allocators_toml", inputs::allocators_toml),
     ("events", inputs::events),
+    ("reach", inputs::reach),
 ];
 
 /// Reads an input. The error names the fault of the reader.
@@ -87,6 +88,17 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
         inputs::maps,
         [b"1-2 r-xp 0 0:0 1 ".as_slice(), &vec![b'x'; 1 << 20]].concat(),
     ));
+
+    // Words that are addresses in each mapping, in all orders.
+    let mut state = 1_u32;
+    let mixed: Vec<u8> = (0..1 << 19)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect();
+    inputs.push(("addresses of everything", inputs::reach, mixed));
+    inputs.push(("blocks at one place", inputs::reach, vec![0x41; 1 << 19]));
 
     for (name, text) in [
         ("brackets in brackets", "[".repeat(20_000)),

@@ -32,6 +32,8 @@ mod losses;
 mod older;
 mod placement;
 mod private;
+#[cfg(target_arch = "x86_64")]
+mod reach_cases;
 mod rights;
 mod scale;
 mod slurm;

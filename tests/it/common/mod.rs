@@ -6,6 +6,8 @@ pub mod expected;
 pub mod files;
 pub mod fixtures;
 pub mod group;
+#[cfg(target_arch = "x86_64")]
+pub mod held;
 pub mod machine;
 pub mod newcomers;
 pub mod probes;

@@ -1,0 +1,171 @@
+//! What is said about the blocks that programs never freed, for each place that a pointer can be in. The programs are
+//! held by ptrace and their blocks come from a recorder, so these tests need no BPF.
+
+use std::path::PathBuf;
+
+use memleak::lost::{Allocators, State, judge};
+
+use crate::common::held::{self, Held};
+use crate::common::{compile, fixture, fixtures};
+
+/// A fixture, and what it does with its blocks. Each block is given by its size.
+struct Case {
+    name: &'static str,
+    definite: &'static [u64],
+    indirect: &'static [u64],
+    possible: &'static [u64],
+    /// Others may be reachable besides, such as those of libc.
+    reachable: &'static [u64],
+}
+
+const NONE: &[u64] = &[];
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "loses_blocks",
+        definite: &[0, 32, 40, 700],
+        indirect: &[32, 32, 32, 32, 32, 32, 32, 32, 32, 40, 40],
+        possible: &[64, 200],
+        reachable: NONE,
+    },
+    Case {
+        name: "keeps_blocks",
+        definite: NONE,
+        indirect: NONE,
+        possible: NONE,
+        reachable: &[100, 200, 300, 400, 500, 600, 700, 800, 900, 200_000],
+    },
+    Case {
+        name: "frees_what_points",
+        definite: &[32, 32, 1100, 1200, 1300, 1400, 1500],
+        indirect: NONE,
+        possible: NONE,
+        reachable: NONE,
+    },
+    Case {
+        name: "threads_lose_blocks",
+        definite: &[1300, 1400, 1900, 2000],
+        indirect: NONE,
+        possible: NONE,
+        reachable: &[1800],
+    },
+];
+
+const OBJECTS: Case = Case {
+    name: "points_into_objects",
+    definite: NONE,
+    indirect: NONE,
+    possible: NONE,
+    reachable: &[1000, 1208, 2408],
+};
+
+fn holder() -> PathBuf {
+    compile("tests/holder/holder.c", "holder", &["-O1"])
+}
+
+fn recorder() -> PathBuf {
+    let flags = ["-O2", "-fPIC", "-shared", "-Wl,-z,now"];
+    compile("tests/holder/recorder.c", "recorder.so", &flags)
+}
+
+/// Runs a program of this machine's C library.
+fn run(program: PathBuf) -> Vec<Held> {
+    held::run(&[program], &holder(), Some(&recorder()))
+}
+
+/// Builds a fixture as a static program with a recorder of its own.
+fn with_libc_inside(name: &str) -> PathBuf {
+    let wraps = [
+        "malloc",
+        "calloc",
+        "realloc",
+        "reallocarray",
+        "memalign",
+        "aligned_alloc",
+        "posix_memalign",
+        "valloc",
+        "pvalloc",
+        "free",
+    ];
+    let wraps = wraps.map(|function| format!("-Wl,--wrap={function}"));
+    let mut flags = vec!["-O1", "-static", "-DWRAPPED", "tests/holder/recorder.c"];
+    flags.extend(wraps.iter().map(String::as_str));
+    compile(
+        &format!("fixtures/{name}.c"),
+        &format!("{name}-static-recorded"),
+        &flags,
+    )
+}
+
+/// The sizes of a process's blocks, in order: definitely lost, indirectly lost, possibly lost, reachable.
+fn sizes(held: Held) -> [Vec<u64>; 4] {
+    let memory = held.memory.expect("its memory was copied");
+    let mut sizes: [Vec<u64>; 4] = Default::default();
+    for (block, state) in judge(&memory, held.blocks, Allocators::Glibc).states() {
+        let kind = match state {
+            State::Definite => 0,
+            State::Indirect { .. } => 1,
+            State::Possible => 2,
+            State::Reachable => 3,
+        };
+        sizes[kind].push(block.size);
+    }
+    sizes.iter_mut().for_each(|sizes| sizes.sort_unstable());
+    sizes
+}
+
+#[track_caller]
+fn assert_case(case: &Case, held: Vec<Held>) {
+    let Ok([held]) = <[Held; 1]>::try_from(held) else {
+        panic!("{} is one process", case.name);
+    };
+    let [definite, indirect, possible, reachable] = sizes(held);
+    assert_eq!(
+        [&definite[..], &indirect[..], &possible[..]],
+        [case.definite, case.indirect, case.possible],
+        "{}, reachable {reachable:?}",
+        case.name
+    );
+    for size in case.reachable {
+        assert!(reachable.contains(size), "{}: {reachable:?}", case.name);
+    }
+}
+
+#[test]
+fn each_block_of_a_program_is_judged_by_the_pointers_to_it() {
+    for case in &CASES {
+        assert_case(case, run(fixture(case.name)));
+    }
+}
+
+#[test]
+fn a_static_program_is_judged_like_a_dynamic_one() {
+    for case in &CASES {
+        let held = held::run(&[with_libc_inside(case.name)], &holder(), None);
+        assert_case(case, held);
+    }
+}
+
+#[test]
+fn pointers_into_objects_count() {
+    let flags = ["-O1", "-no-pie"];
+    for (name, flags) in [("objects", &flags[..1]), ("objects-fixed", &flags)] {
+        let source = "fixtures/points_into_objects.cc";
+        assert_case(
+            &OBJECTS,
+            run(fixtures::compile_with("c++", source, name, flags)),
+        );
+    }
+}
+
+#[test]
+fn a_child_is_judged_for_its_own_blocks() {
+    let held = run(fixture("child_adds_to_inherited"));
+    let (forks, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.is_fork);
+    let [fork, other] = [forks, others].map(|mut held| {
+        assert_eq!(held.len(), 1);
+        sizes(held.remove(0))
+    });
+    assert_eq!(fork, [vec![2500], vec![], vec![], vec![2400]]);
+    assert_eq!(other, [vec![], vec![], vec![], vec![48]]);
+}
