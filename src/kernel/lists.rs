@@ -1,4 +1,4 @@
-//! Lists of the blocks that a heap still has, for heaps whose processes have been read at their ends.
+//! BlockLists of the blocks that a heap still has, for heaps whose processes have been read at their ends.
 
 use libbpf_rs::{MapCore as _, MapHandle};
 
@@ -12,14 +12,14 @@ use crate::lost::Block;
 const AT_ONCE: u32 = 65536;
 
 /// The tables of live blocks.
-pub(super) struct Lists {
+pub(super) struct BlockLists {
     slots: Slots,
     blocks: MapHandle,
     /// Heaps in it keep their blocks.
     unlisted: MapHandle,
 }
 
-impl Lists {
+impl BlockLists {
     /// # Errors
     /// There is no address space, or no descriptor, left.
     pub(super) fn open(skel: &MemleakSkel<'static>) -> Result<Self, LoadError> {

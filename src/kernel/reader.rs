@@ -11,13 +11,13 @@ use libbpf_rs::{MapHandle, RingBuffer};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
-use crate::kernel::lists::Lists;
+use crate::kernel::lists::BlockLists;
 use crate::kernel::records;
 use crate::kernel::rings::{Taken, ring};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::types::{ending, stop, thread_state};
 use crate::kernel::verdicts::{Case, Heaps, Memory};
-use crate::lost::{Budget, Buffers, Judged, Snapshot, State, Thread, Unread, judge};
+use crate::lost::{Budget, Buffers, JudgedBlocks, Snapshot, State, Thread, Unread, judge};
 use crate::model::reach::{Reach, ReachUnknown};
 use crate::os::priority::hurry;
 use crate::os::room::memory_left;
@@ -37,7 +37,7 @@ const BYTES_A_BLOCK: u64 = 64;
 const MOST_READINGS: u32 = 3;
 
 /// The thread that copies.
-pub(super) struct Reader {
+pub(super) struct MemoryReader {
     pub(super) endings: MapHandle,
     pub(super) states: MapHandle,
     /// The program that stops a process's threads, or only looks at them.
@@ -45,7 +45,7 @@ pub(super) struct Reader {
     pub(super) stops_threads: bool,
     pub(super) release_process: OwnedFd,
     pub(super) reads: Reads,
-    pub(super) lists: Lists,
+    pub(super) lists: BlockLists,
     pub(super) heaps: Heaps,
     pub(super) copies: Copies,
     pub(super) cases: Sender<Case>,
@@ -59,7 +59,7 @@ struct Rings {
     told: Taken<thread_state>,
 }
 
-impl Reader {
+impl MemoryReader {
     pub(super) fn run(mut self) {
         let Some(rings) = self.rings() else {
             return;
@@ -204,7 +204,7 @@ impl Reader {
 }
 
 /// The addresses of the blocks that are lost.
-fn lost(judged: &Judged) -> Vec<u64> {
+fn lost(judged: &JudgedBlocks) -> Vec<u64> {
     let is_lost = |state| matches!(state, State::Definite | State::Indirect { .. });
     let lost = judged.states().filter(|(_, state)| is_lost(*state));
     lost.map(|(block, _)| block.address).collect()

@@ -16,19 +16,19 @@ use libbpf_rs::MapHandle;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::kernel::error::LoadError;
-use crate::kernel::lists::Lists;
+use crate::kernel::lists::BlockLists;
 use crate::kernel::method::Holds;
-use crate::kernel::reader::{Copies, Reader};
+use crate::kernel::reader::{Copies, MemoryReader};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::MemleakSkel;
-use crate::kernel::verdicts::{Heaps, Judge, Verdict};
+use crate::kernel::verdicts::{HeapVerdict, Heaps, Judge};
 use crate::lost::Allocators;
 
 /// Both threads, as others see them. They end with memleak.
 pub(super) struct Readings {
-    verdicts: Receiver<(u64, Verdict)>,
+    verdicts: Receiver<(u64, HeapVerdict)>,
     /// Verdicts on heaps whose images have not come yet.
-    known: HashMap<u64, Verdict>,
+    known: HashMap<u64, HeapVerdict>,
     heaps: Heaps,
     wake: Arc<EventFd>,
 }
@@ -52,7 +52,7 @@ impl Readings {
         let (cases, to_judge) = mpsc::channel();
         let (back, judged) = mpsc::channel();
         let (said, verdicts) = mpsc::channel();
-        let reader = Reader {
+        let reader = MemoryReader {
             endings: MapHandle::try_from(&skel.maps.endings).map_err(LoadError::ring)?,
             states: MapHandle::try_from(&skel.maps.states).map_err(LoadError::ring)?,
             stop_process: program(match stops_threads {
@@ -62,14 +62,14 @@ impl Readings {
             stops_threads,
             release_process: program(skel.progs.release_process.as_fd())?,
             reads,
-            lists: Lists::open(skel)?,
+            lists: BlockLists::open(skel)?,
             heaps: heaps.clone(),
             copies: Copies::new(judged),
             cases,
         };
         let judge = Judge {
             cases: to_judge,
-            lists: Lists::open(skel)?,
+            lists: BlockLists::open(skel)?,
             heaps: heaps.clone(),
             back,
             said,
@@ -96,14 +96,14 @@ impl Readings {
     }
 
     /// The verdict on a heap that was read, if there is one yet. With `wait`, waits for it. A verdict is taken once.
-    pub(super) fn take(&mut self, heap: u64, wait: bool) -> Option<Verdict> {
+    pub(super) fn take(&mut self, heap: u64, wait: bool) -> Option<HeapVerdict> {
         let _ = self.wake.read();
         self.known.extend(self.verdicts.try_iter());
         while wait && !self.known.contains_key(&heap) {
             match self.verdicts.recv() {
                 Ok((judged, verdict)) => self.known.insert(judged, verdict),
                 // The threads have failed.
-                Err(_) => return Some(Verdict::NONE),
+                Err(_) => return Some(HeapVerdict::NONE),
             };
         }
         self.known.remove(&heap)

@@ -7,20 +7,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sys::eventfd::EventFd;
 
 use crate::find::heaps;
-use crate::kernel::lists::Lists;
+use crate::kernel::lists::BlockLists;
 use crate::lost::{Allocators, Snapshot, judge};
 use crate::model::image::Image;
 use crate::model::reach::{Reach, ReachUnknown};
 
 /// What the judge says of a heap.
 #[derive(Clone, Copy)]
-pub(super) struct Verdict {
+pub(super) struct HeapVerdict {
     reach: Reach,
     /// How many threads the process had.
     threads: usize,
 }
 
-impl Verdict {
+impl HeapVerdict {
     /// What is said if the judge has failed.
     pub(super) const NONE: Self = Self {
         reach: Reach::Unknown(ReachUnknown::Unsure),
@@ -88,11 +88,11 @@ pub(super) enum Memory {
 /// The thread that judges.
 pub(super) struct Judge {
     pub(super) cases: Receiver<Case>,
-    pub(super) lists: Lists,
+    pub(super) lists: BlockLists,
     pub(super) heaps: Heaps,
     /// Copies go back to the reader.
     pub(super) back: Sender<Snapshot>,
-    pub(super) said: Sender<(u64, Verdict)>,
+    pub(super) said: Sender<(u64, HeapVerdict)>,
     pub(super) wake: Arc<EventFd>,
 }
 
@@ -107,7 +107,7 @@ impl Judge {
             self.lists.release(case.heap);
             if case.was_held {
                 let threads = case.threads;
-                if (self.said.send((case.heap, Verdict { reach, threads }))).is_err() {
+                if (self.said.send((case.heap, HeapVerdict { reach, threads }))).is_err() {
                     return;
                 }
                 let _ = self.wake.write(1);

@@ -44,7 +44,7 @@ pub enum Level {
 
 /// The blocks of a process with their states.
 #[derive(Debug, Default)]
-pub struct Judged {
+pub struct JudgedBlocks {
     /// The sums of all blocks.
     pub reached: Reached,
     blocks: Vec<Block>,
@@ -53,7 +53,7 @@ pub struct Judged {
     owners: Vec<u32>,
 }
 
-impl Judged {
+impl JudgedBlocks {
     /// Adds up the blocks. `owners` may lead to a definitely lost block over several indirectly lost ones, but not in a
     /// circle.
     pub fn new(blocks: Vec<Block>, levels: Vec<Level>, mut owners: Vec<u32>) -> Self {
@@ -143,7 +143,7 @@ mod tests {
             Level::Unreached,
             Level::Reachable,
         ];
-        let judged = Judged::new(blocks.to_vec(), levels.to_vec(), vec![1, 2, 0, 0]);
+        let judged = JudgedBlocks::new(blocks.to_vec(), levels.to_vec(), vec![1, 2, 0, 0]);
         let owner = State::Indirect { owner: 0x300 };
         let states: Vec<_> = judged.states().map(|(_, state)| state).collect();
         assert_eq!(states, [owner, owner, State::Definite, State::Reachable]);

@@ -288,7 +288,7 @@ mod tests {
     fn a_chain_may_begin_behind_what_the_program_took() {
         let chunks = [(0, 0), (0x290, 1), (32, 1), (64, 1)];
         let walked = walk(&chunks, &[], 0x2f0);
-        assert_eq!(walked.covered, [HEAP + 64..HEAP + 0x330]);
+        assert_eq!(walked.covered, vec![HEAP + 64..HEAP + 0x330]);
         // It leads nowhere.
         assert!(walk(&chunks, &[], 0x2e0).covered.len() <= 1);
         assert_eq!(walk(&chunks, &[0x50], 0x2f0).covered[0].start, HEAP + 64);

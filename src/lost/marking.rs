@@ -150,7 +150,7 @@ impl<'a> Marking<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::block::{Block, Judged, State};
+    use super::super::block::{Block, JudgedBlocks, State};
     use super::super::samples::Memory;
     use super::*;
 
@@ -171,7 +171,7 @@ mod tests {
         let mut marking = Marking::new(&snapshot, &index);
         roots.iter().for_each(|&word| marking.root(word));
         let (levels, owners) = marking.finish();
-        let judged = Judged::new(index.into_blocks(), levels, owners);
+        let judged = JudgedBlocks::new(index.into_blocks(), levels, owners);
         judged.states().map(|(_, state)| state).collect()
     }
 

@@ -25,7 +25,7 @@ mod samples;
 mod stacks;
 
 pub use area::{Area, Backing};
-pub use block::{Block, Judged, State};
+pub use block::{Block, JudgedBlocks, State};
 pub use buffers::{Buffer, Buffers};
 pub use copies::{Copied, Snapshot, Thread};
 pub use memory::{Budget, Unread};
@@ -37,10 +37,10 @@ use roots::Roots;
 
 /// Judges the blocks that a process never freed. `blocks` are those that it allocated itself, not those that it
 /// inherited by a fork, in any order.
-pub fn judge(snapshot: &Snapshot, blocks: Vec<Block>, allocators: Allocators) -> Judged {
+pub fn judge(snapshot: &Snapshot, blocks: Vec<Block>, allocators: Allocators) -> JudgedBlocks {
     let index = BlockIndex::new(blocks);
     if index.blocks().is_empty() {
-        return Judged::default();
+        return JudgedBlocks::default();
     }
     let roots = Roots::find(snapshot, &index, allocators);
     let mut marking = Marking::new(snapshot, &index);
@@ -54,5 +54,5 @@ pub fn judge(snapshot: &Snapshot, blocks: Vec<Block>, allocators: Allocators) ->
         }
     });
     let (levels, owners) = marking.finish();
-    Judged::new(index.into_blocks(), levels, owners)
+    JudgedBlocks::new(index.into_blocks(), levels, owners)
 }

@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 
 /// The files of a control group in which memory has a limit: the limit, the use, and where of that is named what the
 /// kernel could drop.
-struct Names {
+struct GroupFiles {
     limit: &'static str,
     used: &'static str,
     dropped: [&'static str; 2],
 }
 
-const VERSION_2: Names = Names {
+const VERSION_2: GroupFiles = GroupFiles {
     limit: "memory.max",
     used: "memory.current",
     dropped: ["active_file ", "inactive_file "],
 };
 
-const VERSION_1: Names = Names {
+const VERSION_1: GroupFiles = GroupFiles {
     limit: "memory.limit_in_bytes",
     used: "memory.usage_in_bytes",
     dropped: ["total_active_file ", "total_inactive_file "],
@@ -35,7 +35,7 @@ pub fn memory_left() -> u64 {
 
 /// memleak's control groups that can limit memory, each with the root of its tree. `groups` and `mounts` are the files
 /// of these names in /proc/self.
-fn directories(groups: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, Names)> {
+fn directories(groups: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, GroupFiles)> {
     let mut found = Vec::new();
     for mount in mounts.lines() {
         let words: Vec<&str> = mount.split(' ').collect();
@@ -66,13 +66,13 @@ fn directories(groups: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, Names)> {
 }
 
 /// The least that a group or one of those above it has left.
-fn least_left(directory: &Path, top: &Path, names: &Names) -> Option<u64> {
+fn least_left(directory: &Path, top: &Path, names: &GroupFiles) -> Option<u64> {
     let groups = directory.ancestors();
     let groups = groups.take_while(|group| group.starts_with(top));
     groups.filter_map(|group| left(group, names)).min()
 }
 
-fn left(group: &Path, names: &Names) -> Option<u64> {
+fn left(group: &Path, names: &GroupFiles) -> Option<u64> {
     let number = |name: &str| -> Option<u64> {
         fs::read_to_string(group.join(name))
             .ok()?

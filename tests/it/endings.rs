@@ -467,7 +467,7 @@ fn children_of_servers_that_fork_lose_nothing_that_they_inherited() {
                   kept = [bytes(i) for i in range(1000)]\n\
                   with m.get_context('fork').Pool(4) as pool:\n\
                   \x20   assert sum(pool.map(len, kept)) == 499500\n";
-    let report = Job::new("/usr/bin/python3", &["-c", script])
+    let report = Job::new("/usr/bin/python3", ["-c", script])
         .env("PYTHONMALLOC", "malloc")
         .options(["--lost=always"])
         .run();
