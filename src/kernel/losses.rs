@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use libbpf_rs::ProgramMut;
 
 use crate::kernel::collector::Collector;
+use crate::kernel::reader::ReadingCosts;
+use crate::kernel::readings::Readings;
 use crate::model::image::Losses;
 use crate::os::processes::field;
 
@@ -59,7 +62,11 @@ impl Collector {
     }
 
     /// What took a slower way, without a loss: how many, and of what. For `-v`.
-    pub fn detours(&self) -> [(u64, &'static str); 4] {
+    pub fn detours(&self) -> [(u64, &'static str); 7] {
+        let costs = self.readings.as_ref().map(Readings::costs);
+        let cost = |of: fn(&ReadingCosts) -> &AtomicU64| {
+            costs.map_or(0, |costs| of(costs).load(Ordering::Relaxed))
+        };
         [
             (
                 self.globals.holds.get(),
@@ -79,6 +86,18 @@ impl Collector {
                     .newer()
                     .map_or(0, |_| self.globals.late_count.get()),
                 "threads were kept in the slower table",
+            ),
+            (
+                cost(|costs| &costs.count),
+                "processes were read at their ends",
+            ),
+            (
+                cost(|costs| &costs.longest_us),
+                "microseconds was the longest that one was held for it",
+            ),
+            (
+                cost(|costs| &costs.largest),
+                "bytes was the largest copy of one",
             ),
         ]
     }

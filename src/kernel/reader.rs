@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,6 +38,17 @@ const BYTES_A_BLOCK: u64 = 64;
 /// How often a process is read whose threads run on. Two readings in a row must find the same blocks lost.
 const MOST_READINGS: u32 = 3;
 
+/// What reading has cost.
+#[derive(Default)]
+pub(super) struct ReadingCosts {
+    /// How many processes were read.
+    pub(super) count: AtomicU64,
+    /// The longest time from the beginning of a reading to the process's release, in microseconds.
+    pub(super) longest_us: AtomicU64,
+    /// The bytes of the largest copy.
+    pub(super) largest: AtomicU64,
+}
+
 /// The thread that copies.
 pub(super) struct MemoryReader {
     pub(super) endings: MapHandle,
@@ -49,6 +62,7 @@ pub(super) struct MemoryReader {
     pub(super) heaps: Heaps,
     pub(super) copies: Copies,
     pub(super) cases: Sender<Case>,
+    pub(super) costs: Arc<ReadingCosts>,
 }
 
 /// The rings that the thread reads, and what it has taken off them.
@@ -102,7 +116,8 @@ impl MemoryReader {
 
     /// Reads the memory of a process, and lets the process go on.
     fn read(&mut self, ending: &ending, rings: &Rings) -> Case {
-        let deadline = Instant::now() + self.reads.timeout;
+        let began = Instant::now();
+        let deadline = began + self.reads.timeout;
         let mut stop = stop {
             heap: ending.heap,
             task: ending.task,
@@ -121,6 +136,14 @@ impl MemoryReader {
             thread::sleep(self.reads.delay);
         }
         let was_held = call(&self.release_process, &mut stop) == 1;
+        let took = began.elapsed().as_micros() as u64;
+        self.costs.count.fetch_add(1, Ordering::Relaxed);
+        self.costs.longest_us.fetch_max(took, Ordering::Relaxed);
+        if let Ok(Memory::Copied(snapshot)) = &memory {
+            self.costs
+                .largest
+                .fetch_max(snapshot.bytes(), Ordering::Relaxed);
+        }
         Case {
             heap: ending.heap,
             hashed: stop.hashed,

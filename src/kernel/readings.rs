@@ -18,7 +18,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::kernel::error::LoadError;
 use crate::kernel::lists::BlockLists;
 use crate::kernel::method::Holds;
-use crate::kernel::reader::{Copies, MemoryReader};
+use crate::kernel::reader::{Copies, MemoryReader, ReadingCosts};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::verdicts::{HeapVerdict, Heaps, Judge};
@@ -31,6 +31,7 @@ pub(super) struct Readings {
     known: HashMap<u64, HeapVerdict>,
     heaps: Heaps,
     wake: Arc<EventFd>,
+    costs: Arc<ReadingCosts>,
 }
 
 impl Readings {
@@ -49,6 +50,7 @@ impl Readings {
         let wake = Arc::new(wake.map_err(io::Error::from).map_err(own)?);
         let stops_threads = holds == Holds::Everywhere;
         let heaps = Heaps::default();
+        let costs = Arc::<ReadingCosts>::default();
         let (cases, to_judge) = mpsc::channel();
         let (back, judged) = mpsc::channel();
         let (said, verdicts) = mpsc::channel();
@@ -66,6 +68,7 @@ impl Readings {
             heaps: heaps.clone(),
             copies: Copies::new(judged),
             cases,
+            costs: Arc::clone(&costs),
         };
         let judge = Judge {
             cases: to_judge,
@@ -82,12 +85,18 @@ impl Readings {
             known: HashMap::new(),
             heaps,
             wake,
+            costs,
         })
     }
 
     /// Tells where the allocator of the next file with probes keeps its blocks.
     pub(super) fn add_file(&self, heap: Allocators) {
         self.heaps.add(heap);
+    }
+
+    /// What reading has cost so far.
+    pub(super) fn costs(&self) -> &ReadingCosts {
+        &self.costs
     }
 
     /// Readable when there is a verdict.
