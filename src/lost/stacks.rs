@@ -42,9 +42,8 @@ impl Stacks {
             stacks.table(snapshot, thread.tls);
         }
         stacks.unused_below_pointers(snapshot);
-        let areas = snapshot.areas.windows(2);
-        for areas in areas.filter(|areas| is_behind_guard(&areas[0], &areas[1])) {
-            stacks.of_ended_threads(snapshot, &areas[1]);
+        for area in snapshot.areas.iter().filter(|area| may_be_stack(area)) {
+            stacks.of_ended_threads(snapshot, area);
         }
         stacks
     }
@@ -82,7 +81,8 @@ impl Stacks {
         }
     }
 
-    /// Finds threads that have ended, and whose stacks glibc keeps in an area.
+    /// Finds threads that have ended, and whose stacks are still in an area: glibc keeps its own, and a program may keep
+    /// those that it provides.
     fn of_ended_threads(&mut self, snapshot: &Snapshot, area: &Area) {
         let mut hint = 0;
         let mut found = Vec::new();
@@ -104,25 +104,19 @@ impl Stacks {
                 continue;
             }
             self.table(snapshot, at);
-            let Some(stack) = stack_of(snapshot, at) else {
-                continue;
-            };
-            // A stack that the program provided has no guard, and belongs to the program afterwards. A thread that was
-            // not joined still has its result.
-            let has_guard = snapshot
-                .area(stack.start)
-                .is_some_and(|area| !area.readable);
-            if has_guard && is_kept(snapshot, at) {
+            // A thread that was not joined still has its result.
+            if let Some(stack) = stack_of(snapshot, at)
+                && is_kept(snapshot, at)
+            {
                 self.unused.push(stack);
             }
         }
     }
 }
 
-/// Whether a stack may begin here: it has a guard below it.
-fn is_behind_guard(below: &Area, area: &Area) -> bool {
-    let is_guard = !below.readable && !below.writable && below.end == area.start;
-    is_guard && area.readable && area.writable && area.backing == Backing::Anonymous
+/// Whether a thread may have its stack here. A stack that the program provides has no guard below it.
+fn may_be_stack(area: &Area) -> bool {
+    area.readable && area.writable && area.backing == Backing::Anonymous
 }
 
 /// The stack of a thread with its guard, as its control block has it.
@@ -220,7 +214,8 @@ mod tests {
     fn the_stack_of_a_joined_thread_is_not_in_use() {
         let joined = 0xdead_ffff_ffff;
         assert_eq!(unused(memory(joined, "")), [STACK..STACK + SIZE]);
-        assert!(unused(memory(joined, "rw")).is_empty());
+        // The program has provided this one.
+        assert_eq!(unused(memory(joined, "rw")), [STACK..STACK + SIZE]);
         // It was not joined: its result is still wanted.
         assert!(unused(memory(0, "")).is_empty());
         assert!(unused(memory(100, "")).is_empty());
