@@ -139,6 +139,14 @@ int release_process(struct stop *stop)
 	return let_go(stop);
 }
 
+/* memleak asks which addresses are blocks. */
+SEC("syscall")
+int look_up_blocks(struct look_up *look_up)
+{
+	look_up_all(look_up);
+	return 0;
+}
+
 /* The keeper runs this for each process that wants to sleep. */
 SEC("syscall")
 int let_sleep(struct sleeper *sleeper)

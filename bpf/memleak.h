@@ -262,6 +262,21 @@ struct stop {
 	__u32 pad;
 };
 
+/* Asks which of these addresses are blocks of a heap in the hash table. */
+struct look_up {
+	__u64 heap;
+	__u32 count; /* of `candidates` */
+	__u32 found;
+};
+
+enum { MAX_CANDIDATES = 65536, NOT_A_BLOCK = -1 };
+
+/* An address that may be that of a block. */
+struct candidate {
+	__u64 address;
+	__s64 size; /* the answer: in bytes, or NOT_A_BLOCK */
+};
+
 enum { STATE_REGISTERS = 34 };
 
 /* What a thread of such a process had in its registers when it entered the kernel. */
@@ -379,6 +394,7 @@ struct vocabulary {
 	enum reach_state reach_state;
 	struct ending ending;
 	struct stop stop;
+	struct look_up look_up;
 	struct thread_state thread_state;
 };
 

@@ -241,6 +241,39 @@ static __always_inline void stop_threads(struct stop *stop, bool stops)
 	bpf_task_release(task);
 }
 
+/* Addresses to look up, and the answers. Mapped into user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_CANDIDATES);
+	__type(key, __u32);
+	__type(value, struct candidate);
+} candidates SEC(".maps");
+
+static long look_up_one(__u32 i, struct look_up *look_up)
+{
+	struct candidate *candidate = bpf_map_lookup_elem(&candidates, &i);
+	struct block_key key = {.heap = look_up->heap};
+	__u64 *size;
+
+	if (!candidate)
+		return 1;
+	key.address = candidate->address;
+	size = bpf_map_lookup_elem(&blocks, &key);
+	candidate->size = size ? *size : NOT_A_BLOCK;
+	if (size)
+		look_up->found++;
+	return 0;
+}
+
+static __always_inline void look_up_all(struct look_up *asked)
+{
+	struct look_up look_up = {.heap = asked->heap, .count = asked->count};
+
+	bpf_loop(look_up.count, look_up_one, &look_up, 0);
+	asked->found = look_up.found;
+}
+
 /* A process ends at once when it was read. If something keeps it, its other threads go on then. */
 #define LEAVES_WITHIN_NS 20000000ULL
 

@@ -247,7 +247,8 @@ impl Collector {
             return Ok(());
         }
         let mut sweep = self.sweep.take().unwrap_or_else(Sweep::new);
-        let step = sweep.step(self.object.blocks(), self.object.heaps());
+        let unlisted = self.object.newer().map(|skel| &skel.maps.unlisted);
+        let step = sweep.step(self.object.blocks(), self.object.heaps(), unlisted);
         if let Some(dropped) = step.context("cannot walk the table of live blocks")? {
             self.sweep = Some(sweep);
             self.globals.dead_blocks.subtract(dropped);

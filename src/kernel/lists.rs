@@ -1,12 +1,18 @@
 //! BlockLists of the blocks that a heap still has, for heaps whose processes have been read at their ends.
 
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
 use libbpf_rs::{MapCore as _, MapHandle};
 
 use crate::kernel::batch::BatchWalk;
 use crate::kernel::error::LoadError;
+use crate::kernel::rings::call_with;
 use crate::kernel::skeletons::MemleakSkel;
-use crate::kernel::slots::Slots;
-use crate::lost::Block;
+use crate::kernel::skeletons::types::look_up;
+use crate::kernel::slots::{CandidateTable, Slots};
+use crate::lost::{Block, Snapshot, candidates};
 
 /// How many entries of the hash table are read at once.
 const AT_ONCE: u32 = 65536;
@@ -17,31 +23,68 @@ pub(super) struct BlockLists {
     blocks: MapHandle,
     /// Heaps in it keep their blocks.
     unlisted: MapHandle,
+    candidates: CandidateTable,
+    look_up_blocks: OwnedFd,
 }
 
 impl BlockLists {
     /// # Errors
     /// There is no address space, or no descriptor, left.
     pub(super) fn open(skel: &MemleakSkel<'static>) -> Result<Self, LoadError> {
-        let slots = Slots::map(&skel.maps.slots);
+        let own = |error: io::Error| LoadError::ring(error.into());
+        let program = skel.progs.look_up_blocks.as_fd();
         Ok(Self {
-            slots: slots.map_err(|error| LoadError::ring(error.into()))?,
+            slots: Slots::map(&skel.maps.slots).map_err(own)?,
+            candidates: CandidateTable::map(&skel.maps.candidates).map_err(own)?,
+            look_up_blocks: program.try_clone_to_owned().map_err(own)?,
             blocks: MapHandle::try_from(&skel.maps.blocks).map_err(LoadError::ring)?,
             unlisted: MapHandle::try_from(&skel.maps.unlisted).map_err(LoadError::ring)?,
         })
     }
 
-    /// The blocks of a heap. `hashed`: how many of them are in the hash table, or more. If its process runs, some may be
-    /// missing.
+    /// The blocks of a heap. `hashed`: how many of them are in the hash table, or more. `snapshot`: the memory of its
+    /// process. If its process runs, some may be missing.
     ///
     /// # Errors
     /// The kernel cannot read the table.
-    pub(super) fn read(&self, heap: u64, hashed: u64) -> nix::Result<Vec<Block>> {
+    pub(super) fn read(
+        &self,
+        heap: u64,
+        hashed: u64,
+        snapshot: &Snapshot,
+    ) -> nix::Result<Vec<Block>> {
         let mut blocks = self.slots.blocks_of(heap);
-        if hashed > 0 {
+        if hashed == 0 {
+            return Ok(blocks);
+        }
+        // Looking up what the memory names is much faster than reading the table.
+        let known = blocks.len();
+        self.look_up(heap, snapshot, &mut blocks);
+        if ((blocks.len() - known) as u64) < hashed {
+            blocks.truncate(known);
             self.add_hashed(heap, &mut blocks)?;
         }
         Ok(blocks)
+    }
+
+    /// Adds those of the candidates that are blocks in the hash table.
+    fn look_up(&self, heap: u64, snapshot: &Snapshot, blocks: &mut Vec<Block>) {
+        // All lists share the table.
+        static ONE: Mutex<()> = Mutex::new(());
+        let candidates = candidates(snapshot);
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        for some in candidates.chunks(self.candidates.size().max(1)) {
+            self.candidates.put(some);
+            let mut look_up = look_up {
+                heap,
+                count: some.len() as u32,
+                found: 0,
+            };
+            call_with(&self.look_up_blocks, &mut look_up);
+            if look_up.found > 0 {
+                blocks.extend(self.candidates.found(some.len()));
+            }
+        }
     }
 
     /// The blocks of a heap that has ended may be dropped.

@@ -288,6 +288,7 @@ fn load_newer(
     progs.stop_process.set_autoload(reads && everywhere);
     progs.look_at_process.set_autoload(reads && !everywhere);
     progs.release_process.set_autoload(reads);
+    progs.look_up_blocks.set_autoload(reads);
     progs.loader_waits.set_autoload(holds == Holds::Loader);
     progs.loader_reports.set_autoload(holds == Holds::Nowhere);
     progs.adopt_all.set_autoload(settings.scope != Scope::Tree);

@@ -1,21 +1,20 @@
 //! Copies the memory of processes that are held at their ends, in a thread of its own. `verdicts` judges the copies.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libbpf_rs::libbpf_sys::{bpf_prog_test_run_opts, bpf_test_run_opts};
 use libbpf_rs::{MapHandle, RingBuffer};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::kernel::lists::BlockLists;
 use crate::kernel::records;
-use crate::kernel::rings::{Taken, ring};
+use crate::kernel::rings::{Taken, call_with, ring};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::types::{ending, stop, thread_state};
 use crate::kernel::verdicts::{Case, Heaps, Memory};
@@ -135,7 +134,7 @@ impl MemoryReader {
         if !self.reads.delay.is_zero() {
             thread::sleep(self.reads.delay);
         }
-        let was_held = call(&self.release_process, &mut stop) == 1;
+        let was_held = call_with(&self.release_process, &mut stop) == 1;
         let took = began.elapsed().as_micros() as u64;
         self.costs.count.fetch_add(1, Ordering::Relaxed);
         self.costs.longest_us.fetch_max(took, Ordering::Relaxed);
@@ -169,7 +168,7 @@ impl MemoryReader {
             let mut threads = Vec::new();
             stop.skip = 0;
             loop {
-                call(&self.stop_process, stop);
+                call_with(&self.stop_process, stop);
                 rings.states.consume().map_err(|_| Unread::Rights)?;
                 let told = std::mem::take(&mut *rings.told.borrow_mut());
                 threads.extend(told.iter().map(|state| Thread {
@@ -209,7 +208,7 @@ impl MemoryReader {
         for _ in 0..MOST_READINGS {
             let threads = self.stop(stop, rings, deadline)?;
             let snapshot = self.copies.copy(ending, stop.hashed, &threads, deadline)?;
-            let blocks = self.lists.read(ending.heap, stop.hashed);
+            let blocks = self.lists.read(ending.heap, stop.hashed, &snapshot);
             let allocators = self.heaps.of(files(stop));
             let judged = blocks.map(|blocks| judge(&snapshot, blocks, allocators));
             self.copies.take_back(snapshot);
@@ -299,19 +298,4 @@ impl Copies {
         self.out = self.out.saturating_sub(snapshot.bytes());
         snapshot.recycle(&mut self.buffers);
     }
-}
-
-/// Calls a program that takes a process to stop. Returns the program's result. If it cannot be called, nothing changes,
-/// and the result is 0.
-fn call(program: &OwnedFd, stop: &mut stop) -> u32 {
-    let mut options = bpf_test_run_opts {
-        sz: size_of::<bpf_test_run_opts>() as u64,
-        ctx_in: std::ptr::from_mut(stop).cast(),
-        ctx_size_in: size_of::<stop>() as u32,
-        ..bpf_test_run_opts::default()
-    };
-    // SAFETY: the context has the size and type that the program takes. The kernel copies it in, and back. It outlives
-    // the call.
-    unsafe { bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
-    options.retval
 }

@@ -1,9 +1,12 @@
-//! Ring buffers, and values as bytes for maps. `records` decodes what comes off a ring.
+//! Ring buffers, values as bytes for maps, and programs that memleak calls itself. `records` decodes what comes off a
+//! ring.
 
 use std::cell::RefCell;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::rc::Rc;
 
 use anyhow::Result;
+use libbpf_rs::libbpf_sys::{bpf_prog_test_run_opts, bpf_test_run_opts};
 use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
 
 use crate::kernel::error::LoadError;
@@ -32,4 +35,19 @@ pub(super) fn ring<T: 'static>(
 pub(super) fn bytes_of<T: Copy>(value: &T) -> &[u8] {
     // SAFETY: the types put into maps are C structs of integers without implicit padding.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// Calls a program that takes a value and changes it. Returns the program's result. If it cannot be called, nothing
+/// changes, and the result is 0. `T` is the C struct that the program takes.
+pub(super) fn call_with<T: Copy>(program: &OwnedFd, value: &mut T) -> u32 {
+    let mut options = bpf_test_run_opts {
+        sz: size_of::<bpf_test_run_opts>() as u64,
+        ctx_in: std::ptr::from_mut(value).cast(),
+        ctx_size_in: size_of::<T>() as u32,
+        ..bpf_test_run_opts::default()
+    };
+    // SAFETY: the context has the size and type that the program takes. The kernel copies it in, and back. It outlives
+    // the call.
+    unsafe { bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
+    options.retval
 }

@@ -33,7 +33,7 @@ impl Sweep {
         }
     }
 
-    /// Sweeps the next part of `blocks`. Returns how many entries were deleted. `None`: the sweep is finished.
+    /// Sweeps the next part of `blocks`. Heaps in `unlisted` keep theirs. Returns how many entries were deleted. `None`: the sweep is finished.
     ///
     /// # Errors
     /// The kernel cannot read or change its table.
@@ -41,6 +41,7 @@ impl Sweep {
         &mut self,
         blocks: &impl MapCore,
         heaps: &impl MapCore,
+        unlisted: Option<&impl MapCore>,
     ) -> nix::Result<Option<u64>> {
         let Some(batch) = self.walk.next(blocks)? else {
             return Ok(None);
@@ -53,13 +54,18 @@ impl Sweep {
             if *self
                 .ended
                 .entry(*id)
-                .or_insert_with(|| has_ended(*id, heaps))
+                .or_insert_with(|| !is_unlisted(*id, unlisted) && has_ended(*id, heaps))
             {
                 self.keys.extend_from_slice(key);
             }
         }
         delete_all(blocks, &self.keys).map(Some)
     }
+}
+
+/// Whether the blocks of a heap are still to be listed, although its process has ended.
+fn is_unlisted(id: [u8; 8], unlisted: Option<&impl MapCore>) -> bool {
+    unlisted.is_some_and(|unlisted| !matches!(unlisted.lookup(&id, MapFlags::ANY), Ok(None)))
 }
 
 /// A heap is in the map of heaps before it has blocks. So a heap that is not in the map has ended.

@@ -119,7 +119,7 @@ impl Judge {
     }
 
     fn judge(&self, case: &Case, snapshot: &Snapshot) -> Reach {
-        match self.lists.read(case.heap, case.hashed) {
+        match self.lists.read(case.heap, case.hashed, snapshot) {
             Ok(blocks) => {
                 let allocators = self.heaps.of(&case.files);
                 Reach::Known(judge(snapshot, blocks, allocators).reached)

@@ -224,6 +224,21 @@ pub fn mapped_alone(snapshot: &Snapshot, block: u64, size: u64) -> Option<Range<
     (holds && area.start <= start && end <= area.end).then_some(start..end)
 }
 
+/// The blocks of a range for which malloc has made mappings, one after the other. The kernel joins such mappings.
+pub fn mapped_in(snapshot: &Snapshot, range: Range<u64>) -> Vec<u64> {
+    let mut found = Vec::new();
+    let mut chunk = range.start;
+    while let Some(alone) = chunk
+        .checked_add(HEADER)
+        .and_then(|block| mapped_alone(snapshot, block, 0))
+        .filter(|alone| alone.start == chunk && alone.end > chunk && alone.end <= range.end)
+    {
+        found.push(chunk + HEADER);
+        chunk = alone.end;
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::block::Block;

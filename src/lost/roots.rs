@@ -162,7 +162,7 @@ fn alone(
 }
 
 /// The ranges of [heap]. The program may have divided it by changing the protection of a part.
-fn heaps(areas: &[Area]) -> Vec<Range<u64>> {
+pub(super) fn heaps(areas: &[Area]) -> Vec<Range<u64>> {
     let heaps = areas.iter().filter(|area| area.backing == Backing::Heap);
     merged(heaps.map(Area::range).collect())
 }
