@@ -92,11 +92,12 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		return;
 	fresh->pid = thread->pid;
 	fresh->ppid = thread->ppid;
+	fresh->flags = HEAP_FORKED;
 	if (heap) {
 		fresh->file_count = heap->file_count;
 		__builtin_memcpy(fresh->files, heap->files, sizeof(fresh->files));
 		/* The child has the same files mapped as its parent. */
-		fresh->flags = heap->flags & (HEAP_EXE_RELATIVE | HEAP_LATE | HEAP_UNHELD |
+		fresh->flags |= heap->flags & (HEAP_EXE_RELATIVE | HEAP_LATE | HEAP_UNHELD |
 					      HEAP_UNEXAMINED | HEAP_NO_SYMBOLS | HEAP_32BIT);
 		length = heap->exe_len;
 		if (length <= sizeof(fresh->exe) &&

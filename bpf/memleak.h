@@ -166,6 +166,7 @@ enum heap_flags {
 	HEAP_LOADING = 32768,	 /* it has run no code but its dynamic loader's */
 	HEAP_MAPPING = 65536,	 /* its loader has reported that it is about to map libraries */
 	HEAP_UNREACHED = 131072, /* another reason: see `pid_filter` */
+	HEAP_FORKED = 262144,	 /* it began with the blocks of its process's parent */
 };
 
 /* Whether the memory of an image was read at its end, to judge the blocks that it never freed. */
@@ -259,7 +260,7 @@ struct stop {
 	__u64 hashed;	  /* blocks of the heap in the hash table */
 	__u32 file_count; /* as in struct heap */
 	__u16 files[HEAP_FILES];
-	__u32 pad;
+	__u32 has_unseen; /* it may have blocks that are in no list */
 };
 
 /* Asks which of these addresses are blocks of a heap in the hash table. */

@@ -192,6 +192,11 @@ static __always_inline void tell_of_leader(struct heap *heap, struct stop *stop,
 		stop->told++;
 }
 
+/* The flags of a heap that may have blocks from before it was followed, or from calls that had no probe. */
+#define HAVE_UNSEEN                                                                                \
+	(HEAP_FORKED | HEAP_ATTACHED | HEAP_LATE | HEAP_UNHELD | HEAP_UNREACHED |                  \
+	 HEAP_UNEXAMINED | HEAP_NO_SYMBOLS)
+
 /*
  * Stops the threads of a process that is held at its end. To be called again until no thread is
  * unsettled: a thread that runs in user space stops on its way back from the kernel, which the
@@ -234,6 +239,7 @@ static __always_inline void stop_threads(struct stop *stop, bool stops)
 			tell_of_leader(heap, stop, number++);
 		bpf_rcu_read_unlock();
 		stop->threads = number;
+		stop->has_unseen = heap->lost_blocks || heap->flags & HAVE_UNSEEN;
 		stop->file_count = heap->file_count;
 		__builtin_memcpy(stop->files, heap->files, sizeof(stop->files));
 		stop->is_held = heap->reach == REACH_READING;

@@ -9,9 +9,9 @@ pub(super) const MARKS: [&str; 7] = [
     GLIBC_STATIC,
     "mallctl",
     "je_mallctl",
-    "tc_version",
-    "MallocExtension_GetNumericProperty",
     "mi_version",
+    TCMALLOC,
+    "MallocExtension_GetNumericProperty",
 ];
 
 /// Every release of glibc exports it.
@@ -19,6 +19,9 @@ const GLIBC: &str = "gnu_get_libc_version";
 
 /// Every static program with glibc has it, since it sets up the first thread.
 const GLIBC_STATIC: &str = "__libc_setup_tls";
+
+/// The last two of the marks are tcmalloc's.
+const TCMALLOC: &str = "tc_version";
 
 /// What is known of the functions of a file.
 pub(super) struct Marks<'a> {
@@ -47,23 +50,35 @@ pub(super) fn kind(marks: &Marks<'_>) -> Allocators {
         _ if marks.named_by_user => Allocators::Unknown,
         (true, false) => Allocators::Glibc,
         // Under other names, it would stand beside the C library's.
-        (false, true) if marks.has_malloc => Allocators::Mappings,
+        (false, true) if marks.has_malloc => {
+            let tcmalloc = MARKS.iter().skip_while(|&&name| name != TCMALLOC);
+            let of_tcmalloc = tcmalloc.filter(|&&name| has(name)).count();
+            match of_tcmalloc {
+                0 => Allocators::Mappings,
+                found if found == marks.found.len() => Allocators::Pages,
+                _ => Allocators::Unknown,
+            }
+        }
         _ => Allocators::Unknown,
     }
 }
 
 /// Where a process's blocks are that has used the allocators of these files. The C library is among them even if the
-/// process has another allocator in its place.
-pub fn of_process(files: impl IntoIterator<Item = Allocators>) -> Allocators {
+/// process has another allocator in its place. `has_unseen`: it may have blocks that memleak does not know, such as those
+/// that it inherited by a fork. Only of glibc's blocks is it known where these are. They are the program's memory.
+pub fn of_process(files: impl IntoIterator<Item = Allocators>, has_unseen: bool) -> Allocators {
     let mut all = Allocators::Glibc;
     for file in files {
         all = match (all, file) {
-            (Allocators::Unknown, _) | (_, Allocators::Unknown) => Allocators::Unknown,
-            (Allocators::Mappings, _) | (_, Allocators::Mappings) => Allocators::Mappings,
-            (Allocators::Glibc, Allocators::Glibc) => Allocators::Glibc,
+            (Allocators::Glibc, other) | (other, Allocators::Glibc) => other,
+            (one, other) if one == other => one,
+            _ => Allocators::Unknown,
         };
     }
-    all
+    match all {
+        Allocators::Mappings | Allocators::Pages if has_unseen => Allocators::Unknown,
+        all => all,
+    }
 }
 
 #[cfg(test)]
@@ -87,6 +102,10 @@ mod tests {
         assert_eq!(kind(&[GLIBC_STATIC], false, true, true), Allocators::Glibc);
         assert_eq!(kind(&[], false, true, true), Allocators::Unknown);
         assert_eq!(kind(&["mallctl"], false, false, true), Allocators::Mappings);
+        let tcmalloc = [TCMALLOC, "MallocExtension_GetNumericProperty"];
+        assert_eq!(kind(&tcmalloc, false, false, true), Allocators::Pages);
+        let both = ["mallctl", TCMALLOC];
+        assert_eq!(kind(&both, false, false, true), Allocators::Unknown);
         // A program with a jemalloc of its own beside the C library's.
         assert_eq!(
             kind(&["je_mallctl"], false, false, false),
@@ -107,11 +126,20 @@ mod tests {
 
     #[test]
     fn one_unknown_allocator_makes_a_process_unknown() {
-        use Allocators::{Glibc, Mappings, Unknown};
-        assert_eq!(of_process([]), Glibc);
-        assert_eq!(of_process([Glibc, Glibc]), Glibc);
-        assert_eq!(of_process([Glibc, Mappings]), Mappings);
-        assert_eq!(of_process([Mappings, Glibc]), Mappings);
-        assert_eq!(of_process([Mappings, Unknown, Glibc]), Unknown);
+        use Allocators::{Glibc, Mappings, Pages, Unknown};
+        assert_eq!(of_process([], false), Glibc);
+        assert_eq!(of_process([Glibc, Glibc], false), Glibc);
+        assert_eq!(of_process([Glibc, Mappings], false), Mappings);
+        assert_eq!(of_process([Pages, Glibc, Pages], false), Pages);
+        assert_eq!(of_process([Mappings, Glibc, Pages], false), Unknown);
+        assert_eq!(of_process([Mappings, Unknown, Glibc], false), Unknown);
+    }
+
+    #[test]
+    fn blocks_that_were_not_seen_are_known_in_glibc_only() {
+        use Allocators::{Glibc, Mappings, Pages, Unknown};
+        assert_eq!(of_process([Glibc], true), Glibc);
+        assert_eq!(of_process([Glibc, Mappings], true), Unknown);
+        assert_eq!(of_process([Glibc, Pages], true), Unknown);
     }
 }

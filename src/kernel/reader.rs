@@ -148,6 +148,7 @@ impl MemoryReader {
             hashed: stop.hashed,
             threads: threads.map_or(0, |threads| threads.len()),
             files: files(&stop).to_vec(),
+            has_unseen: stop.has_unseen != 0,
             was_held,
             memory: memory.unwrap_or_else(|why| Memory::Judged(Reach::Unknown(why.into()))),
         }
@@ -209,7 +210,7 @@ impl MemoryReader {
             let threads = self.stop(stop, rings, deadline)?;
             let snapshot = self.copies.copy(ending, stop.hashed, &threads, deadline)?;
             let blocks = self.lists.read(ending.heap, stop.hashed, &snapshot);
-            let allocators = self.heaps.of(files(stop));
+            let allocators = self.heaps.of(files(stop), stop.has_unseen != 0);
             let judged = blocks.map(|blocks| judge(&snapshot, blocks, allocators));
             self.copies.take_back(snapshot);
             let Ok(judged) = judged else {

@@ -52,12 +52,12 @@ impl Heaps {
         self.lock().push(heap);
     }
 
-    /// Of a process that has used these files.
-    pub(super) fn of(&self, files: &[u16]) -> Allocators {
+    /// Of a process that has used these files. `has_unseen`: it may have blocks that are in no list.
+    pub(super) fn of(&self, files: &[u16], has_unseen: bool) -> Allocators {
         let known = self.lock();
         let of_file = |file: &u16| known.get(usize::from(*file)).copied();
         let files = files.iter().map(of_file);
-        heaps::of_process(files.map(Option::unwrap_or_default))
+        heaps::of_process(files.map(Option::unwrap_or_default), has_unseen)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Allocators>> {
@@ -73,6 +73,8 @@ pub(super) struct Case {
     pub(super) threads: usize,
     /// The indexes of the files whose allocators the process has used.
     pub(super) files: Vec<u16>,
+    /// Whether it may have blocks that are in no list.
+    pub(super) has_unseen: bool,
     /// Whether the process was held until all was read. Otherwise its record says why.
     pub(super) was_held: bool,
     pub(super) memory: Memory,
@@ -121,7 +123,7 @@ impl Judge {
     fn judge(&self, case: &Case, snapshot: &Snapshot) -> Reach {
         match self.lists.read(case.heap, case.hashed, snapshot) {
             Ok(blocks) => {
-                let allocators = self.heaps.of(&case.files);
+                let allocators = self.heaps.of(&case.files, case.has_unseen);
                 Reach::Known(judge(snapshot, blocks, allocators).reached)
             }
             Err(_) => Reach::Unknown(ReachUnknown::Unsure),

@@ -1,6 +1,6 @@
 //! glibc's arenas: where they are, and which memory each has. Pure.
 //!
-//! Layouts are those of malloc/malloc.c and malloc/arena.c, glibc 2.31 to 2.41, x86_64 and aarch64. They are told by
+//! Layouts are those of malloc/malloc.c and malloc/arena.c, glibc 2.31 to 2.43, x86_64 and aarch64. They are told by
 //! their content, not by a version: a static program does not name its version. Nothing that is read is trusted. What
 //! does not look as it must is left as an ordinary root.
 
@@ -20,6 +20,8 @@ const BIN: u64 = 16;
 const BINS: u64 = BINS_BYTES / BIN;
 /// From the beginning of the structure to its bins, if the lists of small freed chunks stand between.
 const HEAD: u64 = 0x70;
+/// The same since glibc 2.43, which has no such lists.
+const HEAD_WITHOUT_LISTS: u64 = 0x18;
 /// Where these lists begin, from the beginning of the structure, and their number.
 const FAST_LISTS: u64 = 0x10;
 pub const FAST_BINS: u64 = 10;
@@ -206,8 +208,7 @@ fn is_bin(snapshot: &Snapshot, at: u64) -> bool {
 /// The arena with these bins. Its beginning is the address by which arenas name it: each has a pointer to the next.
 fn arena_of(snapshot: &Snapshot, bins: u64) -> Option<Arena> {
     let next = |bins: u64| snapshot.word(bins.checked_add(NEXT_BEHIND_BINS)?);
-    let heads = [HEAD, HEAD - 8 * FAST_BINS];
-    heads.into_iter().find_map(|head| {
+    [HEAD, HEAD_WITHOUT_LISTS].into_iter().find_map(|head| {
         let start = bins.checked_sub(head)?;
         let mut arena = start;
         for _ in 0..MOST {
@@ -254,6 +255,21 @@ pub mod tests {
         data[8 + (0x870 / 8)] = 0;
         let arenas = Arenas::find(&Memory::default().data(DATA, &data).snapshot());
         assert!(arenas.main.is_empty());
+    }
+
+    #[test]
+    fn an_arena_may_have_no_lists_of_small_chunks() {
+        let own = DATA + HEAD_WITHOUT_LISTS - HEAD;
+        // The words before `top` are those of the lists, except for the first one.
+        let mut data = state(own, 0x5555_0000, DATA).split_off(11);
+        data[0] = 0;
+        let snapshot = Memory::default().data(DATA, &data).snapshot();
+        let arenas = Arenas::find(&snapshot);
+        assert_eq!(arenas.main.len(), 1);
+        let main = arenas.main[0];
+        assert_eq!(main.range(), DATA..DATA + 0x840);
+        assert_eq!(main.top(&snapshot), Some(0x5555_0000));
+        assert_eq!(main.fast_lists(), None);
     }
 
     #[test]

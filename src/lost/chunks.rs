@@ -19,7 +19,9 @@ pub const HEADER: u64 = 16;
 const SMALLEST: u64 = 32;
 
 /// The headers of the block with a thread's lists, by version (see `freed`).
-const FIRST_HEADERS: [u64; 3] = [0x251, 0x291, 0x301];
+const FIRST_HEADERS: [u64; 4] = [0x251, 0x291, 0x301, 0x311];
+/// The least size of a thread control block, with which the memory for thread-local storage ends.
+const CONTROL_BLOCK: u64 = 0x800;
 /// How far from the beginning of a heap the chain may begin, and how many places are tried.
 const MOST_BEFORE_CHAIN: u64 = 1 << 20;
 const MOST_TRIES: u32 = 16;
@@ -137,14 +139,24 @@ impl Walked {
 }
 
 /// Where a heap's chain begins. A static program takes memory for thread-local storage from the beginning of [heap], and
-/// any program may do so before its first block. Then the chain begins with the block that malloc takes for itself.
+/// any program may do so before its first block. Then the chain begins with the block that malloc takes for itself. Since
+/// glibc 2.42 malloc may take that later: then it begins behind the first thread's control block.
 fn first_chunk(reader: &mut Reader, index: &BlockIndex, range: &Range<u64>, top: u64) -> u64 {
     let mut tries = 0;
     let end = range.end.min(range.start.saturating_add(MOST_BEFORE_CHAIN));
+    let threads = reader.snapshot.threads.iter().map(|thread| thread.tls);
+    let behind = threads
+        .filter(|tls| range.contains(tls))
+        .map(|tls| tls.saturating_add(CONTROL_BLOCK))
+        .max();
     for chunk in (range.start..end).step_by(16) {
         let header = reader.header(chunk);
         let may_begin = match chunk == range.start {
             true => is_plausible(header, chunk, range.end),
+            false if behind.is_some_and(|behind| chunk >= behind) => {
+                let is_first = header.is_some_and(|header| header & BITS == PREVIOUS_IN_USE);
+                is_first && is_plausible(header, chunk, range.end)
+            }
             false => header.is_some_and(|header| FIRST_HEADERS.contains(&header)),
         };
         if may_begin && leads_on(reader, index, chunk, range, top) {
@@ -307,6 +319,25 @@ mod tests {
         // It leads nowhere.
         assert!(walk(&chunks, &[], 0x2e0).covered.len() <= 1);
         assert_eq!(walk(&chunks, &[0x50], 0x2f0).covered[0].start, HEAP + 64);
+    }
+
+    #[test]
+    fn a_chain_may_begin_behind_a_control_block() {
+        let mut chunks = vec![(0, 0); 0x840 / 64];
+        chunks.extend([(48, 1), (0x300, 1), (64, 1)]);
+        let words = heap(&chunks);
+        let range = HEAP..HEAP + words.len() as u64 * 8;
+        let walk = |tls| {
+            let memory = Memory::default().heap(HEAP, &words);
+            let snapshot = memory.thread(0, tls, &[]).snapshot();
+            let mut walked = Walked::default();
+            let index = BlockIndex::new(Vec::new());
+            walked.walk(&snapshot, &index, range.clone(), range.end - 64);
+            walked.covered[0].start
+        };
+        assert_eq!(walk(HEAP + 0x20), HEAP + 0x840);
+        // Elsewhere, only the block that malloc takes for itself is sure.
+        assert_eq!(walk(0), HEAP + 0x870);
     }
 
     #[test]

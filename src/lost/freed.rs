@@ -18,7 +18,7 @@ struct Lists {
     lists: u64,
 }
 
-const LISTS: [Lists; 3] = [
+const LISTS: [Lists; 4] = [
     // glibc 2.26 to 2.29
     Lists {
         chunk: 0x250,
@@ -34,6 +34,12 @@ const LISTS: [Lists; 3] = [
     // since 2.42
     Lists {
         chunk: 0x300,
+        offset: 152,
+        lists: 76,
+    },
+    // The same. If malloc already knows the thread's arena, it takes a little more.
+    Lists {
+        chunk: 0x310,
         offset: 152,
         lists: 76,
     },
@@ -210,6 +216,25 @@ mod tests {
         assert_eq!(freed(plain, [0, chunk(FIRST)], 0), [1, 2, 3]);
         let combined = [chunk(SECOND) ^ KEY, chunk(THIRD) ^ KEY, KEY];
         assert_eq!(freed(combined, [0, chunk(FIRST)], 0), [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_lists_of_a_thread_may_be_in_a_chunk_of_either_size() {
+        for size in [0x300, 0x310] {
+            let chunk = HEAP + size;
+            let mut words = vec![0; size as usize / 8];
+            words[1] = size | 1;
+            // The list behind those of one size, which has a chunk of any size.
+            words[2 + 152 / 8 + 64] = chunk + HEADER;
+            words.extend([0, 0x501, KEY, 0]);
+            let snapshot = Memory::default().heap(HEAP, &words).snapshot();
+            let unknown = [(HEAP, size), (chunk, 0x500)].map(|(chunk, size)| Unknown {
+                block: chunk + HEADER,
+                size,
+            });
+            let freed = Freed::find(&snapshot, &Arenas::default(), &unknown);
+            assert!(freed.contains(0) && freed.contains(1), "{size:x}");
+        }
     }
 
     #[test]

@@ -19,8 +19,12 @@ use super::stacks::Stacks;
 pub enum Allocators {
     /// glibc's malloc.
     Glibc,
-    /// An allocator whose anonymous mappings hold blocks and its own data, and nothing else: jemalloc, tcmalloc, mimalloc.
+    /// An allocator whose anonymous mappings hold blocks and its own data, and nothing else: jemalloc, mimalloc. They ask
+    /// for memory that the kernel does not account for, which it never joins with mappings that the program made.
     Mappings,
+    /// An allocator that shares its memory with the program, page by page: tcmalloc. It takes it by sbrk(2), too, and it
+    /// keeps no pointers to blocks elsewhere.
+    Pages,
     /// Any other: musl, an allocator of the user's own, or several at once.
     #[default]
     Unknown,
@@ -42,6 +46,7 @@ impl Roots {
         match allocators {
             Allocators::Glibc => glibc(snapshot, index, &mut left_out),
             Allocators::Mappings => mappings(snapshot, index, &mut left_out),
+            Allocators::Pages => pages(snapshot, index, &mut left_out),
             Allocators::Unknown => {}
         }
         Self {
@@ -170,24 +175,44 @@ pub(super) fn heaps(areas: &[Area]) -> Vec<Range<u64>> {
 /// Leaves out the anonymous mappings that hold blocks. A file's data, and what stands behind it, may hold blocks too:
 /// they belong to the program, except for the blocks.
 fn mappings(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>) {
-    for (at, area) in snapshot.areas.iter().enumerate() {
+    for area in mapped(&snapshot.areas) {
         let holds = index
             .blocks()
             .get(index.first_from(area.start))
             .is_some_and(|block| area.contains(block.address));
-        let before = at.checked_sub(1).map(|before| &snapshot.areas[before]);
+        if holds {
+            left_out.push(area.range());
+        }
+    }
+}
+
+/// Leaves out the pages that hold blocks, with the freed blocks beside them.
+fn pages(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>) {
+    const PAGE: u64 = 4096;
+    for area in mapped(&snapshot.areas) {
+        let blocks = &index.blocks()[index.first_from(area.start)..];
+        for block in blocks.iter().take_while(|block| block.address < area.end) {
+            let start = block.address & !(PAGE - 1);
+            let end = block.end().checked_next_multiple_of(PAGE);
+            left_out.push(start..end.unwrap_or(area.end).min(area.end));
+        }
+    }
+}
+
+/// The areas that may be an allocator's: anonymous mappings and [heap], but not what stands behind a file's data.
+fn mapped(areas: &[Area]) -> impl Iterator<Item = &Area> {
+    areas.iter().enumerate().filter_map(|(at, area)| {
+        let before = at.checked_sub(1).map(|before| &areas[before]);
         let is_behind_data = before.is_some_and(|before| {
             before.backing == Backing::File && before.end == area.start && before.writable
         });
-        let is_mapping = match area.backing {
+        let is_mapped = match area.backing {
             Backing::Anonymous => !is_behind_data && !area.shared,
             Backing::Heap => true,
             _ => false,
         };
-        if holds && is_mapping {
-            left_out.push(area.range());
-        }
-    }
+        is_mapped.then_some(area)
+    })
 }
 
 /// Sorts ranges, and joins those that touch.
@@ -268,6 +293,23 @@ mod tests {
         assert_eq!(anonymous(Allocators::Glibc), [Reachable, Reachable]);
         let heap = states(Allocators::Mappings, Backing::Heap);
         assert_eq!(heap, [Reachable, Definite]);
+    }
+
+    #[test]
+    fn of_memory_that_is_shared_with_the_program_only_pages_are_left_out() {
+        let mut words = vec![0; 2 * SIZE];
+        let blocks = [HEAP + 64, HEAP + 256].map(|address| Block { address, size: 64 });
+        // The first pointer is in a page that has blocks.
+        words[100] = blocks[0].address;
+        words[SIZE + 100] = blocks[1].address;
+        for backing in [Backing::Anonymous, Backing::Heap] {
+            let snapshot = Memory::default()
+                .area(HEAP, &words, "rw", backing)
+                .snapshot();
+            let judged = judge(&snapshot, blocks.to_vec(), Allocators::Pages);
+            let states: Vec<_> = judged.states().map(|(_, state)| state).collect();
+            assert_eq!(states, [State::Definite, State::Reachable]);
+        }
     }
 
     #[test]

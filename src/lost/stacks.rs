@@ -1,7 +1,11 @@
 //! The stacks of threads: what of them is in use, and which ones belong to threads that have ended. Pure.
 //!
 //! glibc keeps the stacks of ended threads for new ones, with all that is on them. It also keeps the thread control block
-//! (`struct pthread`), which lies at the upper end of a stack. Its layout is that of nptl/descr.h, glibc 2.31 to 2.41.
+//! (`struct pthread`), which lies at the upper end of a stack. Its layout is that of nptl/descr.h, glibc 2.31 to 2.43.
+//!
+//! Until glibc 2.41 a control block says whether its thread was joined, and a stack has a guard that is a mapping of its
+//! own. Since 2.42 neither is so. But since 2.34 each control block is in one of three lists, whose heads stand side by
+//! side: of glibc's stacks in use, of the program's, and of those that glibc keeps (`_dl_stack_cache`).
 
 use std::ops::Range;
 
@@ -18,6 +22,13 @@ const TABLE: u64 = 8;
 const SELF: u64 = 16;
 /// From a block to what the thread control block says of it: the table's first entry is its length.
 const TABLE_IN_BLOCK: u64 = 16;
+
+/// Where a control block is linked into its list: the next one, and the one before.
+const LIST: u64 = 0x2c0;
+/// A list's head has these two words.
+const LIST_HEAD: u64 = 16;
+/// The most threads of a list that are followed.
+const MOST_LISTED: usize = 1 << 16;
 
 /// The kernel's number of the thread, -1 after another thread has joined this one.
 const TID: u64 = 0x2d0;
@@ -42,6 +53,7 @@ impl Stacks {
             stacks.table(snapshot, thread.tls);
         }
         stacks.unused_below_pointers(snapshot);
+        stacks.listed(snapshot);
         for area in snapshot.areas.iter().filter(|area| may_be_stack(area)) {
             stacks.of_ended_threads(snapshot, area);
         }
@@ -81,6 +93,39 @@ impl Stacks {
         }
     }
 
+    /// Finds the threads that have ended, by the lists of all control blocks.
+    fn listed(&mut self, snapshot: &Snapshot) {
+        let head_of = |thread: &Thread| list_at(snapshot, thread.tls.checked_add(LIST)?)?.0;
+        let Some(head) = snapshot.threads.iter().find_map(head_of) else {
+            return;
+        };
+        let lowest = head.saturating_sub(2 * LIST_HEAD);
+        for head in (lowest..).step_by(LIST_HEAD as usize).take(5) {
+            let Some((None, listed)) = list_at(snapshot, head) else {
+                continue;
+            };
+            for &tls in &listed {
+                self.table(snapshot, tls);
+            }
+            let is_live = |tls: &u64| snapshot.threads.iter().any(|thread| thread.tls == *tls);
+            let stacks: Option<Vec<_>> = listed
+                .iter()
+                .map(|tls| stack_of(snapshot, *tls).filter(|_| !is_live(tls)))
+                .collect();
+            let Some(stacks) = stacks else {
+                continue;
+            };
+            // The sum of the sizes of what is kept stands behind the list's head, in a static program before it.
+            let sizes = stacks.iter().map(|stack| stack.end - stack.start);
+            let sum = sizes.fold(0, u64::saturating_add);
+            let beside = [head.checked_add(LIST_HEAD), head.checked_sub(LIST_HEAD)];
+            let mut beside = beside.into_iter().flatten();
+            if beside.any(|at| snapshot.word(at) == Some(sum)) {
+                self.unused.extend(stacks);
+            }
+        }
+    }
+
     /// Finds threads that have ended, and whose stacks are still in an area: glibc keeps its own, and a program may keep
     /// those that it provides.
     fn of_ended_threads(&mut self, snapshot: &Snapshot, area: &Area) {
@@ -112,6 +157,37 @@ impl Stacks {
             }
         }
     }
+}
+
+/// The list with a link at `start`: the address of its head, unless that is `start`, and the control blocks in it.
+/// `None` if this is no such list.
+fn list_at(snapshot: &Snapshot, start: u64) -> Option<(Option<u64>, Vec<u64>)> {
+    let mut head = None;
+    let mut found = Vec::new();
+    let mut link = start;
+    while found.len() <= MOST_LISTED {
+        let next = snapshot.word(link)?;
+        // Each link is named by the next one, too.
+        if snapshot.word(next.checked_add(8)?)? != link {
+            return None;
+        }
+        if next == start {
+            return Some((head, found));
+        }
+        let tls = next.checked_sub(LIST)?;
+        match is_control_block(snapshot, tls) {
+            true => found.push(tls),
+            false if head.is_none() => head = Some(next),
+            false => return None,
+        }
+        link = next;
+    }
+    None
+}
+
+fn is_control_block(snapshot: &Snapshot, tls: u64) -> bool {
+    let names_itself = |at: u64| tls.checked_add(at).and_then(|at| snapshot.word(at)) == Some(tls);
+    tls.is_multiple_of(ALIGNMENT) && names_itself(0) && names_itself(SELF)
 }
 
 /// Whether a thread may have its stack here. A stack that the program provides has no guard below it.
@@ -219,6 +295,52 @@ mod tests {
         // It was not joined: its result is still wanted.
         assert!(unused(memory(0, "")).is_empty());
         assert!(unused(memory(100, "")).is_empty());
+    }
+
+    /// Three stacks without guards, each with its thread in a list: of those that run, of those that were not joined, and
+    /// of those that glibc keeps. `sum` is what stands behind the last list's head, or before it.
+    fn listed(sum: u64, before: bool) -> Stacks {
+        const HEADS: u64 = 0x6000_0000;
+        let mut heads = vec![0; 9];
+        let mut memory = Memory::default();
+        let order = if before { [6, 4, 2] } else { [2, 4, 6] };
+        for (stack, head) in [0, 0x10_0000, 0x20_0000].into_iter().zip(order) {
+            let tls = TLS + stack;
+            let mut words = vec![0; (SIZE / 8) as usize];
+            let mut set = |offset: u64, word| {
+                words[((tls + offset - STACK - stack) / 8) as usize] = word;
+            };
+            for (offset, word) in [(0, tls), (TABLE, TABLE_BLOCK + stack + TABLE_IN_BLOCK)] {
+                set(offset, word);
+            }
+            let link = HEADS + head * 8;
+            for (offset, word) in [(SELF, tls), (LIST, link), (LIST + 8, link)] {
+                set(offset, word);
+            }
+            set(0x690, STACK + stack);
+            set(0x698, SIZE);
+            let head = head as usize;
+            heads[head..head + 2].fill(tls + LIST);
+            memory = memory.anonymous(STACK + stack, &words);
+        }
+        heads[if before { 0 } else { 8 }] = sum;
+        let memory = memory.data(HEADS, &heads);
+        Stacks::find(&memory.thread(STACK + SIZE - 0x2000, TLS, &[]).snapshot())
+    }
+
+    #[test]
+    fn what_glibc_keeps_is_known_by_its_list() {
+        let running = STACK..STACK + SIZE - 0x2000 - 128;
+        let kept = STACK + 0x20_0000;
+        for before in [false, true] {
+            let mut stacks = listed(SIZE, before);
+            assert_eq!(stacks.unused, [running.clone(), kept..kept + SIZE]);
+            stacks.tables.sort_unstable();
+            stacks.tables.dedup();
+            let tables = [0, 0x10_0000, 0x20_0000].map(|stack| TABLE_BLOCK + stack);
+            assert_eq!(stacks.tables, tables);
+            assert_eq!(listed(0, before).unused, [running.clone()]);
+        }
     }
 
     #[test]
