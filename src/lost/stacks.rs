@@ -339,7 +339,7 @@ mod tests {
             stacks.tables.dedup();
             let tables = [0, 0x10_0000, 0x20_0000].map(|stack| TABLE_BLOCK + stack);
             assert_eq!(stacks.tables, tables);
-            assert_eq!(listed(0, before).unused, [running.clone()]);
+            assert_eq!(listed(0, before).unused, std::slice::from_ref(&running));
         }
     }
 

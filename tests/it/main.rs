@@ -33,7 +33,11 @@ mod older;
 mod placement;
 mod private;
 #[cfg(target_arch = "x86_64")]
+mod reach_allocators;
+#[cfg(target_arch = "x86_64")]
 mod reach_cases;
+#[cfg(target_arch = "x86_64")]
+mod reach_programs;
 mod rights;
 mod scale;
 mod slurm;

@@ -69,7 +69,7 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
         .arg(&unfinished)
         .arg(&source);
     if !own_flags.contains(&"-nostdlib") {
-        command.arg("-ldl");
+        command.args(["-ldl", "-Wl,--as-needed", "-lrt"]);
     }
     let output = command
         .output()
