@@ -44,13 +44,13 @@ debian() { # debian SUITE: installs the Debian in a directory, if it is not ther
 # files go to another directory.
 # shellcheck disable=SC2016 # the inner bash expands it
 inside='
-	root=$1 project=$2 built=$3
-	shift 3
+	root=$1 project=$2 built=$3 compiled=$4
+	shift 4
 	mkdir -p "$root$project" "$built"
 	# For unshare(1), / must be a mount.
 	mount --bind "$root" "$root"
 	mount --bind "$project" "$root$project"
-	mount --bind "$built" "$root$project/target/tmp"
+	mount --bind "$built" "$root$compiled"
 	for place in proc sys dev; do
 		mount --rbind "/$place" "$root/$place"
 	done
@@ -66,7 +66,9 @@ if [[ ${1-} == --build ]]; then
 fi
 ((EUID == 0)) || die 'the tests load BPF programs and need root'
 chosen=" $* "
-mkdir -p "$work" target/tmp
+# Where the tests put what they compile (CARGO_TARGET_TMPDIR).
+compiled=$PWD/target/$(uname -m)-unknown-linux-gnu/tmp
+mkdir -p "$work" "$compiled"
 build
 table=()
 failed=false
@@ -83,7 +85,7 @@ while read -r libc debian; do
 			options+=(--skip "$suite::$test")
 		done < <(unrun "$libc" "$suite")
 		if ! unshare --mount --propagation private bash -euc "$inside" inside "$work/$debian" "$PWD" \
-			"$work/built-$debian" "$program" "$suite::" "${options[@]}" --show-output \
+			"$work/built-$debian" "$compiled" "$program" "$suite::" "${options[@]}" --show-output \
 			</dev/null >"$log" 2>&1; then
 			failed=true
 			sed -n '/^failures:/,$p' "$log" >&2
