@@ -20,6 +20,7 @@ use memleak::find::loader::{Environment, mapped_at_start};
 use memleak::find::notation::{self, Spec};
 use memleak::find::{Examined, ld_cache};
 use memleak::kernel::records::{self, Context};
+use memleak::kernel::settings::Reading;
 use memleak::lost::{self, Allocators, Area, Backing, Block, Buffer, Copied, Snapshot, Thread};
 use memleak::model::exit::Outcome;
 use memleak::model::gate::Gate;
@@ -330,7 +331,7 @@ pub fn events(bytes: &[u8]) {
     let context = Context {
         clock: Clock::beginning_at(Duration::from_secs(1_761_153_780)),
         files: vec!["/lib/libc.so.6".into(), "=lib\x1b[2J/jemalloc".into()],
-        reads: true,
+        reading: Reading::On,
     };
     records::is_outside(&record, &threads);
     let _ = (records::users(&record), records::joined(&threads));

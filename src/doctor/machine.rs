@@ -12,6 +12,7 @@ use crate::kernel::features::BTF;
 use crate::os::capabilities::Capabilities;
 use crate::os::cgroup;
 use crate::os::processes::{self, levels_of_proc_above};
+use crate::os::ptrace::Access;
 
 /// The inode of the first user namespace (`PROC_USER_INIT_INO`).
 const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
@@ -33,6 +34,8 @@ pub struct Machine {
     /// Whether memleak itself is under a seccomp filter.
     pub filtered: bool,
     pub lockdown: Lockdown,
+    /// What decides whether memleak may read other processes.
+    pub access: Access,
     pub unprivileged_bpf_disabled: Option<i32>,
     pub perf_event_paranoid: Option<i32>,
     /// The hard limit of descriptors. memleak raises its soft limit to it.
@@ -78,6 +81,7 @@ impl Machine {
             no_new_privs: field("NoNewPrivs:") == Some(1),
             filtered: field("Seccomp:") == Some(2),
             lockdown: lockdown(),
+            access: Access::of_memleak(),
             unprivileged_bpf_disabled: sysctl("unprivileged_bpf_disabled"),
             perf_event_paranoid: sysctl("perf_event_paranoid"),
             descriptors: hard(Resource::RLIMIT_NOFILE),

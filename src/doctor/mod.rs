@@ -2,12 +2,13 @@
 //!
 //! A small run (`trial`) decides. Its command is a child whose allocations are known (`patient`). The other checks
 //! explain the result. `machine`, `c_library` and `price` determine each fact separately. If a fact cannot be
-//! determined because of another one, its check says so. Pure functions over plain values (`judge`, `verdict`) decide
+//! determined because of another one, its check says so. Pure functions over plain values (`judge`, `verdict`, `lost`) decide
 //! what the facts mean, and `output` prints the checks (`check`).
 
 mod c_library;
 mod check;
 mod judge;
+mod lost;
 mod machine;
 mod output;
 mod patient;
@@ -76,6 +77,7 @@ fn diagnose(
     checks.extend(verdict::libc(libc));
     checks.extend(verdict::trial(trial));
     checks.push(verdict::return_probes(trial, machine));
+    checks.push(lost::lost(trial, machine));
     checks.push(match trial {
         Trial::Ran(ran) => verdict::price(&measure(ran.method)),
         Trial::Refused(refusal) => verdict::not_tried(verdict::PRICE, refusal),

@@ -2,10 +2,13 @@
 //!
 //! Two of the images are executed in the same way. Only one of them allocates on purpose, so their difference does not
 //! contain what a program allocates at its start. The last image allocates under a seccomp filter. The filter kills the
-//! image if its return probes make system calls. What the counts mean is decided in `verdict`.
+//! image if its return probes make system calls. It ends with blocks that are lost and one that is not, and is held and
+//! read then. What the counts mean is decided in `verdict`.
 
 use std::ffi::CStr;
 use std::hint::black_box;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{Resource, setrlimit};
@@ -17,6 +20,9 @@ use crate::options::switches::Patient;
 pub const BLOCKS: u64 = 1000;
 pub const FREED: u64 = 900;
 pub const BLOCK: u64 = 64;
+
+/// The size of a block that the last image keeps, in bytes. Its blocks that are lost are smaller together.
+pub const KEPT: u64 = 100_000;
 
 /// The images that are compared, counted from 0.
 pub const BARE: u32 = 1;
@@ -50,6 +56,7 @@ pub fn live(part: Patient) -> u8 {
                 return NOT_FILTERED;
             }
             allocate();
+            keep();
             return 0;
         }
     };
@@ -71,6 +78,14 @@ fn allocate() {
             }
         }
     }
+}
+
+/// Allocates a block that can still be freed when the process ends.
+fn keep() {
+    static KEEPER: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
+    // SAFETY: nothing uses the block, and it is never freed.
+    let block = unsafe { libc::malloc(KEPT as usize) };
+    KEEPER.store(block, Ordering::Relaxed);
 }
 
 /// Sets a seccomp filter that kills this process, without a core file, when it makes this system call.

@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use crate::doctor::c_library::{Libc, Unusable};
 use crate::doctor::check::{COUNT, Check, Diagnosis, Status};
 use crate::doctor::machine::{Lockdown, Machine};
-use crate::doctor::patient::{BLOCK, BLOCKS, FREED, NOT_EXECUTED, NOT_FILTERED};
+use crate::doctor::patient::{BLOCK, BLOCKS, FREED, KEPT, NOT_EXECUTED, NOT_FILTERED};
 use crate::doctor::price::Price;
 use crate::doctor::trial::{Cause, LOOK, Ran, Refusal, Stage, Trial};
-use crate::doctor::{diagnose, judge, output, verdict};
+use crate::doctor::{diagnose, judge, lost, output, verdict};
 use crate::kernel::method::{Holds, Method};
 use crate::launch::running::Ended;
 use crate::model::image::samples::image;
 use crate::model::image::{Image, Losses, Uncovered};
+use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 use crate::options::DoctorFormat;
 use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
+use crate::os::ptrace::Access;
 use crate::report::Verbosity;
 
 fn capabilities(numbers: &[u32]) -> Option<Capabilities> {
@@ -34,6 +36,11 @@ fn machine() -> Machine {
         no_new_privs: false,
         filtered: false,
         lockdown: Lockdown::Off,
+        access: Access {
+            capable: true,
+            scope: 0,
+            callable: true,
+        },
         unprivileged_bpf_disabled: Some(2),
         perf_event_paranoid: Some(4),
         descriptors: Some(4096),
@@ -57,11 +64,18 @@ fn images() -> Vec<Image> {
         counters.leaked_bytes = 700 + (blocks - freed) * BLOCK;
         image
     };
+    let mut last = with_more(3, BLOCKS, FREED);
+    let amount = |bytes, blocks| Amount { bytes, blocks };
+    last.reach = Reach::Known(Reached {
+        definite: amount((BLOCKS - FREED) * BLOCK, BLOCKS - FREED),
+        reachable: amount(KEPT + 700, 6),
+        ..Reached::default()
+    });
     vec![
         with_more(0, 0, 0),
         with_more(1, 0, 0),
         with_more(2, BLOCKS, FREED),
-        with_more(3, BLOCKS, FREED),
+        last,
     ]
 }
 
@@ -373,6 +387,59 @@ fn a_child_that_dies_under_a_seccomp_filter_is_a_warning_and_no_failure() {
     assert_check(&check(&unfiltered), Status::Unknown, &["could not be put"]);
     let unseen = |ran: &mut Ran| ran.images[3].counters.alloc_count = 20;
     assert_check(&check(&unseen), Status::Unknown, &["no child reached them"]);
+}
+
+#[test]
+fn what_the_child_lost_must_be_told_from_what_it_kept() {
+    let check = |change: &dyn Fn(&mut Ran), machine: &Machine| {
+        let mut ran = ran();
+        change(&mut ran);
+        lost::lost(&Trial::Ran(ran), machine)
+    };
+    let all = machine();
+    assert_check(&check(&|_| (), &all), Status::Ok, &["told from"]);
+    let loader = check(&|ran| ran.holds = Holds::Loader, &all);
+    assert_check(&loader, Status::Warn, &["where asked for", "6.18"]);
+    // An amount that is wrong.
+    let wrong: [fn(&mut Reached); 4] = [
+        |reached| reached.definite.blocks -= 11,
+        |reached| reached.indirect.blocks += 11,
+        |reached| reached.definite.bytes += KEPT,
+        |reached| reached.reachable.bytes -= 701,
+    ];
+    for change in wrong {
+        let change = |ran: &mut Ran| {
+            if let Reach::Known(reached) = &mut ran.images[3].reach {
+                change(reached);
+            }
+        };
+        assert_check(&check(&change, &all), Status::Warn, &["report this"]);
+    }
+    let unknown = |why| {
+        move |ran: &mut Ran| {
+            ran.images[3].reach = Reach::Unknown(why);
+        }
+    };
+    for (why, words) in [
+        (ReachUnknown::Kernel, ["cannot hold", "6.7"]),
+        (ReachUnknown::Rights, ["may not read", "CAP_SYS_PTRACE"]),
+        (ReachUnknown::Memory, ["too large", "control group"]),
+        (ReachUnknown::TooLong, ["--lost-timeout", "less to do"]),
+    ] {
+        assert_check(&check(&unknown(why), &all), Status::Warn, &words);
+    }
+    // What is missing is named.
+    let mut restricted = machine();
+    restricted.access.capable = false;
+    let own = check(&|_| (), &restricted);
+    assert_check(&own, Status::Ok, &["own user", "CAP_SYS_PTRACE"]);
+    restricted.access.scope = 2;
+    let rights = check(&unknown(ReachUnknown::Rights), &restricted);
+    assert_check(&rights, Status::Warn, &["ptrace_scope is 2", "as root"]);
+    let killed = |ran: &mut Ran| ran.ended = Ok(Ended::Exited(NOT_FILTERED));
+    assert_check(&check(&killed, &all), Status::Unknown, &["its end"]);
+    let not_tried = lost::lost(&without_rights(), &all);
+    assert_check(&not_tried, Status::Unknown, &["could not be loaded"]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, Running};
 use crate::launch::{Mounts, Suspended};
 use crate::model::image::Image;
+use crate::model::scan::ScanWanted;
 use crate::options::Probing;
 use crate::options::switches::Switches;
 use crate::session::prober::Prober;
@@ -116,7 +117,13 @@ pub fn run(switches: Switches) -> Trial {
         Err(error) => return refused(Stage::Fork, &error),
     };
     let probing = Probing::default();
-    match Prober::start(&probing, false, Reads::NONE, switches, false, &command) {
+    let reads = Reads {
+        unseen: ScanWanted::Always,
+        elsewhere: ScanWanted::Always,
+        timeout: PATIENCE / 2,
+        delay: switches.read_delay,
+    };
+    match Prober::start(&probing, false, reads, switches, false, &command) {
         Ok(prober) => Trial::Ran(follow(command, prober)),
         Err(error) => refused(Stage::Attach, &error),
     }

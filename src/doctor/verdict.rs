@@ -88,7 +88,7 @@ fn holds(holds: Holds) -> Check {
     }
 }
 
-fn image(ran: &Ran, number: u32) -> Option<&Image> {
+pub(super) fn image(ran: &Ran, number: u32) -> Option<&Image> {
     ran.images.iter().find(|image| image.image == number)
 }
 

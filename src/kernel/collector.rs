@@ -24,7 +24,7 @@ use crate::kernel::object::{Globals, Object};
 use crate::kernel::readings::Readings;
 use crate::kernel::records::{self, Context};
 use crate::kernel::rings::{Taken, ring};
-use crate::kernel::settings::Settings;
+use crate::kernel::settings::{Reading, Settings};
 use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
 use crate::kernel::sweep::Sweep;
 use crate::kernel::witness::SignalsSeen;
@@ -116,7 +116,7 @@ impl Collector {
             context: Context {
                 clock: Clock::read(),
                 files: Vec::new(),
-                reads: readings.is_some(),
+                reading: settings.reads.reading(loaded.holds),
             },
             args: Args::new(settings.args),
             targets: Vec::new(),
@@ -153,9 +153,9 @@ impl Collector {
         self.holds
     }
 
-    /// Whether processes are read at their ends.
-    pub fn reads(&self) -> bool {
-        self.readings.is_some()
+    /// Whether it was asked what processes lost, also if this kernel cannot tell.
+    pub fn tells_lost(&self) -> bool {
+        self.context.reading != Reading::Off
     }
 
     /// The files with probes.

@@ -12,6 +12,7 @@ use libbpf_rs::{MapHandle, RingBuffer};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
+use crate::kernel::error::LoadError;
 use crate::kernel::lists::BlockLists;
 use crate::kernel::records;
 use crate::kernel::rings::{Taken, call_with, ring};
@@ -73,10 +74,15 @@ struct Rings {
 }
 
 impl MemoryReader {
-    pub(super) fn run(mut self) {
-        let Some(rings) = self.rings() else {
-            return;
+    /// Reads processes until memleak ends. First tells `ready` whether its rings could be opened.
+    pub(super) fn run(mut self, ready: &Sender<Result<(), LoadError>>) {
+        let rings = match self.rings() {
+            Ok(rings) => rings,
+            Err(error) => return drop(ready.send(Err(error))),
         };
+        if ready.send(Ok(())).is_err() {
+            return;
+        }
         // Processes are held meanwhile.
         hurry();
         let mut waiting: VecDeque<ending> = VecDeque::new();
@@ -102,10 +108,10 @@ impl MemoryReader {
         }
     }
 
-    fn rings(&self) -> Option<Rings> {
-        let (endings, ended) = ring(&self.endings, records::plain_from_bytes).ok()?;
-        let (states, told) = ring(&self.states, records::plain_from_bytes).ok()?;
-        Some(Rings {
+    fn rings(&self) -> Result<Rings, LoadError> {
+        let (endings, ended) = ring(&self.endings, records::plain_from_bytes)?;
+        let (states, told) = ring(&self.states, records::plain_from_bytes)?;
+        Ok(Rings {
             endings,
             ended,
             states,

@@ -78,8 +78,12 @@ impl Readings {
             said,
             wake: Arc::clone(&wake),
         };
-        spawn("memleak-reader", move || reader.run()).map_err(own)?;
+        let (ready, is_ready) = mpsc::channel();
+        spawn("memleak-reader", move || reader.run(&ready)).map_err(own)?;
         spawn("memleak-judge", move || judge.run()).map_err(own)?;
+        // Without its rings, no process would be read, and each would wait for that.
+        let gone = |_| Err(own(io::ErrorKind::Other.into()));
+        is_ready.recv().unwrap_or_else(gone)?;
         Ok(Readings {
             verdicts,
             known: HashMap::new(),

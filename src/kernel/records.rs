@@ -5,12 +5,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::kernel::settings::Reading;
 use crate::kernel::skeletons::types::{
     arrival, command_line, counters, ending, heap, heap_flags, limits, live_cell, reach_state,
     thread_state, thread_sum,
 };
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses, Uncovered};
-use crate::model::reach::{Reach, ReachUnknown, Reached};
+use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 use crate::os::clock::Clock;
 
 /// What a record does not contain, but is needed to read it.
@@ -19,7 +20,7 @@ pub struct Context {
     /// The files with probes. A heap refers to its files by their indexes here.
     pub files: Vec<PathBuf>,
     /// Whether processes may be read at their ends.
-    pub reads: bool,
+    pub reading: Reading,
 }
 
 /// Reads a record off the ring. A record ends where its `exe` ends, and the rest of the value is zero.
@@ -206,7 +207,7 @@ fn reach(record: &heap, end: End, context: &Context) -> Reach {
     if matches!(end, End::Exec | End::Running) {
         return Reach::NotJudged;
     }
-    if !context.reads {
+    if context.reading == Reading::Off {
         return Reach::Unknown(ReachUnknown::Off);
     }
     let sum = &record.sum;
@@ -217,6 +218,17 @@ fn reach(record: &heap, end: End, context: &Context) -> Reach {
             None => Reach::Known(Reached::default()),
             Some(_) => Reach::Unknown(ReachUnknown::Off),
         };
+    }
+    if let Reading::Impossible(wanted) = context.reading {
+        let unfreed = Amount {
+            bytes: sum.alloc_bytes.saturating_sub(sum.free_bytes),
+            blocks: 1,
+        };
+        // A limit of the sum may depend on any process.
+        return Reach::Unknown(match wanted.wants(unfreed, u64::MAX) {
+            true => ReachUnknown::Kernel,
+            false => ReachUnknown::Off,
+        });
     }
     Reach::Unknown(match reach_state(record.reach) {
         reach_state::REACH_UNASKED => match end {
@@ -358,24 +370,62 @@ mod tests {
             status: 9,
             ..record()
         };
-        let reach = |record: &heap, reads| {
-            let context = Context { reads, ..context() };
+        let reach = |record: &heap, reading| {
+            let context = Context {
+                reading,
+                ..context()
+            };
             ended_image(record, &context).reach
         };
-        assert_eq!(reach(&killed, true), Reach::Unknown(Signal));
-        assert_eq!(reach(&killed, false), Reach::Unknown(Off));
+        let on = Reading::On;
+        assert_eq!(reach(&killed, on), Reach::Unknown(Signal));
+        assert_eq!(reach(&killed, Reading::Off), Reach::Unknown(Off));
         let mut frees_all = record();
         frees_all.sum.free_count = frees_all.sum.alloc_count;
         frees_all.sum.free_bytes = frees_all.sum.alloc_bytes;
-        assert_eq!(reach(&frees_all, true), Reach::Known(Reached::default()));
+        assert_eq!(reach(&frees_all, on), Reach::Known(Reached::default()));
         // Its allocator is not known, so it may have any number of blocks.
         frees_all.file_count = 0;
-        assert_eq!(reach(&frees_all, true), Reach::Unknown(Off));
+        assert_eq!(reach(&frees_all, on), Reach::Unknown(Off));
         let replaced = heap {
             flags: heap_flags::HEAP_EXEC.0,
             ..record()
         };
-        assert_eq!(reach(&replaced, true), Reach::NotJudged);
+        assert_eq!(reach(&replaced, on), Reach::NotJudged);
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_hold_is_the_reason_only_where_a_scan_was_wanted() {
+        use ScanWanted::{Always, Never};
+        let reach = |wanted, record: &heap| {
+            let reading = Reading::Impossible(wanted);
+            let context = Context {
+                reading,
+                ..context()
+            };
+            ended_image(record, &context).reach
+        };
+        let gates = |process, total| ScanWanted::for_gates(Limits { process, total });
+        // 700 bytes were never freed.
+        for (wanted, why) in [
+            (Always, ReachUnknown::Kernel),
+            (Never, ReachUnknown::Off),
+            (gates(Some(699), None), ReachUnknown::Kernel),
+            (gates(Some(700), None), ReachUnknown::Off),
+            (gates(None, Some(10_000)), ReachUnknown::Kernel),
+        ] {
+            assert_eq!(reach(wanted, &record()), Reach::Unknown(why), "{wanted:?}");
+        }
+        let killed = heap {
+            status: 9,
+            ..record()
+        };
+        let unknown = Reach::Unknown(ReachUnknown::Kernel);
+        assert_eq!(reach(Always, &killed), unknown);
+        let mut frees_all = record();
+        frees_all.sum.free_count = frees_all.sum.alloc_count;
+        frees_all.sum.free_bytes = frees_all.sum.alloc_bytes;
+        assert_eq!(reach(Always, &frees_all), Reach::Known(Reached::default()));
     }
 
     fn files<const N: usize>(some: [u16; N]) -> [u16; 16] {
@@ -384,12 +434,14 @@ mod tests {
         files
     }
     use crate::kernel::skeletons::types::live;
+    use crate::model::limits::Limits;
+    use crate::model::scan::ScanWanted;
 
     fn context() -> Context {
         Context {
             clock: Clock::beginning_at(Duration::from_secs(1000)),
             files: vec!["/a".into(), "/b".into()],
-            reads: true,
+            reading: Reading::On,
         }
     }
 

@@ -61,6 +61,27 @@ impl Reads {
             Holds::Nowhere => ScanWanted::Never,
         }
     }
+
+    /// Whether processes are read where a kernel can hold them at these places.
+    pub(super) fn reading(&self, holds: Holds) -> Reading {
+        match holds {
+            _ if self.wanted(holds).is_any() => Reading::On,
+            // `elsewhere` has only what was asked for.
+            Holds::Nowhere if self.elsewhere.is_any() => Reading::Impossible(self.elsewhere),
+            Holds::Nowhere | Holds::Loader | Holds::Everywhere => Reading::Off,
+        }
+    }
+}
+
+/// Whether processes are read at their ends, as far as this kernel can hold them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Nobody asked.
+    Off,
+    /// Those that are wanted are read.
+    On,
+    /// The wanted ones would be read, but this kernel cannot hold a process at its end.
+    Impossible(ScanWanted),
 }
 
 /// Which processes the kernel side follows.

@@ -79,7 +79,8 @@ impl From<Unread> for ReachUnknown {
 impl From<io::Error> for Unread {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOMEM) => Self::Memory,
+            // Descriptors are a limit of memleak's own, too.
+            Some(Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE) => Self::Memory,
             Some(Errno::ESRCH | Errno::ENOENT) => Self::Gone,
             _ => Self::Rights,
         }

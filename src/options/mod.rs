@@ -111,10 +111,11 @@ impl Run {
         self.lost.wanted(unseen, self.gate.allowed().lost)
     }
 
-    /// The same for the kernel side.
-    pub fn reads(&self) -> Reads {
+    /// The same for the kernel side. `may_read`: whether memleak may read any process. If not, only what was asked for
+    /// is tried.
+    pub fn reads(&self, may_read: bool) -> Reads {
         Reads {
-            unseen: self.scan_wanted(true),
+            unseen: self.scan_wanted(may_read),
             elsewhere: self.scan_wanted(false),
             timeout: self.lost.lost_timeout,
             delay: self.probing.test.switches().read_delay,

@@ -11,6 +11,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::os::inherited;
 
+pub const CAP_SYS_PTRACE: u32 = 19;
 pub const CAP_SYS_ADMIN: u32 = 21;
 pub const CAP_PERFMON: u32 = 38;
 pub const CAP_BPF: u32 = 39;

@@ -113,6 +113,11 @@ impl fmt::Display for Step {
 }
 
 impl Identity {
+    /// The user's id.
+    pub fn uid(&self) -> Uid {
+        self.uid
+    }
+
     /// The user that `--user` names.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod own_files;
 pub mod priority;
 pub mod processes;
+pub mod ptrace;
 pub mod release;
 pub mod room;
 pub mod root;

@@ -16,6 +16,7 @@ use crate::model::image::Losses;
 use crate::options::{GateArgs, Probes, Run, WaitAll};
 use crate::os::capabilities;
 use crate::os::identity::Identity;
+use crate::os::ptrace::Access;
 use crate::os::say::say;
 use crate::os::stages;
 use crate::report::destination::Standard;
@@ -47,10 +48,14 @@ pub fn run(options: &Run) -> Result<Finish> {
     let destinations = Destinations::open(&options.report, Standard::Error)?;
     let gate = gate(&options.gate)?;
     let verbose = options.shown.verbose;
+    let barrier = Access::of_memleak().barrier(user.as_ref().map(Identity::uid));
+    if let Some(barrier) = barrier.filter(|_| verbose) {
+        say(&format!("no process can be read: {}", barrier.phrase()));
+    }
     let prober = Prober::start(
         &options.probing,
         options.args,
-        options.reads(),
+        options.reads(barrier.is_none()),
         switches,
         verbose,
         &command,
@@ -66,7 +71,7 @@ pub fn run(options: &Run) -> Result<Finish> {
         &options.shown,
         Contents::Run {
             order: options.sort,
-            lost: prober.collector.reads(),
+            lost: prober.collector.tells_lost(),
         },
         options.args,
         gate,

@@ -66,7 +66,7 @@ pub fn watch(options: &Watch) -> Result<()> {
         };
         say(&greeting(options, &processes, children, &stop));
     }
-    let lost = prober.collector.reads();
+    let lost = prober.collector.tells_lost();
     let mut watching = Watching {
         prober,
         books: Books::open(
@@ -300,7 +300,7 @@ impl Watching<'_> {
         let kernel = collector.kernel_memory();
         let summary = self.books.close(collector.losses(), Outcome::Watched);
         if shown.verbose || (!shown.quiet && !summary.losses.is_empty()) {
-            say(&closing_line(&summary, collector.reads()));
+            say(&closing_line(&summary, collector.tells_lost()));
         }
         if shown.verbose
             && let Some(cost) = own_cost(began.elapsed(), kernel)

@@ -108,7 +108,7 @@ impl Diagnosis {
         assert_eq!(self.code, 125);
         assert_eq!(self.doctor["failed"], serde_json::json!(names), "{self:#?}");
         assert_eq!(self.doctor["method"], Value::Null);
-        for name in ["count", "method", "holds", "return_probes", "price"] {
+        for name in ["count", "method", "holds", "return_probes", "lost", "price"] {
             self.assert_check(name, "unknown", &["could not be loaded"]);
         }
         for check in self.checks.iter().filter(|check| check["status"] == "fail") {
@@ -429,7 +429,20 @@ fn fewer_holds_are_a_warning_that_names_the_kernel_version_needed() {
         assert_eq!(diagnosis.code, 0);
         assert_eq!(diagnosis.doctor["holds"], holds);
         diagnosis.assert_check("holds", "warn", &[version]);
+        diagnosis.assert_check("lost", "warn", &[version]);
     }
+}
+
+#[test]
+fn what_keeps_memleak_from_reading_a_process_is_named() {
+    let without = ["setpriv", "--bounding-set=-sys_ptrace", "--"];
+    let own_user = doctor(&without, &[]);
+    assert_eq!(own_user.code, 0, "{own_user:#?}");
+    own_user.assert_check("lost", "ok", &["own user only", "CAP_SYS_PTRACE"]);
+    let wrapper = without_call(libc::SYS_process_vm_readv, libc::EPERM);
+    let filtered = Diagnosis::of(&wrapper, Path::new(MEMLEAK), &[]);
+    assert_eq!(filtered.code, 0, "{filtered:#?}");
+    filtered.assert_check("lost", "warn", &["seccomp filter", "process_vm_readv"]);
 }
 
 // ---- where the report goes -----------------------------------------------------------------------------
