@@ -33,7 +33,7 @@ impl Sweep {
         }
     }
 
-    /// Sweeps the next part of `blocks`. Heaps in `unlisted` keep theirs. Returns how many entries were deleted. `None`: the sweep is finished.
+    /// Sweeps the next part of `blocks`. Heaps in `unlisted` keep their blocks. Returns how many entries were deleted. `None`: the sweep is finished.
     ///
     /// # Errors
     /// The kernel cannot read or change its table.
@@ -54,7 +54,7 @@ impl Sweep {
             if *self
                 .ended
                 .entry(*id)
-                .or_insert_with(|| !is_unlisted(*id, unlisted) && has_ended(*id, heaps))
+                .or_insert_with(|| has_ended(*id, heaps) && !is_unlisted(*id, unlisted))
             {
                 self.keys.extend_from_slice(key);
             }
@@ -63,9 +63,9 @@ impl Sweep {
     }
 }
 
-/// Whether the blocks of a heap are still to be listed, although its process has ended.
+/// Whether the list of the heap's blocks is still to be read.
 fn is_unlisted(id: [u8; 8], unlisted: Option<&impl MapCore>) -> bool {
-    unlisted.is_some_and(|unlisted| !matches!(unlisted.lookup(&id, MapFlags::ANY), Ok(None)))
+    unlisted.is_some_and(|map| !matches!(map.lookup(&id, MapFlags::ANY), Ok(None)))
 }
 
 /// A heap is in the map of heaps before it has blocks. So a heap that is not in the map has ended.

@@ -459,6 +459,75 @@ fn a_debugger_sees_the_end_as_ever() {
     assert_eq!(lost(ended(&report)[0]), Ok(LOST));
 }
 
+// ---- kernels that cannot hold everywhere ----------------------------------------------------------------
+
+#[test]
+fn where_only_the_loader_is_held_exits_are_read_if_asked_for_and_signals_are_not() {
+    let loader = switch("holds", "loader");
+    let said = |how: &str, option: &str| {
+        let words: Vec<&str> = how.split(' ').collect();
+        let report = Job::fixture("ends", &words)
+            .options([option, &loader])
+            .run();
+        report.assert_complete();
+        lost(report.only_row())
+    };
+    for how in ["return 3", "_exit 3", "threads 3 return 3"] {
+        assert_eq!(said(how, "--lost=always"), Ok(LOST), "{how}");
+        assert_eq!(said(how, "--fail-on-lost=999"), Ok(LOST), "{how}");
+        assert_eq!(said(how, "--lost=auto"), Err("off".to_owned()), "{how}");
+    }
+    let unknown = |why: &str| Err(why.to_owned());
+    assert_eq!(said("raise 15", "--lost=always"), unknown("signal"));
+    assert_eq!(said("abort 0", "--lost=always"), unknown("signal"));
+    assert_eq!(said("raw 3", "--lost=always"), unknown("raw_exit"));
+}
+
+#[test]
+fn every_method_of_attaching_holds_processes_at_their_ends() {
+    side_by_side(["session", "multi", "perf-event"], |method| {
+        let method = switch("method", method);
+        for how in [&["return", "3"][..], &["abort", "0"]] {
+            let report = Job::fixture("ends", how).options([&method]).run();
+            assert_eq!(lost(report.only_row()), Ok(LOST), "{method} {how:?}");
+        }
+    });
+}
+
+#[test]
+fn a_kernel_that_holds_nowhere_is_the_reason_where_a_scan_is_wanted() {
+    let kernels = [switch("holds", "nowhere"), switch("method", "separate")];
+    side_by_side(kernels, |kernel| {
+        let run = |fixture: &str, words: &[&str], options: &[&str]| {
+            let options = options.iter().copied().chain([kernel.as_str()]);
+            let report = Job::fixture(fixture, words).options(options).run();
+            (code(report.status), lost(report.only_row()), report.stderr)
+        };
+        let unknown = |why: &str| Err(why.to_owned());
+        for how in [&["return", "3"][..], &["raw", "3"]] {
+            let (code, lost, _) = run("ends", how, &["--lost=always"]);
+            assert_eq!((code, lost), (3, unknown("kernel")), "{kernel}");
+        }
+        // A gate that needs a scan cannot be judged. One that does not need it passes.
+        let ends = ["return", "0"];
+        for gate in ["--fail-on-lost=999", "--fail-on-total-lost=999"] {
+            let (code, lost, stderr) = run("ends", &ends, &[gate]);
+            assert_eq!((code, lost), (125, unknown("kernel")), "{kernel} {gate}");
+            let why = "cannot be told (this kernel cannot hold it: 1)";
+            assert!(stderr.contains(why), "{stderr}");
+        }
+        let (code, lost, _) = run("ends", &ends, &["--fail-on-lost=1000"]);
+        assert_eq!((code, lost), (0, unknown("off")), "{kernel}");
+        let (code, lost, _) = run("frees_all", &[], &["--fail-on-lost=0"]);
+        assert_eq!((code, lost), (0, Ok((0, 0))), "{kernel}");
+        // Nobody has asked.
+        for option in ["--lost=auto", "--lost=never"] {
+            let (code, lost, _) = run("ends", &ends, &[option]);
+            assert_eq!((code, lost), (0, unknown("off")), "{kernel} {option}");
+        }
+    });
+}
+
 // ---- forks -----------------------------------------------------------------------------------------------
 
 #[test]

@@ -38,6 +38,7 @@ mod reach_allocators;
 mod reach_cases;
 #[cfg(target_arch = "x86_64")]
 mod reach_programs;
+mod resists;
 mod rights;
 mod scale;
 mod slurm;
