@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::common::files;
-use crate::common::fixtures::fixture;
+use crate::common::fixtures::{fixture, without_call};
 use crate::common::root;
 use crate::common::switches::switch;
 use tempfile::TempDir;
@@ -40,6 +40,9 @@ const ENTER: &str = r#"
     mount -t tmpfs -o mode=755 none "$world/bin" || exit 99
     cp "$memleak" "$world/bin/memleak" && cp "$(command -v id)" "$world/bin/root-id" || exit 99
     chmod u+s "$world/bin/root-id"
+    for program in "$world"/privileged/*; do
+        [ ! -e "$program" ] || { cp "$program" "$world/bin/" && chmod u+s "$world/bin/${program##*/}"; } || exit 99
+    done
     case $capabilities in
     '') ;;
     setuid) chmod u+s "$world/bin/memleak" ;;
@@ -694,6 +697,144 @@ fn a_set_user_id_memleak_refuses_to_run() {
     let world = World::with_capabilities("setuid");
     let line = world.refusal(&[], |words| world.alice(words));
     assert_says(&line, &["set-user-ID", "chmod ug-s", "setcap"]);
+}
+
+// ---- reading processes -------------------------------------------------------------------------------
+
+/// What is known of the processes of a run, by their names: the bytes that each lost, or why that is not known.
+#[track_caller]
+fn lost(command: &mut Command, report: &Path) -> Vec<(String, Result<u64, String>)> {
+    let output = output(command);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    let report = fs::read_to_string(report).unwrap();
+    let rows = report.lines().map(|line| {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let lost = &row["reach"]["definite_bytes"];
+        let why = row["reach_unknown"].as_str().map(str::to_owned);
+        let lost = lost.as_u64().ok_or_else(|| why.unwrap_or_default());
+        (row["comm"].as_str().unwrap_or_default().to_owned(), lost)
+    });
+    // The last line is the sum.
+    rows.filter(|(comm, _)| !comm.is_empty()).collect()
+}
+
+/// Each process loses 1000 bytes.
+#[test]
+fn with_file_capabilities_what_a_user_may_not_read_says_so_and_all_else_is_judged() {
+    let world = World::with_capabilities(CAPABILITIES);
+    let copy = |name: &str, to: &str| {
+        let to = world.path(to);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        files::copy(fixture(name), &to);
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
+        to.display().to_string()
+    };
+    let own = copy("ends", "tmp/own");
+    let resists = copy("resists_reading", "tmp/resists");
+    copy("ends", "privileged/roots");
+    let roots = world.path("bin/roots").display().to_string();
+    let report = world.path("home/report");
+    let out = report.to_str().unwrap();
+    let script = format!(
+        "{own} return 0; {resists} sealed; {resists} hidden; {roots} return 0
+        unshare -Ur {own} return 0; unshare -Urpf --mount-proc {own} return 0; exit 3"
+    );
+    for option in ["--lost=auto", "--lost=always"] {
+        let words = world.memleak(
+            &[option, "--format", "json", "-o", out],
+            &["sh", "-c", &script],
+        );
+        let rows = lost(&mut world.alice(words), &report);
+        let of = |name: &str| -> Vec<_> {
+            let rows = rows.iter().filter(|(comm, _)| comm == name);
+            rows.map(|(_, lost)| lost.clone()).collect()
+        };
+        let rights = || Err("rights".to_owned());
+        assert_eq!(of("own"), [Ok(1000), Ok(1000), Ok(1000)], "{rows:?}");
+        assert_eq!(of("resists"), [Ok(1000), rights()], "{rows:?}");
+        assert_eq!(of("roots"), [rights()], "{rows:?}");
+    }
+}
+
+/// The file's CAP_SYS_PTRACE would let any user read what is root's.
+#[test]
+fn file_capabilities_do_not_let_a_user_read_programs_of_root() {
+    let world = World::with_capabilities("cap_bpf,cap_perfmon,cap_sys_ptrace,cap_sys_admin=ep");
+    let roots = world.path("privileged/roots");
+    fs::create_dir(roots.parent().unwrap()).unwrap();
+    files::copy(fixture("ends"), &roots);
+    let roots = world.path("bin/roots").display().to_string();
+    let report = world.path("home/report");
+    let options = [
+        "--lost=always",
+        "--format",
+        "json",
+        "-o",
+        report.to_str().unwrap(),
+    ];
+    let words = world.memleak(&options, &[&roots, "return", "3"]);
+    let rows = lost(&mut world.alice(words), &report);
+    assert_eq!(rows, [("roots".to_owned(), Err("rights".to_owned()))]);
+}
+
+#[test]
+fn a_root_that_may_not_read_other_users_does_not_try_unless_asked() {
+    let world = World::new();
+    let copy = world.path("tmp/ends");
+    files::copy(fixture("ends"), &copy);
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let report = world.path("report");
+    let run = |limits: &[&str], options: &[&str]| {
+        let out = ["--format", "json", "-o", report.to_str().unwrap()];
+        let command = [copy.to_str().unwrap(), "return", "3"];
+        let words = world.memleak(&[options, &out].concat(), &command);
+        let limits = limits.iter().map(OsString::from);
+        let rows = lost(&mut world.root(limits.chain(words)), &report);
+        rows[0].1.clone()
+    };
+    let unable = ["setpriv", "--bounding-set=-sys_ptrace"];
+    let alice = ["--user", "alice"];
+    let unknown = |why: &str| Err(why.to_owned());
+    // root's own processes need no right.
+    assert_eq!(run(&unable, &[]), Ok(1000));
+    assert_eq!(run(&[], &alice), Ok(1000));
+    assert_eq!(run(&unable, &alice), unknown("off"));
+    let asked = [&alice[..], &["--lost=always"]].concat();
+    assert_eq!(run(&unable, &asked), unknown("rights"));
+    // Where processes are not read, the table says nothing of it.
+    let words = world.memleak(&alice, &[copy.to_str().unwrap(), "return", "3"]);
+    let words = unable.iter().map(OsString::from).chain(words);
+    let said = text(&output(&mut world.root(words)).stderr);
+    assert!(
+        said.contains("MEM_LEAK_MB") && !said.contains("LOST_MB"),
+        "{said}"
+    );
+    assert!(!said.contains("unknown"), "{said}");
+    // A gate that asks cannot be judged.
+    let gate = [&alice[..], &["--fail-on-lost", "0"]].concat();
+    let words = world.memleak(&gate, &[copy.to_str().unwrap(), "return", "0"]);
+    let words = unable.iter().map(OsString::from).chain(words);
+    let unjudged = output(&mut world.root(words));
+    assert_eq!(unjudged.status.code(), Some(125));
+    assert_says(
+        &text(&unjudged.stderr),
+        &["gate unknown", "memleak may not read it: 1"],
+    );
+}
+
+#[test]
+fn without_the_call_that_reads_a_run_counts_as_ever() {
+    let world = World::new();
+    let wrapper = without_call(libc::SYS_process_vm_readv, libc::EPERM);
+    let ends = fixture("ends").display().to_string();
+    let words = world.memleak(&[], &[&ends, "return", "3"]);
+    let output = output(&mut world.root(wrapper.into_iter().chain(words)));
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("in 1 block leaked") && !said.contains("LOST_MB"),
+        "{said}"
+    );
 }
 
 // ---- Slurm -------------------------------------------------------------------------------------------
