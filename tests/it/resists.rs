@@ -185,6 +185,17 @@ fn a_process_that_is_too_large_to_copy_is_not_copied() {
 }
 
 #[test]
+fn a_limit_of_real_time_does_not_kill_memleak() {
+    let program = fixture("resists_reading");
+    let report = Job::new(&program, ["large", "300"])
+        .options(["--lost=always"])
+        .under(&["prlimit", "--rttime=1000:1000"])
+        .run();
+    assert_eq!(code(report.status), 3, "{}", report.stderr);
+    assert_judged(report.only_row(), "limited");
+}
+
+#[test]
 fn the_blocks_of_a_process_stay_until_they_were_judged() {
     // Each of them has a quarter of the table. So the table is swept while the lists of the others are still to be read.
     let program = fixture("resists_reading");
