@@ -84,6 +84,35 @@ fn pages_that_only_their_process_could_fill_are_not_touched() {
     assert_judged(row(&resists("faulting"), "resists_reading"), "faulting");
 }
 
+/// The reader waits for a page that was there when it looked. Only its own process, and memleak's verdicts meanwhile,
+/// are delayed by that.
+#[test]
+fn pages_that_go_away_while_they_are_read_delay_nobody_for_long() {
+    let [resists, ends] = ["resists_reading", "ends"].map(fixture);
+    let ends = ends.display();
+    // Others end while the reader waits, and after that.
+    let script = format!(
+        "{} vanishing 400 & sleep 1.5; {ends} return 0; wait; sleep 1; exec {ends} return 3",
+        resists.display()
+    );
+    let began = Instant::now();
+    let report = Job::shell(&script)
+        .options(["--lost=always", "--lost-timeout=1"])
+        .run();
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert_eq!(code(report.status), 3, "{}", report.stderr);
+    let rows = report.rows.iter().filter(|row| row.comm == "ends");
+    let last = rows.last().expect("rows of the others");
+    assert_eq!(lost(last), Ok(LOST));
+    let rows = report.rows.iter();
+    for row in rows.filter(|row| row.comm == "resists_reading") {
+        // The page may have gone before memleak looked.
+        let lost = lost(row);
+        let known = [Ok(LOST), Ok((0, 0)), Err("too_long".to_owned())];
+        assert!(known.contains(&lost), "{lost:?}");
+    }
+}
+
 #[test]
 fn tens_of_thousands_of_mappings_are_read() {
     let how = "mapped 60000";
