@@ -43,13 +43,16 @@ struct {
 	__type(value, __u8);
 } unlisted SEC(".maps");
 
-static __always_inline bool heap_is_dead(__u64 id)
+static __always_inline bool heap_has_ended(__u64 id)
 {
 	struct heap *heap = heap_by_id(id);
 
-	if (heap && !(heap->flags & HEAP_ENDED))
-		return false;
-	return !bpf_map_lookup_elem(&unlisted, &id);
+	return !heap || heap->flags & HEAP_ENDED;
+}
+
+static __always_inline bool heap_is_dead(__u64 id)
+{
+	return heap_has_ended(id) && !bpf_map_lookup_elem(&unlisted, &id);
 }
 
 /*
@@ -135,11 +138,13 @@ static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *siz
 	return ours;
 }
 
-static long drop_block_if_dead(void *map, struct block_key *key, __u64 *size, void *ctx)
+static long drop_block_if_dead(void *map, struct block_key *key, __u64 *size, bool *unlisted_too)
 {
 	struct block_key dead = *key;
 
-	if (heap_is_dead(dead.heap) && !bpf_map_delete_elem(&blocks, &dead))
+	if (!heap_has_ended(dead.heap) || (!*unlisted_too && !heap_is_dead(dead.heap)))
+		return 0;
+	if (!bpf_map_delete_elem(&blocks, &dead))
 		__sync_fetch_and_add(&dead_blocks, -1);
 	return 0;
 }
@@ -148,12 +153,17 @@ static long drop_block_if_dead(void *map, struct block_key *key, __u64 *size, vo
  * The table of live blocks is full. Blocks of ended heaps may go. User space removes them from time
  * to time. Where a tree of processes outruns it, this function removes them. It does so only if
  * they are an eighth of the table or more, because it visits the whole table.
+ *
+ * With `force`, those go, too, whose list is still to be read: what a process leaked is worth more
+ * than what another one lost. User space finds out that blocks are missing.
  */
-__noinline long make_room(void)
+__noinline long make_room(int force)
 {
+	bool unlisted_too = force;
+
 	if (dead_blocks * 8 < max_blocks)
 		return 0;
-	bpf_for_each_map_elem(&blocks, drop_block_if_dead, 0, 0);
+	bpf_for_each_map_elem(&blocks, drop_block_if_dead, &unlisted_too, 0);
 	return 1;
 }
 
@@ -166,7 +176,9 @@ static __always_inline int record_block(struct thread *thread, __u64 address, __
 	thread->sum.hashed++;
 	if (!bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
 		return 0;
-	if (make_room() && !bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+	if (make_room(0) && !bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+		return 0;
+	if (make_room(1) && !bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
 		return 0;
 	thread->sum.hashed--;
 	return -1;

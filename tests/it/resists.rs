@@ -101,8 +101,8 @@ fn pages_that_go_away_while_they_are_read_delay_nobody_for_long() {
         .run();
     assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     assert_eq!(code(report.status), 3, "{}", report.stderr);
-    let rows = report.rows.iter().filter(|row| row.comm == "ends");
-    let last = rows.last().expect("rows of the others");
+    let mut rows = report.rows.iter().filter(|row| row.comm == "ends");
+    let last = rows.next_back().expect("rows of the others");
     assert_eq!(lost(last), Ok(LOST));
     let rows = report.rows.iter();
     for row in rows.filter(|row| row.comm == "resists_reading") {
