@@ -286,6 +286,8 @@ struct thread_state {
 	__u64 tls; /* where its thread control block is */
 	__u64 sp;
 	__u64 registers[STATE_REGISTERS]; /* unused ones are 0 */
+	__u32 at_end;			  /* it is at the entry of `_exit` */
+	__u32 pad;
 };
 
 /* The bytes that are live now, and their maximum so far. */

@@ -134,9 +134,6 @@ static __always_inline void hold_if_fatal(int signal, struct kernel_siginfo *inf
 
 /* ---- memleak asks ---------------------------------------------------------------------------- */
 
-/* A leaf function may use so many bytes below the stack pointer (System V ABI for x86_64). */
-#define RED_ZONE 128
-
 static __always_inline void read_state(struct task_struct *task, struct thread_state *state)
 {
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
@@ -176,9 +173,7 @@ static __always_inline void look_at_thread(struct task_struct *task, struct heap
 	if (number < stop->skip)
 		return;
 	read_state(task, &state);
-	/* Who calls `_exit` has nothing below its stack pointer, as leaf functions may have. */
-	if (held && held->hold.moment == ENDING)
-		state.sp += RED_ZONE;
+	state.at_end = held && held->hold.moment == ENDING;
 	if (!bpf_ringbuf_output(&states, &state, sizeof(state), 0))
 		stop->told++;
 }

@@ -21,7 +21,9 @@ use memleak::find::notation::{self, Spec};
 use memleak::find::{Examined, ld_cache};
 use memleak::kernel::records::{self, Context};
 use memleak::kernel::settings::Reading;
-use memleak::lost::{self, Allocators, Area, Backing, Block, Buffer, Copied, Snapshot, Thread};
+use memleak::lost::{
+    self, Allocators, Area, Backing, Block, Buffer, Copied, ExitFrame, Snapshot, Thread,
+};
 use memleak::model::exit::Outcome;
 use memleak::model::gate::Gate;
 use memleak::model::image::{Image, Losses};
@@ -253,6 +255,7 @@ pub fn reach(bytes: &[u8]) {
         areas.push(Area {
             start: start - 4096,
             end: start,
+            offset: 0,
             readable: shape & 1 != 0,
             writable: false,
             executable: true,
@@ -262,6 +265,7 @@ pub fn reach(bytes: &[u8]) {
         areas.push(Area {
             start,
             end: end.next_multiple_of(4096).max(start + 4096),
+            offset: 0,
             readable: true,
             writable: shape & 2 == 0,
             executable: false,
@@ -280,10 +284,16 @@ pub fn reach(bytes: &[u8]) {
         registers: contents.iter().take(16).copied().collect(),
         sp: word(17),
         tls: word(18),
+        at_end: shape & 4 != 0,
+    }];
+    let frames = [ExitFrame {
+        return_offset: word(19) & 4095,
+        size: word(20),
+        left_out: vec![word(21)..word(22), 8..word(20)],
     }];
     let snapshot = Snapshot::new(areas, copies, threads, buffer);
     for allocators in [Allocators::Glibc, Allocators::Mappings, Allocators::Unknown] {
-        let judged = lost::judge(&snapshot, blocks.clone(), allocators);
+        let judged = lost::judge(&snapshot, blocks.clone(), allocators, &frames);
         let sums = judged.reached;
         let all = sums.lost() + sums.possible + sums.reachable;
         assert_eq!(all.blocks, judged.states().count() as u64);

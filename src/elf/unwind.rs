@@ -65,40 +65,10 @@ impl UnwindTable {
         let Some(place) = Whereabouts::of(elf)? else {
             return Some(UnwindTable::default());
         };
-        if place.size > MAX_BYTES {
-            return None;
-        }
-        let bytes: Vec<u8> = elf.array(place.offset, usize::try_from(place.size).ok()?)?;
-        let mut section = EhFrame::new(&bytes, LittleEndian);
-        section.set_address_size(8);
-        #[cfg(target_arch = "aarch64")]
-        section.set_vendor(gimli::Vendor::AArch64);
-        let bases = BaseAddresses::default().set_eh_frame(place.address);
+        let content = place.content(elf)?;
         let mut table = UnwindTable::default();
-        let mut cie: Option<(usize, CommonInformationEntry<Slice<'_>>)> = None;
-        let mut entries = section.entries(&bases);
-        let mut end = 0;
-        while let Some(entry) = entries.next().ok()? {
-            let partial = match entry {
-                CieOrFde::Cie(read) => {
-                    end = read.offset() + length_field(&bytes, read.offset())? + read.entry_len();
-                    continue;
-                }
-                CieOrFde::Fde(partial) => partial,
-            };
-            let fde = partial
-                .parse(|section, bases, offset: EhFrameOffset| match &cie {
-                    Some((at, last)) if *at == offset.0 => Ok(last.clone()),
-                    _ => {
-                        let read = section.cie_from_offset(bases, offset)?;
-                        cie = Some((offset.0, read.clone()));
-                        Ok(read)
-                    }
-                })
-                .ok()?;
-            end = fde.offset() + length_field(&bytes, fde.offset())? + fde.entry_len();
-            table.add(&fde)?;
-        }
+        let end = content.each(|fde, _, _| table.add(fde))?;
+        let bytes = &content.bytes;
         // Behind an early terminator there may be more. The linker puts one at the end, and may fill up with zeros.
         if place.is_whole && bytes.get(end..)?.iter().any(|&byte| byte != 0) {
             return None;
@@ -108,7 +78,7 @@ impl UnwindTable {
         (!table.entries.windows(2).any(overlap)).then_some(table)
     }
 
-    fn add(&mut self, fde: &gimli::FrameDescriptionEntry<Slice<'_>>) -> Option<()> {
+    fn add(&mut self, fde: &UnwindEntry<'_>) -> Option<()> {
         let (start, end) = (fde.initial_address(), fde.end_address());
         if start == end {
             return Some(());
@@ -170,6 +140,61 @@ impl UnwindTable {
     }
 }
 
+/// A file's table, not yet read.
+pub(super) struct Content {
+    bytes: Vec<u8>,
+    address: u64,
+}
+
+/// The entry of a function.
+pub(super) type UnwindEntry<'a> = gimli::FrameDescriptionEntry<Slice<'a>>;
+
+impl Content {
+    /// `None` if the file has no table, or if it cannot be read.
+    pub(super) fn of(elf: &ElfFile<'_>) -> Option<Self> {
+        Whereabouts::of(elf)??.content(elf)
+    }
+
+    /// Calls `each` with all entries of functions, up to the first one for which it returns `None`. Returns where the
+    /// entries end. `None` if not all were read.
+    pub(super) fn each<'a>(
+        &'a self,
+        mut each: impl FnMut(&UnwindEntry<'a>, &EhFrame<Slice<'a>>, &BaseAddresses) -> Option<()>,
+    ) -> Option<usize> {
+        let bytes = &self.bytes;
+        let mut section = EhFrame::new(bytes, LittleEndian);
+        section.set_address_size(8);
+        #[cfg(target_arch = "aarch64")]
+        section.set_vendor(gimli::Vendor::AArch64);
+        let bases = BaseAddresses::default().set_eh_frame(self.address);
+        let mut cie: Option<(usize, CommonInformationEntry<Slice<'_>>)> = None;
+        let mut entries = section.entries(&bases);
+        let mut end = 0;
+        while let Some(entry) = entries.next().ok()? {
+            let partial = match entry {
+                CieOrFde::Cie(read) => {
+                    end = read.offset() + length_field(bytes, read.offset())? + read.entry_len();
+                    continue;
+                }
+                CieOrFde::Fde(partial) => partial,
+            };
+            let fde = partial
+                .parse(|section, bases, offset: EhFrameOffset| match &cie {
+                    Some((at, last)) if *at == offset.0 => Ok(last.clone()),
+                    _ => {
+                        let read = section.cie_from_offset(bases, offset)?;
+                        cie = Some((offset.0, read.clone()));
+                        Ok(read)
+                    }
+                })
+                .ok()?;
+            end = fde.offset() + length_field(bytes, fde.offset())? + fde.entry_len();
+            each(&fde, &section, &bases)?;
+        }
+        Some(end)
+    }
+}
+
 /// The bytes of an entry's length, which the length itself does not count.
 fn length_field(bytes: &[u8], at: usize) -> Option<usize> {
     let is_long = bytes.get(at..at.checked_add(4)?)? == [0xff; 4];
@@ -186,6 +211,16 @@ struct Whereabouts {
 }
 
 impl Whereabouts {
+    fn content(&self, elf: &ElfFile<'_>) -> Option<Content> {
+        if self.size > MAX_BYTES {
+            return None;
+        }
+        Some(Content {
+            bytes: elf.array(self.offset, usize::try_from(self.size).ok()?)?,
+            address: self.address,
+        })
+    }
+
     /// `Some(None)` if the file has no table, and `None` if it may have one that cannot be found.
     fn of(elf: &ElfFile<'_>) -> Option<Option<Self>> {
         let section = elf.section_named(".eh_frame");

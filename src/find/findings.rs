@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 use crate::elf::file::ElfFile;
 use crate::elf::symbols::{self, Companions, FunctionSymbol, Names, Source};
 use crate::find::exceptions::{CPP, Exceptions};
+use crate::find::exit_frames::{self, EXIT};
 use crate::find::functions::{Family, FileTable, Table};
 use crate::find::heaps::{self, Marks};
 use crate::find::hooks::{self, LoaderHooks};
 use crate::find::role::Role;
 use crate::find::sites::{self, FoundFunction, Site};
-use crate::lost::Allocators;
+use crate::lost::{Allocators, ExitFrame};
 use crate::os::root::Root;
 
 /// What a file's symbols say about its allocator.
@@ -42,6 +43,8 @@ pub struct Findings {
     pub is_libc: bool,
     /// The offsets in the file of the functions that end a process at once.
     pub exits: Vec<u64>,
+    /// What the frames of its `exit` hold, by which those functions are called.
+    pub exit_frames: Vec<ExitFrame>,
     /// Where its allocator keeps its blocks.
     pub heap: Allocators,
 }
@@ -81,7 +84,7 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let names = Names::new(
         table
             .symbols()
-            .chain([hooks::DEBUG_STATE, START, CPP])
+            .chain([hooks::DEBUG_STATE, START, CPP, EXIT])
             .chain(EXITS)
             .chain(heaps::MARKS),
     );
@@ -107,8 +110,14 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         true => found.functions.iter().filter(ends).collect(),
         false => Vec::new(),
     };
-    let exits = exits.into_iter();
-    let exits = exits.filter_map(|function| hooks::offset_of(&elf, function.address));
+    let ends: Vec<u64> = exits.iter().map(|function| function.address).collect();
+    let orderly = found.functions.iter();
+    let orderly = orderly.filter(|function| function.name == EXIT && !function.local);
+    let orderly: BTreeSet<u64> = orderly.map(|function| function.address).collect();
+    let orderly: Vec<u64> = orderly.into_iter().collect();
+    let exit_frames = exit_frames::find(&elf, &orderly, &ends);
+    let exits = ends.into_iter();
+    let exits = exits.filter_map(|address| hooks::offset_of(&elf, address));
     let exits: BTreeSet<u64> = exits.collect();
     let functions = by_address(&found.functions, is_static, role, &table);
     let rows = functions.values().map(|found| &found.row);
@@ -145,6 +154,7 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         },
         is_libc,
         exits: exits.into_iter().collect(),
+        exit_frames,
         heap: heaps::kind(&marks),
     })
 }

@@ -104,18 +104,21 @@ fn calls_of(elf: &ElfFile, address: u64) -> Vec<u64> {
 /// does not decode instructions. Bytes that are not a call match the opcode and the distance by chance once in 10¹²
 /// bytes.
 fn calls(text: &[u8], function: u64) -> Vec<u64> {
-    let mut found = Vec::new();
-    for (at, window) in text.windows(CALL).enumerate() {
+    let found = targets(text, 0).filter(|(_, target)| *target == function);
+    found.map(|(next, _)| next - CALL as u64).collect()
+}
+
+/// What looks like a direct call (x86_64) in the code at an address: where each returns to, and what it calls.
+pub(super) fn targets(text: &[u8], address: u64) -> impl Iterator<Item = (u64, u64)> {
+    let calls = text.windows(CALL).enumerate();
+    calls.filter_map(move |(at, window)| {
         let &[OPCODE, a, b, c, d] = window else {
-            continue;
+            return None;
         };
-        let next = (at + CALL) as u64;
+        let next = address.wrapping_add((at + CALL) as u64);
         let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
-        if next.wrapping_add_signed(distance) == function {
-            found.push(at as u64);
-        }
-    }
-    found
+        Some((next, next.wrapping_add_signed(distance)))
+    })
 }
 
 /// The places that the notes of the provider `rtld` mark. The notes lie in no segment, so a file without section

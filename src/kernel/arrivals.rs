@@ -246,7 +246,7 @@ impl Collector {
             if !sites.is_empty() {
                 let target = self.target(examined.path, sites.clone())?;
                 if let Some(readings) = &self.readings {
-                    readings.add_file(findings.heap);
+                    readings.add_file(findings.heap, findings.exit_frames);
                 }
                 known.index = Some(target.index);
                 known.links.extend(self.attach(&target, file)?);

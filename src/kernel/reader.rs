@@ -182,6 +182,7 @@ impl MemoryReader {
                     registers: state.registers.to_vec(),
                     sp: state.sp,
                     tls: state.tls,
+                    at_end: state.at_end != 0,
                 }));
                 stop.skip += stop.told;
                 // The ring may be too small for all threads.
@@ -216,8 +217,8 @@ impl MemoryReader {
             let threads = self.stop(stop, rings, deadline)?;
             let snapshot = self.copies.copy(ending, stop.hashed, &threads, deadline)?;
             let blocks = self.lists.read(ending.heap, stop.hashed, &snapshot);
-            let allocators = self.heaps.of(files(stop), stop.has_unseen != 0);
-            let judged = blocks.map(|blocks| judge(&snapshot, blocks, allocators));
+            let (allocators, frames) = self.heaps.of(files(stop), stop.has_unseen != 0);
+            let judged = blocks.map(|blocks| judge(&snapshot, blocks, allocators, &frames));
             self.copies.take_back(snapshot);
             let Ok(judged) = judged else {
                 break;

@@ -22,7 +22,7 @@ use crate::kernel::reader::{Copies, MemoryReader, ReadingCosts};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::verdicts::{HeapVerdict, Heaps, Judge};
-use crate::lost::Allocators;
+use crate::lost::{Allocators, ExitFrame};
 
 /// Both threads, as others see them. They end with memleak.
 pub(super) struct Readings {
@@ -93,9 +93,9 @@ impl Readings {
         })
     }
 
-    /// Tells where the allocator of the next file with probes keeps its blocks.
-    pub(super) fn add_file(&self, heap: Allocators) {
-        self.heaps.add(heap);
+    /// Tells where the allocator of the next file with probes keeps its blocks, and what the frames of its `exit` hold.
+    pub(super) fn add_file(&self, heap: Allocators, frames: Vec<ExitFrame>) {
+        self.heaps.add(heap, frames);
     }
 
     /// What reading has cost so far.

@@ -8,7 +8,7 @@ use nix::sys::eventfd::EventFd;
 
 use crate::find::heaps;
 use crate::kernel::lists::BlockLists;
-use crate::lost::{Allocators, Snapshot, judge};
+use crate::lost::{Allocators, ExitFrame, Snapshot, judge};
 use crate::model::image::Image;
 use crate::model::reach::{Reach, ReachUnknown};
 
@@ -42,25 +42,38 @@ impl HeapVerdict {
     }
 }
 
-/// Where the allocators of the files with probes keep their blocks, by the files' indexes.
+/// What is known of a file with probes.
+struct HeapFile {
+    /// Where its allocator keeps its blocks.
+    heap: Allocators,
+    /// What the frames of its `exit` hold.
+    frames: Vec<ExitFrame>,
+}
+
+/// What is known of the files with probes, by the files' indexes.
 #[derive(Clone, Default)]
-pub(super) struct Heaps(Arc<Mutex<Vec<Allocators>>>);
+pub(super) struct Heaps(Arc<Mutex<Vec<HeapFile>>>);
 
 impl Heaps {
     /// Adds the next file.
-    pub(super) fn add(&self, heap: Allocators) {
-        self.lock().push(heap);
+    pub(super) fn add(&self, heap: Allocators, frames: Vec<ExitFrame>) {
+        self.lock().push(HeapFile { heap, frames });
     }
 
     /// Of a process that has used these files. `has_unseen`: it may have blocks that are in no list.
-    pub(super) fn of(&self, files: &[u16], has_unseen: bool) -> Allocators {
+    pub(super) fn of(&self, files: &[u16], has_unseen: bool) -> (Allocators, Vec<ExitFrame>) {
         let known = self.lock();
-        let of_file = |file: &u16| known.get(usize::from(*file)).copied();
+        let of_file = |file: &u16| known.get(usize::from(*file));
         let files = files.iter().map(of_file);
-        heaps::of_process(files.map(Option::unwrap_or_default), has_unseen)
+        let frames = files.clone().flatten().flat_map(|file| &file.frames);
+        let heaps = files.map(|file| file.map_or_else(Allocators::default, |file| file.heap));
+        (
+            heaps::of_process(heaps, has_unseen),
+            frames.cloned().collect(),
+        )
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Allocators>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<HeapFile>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,8 +136,8 @@ impl Judge {
     fn judge(&self, case: &Case, snapshot: &Snapshot) -> Reach {
         match self.lists.read(case.heap, case.hashed, snapshot) {
             Ok(blocks) => {
-                let allocators = self.heaps.of(&case.files, case.has_unseen);
-                Reach::Known(judge(snapshot, blocks, allocators).reached)
+                let (allocators, frames) = self.heaps.of(&case.files, case.has_unseen);
+                Reach::Known(judge(snapshot, blocks, allocators, &frames).reached)
             }
             Err(_) => Reach::Unknown(ReachUnknown::Unsure),
         }

@@ -24,6 +24,8 @@ pub enum Backing {
 pub struct Area {
     pub start: u64,
     pub end: u64,
+    /// Where the range begins in its file.
+    pub offset: u64,
     pub readable: bool,
     pub writable: bool,
     pub executable: bool,
@@ -40,13 +42,15 @@ impl Area {
         let [b' ', access @ .., b' '] = rest.get(..6)? else {
             return None;
         };
-        let mut words = rest[6..].splitn(4, |&byte| byte == b' ');
-        let (_offset, _device) = (words.next()?, words.next()?);
+        let (offset, rest) = hexadecimal(&rest[6..])?;
+        let mut words = rest.strip_prefix(b" ")?.splitn(3, |&byte| byte == b' ');
+        let _device = words.next()?;
         let inode = words.next()?;
         let path = words.next().unwrap_or_default().trim_ascii();
         let area = Self {
             start,
             end,
+            offset,
             readable: access[0] == b'r',
             writable: access[1] == b'w',
             executable: access[2] == b'x',
@@ -114,13 +118,14 @@ mod tests {
         let heap = Area {
             start: 0x55d0_c000_1000,
             end: 0x55d0_c000_3000,
+            offset: 0x1000,
             readable: true,
             writable: true,
             executable: false,
             shared: false,
             backing: Backing::Heap,
         };
-        let line = b"55d0c0001000-55d0c0003000 rw-p 00000000 00:00 0                 [heap]\n";
+        let line = b"55d0c0001000-55d0c0003000 rw-p 00001000 00:00 0                 [heap]\n";
         assert_eq!(Area::parse(line), Some(heap));
         let backing = |rest: &str| {
             let line = format!("1000-2000 r--p 00000000 {rest}");
@@ -149,6 +154,7 @@ mod tests {
             b"2000-1000 rw-p 0 00:00 0",
             b"1000-11112222333344445 rw-p 0 00:00 0",
             b"-1 rw-p 0 00:00 0",
+            b"1000-2000 rw-p - 00:00 0",
         ] {
             assert_eq!(Area::parse(line), None, "{}", line.escape_ascii());
         }

@@ -14,13 +14,19 @@ pub struct Thread {
     pub sp: u64,
     /// Where its thread control block is: the base of the segment `fs` on x86_64.
     pub tls: u64,
+    /// Whether it is at the entry of a function that ends the process at once. The word at the stack pointer is then the
+    /// return address.
+    pub at_end: bool,
 }
 
 impl Thread {
     /// The first address of its stack that is in use. Code may use 128 bytes below the stack pointer (System V ABI for
-    /// x86_64, "red zone").
+    /// x86_64, "red zone"), except at its entry.
     pub fn used_from(&self) -> u64 {
-        self.sp.saturating_sub(128)
+        match self.at_end {
+            true => self.sp,
+            false => self.sp.saturating_sub(128),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod buffers;
 mod candidates;
 mod chunks;
 mod copies;
+mod exit_frames;
 mod freed;
 mod heuristics;
 mod index;
@@ -30,6 +31,7 @@ pub use block::{Block, JudgedBlocks, State};
 pub use buffers::{Buffer, Buffers};
 pub use candidates::candidates;
 pub use copies::{Copied, Snapshot, Thread};
+pub use exit_frames::ExitFrame;
 pub use memory::{Budget, Unread};
 pub use roots::Allocators;
 
@@ -38,13 +40,18 @@ use marking::Marking;
 use roots::Roots;
 
 /// Judges the blocks that a process never freed. `blocks` are those that it allocated itself, not those that it
-/// inherited by a fork, in any order.
-pub fn judge(snapshot: &Snapshot, blocks: Vec<Block>, allocators: Allocators) -> JudgedBlocks {
+/// inherited by a fork, in any order. `frames` are those of the files that it has used.
+pub fn judge(
+    snapshot: &Snapshot,
+    blocks: Vec<Block>,
+    allocators: Allocators,
+    frames: &[ExitFrame],
+) -> JudgedBlocks {
     let index = BlockIndex::new(blocks);
     if index.blocks().is_empty() {
         return JudgedBlocks::default();
     }
-    let roots = Roots::find(snapshot, &index, allocators);
+    let roots = Roots::find(snapshot, &index, allocators, frames);
     let mut marking = Marking::new(snapshot, &index);
     let registers = snapshot.threads.iter().flat_map(|thread| &thread.registers);
     for &word in registers.chain(&roots.starts) {

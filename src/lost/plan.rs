@@ -86,6 +86,7 @@ mod tests {
         Area {
             start,
             end,
+            offset: 0,
             readable: access.contains('r'),
             writable: access.contains('w'),
             executable: access.contains('x'),

@@ -10,6 +10,7 @@ use super::area::{Area, Backing};
 use super::arenas::Arenas;
 use super::chunks::{self, Walked};
 use super::copies::Snapshot;
+use super::exit_frames::{self, ExitFrame};
 use super::freed::Freed;
 use super::index::BlockIndex;
 use super::stacks::Stacks;
@@ -40,9 +41,15 @@ pub struct Roots {
 }
 
 impl Roots {
-    pub fn find(snapshot: &Snapshot, index: &BlockIndex, allocators: Allocators) -> Self {
+    pub fn find(
+        snapshot: &Snapshot,
+        index: &BlockIndex,
+        allocators: Allocators,
+        frames: &[ExitFrame],
+    ) -> Self {
         let stacks = Stacks::find(snapshot);
         let mut left_out = stacks.unused;
+        left_out.extend(exit_frames::not_the_programs(snapshot, frames));
         match allocators {
             Allocators::Glibc => glibc(snapshot, index, &mut left_out),
             Allocators::Mappings => mappings(snapshot, index, &mut left_out),
@@ -279,7 +286,7 @@ mod tests {
             address: start + 64,
             size: 64,
         });
-        let judged = judge(&snapshot, blocks.to_vec(), allocators);
+        let judged = judge(&snapshot, blocks.to_vec(), allocators, &[]);
         judged.states().map(|(_, state)| state).collect()
     }
 
@@ -306,7 +313,7 @@ mod tests {
             let snapshot = Memory::default()
                 .area(HEAP, &words, "rw", backing)
                 .snapshot();
-            let judged = judge(&snapshot, blocks.to_vec(), Allocators::Pages);
+            let judged = judge(&snapshot, blocks.to_vec(), Allocators::Pages, &[]);
             let states: Vec<_> = judged.states().map(|(_, state)| state).collect();
             assert_eq!(states, [State::Definite, State::Reachable]);
         }
@@ -324,7 +331,7 @@ mod tests {
             address: bss[100],
             size: 64,
         };
-        let judged = judge(&snapshot, vec![block], Allocators::Mappings);
+        let judged = judge(&snapshot, vec![block], Allocators::Mappings, &[]);
         assert_eq!(judged.reached.reachable.blocks, 1);
     }
 
@@ -338,7 +345,7 @@ mod tests {
             address: HEAP + 64,
             size: 64,
         };
-        let judged = judge(&snapshot, vec![block], Allocators::Mappings);
+        let judged = judge(&snapshot, vec![block], Allocators::Mappings, &[]);
         assert_eq!(judged.reached.reachable.blocks, 1);
     }
 

@@ -18,6 +18,7 @@ impl Memory {
         self.areas.push(Area {
             start,
             end: start + words.len() as u64 * 8,
+            offset: 0,
             readable: access.contains('r'),
             writable: access.contains('w'),
             executable: access.contains('x'),
@@ -47,6 +48,7 @@ impl Memory {
             registers: registers.to_vec(),
             sp,
             tls,
+            at_end: false,
         });
         self
     }

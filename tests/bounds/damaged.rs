@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use memleak::elf::file::ElfFile;
+use memleak::elf::frames::CallFrame;
 use memleak::elf::symbols::{self, Companions, Names};
 use memleak::elf::unwind::UnwindTable;
 use memleak::find::findings::find_sites;
@@ -62,6 +63,8 @@ fn look(bytes: &[u8], names: &Names) {
         let _ = symbols::exported(&elf, "_rtld_global");
         let _ = (elf.shape(), elf.interpreter(), elf.build_id());
         let _ = UnwindTable::read(&elf);
+        let starts = elf.segments().iter().map(|segment| segment.address + 64);
+        let _ = CallFrame::of(&elf, &starts.collect::<Vec<_>>());
     }
     let took = began.elapsed();
     assert!(took < LONG, "reading took {took:?}");

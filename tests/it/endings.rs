@@ -76,6 +76,15 @@ fn every_end_by_the_c_library_is_held() {
 }
 
 #[test]
+#[cfg(target_arch = "x86_64")]
+fn what_is_left_over_in_the_frames_of_exit_reaches_nothing() {
+    let job = Job::fixture("frames_at_exit", &[]).options(["--lost=always"]);
+    let report = job.run();
+    report.assert_complete();
+    assert_eq!(lost(report.only_row()), Ok(LOST));
+}
+
+#[test]
 fn a_signal_that_a_process_raises_itself_is_held() {
     let term = libc::SIGTERM;
     let cases = [

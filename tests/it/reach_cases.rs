@@ -1,9 +1,13 @@
 //! What is said about the blocks that programs never freed, for each place that a pointer can be in. The programs are
 //! held by ptrace and their blocks come from a recorder, so these tests need no BPF.
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
-use memleak::lost::{Allocators, State, judge};
+use memleak::find::findings::find_sites;
+use memleak::find::functions::Table;
+use memleak::lost::{Allocators, ExitFrame, State, judge};
+use memleak::os::root::Root;
 
 use crate::common::held::{self, Held};
 use crate::common::{compile, fixture, fixtures};
@@ -97,11 +101,32 @@ fn with_libc_inside(name: &str) -> PathBuf {
     )
 }
 
+/// The frames of `exit` in a file.
+fn exit_frames(path: &Path) -> Vec<ExitFrame> {
+    let table = Table::new(Vec::new()).unwrap();
+    let found = find_sites(&File::open(path).unwrap(), path, &Root::ours(), &table);
+    found.unwrap().exit_frames
+}
+
+/// This machine's C library, which the tests use, too.
+fn libc_path() -> PathBuf {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mut paths = maps.lines().filter_map(|line| line.split(' ').next_back());
+    paths
+        .find(|path| path.contains("/libc.so"))
+        .expect("a C library")
+        .into()
+}
+
 /// The sizes of a process's blocks, in order: definitely lost, indirectly lost, possibly lost, reachable.
 fn sizes(held: Held) -> [Vec<u64>; 4] {
+    sizes_by(held, &[])
+}
+
+fn sizes_by(held: Held, frames: &[ExitFrame]) -> [Vec<u64>; 4] {
     let memory = held.memory.expect("its memory was copied");
     let mut sizes: [Vec<u64>; 4] = Default::default();
-    for (block, state) in judge(&memory, held.blocks, Allocators::Glibc).states() {
+    for (block, state) in judge(&memory, held.blocks, Allocators::Glibc, frames).states() {
         let kind = match state {
             State::Definite => 0,
             State::Indirect { .. } => 1,
@@ -144,6 +169,50 @@ fn a_static_program_is_judged_like_a_dynamic_one() {
         let held = held::run(&[with_libc_inside(case.name)], &holder(), None);
         assert_case(case, held);
     }
+}
+
+/// A callee of main may save a pointer of main's on the stack. It may also leave slots of its frame unwritten.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn of_the_frames_of_exit_only_saved_registers_are_roots() {
+    const NAME: &str = "frames_at_exit";
+    let inside = with_libc_inside(NAME);
+    for (program, file, recorder) in [
+        (fixture(NAME), libc_path(), Some(recorder())),
+        (inside.clone(), inside, None),
+    ] {
+        let frames = exit_frames(&file);
+        assert!(frames.len() >= 2, "{frames:?}");
+        // Which of the two blocks are lost, and which are reachable.
+        let sizes = |frames: &[ExitFrame]| {
+            let mut held = held::run(&[&program], &holder(), recorder.as_deref());
+            let sizes = sizes_by(held.pop().expect("a process"), frames);
+            [0, 3].map(|kind| {
+                let ours = |size: &&u64| [800, 1000].contains(*size);
+                sizes[kind].iter().filter(ours).copied().collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(sizes(&frames), [vec![1000], vec![800]]);
+        assert_eq!(sizes(&[]), [vec![], vec![800, 1000]]);
+        // The frames would hide the pointer of main's if they were left out whole.
+        let whole = |frame: &ExitFrame| ExitFrame {
+            left_out: std::iter::once(8..frame.size).collect(),
+            ..frame.clone()
+        };
+        let whole: Vec<_> = frames.iter().map(whole).collect();
+        assert_eq!(sizes(&whole), [vec![800, 1000], vec![]]);
+    }
+}
+
+/// In a static program, main is in the file of the C library. It may call `_exit` itself.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_programs_own_frames_are_roots() {
+    let program = with_libc_inside("frames_at__exit");
+    let frames = exit_frames(&program);
+    let mut held = held::run(&[program], &holder(), None);
+    let [.., reachable] = sizes_by(held.pop().expect("a process"), &frames);
+    assert!(reachable.contains(&800), "{reachable:?}");
 }
 
 #[test]

@@ -148,11 +148,15 @@ impl Tracer<'_> {
         };
         let pid: i32 = field("Tgid:").parse().expect("a process of its own");
         let (others, waiting) = self.stop_others(pid, task);
-        let threads: Vec<_> = [task]
+        let mut threads: Vec<_> = [task]
             .iter()
             .chain(&others)
             .filter_map(|&task| thread(task))
             .collect();
+        // The functions that end a process put nothing on the stack.
+        if let Some(thread) = threads.first_mut() {
+            thread.at_end = true;
+        }
         let budget = Budget {
             bytes: 8 << 30,
             deadline: Instant::now() + Duration::from_secs(20),
@@ -228,6 +232,7 @@ fn thread(task: i32) -> Option<Thread> {
         ],
         sp: r.rsp,
         tls: r.fs_base,
+        at_end: false,
     })
 }
 
