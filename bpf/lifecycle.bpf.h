@@ -98,7 +98,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		__builtin_memcpy(fresh->files, heap->files, sizeof(fresh->files));
 		/* The child has the same files mapped as its parent. */
 		fresh->flags |= heap->flags & (HEAP_EXE_RELATIVE | HEAP_LATE | HEAP_UNHELD |
-					      HEAP_UNEXAMINED | HEAP_NO_SYMBOLS | HEAP_32BIT);
+					       HEAP_UNEXAMINED | HEAP_NO_SYMBOLS | HEAP_32BIT);
 		length = heap->exe_len;
 		if (length <= sizeof(fresh->exe) &&
 		    !bpf_probe_read_kernel(fresh->exe, length, heap->exe))

@@ -187,7 +187,8 @@ static __always_inline void tell_of_leader(struct heap *heap, struct stop *stop,
 		stop->told++;
 }
 
-/* The flags of a heap that may have blocks from before it was followed, or from calls that had no probe. */
+/* The flags of a heap that may have blocks from before it was followed, or from calls that had no
+ * probe. */
 #define HAVE_UNSEEN                                                                                \
 	(HEAP_FORKED | HEAP_ATTACHED | HEAP_LATE | HEAP_UNHELD | HEAP_UNREACHED |                  \
 	 HEAP_UNEXAMINED | HEAP_NO_SYMBOLS)
