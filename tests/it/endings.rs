@@ -310,6 +310,28 @@ fn a_held_process_ends_at_once_if_memleak_is_killed() {
 }
 
 #[test]
+fn a_memleak_that_is_stopped_holds_one_process_only() {
+    let ends = fixture("ends");
+    let script = format!(
+        "kill -STOP $PPID; for i in 1 2 3 4 5 6 7 8; do {} return 0; done; kill -CONT $PPID",
+        ends.display()
+    );
+    let began = Instant::now();
+    let options = ["--lost=always", "--lost-timeout=1.5"];
+    let report = Job::shell(&script).options(options).run();
+    assert!(
+        began.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        began.elapsed()
+    );
+    let rows = ended(&report);
+    assert_eq!(rows.len(), 8);
+    for row in rows {
+        assert_eq!(lost(row), Err("too_long".to_owned()));
+    }
+}
+
+#[test]
 fn a_process_that_is_not_read_in_time_goes_on() {
     let delay = switch("read-delay", "60000");
     let began = Instant::now();

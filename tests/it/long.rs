@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
+use crate::endings::moving_pointers;
 use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
 use crate::launch::assert_exit_code;
 
@@ -72,4 +73,10 @@ fn three_hundred_starts_in_a_row_leave_no_breakpoint() {
 #[ignore = "takes a minute: make test-long"]
 fn a_memleak_that_is_killed_at_any_of_150_moments_leaves_nothing_for_long() {
     timed("150 kills", || assert_killed_at_any_moment(150));
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn pointers_that_move_all_the_time_are_found_in_two_hundred_runs() {
+    timed("200 runs of moves_pointers", || moving_pointers(200));
 }

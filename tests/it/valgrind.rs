@@ -106,7 +106,6 @@ fn reuse() -> bool {
 }
 
 #[test]
-#[ignore = "memleak has no --lost yet: make test-valgrind"]
 fn lost_blocks_are_those_of_valgrind() {
     require_root();
     let programs = chosen();
