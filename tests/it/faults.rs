@@ -199,7 +199,7 @@ fn blocks_that_the_kernel_has_no_memory_to_record_are_counted_as_lost() {
             continue;
         }
         assert_eq!(code(output.status), 0, "{said}");
-        let rows = fs::read_to_string(&report).expect("there is a report");
+        let rows = fs::read_to_string(report).expect("there is a report");
         let row = rows
             .lines()
             .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line of JSON"))
