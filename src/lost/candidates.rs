@@ -3,26 +3,16 @@
 
 use super::area::{Area, Backing};
 use super::arenas::Arenas;
-use super::chunks::{self, Walked};
+use super::chunks;
 use super::copies::Snapshot;
 use super::index::BlockIndex;
-use super::roots::heaps;
+use super::roots::walked;
 
 /// The addresses of glibc's chunks that look as if they were in use, in order. Blocks of other allocators, and blocks
 /// whose neighbours were overwritten, are missing. Freed blocks may be among them.
 pub fn candidates(snapshot: &Snapshot) -> Vec<u64> {
     let none = BlockIndex::new(Vec::new());
-    let arenas = Arenas::find(snapshot);
-    let mut walked = Walked::default();
-    for heap in &arenas.heaps {
-        walked.walk(snapshot, &none, heap.first_chunk..heap.end, heap.top);
-    }
-    for heap in heaps(&snapshot.areas) {
-        let tops = arenas.main.iter().filter_map(|main| main.top(snapshot));
-        if let Some(top) = tops.into_iter().find(|top| heap.contains(top)) {
-            walked.walk(snapshot, &none, heap, top);
-        }
-    }
+    let walked = walked(snapshot, &none, &Arenas::find(snapshot));
     let mut found: Vec<u64> = walked.unknown.iter().map(|chunk| chunk.block).collect();
     let alone = snapshot.areas.iter().filter(|area| may_be_alone(area));
     for area in alone {

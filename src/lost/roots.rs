@@ -109,30 +109,17 @@ fn without_blocks(range: Range<u64>, index: &BlockIndex, mut each: impl FnMut(Ra
 /// seen those that are older than its probes: they are the program's, and never its leak.
 fn glibc(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>) {
     let arenas = Arenas::find(snapshot);
-    let mut walked = Walked::default();
     for main in &arenas.main {
         left_out.push(main.range());
     }
     for heap in &arenas.heaps {
         // What is before the first chunk, and at the end, is the arena's in any case.
         left_out.push(heap.start..heap.first_chunk.min(heap.end));
-        walked.walk(snapshot, index, heap.first_chunk..heap.end, heap.top);
-    }
-    for heap in heaps(&snapshot.areas) {
-        let top = arenas
-            .main
-            .iter()
-            .filter_map(|main| main.top(snapshot))
-            .find(|top| heap.contains(top));
-        // If no arena has its last chunk here, this memory is not glibc's.
-        if let Some(top) = top {
-            walked.walk(snapshot, index, heap, top);
-        }
     }
     let Walked {
         covered,
         mut unknown,
-    } = walked;
+    } = walked(snapshot, index, &arenas);
     let covered = merged(covered);
     unknown.sort_unstable_by_key(|chunk| chunk.block);
     let freed = Freed::find(snapshot, &arenas, &unknown);
@@ -143,6 +130,22 @@ fn glibc(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>
         .map(|(_, chunk)| chunk.content());
     alone(snapshot, index, &covered, left_out);
     subtract(covered, in_use, left_out);
+}
+
+/// What walks over all heaps of glibc's find.
+pub(super) fn walked(snapshot: &Snapshot, index: &BlockIndex, arenas: &Arenas) -> Walked {
+    let mut walked = Walked::default();
+    for heap in &arenas.heaps {
+        walked.walk(snapshot, index, heap.first_chunk..heap.end, heap.top);
+    }
+    for heap in heaps(&snapshot.areas) {
+        let mut tops = arenas.main.iter().filter_map(|main| main.top(snapshot));
+        // If no arena has its last chunk here, this memory is not glibc's.
+        if let Some(top) = tops.find(|top| heap.contains(top)) {
+            walked.walk(snapshot, index, heap, top);
+        }
+    }
+    walked
 }
 
 /// Leaves out the mappings that glibc made for single blocks.
@@ -174,7 +177,7 @@ fn alone(
 }
 
 /// The ranges of [heap]. The program may have divided it by changing the protection of a part.
-pub(super) fn heaps(areas: &[Area]) -> Vec<Range<u64>> {
+fn heaps(areas: &[Area]) -> Vec<Range<u64>> {
     let heaps = areas.iter().filter(|area| area.backing == Backing::Heap);
     merged(heaps.map(Area::range).collect())
 }

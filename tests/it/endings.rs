@@ -221,21 +221,17 @@ fn comm(pid: Pid) -> String {
     comm.trim_end().to_owned()
 }
 
-/// The fields of /proc/PID/stat from the state on.
-fn stat(pid: Pid) -> Vec<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    fields.split(' ').map(str::to_owned).collect()
-}
-
+/// `X` if there is no such process.
 fn state(pid: Pid) -> char {
-    stat(pid)[0].chars().next().unwrap_or('X')
+    Process::of(pid).map_or('X', |process| process.state)
 }
 
 /// In the kernel's ticks of 10 ms.
 fn processor_time(pid: Pid) -> Duration {
-    let stat = stat(pid);
-    let ticks = |at: usize| stat[at].parse::<u64>().expect("a number");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let fields: Vec<&str> = fields.split(' ').collect();
+    let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
     Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use counter::Kind;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 pub use fixtures::{compile, fixture};
@@ -143,8 +143,8 @@ pub struct Row {
     pub losses: Losses,
 }
 
-/// Sums in bytes, and numbers of blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// How the blocks that a process never freed could be reached, in bytes and blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reached {
     pub definite_bytes: u64,

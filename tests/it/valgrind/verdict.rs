@@ -6,19 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::list::{Known, What};
-
-/// How the blocks that a process never freed can be reached, in bytes and blocks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reached {
-    pub definite_bytes: u64,
-    pub definite_blocks: u64,
-    pub indirect_bytes: u64,
-    pub indirect_blocks: u64,
-    pub possible_bytes: u64,
-    pub possible_blocks: u64,
-    pub reachable_bytes: u64,
-    pub reachable_blocks: u64,
-}
+pub use crate::common::Reached;
 
 impl Reached {
     pub fn lost(&self) -> Lost {
