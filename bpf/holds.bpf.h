@@ -271,14 +271,22 @@ static __always_inline void hold_here(struct task_struct *task, __u64 stack, enu
 	end_hold(task, &hold);
 }
 
+static __always_inline void begin_hold_at_end(struct hold *hold, struct heap *heap,
+					      enum moment moment)
+{
+	hold->moment = moment;
+	hold->heap = heap->id;
+	hold->began_ns = bpf_ktime_get_ns();
+	hold->answers = readings;
+	hold->until_ns = hold->began_ns + read_within_ns;
+}
+
 /* The same at the end of its process. */
 static __always_inline void hold_end_here(struct task_struct *task, struct heap *heap, __u64 stack)
 {
-	struct hold hold = {.moment = ENDING, .heap = heap->id, .stack = stack};
+	struct hold hold = {.stack = stack};
 
-	hold.began_ns = bpf_ktime_get_ns();
-	hold.answers = readings;
-	hold.until_ns = hold.began_ns + read_within_ns;
+	begin_hold_at_end(&hold, heap, ENDING);
 	bpf_loop(MAX_HOLD_STEPS, hold_step, &hold, 0);
 	/* So many steps may take less time than allowed. */
 	if (is_held_at_end(heap))
@@ -448,21 +456,14 @@ static __always_inline void let_it_sleep(__u32 pid)
 	bpf_task_release(task);
 }
 
-/* A thread of a process that ends waits on its way back from the kernel. Returns whether it will.
+/* Begins a chain in which the task waits on its way back from the kernel. Returns whether it will.
  */
-static __always_inline bool hold_at_end(struct task_struct *task, struct heap *heap,
-					enum moment moment)
+static __always_inline bool begin_chain(struct task_struct *task, const struct hold *hold)
 {
-	struct held *first, *second;
+	struct held *second = make_entry(task, AWAKE + 1), *first = make_entry(task, AWAKE);
 
-	second = make_entry(task, AWAKE + 1);
-	first = make_entry(task, AWAKE);
 	if (first && second) {
-		first->hold.moment = moment;
-		first->hold.heap = heap->id;
-		first->hold.began_ns = bpf_ktime_get_ns();
-		first->hold.answers = readings;
-		first->hold.until_ns = first->hold.began_ns + read_within_ns;
+		first->hold = *hold;
 		if (!schedule_resume(task, &first->work, hold_awake))
 			return true;
 	}
@@ -470,19 +471,25 @@ static __always_inline bool hold_at_end(struct task_struct *task, struct heap *h
 	return false;
 }
 
+/* A thread of a process that ends waits on its way back from the kernel. Returns whether it will.
+ */
+static __always_inline bool hold_at_end(struct task_struct *task, struct heap *heap,
+					enum moment moment)
+{
+	struct hold hold = {};
+
+	begin_hold_at_end(&hold, heap, moment);
+	return begin_chain(task, &hold);
+}
+
 /* The current process waits on its way back from the kernel. */
 static __always_inline void hold_on_return(struct task_struct *task, enum moment moment)
 {
-	struct held *first, *second;
+	struct hold hold = {};
 
-	second = make_entry(task, AWAKE + 1);
-	first = make_entry(task, AWAKE);
-	if (first && second) {
-		begin_hold(&first->hold, moment);
-		if (!schedule_resume(task, &first->work, hold_awake))
-			return;
-	}
-	drop_entries(task);
+	begin_hold(&hold, moment);
+	if (begin_chain(task, &hold))
+		return;
 	leave_loader(moment);
 	mark_heap(HEAP_LATE);
 }

@@ -59,6 +59,12 @@ static __always_inline void drop_thread(struct task_struct *task)
 {
 }
 
+/* Nobody asks. */
+static __always_inline __u64 user_stack_pointer(struct task_struct *task)
+{
+	return 0;
+}
+
 /*
  * Adding a flag sets it, even if other tasks set other flags at the same time, because each flag is
  * set once in a heap's life. Only one task can set it. In a heap that other tasks do not see yet,
@@ -66,11 +72,6 @@ static __always_inline void drop_thread(struct task_struct *task)
  * HEAP_LEADER_GONE is set by the leader, HEAP_OWNER_GONE and HEAP_EXEC by the last owner, and
  * HEAP_ENDED by the last user.
  */
-static __always_inline __u64 user_stack_pointer(struct task_struct *task)
-{
-	return 0;
-}
-
 static __always_inline void set_flags(struct heap *heap, __u32 flags)
 {
 	__sync_fetch_and_add(&heap->flags, flags);

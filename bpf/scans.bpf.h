@@ -138,14 +138,11 @@ static __always_inline void read_state(struct task_struct *task, struct thread_s
 {
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 
-#if defined(__TARGET_ARCH_x86)
 	_Static_assert(sizeof(struct pt_regs) <= sizeof(state->registers), "registers fit");
 	bpf_probe_read_kernel(state->registers, sizeof(*regs), regs);
 	state->sp = BPF_CORE_READ(regs, sp);
+#if defined(__TARGET_ARCH_x86)
 	state->tls = BPF_CORE_READ(task, thread.fsbase);
-#else
-	bpf_probe_read_kernel(state->registers, sizeof(*regs), regs);
-	state->sp = BPF_CORE_READ(regs, sp);
 #endif
 }
 
@@ -187,8 +184,10 @@ static __always_inline void tell_of_leader(struct heap *heap, struct stop *stop,
 		stop->told++;
 }
 
-/* The flags of a heap that may have blocks from before it was followed, or from calls that had no
- * probe. */
+/*
+ * The flags of a heap that may have blocks from before it was followed, or from calls that had no
+ * probe.
+ */
 #define HAVE_UNSEEN                                                                                \
 	(HEAP_FORKED | HEAP_ATTACHED | HEAP_LATE | HEAP_UNHELD | HEAP_UNREACHED |                  \
 	 HEAP_UNEXAMINED | HEAP_NO_SYMBOLS)

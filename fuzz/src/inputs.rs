@@ -21,6 +21,7 @@ use memleak::find::notation::{self, Spec};
 use memleak::find::{Examined, ld_cache};
 use memleak::kernel::records::{self, Context};
 use memleak::kernel::settings::Reading;
+use memleak::kernel::skeletons::types::arrival;
 use memleak::lost::{
     self, Allocators, Area, Backing, Block, Buffer, Copied, ExitFrame, Snapshot, Thread,
 };
@@ -330,11 +331,11 @@ pub fn events(bytes: &[u8]) {
     let Some((&shape, rest)) = bytes.split_first() else {
         return;
     };
-    let _ = records::arrival_from_bytes(rest);
+    let _ = records::plain_from_bytes::<arrival>(rest);
     let (threads, rest) = rest.split_at(rest.len().min(usize::from(shape & 3) * 128));
     let threads = records::thread_sums_from_bytes(threads);
     let (cell, rest) = rest.split_at(rest.len().min(usize::from(shape >> 2 & 1) * 64));
-    let cell = records::live_cell_from_bytes(cell);
+    let cell = records::plain_from_bytes(cell);
     let Some(record) = records::heap_from_bytes(rest) else {
         return;
     };

@@ -5,6 +5,7 @@
 //! static program, they are in the same file.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::ops::Range;
 
 use crate::elf::file::ElfFile;
@@ -22,12 +23,30 @@ const WORD: u64 = 8;
 /// The most code of one function that is searched. That of glibc's exit has a few hundred bytes.
 const MAX_CODE: u64 = 64 << 10;
 
-/// The frames of a file. `exits` are the addresses of its `exit`, and `ends` those of the functions that end a process at
-/// once. Empty if the file has no unwind rules for `exit`, as most builds of musl.
-pub(super) fn find(elf: &ElfFile<'_>, exits: &[u64], ends: &[u64]) -> Vec<ExitFrame> {
-    if !cfg!(target_arch = "x86_64") || exits.is_empty() || ends.is_empty() {
-        return Vec::new();
+/// The addresses of the functions by which a file ends a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExitFunctions {
+    /// Its `exit`.
+    pub(super) orderly: BTreeSet<u64>,
+    /// The functions that end a process at once.
+    pub(super) at_once: Vec<u64>,
+}
+
+impl ExitFunctions {
+    /// The frames of the file that has these functions. Empty if it has no unwind rules for `exit`, as most builds of
+    /// musl, or cannot be read any more. This reads all unwind rules of the file.
+    pub fn frames(&self, file: &File) -> Vec<ExitFrame> {
+        let is_needed = cfg!(target_arch = "x86_64") && !self.orderly.is_empty();
+        match ElfFile::open(file) {
+            Ok(elf) if is_needed && !self.at_once.is_empty() => {
+                find(&elf, &self.orderly, &self.at_once)
+            }
+            _ => Vec::new(),
+        }
     }
+}
+
+fn find(elf: &ElfFile<'_>, exits: &BTreeSet<u64>, ends: &[u64]) -> Vec<ExitFrame> {
     let Some(table) = UnwindTable::read(elf) else {
         return Vec::new();
     };

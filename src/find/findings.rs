@@ -10,13 +10,13 @@ use anyhow::{Context, Result};
 use crate::elf::file::ElfFile;
 use crate::elf::symbols::{self, Companions, FunctionSymbol, Names, Source};
 use crate::find::exceptions::{CPP, Exceptions};
-use crate::find::exit_frames::{self, EXIT};
+use crate::find::exit_frames::{EXIT, ExitFunctions};
 use crate::find::functions::{Family, FileTable, Table};
 use crate::find::heaps::{self, Marks};
 use crate::find::hooks::{self, LoaderHooks};
 use crate::find::role::Role;
 use crate::find::sites::{self, FoundFunction, Site};
-use crate::lost::{Allocators, ExitFrame};
+use crate::lost::Allocators;
 use crate::os::root::Root;
 
 /// What a file's symbols say about its allocator.
@@ -43,8 +43,8 @@ pub struct Findings {
     pub is_libc: bool,
     /// The offsets in the file of the functions that end a process at once.
     pub exits: Vec<u64>,
-    /// What the frames of its `exit` hold, by which those functions are called.
-    pub exit_frames: Vec<ExitFrame>,
+    /// By which functions it ends a process.
+    pub exit_functions: ExitFunctions,
     /// Where its allocator keeps its blocks.
     pub heap: Allocators,
 }
@@ -104,21 +104,17 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         && (debug_state.is_some() || symbols::exported(&elf, "_rtld_global").is_some());
     let is_libc = exported(START).is_some();
     let ends = |function: &&FunctionSymbol| {
-        EXITS.contains(&function.name) && (is_static || function.source == Source::Exported)
+        let is_own = is_static || (is_libc && function.source == Source::Exported);
+        EXITS.contains(&function.name) && is_own
     };
-    let exits = match is_libc || is_static {
-        true => found.functions.iter().filter(ends).collect(),
-        false => Vec::new(),
-    };
-    let ends: Vec<u64> = exits.iter().map(|function| function.address).collect();
+    let ends = found.functions.iter().filter(ends);
+    let at_once: Vec<u64> = ends.map(|function| function.address).collect();
+    let exits = at_once.iter();
+    let exits = exits.filter_map(|&address| hooks::offset_of(&elf, address));
+    let exits: BTreeSet<u64> = exits.collect();
     let orderly = found.functions.iter();
     let orderly = orderly.filter(|function| function.name == EXIT && !function.local);
-    let orderly: BTreeSet<u64> = orderly.map(|function| function.address).collect();
-    let orderly: Vec<u64> = orderly.into_iter().collect();
-    let exit_frames = exit_frames::find(&elf, &orderly, &ends);
-    let exits = ends.into_iter();
-    let exits = exits.filter_map(|address| hooks::offset_of(&elf, address));
-    let exits: BTreeSet<u64> = exits.collect();
+    let orderly = orderly.map(|function| function.address).collect();
     let functions = by_address(&found.functions, is_static, role, &table);
     let rows = functions.values().map(|found| &found.row);
     let mut families = rows.clone().map(|row| row.family);
@@ -154,7 +150,7 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
         },
         is_libc,
         exits: exits.into_iter().collect(),
-        exit_frames,
+        exit_functions: ExitFunctions { orderly, at_once },
         heap: heaps::kind(&marks),
     })
 }

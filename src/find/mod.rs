@@ -5,7 +5,7 @@
 
 pub mod command;
 mod exceptions;
-mod exit_frames;
+pub mod exit_frames;
 mod file_text;
 pub mod findings;
 pub mod functions;

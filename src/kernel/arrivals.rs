@@ -246,7 +246,8 @@ impl Collector {
             if !sites.is_empty() {
                 let target = self.target(examined.path, sites.clone())?;
                 if let Some(readings) = &self.readings {
-                    readings.add_file(findings.heap, findings.exit_frames);
+                    let frames = findings.exit_functions.frames(&examined.file);
+                    readings.add_file(findings.heap, frames);
                 }
                 known.index = Some(target.index);
                 known.links.extend(self.attach(&target, file)?);

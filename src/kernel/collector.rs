@@ -86,13 +86,14 @@ impl Collector {
         let (ended, arrived) = ring(loaded.object.ended(), records::heap_from_bytes)?;
         let (arrivals, unseen) = match loaded.object.newer() {
             Some(skel) => {
-                let (ring, unseen) = ring(&skel.maps.arrivals, records::arrival_from_bytes)?;
+                let (ring, unseen) = ring(&skel.maps.arrivals, records::plain_from_bytes)?;
                 (Some(ring), unseen)
             }
             None => (None, Taken::default()),
         };
+        let reading = settings.reads.reading(loaded.holds);
         let readings = match loaded.object.newer() {
-            Some(skel) if loaded.reads => {
+            Some(skel) if reading == Reading::On => {
                 Some(Readings::start(skel, loaded.holds, settings.reads)?)
             }
             _ => None,
@@ -116,7 +117,7 @@ impl Collector {
             context: Context {
                 clock: Clock::read(),
                 files: Vec::new(),
-                reading: settings.reads.reading(loaded.holds),
+                reading,
             },
             args: Args::new(settings.args),
             targets: Vec::new(),
@@ -298,7 +299,7 @@ impl Collector {
             && image.end != End::Exec
             && let Some(readings) = &mut self.readings
         {
-            match readings.take(id, false) {
+            match readings.take(id) {
                 Some(verdict) => image.reach = verdict.on(&image),
                 None => return self.unjudged.push((id, image)),
             }
@@ -311,8 +312,9 @@ impl Collector {
         let Some(readings) = &mut self.readings else {
             return;
         };
+        readings.collect();
         for (id, mut image) in std::mem::take(&mut self.unjudged) {
-            match readings.take(id, false) {
+            match readings.take(id) {
                 Some(verdict) => {
                     image.reach = verdict.on(&image);
                     ended.push((id, image));
@@ -328,9 +330,9 @@ impl Collector {
             return Vec::new();
         };
         let unjudged = std::mem::take(&mut self.unjudged).into_iter();
-        let judged = unjudged.filter_map(|(id, mut image)| {
-            image.reach = readings.take(id, true)?.on(&image);
-            Some((id, image))
+        let judged = unjudged.map(|(id, mut image)| {
+            image.reach = readings.wait_for(id).on(&image);
+            (id, image)
         });
         judged.collect()
     }

@@ -10,7 +10,7 @@
 //! So the kernel ends each sleep, whatever becomes of the keeper or of memleak. While the keeper is stopped, the mappings
 //! are not locked, and held processes wait awake. `bpf/holds.bpf.h` has the other side.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::CStr;
 use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,24 +19,23 @@ use std::time::Duration;
 use libbpf_rs::MapCore as _;
 use libbpf_rs::libbpf_sys::{
     BPF_RINGBUF_BUSY_BIT, BPF_RINGBUF_DISCARD_BIT, BPF_RINGBUF_HDR_SZ, PERF_COUNT_SW_DUMMY,
-    PERF_TYPE_SOFTWARE, bpf_prog_test_run_opts, bpf_test_run_opts, perf_event_attr,
+    PERF_TYPE_SOFTWARE, perf_event_attr,
 };
 
 use crate::kernel::object::Globals;
+use crate::kernel::rings::call_with;
 use crate::kernel::separate::PERF_FLAG_FD_CLOEXEC;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::sleeper;
 use crate::os::clock::monotonic;
 use crate::os::own_files::OwnFiles;
+use crate::os::priority::hurry;
 
 /// The name that other processes see.
 const NAME: &CStr = c"memleak-keeper";
 
 /// How long a process that sleeps may be late for its next sleep, as others use the processors.
 const AGAIN_WITHIN: Duration = Duration::from_secs(5);
-
-/// The shortest slice that the scheduler grants.
-const SLICE: Duration = Duration::from_micros(100);
 
 /// The mappings are not locked more often than once in this time. If the kernel was told to hurry (`rcu_expedited`),
 /// it has them locked for a fraction of this, and held processes are mostly awake.
@@ -121,6 +120,8 @@ impl Duty<'_> {
             // Whatever ends the keeper, it leaves no core file.
             libc::prctl(libc::PR_SET_DUMPABLE, 0);
             self.files.leave().ok()?;
+            // Until the keeper has locked its mappings again, held processes are awake, and the scheduler would let
+            // them go on for some milliseconds.
             hurry();
             let event = open_event()?;
             let ring = Ring::map(self.ring, self.size)?;
@@ -179,48 +180,14 @@ impl Duty<'_> {
     }
 
     fn let_sleep(&self, mut sleeper: sleeper) {
-        let mut options = bpf_test_run_opts {
-            sz: size_of::<bpf_test_run_opts>() as u64,
-            ctx_in: (&raw mut sleeper).cast::<c_void>().cast_const(),
-            ctx_size_in: size_of::<sleeper>() as u32,
-            ..bpf_test_run_opts::default()
-        };
         // If this fails, the process waits awake.
-        // SAFETY: the context has the size and type that the program takes. It outlives the call.
-        unsafe { bpf_prog_test_run_opts(self.let_sleep, &raw mut options) };
+        call_with(&self.let_sleep, &mut sleeper);
     }
 }
 
 /// `None` if a call failed.
 fn done(result: i32) -> Option<()> {
     (result >= 0).then_some(())
-}
-
-/// Lets the keeper run as soon as it has to lock its mappings again. Until then, held processes are awake, and the
-/// scheduler would let them go on for some milliseconds. The keeper takes hardly any processor time.
-fn hurry() {
-    // SAFETY: all zeroes are a valid value.
-    let mut wish: libc::sched_attr = unsafe { std::mem::zeroed() };
-    wish.size = size_of::<libc::sched_attr>() as u32;
-    wish.sched_policy = libc::SCHED_FIFO.cast_unsigned();
-    wish.sched_priority = 1;
-    if grant(&wish) {
-        return;
-    }
-    // Without the right to that, a short slice is next best (Linux 6.12).
-    wish.sched_policy = libc::SCHED_OTHER.cast_unsigned();
-    wish.sched_priority = 0;
-    wish.sched_runtime = nanoseconds(SLICE);
-    wish.sched_nice = -20;
-    if !grant(&wish) {
-        wish.sched_nice = 0;
-        grant(&wish);
-    }
-}
-
-fn grant(wish: &libc::sched_attr) -> bool {
-    // SAFETY: the structure is as long as it says, and outlives the call.
-    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(wish), 0) == 0 }
 }
 
 fn page_size() -> usize {

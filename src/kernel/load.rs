@@ -43,8 +43,6 @@ pub(super) struct Loaded {
     pub only: Vec<u32>,
     /// The links of the tracepoints.
     pub links: Vec<Link>,
-    /// Whether processes are read at their ends.
-    pub reads: bool,
 }
 
 const MAX_SLOTS: u32 = 1 << 18;
@@ -159,7 +157,6 @@ fn load_for(
         told_twice,
         only: only(method, settings).to_vec(),
         links,
-        reads: settings.reads.wanted(holds).is_any(),
     })
 }
 
@@ -248,6 +245,11 @@ fn load_newer(
         // This map stays empty.
         open.maps.found.set_max_entries(1)?;
     }
+    let reads = settings.reads.wanted(holds).is_any();
+    if !reads {
+        // This map stays empty.
+        open.maps.candidates.set_max_entries(1)?;
+    }
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.max_blocks = u64::from(settings.max_blocks);
         rodata.slot_mask = slots(settings.max_blocks) - 1;
@@ -281,7 +283,6 @@ fn load_newer(
     progs.exec_shows.set_autoload(holds == Holds::Loader);
     progs.loader_holds.set_autoload(everywhere);
     progs.let_sleep.set_autoload(everywhere);
-    let reads = settings.reads.wanted(holds).is_any();
     progs.at_end.set_autoload(reads && everywhere);
     progs.at_end_waits.set_autoload(reads && !everywhere);
     progs.signal_ends.set_autoload(reads && everywhere);

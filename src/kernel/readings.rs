@@ -108,18 +108,30 @@ impl Readings {
         self.wake.as_fd()
     }
 
-    /// The verdict on a heap that was read, if there is one yet. With `wait`, waits for it. A verdict is taken once.
-    pub(super) fn take(&mut self, heap: u64, wait: bool) -> Option<HeapVerdict> {
+    /// Collects the verdicts that there are. Until there is another one, [`fd`](Self::fd) is not readable.
+    pub(super) fn collect(&mut self) {
+        // It is not readable if there is none.
         let _ = self.wake.read();
         self.known.extend(self.verdicts.try_iter());
-        while wait && !self.known.contains_key(&heap) {
+    }
+
+    /// The verdict on a heap that was read, if it was collected. A verdict is taken once.
+    pub(super) fn take(&mut self, heap: u64) -> Option<HeapVerdict> {
+        self.known.remove(&heap)
+    }
+
+    /// Waits for the verdict on a heap that was read.
+    pub(super) fn wait_for(&mut self, heap: u64) -> HeapVerdict {
+        loop {
+            if let Some(verdict) = self.take(heap) {
+                return verdict;
+            }
             match self.verdicts.recv() {
                 Ok((judged, verdict)) => self.known.insert(judged, verdict),
                 // The threads have failed.
-                Err(_) => return Some(HeapVerdict::NONE),
+                Err(_) => return HeapVerdict::NONE,
             };
         }
-        self.known.remove(&heap)
     }
 }
 

@@ -39,13 +39,6 @@ pub fn heap_from_bytes(bytes: &[u8]) -> Option<heap> {
     }
 }
 
-/// Reads a cell of shared live bytes.
-pub fn live_cell_from_bytes(bytes: &[u8]) -> Option<live_cell> {
-    // SAFETY: the bytes are as long as the type, a C struct of integers. read_unaligned needs no alignment.
-    (bytes.len() == size_of::<live_cell>())
-        .then(|| unsafe { bytes.as_ptr().cast::<live_cell>().read_unaligned() })
-}
-
 /// Reads a record of a fixed length.
 pub fn plain_from_bytes<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: the bytes are as long as the type, a C struct of integers. read_unaligned needs no alignment.
@@ -68,13 +61,6 @@ pub fn command_line_from_bytes(bytes: &[u8]) -> Option<CommandLine> {
     let kept = most.min(length as usize);
     let is_cut = length as usize > kept;
     (kept > 0).then(|| CommandLine::of_bytes(&words[..kept], is_cut))
-}
-
-/// Reads the arrival of a file off the ring.
-pub fn arrival_from_bytes(bytes: &[u8]) -> Option<arrival> {
-    // SAFETY: the bytes are as long as the type, a C struct of integers. read_unaligned needs no alignment.
-    (bytes.len() == size_of::<arrival>())
-        .then(|| unsafe { bytes.as_ptr().cast::<arrival>().read_unaligned() })
 }
 
 /// Splits the output of the iterator over living tasks.

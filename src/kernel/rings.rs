@@ -2,7 +2,7 @@
 //! ring.
 
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use anyhow::Result;
@@ -38,8 +38,9 @@ pub(super) fn bytes_of<T: Copy>(value: &T) -> &[u8] {
 }
 
 /// Calls a program that takes a value and changes it. Returns the program's result. If it cannot be called, nothing
-/// changes, and the result is 0. `T` is the C struct that the program takes.
-pub(super) fn call_with<T: Copy>(program: &OwnedFd, value: &mut T) -> u32 {
+/// changes, and the result is 0. `T` is the C struct that the program takes. Allocates nothing, so it may be called after
+/// a fork.
+pub(super) fn call_with<T: Copy>(program: &impl AsRawFd, value: &mut T) -> u32 {
     let mut options = bpf_test_run_opts {
         sz: size_of::<bpf_test_run_opts>() as u64,
         ctx_in: std::ptr::from_mut(value).cast(),

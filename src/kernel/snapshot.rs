@@ -128,7 +128,7 @@ impl Collector {
         let index = heap as u32 % limits::LIVE_CELLS.0;
         let cells = &self.object.newer()?.maps.live_cells;
         let bytes = cells.lookup(&index.to_ne_bytes(), MapFlags::ANY).ok()??;
-        records::live_cell_from_bytes(&bytes)
+        records::plain_from_bytes(&bytes)
     }
 }
 

@@ -8,8 +8,9 @@ const SLICE: Duration = Duration::from_micros(100);
 
 /// Lets the current thread run as soon as it has something to do, from now on. A real-time priority is best. Where that
 /// is refused (CAP_SYS_NICE, RLIMIT_RTPRIO, no real-time budget in the control group), or would let the kernel kill
-/// memleak for the time that the thread takes (RLIMIT_RTTIME), a short slice (Linux 6.12) and a low nice value are next best. Nothing happens if all are refused. For
-/// threads that take hardly any processor time. Allocates nothing, so it may be called after a fork.
+/// memleak for the time that the thread takes (RLIMIT_RTTIME), a short slice (Linux 6.12) and a low nice value are next
+/// best. Nothing happens if all are refused. For threads that take hardly any processor time. Allocates nothing, so it
+/// may be called after a fork.
 pub fn hurry() {
     if !is_timed() && grant(&wish(libc::SCHED_FIFO, 1)) {
         return;

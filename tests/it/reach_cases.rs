@@ -104,8 +104,9 @@ fn with_libc_inside(name: &str) -> PathBuf {
 /// The frames of `exit` in a file.
 fn exit_frames(path: &Path) -> Vec<ExitFrame> {
     let table = Table::new(Vec::new()).unwrap();
-    let found = find_sites(&File::open(path).unwrap(), path, &Root::ours(), &table);
-    found.unwrap().exit_frames
+    let file = File::open(path).unwrap();
+    let found = find_sites(&file, path, &Root::ours(), &table);
+    found.unwrap().exit_functions.frames(&file)
 }
 
 /// This machine's C library, which the tests use, too.
