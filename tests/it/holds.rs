@@ -15,7 +15,7 @@ use crate::common::Job;
 use crate::common::machine;
 use crate::common::newcomers::{Kind, Place, life};
 use crate::common::proc;
-use crate::common::proc::Process;
+use crate::common::proc::{Process, within};
 use crate::common::pty::{PROMPT, Terminal};
 use crate::common::root;
 use crate::common::switches::switch;
@@ -156,19 +156,6 @@ impl Drop for Tree {
 
 fn eventually(is_so: impl FnMut() -> bool) -> bool {
     within(PATIENCE, is_so)
-}
-
-fn within(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + time;
-    loop {
-        if is_so() {
-            return true;
-        }
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Waits for a process that has executed `program`.

@@ -24,7 +24,7 @@ use crate::common::files::{self, write_script};
 use crate::common::fixtures::fixture;
 use crate::common::probes::{run_line, run_words};
 use crate::common::proc;
-use crate::common::proc::Process;
+use crate::common::proc::{Process, within};
 use crate::common::pty::{PROMPT, Terminal};
 use crate::common::root;
 
@@ -233,15 +233,8 @@ fn assert_code(command: &mut Command, code: i32) {
     );
 }
 
-fn eventually(mut is_so: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        if is_so() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    false
+fn eventually(is_so: impl FnMut() -> bool) -> bool {
+    within(PATIENCE, is_so)
 }
 
 fn pid_after_ready(line: &str) -> Pid {

@@ -1,15 +1,17 @@
 //! Losses: memleak counts as lost every event that it cannot count, and all its other figures are true.
 
+use std::fs;
 use std::path::PathBuf;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::common::expected::{assert_counted, case};
 use crate::common::newcomers::{Kind, Place, life};
+use crate::common::proc::{self, Process, within};
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
-use crate::common::{Counts, Job, Losses, Row, code, compare, compile, fixture};
+use crate::common::{Counts, Job, Losses, Row, TIMEOUT, code, compare, compile, fixture};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// The last row of the only process with this name. Rows of its earlier images, which ended by an exec, are ignored.
 #[track_caller]
@@ -178,24 +180,30 @@ fn blocks_of_heaps_that_ended_do_not_fill_the_table() {
 
 #[test]
 fn no_row_is_lost_while_memleak_does_not_run() {
-    const STOPPED: Duration = Duration::from_secs(5);
-    // Otherwise the first process that ends waits for memleak, and fewer processes end.
-    let running = Job::fixture("short_lives_for", &["6500"])
+    const CHILDREN: u64 = 5_000;
+    // Otherwise the first process that ends waits for memleak.
+    let running = Job::fixture("overlapping_lives", &[&CHILDREN.to_string()])
         .options(["-v", "--lost=never"])
         .start_counted();
-    sleep(Duration::from_secs(1));
+    let named = |pid: &Pid| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        comm == "overlapping_liv\n"
+    };
+    // Once it has children, memleak has examined it, and no later process waits to be examined.
+    let mut command = None;
+    let works = within(*TIMEOUT, || {
+        command = proc::children(running.pid()).into_iter().find(named);
+        command.is_some_and(|pid| !proc::children(pid).is_empty())
+    });
+    assert!(works, "the command never starts a child");
     kill(running.pid(), Signal::SIGSTOP).expect("memleak can be stopped");
-    sleep(STOPPED);
+    // It has reaped its children then. Only memleak reaps it.
+    let ended = within(*TIMEOUT, || !command.is_some_and(Process::is_alive));
+    assert!(ended, "the command never ends");
     kill(running.pid(), Signal::SIGCONT).expect("memleak can be continued");
     let counted = running.wait_counted();
-    let children: usize = counted
-        .report
-        .stdout
-        .trim()
-        .parse()
-        .expect("the fixture prints the number of children");
     counted.assert_equal_counts();
-    assert_eq!(counted.report.summary.processes, children as u64 + 1);
+    assert_eq!(counted.report.summary.processes, CHILDREN + 1);
     // The ring has room for about two thousand rows. The other rows had to wait in the map.
     let waited: u64 = counted
         .report

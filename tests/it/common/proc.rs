@@ -1,6 +1,8 @@
 //! Processes, as `/proc/PID/stat` describes them.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -57,5 +59,19 @@ pub fn children(parent: Pid) -> Vec<Pid> {
 pub fn end_all(which: impl Fn(&Process) -> bool) {
     for process in all().into_iter().filter(|process| which(process)) {
         let _ = kill(process.pid, Signal::SIGKILL);
+    }
+}
+
+/// Waits until something is so, for at most `time`. Returns whether it was so in time.
+pub fn within(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + time;
+    loop {
+        if is_so() {
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        sleep(Duration::from_millis(5));
     }
 }
