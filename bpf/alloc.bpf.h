@@ -51,7 +51,7 @@ static __always_inline __u64 product(__u64 size, __u64 count)
 static __always_inline void count_old_block(struct thread *thread, struct open_call *call)
 {
 	if (call->old == OLD_RECORDED)
-		count_free(thread, call->old_size);
+		count_free(thread, &call->old_content);
 	else if (call->old == OLD_UNRECORDED)
 		count_unrecorded_free(thread);
 }
@@ -92,7 +92,7 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 		/* Taken out before another thread can get its address again. */
 		call->old_block = argument(ctx, n);
 		if (call->old_block)
-			call->old = take_block(thread, call->old_block, &call->old_size)
+			call->old = take_block(thread, call->old_block, &call->old_content)
 					? OLD_RECORDED
 					: OLD_UNRECORDED;
 		if (is_free_scope(cookie)) {
@@ -115,11 +115,14 @@ static __always_inline void enter_throwing(struct pt_regs *ctx, struct thread *t
 		call->back = return_address(ctx);
 }
 
-/* Closes an open call whose function has returned `result`. */
-static __always_inline void close_call(struct thread *thread, struct open_call *call, __u64 result)
+/*
+ * Closes an open call whose function has returned `result`, or is about to (`at_ret`).
+ */
+static __always_inline void close_call(struct pt_regs *ctx, struct thread *thread,
+				       struct open_call *call, bool at_ret)
 {
-	__u32 kind = kind_of(call->cookie);
-	__u64 block = result;
+	__u64 result = PT_REGS_RC(ctx), block = result;
+	__u32 kind = kind_of(call->cookie), stack = 0;
 
 	thread->depth--;
 	if (call->out)
@@ -133,7 +136,9 @@ static __always_inline void close_call(struct thread *thread, struct open_call *
 	}
 	if (block) {
 		count_old_block(thread, call);
-		count_allocation(thread, block, call->size);
+		if (stacks)
+			stack = stack_of(ctx, thread, at_ret);
+		count_allocation(thread, block, call->size, stack);
 	} else if (call->old != OLD_NONE && !call->size) {
 		/* realloc(p, 0) that frees. */
 		count_old_block(thread, call);
@@ -142,7 +147,7 @@ static __always_inline void close_call(struct thread *thread, struct open_call *
 		if (kind == KIND_REALLOCF)
 			count_old_block(thread, call);
 		else if (call->old == OLD_RECORDED)
-			record_block(thread, call->old_block, call->old_size);
+			record_block(thread, call->old_block, &call->old_content);
 	}
 }
 
@@ -168,7 +173,7 @@ found:
 	/* Calls that were entered later were jumped out of on the way to this return. */
 	if (i)
 		abandon_calls(thread, i);
-	close_call(thread, call, PT_REGS_RC(ctx));
+	close_call(ctx, thread, call, false);
 }
 
 /*
@@ -194,7 +199,7 @@ found:
 	if (i)
 		abandon_calls(thread, i);
 	if (kind_of(cookie) == KIND_RETURN) {
-		close_call(thread, call, PT_REGS_RC(ctx));
+		close_call(ctx, thread, call, true);
 		return;
 	}
 	scope = is_free_scope(call->cookie);

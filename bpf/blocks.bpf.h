@@ -9,22 +9,22 @@
 
 #ifdef OLDER_KERNELS
 
-static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
+static __always_inline int record_block(struct thread *thread, __u64 address, struct block *block)
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
 
-	return bpf_map_update_elem(&blocks, &key, &size, BPF_ANY);
+	return bpf_map_update_elem(&blocks, &key, block, BPF_ANY);
 }
 
-/* Takes a block out of the table. Returns whether it was there, and its size. */
-static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
+/* Takes a block out of the table. Returns whether it was there. */
+static __always_inline bool take_block(struct thread *thread, __u64 address, struct block *block)
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
-	__u64 *found = bpf_map_lookup_elem(&blocks, &key);
+	struct block *found = bpf_map_lookup_elem(&blocks, &key);
 
 	if (!found)
 		return false;
-	*size = *found;
+	*block = *found;
 	/* If two threads free the same block (a bug of the program), one of them gets it. */
 	return bpf_map_delete_elem(&blocks, &key) != -ENOENT;
 }
@@ -82,7 +82,7 @@ static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
 }
 
 /* Whether this program made the change. */
-static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to)
+static __always_inline bool slot_changes(struct slot *slot, __u32 from, __u32 to)
 {
 	return __sync_val_compare_and_swap(&slot->state, from, to) == from;
 }
@@ -92,7 +92,7 @@ static __always_inline bool slot_changes(struct slot *slot, __u64 from, __u64 to
  * A block that is being put in has not been returned to the caller yet. A block that is being taken
  * out is being freed.
  */
-static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
+static __always_inline bool put_in_slot(__u64 heap, __u64 address, struct block *block)
 {
 	struct slot *slot = slot_of(heap, address);
 
@@ -118,12 +118,13 @@ static __always_inline bool put_in_slot(__u64 heap, __u64 address, __u64 size)
 	}
 	slot->heap = heap;
 	slot->address = address;
-	slot->size = size;
+	slot->size = block->size;
+	slot->stack = block->stack;
 	slot_changes(slot, SLOT_BUSY, SLOT_FULL);
 	return true;
 }
 
-static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *size)
+static __always_inline bool take_from_slot(__u64 heap, __u64 address, struct block *block)
 {
 	struct slot *slot = slot_of(heap, address);
 	bool ours;
@@ -133,12 +134,14 @@ static __always_inline bool take_from_slot(__u64 heap, __u64 address, __u64 *siz
 	if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
 		return false;
 	ours = slot->address == address && slot->heap == heap;
-	*size = slot->size;
+	block->size = slot->size;
+	block->stack = slot->stack;
 	slot_changes(slot, SLOT_BUSY, ours ? SLOT_EMPTY : SLOT_FULL);
 	return ours;
 }
 
-static long drop_block_if_dead(void *map, struct block_key *key, __u64 *size, bool *unlisted_too)
+static long drop_block_if_dead(void *map, struct block_key *key, struct block *block,
+			       bool *unlisted_too)
 {
 	struct block_key dead = *key;
 
@@ -167,35 +170,35 @@ __noinline long make_room(int force)
 	return 1;
 }
 
-static __always_inline int record_block(struct thread *thread, __u64 address, __u64 size)
+static __always_inline int record_block(struct thread *thread, __u64 address, struct block *block)
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
 
-	if (put_in_slot(key.heap, address, size))
+	if (put_in_slot(key.heap, address, block))
 		return 0;
 	thread->sum.hashed++;
-	if (!bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+	if (!bpf_map_update_elem(&blocks, &key, block, BPF_ANY))
 		return 0;
-	if (make_room(0) && !bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+	if (make_room(0) && !bpf_map_update_elem(&blocks, &key, block, BPF_ANY))
 		return 0;
-	if (make_room(1) && !bpf_map_update_elem(&blocks, &key, &size, BPF_ANY))
+	if (make_room(1) && !bpf_map_update_elem(&blocks, &key, block, BPF_ANY))
 		return 0;
 	thread->sum.hashed--;
 	return -1;
 }
 
-/* Takes a block out of the table. Returns whether it was there, and its size. */
-static __always_inline bool take_block(struct thread *thread, __u64 address, __u64 *size)
+/* Takes a block out of the table. Returns whether it was there. */
+static __always_inline bool take_block(struct thread *thread, __u64 address, struct block *block)
 {
 	struct block_key key = {.heap = thread->heap, .address = address};
-	__u64 *found;
+	struct block *found;
 
-	if (take_from_slot(key.heap, address, size))
+	if (take_from_slot(key.heap, address, block))
 		return true;
 	found = bpf_map_lookup_elem(&blocks, &key);
 	if (!found)
 		return false;
-	*size = *found;
+	*block = *found;
 	/* If two threads free the same block (a bug of the program), one of them gets it. */
 	if (bpf_map_delete_elem(&blocks, &key) == -ENOENT)
 		return false;

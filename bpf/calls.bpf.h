@@ -115,7 +115,7 @@ SUBPROGRAM int abandon_call(struct thread *thread)
 		thread->sum.lost_calls++;
 	/* It is not known whether the old block was freed. If it was not, its free will come. */
 	if (call->old == OLD_RECORDED)
-		record_block(thread, call->old_block, call->old_size);
+		record_block(thread, call->old_block, &call->old_content);
 	thread->depth--;
 	return 0;
 }

@@ -28,13 +28,15 @@ enum {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_EXIST = 2 };
 enum { BPF_F_NO_PREALLOC = 1, BPF_F_MMAPABLE = 1024 };
 enum { BPF_LOCAL_STORAGE_GET_F_CREATE = 1 };
-enum { BPF_RB_FORCE_WAKEUP = 2 };
+enum { BPF_RB_NO_WAKEUP = 1, BPF_RB_FORCE_WAKEUP = 2 };
+enum { BPF_RB_AVAIL_DATA = 0 };
 
 /*
  * Opaque to programs: an object in a map, by which the kernel calls back in a task's own context.
@@ -278,12 +280,43 @@ struct uprobes_state {
 	struct xol_area *xol_area;
 };
 
+typedef struct {
+	void *vdso;
+} mm_context_t;
+
+/* The calls of a task whose return is probed, the innermost first. */
+struct return_instance {
+	unsigned long stack; /* where the return address was */
+	unsigned long orig_ret_vaddr;
+	struct return_instance *next;
+};
+
+struct uprobe_task {
+	struct return_instance *return_instances;
+};
+
 struct mm_struct {
+	mm_context_t context;
+	unsigned long total_vm, exec_vm; /* in pages */
+	int map_count;
 	struct uprobes_state uprobes_state;
 	unsigned long start_code;
 	unsigned long arg_start, arg_end;
 	unsigned long saved_auxv[2]; /* longer: AT_VECTOR_SIZE */
 	struct file *exe_file;
+};
+
+/* Changes whenever the mappings do (since 6.4; since 6.14 it is a sequence counter). */
+typedef struct seqcount {
+	unsigned int sequence;
+} seqcount_t;
+
+struct mm_struct___counted {
+	seqcount_t mm_lock_seq;
+};
+
+struct mm_struct___numbered {
+	int mm_lock_seq;
 };
 
 struct super_block {
@@ -324,6 +357,7 @@ struct file {
 struct vm_area_struct {
 	unsigned long vm_start, vm_end;
 	unsigned long vm_flags;
+	unsigned long vm_pgoff;
 	struct file *vm_file;
 };
 
@@ -382,6 +416,7 @@ struct task_struct {
 	struct pid *thread_pid;
 	struct signal_struct *signal;
 	struct mm_struct *mm;
+	struct uprobe_task *utask;
 	struct fs_struct *fs;
 	const struct cred *real_cred;
 	int on_cpu;

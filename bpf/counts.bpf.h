@@ -8,14 +8,18 @@
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
+#include "stacks.bpf.h"
 
-static __always_inline void count_allocation(struct thread *thread, __u64 address, __u64 size)
+/* `stack`: as in struct block. */
+static __always_inline void count_allocation(struct thread *thread, __u64 address, __u64 size,
+					     __u32 stack)
 {
+	struct block block = {.size = size, .stack = stack};
 	struct heap *heap;
 
 	thread->sum.alloc_bytes += size;
 	thread->sum.alloc_count++;
-	if (record_block(thread, address, size)) {
+	if (record_block(thread, address, &block)) {
 		heap = heap_by_id(thread->heap);
 		if (heap) {
 			__sync_fetch_and_add(&heap->lost_bytes, size);
@@ -23,14 +27,16 @@ static __always_inline void count_allocation(struct thread *thread, __u64 addres
 		}
 		return;
 	}
+	stack_allocates(thread, &block);
 	live_grows(thread, size);
 }
 
-static __always_inline void count_free(struct thread *thread, __u64 size)
+static __always_inline void count_free(struct thread *thread, struct block *block)
 {
-	thread->sum.free_bytes += size;
+	thread->sum.free_bytes += block->size;
 	thread->sum.free_count++;
-	live_shrinks(thread, size);
+	stack_frees(thread, block);
+	live_shrinks(thread, block->size);
 }
 
 /*

@@ -162,16 +162,17 @@ static __always_inline void set_last_free(struct pt_regs *ctx, struct thread *th
 
 static __always_inline void enter_free(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
-	__u64 block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK)), size;
+	__u64 block = argument(ctx, cookie_field(cookie, COOKIE_BLOCK));
+	struct block content;
 
 	if (!block)
 		return;
 	note_file(thread, cookie);
 	if (thread->depth && is_nested(ctx, thread, cookie))
 		return;
-	if (take_block(thread, block, &size)) {
+	if (take_block(thread, block, &content)) {
 		set_last_free(ctx, thread, block, cookie);
-		count_free(thread, size);
+		count_free(thread, &content);
 	} else {
 		if (continues_last_free(ctx, thread, block, cookie) ||
 		    is_called_directly(ctx, cookie))

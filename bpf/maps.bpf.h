@@ -26,7 +26,7 @@ struct open_call {
 	__u64 sp; /* the stack pointer at entry */
 	__u64 size;
 	__u64 old_block; /* realloc: the block that it replaces; 0 if none was found there */
-	__u64 old_size;
+	struct block old_content;
 	__u64 out; /* where the block's address will be stored; 0: it is returned */
 	__u64 ip;  /* the probe's address */
 	__u64 cookie;
@@ -127,7 +127,7 @@ struct block_key {
 };
 
 /*
- * The live blocks, with their sizes: a free has to subtract the size. User space sets max_entries
+ * The live blocks. A free has to subtract the size. User space sets max_entries
  * (--max-allocs). On newer kernels a block goes to `slots` first.
  */
 struct {
@@ -135,7 +135,7 @@ struct {
 	__uint(map_flags, GROWS);
 	__uint(max_entries, 1);
 	__type(key, struct block_key);
-	__type(value, __u64);
+	__type(value, struct block);
 } blocks SEC(".maps");
 
 /* Ended images on their way to user space: about 1,500 of the usual length. */
@@ -229,6 +229,11 @@ const volatile bool read_all = false;	      /* each that has a block */
 const volatile __u64 read_over = ~0ULL;	      /* each that has more bytes */
 const volatile __u64 read_total_over = ~0ULL; /* those that go unread must not have more in all */
 const volatile __u64 read_within_ns = 0;      /* how long a process may be held while it is read */
+
+const volatile bool stacks = false;   /* allocations are attributed to call stacks */
+const volatile __u32 stack_mask = 0;  /* max_entries of `stack_sums`, a power of two, minus one */
+const volatile __u64 stack_seed = 0;  /* a random number */
+const volatile __u32 vdso_module = 0; /* the number of the code that the kernel maps; 0: none */
 
 struct vocabulary *vocabulary = 0; /* never set */
 

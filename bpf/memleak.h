@@ -48,6 +48,18 @@ enum limits {
 	MAX_CGROUPS = 8,
 	/* States of the automaton that matches the command names that -a is limited to. */
 	NAME_STATES = 128,
+	/* Frames of a stack that are recorded, from the innermost. */
+	MAX_FRAMES = 512,
+	/* Files with code that can be told apart: one less, because 0 is none. */
+	MAX_MODULES = 16384,
+	/* Distinct rules of unwinding. All files of a desktop have some ten thousand. */
+	MAX_RULES = 65536,
+	/* A power of two. Rows of rules in one of the maps in `rows`: 4 MB. */
+	SEGMENT_ROWS = 524288,
+	/* The most of these maps: 33 million rows. */
+	ROW_SEGMENTS = 64,
+	/* The page size that offsets of code are looked up by, as a power of two. */
+	CODE_PAGE_BITS = 12,
 };
 
 /* Which processes are followed. */
@@ -208,10 +220,10 @@ enum file_flags {
 /* What is known of a file that can be executed. */
 struct file_state {
 	struct file_version version;
-	__u32 index; /* among the files with probes; NO_INDEX: it has none */
-	__u32 flags; /* enum file_flags */
-	__u32 asked; /* user space has been asked about it, and has not answered */
-	__u32 pad;
+	__u32 index;  /* among the files with probes; NO_INDEX: it has none */
+	__u32 flags;  /* enum file_flags */
+	__u32 asked;  /* user space has been asked about it, and has not answered */
+	__u32 module; /* its number in call stacks; 0: none */
 };
 
 /* A file that was not examined yet. The process that has mapped it waits until it is. */
@@ -229,9 +241,17 @@ struct sleeper {
 	__u32 pid; /* in the initial pid namespace */
 };
 
+/* What is known of a live block. */
+struct block {
+	__u64 size;
+	__u32 stack; /* index in `stack_sums` of the stack that allocated it; 0: unknown */
+	__u32 pad;
+};
+
 /* A place for one live block. */
 struct slot {
-	__u64 state; /* enum slot_state */
+	__u32 state; /* enum slot_state */
+	__u32 stack; /* as in struct block */
 	__u64 heap;
 	__u64 address;
 	__u64 size;
@@ -245,6 +265,89 @@ struct ending {
 	__u32 task;	/* the thread that ends the process, in the initial pid namespace */
 	__u32 tid;	/* the same in memleak's own pid namespace; 0: not in it */
 	__u32 proc_tid; /* the same in the pid namespace that /proc shows; 0: not in it */
+	__u32 pad;
+};
+
+/*
+ * A frame of a call stack: a place in a file, or an address. The place is where the call returns
+ * to. In a function that a signal has interrupted, it is where the function goes on.
+ */
+enum frame_bits {
+	FRAME_OFFSET = 0,  /* 40 bits: offset in the file */
+	FRAME_MODULE = 40, /* 23 bits: number of the file */
+	FRAME_ADDRESS =
+	    63, /* 1 bit: the other 63 are an address, of code that is in no known file */
+};
+
+/* Why a walk up a stack has ended. */
+enum walk_end {
+	WALK_COMPLETE,	 /* the outermost function was reached */
+	WALK_TOO_DEEP,	 /* there are more frames than MAX_FRAMES */
+	WALK_NO_RULE,	 /* code without rules, and no frame pointer that leads on */
+	WALK_ODD_RULE,	 /* a rule of a kind that is not known here */
+	WALK_PENDING,	 /* code of a file whose rules are not loaded yet */
+	WALK_UNREADABLE, /* the stack's memory could not be read */
+	WALK_NO_CODE,	 /* a return address that leads to no code */
+	WALK_NO_CALL,	 /* a return address that the kernel has replaced could not be found */
+	WALK_NO_MEMORY,
+};
+
+/* A call stack, as it is sent to user space. */
+struct stack_record {
+	__u64 hash;
+	__u32 depth;   /* frames */
+	__u16 end;     /* enum walk_end */
+	__u16 guessed; /* frames that were found by frame pointers alone */
+	__u64 frames[MAX_FRAMES];
+};
+
+/* What a heap has allocated by one stack. */
+struct stack_sum {
+	__u64 heap;  /* 0: unused */
+	__u64 stack; /* its hash */
+	__u64 alloc_bytes;
+	__u64 alloc_count;
+	__u64 free_bytes;
+	__u64 free_count;
+	__u32 next; /* the next one of the heap; 0: none */
+	__u32 told; /* user space has its frames, or will have */
+};
+
+/* What a rule of unwinding says. All distances are in words of 8 bytes. */
+enum rule_kind {
+	RULE_MISSING,
+	RULE_OUTERMOST,
+	RULE_SIGNAL,  /* the kernel has made the frame */
+	RULE_LINKAGE, /* a procedure linkage table */
+	RULE_PLAIN,
+	RULE_UNKNOWN,
+	RULE_PENDING, /* not loaded yet */
+};
+
+enum rule_base { BASE_STACK_POINTER, BASE_FRAME_POINTER, BASE_THIRD };
+
+/* A rule in one word. */
+enum rule_bits {
+	RULE_KIND = 0,	   /* 3 bits: enum rule_kind */
+	RULE_BASE = 3,	   /* 2 bits: enum rule_base */
+	RULE_INDIRECT = 5, /* 1 bit: the end is the word at the distance, plus RULE_PLUS */
+	RULE_AT_FRAME = 6, /* 1 bit: RULE_FRAME is a signed distance from the frame pointer */
+	/* Words below the frame's end; 0: in the register. */
+	RULE_RETURN = 8, /* 8 bits */
+	RULE_FRAME = 16, /* 8 bits */
+	RULE_THIRD = 24, /* 8 bits; RULE_LOST: nobody knows */
+	RULE_PLUS =
+	    32, /* 8 bits; of a linkage table: the byte of an entry at which it has pushed */
+	RULE_DISTANCE = 40, /* 24 bits, signed: from the base */
+};
+
+enum rule_saved { RULE_IN_REGISTER = 0, RULE_LOST = 255 };
+
+/* The rules of a file: rows of an offset in the file (upper 32 bits) and the number of a rule. */
+struct module {
+	__u32 first; /* row */
+	__u32 count;
+	__u32 loaded;
 	__u32 pad;
 };
 
@@ -327,6 +430,8 @@ struct heap {
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
+	__u32 stacks; /* the first of its entries in `stack_sums`; 0: none */
+	__u32 pad;
 	__u32 reach;		 /* enum reach_state */
 	__u64 read_until_ns;	 /* in REACH_READING: the process is not held any longer */
 	__u64 leader_sp;	 /* the leader's stack pointer when it exited before the others */
@@ -395,6 +500,13 @@ struct vocabulary {
 	struct sleeper sleeper;
 	enum slot_state slot_state;
 	enum reach_state reach_state;
+	enum frame_bits frame_bits;
+	enum walk_end walk_end;
+	enum rule_kind rule_kind;
+	enum rule_base rule_base;
+	enum rule_bits rule_bits;
+	enum rule_saved rule_saved;
+	struct stack_record stack_record;
 	struct ending ending;
 	struct stop stop;
 	struct look_up look_up;

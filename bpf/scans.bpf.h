@@ -255,14 +255,14 @@ static long look_up_one(__u32 i, struct look_up *look_up)
 {
 	struct candidate *candidate = bpf_map_lookup_elem(&candidates, &i);
 	struct block_key key = {.heap = look_up->heap};
-	__u64 *size;
+	struct block *block;
 
 	if (!candidate)
 		return 1;
 	key.address = candidate->address;
-	size = bpf_map_lookup_elem(&blocks, &key);
-	candidate->size = size ? *size : NOT_A_BLOCK;
-	if (size)
+	block = bpf_map_lookup_elem(&blocks, &key);
+	candidate->size = block ? block->size : NOT_A_BLOCK;
+	if (block)
 		look_up->found++;
 	return 0;
 }

@@ -17,4 +17,5 @@ pub mod options;
 pub mod os;
 pub mod report;
 pub mod session;
+pub mod stacks;
 pub mod text;

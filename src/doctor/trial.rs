@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::doctor::patient::{FIRST, PROGRAM};
 use crate::kernel::error::{self, LoadError, ran_out_of_descriptors};
 use crate::kernel::method::{Holds, Method};
-use crate::kernel::settings::Reads;
+use crate::kernel::settings::{Reads, Recorded};
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, Running};
 use crate::launch::{Mounts, Suspended};
@@ -123,7 +123,12 @@ pub fn run(switches: Switches) -> Trial {
         timeout: PATIENCE / 2,
         delay: switches.read_delay,
     };
-    match Prober::start(&probing, false, reads, switches, false, &command) {
+    let recorded = Recorded {
+        args: false,
+        reads,
+        stacks: None,
+    };
+    match Prober::start(&probing, recorded, switches, false, &command) {
         Ok(prober) => Trial::Ran(follow(command, prober)),
         Err(error) => refused(Stage::Attach, &error),
     }

@@ -15,8 +15,8 @@ use object::LittleEndian as LE;
 use object::elf::{
     DF_1_PIE, DT_FLAGS_1, DT_NULL, Dyn64, DynamicTag, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, ELFMAG,
     ET_DYN, ET_EXEC, FileHeader64, FileType, Machine, NT_GNU_BUILD_ID, PF_X, PT_DYNAMIC, PT_INTERP,
-    PT_LOAD, PT_NOTE, ProgramFlags, ProgramHeader64, ProgramType, SHT_NOBITS, SectionHeader64,
-    SectionType,
+    PT_LOAD, PT_NOTE, ProgramFlags, ProgramHeader64, ProgramType, SHT_NOBITS, SectionFlags,
+    SectionHeader64, SectionType,
 };
 use object::pod::{self, Pod};
 
@@ -115,6 +115,7 @@ pub struct Section {
     pub size: u64,
     /// The index of a section that this one refers to.
     pub link: usize,
+    pub flags: SectionFlags,
     name: u32,
 }
 
@@ -248,6 +249,11 @@ impl<'file> ElfFile<'file> {
         }
     }
 
+    /// The address at which the file begins to run. 0: it does not.
+    pub fn entry(&self) -> u64 {
+        self.header.e_entry.get(LE)
+    }
+
     /// The segment that `address` belongs to, if that segment is executable.
     pub fn text_segment(&self, address: u64) -> Option<&Segment> {
         self.load_segment(address)
@@ -316,6 +322,7 @@ impl<'file> ElfFile<'file> {
             offset: header.sh_offset.get(LE),
             size: header.sh_size.get(LE),
             link: header.sh_link.get(LE) as usize,
+            flags: header.sh_flags.get(LE),
             name: header.sh_name.get(LE),
         };
         Some(headers.iter().map(section).collect())

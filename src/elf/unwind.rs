@@ -65,7 +65,7 @@ impl UnwindTable {
         let Some(place) = Whereabouts::of(elf)? else {
             return Some(UnwindTable::default());
         };
-        let content = place.content(elf)?;
+        let content = place.content(elf, MAX_BYTES)?;
         let mut table = UnwindTable::default();
         let end = content.each(|fde, _, _| table.add(fde))?;
         let bytes = &content.bytes;
@@ -141,9 +141,10 @@ impl UnwindTable {
 }
 
 /// A file's table, not yet read.
-pub(super) struct Content {
-    bytes: Vec<u8>,
-    address: u64,
+pub struct Content {
+    pub bytes: Vec<u8>,
+    /// Where the file has it in memory.
+    pub address: u64,
 }
 
 /// The entry of a function.
@@ -152,7 +153,12 @@ pub(super) type UnwindEntry<'a> = gimli::FrameDescriptionEntry<Slice<'a>>;
 impl Content {
     /// `None` if the file has no table, or if it cannot be read.
     pub(super) fn of(elf: &ElfFile<'_>) -> Option<Self> {
-        Whereabouts::of(elf)??.content(elf)
+        Self::within(elf, MAX_BYTES)
+    }
+
+    /// The same for a table of at most `most` bytes.
+    pub fn within(elf: &ElfFile<'_>, most: u64) -> Option<Self> {
+        Whereabouts::of(elf)??.content(elf, most)
     }
 
     /// Calls `each` with all entries of functions, up to the first one for which it returns `None`. Returns where the
@@ -211,8 +217,8 @@ struct Whereabouts {
 }
 
 impl Whereabouts {
-    fn content(&self, elf: &ElfFile<'_>) -> Option<Content> {
-        if self.size > MAX_BYTES {
+    fn content(&self, elf: &ElfFile<'_>, most: u64) -> Option<Content> {
+        if self.size > most {
             return None;
         }
         Some(Content {

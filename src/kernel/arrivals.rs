@@ -212,6 +212,10 @@ impl Collector {
             return Ok(unexamined_for_now());
         }
         let mut known = self.known.files.remove(&key).unwrap_or_default();
+        let module = match &mut self.stacks {
+            Some(stacks) => stacks.add_file(&examined.path, &examined.file)?,
+            None => 0,
+        };
         let is_allocator = examined.findings.is_allocator();
         let findings = examined.findings;
         let mut sites = Vec::new();
@@ -269,6 +273,7 @@ impl Collector {
         Ok(file_state {
             index,
             flags,
+            module,
             ..file_state::default()
         })
     }

@@ -2,9 +2,10 @@
 //!
 //! Loading is left to `load`, decoding to `records`, living processes to `snapshot`, and arriving files to `arrivals`.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 use std::thread as threads;
 use std::time::Duration;
 
@@ -26,11 +27,13 @@ use crate::kernel::records::{self, Context};
 use crate::kernel::rings::{Taken, ring};
 use crate::kernel::settings::{Reading, Settings};
 use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
+use crate::kernel::stack_tables::StackTables;
 use crate::kernel::sweep::Sweep;
 use crate::kernel::witness::SignalsSeen;
 use crate::kernel::{detach, load};
 use crate::model::image::{End, Image};
 use crate::os::clock::Clock;
+use crate::stacks::code_files::CodeFiles;
 
 /// Blocks of ended heaps are swept when they fill this share of the table of live blocks. If the table is full, the
 /// kernel side sweeps by itself, in the middle of some process's malloc. Sweeping early avoids that.
@@ -68,6 +71,8 @@ pub struct Collector {
     pub(super) targets: Vec<Target>,
     /// The thread that reads processes at their ends. `None`: none are read.
     pub(super) readings: Option<Readings>,
+    /// `None`: allocations are not attributed to call stacks.
+    pub(super) stacks: Option<StackTables>,
     /// Images whose memory was read, and on which there is no verdict yet.
     unjudged: Vec<(u64, Image)>,
     rows_taken_from_map: u64,
@@ -91,11 +96,17 @@ impl Collector {
             }
             None => (None, Taken::default()),
         };
-        let reading = settings.reads.reading(loaded.holds);
+        let reading = settings.recorded.reads.reading(loaded.holds);
         let readings = match loaded.object.newer() {
-            Some(skel) if reading == Reading::On => {
-                Some(Readings::start(skel, loaded.holds, settings.reads)?)
-            }
+            Some(skel) if reading == Reading::On => Some(Readings::start(
+                skel,
+                loaded.holds,
+                settings.recorded.reads,
+            )?),
+            _ => None,
+        };
+        let stacks = match (loaded.object.newer(), settings.recorded.stacks) {
+            (Some(skel), Some(stacks)) => Some(StackTables::open(skel, stacks)?),
             _ => None,
         };
         Ok(Collector {
@@ -119,9 +130,10 @@ impl Collector {
                 files: Vec::new(),
                 reading,
             },
-            args: Args::new(settings.args),
+            args: Args::new(settings.recorded.args),
             targets: Vec::new(),
             readings,
+            stacks,
             unjudged: Vec::new(),
             rows_taken_from_map: 0,
             sweep: None,
@@ -159,6 +171,11 @@ impl Collector {
         self.context.reading != Reading::Off
     }
 
+    /// The files with code that have been examined, also those that come later. `None` if no call stacks are recorded.
+    pub fn code_files(&self) -> Option<Rc<RefCell<CodeFiles>>> {
+        self.stacks.as_ref().map(StackTables::files)
+    }
+
     /// The files with probes.
     pub fn targets(&self) -> &[Target] {
         &self.targets
@@ -180,8 +197,10 @@ impl Collector {
     /// These are readable when images have ended, when processes wait for files to be examined, and when a process wants
     /// to sleep and there is no keeper.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let stacks = self.stacks.as_ref().map(StackTables::ring);
         std::iter::once(&self.ring)
             .chain(&self.arrivals)
+            .chain(stacks)
             // SAFETY: the descriptors are open as long as the rings exist.
             .map(|ring| unsafe { BorrowedFd::borrow_raw(ring.epoll_fd()) })
             .chain(self.readings.as_ref().map(Readings::fd))
@@ -202,6 +221,9 @@ impl Collector {
     pub(super) fn take_records(&mut self) -> Result<Vec<(u64, Image)>> {
         let mut ended = Vec::new();
         self.start_keeper_if_needed();
+        if let Some(stacks) = &mut self.stacks {
+            stacks.learn();
+        }
         self.take_judged(&mut ended);
         loop {
             let taken = self.ring.consume_raw_n(AT_ONCE);
@@ -292,9 +314,12 @@ impl Collector {
 
     /// Adds an image that has ended, or puts it aside until there is a verdict on it.
     fn enter(&mut self, record: &heap, image: Option<(u64, Image)>, ended: &mut Vec<(u64, Image)>) {
+        let stacks = self.stacks.as_mut();
+        let stacks = stacks.map(|tables| tables.take(record.id, record.stacks));
         let Some((id, mut image)) = image else {
             return;
         };
+        image.stacks = stacks.unwrap_or_default();
         if records::was_read(record)
             && image.end != End::Exec
             && let Some(readings) = &mut self.readings

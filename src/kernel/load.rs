@@ -135,7 +135,8 @@ fn load_for(
     let freed = object.older().map(|skel| &skel.progs.sched_process_free);
     let freed = freed.filter(|_| settings.scope != Scope::Tree);
     let ends = object.newer().map(|skel| &skel.progs.signal_ends);
-    let ends = ends.filter(|_| holds == Holds::Everywhere && settings.reads.wanted(holds).is_any());
+    let ends = ends
+        .filter(|_| holds == Holds::Everywhere && settings.recorded.reads.wanted(holds).is_any());
     let again = object.second_programs().filter(|_| told_twice);
     let links = object
         .tracepoints()
@@ -178,7 +179,7 @@ macro_rules! limit_to {
             Scope::Chosen { .. } => scopes::SCOPE_CHOSEN.0,
             Scope::All => scopes::SCOPE_ALL.0,
         };
-        $rodata.wants_args = $settings.args;
+        $rodata.wants_args = $settings.recorded.args;
         $rodata.no_children = *scope == Scope::Chosen { children: false };
         $rodata.by_uid = !wanted.uids.is_empty();
         $rodata.by_name = wanted.names.is_some();
@@ -199,7 +200,7 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         limit_to!(rodata, settings);
     }
-    if settings.args {
+    if settings.recorded.args {
         open.maps.command_lines.set_max_entries(OLDER_ARGS)?;
     }
     let watches = settings.scope != Scope::Tree;
@@ -238,14 +239,18 @@ fn load_newer(
     open.maps
         .slots
         .set_max_entries(slots(settings.max_blocks))?;
-    if settings.args {
+    if settings.recorded.args {
         open.maps.command_lines.set_max_entries(args::MOST)?;
     }
     if settings.scope == Scope::Tree {
         // This map stays empty.
         open.maps.found.set_max_entries(1)?;
     }
-    let reads = settings.reads.wanted(holds).is_any();
+    match settings.recorded.stacks {
+        Some(stacks) => open.maps.stack_sums.set_max_entries(stacks.table)?,
+        None => leave_out_stacks(&mut open)?,
+    }
+    let reads = settings.recorded.reads.wanted(holds).is_any();
     if !reads {
         // This map stays empty.
         open.maps.candidates.set_max_entries(1)?;
@@ -256,7 +261,7 @@ fn load_newer(
         rodata.all_late = settings.all_late;
         rodata.misses = settings.misses;
         rodata.pid_filter = !only(method, settings).is_empty();
-        match settings.reads.wanted(holds) {
+        match settings.recorded.reads.wanted(holds) {
             ScanWanted::Never => {}
             ScanWanted::Always => rodata.read_all = true,
             ScanWanted::Undecided(Limits { process, total }) => {
@@ -264,7 +269,12 @@ fn load_newer(
                 rodata.read_total_over = total.unwrap_or(u64::MAX);
             }
         }
-        rodata.read_within_ns = settings.reads.timeout.as_nanos() as u64;
+        if let Some(stacks) = settings.recorded.stacks {
+            rodata.stacks = true;
+            rodata.stack_mask = stacks.table - 1;
+            rodata.stack_seed = random()?;
+        }
+        rodata.read_within_ns = settings.recorded.reads.timeout.as_nanos() as u64;
         limit_to!(rodata, settings);
     }
     let progs = &mut open.progs;
@@ -323,6 +333,32 @@ fn load_newer(
         }
     }
     open.load()
+}
+
+/// Makes none of the maps that only call stacks need. The programs' code for call stacks is not verified then.
+fn leave_out_stacks(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Result<()> {
+    let maps = &mut open.maps;
+    for map in [
+        &mut maps.stack_walks,
+        &mut maps.rows,
+        &mut maps.rules,
+        &mut maps.modules,
+        &mut maps.page_cache,
+        &mut maps.rule_cache,
+        &mut maps.stack_sums,
+        &mut maps.new_stacks,
+        &mut maps.told_stacks,
+    ] {
+        map.set_autocreate(false)?;
+    }
+    Ok(())
+}
+
+/// A number that processes cannot guess.
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 fn own_types() -> Option<File> {

@@ -7,6 +7,7 @@ use crate::kernel::method::{Holds, Method};
 use crate::kernel::skeletons::types::limits;
 use crate::model::scan::ScanWanted;
 use crate::os::cgroup::Cgroup;
+use crate::stacks::rules::RuleKind;
 
 /// How the programs are to be loaded.
 #[derive(Clone, Debug)]
@@ -26,9 +27,26 @@ pub struct Settings {
     /// processes. Empty: probes are for every process.
     pub only: Vec<u32>,
     pub wanted: Wanted,
-    /// Whether command lines are recorded.
+    pub recorded: Recorded,
+}
+
+/// What is recorded beside the counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Command lines.
     pub args: bool,
     pub reads: Reads,
+    /// `None`: allocations are not attributed to call stacks.
+    pub stacks: Option<StackSettings>,
+}
+
+/// How call stacks are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackSettings {
+    /// Entries in the table of call stacks, a power of two.
+    pub table: u32,
+    /// Rules of this kind are left out. For tests.
+    pub left_out: Option<RuleKind>,
 }
 
 /// Which processes are held at their ends, so that their memory can be read.

@@ -13,3 +13,4 @@ pub mod lost;
 pub mod reach;
 pub mod scan;
 pub mod selection;
+pub mod stack;

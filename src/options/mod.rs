@@ -3,6 +3,7 @@
 //! The doc comments of the arguments are their help texts, and go into the manual page and the completions.
 
 pub mod lost;
+pub mod stacks;
 pub mod switches;
 
 use std::ffi::{OsStr, OsString};
@@ -15,7 +16,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::find::notation::{self, Spec};
-use crate::kernel::settings::Reads;
+use crate::kernel::settings::{Reads, Recorded};
 use crate::model::commands::CommandOrder;
 use crate::model::exit::{self, LeakExit};
 use crate::model::gate::Gate;
@@ -23,6 +24,7 @@ use crate::model::limits::{Allowed, Limits};
 use crate::model::scan::ScanWanted;
 use crate::model::selection::Selection;
 use crate::options::lost::LostArgs;
+use crate::options::stacks::StackArgs;
 use crate::options::switches::TestArgs;
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};
@@ -76,6 +78,9 @@ pub struct Run {
     pub lost: LostArgs,
 
     #[command(flatten)]
+    pub stacks: StackArgs,
+
+    #[command(flatten)]
     pub gate: GateArgs,
 
     #[command(flatten)]
@@ -111,14 +116,19 @@ impl Run {
         self.lost.wanted(unseen, self.gate.allowed().lost)
     }
 
-    /// The same for the kernel side. `may_read`: whether memleak may read any process. If not, only what was asked for
+    /// What the kernel side records. `may_read`: whether memleak may read any process. If not, only what was asked for
     /// is tried.
-    pub fn reads(&self, may_read: bool) -> Reads {
-        Reads {
-            unseen: self.scan_wanted(may_read),
-            elsewhere: self.scan_wanted(false),
-            timeout: self.lost.lost_timeout,
-            delay: self.probing.test.switches().read_delay,
+    pub fn recorded(&self, may_read: bool) -> Recorded {
+        let switches = self.probing.test.switches();
+        Recorded {
+            args: self.args,
+            reads: Reads {
+                unseen: self.scan_wanted(may_read),
+                elsewhere: self.scan_wanted(false),
+                timeout: self.lost.lost_timeout,
+                delay: switches.read_delay,
+            },
+            stacks: self.stacks.wanted(&switches),
         }
     }
 }
@@ -165,6 +175,9 @@ pub struct Watch {
     pub lost: LostArgs,
 
     #[command(flatten)]
+    pub stacks: StackArgs,
+
+    #[command(flatten)]
     pub filters: Filters,
 
     #[command(flatten)]
@@ -186,13 +199,18 @@ impl Watch {
         self.lost.wanted(false, Limits::default())
     }
 
-    /// The same for the kernel side.
-    pub fn reads(&self) -> Reads {
-        Reads {
-            unseen: self.scan_wanted(),
-            elsewhere: self.scan_wanted(),
-            timeout: self.lost.lost_timeout,
-            delay: self.probing.test.switches().read_delay,
+    /// What the kernel side records.
+    pub fn recorded(&self) -> Recorded {
+        let switches = self.probing.test.switches();
+        Recorded {
+            args: self.args,
+            reads: Reads {
+                unseen: self.scan_wanted(),
+                elsewhere: self.scan_wanted(),
+                timeout: self.lost.lost_timeout,
+                delay: switches.read_delay,
+            },
+            stacks: self.stacks.wanted(&switches),
         }
     }
 

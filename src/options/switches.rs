@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::find::functions::NAMES;
 use crate::kernel::method::{Holds, Method};
+use crate::stacks::rules::RuleKind;
 
 /// The hidden option.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
@@ -45,6 +46,10 @@ pub struct Switches {
     pub stages: bool,
     /// `mount-groups=no`: behave as kernels before 5.15, which cannot put a mount into the group of another one.
     pub no_mount_groups: bool,
+    /// `stack-table=ENTRIES`: a table of call stacks of this size.
+    pub stack_table: Option<u32>,
+    /// `without-rules=KIND`: unwind no frame whose rule is of this kind.
+    pub without_rules: Option<RuleKind>,
     /// `patient=init|bare|more|seal`: be the child whose allocations the doctor counts.
     pub patient: Option<Patient>,
 }
@@ -61,6 +66,8 @@ impl Default for Switches {
             without_probe: Vec::new(),
             stages: false,
             no_mount_groups: false,
+            stack_table: None,
+            without_rules: None,
             patient: None,
         }
     }
@@ -87,6 +94,8 @@ enum Switch {
     WithoutProbe(&'static str),
     Stages,
     NoMountGroups,
+    StackTable(u32),
+    WithoutRules(RuleKind),
     Patient(Patient),
 }
 
@@ -102,6 +111,8 @@ impl Switches {
             Switch::WithoutProbe(name) => self.without_probe.push(name.to_owned()),
             Switch::Stages => self.stages = true,
             Switch::NoMountGroups => self.no_mount_groups = true,
+            Switch::StackTable(entries) => self.stack_table = Some(entries),
+            Switch::WithoutRules(kind) => self.without_rules = Some(kind),
             Switch::Patient(patient) => self.patient = Some(patient),
         }
     }
@@ -129,8 +140,13 @@ fn parse(word: &str) -> Result<Switch, String> {
         "stages" => Err("stages is yes".to_owned()),
         "mount-groups" if value == "no" => Ok(Switch::NoMountGroups),
         "mount-groups" => Err("mount-groups is no".to_owned()),
+        "stack-table" => match number(value)? {
+            entries @ 1..=0x1000_0000 => Ok(Switch::StackTable(entries as u32)),
+            _ => Err("stack-table is a number from 1 to 268435456".to_owned()),
+        },
+        "without-rules" => one_of(value).map(Switch::WithoutRules),
         "patient" => patient(value).map(Switch::Patient),
-        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, mount-groups, patient".to_owned()),
+        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, mount-groups, stack-table, without-rules, patient".to_owned()),
     }
 }
 
@@ -179,6 +195,8 @@ mod tests {
             "without-probe=calloc",
             "stages=yes",
             "mount-groups=no",
+            "stack-table=1000",
+            "without-rules=indirect",
             "patient=more",
         ];
         let given = TestArgs {
@@ -194,6 +212,8 @@ mod tests {
             without_probe: vec!["free".to_owned(), "calloc".to_owned()],
             stages: true,
             no_mount_groups: true,
+            stack_table: Some(1000),
+            without_rules: Some(RuleKind::Indirect),
             patient: Some(Patient::More),
         };
         assert_eq!(given.switches(), expected);

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -21,6 +22,7 @@ use crate::model::limits::Allowed;
 use crate::model::live::Live;
 use crate::model::lost::{LostSum, reached};
 use crate::model::reach::{Amount, Reach, Reached};
+use crate::model::stack::{NamedStack, StackShare, WalkEnd};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
 
@@ -29,6 +31,15 @@ pub(super) struct Json;
 impl Render for Json {
     fn image(&mut self, image: &Image, _verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
         line(&ProcessLine::new(image))
+    }
+
+    fn stack(
+        &mut self,
+        image: &Image,
+        share: &StackShare,
+        stack: &NamedStack,
+    ) -> io::Result<Vec<u8>> {
+        line(&StackLine::new(image, share, stack))
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
@@ -56,6 +67,86 @@ impl Render for Json {
             })
             .collect();
         Ok(lines?.concat())
+    }
+}
+
+/// What an image has allocated by one call stack.
+#[derive(Serialize)]
+struct StackLine<'a> {
+    schema: &'static str,
+    r#type: &'static str,
+    pid: u32,
+    image: u32,
+    alloc_bytes: u64,
+    alloc_count: u64,
+    leaked_bytes: u64,
+    leaked_blocks: u64,
+    walk: &'static str,
+    #[serde(skip_serializing_if = "is_zero")]
+    guessed: u64,
+    frames: Vec<FrameObject<'a>>,
+}
+
+/// The innermost frame comes first.
+#[derive(Serialize)]
+struct FrameObject<'a> {
+    function: Option<Cow<'a, str>>,
+    module: Option<Cow<'a, str>>,
+    build_id: Option<String>,
+    offset: u64,
+    file: Option<Cow<'a, str>>,
+    line: Option<u32>,
+    inlined: bool,
+}
+
+impl<'a> StackLine<'a> {
+    fn new(image: &Image, share: &StackShare, stack: &'a NamedStack) -> Self {
+        let path = |path: &'a Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(escape::text(path.as_os_str().as_bytes()))
+        };
+        let frames = stack.frames.iter().map(|frame| FrameObject {
+            function: frame
+                .function
+                .as_ref()
+                .map(|name| escape::text(name.as_bytes())),
+            module: path(&frame.module),
+            build_id: frame.build_id.as_ref().map(|id| hexadecimal(id)),
+            offset: frame.offset,
+            file: path(&frame.file),
+            line: frame.line,
+            inlined: frame.inlined,
+        });
+        Self {
+            schema: SCHEMA,
+            r#type: "stack",
+            pid: image.pid,
+            image: image.image,
+            alloc_bytes: share.alloc_bytes,
+            alloc_count: share.alloc_count,
+            leaked_bytes: share.leaked_bytes,
+            leaked_blocks: share.leaked_blocks,
+            walk: walk_name(stack.end),
+            guessed: stack.guessed.into(),
+            frames: frames.collect(),
+        }
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn walk_name(end: WalkEnd) -> &'static str {
+    match end {
+        WalkEnd::Complete => "complete",
+        WalkEnd::TooDeep => "too_deep",
+        WalkEnd::NoRule => "no_rule",
+        WalkEnd::OddRule => "odd_rule",
+        WalkEnd::Pending => "pending",
+        WalkEnd::Unreadable => "unreadable",
+        WalkEnd::NoCode => "no_code",
+        WalkEnd::NoCall => "no_call",
     }
 }
 

@@ -10,6 +10,7 @@ use crate::model::bounds::Verdict;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::stack::{NamedStack, StackShare};
 use crate::report::render::Render;
 
 mod cells;
@@ -81,6 +82,16 @@ impl Report {
     /// image.
     pub fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> Vec<Unwritten> {
         self.write(false, |render| render.image(image, verdict))
+    }
+
+    /// Reports what an image has allocated by one call stack, after the image.
+    pub fn stack(
+        &mut self,
+        image: &Image,
+        share: &StackShare,
+        stack: &NamedStack,
+    ) -> Vec<Unwritten> {
+        self.write(false, |render| render.stack(image, share, stack))
     }
 
     /// Reports the images that have ended in a window.

@@ -12,6 +12,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::stack::{NamedStack, StackShare};
 
 /// Name and version of the schema of JSON and CSV.
 pub const SCHEMA: &str = "memleak/1";
@@ -108,6 +109,16 @@ pub struct Window {
 pub(super) trait Render: Send {
     /// `verdict` is the verdict of the gate's limit for one process over this image.
     fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>>;
+
+    /// What an image has allocated by one call stack. Called after the image.
+    fn stack(
+        &mut self,
+        _image: &Image,
+        _share: &StackShare,
+        _stack: &NamedStack,
+    ) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
 

@@ -22,6 +22,7 @@ use crate::report::{
     Format, Options, Report, Screen, Sink, Unwritten, Verbosity, Window, verdict_line,
 };
 use crate::session::prober::Prober;
+use crate::stacks::namer::Namer;
 
 /// With `verbose`, says by which method the probes were attached. If the start failed, prints the messages of the
 /// kernel and of libbpf instead.
@@ -56,6 +57,8 @@ pub(super) fn say_detours(collector: &Collector) {
 pub(super) struct Books {
     ledger: Ledger,
     report: Report,
+    /// `None`: no call stacks are reported.
+    namer: Option<Namer>,
     users: UsersCache,
     /// The destinations of the report for which memleak has said that it could not be written. It says so once.
     unwritten: BTreeSet<String>,
@@ -158,6 +161,7 @@ impl Books {
             ledger: Ledger::new(gate),
             report: Report::new(sinks.collect()),
             users: UsersCache::new(),
+            namer: None,
             unwritten: BTreeSet::new(),
             failures: 0,
             explained: false,
@@ -200,6 +204,24 @@ impl Books {
         let verdict = self.ledger.record(&image);
         let unwritten = self.report.image(&image, verdict);
         self.check(unwritten);
+        self.show_stacks(&image);
+    }
+
+    /// Reports the call stacks by which an image has allocated.
+    fn show_stacks(&mut self, image: &Image) {
+        for share in &image.stacks {
+            let Some(namer) = &mut self.namer else {
+                return;
+            };
+            let stack = namer.name(&share.stack);
+            let unwritten = self.report.stack(image, share, &stack);
+            self.check(unwritten);
+        }
+    }
+
+    /// From now on, call stacks are reported, too.
+    pub(super) fn set_namer(&mut self, namer: Namer) {
+        self.namer = Some(namer);
     }
 
     /// Adds and reports the images that have ended in a window. `start` and `end` are times since the Unix epoch.

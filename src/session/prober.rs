@@ -22,7 +22,7 @@ use crate::kernel::attach::Target;
 use crate::kernel::collector::Collector;
 use crate::kernel::files::Arrival;
 use crate::kernel::method::Holds;
-use crate::kernel::settings::{Reads, Scope, Settings, Wanted};
+use crate::kernel::settings::{Recorded, Scope, Settings, Wanted};
 use crate::launch::Suspended;
 use crate::options::switches::Switches;
 use crate::options::{Probing, Watch};
@@ -59,21 +59,19 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Loads the programs, attaches the probes, and follows the command from its exec on. `args`: command lines are
-    /// recorded.
+    /// Loads the programs, attaches the probes, and follows the command from its exec on.
     ///
     /// # Errors
     /// The kernel refuses, or there is nothing to probe.
     pub fn start(
         probing: &Probing,
-        args: bool,
-        reads: Reads,
+        recorded: Recorded,
         switches: Switches,
         verbose: bool,
         command: &Suspended,
     ) -> Result<Self> {
         let environment = Environment::of_the_command();
-        let settings = settings(probing, &switches, args, reads);
+        let settings = settings(probing, &switches, recorded);
         let table = table(probing)?;
         let found = |table: &Table| find::at_start(command.candidates(), &environment, table);
         let private = command
@@ -107,7 +105,7 @@ impl Prober {
     /// The kernel refuses, or one of `processes` has nothing to probe.
     pub fn watch(options: &Watch, wanted: &Wanted, processes: &[Process]) -> Result<(Self, usize)> {
         let switches = options.probing.test.switches();
-        let mut settings = settings(&options.probing, &switches, options.args, options.reads());
+        let mut settings = settings(&options.probing, &switches, options.recorded());
         let children = !options.no_children;
         settings.scope = Scope::Chosen { children };
         settings.wanted = wanted.clone();
@@ -149,7 +147,7 @@ impl Prober {
     /// The kernel refuses.
     pub fn watch_all(options: &Watch, wanted: &Wanted) -> Result<Self> {
         let switches = options.probing.test.switches();
-        let mut settings = settings(&options.probing, &switches, options.args, options.reads());
+        let mut settings = settings(&options.probing, &switches, options.recorded());
         settings.scope = Scope::All;
         settings.wanted = wanted.clone();
         let verbose = options.shown.verbose;
@@ -469,7 +467,7 @@ fn table(probing: &Probing) -> Result<Table> {
     Ok(Table::new(user_allocators(&probing.allocator)?)?)
 }
 
-fn settings(probing: &Probing, switches: &Switches, args: bool, reads: Reads) -> Settings {
+fn settings(probing: &Probing, switches: &Switches, recorded: Recorded) -> Settings {
     Settings {
         max_blocks: probing.max_allocs,
         method: switches.method,
@@ -479,8 +477,7 @@ fn settings(probing: &Probing, switches: &Switches, args: bool, reads: Reads) ->
         scope: Scope::Tree,
         only: Vec::new(),
         wanted: Wanted::default(),
-        args,
-        reads,
+        recorded,
     }
 }
 

@@ -23,6 +23,7 @@ use crate::report::destination::Standard;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
+use crate::stacks::namer::Namer;
 
 /// The environment variable in which Slurm says which of its scripts it runs.
 const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";
@@ -54,8 +55,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     }
     let prober = Prober::start(
         &options.probing,
-        options.args,
-        options.reads(barrier.is_none()),
+        options.recorded(barrier.is_none()),
         switches,
         verbose,
         &command,
@@ -77,6 +77,9 @@ pub fn run(options: &Run) -> Result<Finish> {
         gate,
         destinations,
     );
+    if let Some(files) = prober.collector.code_files() {
+        books.set_namer(Namer::new(files));
+    }
     stages::mark("probes in place");
     let outcome = match command.release(keep) {
         Ok(mut running) => {

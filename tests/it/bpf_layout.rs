@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// The files of bpf/ in rows from the bottom up. A file includes only files of lower rows, not of its own row.
-const LEVELS: [&[&str]; 11] = [
+const LEVELS: [&[&str]; 14] = [
     &["core.h"],
     &["memleak.h"],
     &["maps.bpf.h", "inode.bpf.h", "cookie.bpf.h"],
@@ -26,13 +26,15 @@ const LEVELS: [&[&str]; 11] = [
     ],
     &[
         "calls.bpf.h",
-        "counts.bpf.h",
         "endings.bpf.h",
         "heap.bpf.h",
         "sums.bpf.h",
         "survey.bpf.h",
     ],
-    &["frees.bpf.h", "holds.bpf.h", "join.bpf.h"],
+    &["holds.bpf.h", "join.bpf.h", "unwind.bpf.h"],
+    &["stacks.bpf.h"],
+    &["counts.bpf.h"],
+    &["frees.bpf.h"],
     &[
         "alloc.bpf.h",
         "arrivals.bpf.h",

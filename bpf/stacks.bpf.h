@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Attributes allocations to call stacks: sums for each stack of a heap. */
+#ifndef MEMLEAK_STACKS_H
+#define MEMLEAK_STACKS_H
+
+#include "core.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+#include "unwind.bpf.h"
+
+#ifdef OLDER_KERNELS
+
+static __always_inline __u32 stack_of(struct pt_regs *ctx, struct thread *thread, bool at_ret)
+{
+	return 0;
+}
+
+static __always_inline void stack_allocates(struct thread *thread, struct block *block)
+{
+}
+
+static __always_inline void stack_frees(struct thread *thread, struct block *block)
+{
+}
+
+#else
+
+/*
+ * The sums of each stack of each heap. An entry is found by the hash of both. User space gives the
+ * entries of a heap back when it has ended. User space sets max_entries.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct stack_sum);
+} stack_sums SEC(".maps");
+
+/* New stacks on their way to user space: about 20,000 of 45 frames. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} new_stacks SEC(".maps");
+
+enum { TOLD_BITS = 15, RING_WAKES_AT = 2 << 20 };
+
+/* Hashes of stacks that user space was told of. Nothing is lost if it is told once more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << TOLD_BITS);
+	__type(key, __u32);
+	__type(value, __u64);
+} told_stacks SEC(".maps");
+
+__u64 stacks_unsent = 0;    /* how often the ring had no room for a stack */
+__u64 stacks_unentered = 0; /* how often `stack_sums` had no room */
+
+/* Tells user space what the frames of a stack are, if it does not know that. */
+SUBPROGRAM int tell_stack(struct stack_walk *walk, struct stack_sum *sum)
+{
+	__u64 size, *told;
+	__u32 index;
+
+	if (!walk || !sum)
+		return 0;
+	index = walk->record.hash * GOLDEN_RATIO >> (64 - TOLD_BITS);
+	told = bpf_map_lookup_elem(&told_stacks, &index);
+	if (!told)
+		return 0;
+	if (*told != walk->record.hash) {
+		size = __builtin_offsetof(struct stack_record, frames) + walk->record.depth * 8ULL;
+		if (size > sizeof(walk->record))
+			return 0;
+		if (bpf_ringbuf_output(&new_stacks, &walk->record, size,
+				       bpf_ringbuf_query(&new_stacks, BPF_RB_AVAIL_DATA) >
+					       RING_WAKES_AT
+					   ? BPF_RB_FORCE_WAKEUP
+					   : BPF_RB_NO_WAKEUP)) {
+			__sync_fetch_and_add(&stacks_unsent, 1);
+			return 0;
+		}
+		*told = walk->record.hash;
+	}
+	sum->told = 1;
+	return 1;
+}
+
+/* Entries that are tried before the table counts as full. */
+enum { STACK_TRIES = 16 };
+
+/* Puts a heap's entry at the beginning of the heap's chain. Returns whether that succeeded. */
+static __always_inline bool chain_stack(struct stack_sum *sum, __u64 id, __u32 at)
+{
+	struct heap *heap = heap_by_id(id);
+	__u32 first;
+	int i;
+
+	if (!heap)
+		return false;
+	first = heap->stacks;
+	for (i = 0; i < 64; i++) {
+		__u32 seen;
+
+		sum->next = first;
+		seen = __sync_val_compare_and_swap(&heap->stacks, first, at);
+		if (seen == first)
+			return true;
+		first = seen;
+	}
+	return false;
+}
+
+/*
+ * The entry of the stack that a call has just returned to; 0 if it has none. `at_ret`: the call has
+ * not returned yet.
+ */
+SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, int at_ret)
+{
+	struct stack_sum *sum;
+	struct stack_walk *walk;
+	__u32 at, first, unused = 0;
+	__u64 hash, heap;
+	int i;
+
+	if (!ctx || !thread)
+		return 0;
+	walk = walk_stack(ctx, thread, at_ret);
+	if (!walk)
+		return 0;
+	hash = walk->record.hash;
+	heap = thread->heap;
+	first = mix(hash, heap);
+	for (i = 0; i < STACK_TRIES; i++) {
+		at = (first + i) & stack_mask;
+		sum = bpf_map_lookup_elem(&stack_sums, &at);
+		if (!sum)
+			return 0;
+		if (sum->heap == heap && sum->stack == hash) {
+			if (!sum->told)
+				tell_stack(walk, sum);
+			return at;
+		}
+		/* The first entry's number stands for none. */
+		if (!unused && at && !sum->heap)
+			unused = at;
+	}
+	if (unused) {
+		sum = bpf_map_lookup_elem(&stack_sums, &unused);
+		if (sum && !__sync_val_compare_and_swap(&sum->heap, 0, heap)) {
+			sum->stack = hash;
+			if (chain_stack(sum, heap, unused)) {
+				tell_stack(walk, sum);
+				return unused;
+			}
+			sum->stack = 0;
+			sum->heap = 0;
+		}
+	}
+	__sync_fetch_and_add(&stacks_unentered, 1);
+	return 0;
+}
+
+static __always_inline struct stack_sum *stack_sum_of(__u32 stack)
+{
+	return stacks && stack ? bpf_map_lookup_elem(&stack_sums, &stack) : 0;
+}
+
+static __always_inline void stack_allocates(struct thread *thread, struct block *block)
+{
+	struct stack_sum *sum = stack_sum_of(block->stack);
+
+	if (!sum)
+		return;
+	__sync_fetch_and_add(&sum->alloc_bytes, block->size);
+	__sync_fetch_and_add(&sum->alloc_count, 1);
+}
+
+static __always_inline void stack_frees(struct thread *thread, struct block *block)
+{
+	struct stack_sum *sum = stack_sum_of(block->stack);
+
+	if (!sum)
+		return;
+	__sync_fetch_and_add(&sum->free_bytes, block->size);
+	__sync_fetch_and_add(&sum->free_count, 1);
+}
+
+#endif
+
+#endif

@@ -1,0 +1,679 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Walks up a thread's stack by the rules that compilers write for exceptions and debuggers. User
+ * space puts a file's rules into `rows` when it examines the file (src/stacks/). So a walk needs
+ * neither frame pointers nor a copy of the stack.
+ */
+#ifndef MEMLEAK_UNWIND_H
+#define MEMLEAK_UNWIND_H
+
+#include "core.h"
+#include "frame.bpf.h"
+#include "inode.bpf.h"
+#include "kernels.bpf.h"
+#include "maps.bpf.h"
+#include "memleak.h"
+#include "survey.bpf.h"
+
+#ifndef OLDER_KERNELS
+
+/* kernel/events/uprobes.c, and what a signal handler's frame has of the interrupted code. */
+#if defined(__TARGET_ARCH_x86)
+/* struct rt_sigframe without its return address: ucontext, with uc_mcontext.gregs at 40. */
+#define SIGNAL_FRAME_POINTER (40 + 10 * 8)
+#define SIGNAL_THIRD (40 + 11 * 8)
+#define SIGNAL_STACK_POINTER (40 + 15 * 8)
+#define SIGNAL_IP (40 + 16 * 8)
+/* mov $15, %rax; syscall */
+#define SIGRETURN_LOW 0x0f0000000fc0c748ULL
+#define SIGRETURN_HIGH 0x05
+#else
+/* siginfo, and ucontext with uc_mcontext.regs at 184. */
+#define SIGNAL_FRAME_POINTER (128 + 184 + 29 * 8)
+#define SIGNAL_LINK (128 + 184 + 30 * 8)
+#define SIGNAL_STACK_POINTER (128 + 184 + 31 * 8)
+#define SIGNAL_IP (128 + 184 + 32 * 8)
+#endif
+
+/* The stack is read in pieces of this size, because a read costs as much as a walk of 20 frames. */
+enum { WINDOW_BYTES = 4096, WINDOW_WORDS = WINDOW_BYTES / 8 };
+
+/* A walk up a thread's stack. Its place is kept, because it is too large for the program's stack.
+ */
+struct stack_walk {
+	__u64 heap;
+	__u64 space; /* stands for the mappings of the process as they are now */
+	__u64 trampoline;
+	__u64 ip, sp;
+	/* A register's value, or where it was last saved: it is read only if it is needed. */
+	__u64 frame_pointer, frame_pointer_at;
+	__u64 third, third_at;
+	__u64 link;	 /* arm64: the register with the return address */
+	__u64 top;	 /* where the stack ended in the last complete walk */
+	__u64 window;	 /* the address of the first of `words` */
+	__u32 in_window; /* words */
+	__u32 is_exact;	 /* ip is not behind a call: a signal came there */
+	__u32 is_third_lost;
+	__u32 is_unreadable;
+	struct stack_record record;
+	__u64 words[WINDOW_WORDS];
+};
+
+/* 8 kB for each thread that allocates. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct stack_walk);
+} stack_walks SEC(".maps");
+
+struct row_segment {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, SEGMENT_ROWS);
+	__type(key, __u32);
+	__type(value, __u64);
+};
+
+/* The rows of all files, one file after the other. User space adds maps as they are needed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, ROW_SEGMENTS);
+	__type(key, __u32);
+	__array(values, struct row_segment);
+} rows SEC(".maps");
+
+/* Files have the same few hundred rules. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_RULES);
+	__type(key, __u32);
+	__type(value, __u64);
+} rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_MODULES);
+	__type(key, __u32);
+	__type(value, struct module);
+} modules SEC(".maps");
+
+/*
+ * Two caches without locks. An entry is two words, which are written one after the other. `check`
+ * is the key, combined with the value. So an entry that is only half written has no key at all.
+ */
+struct cached {
+	__u64 check;
+	__u64 value;
+};
+
+enum { PAGE_CACHE_BITS = 14, RULE_CACHE_BITS = 16 };
+
+/* Which code a page of an address space is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << PAGE_CACHE_BITS);
+	__type(key, __u32);
+	__type(value, struct cached);
+} page_cache SEC(".maps");
+
+/* The rules for places in files. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << RULE_CACHE_BITS);
+	__type(key, __u32);
+	__type(value, struct cached);
+} rule_cache SEC(".maps");
+
+#define GOLDEN_RATIO 0x9e3779b97f4a7c15ULL
+
+static __always_inline __u64 mix(__u64 hash, __u64 value)
+{
+	hash = (hash ^ value) * GOLDEN_RATIO;
+	return hash ^ hash >> 29;
+}
+
+/* What an address is: a place in a file, as in a frame, or one of these. */
+enum { PLACE_NOT_CODE, PLACE_UNKNOWN, PLACE_KINDS };
+
+enum { PAGE_BYTES = 1 << CODE_PAGE_BITS };
+
+/* What is mapped at an address. */
+struct mapped {
+	struct arrival arrival;
+	__u64 page; /* the offset in the file of the address's page */
+	__u32 is_file;
+	__u32 is_code;
+	__u32 is_vdso;
+	__u32 pad;
+	__u64 address;
+};
+
+static long look_at_mapping(struct task_struct *task, struct vm_area_struct *vma,
+			    struct mapped *mapped)
+{
+	struct file *file = BPF_CORE_READ(vma, vm_file);
+	__u64 start = BPF_CORE_READ(vma, vm_start);
+
+	mapped->is_code = (BPF_CORE_READ(vma, vm_flags) & VM_EXEC) != 0;
+	mapped->arrival.start = start;
+	mapped->arrival.end = BPF_CORE_READ(vma, vm_end);
+	mapped->page = (mapped->address & -(__u64)PAGE_BYTES) - start;
+	if (file) {
+		mapped->is_file = 1;
+		mapped->page += BPF_CORE_READ(vma, vm_pgoff) << CODE_PAGE_BITS;
+		identify_inode(BPF_CORE_READ(file, f_inode), &mapped->arrival);
+	} else if ((__u64)BPF_CORE_READ(task, mm, context.vdso) == start) {
+		mapped->is_vdso = 1;
+	}
+	return 0;
+}
+
+/*
+ * Looks at the mapping of `mapped->address` in the current process. Returns 0, or an error. It is
+ * verified once, and not at every turn of the loop that calls it.
+ */
+SUBPROGRAM int look_up_mapping(struct mapped *mapped)
+{
+	/* The kernel's function takes a place on the program's stack only. */
+	struct mapped found = {};
+	int error;
+
+	if (!mapped)
+		return -ENOENT;
+	found.address = mapped->address;
+	error = bpf_find_vma(bpf_get_current_task_btf(), found.address, look_at_mapping, &found, 0);
+	*mapped = found;
+	return error;
+}
+
+/*
+ * Finds out what an address is, and puts the answer into the cache. The kernel may be busy with the
+ * mappings: then it is asked again.
+ */
+SUBPROGRAM long find_place(struct stack_walk *walk, __u64 address)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mapped mapped = {.address = address};
+	__u64 key, place = PLACE_UNKNOWN;
+	struct file_state *state;
+	struct cached *entry;
+	__u32 index;
+	int i, error;
+
+	if (!walk)
+		return PLACE_NOT_CODE;
+	for (i = 0; i < 64; i++) {
+		error = look_up_mapping(&mapped);
+		if (!error)
+			break;
+		if (error == -ENOENT)
+			return PLACE_NOT_CODE;
+	}
+	if (!mapped.is_code)
+		return PLACE_NOT_CODE;
+	if (mapped.is_vdso && vdso_module) {
+		place = (__u64)vdso_module << FRAME_MODULE | mapped.page;
+	} else if (mapped.is_file && mapped.page >> FRAME_MODULE == 0) {
+		state = known_file(&mapped.arrival);
+		if (!state) {
+			/* It was mapped by other means than a dynamic loader's. */
+			mapped.arrival.pid = proc_pid_of(task);
+			mapped.arrival.heap = walk->heap;
+			send_arrival(&mapped.arrival);
+			return PLACE_UNKNOWN;
+		}
+		if (state->asked)
+			return PLACE_UNKNOWN;
+		if (state->module)
+			place = (__u64)state->module << FRAME_MODULE | mapped.page;
+	}
+	key = walk->space ^ address >> CODE_PAGE_BITS;
+	index = key * GOLDEN_RATIO >> (64 - PAGE_CACHE_BITS);
+	entry = bpf_map_lookup_elem(&page_cache, &index);
+	if (entry) {
+		entry->check = key ^ place;
+		barrier();
+		entry->value = place;
+	}
+	return place < PLACE_KINDS ? place : place | (address & (PAGE_BYTES - 1));
+}
+
+static __always_inline __u64 place_of(struct stack_walk *walk, __u64 address)
+{
+	__u64 key = walk->space ^ address >> CODE_PAGE_BITS, value;
+	__u32 index = key * GOLDEN_RATIO >> (64 - PAGE_CACHE_BITS);
+	struct cached *entry = bpf_map_lookup_elem(&page_cache, &index);
+
+	if (!entry)
+		return PLACE_NOT_CODE;
+	value = entry->value;
+	if ((entry->check ^ value) != key)
+		return find_place(walk, address);
+	return value < PLACE_KINDS ? value : value | (address & (PAGE_BYTES - 1));
+}
+
+static __always_inline __u64 row_at(__u32 at)
+{
+	__u32 segment = at / SEGMENT_ROWS, index = at % SEGMENT_ROWS;
+	void *map = bpf_map_lookup_elem(&rows, &segment);
+	__u64 *row = map ? bpf_map_lookup_elem(map, &index) : 0;
+
+	return row ? *row : ~0ULL;
+}
+
+/* Looks up the rule for a place, and puts it into the cache. */
+SUBPROGRAM long find_rule(__u64 place)
+{
+	__u32 number = (place >> FRAME_MODULE) & (MAX_MODULES - 1), low, high, middle, index;
+	__u64 offset = place & ((1ULL << FRAME_MODULE) - 1), row, best = 0, value = RULE_MISSING;
+	struct module *module = bpf_map_lookup_elem(&modules, &number);
+	struct cached *entry;
+	__u64 *rule;
+	int i;
+
+	if (!module)
+		return RULE_MISSING;
+	if (!module->loaded)
+		return RULE_PENDING;
+	low = module->first;
+	high = low + module->count;
+	for (i = 0; i < 26 && low < high; i++) {
+		middle = low + (high - low) / 2;
+		row = row_at(middle);
+		if (row >> 32 <= offset) {
+			best = row;
+			low = middle + 1;
+		} else {
+			high = middle;
+		}
+	}
+	index = best;
+	rule = low > module->first ? bpf_map_lookup_elem(&rules, &index) : 0;
+	if (rule)
+		value = *rule;
+	index = place * GOLDEN_RATIO >> (64 - RULE_CACHE_BITS);
+	entry = bpf_map_lookup_elem(&rule_cache, &index);
+	if (entry) {
+		entry->check = place ^ value;
+		barrier();
+		entry->value = value;
+	}
+	return value;
+}
+
+static __always_inline __u64 rule_of(__u64 place)
+{
+	__u32 index = place * GOLDEN_RATIO >> (64 - RULE_CACHE_BITS);
+	struct cached *entry = bpf_map_lookup_elem(&rule_cache, &index);
+	__u64 value;
+
+	if (!entry)
+		return RULE_MISSING;
+	value = entry->value;
+	return (entry->check ^ value) == place ? value : find_rule(place);
+}
+
+/* Reads the part of the stack from an address on. Returns whether that succeeded. */
+SUBPROGRAM int read_window(struct stack_walk *walk, __u64 address)
+{
+	__u64 length = WINDOW_BYTES;
+
+	if (!walk)
+		return 0;
+	/* Most stacks are short, and mostly this is the end of the last walk, too. */
+	if (walk->top > address && walk->top - address < length)
+		length = (walk->top - address + 7) & -8ULL;
+	if (length > WINDOW_BYTES)
+		length = WINDOW_BYTES;
+	walk->in_window = 0;
+	if (bpf_probe_read_user(walk->words, length, (void *)address)) {
+		/* The next page may be none of the stack's. */
+		length = PAGE_BYTES - (address & (PAGE_BYTES - 1));
+		if (length > WINDOW_BYTES)
+			return 0;
+		if (bpf_probe_read_user(walk->words, length, (void *)address))
+			return 0;
+	}
+	walk->window = address;
+	walk->in_window = length / 8;
+	return 1;
+}
+
+/* A word of the stack. */
+static __always_inline __u64 stack_word(struct stack_walk *walk, __u64 address)
+{
+	__u64 at = (address - walk->window) >> 3;
+
+	if (at >= walk->in_window || (address - walk->window) & 7) {
+		if (!read_window(walk, address)) {
+			walk->is_unreadable = 1;
+			return 0;
+		}
+		at = 0;
+	}
+	return walk->words[at & (WINDOW_WORDS - 1)];
+}
+
+static __always_inline __u64 frame_pointer_of(struct stack_walk *walk)
+{
+	if (walk->frame_pointer_at) {
+		walk->frame_pointer = stack_word(walk, walk->frame_pointer_at);
+		walk->frame_pointer_at = 0;
+	}
+	return walk->frame_pointer;
+}
+
+static __always_inline __u64 third_of(struct stack_walk *walk)
+{
+	if (walk->third_at) {
+		walk->third = stack_word(walk, walk->third_at);
+		walk->third_at = 0;
+	}
+	return walk->third;
+}
+
+/* The return address that the kernel has replaced in a word of the stack; 0 if it is not known. */
+SUBPROGRAM long replaced_address(__u64 address)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct return_instance *call = BPF_CORE_READ(task, utask, return_instances);
+	int i;
+
+	for (i = 0; i < 64 && call; i++) {
+		if (BPF_CORE_READ(call, stack) == address)
+			return BPF_CORE_READ(call, orig_ret_vaddr);
+		call = BPF_CORE_READ(call, next);
+	}
+	return 0;
+}
+
+/* Whether the code at an address ends a signal handler. Some C libraries have no rule for it. */
+static __always_inline bool is_sigreturn(__u64 address)
+{
+#if defined(__TARGET_ARCH_x86)
+	__u8 high = 0;
+
+	if (user_word(address) != SIGRETURN_LOW)
+		return false;
+	bpf_probe_read_user(&high, 1, (void *)(address + 8));
+	return high == SIGRETURN_HIGH;
+#else
+	/* mov x8, #139; svc #0 */
+	return user_word(address) == 0xd4000001d2801168ULL;
+#endif
+}
+
+/*
+ * Continues in the code that a signal has interrupted. The signal may have its own stack. Returns 1
+ * at the end.
+ */
+SUBPROGRAM int leave_signal_frame(struct stack_walk *walk)
+{
+	__u64 sp;
+
+	if (!walk)
+		return 1;
+	sp = walk->sp;
+
+	walk->frame_pointer = stack_word(walk, sp + SIGNAL_FRAME_POINTER);
+	walk->frame_pointer_at = 0;
+#if defined(__TARGET_ARCH_x86)
+	walk->third = stack_word(walk, sp + SIGNAL_THIRD);
+	walk->third_at = 0;
+	walk->is_third_lost = 0;
+#else
+	walk->link = stack_word(walk, sp + SIGNAL_LINK);
+#endif
+	walk->ip = stack_word(walk, sp + SIGNAL_IP);
+	walk->sp = stack_word(walk, sp + SIGNAL_STACK_POINTER);
+	walk->is_exact = 1;
+	if (!walk->is_unreadable)
+		return 0;
+	walk->record.end = WALK_UNREADABLE;
+	return 1;
+}
+
+static __always_inline __s64 signed_bits(__u64 value, __u32 from, __u32 count)
+{
+	return (__s64)(value << (64 - from - count)) >> (64 - count);
+}
+
+static __always_inline __u32 byte_of(__u64 rule, __u32 from)
+{
+	return (rule >> from) & 0xff;
+}
+
+/* Goes on to where the return address in a word of the stack leads. Returns 1 at the end. */
+static __always_inline int return_to(struct stack_walk *walk, __u64 address_at, __u64 sp)
+{
+	__u64 address = stack_word(walk, address_at);
+
+	if (walk->is_unreadable) {
+		walk->record.end = WALK_UNREADABLE;
+		return 1;
+	}
+	if (address == walk->trampoline && address) {
+		address = replaced_address(address_at);
+		if (!address) {
+			walk->record.end = WALK_NO_CALL;
+			return 1;
+		}
+	}
+#if !defined(__TARGET_ARCH_x86)
+	address &= ADDRESS_BITS;
+#endif
+	if (!address) {
+		walk->record.end = WALK_COMPLETE;
+		return 1;
+	}
+	walk->ip = address;
+	walk->sp = sp;
+	walk->is_exact = 0;
+	return 0;
+}
+
+/* Goes on by the frame pointer, where no rule says more. Returns 1 at the end. */
+SUBPROGRAM int guess(struct stack_walk *walk)
+{
+	__u64 frame;
+
+	if (!walk)
+		return 1;
+	frame = frame_pointer_of(walk);
+	walk->record.end = WALK_NO_RULE;
+	if (frame < walk->sp || frame & 7 || walk->is_unreadable)
+		return 1;
+	walk->frame_pointer_at = frame;
+	walk->is_third_lost = 1;
+	walk->record.guessed++;
+	return return_to(walk, frame + 8, frame + 16);
+}
+
+/* Applies a rule that reads words at fixed distances. Returns 1 at the end. */
+SUBPROGRAM int apply(struct stack_walk *walk, __u64 rule)
+{
+	__u32 base = (rule >> RULE_BASE) & 3, below;
+	__s64 distance = signed_bits(rule, RULE_DISTANCE, 24) * 8;
+	__u64 end;
+
+	if (!walk)
+		return 1;
+	if (base == BASE_STACK_POINTER) {
+		end = walk->sp;
+	} else if (base == BASE_FRAME_POINTER) {
+		end = frame_pointer_of(walk);
+	} else if (!walk->is_third_lost) {
+		end = third_of(walk);
+	} else {
+		walk->record.end = WALK_ODD_RULE;
+		return 1;
+	}
+	end += distance;
+	if (rule & 1 << RULE_INDIRECT)
+		end = stack_word(walk, end) + byte_of(rule, RULE_PLUS) * 8;
+	/* A frame's end is above its stack pointer. Anything else would be no frame. */
+	if (end <= walk->sp) {
+		walk->record.end = walk->is_unreadable ? WALK_UNREADABLE : WALK_ODD_RULE;
+		return 1;
+	}
+	below = byte_of(rule, RULE_FRAME);
+	if (rule & 1 << RULE_AT_FRAME)
+		walk->frame_pointer_at =
+		    frame_pointer_of(walk) + signed_bits(rule, RULE_FRAME, 8) * 8;
+	else if (below)
+		walk->frame_pointer_at = end - below * 8;
+	below = byte_of(rule, RULE_THIRD);
+	if (below == RULE_LOST) {
+		walk->is_third_lost = 1;
+	} else if (below) {
+		walk->third_at = end - below * 8;
+		walk->is_third_lost = 0;
+	}
+	below = byte_of(rule, RULE_RETURN);
+#if !defined(__TARGET_ARCH_x86)
+	if (!below) {
+		walk->ip = walk->link & ADDRESS_BITS;
+		walk->sp = end;
+		walk->record.end = WALK_ODD_RULE;
+		if (!walk->is_exact)
+			return 1;
+		walk->is_exact = 0;
+		return 0;
+	}
+#endif
+	return return_to(walk, end - below * 8, end);
+}
+
+/* Goes on from an entry of a procedure linkage table. Returns 1 at the end. */
+SUBPROGRAM int leave_linkage(struct stack_walk *walk, __u64 rule)
+{
+	__u64 end;
+
+	if (!walk)
+		return 1;
+	end = walk->sp + 8;
+	if ((walk->ip & 15) >= byte_of(rule, RULE_PLUS))
+		end += 8;
+	return return_to(walk, end - 8, end);
+}
+
+/* Records a frame, and goes on to its caller. Returns 1 at the end. */
+static long walk_one(__u64 index, struct stack_walk **context)
+{
+	struct stack_walk *walk = *context;
+	__u64 address = walk->ip - !walk->is_exact, place = place_of(walk, address), frame, rule;
+
+	if (place == PLACE_NOT_CODE) {
+		walk->record.end = walk->record.guessed ? WALK_NO_RULE : WALK_NO_CODE;
+		return 1;
+	}
+	if (place == PLACE_UNKNOWN) {
+		frame = 1ULL << FRAME_ADDRESS | walk->ip;
+		rule = RULE_MISSING;
+	} else {
+		frame = place + !walk->is_exact;
+		rule = rule_of(place);
+	}
+	walk->record.frames[index & (MAX_FRAMES - 1)] = frame;
+	walk->record.hash = mix(walk->record.hash, frame);
+	walk->record.depth = index + 1;
+	switch (rule & 7) {
+	case RULE_PLAIN:
+		return apply(walk, rule) != 0;
+	case RULE_OUTERMOST:
+		walk->record.end = WALK_COMPLETE;
+		return 1;
+	case RULE_SIGNAL:
+		return leave_signal_frame(walk) != 0;
+	case RULE_LINKAGE:
+		return leave_linkage(walk, rule) != 0;
+	case RULE_MISSING:
+		if (is_sigreturn(walk->ip))
+			return leave_signal_frame(walk) != 0;
+		return guess(walk) != 0;
+	case RULE_PENDING:
+		walk->record.end = WALK_PENDING;
+		return 1;
+	default:
+		walk->record.end = WALK_ODD_RULE;
+		return 1;
+	}
+}
+
+/* Stands for the mappings that the current process has: another number when they have changed. */
+static __always_inline __u64 version_of_mappings(struct task_struct *task)
+{
+	struct mm_struct___counted *counted;
+	struct mm_struct___numbered *numbered;
+	struct mm_struct *mm = task->mm;
+
+	counted = (void *)mm;
+	numbered = (void *)mm;
+	if (bpf_core_field_exists(counted->mm_lock_seq.sequence))
+		return BPF_CORE_READ(counted, mm_lock_seq.sequence);
+	if (bpf_core_field_exists(numbered->mm_lock_seq))
+		return BPF_CORE_READ(numbered, mm_lock_seq);
+	/* Nearly as good: what is unmapped and mapped again in one size is missed. */
+	return mix(BPF_CORE_READ(mm, total_vm),
+		   mix(BPF_CORE_READ(mm, exec_vm), BPF_CORE_READ(mm, map_count)));
+}
+
+/*
+ * Walks up the stack of the function that has just returned, or that is at its `ret`. Returns where
+ * the record is; 0 if there is no memory for it.
+ */
+static __always_inline struct stack_walk *walk_stack(struct pt_regs *ctx, struct thread *thread,
+						     bool at_ret)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct stack_walk *walk =
+	    bpf_task_storage_get(&stack_walks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!walk)
+		return 0;
+	if (walk->heap != thread->heap || !walk->trampoline) {
+		walk->heap = thread->heap;
+		walk->trampoline = trampoline_of(task);
+		walk->top = 0;
+	}
+	walk->space = mix(mix(stack_seed, walk->heap), version_of_mappings(task));
+	walk->in_window = 0;
+	walk->is_exact = 0;
+	walk->is_unreadable = 0;
+	walk->ip = PT_REGS_IP(ctx);
+	walk->sp = PT_REGS_SP(ctx);
+	walk->frame_pointer_at = 0;
+	walk->third_at = 0;
+#if defined(__TARGET_ARCH_x86)
+	walk->frame_pointer = ctx->bp;
+	walk->third = ctx->bx;
+	walk->is_third_lost = 0;
+	if (at_ret) {
+		walk->ip = stack_word(walk, walk->sp);
+		if (walk->ip == walk->trampoline)
+			walk->ip = replaced_address(walk->sp);
+		walk->sp += 8;
+	}
+#else
+	walk->frame_pointer = ctx->regs[29];
+	walk->is_third_lost = 1;
+	if (at_ret)
+		walk->ip = ctx->regs[30] & ADDRESS_BITS;
+#endif
+	walk->record.hash = stack_seed;
+	walk->record.depth = 0;
+	walk->record.end = WALK_TOO_DEEP;
+	walk->record.guessed = 0;
+	bpf_loop(MAX_FRAMES, walk_one, &walk, 0);
+	if (walk->record.end == WALK_COMPLETE)
+		walk->top = walk->sp;
+	walk->record.hash = mix(walk->record.hash, walk->record.end);
+	return walk;
+}
+
+#endif
+
+#endif

@@ -1,0 +1,166 @@
+//! Call stacks and their sums, as the programs leave them, and the rules by which the programs unwind.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use libbpf_rs::RingBuffer;
+
+use crate::elf::file::ElfFile;
+
+use crate::kernel::error::LoadError;
+use crate::kernel::mapped::{Access, FirstWord, MappedArray};
+use crate::kernel::rings::{Taken, ring};
+use crate::kernel::rule_tables::RuleTables;
+use crate::kernel::settings::StackSettings;
+use crate::kernel::skeletons::MemleakSkel;
+use crate::kernel::skeletons::types::{frame_bits, stack_sum, walk_end};
+use crate::model::stack::{CallStack, Frame, StackShare, WalkEnd};
+use crate::stacks::code_files::CodeFiles;
+use crate::stacks::file_rules::FileRules;
+
+impl FirstWord for stack_sum {}
+
+/// The tables of call stacks.
+pub(super) struct StackTables {
+    rules: RuleTables,
+    sums: MappedArray<stack_sum>,
+    ring: RingBuffer<'static>,
+    arrived: Taken<(u64, CallStack)>,
+    /// By the programs' hash.
+    known: HashMap<u64, Arc<CallStack>>,
+    files: Rc<RefCell<CodeFiles>>,
+}
+
+impl StackTables {
+    /// # Errors
+    /// There is no address space, or no descriptor, left.
+    pub(super) fn open(
+        skel: &MemleakSkel<'static>,
+        settings: StackSettings,
+    ) -> Result<Self, LoadError> {
+        let (ring, arrived) = ring(&skel.maps.new_stacks, stack_from_bytes)?;
+        let own = |error: io::Error| LoadError::ring(error.into());
+        Ok(Self {
+            rules: RuleTables::open(skel, settings.left_out)?,
+            sums: MappedArray::map(&skel.maps.stack_sums, Access::Write).map_err(own)?,
+            ring,
+            arrived,
+            known: HashMap::new(),
+            files: Rc::default(),
+        })
+    }
+
+    /// The files with code that have been examined, also those that come later.
+    pub(super) fn files(&self) -> Rc<RefCell<CodeFiles>> {
+        Rc::clone(&self.files)
+    }
+
+    /// Loads the rules of a file that was examined. Returns the file's number. 0: it has none.
+    ///
+    /// # Errors
+    /// The kernel has no memory for them.
+    pub(super) fn add_file(&mut self, path: &Path, file: &File) -> Result<u32> {
+        let number = self.rules.add_module();
+        if number != 0 {
+            let elf = ElfFile::open(file).ok();
+            let rules = elf.as_ref().map(FileRules::read).unwrap_or_default();
+            let context = || format!("cannot load the unwind rules of {}", path.display());
+            self.rules.load(number, &rules).with_context(context)?;
+            self.files.borrow_mut().add(path, elf.as_ref());
+        }
+        Ok(number)
+    }
+
+    /// Readable when many new stacks have come.
+    pub(super) fn ring(&self) -> &RingBuffer<'static> {
+        &self.ring
+    }
+
+    /// Takes the new stacks off their ring.
+    pub(super) fn learn(&mut self) {
+        // What cannot be read now is read the next time.
+        let _ = self.ring.consume();
+        for (hash, stack) in self.arrived.take() {
+            self.known.entry(hash).or_insert_with(|| Arc::new(stack));
+        }
+    }
+
+    /// Takes the sums of a heap that has ended. `first`: the beginning of its chain.
+    pub(super) fn take(&mut self, heap: u64, first: u32) -> Vec<StackShare> {
+        self.learn();
+        let mut shares = Vec::new();
+        let mut at = first as usize;
+        // A chain has no circle. But it is in memory that others write to.
+        for _ in 0..self.sums.count() {
+            let Some(sum) = self.sums.get(at).filter(|sum| at != 0 && sum.heap == heap) else {
+                break;
+            };
+            self.sums.put(
+                at,
+                stack_sum {
+                    heap,
+                    ..stack_sum::default()
+                },
+            );
+            self.sums.set_first_word(at, 0);
+            at = sum.next as usize;
+            // Of a stack that user space was never told of, nothing is known.
+            if let Some(stack) = self.known.get(&sum.stack) {
+                shares.push(StackShare {
+                    stack: Arc::clone(stack),
+                    alloc_bytes: sum.alloc_bytes,
+                    alloc_count: sum.alloc_count,
+                    leaked_bytes: sum.alloc_bytes.saturating_sub(sum.free_bytes),
+                    leaked_blocks: sum.alloc_count.saturating_sub(sum.free_count),
+                });
+            }
+        }
+        shares
+    }
+}
+
+fn frame(word: u64) -> Frame {
+    if word >> frame_bits::FRAME_ADDRESS.0 != 0 {
+        return Frame::Address(word & !(1 << frame_bits::FRAME_ADDRESS.0));
+    }
+    Frame::File {
+        module: (word >> frame_bits::FRAME_MODULE.0) as u32,
+        offset: word & ((1 << frame_bits::FRAME_MODULE.0) - 1),
+    }
+}
+
+/// Decodes a record: its hash, and the stack.
+fn stack_from_bytes(bytes: &[u8]) -> Option<(u64, CallStack)> {
+    const HEAD: usize = 16;
+    let (head, frames) = bytes.split_at_checked(HEAD)?;
+    let hash = u64::from_ne_bytes(*head.first_chunk()?);
+    let depth = u32::from_ne_bytes(*head[8..].first_chunk()?) as usize;
+    let [end, guessed] = [12, 14].map(|at| u16::from_ne_bytes([head[at], head[at + 1]]));
+    let frames = frames.chunks_exact(8).take(depth);
+    let frames: Vec<Frame> = frames
+        .filter_map(|word| Some(frame(u64::from_ne_bytes(*word.first_chunk()?))))
+        .collect();
+    (frames.len() == depth).then_some((
+        hash,
+        CallStack {
+            frames,
+            end: match walk_end(end.into()) {
+                walk_end::WALK_COMPLETE => WalkEnd::Complete,
+                walk_end::WALK_TOO_DEEP => WalkEnd::TooDeep,
+                walk_end::WALK_NO_RULE => WalkEnd::NoRule,
+                walk_end::WALK_PENDING => WalkEnd::Pending,
+                walk_end::WALK_UNREADABLE => WalkEnd::Unreadable,
+                walk_end::WALK_NO_CODE => WalkEnd::NoCode,
+                walk_end::WALK_NO_CALL => WalkEnd::NoCall,
+                _ => WalkEnd::OddRule,
+            },
+            guessed,
+        },
+    ))
+}

@@ -1,0 +1,78 @@
+//! Call stacks, and what was allocated by them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The calls that led to an allocation, as they were found on the stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallStack {
+    /// The innermost first. The allocator's own frames are left out.
+    pub frames: Vec<Frame>,
+    pub end: WalkEnd,
+    /// How many frames were found by frame pointers alone, which may have left out others.
+    pub guessed: u16,
+}
+
+/// A frame: where a call returns to, or where code was interrupted by a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Frame {
+    /// A place in a file with code, by the file's number and the offset in the file.
+    File { module: u32, offset: u64 },
+    /// An address in memory, of code that is in no known file.
+    Address(u64),
+}
+
+/// Why a walk up a stack has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkEnd {
+    /// The outermost function was reached.
+    Complete,
+    /// There are more frames than are recorded.
+    TooDeep,
+    /// Code without unwind rules, and no frame pointer that leads on.
+    NoRule,
+    /// An unwind rule of an unknown kind.
+    OddRule,
+    /// Code of a file whose rules were not loaded yet.
+    Pending,
+    /// The stack's memory could not be read.
+    Unreadable,
+    /// A return address that leads to no code.
+    NoCode,
+    /// Another probe has replaced a return address, and the original is not known.
+    NoCall,
+}
+
+/// What an image has allocated by one call stack, and never freed. Sizes are in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackShare {
+    pub stack: Arc<CallStack>,
+    pub alloc_bytes: u64,
+    pub alloc_count: u64,
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+}
+
+/// A call stack whose frames have names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedStack {
+    pub frames: Vec<NamedFrame>,
+    pub end: WalkEnd,
+    pub guessed: u16,
+}
+
+/// A frame with what is known of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamedFrame {
+    pub function: Option<String>,
+    /// The file with the code.
+    pub module: Option<PathBuf>,
+    pub build_id: Option<Vec<u8>>,
+    /// The ELF address to which the call returns. Without a module, the address in memory.
+    pub offset: u64,
+    /// The source file.
+    pub file: Option<PathBuf>,
+    pub line: Option<u32>,
+    /// The compiler has put the function into the one of the next frame.
+    pub inlined: bool,
+}
