@@ -68,19 +68,55 @@ _Static_assert(sizeof(struct image) == 368, "tests/it/common/counter.rs has this
 
 #define MAGIC 0x31746e756f636c6dULL
 
-// The table of live blocks: buckets of seven, 3.6 million blocks in 64 MiB of pages. The pages cost
+// tests/unwinder/unwinder.c includes this file, and defines what is done about call stacks. The
+// counter alone does nothing about them.
+#ifndef WITH_STACKS
+#define CALLER ((struct caller){0})
+struct caller {
+	char unused;
+};
+static inline void begin_stacks(const char *path, int fork)
+{
+	(void)path, (void)fork;
+}
+static inline uint32_t stack_of(struct caller caller, size_t size)
+{
+	(void)caller, (void)size;
+	return 0;
+}
+static inline void stack_lives(uint32_t stack, int64_t blocks, int64_t bytes)
+{
+	(void)stack, (void)blocks, (void)bytes;
+}
+#endif
+
+// unwinder.c defines these otherwise to be linked into a static program.
+#ifndef LOOKUP
+#define LOOKUP(f) lookup(&libc_##f, #f)
+#define REALLOC "realloc"
+#endif
+
+// The table of live blocks: buckets of five, 2.6 million blocks in 64 MiB of pages. The pages cost
 // nothing until they are touched. A block whose bucket is full goes to the next bucket. Each full
 // bucket counts in `passed` the blocks that went past it. So a search knows where it may stop, and
 // no tombstones pile up.
 #define BUCKETS (1UL << 19)
-#define PER_BUCKET 7
+#define PER_BUCKET 5
 
 struct bucket {
 	_Atomic uint64_t passed;
 	struct {
 		_Atomic uintptr_t addr;
 		_Atomic size_t size;
+		_Atomic uint64_t stack; // what stack_of() returned
 	} block[PER_BUCKET];
+};
+_Static_assert(sizeof(struct bucket) == 128, "a bucket has two cache lines");
+
+// A block as it is outside of the table.
+struct held {
+	size_t size;
+	uint32_t stack;
 };
 
 // Everything that a forked child must find empty.
@@ -111,7 +147,9 @@ static void *(*const libc_memalign)(size_t, size_t) = __libc_memalign;
 static void *(*const libc_valloc)(size_t) = __libc_valloc;
 static void *(*const libc_pvalloc)(size_t) = __libc_pvalloc;
 static void (*const libc_free)(void *) = __libc_free;
+#ifndef STATIC
 static _Atomic(void *) libc_aligned_alloc, libc_posix_memalign, libc_reallocarray;
+#endif
 
 static _Noreturn void die(const char *why)
 {
@@ -123,6 +161,7 @@ static _Noreturn void die(const char *why)
 		;
 }
 
+#ifndef STATIC
 // A search for a symbol as dlsym(RTLD_NEXT, name) makes it. dlsym allocates up to glibc 2.33.
 struct search {
 	const char *name;
@@ -217,6 +256,7 @@ static void *lookup(_Atomic(void *) *slot, const char *name)
 	}
 	return f;
 }
+#endif
 
 // Reads $COUNTER_DIR. The first call can come from the dynamic loader, before libc has its
 // environment. The kernel always has it.
@@ -310,6 +350,7 @@ static void new_image(int fork)
 	read_file("/proc/self/comm", new->comm, sizeof(new->comm));
 	if (syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", new->exe, sizeof(new->exe) - 1) < 0)
 		new->exe[0] = 0;
+	begin_stacks(path, fork);
 	new->magic = MAGIC;
 	image = new;
 }
@@ -367,7 +408,7 @@ static size_t home(uintptr_t addr)
 }
 _Static_assert(BUCKETS == 1UL << (64 - 45), "home() yields one of BUCKETS");
 
-static void insert(uintptr_t addr, size_t size)
+static void insert(uintptr_t addr, struct held held)
 {
 	size_t start = home(addr);
 
@@ -379,7 +420,8 @@ static void insert(uintptr_t addr, size_t size)
 
 			if (atomic_compare_exchange_strong(&bucket->block[i].addr, &empty, addr)) {
 				// The caller that may free the block gets it later, from this call.
-				atomic_store(&bucket->block[i].size, size);
+				atomic_store(&bucket->block[i].size, held.size);
+				atomic_store(&bucket->block[i].stack, held.stack);
 				return;
 			}
 		}
@@ -388,8 +430,9 @@ static void insert(uintptr_t addr, size_t size)
 	add(&image->table_full, 1);
 }
 
-// Removes a block from the table and stores its size. Returns 0 if it is not a block of this heap.
-static int take(uintptr_t addr, size_t *size)
+// Removes a block from the table and stores what was there. Returns 0 if it is not a block of this
+// heap.
+static int take(uintptr_t addr, struct held *held)
 {
 	size_t start = home(addr);
 
@@ -399,7 +442,8 @@ static int take(uintptr_t addr, size_t *size)
 		for (int i = 0; i < PER_BUCKET; i++) {
 			if (atomic_load(&bucket->block[i].addr) != addr)
 				continue;
-			*size = atomic_load(&bucket->block[i].size);
+			held->size = atomic_load(&bucket->block[i].size);
+			held->stack = atomic_load(&bucket->block[i].stack);
 			atomic_store(&bucket->block[i].addr, 0);
 			for (; start != b; start++)
 				atomic_fetch_sub(&heap->bucket[start % BUCKETS].passed, 1);
@@ -411,11 +455,14 @@ static int take(uintptr_t addr, size_t *size)
 	return 0;
 }
 
-static void *allocated(void *p, size_t size)
+static void *allocated(struct caller caller, void *p, size_t size)
 {
 	ready();
 	if (p) {
-		insert((uintptr_t)p, size);
+		struct held held = {size, stack_of(caller, size)};
+
+		insert((uintptr_t)p, held);
+		stack_lives(held.stack, 1, size);
 		add(&image->total_allocs_bytes, size);
 		add(&image->alloc_count, 1);
 		add(&image->leaked_bytes, size);
@@ -426,11 +473,12 @@ static void *allocated(void *p, size_t size)
 	return p;
 }
 
-static void freed(int ours, size_t size)
+static void freed(int ours, struct held held)
 {
 	if (ours) {
+		stack_lives(held.stack, -1, -(int64_t)held.size);
 		add(&image->free_count, 1);
-		sub(&image->leaked_bytes, size);
+		sub(&image->leaked_bytes, held.size);
 		sub(&image->leaked_blocks, 1);
 	} else {
 		add(&image->unknown_frees, 1);
@@ -439,63 +487,64 @@ static void freed(int ours, size_t size)
 
 EXPORT void *malloc(size_t size)
 {
-	return allocated(libc_malloc(size), size);
+	return allocated(CALLER, libc_malloc(size), size);
 }
 
 EXPORT void *calloc(size_t n, size_t size)
 {
 	// If the product overflows, libc returns NULL and the product is not used.
-	return allocated(libc_calloc(n, size), n * size);
+	return allocated(CALLER, libc_calloc(n, size), n * size);
 }
 
 EXPORT void *memalign(size_t alignment, size_t size)
 {
-	return allocated(libc_memalign(alignment, size), size);
+	return allocated(CALLER, libc_memalign(alignment, size), size);
 }
 
 EXPORT void *aligned_alloc(size_t alignment, size_t size)
 {
-	void *(*f)(size_t, size_t) = lookup(&libc_aligned_alloc, "aligned_alloc");
+	void *(*f)(size_t, size_t) = LOOKUP(aligned_alloc);
 
-	return allocated(f(alignment, size), size);
+	return allocated(CALLER, f(alignment, size), size);
 }
 
 EXPORT void *valloc(size_t size)
 {
-	return allocated(libc_valloc(size), size);
+	return allocated(CALLER, libc_valloc(size), size);
 }
 
 EXPORT void *pvalloc(size_t size)
 {
-	return allocated(libc_pvalloc(size), size);
+	return allocated(CALLER, libc_pvalloc(size), size);
 }
 
 EXPORT int posix_memalign(void **out, size_t alignment, size_t size)
 {
-	int (*f)(void **, size_t, size_t) = lookup(&libc_posix_memalign, "posix_memalign");
+	int (*f)(void **, size_t, size_t) = LOOKUP(posix_memalign);
 	int error = f(out, alignment, size);
 
-	allocated(error ? NULL : *out, size);
+	allocated(CALLER, error ? NULL : *out, size);
 	return error;
 }
 
 EXPORT void free(void *p)
 {
-	size_t size = 0;
+	struct held held = {0};
 
 	if (p) {
 		int ours;
 
 		ready();
 		// Before the call, because libc can then give the address to another thread.
-		ours = take((uintptr_t)p, &size);
-		freed(ours, size);
+		ours = take((uintptr_t)p, &held);
+		freed(ours, held);
 	}
 	libc_free(p);
 }
 
 // The second half of a realloc that returned `new`. `zero`: the caller asked for 0 bytes.
-static void *reallocated(void *p, int ours, size_t old, void *new, size_t size, int zero)
+static void *reallocated(struct caller caller, void *p, int ours, struct held old, void *new,
+			 size_t size, int zero)
 {
 	ready(); // again: a handler that interrupted the call may have forked
 	if (!new && !(p && zero)) {
@@ -506,20 +555,20 @@ static void *reallocated(void *p, int ours, size_t old, void *new, size_t size, 
 	}
 	if (p)
 		freed(ours, old);
-	return new ? allocated(new, size) : NULL;
+	return new ? allocated(caller, new, size) : NULL;
 }
 
 // realloc() below, when it is not nested.
 HIDDEN void *counter_realloc(void *p, size_t size)
 {
-	size_t old = 0;
+	struct held old = {0};
 	int ours;
 
 	ready();
 	// Removed before the call: libc may free the old block, and another thread may get its
 	// address before the call returns.
 	ours = p && take((uintptr_t)p, &old);
-	return reallocated(p, ours, old, counter_libc_realloc(p, size), size, size == 0);
+	return reallocated(CALLER, p, ours, old, counter_libc_realloc(p, size), size, size == 0);
 }
 
 // glibc's reallocarray multiplies and jumps to realloc, through the table that leads to this
@@ -538,20 +587,30 @@ __asm__(".text\n"
 	".hidden counter_call_reallocarray\n"
 	".type counter_call_reallocarray, @function\n"
 	"counter_call_reallocarray:\n"
+	"	.cfi_startproc\n"
 	"	push %r12\n"
+	"	.cfi_adjust_cfa_offset 8\n"
+	"	.cfi_rel_offset %r12, 0\n"
 	"	push %r13\n"
+	"	.cfi_adjust_cfa_offset 8\n"
+	"	.cfi_rel_offset %r13, 0\n"
 	"	sub $8, %rsp\n"
+	"	.cfi_adjust_cfa_offset 8\n"
 	"	movabs $" SECRET ", %r12\n"
 	"	lea -8(%rsp), %r13\n"
 	"	call *%rcx\n"
 	"	add $8, %rsp\n"
+	"	.cfi_adjust_cfa_offset -8\n"
 	"	pop %r13\n"
+	"	.cfi_adjust_cfa_offset -8\n"
 	"	pop %r12\n"
+	"	.cfi_adjust_cfa_offset -8\n"
 	"	ret\n"
+	"	.cfi_endproc\n"
 	".size counter_call_reallocarray, . - counter_call_reallocarray\n"
-	".globl realloc\n"
-	".type realloc, @function\n"
-	"realloc:\n"
+	".globl " REALLOC "\n"
+	".type " REALLOC ", @function\n" REALLOC ":\n"
+	"	.cfi_startproc\n"
 	"	movabs $" SECRET ", %r11\n"
 	"	cmp %r11, %r12\n"
 	"	jne counter_realloc\n"
@@ -560,14 +619,19 @@ __asm__(".text\n"
 	"	cmp $64, %r11\n" // a compiler may have saved registers and called instead of jumped
 	"	ja counter_realloc\n"
 	"	jmp *counter_libc_realloc(%rip)\n"
-	".size realloc, . - realloc\n");
+	"	.cfi_endproc\n"
+	".size " REALLOC ", . - " REALLOC "\n");
 #elif defined(__aarch64__)
 __asm__(".text\n"
 	".globl counter_call_reallocarray\n"
 	".hidden counter_call_reallocarray\n"
 	".type counter_call_reallocarray, %function\n"
 	"counter_call_reallocarray:\n"
+	"	.cfi_startproc\n"
 	"	stp x29, x30, [sp, #-32]!\n"
+	"	.cfi_adjust_cfa_offset 32\n"
+	"	.cfi_rel_offset x29, 0\n"
+	"	.cfi_rel_offset x30, 8\n"
 	"	stp x19, x20, [sp, #16]\n"
 	"	mov x29, sp\n"
 	"	ldr x19, =" SECRET "\n"
@@ -575,11 +639,13 @@ __asm__(".text\n"
 	"	blr x3\n"
 	"	ldp x19, x20, [sp, #16]\n"
 	"	ldp x29, x30, [sp], #32\n"
+	"	.cfi_adjust_cfa_offset -32\n"
 	"	ret\n"
+	"	.cfi_endproc\n"
 	".size counter_call_reallocarray, . - counter_call_reallocarray\n"
-	".globl realloc\n"
-	".type realloc, %function\n"
-	"realloc:\n"
+	".globl " REALLOC "\n"
+	".type " REALLOC ", %function\n" REALLOC ":\n"
+	"	.cfi_startproc\n"
 	"	ldr x9, =" SECRET "\n"
 	"	cmp x9, x19\n"
 	"	b.ne counter_realloc\n"
@@ -590,26 +656,29 @@ __asm__(".text\n"
 	"	adrp x9, counter_libc_realloc\n"
 	"	ldr x9, [x9, #:lo12:counter_libc_realloc]\n"
 	"	br x9\n"
-	".size realloc, . - realloc\n");
+	"	.cfi_endproc\n"
+	".size " REALLOC ", . - " REALLOC "\n");
 #else
 #error "reallocarray needs a few instructions for this architecture"
 #endif
 
 EXPORT void *reallocarray(void *p, size_t n, size_t size)
 {
-	void *f = lookup(&libc_reallocarray, "reallocarray");
-	size_t old = 0, bytes;
+	void *f = LOOKUP(reallocarray);
+	struct held old = {0};
+	size_t bytes;
 	int ours, overflow;
 
 	ready();
 	overflow = __builtin_mul_overflow(n, size, &bytes);
 	ours = p && take((uintptr_t)p, &old);
-	return reallocated(p, ours, old, counter_call_reallocarray(p, n, size, f), bytes,
+	return reallocated(CALLER, p, ours, old, counter_call_reallocarray(p, n, size, f), bytes,
 			   !overflow && bytes == 0);
 }
 
-// Every image gets a file, even one that never allocates.
-__attribute__((constructor)) static void constructor(void)
+#ifndef STATIC
+// The functions of libc that this file calls by another name must be those that come next.
+static void check_names(void)
 {
 	static const struct {
 		const char *name;
@@ -620,11 +689,20 @@ __attribute__((constructor)) static void constructor(void)
 	    {"free", __libc_free},
 	};
 
-	ready();
 	for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++)
 		if (next(same[i].name) != same[i].f)
 			die("the allocator after the counter is not libc's");
-	lookup(&libc_aligned_alloc, "aligned_alloc");
-	lookup(&libc_posix_memalign, "posix_memalign");
-	lookup(&libc_reallocarray, "reallocarray");
+	LOOKUP(aligned_alloc);
+	LOOKUP(posix_memalign);
+	LOOKUP(reallocarray);
+}
+#endif
+
+// Every image gets a file, even one that never allocates.
+__attribute__((constructor)) static void constructor(void)
+{
+	ready();
+#ifndef STATIC
+	check_names();
+#endif
 }
