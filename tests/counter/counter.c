@@ -41,7 +41,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef WITH_STACKS
+#define EXPORT __attribute__((visibility("hidden"), used))
+#else
 #define EXPORT __attribute__((visibility("default")))
+#endif
 #define HIDDEN __attribute__((visibility("hidden")))
 
 typedef _Atomic uint64_t count;
@@ -90,7 +94,7 @@ static inline void stack_lives(uint32_t stack, int64_t blocks, int64_t bytes)
 }
 #endif
 
-// unwinder.c defines these otherwise to be linked into a static program.
+// unwinder.c defines these otherwise.
 #ifndef LOOKUP
 #define LOOKUP(f) lookup(&libc_##f, #f)
 #define REALLOC "realloc"

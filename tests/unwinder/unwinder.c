@@ -48,17 +48,35 @@ void *__real_aligned_alloc(size_t, size_t);
 int __real_posix_memalign(void **, size_t, size_t);
 void *__real_reallocarray(void *, size_t, size_t);
 #define LOOKUP(f) ((void *)__real_##f)
+#define NAMED(f) __wrap_##f
 #define REALLOC "__wrap_realloc"
-#define malloc __wrap_malloc
-#define calloc __wrap_calloc
-#define memalign __wrap_memalign
-#define aligned_alloc __wrap_aligned_alloc
-#define valloc __wrap_valloc
-#define pvalloc __wrap_pvalloc
-#define posix_memalign __wrap_posix_memalign
-#define free __wrap_free
-#define reallocarray __wrap_reallocarray
+#else
+#define LOOKUP(f) lookup(&libc_##f, #f)
+#define NAMED(f) unwinder_##f
+#define REALLOC "unwinder_realloc"
+
+// memleak must not take this library for an allocator: a return probe would put its trampoline
+// where libgcc looks for the return address. memleak probes symbols that are functions. The loader
+// also takes symbols without a type, so the names of the family are labels of that kind.
+#if defined(__x86_64__)
+#define JUMP "jmp "
+#else
+#define JUMP "b "
 #endif
+#define EXPORTED(f) ".globl " #f "\n" #f ": " JUMP "unwinder_" #f "\n"
+__asm__(".pushsection .text\n" EXPORTED(malloc) EXPORTED(calloc) EXPORTED(realloc)
+	    EXPORTED(memalign) EXPORTED(aligned_alloc) EXPORTED(valloc) EXPORTED(pvalloc)
+		EXPORTED(posix_memalign) EXPORTED(free) EXPORTED(reallocarray) ".popsection\n");
+#endif
+#define malloc NAMED(malloc)
+#define calloc NAMED(calloc)
+#define memalign NAMED(memalign)
+#define aligned_alloc NAMED(aligned_alloc)
+#define valloc NAMED(valloc)
+#define pvalloc NAMED(pvalloc)
+#define posix_memalign NAMED(posix_memalign)
+#define free NAMED(free)
+#define reallocarray NAMED(reallocarray)
 
 #include "../counter/counter.c"
 
@@ -87,6 +105,7 @@ struct module {
 enum end {
 	COMPLETE, // a frame says that it has no caller
 	NO_RULES, // the last frame's code has no .eh_frame
+	PROBED,	  // the last frame's return address is the trampoline of a return probe
 	BROKEN,	  // libgcc gave up otherwise
 	TOO_DEEP,
 };
@@ -322,6 +341,9 @@ static uint64_t hex(const char **text)
 	}
 }
 
+// What frame_in_maps() returns for the trampoline of return probes.
+#define TRAMPOLINE (~0ULL)
+
 // A frame in code that no object has: a file that was mapped by hand, or no file.
 static uint64_t frame_in_maps(uintptr_t ip)
 {
@@ -347,9 +369,11 @@ static uint64_t frame_in_maps(uintptr_t ip)
 		end = hex(&at);
 		at += 6; // " r-xp "
 		offset = hex(&at);
-		at = strchr(at, '/');
 		if (ip < start || ip >= end)
 			continue;
+		if (strstr(at, "[uprobes]"))
+			frame = TRAMPOLINE;
+		at = strchr(at, '/');
 		if (at) {
 			uint64_t module = name_module(MAPPED, at, (const uint8_t *)"", 0);
 
@@ -439,7 +463,12 @@ static _Unwind_Reason_Code at_frame(struct _Unwind_Context *context, void *data)
 		walk->end = TOO_DEEP;
 		return _URC_NORMAL_STOP;
 	}
-	frame = frame_of(walk->now, ip) | (exact ? EXACT : 0);
+	frame = frame_of(walk->now, ip);
+	if (frame == TRAMPOLINE) {
+		walk->end = PROBED;
+		return _URC_NORMAL_STOP;
+	}
+	frame |= exact ? EXACT : 0;
 	walk->frame[walk->frames++] = frame;
 	walk->hash = (walk->hash ^ frame) * 0x9e3779b97f4a7c15ULL;
 	walk->hash ^= walk->hash >> 29;
@@ -530,9 +559,8 @@ static uint32_t stack_of(struct caller caller, size_t size)
 	walk->frames = 0;
 	walk->outside = 0;
 	walk->end = NO_RULES;
-	if (_Unwind_Backtrace(at_frame, walk) == _URC_FATAL_PHASE1_ERROR && walk->end != TOO_DEEP)
-		walk->end = BROKEN;
-	if (!walk->outside)
+	if ((_Unwind_Backtrace(at_frame, walk) != _URC_END_OF_STACK && walk->end == NO_RULES) ||
+	    !walk->outside)
 		walk->end = BROKEN;
 	found = find(walk);
 	end_walk(walk, n);
