@@ -42,6 +42,9 @@ test  | xz           | command xz            | xz-utils              | xz
 test  | python3      | command python3       | python3               | python3
 test  | git          | command git           | git                   | git-core
 test  | perl         | command perl          | perl                  | perl-interpreter
+test  | sqlite3      | command sqlite3       | sqlite3               | sqlite
+test  | addr2line    | command addr2line     | binutils              | binutils
+test  | bash         | command bash          | bash                  | bash
 test  | valgrind     | command valgrind      | valgrind              | valgrind
 test  | unshare      | command unshare       | util-linux            | util-linux
 test  | man          | command man           | man-db                | man-db
@@ -102,7 +105,6 @@ valgrind | msgfmt    | command msgfmt        | gettext               | gettext
 valgrind | openssl   | command openssl       | openssl               | openssl
 valgrind | patch     | command patch         | patch                 | patch
 valgrind | pkgconf   | command pkgconf       | pkgconf               | pkgconf
-valgrind | sqlite3   | command sqlite3       | sqlite3               | sqlite
 valgrind | tclsh     | command tclsh         | tcl                   | tcl
 valgrind | wget      | command wget          | wget                  | wget1
 valgrind | xxd       | command xxd           | xxd                   | xxd

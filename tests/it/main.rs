@@ -44,6 +44,7 @@ mod scale;
 mod slurm;
 mod stripped;
 mod tree;
+mod unwinder;
 mod valgrind;
 mod wait_all;
 mod waits;

@@ -46,14 +46,15 @@ pub fn preload() -> PathBuf {
     compile("tests/counter/preload.c", "preload", &["-O1"])
 }
 
-/// Reads the images of all files in `directory`. Sorts them by pid, and the images of one pid in the order in which
-/// they ran.
+/// Reads the images of all files in `directory`, without the files of their stacks. Sorts them by pid, and the images
+/// of one pid in the order in which they ran.
 pub fn read(directory: &Path) -> Vec<Image> {
     let mut images: Vec<_> = directory
         .read_dir()
         .expect("the counter's directory can be listed")
-        .map(|entry| {
-            let path = entry.expect("the counter's directory can be listed").path();
+        .map(|entry| entry.expect("the counter's directory can be listed").path())
+        .filter(|path| path.extension() != Some("stacks".as_ref()))
+        .map(|path| {
             let bytes = fs::read(&path).expect("a counter file can be read");
             decode(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         })

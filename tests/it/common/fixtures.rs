@@ -27,21 +27,26 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
     fs::create_dir_all(&directory).expect("target/tmp can be written");
 
     let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-    let newest_source = source
-        .parent()
-        .expect("a source has a directory")
+    let text = fs::read_to_string(&source)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", source.display()));
+    let directory_of_source = source.parent().expect("a source has a directory");
+    // Files of other directories that the source itself includes.
+    let included = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("#include \"../")?.split('"').next())
+        .map(|path| directory_of_source.join("..").join(path));
+    let newest_source = directory_of_source
         .read_dir()
         .expect("the sources can be listed")
         .map(|entry| entry.expect("the sources can be listed").path())
         .filter(|path| *path == source || path.extension() == Some(OsStr::new("h")))
+        .chain(included)
         .filter_map(|path| modified(&path))
         .max();
     if modified(&target).is_some() && modified(&target) > newest_source && record.exists() {
         return target;
     }
 
-    let text = fs::read_to_string(&source)
-        .unwrap_or_else(|error| panic!("cannot read {}: {error}", source.display()));
     let own_flags = text
         .lines()
         .next()

@@ -16,8 +16,13 @@ pub mod pty;
 pub mod root;
 pub mod side_by_side;
 pub mod slurm;
+pub mod stack_cases;
+pub mod stack_programs;
+pub mod stacks;
 pub mod switches;
+pub mod symbols;
 pub mod unprobed;
+pub mod unwinder;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,6 +39,7 @@ use std::{fs, thread};
 
 use counter::Kind;
 use serde::{Deserialize, Serialize};
+use stacks::StackRecord;
 use tempfile::TempDir;
 
 pub use fixtures::{compile, fixture};
@@ -192,6 +198,8 @@ pub struct Losses {
 pub struct Report {
     /// The rows, in the order in which the images ended.
     pub rows: Vec<Row>,
+    /// The stacks of the images, where they were asked for.
+    pub stacks: Vec<StackRecord>,
     pub summary: Summary,
     pub status: ExitStatus,
     /// The command's standard output. memleak writes nothing there.
@@ -209,7 +217,7 @@ impl Report {
     }
 
     fn read(json: &str, output: Output) -> Self {
-        let mut rows = Vec::new();
+        let (mut rows, mut stacks) = (Vec::new(), Vec::new());
         let mut summary = None;
         for line in json.lines() {
             let value: serde_json::Value =
@@ -218,6 +226,10 @@ impl Report {
             assert!(summary.is_none(), "a line after the summary: {line}");
             match value["type"].as_str() {
                 Some("process") => rows.push(
+                    serde_json::from_value(value)
+                        .unwrap_or_else(|error| panic!("{error} in {line}")),
+                ),
+                Some("stack") => stacks.push(
                     serde_json::from_value(value)
                         .unwrap_or_else(|error| panic!("{error} in {line}")),
                 ),
@@ -238,6 +250,7 @@ impl Report {
         };
         Report {
             rows,
+            stacks,
             summary,
             status: output.status,
             stdout: output.stdout,
@@ -440,15 +453,37 @@ impl Job {
 
     #[track_caller]
     pub fn start_counted(&self) -> Running {
-        self.start_with(Some("counters"))
+        self.start_with(Some(&counter::library()))
+    }
+
+    /// Runs the command under memleak and the library that records the stacks of allocations, at the same time. As in
+    /// `run_counted`, the report has no row for the program that sets up the library.
+    #[track_caller]
+    pub fn run_unwound(&self) -> (Report, Vec<unwinder::Unwound>) {
+        let running = self.start_with(Some(&unwinder::library()));
+        running.wait_with_library(unwinder::read)
     }
 
     /// Runs the command under the counter alone. This needs no rights.
     #[track_caller]
     pub fn count(&self) -> (Vec<counter::Image>, ExitStatus, String) {
         let counters = TempDir::new().expect("a temporary directory can be created");
-        let output = collect(&mut self.finish(self.under_counter(counters.path())));
+        let command = under_library(&counter::library(), counters.path(), &self.command);
+        let output = collect(&mut self.finish(command));
         (counter::read(counters.path()), output.status, output.stdout)
+    }
+
+    /// Runs the command under the library that records the stacks of allocations, alone. This needs no rights.
+    #[track_caller]
+    pub fn unwind(&self) -> (Vec<unwinder::Unwound>, ExitStatus, String) {
+        let counters = TempDir::new().expect("a temporary directory can be created");
+        let command = under_library(&unwinder::library(), counters.path(), &self.command);
+        let output = collect(&mut self.finish(command));
+        (
+            unwinder::read(counters.path()),
+            output.status,
+            output.stdout,
+        )
     }
 
     /// Runs the command under `program` alone, for instance valgrind.
@@ -458,15 +493,6 @@ impl Job {
         command.args(options).args(&self.command);
         let output = collect(&mut self.finish(command));
         (output.status, output.stderr)
-    }
-
-    fn under_counter(&self, directory: &Path) -> Command {
-        let mut command = Command::new(counter::preload());
-        command
-            .arg(counter::library())
-            .arg(directory)
-            .args(&self.command);
-        command
     }
 
     /// Applies the settings that all kinds of runs share.
@@ -487,14 +513,14 @@ impl Job {
     }
 
     #[track_caller]
-    fn start_with(&self, counters: Option<&str>) -> Running {
+    fn start_with(&self, library: Option<&Path>) -> Running {
         assert!(
             nix::unistd::geteuid().is_root(),
             "this test loads BPF programs and needs root: run `make test`, which goes through sudo"
         );
         let scratch = TempDir::new().expect("a temporary directory can be created");
         let json = scratch.path().join("report.json");
-        let counters = counters.map(|name| scratch.path().join(name));
+        let counters = library.map(|_| scratch.path().join("counters"));
         let memleak = OsString::from(env!("CARGO_BIN_EXE_memleak"));
         let mut words = self.wrapper.iter().chain([&memleak]);
         let mut command = Command::new(words.next().expect("at least memleak"));
@@ -504,12 +530,10 @@ impl Job {
             .args(["--format", "json", "-o"])
             .arg(&json);
         command.args(&self.options).arg("--");
-        if let Some(directory) = &counters {
-            fs::create_dir(directory).expect("a directory for the counter");
-            let under_counter = self.under_counter(directory);
-            command
-                .arg(under_counter.get_program())
-                .args(under_counter.get_args());
+        if let (Some(library), Some(directory)) = (library, &counters) {
+            fs::create_dir(directory).expect("a directory for the library's files");
+            let under = under_library(library, directory, &self.command);
+            command.arg(under.get_program()).args(under.get_args());
         } else {
             command.args(&self.command);
         }
@@ -552,12 +576,18 @@ impl Running {
 
     #[track_caller]
     pub fn wait_counted(self) -> Counted {
+        let (report, images) = self.wait_with_library(counter::read);
+        Counted { report, images }
+    }
+
+    #[track_caller]
+    fn wait_with_library<T>(self, read: impl FnOnce(&Path) -> T) -> (Report, T) {
         let output = wait(self.child, self.readers);
         let json = fs::read_to_string(&self.json).unwrap_or_default();
         let mut report = Report::new(&json, output);
-        let images = counter::read(self.counters.as_deref().expect("started under the counter"));
+        let images = read(self.counters.as_deref().expect("started under a library"));
         remove_preload(&mut report.rows);
-        Counted { report, images }
+        (report, images)
     }
 }
 
@@ -578,6 +608,13 @@ fn remove_preload(rows: &mut Vec<Row>) {
         preload.display()
     );
     rows.retain(|row| !is_preload(row));
+}
+
+/// A command under a library that writes files to `directory`.
+fn under_library(library: &Path, directory: &Path, command: &[OsString]) -> Command {
+    let mut under = Command::new(counter::preload());
+    under.arg(library).arg(directory).args(command);
+    under
 }
 
 fn spawn(command: &mut Command) -> (Child, [thread::JoinHandle<String>; 2]) {
