@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::common::counter::{Image, Kind};
+use crate::common::expected::cases;
 use crate::common::stack_cases::{
     Libgcc, StackCase, check_stack, stack_cases, static_chain, steps,
 };
@@ -16,6 +17,7 @@ use crate::common::stacks::{
 };
 use crate::common::unwinder::{Frame, Stack, Sums, Unwound, WalkEnd, decode};
 use crate::common::{Counts, Job, Row, code, compare};
+use crate::counter::assert_exact;
 
 /// Fails unless a walk that ended so is as good as libgcc's can be.
 #[track_caller]
@@ -88,6 +90,17 @@ fn each_fixture_has_the_stacks_that_are_known_by_hand() {
         assert_walked_to_the_end(&images);
         assert_adds_up(&images);
         assert_has_its_stacks(case, &images, WalkEnd::Complete);
+    }
+}
+
+/// The walks change nothing in what the fixtures of counts do: forks, execs, threads, signals at any moment.
+#[test]
+fn the_library_counts_every_fixture_exactly_and_each_call_has_a_stack() {
+    for case in cases() {
+        let (images, status, stdout) = case.job.unwind();
+        assert_adds_up(&images);
+        let images = images.into_iter().map(|unwound| unwound.image).collect();
+        assert_exact(&case, images, status, &stdout);
     }
 }
 

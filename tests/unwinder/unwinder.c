@@ -8,9 +8,10 @@
 // shared, so it survives every end of the image, too. A forked child maps a file of its own over
 // its parent's, and so starts empty. `tests/it/common/unwinder.rs` reads the files.
 //
-// - A frame is a module and an ELF address in it. Modules come from dl_iterate_phdr. Its counts of
-//   loaded and unloaded objects are compared at every allocation. So two libraries that are at one
-//   address, one after the other, are told apart.
+// - A frame is a module and an ELF address in it. _dl_find_object says at that moment which object
+//   has the frame. So two libraries that are at one address, one after the other, are told apart.
+//   It takes no lock, other than dl_iterate_phdr: a handler that interrupts the taking of that lock
+//   would wait for itself, and a forked child for a thread that it does not have.
 // - Code in no object is looked up in /proc/self/maps at that moment.
 // - The frames of this library are left out. The walk knows the canonical frame address of the
 //   interposed function, and the first frame of interest is the one that has it.
@@ -23,6 +24,7 @@
 // For a static program, compile this file with -DSTATIC and link with -Wl,--wrap=malloc and so on.
 
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <link.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -30,6 +32,10 @@
 #include <stdlib.h>
 #include <malloc.h>
 #include <unwind.h>
+
+#ifndef DLFO_STRUCT_HAS_EH_DBASE
+#error "_dl_find_object is needed: glibc 2.35"
+#endif
 
 struct caller {
 	uintptr_t cfa;	     // of the interposed function
@@ -63,7 +69,8 @@ void *__real_reallocarray(void *, size_t, size_t);
 #else
 #define JUMP "b "
 #endif
-#define EXPORTED(f) ".globl " #f "\n" #f ": " JUMP "unwinder_" #f "\n"
+// A signal may interrupt the jump, so it has rules.
+#define EXPORTED(f) ".globl " #f "\n" #f ": .cfi_startproc\n" JUMP "unwinder_" #f "\n.cfi_endproc\n"
 __asm__(".pushsection .text\n" EXPORTED(malloc) EXPORTED(calloc) EXPORTED(realloc)
 	    EXPORTED(memalign) EXPORTED(aligned_alloc) EXPORTED(valloc) EXPORTED(pvalloc)
 		EXPORTED(posix_memalign) EXPORTED(free) EXPORTED(reallocarray) ".popsection\n");
@@ -80,9 +87,9 @@ __asm__(".pushsection .text\n" EXPORTED(malloc) EXPORTED(calloc) EXPORTED(reallo
 
 #include "../counter/counter.c"
 
-// ---- the file of an image's stacks
-// ---------------------------------------------------------------- tests/it/common/unwinder.rs has
-// the same layout.
+// ---- the file of an image's stacks ----
+
+// tests/it/common/unwinder.rs has the same layout.
 
 #define STACKS_MAGIC 0x31646e69776e756dULL
 #define SLOTS (1U << 18)
@@ -144,6 +151,9 @@ _Static_assert(offsetof(struct stack, frame) == 48, "tests/it/common/unwinder.rs
 
 // Kept over a fork, as `image` is.
 static struct stacks *stacks;
+// The path of the program, and where libgcc's shared library is.
+static char own_path[256];
+static uintptr_t libgcc_start, libgcc_end;
 
 static void begin_stacks(const char *path, int fork)
 {
@@ -161,29 +171,24 @@ static void begin_stacks(const char *path, int fork)
 		die("cannot map the file of stacks");
 	madvise(new, FILE_SIZE, MADV_DONTDUMP);
 	syscall(SYS_close, fd);
+	if (syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", own_path, sizeof(own_path) - 1) < 0)
+		own_path[0] = 0;
+#ifndef STATIC
+	{
+		struct dl_find_object libgcc;
+
+		if (_dl_find_object((void *)&_Unwind_Backtrace, &libgcc))
+			die("libgcc is in no object");
+		libgcc_start = (uintptr_t)libgcc.dlfo_map_start;
+		libgcc_end = (uintptr_t)libgcc.dlfo_map_end;
+	}
+#endif
 	new->used = sizeof(*new);
 	new->magic = STACKS_MAGIC;
 	stacks = new;
 }
 
-// ---- modules
-// --------------------------------------------------------------------------------------
-
-// The loaded code at one moment. A new moment has a new layout. Old ones stay, because a walk of
-// another thread may use them.
-struct layout {
-	uint64_t adds, subs;
-	uint64_t image; // its start
-	size_t size;	// of this mapping
-	uint32_t ranges;
-	struct range {
-		uintptr_t start, end, bias;
-		uint32_t module; // plus one
-	} range[];
-};
-
-static _Atomic(struct layout *) layout;
-static uintptr_t libgcc_start, libgcc_end;
+// ---- modules ----
 
 static uint32_t name_module(enum module_kind kind, const char *path, const uint8_t *id,
 			    uint32_t size)
@@ -212,39 +217,16 @@ static uint32_t name_module(enum module_kind kind, const char *path, const uint8
 	return n + 1;
 }
 
-struct moment {
-	uint64_t adds, subs;
-	uint32_t segments;
-	struct layout *fill;
-};
-
-static int look_at_first(struct dl_phdr_info *object, size_t size, void *data)
+// The build-id of an object, whose ELF header is at `start`.
+static const uint8_t *build_id(uintptr_t start, uintptr_t bias, uint32_t *size)
 {
-	struct moment *moment = data;
+	const ElfW(Ehdr) *elf = (const void *)start;
+	const ElfW(Phdr) *headers = (const void *)(start + elf->e_phoff);
 
-	(void)size;
-	moment->adds = object->dlpi_adds;
-	moment->subs = object->dlpi_subs;
-	return 1;
-}
+	for (int n = 0; n < elf->e_phnum; n++) {
+		uintptr_t at = bias + headers[n].p_vaddr, end = at + headers[n].p_memsz;
 
-static int count_segments(struct dl_phdr_info *object, size_t size, void *data)
-{
-	struct moment *moment = data;
-
-	look_at_first(object, size, data);
-	for (int n = 0; n < object->dlpi_phnum; n++)
-		moment->segments += object->dlpi_phdr[n].p_type == PT_LOAD;
-	return 0;
-}
-
-static const uint8_t *build_id(const struct dl_phdr_info *object, uint32_t *size)
-{
-	for (int n = 0; n < object->dlpi_phnum; n++) {
-		const ElfW(Phdr) *header = &object->dlpi_phdr[n];
-		uintptr_t at = object->dlpi_addr + header->p_vaddr, end = at + header->p_memsz;
-
-		if (header->p_type != PT_NOTE)
+		if (headers[n].p_type != PT_NOTE)
 			continue;
 		while (at + sizeof(ElfW(Nhdr)) < end) {
 			const ElfW(Nhdr) *note = (const void *)at;
@@ -263,66 +245,25 @@ static const uint8_t *build_id(const struct dl_phdr_info *object, uint32_t *size
 	return (const uint8_t *)"";
 }
 
-static int add_segments(struct dl_phdr_info *object, size_t unused, void *data)
+// The number of an object's module, plus one. The object is loaded while a frame is in it, so its
+// name can be read. A name at this address may have been another one before, so it is compared.
+static uint32_t module_of(const struct dl_find_object *object)
 {
-	struct moment *moment = data;
-	struct layout *fill = moment->fill;
-	char self[256] = {0};
-	const char *path = object->dlpi_name;
+	static _Atomic uint32_t last[256];
+	const char *path = object->dlfo_link_map->l_name;
+	_Atomic uint32_t *known = &last[(uintptr_t)object->dlfo_link_map >> 4 & 255];
+	uint32_t n = atomic_load(known), size;
 	const uint8_t *id;
-	uint32_t size, module;
 
-	(void)unused;
-	if (!*path &&
-	    syscall(SYS_readlinkat, AT_FDCWD, "/proc/self/exe", self, sizeof(self) - 1) > 0)
-		path = self;
-	id = build_id(object, &size);
-	module = name_module(OBJECT, path, id, size);
-	for (int n = 0; n < object->dlpi_phnum; n++) {
-		const ElfW(Phdr) *header = &object->dlpi_phdr[n];
-		struct range *range = &fill->range[fill->ranges];
-
-		if (header->p_type != PT_LOAD || fill->ranges == moment->segments)
-			continue;
-		range->start = object->dlpi_addr + header->p_vaddr;
-		range->end = range->start + header->p_memsz;
-		range->bias = object->dlpi_addr;
-		range->module = module;
-#ifndef STATIC
-		if ((uintptr_t)&_Unwind_Backtrace - range->start < header->p_memsz) {
-			libgcc_start = range->start;
-			libgcc_end = range->end;
-		}
-#endif
-		fill->ranges++;
-	}
-	return 0;
-}
-
-// The layout of this moment, for this image.
-static struct layout *layout_now(void)
-{
-	struct moment moment = {0};
-	struct layout *now = atomic_load(&layout);
-	size_t size;
-
-	dl_iterate_phdr(look_at_first, &moment);
-	if (now && now->adds == moment.adds && now->subs == moment.subs &&
-	    now->image == image->start)
-		return now;
-	moment.segments = 0;
-	dl_iterate_phdr(count_segments, &moment);
-	size = sizeof(*now) + moment.segments * sizeof(now->range[0]);
-	now = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (now == MAP_FAILED)
-		die("cannot map a list of modules");
-	now->adds = moment.adds;
-	now->subs = moment.subs;
-	now->image = image->start;
-	moment.fill = now;
-	dl_iterate_phdr(add_segments, &moment);
-	atomic_store(&layout, now);
-	return now;
+	if (!*path)
+		path = own_path;
+	if (n && atomic_load(&stacks->module[n - 1].kind) == OBJECT &&
+	    !strncmp(stacks->module[n - 1].path, path, sizeof(own_path) - 1))
+		return n;
+	id = build_id((uintptr_t)object->dlfo_map_start, object->dlfo_link_map->l_addr, &size);
+	n = name_module(OBJECT, path, id, size);
+	atomic_store(known, n);
+	return n;
 }
 
 static uint64_t hex(const char **text)
@@ -373,6 +314,11 @@ static uint64_t frame_in_maps(uintptr_t ip)
 			continue;
 		if (strstr(at, "[uprobes]"))
 			frame = TRAMPOLINE;
+		if (strstr(at, "[vdso]")) {
+			uint64_t module = name_module(OBJECT, "[vdso]", (const uint8_t *)"", 0);
+
+			frame = module << MODULE_SHIFT | (ip - start);
+		}
 		at = strchr(at, '/');
 		if (at) {
 			uint64_t module = name_module(MAPPED, at, (const uint8_t *)"", 0);
@@ -386,23 +332,19 @@ static uint64_t frame_in_maps(uintptr_t ip)
 	return frame;
 }
 
-static uint64_t frame_of(const struct layout *now, uintptr_t ip)
+static uint64_t frame_of(uintptr_t ip)
 {
-	for (uint32_t i = 0; i < now->ranges; i++) {
-		const struct range *range = &now->range[i];
+	struct dl_find_object object;
 
-		if (ip - range->start < range->end - range->start)
-			return (uint64_t)range->module << MODULE_SHIFT | (ip - range->bias);
-	}
-	return frame_in_maps(ip);
+	if (_dl_find_object((void *)ip, &object))
+		return frame_in_maps(ip);
+	return (uint64_t)module_of(&object) << MODULE_SHIFT | (ip - object.dlfo_link_map->l_addr);
 }
 
-// ---- walks
-// ----------------------------------------------------------------------------------------
+// ---- walks ----
 
 struct walk {
 	uint64_t hash;
-	const struct layout *now;
 	uintptr_t cfa;
 	uint32_t frames;
 	enum end end;
@@ -463,7 +405,7 @@ static _Unwind_Reason_Code at_frame(struct _Unwind_Context *context, void *data)
 		walk->end = TOO_DEEP;
 		return _URC_NORMAL_STOP;
 	}
-	frame = frame_of(walk->now, ip);
+	frame = frame_of(ip);
 	if (frame == TRAMPOLINE) {
 		walk->end = PROBED;
 		return _URC_NORMAL_STOP;
@@ -542,7 +484,6 @@ static const int can_walk = 1;
 static uint32_t stack_of(struct caller caller, size_t size)
 {
 	int saved = errno, n;
-	struct layout *now = layout_now();
 	struct walk *walk;
 	uint32_t found;
 
@@ -554,7 +495,6 @@ static uint32_t stack_of(struct caller caller, size_t size)
 	}
 	walk = begin_walk(&n);
 	walk->hash = 1;
-	walk->now = now;
 	walk->cfa = caller.cfa;
 	walk->frames = 0;
 	walk->outside = 0;
