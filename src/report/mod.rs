@@ -18,9 +18,11 @@ mod closing;
 mod csv;
 mod json;
 mod live;
+mod suppressed;
 mod table;
 
 pub use closing::{closing_line, verdict_line};
+pub use suppressed::{runtime_line, suppressed_lines};
 
 pub mod destination;
 mod render;

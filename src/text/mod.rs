@@ -5,3 +5,4 @@ pub mod globs;
 pub mod paths;
 pub mod signal_name;
 pub mod units;
+pub mod wildcards;
