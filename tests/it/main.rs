@@ -43,6 +43,7 @@ mod rights;
 mod scale;
 mod slurm;
 mod stripped;
+mod suppressions;
 mod tree;
 mod unwinder;
 mod valgrind;

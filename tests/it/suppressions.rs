@@ -1,0 +1,330 @@
+//! Suppressions against the tools whose syntax they have: valgrind and LeakSanitizer read what memleak makes, and
+//! memleak's own list has what the C library and the C++ library keep, as valgrind finds it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use memleak::model::reach::Amount;
+use memleak::report::{runtime_line, suppressed_lines};
+use memleak::stacks::{
+    FrameText, Generated, LeakKind, LeakKinds, Matcher, StackText, SuppressedSums, Suppressions,
+    generate, known,
+};
+use tempfile::TempDir;
+
+use crate::common::fixtures::{compile_with, compiled_in};
+use crate::common::unprobed::Unprobed;
+
+/// A frame as valgrind's XML has it. Names are mangled.
+struct Frame {
+    at: String,
+    function: Option<String>,
+    file: Option<String>,
+    line: Option<u32>,
+    module: String,
+}
+
+/// A loss record of valgrind.
+struct Record {
+    kind: LeakKind,
+    amount: Amount,
+    /// The first is the allocator.
+    frames: Vec<Frame>,
+}
+
+impl Record {
+    fn frames(&self) -> Vec<FrameText<'_>> {
+        let next = self.frames.iter().skip(1).map(|frame| &frame.at);
+        let next = next.map(Some).chain([None]);
+        let frames = self.frames.iter().zip(next);
+        let frames = frames.map(|(frame, next)| FrameText {
+            function: frame.function.as_deref(),
+            linkage: frame.function.as_deref(),
+            file: frame.file.as_deref(),
+            line: frame.line,
+            module: &frame.module,
+            // All functions of one place but the outermost are inlined.
+            inlined: next == Some(&frame.at),
+        });
+        frames.collect()
+    }
+
+    /// Calls `work` with the stack.
+    fn with_stack<T>(&self, work: impl FnOnce(&StackText) -> T) -> T {
+        let frames = self.frames();
+        work(&StackText {
+            allocator: frames[0],
+            frames: &frames[1..],
+        })
+    }
+
+    fn passes(&self, function: &str) -> bool {
+        let mut frames = self.frames.iter();
+        frames.any(|frame| frame.function.as_deref() == Some(function))
+    }
+}
+
+/// The texts of all elements of a name.
+fn elements<'a>(xml: &'a str, name: &str) -> Vec<&'a str> {
+    let (start, end) = (format!("<{name}>"), format!("</{name}>"));
+    let parts = xml.split(&start).skip(1);
+    let parts = parts.filter_map(|part| part.split(&end).next());
+    parts.collect()
+}
+
+/// What valgrind says about each leak of a program, and in its summary.
+fn valgrind(program: &Path, options: &[&str]) -> (Vec<Record>, String) {
+    let unprobed = Unprobed::with([compiled_in("libstdc++.so.6")]);
+    let place = TempDir::new().expect("a temporary directory");
+    let xml = place.path().join("out.xml");
+    let file = format!("--xml-file={}", xml.display());
+    let mut words = vec![
+        "valgrind",
+        "--leak-check=full",
+        "--show-leak-kinds=all",
+        "--num-callers=40",
+        "--demangle=no",
+        // What the libraries keep is not freed at the end, and not hidden.
+        "--run-libc-freeres=no",
+        "--run-cxx-freeres=no",
+        "--default-suppressions=no",
+        "--xml=yes",
+        &file,
+    ];
+    words.extend(options);
+    words.push(program.to_str().expect("the path is UTF-8"));
+    let mut command = Command::new("unshare");
+    command.args(unprobed.words(&words));
+    let output = run(&mut command);
+    assert!(output.status.success(), "{output:?}");
+    let xml = fs::read_to_string(xml).expect("valgrind has written it");
+    let text = |xml: &str, name: &str| elements(xml, name).first().map(|text| text.to_string());
+    let records = elements(&xml, "error");
+    let records = records.into_iter().map(|error| {
+        let kind = match elements(error, "kind")[0] {
+            "Leak_DefinitelyLost" => LeakKind::Definite,
+            "Leak_IndirectlyLost" => LeakKind::Indirect,
+            "Leak_PossiblyLost" => LeakKind::Possible,
+            "Leak_StillReachable" => LeakKind::Reachable,
+            other => panic!("{other}"),
+        };
+        let number = |name| elements(error, name)[0].parse().expect("a number");
+        let frames = elements(error, "frame").into_iter().map(|frame| Frame {
+            at: text(frame, "ip").expect("a frame has an address"),
+            function: text(frame, "fn"),
+            file: text(frame, "file"),
+            line: text(frame, "line").map(|line| line.parse().expect("a number")),
+            module: text(frame, "obj").unwrap_or_default(),
+        });
+        Record {
+            kind,
+            amount: Amount {
+                bytes: number("leakedbytes"),
+                blocks: number("leakedblocks"),
+            },
+            frames: frames.collect(),
+        }
+    });
+    let records = records.collect();
+    let used = elements(&xml, "suppcounts").join("");
+    (records, used)
+}
+
+fn run(command: &mut Command) -> Output {
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}; see `make install-deps`"))
+}
+
+fn runtime_memory(name: &str, flags: &[&str]) -> PathBuf {
+    let flags = [&["-O1"], flags].concat();
+    compile_with("c++", "fixtures/runtime_memory.cc", name, &flags)
+}
+
+#[test]
+fn what_the_libraries_keep_is_on_memleaks_own_list_and_each_entry_is_needed() {
+    let known = known().expect("the list can be read");
+    let mut sums = SuppressedSums::new(&known);
+    let mut left = Vec::new();
+    for (name, flags) in [
+        ("runtime_memory", &[][..]),
+        (
+            "runtime_memory_cxx",
+            &["-static-libstdc++", "-static-libgcc"][..],
+        ),
+    ] {
+        let (records, _) = valgrind(&runtime_memory(name, flags), &[]);
+        assert!(records.len() > 20, "{} leaks in {name}", records.len());
+        let mut matcher = Matcher::new(&known);
+        for record in &records {
+            let found = record.with_stack(|stack| {
+                // Without the verdict it is the same.
+                let unknown = matcher.find(stack, LeakKind::Unknown);
+                let found = matcher.find(stack, record.kind);
+                assert_eq!(found, unknown);
+                // What is lost is never hidden.
+                assert_eq!(matcher.find(stack, LeakKind::Definite), None);
+                assert_eq!(matcher.find(stack, LeakKind::Indirect), None);
+                found
+            });
+            match found {
+                Some(number) => sums.add(&[(number, record.amount)]),
+                // What is not closed or freed is the program's.
+                None if record.passes("fopen") || record.passes("__fopen_internal") => {}
+                None => {
+                    let names = record.frames.iter();
+                    let names = names.map(|frame| frame.function.as_deref().unwrap_or("?"));
+                    left.push(format!("{name}: {}", names.collect::<Vec<_>>().join(" < ")));
+                }
+            }
+        }
+    }
+    assert!(left.is_empty(), "\n{}", left.join("\n"));
+    let unused = known.list().iter().zip(sums.used());
+    let unused = unused.filter(|(_, used)| used.stacks == 0);
+    let unused: Vec<_> = unused.map(|(entry, _)| entry.name.as_str()).collect();
+    // The loader's file has one of two names.
+    assert_eq!(unused, ["dynamic loader"]);
+    let line = runtime_line(&known, &sums).expect("something is kept");
+    assert!(line.contains("(libstdc++ pool, "), "{line}");
+}
+
+/// The fixture's leaks of 100 and 7 bytes.
+const SMALL: [(&str, u64); 2] = [("takes", 100), ("strdup", 7)];
+
+#[test]
+fn valgrind_suppresses_by_what_memleak_makes_that_leak_alone() {
+    let program = compile_with(
+        "c++",
+        "fixtures/leaks_in_template.cc",
+        "leaks_in_template",
+        &["-O1"],
+    );
+    let (records, _) = valgrind(&program, &[]);
+    let lost = || (records.iter()).filter(|record| record.kind == LeakKind::Definite);
+    let place = TempDir::new().expect("a temporary directory");
+    let bytes = |records: &mut dyn Iterator<Item = &Record>| -> u64 {
+        records.map(|record| record.amount.bytes).sum()
+    };
+    assert_eq!(bytes(&mut lost()), 5_107);
+    for (function, size) in SMALL {
+        let record = lost().find(|record| record.amount.bytes == size);
+        let record = record.unwrap_or_else(|| panic!("{function} loses {size} bytes"));
+        assert!(record.passes(function), "{function}");
+        let kinds = LeakKinds::from(record.kind);
+        let text = record.with_stack(|stack| generate(Generated::Valgrind, stack, kinds));
+        let text = text.expect("the stack is known");
+        let file = place.path().join(format!("{function}.supp"));
+        fs::write(&file, &text).expect("it can be written");
+        let option = format!("--suppressions={}", file.display());
+        for inline in ["--read-inline-info=yes", "--read-inline-info=no"] {
+            let (left, used) = valgrind(&program, &[&option, inline]);
+            let mut left = left.iter();
+            let mut left = left
+                .by_ref()
+                .filter(|record| record.kind == LeakKind::Definite);
+            assert_eq!(bytes(&mut left), 5_107 - size, "{text}");
+            assert!(used.contains("<count>1</count>"), "{used}");
+            assert!(used.contains("leak of "), "{used}");
+        }
+        // memleak agrees, and finds the other leaks unsuppressed.
+        let mut list = Suppressions::default();
+        list.add("made.supp", text.as_bytes())
+            .expect("it can be read");
+        let mut matcher = Matcher::new(&list);
+        let mut sums = SuppressedSums::new(&list);
+        for record in &records {
+            let found = record.with_stack(|stack| matcher.find(stack, record.kind));
+            if let Some(number) = found {
+                sums.add(&[(number, record.amount)]);
+            }
+        }
+        assert_eq!(sums.sum().amount.bytes, size);
+        let lines = suppressed_lines(&list, &sums);
+        assert!(lines[1].contains("(made.supp:1)"), "{lines:?}");
+    }
+}
+
+#[test]
+fn leak_sanitizer_suppresses_by_what_memleak_makes() {
+    let program = compile_with(
+        "c++",
+        "fixtures/leaks_in_template.cc",
+        "leaks_in_template_lsan",
+        &["-O1", "-fsanitize=leak"],
+    );
+    let place = TempDir::new().expect("a temporary directory");
+    let file = place.path().join("made.supp");
+    let sanitized = |text: &str| {
+        fs::write(&file, text).expect("it can be written");
+        let options = format!(
+            "suppressions={}:print_suppressions=1:fast_unwind_on_malloc=0",
+            file.display()
+        );
+        let output = run(Command::new(&program).env("LSAN_OPTIONS", options));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = sanitized("");
+    assert_eq!(code, Some(23), "{said}");
+    assert!(
+        said.contains("5107 byte(s) leaked in 12 allocation(s)"),
+        "{said}"
+    );
+    // The names as LeakSanitizer says them.
+    let frame = |function, file, module, inlined| FrameText {
+        function: Some(function),
+        linkage: None,
+        file,
+        line: Some(1),
+        module,
+        inlined,
+    };
+    let source = Some("/src/leaks_in_template.cc");
+    let new = frame(
+        "operator new[](unsigned long)",
+        None,
+        "/lib/libstdc++.so.6",
+        false,
+    );
+    let takes = frame("shop::takes(unsigned long)", source, "/app", true);
+    let fill = frame(
+        "shop::Shelf<char*>::fill(char**, int)",
+        source,
+        "/app",
+        false,
+    );
+    let main = frame("main", source, "/app", false);
+    let strdup = frame("strdup", None, "/lib/libc.so.6", false);
+    let copy = frame("shop::copy(char const*)", source, "/app", false);
+    let more = frame("loses_more", source, "/app", false);
+    for (frames, left) in [
+        (&[new, takes, fill, main][..], 5_007),
+        (&[new, fill, main], 5_007),
+        (&[strdup, copy, main], 5_100),
+        (&[more, main], 107),
+        (&[main], 0),
+    ] {
+        let stack = StackText {
+            allocator: frame("malloc", None, "/lib/libc.so.6", false),
+            frames,
+        };
+        let text = generate(Generated::Lsan, &stack, LeakKinds::NONE);
+        let text = text.expect("the stack is known");
+        let (code, said) = sanitized(&text);
+        assert!(said.contains("Suppressions used:"), "{text}{said}");
+        match left {
+            0 => assert_eq!(code, Some(0), "{text}{said}"),
+            left => {
+                let sum = format!("SUMMARY: LeakSanitizer: {left} byte(s) leaked");
+                assert!(said.contains(&sum), "{text}{said}");
+            }
+        }
+    }
+    let (code, said) = sanitized("race:f\n");
+    assert!(
+        code != Some(0) && said.contains("failed to parse suppressions"),
+        "{said}"
+    );
+}
