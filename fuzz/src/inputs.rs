@@ -30,11 +30,16 @@ use memleak::model::gate::Gate;
 use memleak::model::image::{Image, Losses};
 use memleak::model::ledger::Ledger;
 use memleak::model::limits::{Allowed, Limits};
+use memleak::model::reach::Amount;
 use memleak::model::selection::Selection;
 use memleak::os::clock::Clock;
 use memleak::os::maps;
 use memleak::os::root::Root;
-use memleak::report::{Format, Options, Report, Sink, Verbosity, Window};
+use memleak::report::{Format, Options, Report, Sink, Verbosity, Window, suppressed_lines};
+use memleak::stacks::{
+    FrameText, Generated, LeakKind, LeakKinds, Matcher, StackText, SuppressedSums, Suppressions,
+    generate,
+};
 
 /// The functions that memleak looks for, and some that a user describes.
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
@@ -323,6 +328,71 @@ pub fn allocators_toml(bytes: &[u8]) {
         if let Err(error) = Table::new(allocators) {
             assert_one_line(&error.to_string());
         }
+    }
+}
+
+/// A file of suppressions, tried on stacks. The lines of the file also name the frames of a stack.
+pub fn suppressions(bytes: &[u8]) {
+    let mut list = Suppressions::default();
+    if let Err(error) = list.add("a\x1b[2J.supp", bytes) {
+        assert_one_line(&error.to_string());
+        assert!(list.is_empty());
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let names: Vec<&str> = text.lines().take(40).collect();
+    let after = |line: &'_ str, prefix| line.trim().strip_prefix(prefix).map(str::to_owned);
+    let named: Vec<_> = names
+        .iter()
+        .map(|line| after(line, "fun:").or(after(line, "leak:")))
+        .collect();
+    let frames: Vec<FrameText> = names
+        .iter()
+        .zip(&named)
+        .enumerate()
+        .map(|(at, (line, name))| FrameText {
+            function: name.as_deref(),
+            linkage: (at % 3 == 0).then_some(*line),
+            file: (at % 2 == 0).then_some(*line),
+            line: Some(at as u32),
+            module: if at % 5 == 0 { line } else { "/lib/liba.so" },
+            inlined: at % 7 == 1,
+        })
+        .collect();
+    let stack = StackText {
+        allocator: FrameText {
+            function: Some("malloc"),
+            ..FrameText::default()
+        },
+        frames: &frames,
+    };
+    let mut sums = SuppressedSums::new(&list);
+    let mut matcher = Matcher::new(&list);
+    let found = matcher.find(&stack, LeakKind::Definite);
+    // The frames are remembered, and the answer is the same.
+    assert_eq!(found, matcher.find(&stack, LeakKind::Definite));
+    let amount = Amount {
+        bytes: 1,
+        blocks: 1,
+    };
+    sums.add(
+        &found
+            .map(|number| (number, amount))
+            .into_iter()
+            .collect::<Vec<_>>(),
+    );
+    for line in suppressed_lines(&list, &sums) {
+        assert_one_line(&line);
+    }
+    for syntax in [Generated::Valgrind, Generated::Lsan] {
+        let Some(made) = generate(syntax, &stack, LeakKinds::ALL) else {
+            continue;
+        };
+        let mut list = Suppressions::default();
+        let read = list.add("made", made.as_bytes());
+        assert!(read.is_ok(), "{read:?}: {made}");
+        assert_eq!(list.list().len(), 1, "{made}");
+        let found = Matcher::new(&list).find(&stack, LeakKind::Definite);
+        assert_eq!(found, Some(0), "{made}");
     }
 }
 

@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
     ("elf", inputs::elf),
     ("code", inputs::code),
     ("handlers", inputs::handlers),
@@ -29,6 +29,7 @@ const TARGETS: [(&str, Target); 8] = [
     ("allocators_toml", inputs::allocators_toml),
     ("events", inputs::events),
     ("reach", inputs::reach),
+    ("suppressions", inputs::suppressions),
 ];
 
 /// Reads an input. The error names the fault of the reader.
@@ -113,6 +114,31 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
         ),
     ] {
         inputs.push((name, inputs::allocators_toml, text.into_bytes()));
+    }
+
+    let block = |frames: String| format!("{{\nn\nMemcheck:Leak\n{frames}}}\n");
+    for (name, text) in [
+        ("stars and stars", format!("leak:{}b", "a*".repeat(100_000))),
+        ("blocks in blocks", "{\n".repeat(100_000)),
+        (
+            "frames without an end",
+            format!("{{\nn\nMemcheck:Leak\n{}", "...\n".repeat(400)),
+        ),
+        (
+            "any frames between any frames",
+            block("...\nfun:*a*\n".repeat(250)).repeat(50),
+        ),
+        (
+            "long names",
+            block(format!("fun:{}\n", "?a*".repeat(50_000))),
+        ),
+        ("many suppressions", "leak:x\n".repeat(100_000)),
+        (
+            "parentheses in names",
+            format!("leak:{}", "(".repeat(100_000)),
+        ),
+    ] {
+        inputs.push((name, inputs::suppressions, text.into_bytes()));
     }
 
     for (name, byte) in [
