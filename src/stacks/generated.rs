@@ -45,10 +45,11 @@ pub fn generate(syntax: Generated, stack: &StackText, kinds: LeakKinds) -> Optio
 
 fn valgrind(stack: &StackText, kinds: LeakKinds) -> Option<String> {
     let stack = &stack.as_valgrind_sees();
-    let mut lines = vec![frame_line(&stack.allocator)];
+    let mut lines = vec![frame_line(&stack.allocator, "")];
     for frame in stack.frames {
         // valgrind may have no frames of inlined functions, or have them under shorter names.
-        lines.push(frame_line(frame).filter(|_| !frame.inlined));
+        let line = frame_line(frame, if is_c_library(frame) { "*" } else { "" });
+        lines.push(line.filter(|_| !frame.inlined));
         let is_main = frame.shown() == Some("main");
         if is_main && !frame.inlined {
             break;
@@ -76,10 +77,11 @@ fn valgrind(stack: &StackText, kinds: LeakKinds) -> Option<String> {
     Some(text)
 }
 
-/// The line for a frame. `None` if nothing is known of it.
-fn frame_line(frame: &FrameText) -> Option<String> {
+/// The line for a frame. `version` stands for the version that valgrind has in some names. `None` if nothing is known of
+/// the frame.
+fn frame_line(frame: &FrameText, version: &str) -> Option<String> {
     match (frame.mangled(), frame.module) {
-        (Some(name), _) => Some(format!("fun:{}", replaced(name, "?", |_| false))),
+        (Some(name), _) => Some(format!("fun:{}{version}", replaced(name, "?", |_| false))),
         (None, "") => None,
         (None, module) => Some(format!("obj:{}", replaced(module, "?", |_| false))),
     }
@@ -174,32 +176,37 @@ fn title(stack: &StackText) -> String {
     escape::escaped(title.as_bytes())
 }
 
+/// The files of C libraries: glibc's, by their names before glibc 2.34, too, and musl's.
+const C_LIBRARY: [&str; 10] = [
+    "libc.so",
+    "libc-",
+    "libc.musl",
+    "ld-",
+    "ld.so",
+    "libpthread",
+    "libdl",
+    "librt",
+    "libm.so",
+    "libm-",
+];
+
+/// The files of C++'s libraries.
+const CXX_LIBRARY: [&str; 4] = ["libstdc++.so", "libc++.so", "libc++abi.so", "libgcc_s.so"];
+
+fn is_c_library(frame: &FrameText) -> bool {
+    let file = frame.module.rsplit('/').next().unwrap_or_default();
+    C_LIBRARY.iter().any(|start| file.starts_with(start))
+}
+
 /// Whether a function belongs to the runtime of a language. Its callers say more about a leak.
 fn is_runtime(frame: &FrameText) -> bool {
-    const FILES: [&str; 14] = [
-        "libc.so",
-        "libc-",
-        "libc.musl",
-        "ld-",
-        "ld.so",
-        "libstdc++.so",
-        "libc++.so",
-        "libc++abi.so",
-        "libgcc_s.so",
-        "libpthread",
-        "libdl",
-        "librt",
-        "libm.so",
-        "libm-",
-    ];
     const NAMESPACES: [&str; 5] = ["std::", "__gnu_cxx::", "alloc::", "core::", "operator new"];
     let file = frame.module.rsplit('/').next().unwrap_or_default();
     let name = frame.shown().unwrap_or_default();
     // A template has its return type before its name; an implementation of a trait begins with `<`.
-    let name = name
-        .strip_prefix("void ")
-        .unwrap_or(name)
-        .trim_start_matches('<');
-    FILES.iter().any(|start| file.starts_with(start))
+    let name = name.strip_prefix("void ").unwrap_or(name);
+    let name = name.trim_start_matches('<');
+    is_c_library(frame)
+        || CXX_LIBRARY.iter().any(|start| file.starts_with(start))
         || NAMESPACES.iter().any(|start| name.starts_with(start))
 }

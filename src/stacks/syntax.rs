@@ -254,7 +254,7 @@ fn frame(line: &[u8]) -> Result<FrameRule, Fault> {
         return Ok(FrameRule::Any);
     }
     if let Some(name) = line.strip_prefix(b"fun:") {
-        return Ok(FrameRule::Function(Wildcard::whole(name)));
+        return Ok(FrameRule::Function(Wildcard::whole(without_version(name))));
     }
     if let Some(path) = line.strip_prefix(b"obj:") {
         return Ok(FrameRule::Object {
@@ -280,6 +280,17 @@ fn frame(line: &[u8]) -> Result<FrameRule, Fault> {
         file: Wildcard::whole(file),
         line,
     })
+}
+
+/// A pattern of functions without a version, as `dlopen@@GLIBC_2.2.5` has it. valgrind has versions in some names of the C
+/// library, which depend on that library. memleak has none.
+fn without_version(name: &[u8]) -> &[u8] {
+    let at = memchr::memchr(b'@', name).unwrap_or(name.len());
+    let (plain, _) = name.split_at(at);
+    match plain.iter().all(|byte| b"*?".contains(byte)) {
+        true => name,
+        false => plain,
+    }
 }
 
 /// The beginning of a text in an error: one line, and not a long one.

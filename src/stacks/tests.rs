@@ -122,6 +122,12 @@ fn valgrinds_frames_are_compared_from_the_allocator_on() {
         ("... fun:_ZN2ns*", true),
         ("... fun:main", true),
         ("... fun:main fun:(below*", true),
+        // Versions make no difference.
+        ("... fun:__libc_start_main", true),
+        ("... fun:__libc_start_main@@GLIBC_2.2.5", true),
+        ("... fun:__libc_start_ma*@*", true),
+        ("fun:malloc fun:strdup@@GLIBC*", true),
+        ("... fun:*@GLIBC_9", false),
         ("fun:malloc ... fun:main ...", true),
         ("... fun:main ... fun:_ZN2ns4makeEi", false),
         ("... fun:_ZN2ns4makeEi ... fun:main", true),
@@ -305,7 +311,7 @@ fn a_suppression_for_valgrind_names_the_whole_stack_down_to_main() {
    Memcheck:Leak
    match-leak-kinds: definite,indirect
    fun:malloc
-   fun:strdup
+   fun:strdup*
    ...
    fun:_ZN2ns4makeEi
    obj:/lib/libplain.so
