@@ -341,6 +341,46 @@ fn every_test_listed_for_a_threat_or_a_fault_exists() {
     }
 }
 
+/// The table of memleak's own suppressions: the comments and frames of the list.
+fn known_suppressions() -> String {
+    let list = concat!(env!("CARGO_MANIFEST_DIR"), "/src/stacks/known.supp");
+    let list = fs::read_to_string(list).expect("the list can be read");
+    // The first lines are about the whole list.
+    let (_, list) = list.split_once("\n\n").expect("a head");
+    let mut rows = String::new();
+    let mut reason: Vec<&str> = Vec::new();
+    for block in list.split_inclusive("}\n") {
+        let lines: Vec<_> = block.lines().map(str::trim).collect();
+        let comments = lines.iter().filter_map(|line| line.strip_prefix("# "));
+        let comments: Vec<_> = comments.collect();
+        if !comments.is_empty() {
+            reason = comments;
+        }
+        let from = lines.iter().position(|line| *line == "{").expect("a brace");
+        let (name, frames) = (lines[from + 1], &lines[from + 4..lines.len() - 1]);
+        let frames: Vec<_> = frames.iter().map(|line| format!("`{line}`")).collect();
+        rows.push_str(&format!(
+            "| {name} | {} | {} |\n",
+            reason.join(" "),
+            frames.join(" ")
+        ));
+        reason = vec!["the same"];
+    }
+    rows
+}
+
+#[test]
+fn the_page_about_suppressions_has_memleaks_own_list() {
+    let path = "docs/suppressions.md";
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let page = fs::read_to_string(page).expect("the page can be read");
+    let rule = "frames, innermost first |\n|---|---|---|\n";
+    let (before, _) = page.split_once(rule).expect("the page has the table");
+    let rows = known_suppressions();
+    assert!(rows.lines().count() > 25, "{rows}");
+    assert_matches(path, format!("{before}{rule}{rows}").as_bytes());
+}
+
 // ---- installation ----------------------------------------------------------------------------------------------
 
 /// All files below a directory, by their paths in it, with their permissions.
