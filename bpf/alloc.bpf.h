@@ -46,14 +46,17 @@ static __always_inline __u64 product(__u64 size, __u64 count)
 
 /*
  * Counts the free of the block that a realloc replaced or freed, or that a free with a return probe
- * frees.
+ * frees. A global function is verified once, and not at each place that calls it.
  */
-static __always_inline void count_old_block(struct thread *thread, struct open_call *call)
+SUBPROGRAM int count_old_block(struct thread *thread, struct open_call *call)
 {
+	if (!thread || !call)
+		return 0;
 	if (call->old == OLD_RECORDED)
 		count_free(thread, &call->old_content);
 	else if (call->old == OLD_UNRECORDED)
 		count_unrecorded_free(thread);
+	return 0;
 }
 
 /* Entry of a function with a return. Returns whether its return has to be probed. */
@@ -135,7 +138,8 @@ static __always_inline void close_call(struct pt_regs *ctx, struct thread *threa
 			return;
 	}
 	if (block) {
-		count_old_block(thread, call);
+		if (call->old != OLD_NONE)
+			count_old_block(thread, call);
 		if (stacks)
 			stack = stack_of(ctx, thread, at_ret);
 		count_allocation(thread, block, call->size, stack);

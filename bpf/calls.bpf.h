@@ -24,12 +24,20 @@
  * interrupts there is not inside any more, and still returns.
  * On arm64 the return address is in a register until the function calls another one. A tail call
  * finds it in the register.
+ * A global function is verified once, and not at each turn of the loops that call it.
  */
-static __always_inline bool is_inside(struct task_struct *task, struct open_call *call, __u64 sp,
-				      __u64 back)
+SUBPROGRAM int is_inside(struct open_call *call, __u64 sp, __u64 back)
 {
-	__u64 trampoline = trampoline_of(task);
+	__u64 trampoline = trampoline_of(current_task());
 
+	if (!call)
+		return 0;
+	/*
+	 * Only arm64 uses these. Without a use, clang leaves them undefined in the caller, which
+	 * the verifier refuses.
+	 */
+	barrier_var(sp);
+	barrier_var(back);
 #if defined(__TARGET_ARCH_x86)
 	back = user_word(call->sp);
 #else
@@ -37,7 +45,7 @@ static __always_inline bool is_inside(struct task_struct *task, struct open_call
 		return frame_has(call->sp, may_throw(call->cookie) ? call->back : trampoline);
 #endif
 	if (may_throw(call->cookie) && back == call->back)
-		return true;
+		return 1;
 	return back == trampoline;
 }
 
@@ -47,11 +55,15 @@ static __always_inline bool is_inside(struct task_struct *task, struct open_call
  * frame, or the open call was a signal handler's. Such a call was on the signal stack, and the new
  * one is on the thread's own stack.
  */
-static __always_inline bool was_unwound(struct task_struct *task, struct open_call *call, __u64 sp,
-					__u64 back, __u64 cookie)
+SUBPROGRAM int was_unwound(struct open_call *call, __u64 sp, __u64 back, __u64 cookie)
 {
-	bool call_alt = on_signal_stack(task, call->sp), alt = on_signal_stack(task, sp);
+	struct task_struct *task = current_task();
+	bool call_alt, alt;
 
+	if (!call)
+		return 0;
+	call_alt = on_signal_stack(task, call->sp);
+	alt = on_signal_stack(task, sp);
 	if (call_alt != alt)
 		return call_alt;
 	/*
@@ -61,9 +73,9 @@ static __always_inline bool was_unwound(struct task_struct *task, struct open_ca
 	 */
 	if (may_throw(call->cookie)) {
 		if (call->sp == sp)
-			return call->cookie == cookie || !is_inside(task, call, sp, back);
+			return call->cookie == cookie || !is_inside(call, sp, back);
 #if defined(__TARGET_ARCH_x86)
-		return call->sp < sp || !is_inside(task, call, sp, back);
+		return call->sp < sp || !is_inside(call, sp, back);
 #else
 		/*
 		 * A signal may interrupt the call while its return address is still in the
@@ -76,7 +88,7 @@ static __always_inline bool was_unwound(struct task_struct *task, struct open_ca
 	 * At the same stack pointer, the open call either made a tail call to the new one, or was
 	 * replaced by it.
 	 */
-	return call->sp < sp || (call->sp == sp && !is_inside(task, call, sp, back));
+	return call->sp < sp || (call->sp == sp && !is_inside(call, sp, back));
 }
 
 /*
@@ -143,7 +155,6 @@ SUBPROGRAM int abandon_calls(struct thread *thread, __u32 calls)
  */
 SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, __u64 cookie)
 {
-	struct task_struct *task = current_task();
 	struct open_call *outer;
 	__u64 sp, back;
 	int i;
@@ -154,7 +165,7 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 	back = return_address(ctx);
 	for (i = 0; i < MAX_OPEN; i++) {
 		outer = open_call_at(thread, thread->depth - 1);
-		if (!outer || !was_unwound(task, outer, sp, back, cookie))
+		if (!outer || !was_unwound(outer, sp, back, cookie))
 			break;
 		abandon_call(thread);
 	}
@@ -162,7 +173,7 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 		outer = open_call_at(thread, thread->depth - 1 - i);
 		if (!outer)
 			break;
-		if (!is_inside(task, outer, sp, back))
+		if (!is_inside(outer, sp, back))
 			continue;
 		if (outer->sp == sp) {
 			/*
@@ -179,7 +190,7 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 		 * A tail call of an inner call. That one has a return probe, too, except with
 		 * sessions.
 		 */
-		if (back == trampoline_of(task))
+		if (back == trampoline_of(current_task()))
 			return 1;
 		if (in_text(back, outer->ip, outer->cookie)) {
 			/*
@@ -195,6 +206,21 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 	return 0;
 }
 
+/* Whether an exception has left an open call. If its return address still stands, none has. */
+SUBPROGRAM int was_thrown_out_of(struct open_call *call)
+{
+	__u64 back;
+
+	if (!call || !may_throw(call->cookie) || is_free_scope(call->cookie) ||
+	    bpf_probe_read_user(&back, sizeof(back), (void *)call->sp))
+		return 0;
+#if defined(__TARGET_ARCH_x86)
+	return back != call->back;
+#else
+	return !frame_has(call->sp, call->back);
+#endif
+}
+
 /*
  * The thread ends. Counts as failed the calls that exceptions have left, if no later call has
  * noticed that. If the return address still stands, the call may be under way, and is not counted.
@@ -202,21 +228,13 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 static __always_inline void count_unwound(struct thread *thread)
 {
 	struct open_call *call;
-	__u64 back;
 	int i;
 
 	for (i = 0; i < MAX_OPEN; i++) {
 		call = open_call_at(thread, thread->depth - 1 - i);
 		if (!call)
 			return;
-		if (!may_throw(call->cookie) || is_free_scope(call->cookie) ||
-		    bpf_probe_read_user(&back, sizeof(back), (void *)call->sp))
-			continue;
-#if defined(__TARGET_ARCH_x86)
-		if (back != call->back)
-#else
-		if (!frame_has(call->sp, call->back))
-#endif
+		if (was_thrown_out_of(call))
 			thread->sum.failed_allocs++;
 	}
 }

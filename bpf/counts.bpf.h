@@ -10,13 +10,17 @@
 #include "memleak.h"
 #include "stacks.bpf.h"
 
-/* `stack`: as in struct block. */
-static __always_inline void count_allocation(struct thread *thread, __u64 address, __u64 size,
-					     __u32 stack)
+/*
+ * `stack`: as in struct block. A global function is verified once, and not for each way that leads
+ * to it.
+ */
+SUBPROGRAM int count_allocation(struct thread *thread, __u64 address, __u64 size, __u32 stack)
 {
 	struct block block = {.size = size, .stack = stack};
 	struct heap *heap;
 
+	if (!thread)
+		return 0;
 	thread->sum.alloc_bytes += size;
 	thread->sum.alloc_count++;
 	if (record_block(thread, address, &block)) {
@@ -25,10 +29,11 @@ static __always_inline void count_allocation(struct thread *thread, __u64 addres
 			__sync_fetch_and_add(&heap->lost_bytes, size);
 			__sync_fetch_and_add(&heap->lost_blocks, 1);
 		}
-		return;
+		return 0;
 	}
 	stack_allocates(thread, &block);
 	live_grows(thread, size);
+	return 0;
 }
 
 static __always_inline void count_free(struct thread *thread, struct block *block)

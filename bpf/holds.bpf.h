@@ -194,16 +194,14 @@ static __always_inline bool is_end_over(struct hold *hold)
 	return false;
 }
 
-/* One check whether the wait of the current process is over. */
-static __always_inline bool is_hold_over(struct hold *hold)
+/* Of a wait until files are examined. */
+static __always_inline bool is_arrival_over(struct hold *hold)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	__u64 now_answered = *(volatile __u64 *)&answers, now;
 	struct thread *thread;
 	int unknown;
 
-	if (hold->moment >= ENDING)
-		return is_end_over(hold);
 	/* User space is answering: the next answer may be the one that is needed. */
 	if (hold->surveyed && now_answered != hold->answers)
 		hold->until_ns = bpf_ktime_get_ns() + HOLD_SECONDS * SECOND_NS;
@@ -224,13 +222,22 @@ static __always_inline bool is_hold_over(struct hold *hold)
 	       now > hold->began_ns + LONGEST_HOLD_SECONDS * SECOND_NS || is_killed(task);
 }
 
-static __always_inline void end_hold(struct task_struct *task, struct hold *hold)
+/*
+ * One check whether the wait of the current process is over. `at_end`: it waits at its end. Where
+ * that is a constant, the verifier sees one of the two waits only.
+ */
+static __always_inline bool is_hold_over(struct hold *hold, bool at_end)
+{
+	return at_end ? is_end_over(hold) : is_arrival_over(hold);
+}
+
+static __always_inline void end_hold(struct task_struct *task, struct hold *hold, bool at_end)
 {
 	__u64 waited = bpf_ktime_get_ns() - hold->began_ns;
 
 	if (hold->called)
 		__sync_fetch_and_sub(&sleeping, 1);
-	if (hold->moment >= ENDING)
+	if (at_end)
 		return;
 	leave_loader(hold->moment);
 	__sync_fetch_and_add(&holds, 1);
@@ -250,15 +257,25 @@ static __always_inline void end_hold(struct task_struct *task, struct hold *hold
  * CPU. The process read here is the current one, as a program at a uprobe may name no other one.
  * Its mappings are locked meanwhile, although its breakpoints have to be inserted there.
  */
-static long hold_step(__u32 round, struct hold *hold)
+static __always_inline long step(struct hold *hold, bool at_end)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	char byte;
 
-	if (is_hold_over(hold))
+	if (is_hold_over(hold, at_end))
 		return 1;
 	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)hold->stack, task, 0);
 	return 0;
+}
+
+static long hold_step(__u32 round, struct hold *hold)
+{
+	return step(hold, false);
+}
+
+static long end_step(__u32 round, struct hold *hold)
+{
+	return step(hold, true);
 }
 
 /* The current process waits here, in this sleepable program. */
@@ -268,7 +285,7 @@ static __always_inline void hold_here(struct task_struct *task, __u64 stack, enu
 
 	begin_hold(&hold, moment);
 	bpf_loop(MAX_HOLD_STEPS, hold_step, &hold, 0);
-	end_hold(task, &hold);
+	end_hold(task, &hold, false);
 }
 
 static __always_inline void begin_hold_at_end(struct hold *hold, struct heap *heap,
@@ -287,7 +304,7 @@ static __always_inline void hold_end_here(struct task_struct *task, struct heap 
 	struct hold hold = {.stack = stack};
 
 	begin_hold_at_end(&hold, heap, ENDING);
-	bpf_loop(MAX_HOLD_STEPS, hold_step, &hold, 0);
+	bpf_loop(MAX_HOLD_STEPS, end_step, &hold, 0);
 	/* So many steps may take less time than allowed. */
 	if (is_held_at_end(heap))
 		give_up_reading(heap, REACH_TOO_LONG);
@@ -346,12 +363,13 @@ static __always_inline struct held *entry_of(struct task_struct *task, __u64 at)
 	return bpf_map_lookup_elem(&held, &place);
 }
 
+static const struct held no_hold;
+
 static __always_inline struct held *make_entry(struct task_struct *task, __u64 at)
 {
 	struct place place = {.task = (__u64)task, .at = at};
-	struct held blank = {};
 
-	if (bpf_map_update_elem(&held, &place, &blank, BPF_ANY))
+	if (bpf_map_update_elem(&held, &place, &no_hold, BPF_ANY))
 		return 0;
 	return bpf_map_lookup_elem(&held, &place);
 }
@@ -377,17 +395,19 @@ static __always_inline bool schedule_next(struct task_struct *task, struct hold 
 }
 
 /* Schedules the next work, unless the hold is over. Then everything about it is dropped. */
-static __always_inline bool goes_on(struct task_struct *task, struct hold *hold, enum chain chain,
+static __always_inline bool goes_on(struct task_struct *task, struct hold *hold, bool at_end,
+				    enum chain chain,
 				    int (*callback)(struct bpf_map *, void *, void *))
 {
-	if (!is_hold_over(hold) && schedule_next(task, hold, chain, callback))
+	if (!is_hold_over(hold, at_end) && schedule_next(task, hold, chain, callback))
 		return true;
-	end_hold(task, hold);
+	end_hold(task, hold, at_end);
 	drop_entries(task);
 	return false;
 }
 
-static int hold_awake(struct bpf_map *map, void *key, void *value)
+static __always_inline int wait_awake(bool at_end,
+				      int (*callback)(struct bpf_map *, void *, void *))
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct held *held = entry_of(task, AWAKE);
@@ -398,7 +418,7 @@ static int hold_awake(struct bpf_map *map, void *key, void *value)
 	if (!held || held->hold.sleeps)
 		return 0;
 	hold = &held->hold;
-	if (!goes_on(task, hold, AWAKE, hold_awake))
+	if (!goes_on(task, hold, at_end, AWAKE, callback))
 		return 0;
 	if (!hold->asked && bpf_ktime_get_ns() > hold->began_ns + AWAKE_NS) {
 		hold->asked =
@@ -406,6 +426,18 @@ static int hold_awake(struct bpf_map *map, void *key, void *value)
 	}
 	work(hold);
 	return 0;
+}
+
+/* The works of a wait until files are examined. */
+static int hold_awake(struct bpf_map *map, void *key, void *value)
+{
+	return wait_awake(false, hold_awake);
+}
+
+/* The works of a wait at the end of a process. */
+static int end_awake(struct bpf_map *map, void *key, void *value)
+{
+	return wait_awake(true, end_awake);
 }
 
 /*
@@ -427,7 +459,7 @@ static int hold_asleep(struct bpf_map *map, void *key, void *value)
 		hold->sleeps = true;
 		hold->turn = 0;
 	}
-	if (!goes_on(task, hold, ASLEEP, hold_asleep))
+	if (!goes_on(task, hold, hold->moment >= ENDING, ASLEEP, hold_asleep))
 		return 0;
 	last_sleep_ns = bpf_ktime_get_ns();
 	if (!hold->unread)
@@ -458,13 +490,14 @@ static __always_inline void let_it_sleep(__u32 pid)
 
 /* Begins a chain in which the task waits on its way back from the kernel. Returns whether it will.
  */
-static __always_inline bool begin_chain(struct task_struct *task, const struct hold *hold)
+static __always_inline bool begin_chain(struct task_struct *task, const struct hold *hold,
+					int (*callback)(struct bpf_map *, void *, void *))
 {
 	struct held *second = make_entry(task, AWAKE + 1), *first = make_entry(task, AWAKE);
 
 	if (first && second) {
 		first->hold = *hold;
-		if (!schedule_resume(task, &first->work, hold_awake))
+		if (!schedule_resume(task, &first->work, callback))
 			return true;
 	}
 	drop_entries(task);
@@ -479,7 +512,7 @@ static __always_inline bool hold_at_end(struct task_struct *task, struct heap *h
 	struct hold hold = {};
 
 	begin_hold_at_end(&hold, heap, moment);
-	return begin_chain(task, &hold);
+	return begin_chain(task, &hold, end_awake);
 }
 
 /* The current process waits on its way back from the kernel. */
@@ -488,7 +521,7 @@ static __always_inline void hold_on_return(struct task_struct *task, enum moment
 	struct hold hold = {};
 
 	begin_hold(&hold, moment);
-	if (begin_chain(task, &hold))
+	if (begin_chain(task, &hold, hold_awake))
 		return;
 	leave_loader(moment);
 	mark_heap(HEAP_LATE);

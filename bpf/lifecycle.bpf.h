@@ -33,6 +33,26 @@ static __always_inline struct thread *current_or_launched(void)
 }
 
 /*
+ * If a signal handler that interrupted an allocator forks, the child, too, returns from that call.
+ * A global function is verified once, and not for each way that leads to it.
+ */
+SUBPROGRAM int inherit_calls(struct thread *child, struct thread *parent)
+{
+	int i;
+
+	if (!child || !parent)
+		return 0;
+	__builtin_memcpy(child->open, parent->open, sizeof(child->open));
+	child->depth = parent->depth;
+	/* The block that a realloc is about to replace was never in the child's heap. */
+	for (i = 0; i < MAX_OPEN; i++) {
+		if (child->open[i].old == OLD_RECORDED)
+			child->open[i].old = OLD_UNRECORDED;
+	}
+	return 0;
+}
+
+/*
  * Forks, execs and exits may be handled `again`, in case the first program was not called (see
  * again.bpf.h). An event that was handled already does nothing.
  */
@@ -41,7 +61,6 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 	struct thread *parent = current_or_launched(), *thread;
 	struct heap *heap, *fresh;
 	__u32 length;
-	int i;
 
 	if (!parent)
 		choose_child(child, clone_flags);
@@ -108,19 +127,8 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 	start_heap(fresh);
 	thread->heap = fresh->id;
 	thread->files = parent->files;
-	/*
-	 * If a signal handler that interrupted an allocator forks, the child, too, returns from
-	 * that call.
-	 */
-	if (parent->depth) {
-		__builtin_memcpy(thread->open, parent->open, sizeof(thread->open));
-		thread->depth = parent->depth;
-		/* The block that a realloc is about to replace was never in the child's heap. */
-		for (i = 0; i < MAX_OPEN; i++) {
-			if (thread->open[i].old == OLD_RECORDED)
-				thread->open[i].old = OLD_UNRECORDED;
-		}
-	}
+	if (parent->depth)
+		inherit_calls(thread, parent);
 }
 
 /*

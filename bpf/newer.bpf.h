@@ -221,11 +221,45 @@ static __always_inline struct live *shared_live(struct thread *thread)
 	return &cell->live;
 }
 
+/* A peak that is to be raised. */
+struct raise {
+	struct live *shared;
+	__s64 live;
+	__u64 peak; /* as it was last seen */
+};
+
+static long raise_once(__u32 round, struct raise *raise)
+{
+	__u64 seen;
+
+	if (raise->live <= (__s64)raise->peak)
+		return 1;
+	seen = __sync_val_compare_and_swap(&raise->shared->peak, raise->peak, raise->live);
+	if (seen == raise->peak)
+		return 1;
+	raise->peak = seen;
+	return 0;
+}
+
+/*
+ * Raises the peak of what several threads share. Each failed exchange means that another thread
+ * raised the peak meanwhile.
+ */
+SUBPROGRAM int raise_peak(struct live *shared, __s64 live)
+{
+	struct raise raise = {.shared = shared, .live = live};
+
+	if (!shared)
+		return 0;
+	raise.peak = shared->peak;
+	bpf_loop(64, raise_once, &raise, 0);
+	return 0;
+}
+
 static __always_inline void live_grows(struct thread *thread, __u64 size)
 {
 	struct live *shared = shared_live(thread);
-	__u64 live, peak, seen;
-	int i;
+	__s64 live;
 
 	if (!shared) {
 		thread->live.bytes += size;
@@ -234,14 +268,8 @@ static __always_inline void live_grows(struct thread *thread, __u64 size)
 		return;
 	}
 	live = __sync_fetch_and_add(&shared->bytes, size) + size;
-	peak = shared->peak;
-	/* Each failed exchange means that another thread raised the peak meanwhile. */
-	for (i = 0; i < 64 && (__s64)live > (__s64)peak; i++) {
-		seen = __sync_val_compare_and_swap(&shared->peak, peak, live);
-		if (seen == peak)
-			break;
-		peak = seen;
-	}
+	if (live > (__s64)shared->peak)
+		raise_peak(shared, live);
 }
 
 static __always_inline void live_shrinks(struct thread *thread, __u64 size)

@@ -20,10 +20,13 @@ static __always_inline void find_own_namespace(void)
 	bpf_core_read(&own_ns, sizeof(own_ns), &pid->numbers[own_level].ns);
 }
 
-/* The process id as memleak sees it; 0 if the process is not in memleak's pid namespace. */
-static __always_inline __u32 own_pid_of(struct task_struct *leader)
+/*
+ * The id as memleak sees it; 0 if there is none in memleak's pid namespace. A function that is
+ * verified once takes no pointer into the kernel, so it takes the address of the struct pid.
+ */
+SUBPROGRAM __u32 own_id(__u64 address)
 {
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct pid *pid = (struct pid *)address;
 	struct upid upid = {};
 
 	if (!pid || BPF_CORE_READ(pid, level) < own_level)
@@ -31,6 +34,12 @@ static __always_inline __u32 own_pid_of(struct task_struct *leader)
 	bpf_core_read(&upid.nr, sizeof(upid.nr), &pid->numbers[own_level].nr);
 	bpf_core_read(&upid.ns, sizeof(upid.ns), &pid->numbers[own_level].ns);
 	return upid.ns == own_ns ? upid.nr : 0;
+}
+
+/* The process id as memleak sees it; 0 if the process is not in memleak's pid namespace. */
+static __always_inline __u32 own_pid_of(struct task_struct *leader)
+{
+	return own_id((__u64)BPF_CORE_READ(leader, thread_pid));
 }
 
 /* The id of a task in the /proc that memleak reads; 0 if it has none there. */

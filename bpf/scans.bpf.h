@@ -26,7 +26,6 @@ extern int bpf_iter_task_new(struct bpf_iter_task *it, struct task_struct *task,
 			     unsigned int flags) __ksym __weak;
 extern struct task_struct *bpf_iter_task_next(struct bpf_iter_task *it) __ksym __weak;
 extern void bpf_iter_task_destroy(struct bpf_iter_task *it) __ksym __weak;
-extern struct task_struct *bpf_task_acquire(struct task_struct *task) __ksym __weak;
 extern void bpf_rcu_read_lock(void) __ksym __weak;
 extern void bpf_rcu_read_unlock(void) __ksym __weak;
 
@@ -146,14 +145,21 @@ static __always_inline void read_state(struct task_struct *task, struct thread_s
 #endif
 }
 
-/* Stops a thread of a process that is held at its end, and tells its registers. */
-static __always_inline void look_at_thread(struct task_struct *task, struct heap *heap,
-					   struct stop *stop, __u32 number, bool stops)
+static __always_inline int look_at(struct heap *heap, struct stop *stop, __u32 tid, __u32 number,
+				   bool stops)
 {
-	struct thread *thread = thread_of(task);
-	struct held *held = entry_of(task, AWAKE);
-	struct thread_state state = {.heap = heap->id};
+	struct thread_state state = {};
+	struct task_struct *task;
+	struct thread *thread;
+	struct held *held;
 
+	if (!heap || !stop)
+		return 0;
+	task = bpf_task_from_pid(tid);
+	if (!task)
+		return 0;
+	thread = thread_of(task);
+	held = entry_of(task, AWAKE);
 	if (thread)
 		stop->hashed += thread->sum.hashed;
 	if (is_realtime(task))
@@ -167,21 +173,48 @@ static __always_inline void look_at_thread(struct task_struct *task, struct heap
 	} else if (!held->hold.surveyed && BPF_CORE_READ(task, on_cpu)) {
 		stop->unsettled++;
 	}
-	if (number < stop->skip)
-		return;
-	read_state(task, &state);
-	state.at_end = held && held->hold.moment == ENDING;
-	if (!bpf_ringbuf_output(&states, &state, sizeof(state), 0))
-		stop->told++;
+	if (number >= stop->skip) {
+		state.heap = heap->id;
+		state.at_end = held && held->hold.moment == ENDING;
+		read_state(task, &state);
+		if (!bpf_ringbuf_output(&states, &state, sizeof(state), 0))
+			stop->told++;
+	}
+	bpf_task_release(task);
+	return 0;
 }
 
-/* The leader has exited. What lies below its stack pointer is left over. */
-static __always_inline void tell_of_leader(struct heap *heap, struct stop *stop, __u32 number)
+/*
+ * Stops a thread of a process that is held at its end, and tells its registers. It is a global
+ * function, and so verified once, not at every turn of the loop that calls it. Such a function can
+ * take no task (before 6.9), so it takes the thread's id.
+ */
+SUBPROGRAM int stop_thread(struct heap *heap, struct stop *stop, __u32 tid, __u32 number)
 {
-	struct thread_state state = {.heap = heap->id, .sp = heap->leader_sp};
+	return look_at(heap, stop, tid, number, true);
+}
 
-	if (number >= stop->skip && !bpf_ringbuf_output(&states, &state, sizeof(state), 0))
+/* The same without stopping it. */
+SUBPROGRAM int look_at_thread(struct heap *heap, struct stop *stop, __u32 tid, __u32 number)
+{
+	return look_at(heap, stop, tid, number, false);
+}
+
+/*
+ * The leader has exited. What lies below its stack pointer is left over. A function of its own, as
+ * the state is large, and its caller's stack is under that of `stop_thread`, too.
+ */
+SUBPROGRAM int tell_of_leader(struct heap *heap, struct stop *stop, __u32 number)
+{
+	struct thread_state state = {};
+
+	if (!heap || !stop || number < stop->skip)
+		return 0;
+	state.heap = heap->id;
+	state.sp = heap->leader_sp;
+	if (!bpf_ringbuf_output(&states, &state, sizeof(state), 0))
 		stop->told++;
+	return 0;
 }
 
 /*
@@ -200,11 +233,11 @@ static __always_inline void tell_of_leader(struct heap *heap, struct stop *stop,
  */
 static __always_inline void stop_threads(struct stop *stop, bool stops)
 {
-	struct task_struct *task = bpf_task_from_pid(stop->task), *next, *thread;
+	struct task_struct *task = bpf_task_from_pid(stop->task), *thread;
 	struct heap *heap = heap_by_id(stop->heap);
 	struct bpf_iter_task threads;
 	__u64 id = stop->heap;
-	__u32 number = 0;
+	__u32 number = 0, tid;
 	__u8 one = 1;
 
 	stop->told = 0;
@@ -221,13 +254,14 @@ static __always_inline void stop_threads(struct stop *stop, bool stops)
 	if (heap && heap->reach == REACH_READING) {
 		bpf_rcu_read_lock();
 		bpf_iter_task_new(&threads, task, BPF_TASK_ITER_PROC_THREADS);
-		while ((next = bpf_iter_task_next(&threads))) {
-			thread = bpf_task_acquire(next);
-			if (!thread)
+		while ((thread = bpf_iter_task_next(&threads))) {
+			if (BPF_CORE_READ(thread, flags) & PF_EXITING)
 				continue;
-			if (!(BPF_CORE_READ(thread, flags) & PF_EXITING))
-				look_at_thread(thread, heap, stop, number++, stops);
-			bpf_task_release(thread);
+			tid = BPF_CORE_READ(thread, pid);
+			if (stops)
+				stop_thread(heap, stop, tid, number++);
+			else
+				look_at_thread(heap, stop, tid, number++);
 		}
 		bpf_iter_task_destroy(&threads);
 		if (heap->flags & HEAP_LEADER_GONE)

@@ -91,16 +91,13 @@ static __always_inline void apply_file_state(struct heap *heap, struct file_stat
 /*
  * Puts what is known of a mapped file into the heap. Returns 1 if the file is not known yet, and
  * the process waits for it. A process that does not wait is late.
- * It is a global function, and so verified once, not at every turn of the loop that calls it. On
- * 6.12 that would be 44,000 instructions in each program.
  */
-__noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int program, int waits)
+static __always_inline int must_wait_for(struct arrival *arrival, struct heap *heap, bool program,
+					 bool waits)
 {
 	struct file_state *state;
 	struct file_id file;
 
-	if (!arrival || !heap)
-		return 0;
 	state = known_file(arrival);
 	if (state && !state->asked) {
 		apply_file_state(heap, state, program);
@@ -115,6 +112,40 @@ __noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int pro
 	return 0;
 }
 
+/* A walk over the mappings of a process. */
+struct survey {
+	struct arrival arrival; /* of the mapping at hand */
+	__u64 last;		/* address of the inode that was seen last */
+	__u64 entry;		/* an address in the program */
+};
+
+/*
+ * Looks up the file of one executable mapping. Returns whether it is not known yet. It is a global
+ * function, and so verified once, not at every turn of the loop that calls it. On 6.12 that would
+ * be 44,000 instructions in each program. Such a function can take no struct file (before 6.9), so
+ * it takes the address.
+ */
+SUBPROGRAM int survey_file(struct survey *survey, struct heap *heap, __u64 address, bool waits)
+{
+	struct file *file = (struct file *)address;
+	struct arrival *arrival;
+	struct inode *inode;
+
+	if (!survey || !heap)
+		return 0;
+	arrival = &survey->arrival;
+	inode = BPF_CORE_READ(file, f_inode);
+	if ((__u64)inode == survey->last)
+		return 0;
+	survey->last = (__u64)inode;
+	/* A device is not a program, and opening one may have effects. */
+	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
+		return 0;
+	identify_inode(inode, arrival);
+	return must_wait_for(
+	    arrival, heap, arrival->start <= survey->entry && survey->entry < arrival->end, waits);
+}
+
 /*
  * Looks up all files that a process has mapped to execute. Returns how many are not known yet.
  * Those that user space had not been asked about have been sent to it. Returns -1 if the mappings
@@ -122,38 +153,27 @@ __noinline int must_wait_for(struct arrival *arrival, struct heap *heap, int pro
  */
 static __always_inline int survey_mappings(struct task_struct *task, struct heap *heap, bool waits)
 {
-	struct arrival arrival = {};
+	struct survey survey = {};
 	struct bpf_iter_task_vma it;
 	struct vm_area_struct *vma;
-	struct inode *inode, *last = 0;
 	struct file *file;
-	__u64 entry;
 	int unknown = 0;
 
 	if (!bpf_iter_task_vma_new)
 		return 0;
 	/* After the leader has exited, its own entries in /proc show no memory. */
-	arrival.pid = proc_pid_of(task);
-	arrival.heap = heap->id;
-	entry = BPF_CORE_READ(task, mm, start_code);
+	survey.arrival.pid = proc_pid_of(task);
+	survey.arrival.heap = heap->id;
+	survey.entry = BPF_CORE_READ(task, mm, start_code);
 	if (bpf_iter_task_vma_new(&it, task, 0))
 		unknown = -1;
 	while ((vma = bpf_iter_task_vma_next(&it))) {
 		file = BPF_CORE_READ(vma, vm_file);
 		if (!file || !(BPF_CORE_READ(vma, vm_flags) & VM_EXEC))
 			continue;
-		inode = BPF_CORE_READ(file, f_inode);
-		if (inode == last)
-			continue;
-		last = inode;
-		/* A device is not a program, and opening one may have effects. */
-		if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
-			continue;
-		arrival.start = BPF_CORE_READ(vma, vm_start);
-		arrival.end = BPF_CORE_READ(vma, vm_end);
-		identify_inode(inode, &arrival);
-		if (must_wait_for(&arrival, heap, arrival.start <= entry && entry < arrival.end,
-				  waits))
+		survey.arrival.start = BPF_CORE_READ(vma, vm_start);
+		survey.arrival.end = BPF_CORE_READ(vma, vm_end);
+		if (survey_file(&survey, heap, (__u64)file, waits))
 			unknown++;
 	}
 	bpf_iter_task_vma_destroy(&it);
