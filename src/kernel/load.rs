@@ -24,6 +24,7 @@ use crate::kernel::skeletons::types::scope as scopes;
 use crate::kernel::skeletons::{
     MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder, OpenMemleakSkel,
 };
+use crate::kernel::table::BlockTable;
 use crate::kernel::warmth::Warmth;
 use crate::model::limits::Limits;
 use crate::model::scan::ScanWanted;
@@ -67,11 +68,14 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     if method == Method::Separate {
         holds = Holds::Nowhere;
     }
+    let beside = Beside {
+        table: (method != Method::Separate).then(|| BlockTable::begin(settings.max_blocks)),
+        types: OnceCell::new(),
+    };
     // Ends when this function does.
     let _warmth = (method <= Method::Multi).then(Warmth::begin);
-    let types = OnceCell::new();
     loop {
-        match load_for(method, holds, settings, &types) {
+        match load_for(method, holds, settings, &beside) {
             // Another method would fail in the same way.
             Err(
                 error @ (LoadError::Rights(_)
@@ -105,21 +109,25 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     }
 }
 
-/// Type information of the programs' own, or `None` if there is none.
-type Types = OnceCell<Option<File>>;
+/// What is made beside the object for newer kernels, once for all tries.
+struct Beside {
+    table: Option<BlockTable>,
+    /// Type information of the programs' own, or `None` if there is none.
+    types: OnceCell<Option<File>>,
+}
 
 fn load_for(
     method: Method,
     holds: Holds,
     settings: &Settings,
-    types: &Types,
+    beside: &Beside,
 ) -> Result<Loaded, LoadError> {
     let fail = |error| LoadError::of(error, settings.max_blocks);
     let told_twice = settings.misses > 0 || release::may_miss_events();
     let mut object = match method {
         Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
         _ => {
-            let skel = load_newer(method, holds, told_twice, settings, types).map_err(fail)?;
+            let skel = load_newer(method, holds, told_twice, settings, beside).map_err(fail)?;
             Object::Newer(Box::new(skel))
         }
     };
@@ -226,16 +234,20 @@ fn load_newer(
     holds: Holds,
     told_twice: bool,
     settings: &Settings,
-    types: &Types,
+    beside: &Beside,
 ) -> libbpf_rs::Result<MemleakSkel<'static>> {
     // Loaded once, and needed until memleak exits.
     let place = Box::leak(Box::new(MaybeUninit::uninit()));
-    let mut open = match types.get_or_init(own_types) {
+    let mut open = match beside.types.get_or_init(own_types) {
         Some(types) => open_with(types, place)?,
         None => MemleakSkelBuilder::default().open(place)?,
     };
     stages::mark("object opened");
-    open.maps.blocks.set_max_entries(settings.max_blocks)?;
+    match beside.table.as_ref().and_then(BlockTable::fd) {
+        Some(table) => open.maps.blocks.reuse_fd(table)?,
+        None => open.maps.blocks.set_max_entries(settings.max_blocks)?,
+    }
+    stages::mark("table made");
     open.maps
         .slots
         .set_max_entries(slots(settings.max_blocks))?;

@@ -36,6 +36,7 @@ mod slots;
 mod snapshot;
 mod stack_tables;
 mod sweep;
+mod table;
 mod verdicts;
 mod warmth;
 pub mod witness;
