@@ -9,12 +9,12 @@ use std::thread::{Builder, JoinHandle};
 use libbpf_rs::libbpf_sys::{BPF_F_NO_PREALLOC, bpf_map_create_opts};
 use libbpf_rs::{MapHandle, MapType};
 
-use crate::kernel::skeletons::types::block_key;
+use crate::kernel::skeletons::types::{block, block_key};
 
 /// As for `blocks` in bpf/maps.bpf.h.
 const TYPE: MapType = MapType::Hash;
 const KEY: u32 = size_of::<block_key>() as u32;
-const VALUE: u32 = size_of::<u64>() as u32;
+const VALUE: u32 = size_of::<block>() as u32;
 const FLAGS: u32 = BPF_F_NO_PREALLOC;
 
 /// `None`: it could not be made.
