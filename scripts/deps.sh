@@ -39,6 +39,7 @@ test  | static libc  | static-libc           | libc6-dev             | glibc-sta
 test  | musl-gcc     | command musl-gcc      | musl-tools            | musl-gcc
 test  | objcopy      | command objcopy       | binutils              | binutils
 test  | xz           | command xz            | xz-utils              | xz
+test  | dwz          | command dwz           | dwz                   | dwz
 test  | python3      | command python3       | python3               | python3
 test  | git          | command git           | git                   | git-core
 test  | perl         | command perl          | perl                  | perl-interpreter

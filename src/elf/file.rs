@@ -14,9 +14,9 @@ use std::{fmt, io};
 use object::LittleEndian as LE;
 use object::elf::{
     DF_1_PIE, DT_FLAGS_1, DT_NULL, Dyn64, DynamicTag, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, ELFMAG,
-    ET_DYN, ET_EXEC, FileHeader64, FileType, Machine, NT_GNU_BUILD_ID, PF_X, PT_DYNAMIC, PT_INTERP,
-    PT_LOAD, PT_NOTE, ProgramFlags, ProgramHeader64, ProgramType, SHT_NOBITS, SectionFlags,
-    SectionHeader64, SectionType,
+    ET_DYN, ET_EXEC, ET_REL, FileHeader64, FileType, Machine, NT_GNU_BUILD_ID, PF_X, PT_DYNAMIC,
+    PT_INTERP, PT_LOAD, PT_NOTE, ProgramFlags, ProgramHeader64, ProgramType, SHT_NOBITS,
+    SectionFlags, SectionHeader64, SectionType,
 };
 use object::pod::{self, Pod};
 
@@ -33,6 +33,9 @@ const MAX_SECTIONS: usize = 1 << 16;
 const MAX_DYNAMIC: usize = 4096;
 const MAX_NOTES: usize = 1 << 18;
 const MAX_NOTE_SEGMENTS: usize = 16;
+
+/// The types of files that a process can map as code.
+const LINKED: [FileType; 2] = [ET_EXEC, ET_DYN];
 
 #[cfg(target_arch = "x86_64")]
 const MACHINE: Machine = object::elf::EM_X86_64;
@@ -110,6 +113,7 @@ impl Segment {
 #[derive(Clone, Copy, Debug)]
 pub struct Section {
     pub kind: SectionType,
+    pub flags: SectionFlags,
     pub address: u64,
     pub offset: u64,
     pub size: u64,
@@ -153,7 +157,16 @@ impl<'file> ElfFile<'file> {
     /// The file cannot be read, is not an ELF file for this machine, or ends within its headers.
     pub fn open(file: &'file File) -> Result<Self, Unreadable> {
         let length = file.metadata()?.len();
-        Self::new(Bytes::File(file), length)
+        Self::new(Bytes::File(file), length, &LINKED)
+    }
+
+    /// Opens a file with debug information, also one that several debug files share. That one is not linked.
+    ///
+    /// # Errors
+    /// The same as `open`.
+    pub fn open_debug(file: &'file File) -> Result<Self, Unreadable> {
+        let length = file.metadata()?.len();
+        Self::new(Bytes::File(file), length, &[ET_EXEC, ET_DYN, ET_REL])
     }
 
     /// An ELF file in memory, such as one that was compressed in a section of another file.
@@ -163,13 +176,13 @@ impl<'file> ElfFile<'file> {
     pub fn in_memory(bytes: impl Into<Cow<'file, [u8]>>) -> Result<Self, Unreadable> {
         let bytes = bytes.into();
         let length = bytes.len() as u64;
-        Self::new(Bytes::Memory(bytes), length)
+        Self::new(Bytes::Memory(bytes), length, &LINKED)
     }
 
-    fn new(bytes: Bytes<'file>, length: u64) -> Result<Self, Unreadable> {
+    fn new(bytes: Bytes<'file>, length: u64, kinds: &[FileType]) -> Result<Self, Unreadable> {
         let mut head = vec![0; HEAD.min(usize::try_from(length).unwrap_or(HEAD))];
         bytes.read(0, &mut head)?;
-        match class(&head) {
+        match class_among(&head, kinds) {
             Class::Native => {}
             other => return Err(Unreadable::Class(other)),
         }
@@ -318,6 +331,7 @@ impl<'file> ElfFile<'file> {
         let headers: Vec<SectionHeader64<LE>> = self.array(at, count.min(MAX_SECTIONS))?;
         let section = |header: &SectionHeader64<LE>| Section {
             kind: header.sh_type.get(LE),
+            flags: header.sh_flags.get(LE),
             address: header.sh_addr.get(LE),
             offset: header.sh_offset.get(LE),
             size: header.sh_size.get(LE),
@@ -482,6 +496,11 @@ impl Note {
 
 /// The class of a file with these first bytes. At least 64 bytes are needed.
 pub fn class(head: &[u8]) -> Class {
+    class_among(head, &LINKED)
+}
+
+/// The class of a file, which is one of these kinds if it is ELF.
+fn class_among(head: &[u8], kinds: &[FileType]) -> Class {
     // Reads the magic, class and byte order in e_ident, then e_type and e_machine.
     if head.get(..4) != Some(&ELFMAG) {
         return Class::NotElf;
@@ -501,7 +520,7 @@ pub fn class(head: &[u8]) -> Class {
         return Class::OtherMachine;
     }
     let kind = FileType(u16::from_le_bytes([t0, t1]));
-    if head.len() < size_of::<FileHeader64<LE>>() || !matches!(kind, ET_EXEC | ET_DYN) {
+    if head.len() < size_of::<FileHeader64<LE>>() || !kinds.contains(&kind) {
         return Class::NotElf;
     }
     Class::Native

@@ -43,6 +43,11 @@ impl Root {
         })
     }
 
+    /// The open directory. `None` for memleak's own root.
+    pub fn directory(&self) -> Option<&OwnedFd> {
+        self.directory.as_ref()
+    }
+
     /// Opens a regular file to read it. Symbolic links cannot lead out of the root. Nothing but a regular file is
     /// opened, because opening a device or a FIFO may wait, or have effects.
     ///
@@ -50,6 +55,14 @@ impl Root {
     /// The file does not exist, may not be opened, or is not a regular file.
     pub fn open(&self, path: &Path) -> io::Result<File> {
         File::open(reopen(&self.found(path)?))
+    }
+
+    /// As [`open`](Self::open), but does not follow a symbolic link at the end of the path.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open). A symbolic link is not a regular file.
+    pub fn open_itself(&self, path: &Path) -> io::Result<File> {
+        File::open(reopen(&self.found_by(path, OFlag::O_NOFOLLOW)?))
     }
 
     /// Whether a regular file of this name exists.
@@ -83,7 +96,11 @@ impl Root {
     }
 
     fn found(&self, path: &Path) -> io::Result<OwnedFd> {
-        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        self.found_by(path, OFlag::empty())
+    }
+
+    fn found_by(&self, path: &Path, more: OFlag) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | more;
         let file = match &self.directory {
             None => open(path, flags, Mode::empty())?,
             Some(directory) => {
@@ -132,6 +149,8 @@ mod tests {
             );
         }
         assert!(!root.is_file(Path::new("/out")));
+        assert!(root.open_itself(Path::new("/link")).is_err());
+        assert!(root.open_itself(Path::new("/etc/hostname")).is_ok());
         assert_eq!(
             root.canonical(Path::new("/link")).unwrap(),
             Path::new("/etc/hostname")

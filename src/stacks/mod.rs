@@ -1,17 +1,29 @@
-//! Call stacks: the rules by which the kernel side unwinds them, names for their frames, and which of them are
-//! suppressed.
+//! Call stacks: the rules by which the kernel side unwinds them, names for their frames, what identifies a stack, and
+//! which stacks are suppressed.
 
 pub mod code_files;
+mod companions;
+mod demangle;
+mod dwarf;
 pub mod file_rules;
 mod frame_text;
 mod generated;
+pub mod identity;
 mod known;
 mod leak_kind;
+mod lines;
+pub mod module;
 pub mod namer;
+pub mod perf_map;
 pub mod rules;
+mod sections;
 mod suppressed_sums;
 mod suppressions;
+pub mod symbols;
 mod syntax;
+mod table;
+mod units;
+mod work;
 
 pub use frame_text::{FrameText, StackText};
 pub use generated::{Generated, generate};

@@ -28,8 +28,7 @@ const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
 /// Adds the functions of these names from the symbols that were split off `elf`. Debug data that is damaged, or that
 /// belongs to another build, is ignored.
 pub fn find<'n>(elf: &ElfFile, names: &Names<'n>, companions: Companions, found: &mut Found<'n>) {
-    if let Some(packed) = elf.section_named(".gnu_debugdata")
-        && let Some(unpacked) = unpack(elf, packed.range())
+    if let Some(unpacked) = packed_symbols(elf)
         && let Ok(inner) = ElfFile::in_memory(unpacked)
         && find_in(&inner, names, Source::DebugData, found)
     {
@@ -54,25 +53,25 @@ fn find_in<'n>(elf: &ElfFile, names: &Names<'n>, source: Source, found: &mut Fou
         .any(|ranges| symtab::find(elf, ranges, names, source, found).unwrap_or(false))
 }
 
-/// The paths at which the debug file may be, in the order in which gdb tries them.
-fn candidates(elf: &ElfFile, id: &[u8], path: &Path) -> Vec<PathBuf> {
-    let mut paths = Vec::new();
-    let mut hex = String::new();
-    for byte in id {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    if let Some((first, rest)) = hex.split_at_checked(2) {
-        paths.push(PathBuf::from(format!(
-            "{DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug"
-        )));
-    }
-    let link = elf.section_named(".gnu_debuglink").and_then(|section| {
-        let range = section.range();
-        let bytes = elf.read(range.start, (range.end - range.start).min(MAX_LINK))?;
-        Some(string_in(&bytes, 0)?.to_vec())
-    });
-    if let Some(name) = link
+/// The ELF file with symbols that is packed into `.gnu_debugdata`.
+pub fn packed_symbols(elf: &ElfFile) -> Option<Vec<u8>> {
+    unpack(elf, elf.section_named(".gnu_debugdata")?.range())
+}
+
+/// The content of a section that names another file (`.gnu_debuglink`, `.gnu_debugaltlink`): the name, and what is
+/// behind its terminating zero.
+pub fn link(elf: &ElfFile, section: &str) -> Option<(Vec<u8>, Vec<u8>)> {
+    let range = elf.section_named(section)?.range();
+    let bytes = elf.read(range.start, (range.end - range.start).min(MAX_LINK))?;
+    let name = string_in(&bytes, 0)?;
+    Some((name.to_vec(), bytes[name.len() + 1..].to_vec()))
+}
+
+/// The paths at which the debug file of the file at `path` may be, in the order in which gdb tries them. `id` is the
+/// build ID, empty if there is none.
+pub fn candidates(elf: &ElfFile, id: &[u8], path: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = by_build_id(id).into_iter().collect();
+    if let Some((name, _)) = link(elf, ".gnu_debuglink")
         && !name.is_empty()
         && !name.contains(&b'/')
         && let Some(directory) = path.parent()
@@ -87,6 +86,18 @@ fn candidates(elf: &ElfFile, id: &[u8], path: &Path) -> Vec<PathBuf> {
         ]);
     }
     paths
+}
+
+/// The path of the debug file of the build with this ID. `None` if the ID is empty.
+pub fn by_build_id(id: &[u8]) -> Option<PathBuf> {
+    let mut hex = String::new();
+    for byte in id {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    let (first, rest) = hex.split_at_checked(2)?;
+    let path = format!("{DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug");
+    Some(PathBuf::from(path))
 }
 
 /// Unpacks a range of the file that is compressed with xz.

@@ -8,10 +8,10 @@
 //!
 //! What the functions do is left to `find`.
 
-mod debug;
+pub mod debug;
 mod exported;
 mod names;
-mod symtab;
+pub mod symtab;
 
 pub use names::{Companions, Found, FunctionSymbol, Names, Source};
 
