@@ -12,14 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 duration=${1:?usage: scripts/fuzz.sh SECONDS [TARGET…]}
 shift
 targets=("$@")
-((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach suppressions)
+((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach suppressions symbols)
 
 work=target/fuzz
 tools=target/tools
 PATH=$PWD/$tools/bin:$PATH
 
 # The maximum size of an input in bytes: as much as the code under test looks at.
-declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [suppressions]=8192)
+declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [suppressions]=8192 [symbols]=65536)
 
 # Collects seeds: real files of this machine, no longer than an input may be.
 seed() { # seed TARGET: into $work/seeds/TARGET
@@ -76,6 +76,12 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 		done
 		grep -o 'leak:[^ "\\`]*' docs/suppressions.md | sort -u >"$into/leak"
 		;;
+	symbols)
+		files_with_lines "$into"
+		nm -D --format=posix "$(c++ -print-file-name=libstdc++.so.6)" | awk '{ print $1 }' |
+			split -l 20 -a 3 - "$into/names"
+		printf '1000 10 first\n1008 8 second\n' >"$into/map"
+		;;
 	esac
 	find "$into" -empty -type f -delete
 }
@@ -109,6 +115,36 @@ small_elfs() { # small_elfs INTO
 		objcopy -S --add-section .gnu_debugdata=debug.xz static packed
 		objcopy -S --add-gnu-debuglink=debug static linked
 		rm library.c debug debug.xz
+	)
+	mv "$scratch"/* "$into"
+	rm -r "$scratch"
+}
+
+# Makes small ELF files with debug information of all kinds.
+files_with_lines() { # files_with_lines INTO
+	local into=$1 scratch
+	scratch=$(mktemp -d)
+	cat >"$scratch/lines.cc" <<-'C'
+		volatile long total;
+		namespace inner {
+		template <class T> struct Node { T value; Node(T n) : value(n) { total += n; } };
+		static inline __attribute__((always_inline)) long twice(long n) { Node<long> node(n); return node.value * 2; }
+		}
+		__attribute__((noinline)) long work(long n) { return inner::twice(n) + (n > total ? inner::twice(total) : 1); }
+		extern "C" void _start(void) { total = work(work(3)); for (;;) ; }
+	C
+	(
+		cd "$scratch"
+		local -a plain=(c++ -O2 -nostdlib -static "-Wl,--build-id" "-Wl,-z,noseparate-code")
+		"${plain[@]}" -g -gdwarf-4 -o four lines.cc
+		"${plain[@]}" -g -gdwarf-5 -o five lines.cc
+		"${plain[@]}" -g -gz -o compressed lines.cc
+		"${plain[@]}" -g -O0 -o slow lines.cc
+		objcopy --only-keep-debug four debug
+		xz -k debug
+		objcopy -S --add-section .gnu_debugdata=debug.xz four packed
+		objcopy -S --add-gnu-debuglink=debug four linked
+		rm lines.cc debug debug.xz
 	)
 	mv "$scratch"/* "$into"
 	rm -r "$scratch"

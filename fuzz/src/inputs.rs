@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memleak::code::follow::{self, LONGEST, Pointer, Probed, Text, Work};
 use memleak::code::placement::{self, Kind, Reason};
@@ -33,9 +34,14 @@ use memleak::model::limits::{Allowed, Limits};
 use memleak::model::reach::Amount;
 use memleak::model::selection::Selection;
 use memleak::os::clock::Clock;
-use memleak::os::maps;
 use memleak::os::root::Root;
+use memleak::os::{maps, memory_file};
 use memleak::report::{Format, Options, Report, Sink, Verbosity, Window, suppressed_lines};
+use memleak::stacks::demangle::demangled;
+use memleak::stacks::identity;
+use memleak::stacks::module::Module;
+use memleak::stacks::perf_map::PerfMap;
+use memleak::stacks::symbols::{SymbolLimits, Symbolizer};
 use memleak::stacks::{
     FrameText, Generated, LeakKind, LeakKinds, Matcher, StackText, SuppressedSums, Suppressions,
     generate,
@@ -102,6 +108,54 @@ pub fn handlers(bytes: &[u8]) {
     if let Some(pads) = handlers::stops_all(bytes, address, !address) {
         assert!(pads.is_sorted() && pads.len() <= bytes.len());
     }
+}
+
+/// A file whose functions and lines are shown, or what is no ELF file: a perf map, and a list of mangled names.
+pub fn symbols(bytes: &[u8]) {
+    // Less than a run has, so that an input that takes too much shows.
+    const LIMITS: SymbolLimits = SymbolLimits {
+        memory: 32 << 20,
+        files: 2,
+    };
+    let map = PerfMap::parse(bytes.to_vec());
+    let numbers = bytes.chunks_exact(8).map(|word| {
+        let word = <[u8; 8]>::try_from(word).expect("eight bytes");
+        u64::from_le_bytes(word)
+    });
+    for address in numbers.take(16) {
+        assert!(map.name(address).is_none_or(|name| !name.is_empty()));
+    }
+    let Ok(elf) = ElfFile::in_memory(bytes) else {
+        for name in String::from_utf8_lossy(bytes).lines().take(64) {
+            assert!(demangled(name).len() <= 4096);
+            assert!(identity::stable_name(name).len() <= name.len());
+        }
+        return;
+    };
+    let mut addresses = Vec::new();
+    for segment in elf.segments().iter().take(4) {
+        let step = (segment.size / 16).max(1);
+        addresses.extend((0..16).map(|n| segment.address.wrapping_add(n * step)));
+    }
+    addresses.push(u64::MAX);
+    let file = memory_file::file_of(c"file", bytes).expect("there is memory");
+    // The process has a root directory without any file.
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let root = Rc::new(Root::at(directory.path()).expect("it is a directory"));
+    let module = Module::new(0, &file, b"/bin/file", root).expect("it has a status");
+    let mut symbolizer = Symbolizer::new(LIMITS);
+    for _ in 0..2 {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let names = symbolizer.name(&module, &addresses, deadline);
+        assert_eq!(names.len(), addresses.len());
+        for names in names {
+            for (left, named) in names.iter().rev().enumerate() {
+                assert_eq!(named.inlined, left > 0);
+                assert!(named.function.len() <= 4096 && !named.linkage.is_empty());
+            }
+        }
+    }
+    assert_eq!(symbolizer.left_out().failed, 0);
 }
 
 /// Code at the beginning of the address space, at its end, or between. The bytes say where pointers are.

@@ -119,7 +119,6 @@ pub struct Section {
     pub size: u64,
     /// The index of a section that this one refers to.
     pub link: usize,
-    pub flags: SectionFlags,
     name: u32,
 }
 
@@ -336,7 +335,6 @@ impl<'file> ElfFile<'file> {
             offset: header.sh_offset.get(LE),
             size: header.sh_size.get(LE),
             link: header.sh_link.get(LE) as usize,
-            flags: header.sh_flags.get(LE),
             name: header.sh_name.get(LE),
         };
         Some(headers.iter().map(section).collect())

@@ -81,7 +81,7 @@ impl DebugInfo {
             if indices.is_empty() {
                 continue;
             }
-            if work.is_over() {
+            if !work.goes_on_now() {
                 late.extend(indices);
                 continue;
             }
@@ -302,7 +302,7 @@ impl<'a> EntryNames<'a> {
                 }
                 Some(Next::SharedFile(_)) => break,
             };
-            let Some(unit) = self.unit(shared, offset) else {
+            let Some(unit) = self.unit(shared, offset, work) else {
                 break;
             };
             let Some(inside) = gimli::DebugInfoOffset(offset).to_unit_offset(&unit.unit.header)
@@ -314,8 +314,8 @@ impl<'a> EntryNames<'a> {
         plain
     }
 
-    /// The unit that has this offset.
-    fn unit(&mut self, shared: bool, offset: usize) -> Option<Rc<OpenUnit>> {
+    /// The unit that has this offset. `None` if there is no time to open it.
+    fn unit(&mut self, shared: bool, offset: usize, work: &mut Work) -> Option<Rc<OpenUnit>> {
         let info = self.info;
         let (dwarf, index) = match shared {
             true => (info.dwarf.sup()?, info.shared.as_ref()?),
@@ -324,6 +324,9 @@ impl<'a> EntryNames<'a> {
         let start = index.containing(offset)?;
         if let Some(open) = self.open.get(&(shared, start)) {
             return Some(Rc::clone(open));
+        }
+        if !work.goes_on_now() {
+            return None;
         }
         if self.open.len() >= MAX_OPEN {
             self.open.clear();

@@ -3,7 +3,7 @@
 
 pub mod code_files;
 mod companions;
-mod demangle;
+pub mod demangle;
 mod dwarf;
 pub mod file_rules;
 mod frame_text;

@@ -241,7 +241,8 @@ impl UnitIndex {
         let mut index = Self::default();
         let mut headers = dwarf.units();
         while let Ok(Some(header)) = headers.next() {
-            if !work.goes_on(64) {
+            // A unit's abbreviations may take a long time.
+            if !work.goes_on_now() {
                 return None;
             }
             if index.starts.len() >= MAX_UNITS || index.ranges.len() >= MAX_RANGES {

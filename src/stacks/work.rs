@@ -33,6 +33,11 @@ impl Work {
         !self.over
     }
 
+    /// Looks at the clock, before something that takes longer than a few steps. Returns whether there is time for it.
+    pub fn goes_on_now(&mut self) -> bool {
+        self.goes_on(STEPS as usize)
+    }
+
     /// Whether the time is over.
     pub fn is_over(&self) -> bool {
         self.over

@@ -10,7 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use crate::{HELD, MOST, alone, inputs};
+use crate::{HELD, MOST, alone, debug_info, inputs};
 
 /// The bytes that reading an input may hold: unpacked symbols and the dictionary for them.
 const ENOUGH: usize = 160 << 20;
@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 9] = [
+const TARGETS: [(&str, Target); 10] = [
     ("elf", inputs::elf),
     ("code", inputs::code),
     ("handlers", inputs::handlers),
@@ -30,6 +30,7 @@ const TARGETS: [(&str, Target); 9] = [
     ("events", inputs::events),
     ("reach", inputs::reach),
     ("suppressions", inputs::suppressions),
+    ("symbols", inputs::symbols),
 ];
 
 /// Reads an input. The error names the fault of the reader.
@@ -169,7 +170,9 @@ fn every_known_bad_input_is_read_in_bounded_time_and_memory() {
 
     let mut wrong = Vec::new();
     let mut names = BTreeSet::new();
-    for (name, target, bytes) in nasty() {
+    let debug_info = debug_info::nasty().into_iter();
+    let debug_info = debug_info.map(|(name, bytes)| (name, inputs::symbols as Target, bytes));
+    for (name, target, bytes) in nasty().into_iter().chain(debug_info) {
         if let Err(error) = judge(target, bytes, LONG) {
             wrong.push(format!("{name}: {error}"));
         }

@@ -2,6 +2,7 @@
 //! other tests, because their allocator counts the memory of the whole process. So only one test runs at a time.
 
 mod damaged;
+mod debug_info;
 mod found;
 // A symbolic link to the file of the fuzz targets. The fuzz targets are a package of their own.
 mod inputs;
