@@ -152,10 +152,12 @@ fn walk(
 ) -> gimli::Result<()> {
     let unit = &open.unit;
     let mut entries = open.entries()?;
+    // The depth of the entry at which `entries` began.
+    let mut base = 0;
     // The functions around the current entry.
     let mut around: Vec<(isize, UnitOffset)> = Vec::new();
     while !entries.is_empty() {
-        let (offset, depth) = (entries.next_offset(), entries.next_depth());
+        let (offset, depth) = (entries.next_offset(), base + entries.next_depth());
         let Some(abbreviation) = entries.read_abbreviation()? else {
             continue;
         };
@@ -169,6 +171,27 @@ fn walk(
         let is_inlined = match abbreviation.tag() {
             constants::DW_TAG_subprogram => false,
             constants::DW_TAG_inlined_subroutine => true,
+            // A type has declarations of functions only. Most entries of C++ belong to types.
+            constants::DW_TAG_structure_type
+            | constants::DW_TAG_class_type
+            | constants::DW_TAG_union_type
+            | constants::DW_TAG_enumeration_type => {
+                let mut sibling = None;
+                for spec in specs {
+                    let attribute = entries.read_attribute(*spec)?;
+                    if let (constants::DW_AT_sibling, AttributeValue::UnitRef(next)) =
+                        (attribute.name(), attribute.value())
+                    {
+                        sibling = Some(next);
+                    }
+                }
+                // Going back would never end.
+                if let Some(next) = sibling.filter(|&next| next > entries.next_offset()) {
+                    entries = unit.entries_raw(Some(next))?;
+                    base = depth;
+                }
+                continue;
+            }
             _ => {
                 entries.skip_attributes(specs)?;
                 continue;
