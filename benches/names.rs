@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use memleak::elf::file::ElfFile;
 use memleak::os::root::Root;
 use memleak::stacks::module::Module;
-use memleak::stacks::symbols::{Named, Symbolizer};
+use memleak::stacks::symbols::{FrameName, Symbolizer};
 
 const ADDRESSES: usize = 1000;
 
@@ -67,7 +67,7 @@ fn look(path: &Path) {
     let module = Module::new(0, &file, seen_as.as_bytes(), root).expect("it has a status");
     let before = peak();
     let mut symbolizer = Symbolizer::default();
-    let mut timed = |addresses: &[u64]| -> (f64, Vec<Vec<Named>>) {
+    let mut timed = |addresses: &[u64]| -> (f64, Vec<Vec<FrameName>>) {
         let began = Instant::now();
         let names = symbolizer.name(&module, addresses, began + Duration::from_secs(60));
         (began.elapsed().as_secs_f64() * 1e3, names)
@@ -75,7 +75,7 @@ fn look(path: &Path) {
     let (first, names) = timed(&addresses(0));
     let (others, _) = timed(&addresses(1));
     let (again, _) = timed(&addresses(0));
-    let count = |is: &dyn Fn(&[Named]) -> bool| names.iter().filter(|names| is(names)).count();
+    let count = |is: &dyn Fn(&[FrameName]) -> bool| names.iter().filter(|names| is(names)).count();
     println!(
         "{first:7.1} {others:7.1} {again:8.2} {:6} {:8} {:6} {:7.1}  {}",
         count(&|names| !names.is_empty()),

@@ -12,8 +12,8 @@ use gimli::{AttributeValue, UnitOffset, constants};
 
 use crate::stacks::lines::LineTable;
 use crate::stacks::sections::SectionPart;
-use crate::stacks::units::{Dwarf, Extent, OpenUnit, UnitIndex, within};
-use crate::stacks::work::Work;
+use crate::stacks::time_left::TimeLeft;
+use crate::stacks::units::{CodeExtent, Dwarf, OpenUnit, UnitIndex, within};
 
 /// The most functions inlined into each other at one address.
 const MAX_INLINED: usize = 64;
@@ -69,7 +69,11 @@ struct Chain {
 impl DebugInfo {
     /// Looks up sorted addresses. An address that is unknown, or for which there was no time, has no frames. The second
     /// result has the indices of the addresses for which there was no time.
-    pub fn frames(&self, addresses: &[u64], work: &mut Work) -> (Vec<SourceFrames>, Vec<usize>) {
+    pub fn frames(
+        &self,
+        addresses: &[u64],
+        work: &mut TimeLeft,
+    ) -> (Vec<SourceFrames>, Vec<usize>) {
         let mut found = vec![SourceFrames::new(); addresses.len()];
         let mut late = Vec::new();
         let mut names = EntryNames::new(self);
@@ -107,7 +111,7 @@ impl DebugInfo {
         start: usize,
         addresses: &[u64],
         names: &mut EntryNames,
-        work: &mut Work,
+        work: &mut TimeLeft,
     ) -> Option<Vec<SourceFrames>> {
         let dwarf = &self.dwarf;
         let open = Rc::new(OpenUnit::at(dwarf, start).ok()?);
@@ -148,7 +152,7 @@ fn walk(
     open: &OpenUnit,
     addresses: &[u64],
     chains: &mut [Chain],
-    work: &mut Work,
+    work: &mut TimeLeft,
 ) -> gimli::Result<()> {
     let unit = &open.unit;
     let mut entries = open.entries()?;
@@ -197,7 +201,7 @@ fn walk(
                 continue;
             }
         };
-        let mut extent = Extent::default();
+        let mut extent = CodeExtent::default();
         let (mut call_file, mut call_line) = (0, 0);
         for spec in specs {
             let attribute = entries.read_attribute(*spec)?;
@@ -259,7 +263,7 @@ struct EntryNames<'a> {
 }
 
 /// Where an entry's name is.
-enum Next {
+enum NameSource {
     SameUnit(UnitOffset),
     /// An offset in `.debug_info`.
     SameFile(usize),
@@ -282,7 +286,7 @@ impl<'a> EntryNames<'a> {
         start: usize,
         open: &Rc<OpenUnit>,
         entry: UnitOffset,
-        work: &mut Work,
+        work: &mut TimeLeft,
     ) -> Rc<str> {
         if let Some(known) = self.known.get(&(start, entry)) {
             return known.clone();
@@ -296,7 +300,7 @@ impl<'a> EntryNames<'a> {
         &mut self,
         open: &Rc<OpenUnit>,
         mut entry: UnitOffset,
-        work: &mut Work,
+        work: &mut TimeLeft,
     ) -> Option<String> {
         let mut open = Rc::clone(open);
         let mut shared = false;
@@ -314,16 +318,16 @@ impl<'a> EntryNames<'a> {
             plain = plain.or(name);
             let offset = match next {
                 None => break,
-                Some(Next::SameUnit(offset)) => {
+                Some(NameSource::SameUnit(offset)) => {
                     entry = offset;
                     continue;
                 }
-                Some(Next::SameFile(offset)) => offset,
-                Some(Next::SharedFile(offset)) if !shared => {
+                Some(NameSource::SameFile(offset)) => offset,
+                Some(NameSource::SharedFile(offset)) if !shared => {
                     shared = true;
                     offset
                 }
-                Some(Next::SharedFile(_)) => break,
+                Some(NameSource::SharedFile(_)) => break,
             };
             let Some(unit) = self.unit(shared, offset, work) else {
                 break;
@@ -338,7 +342,7 @@ impl<'a> EntryNames<'a> {
     }
 
     /// The unit that has this offset. `None` if there is no time to open it.
-    fn unit(&mut self, shared: bool, offset: usize, work: &mut Work) -> Option<Rc<OpenUnit>> {
+    fn unit(&mut self, shared: bool, offset: usize, work: &mut TimeLeft) -> Option<Rc<OpenUnit>> {
         let info = self.info;
         let (dwarf, index) = match shared {
             true => (info.dwarf.sup()?, info.shared.as_ref()?),
@@ -365,8 +369,8 @@ fn names_of(
     dwarf: &Dwarf,
     open: &OpenUnit,
     entry: UnitOffset,
-    work: &mut Work,
-) -> gimli::Result<(Option<String>, Option<String>, Option<Next>)> {
+    work: &mut TimeLeft,
+) -> gimli::Result<(Option<String>, Option<String>, Option<NameSource>)> {
     let unit = &open.unit;
     let mut entries = unit.entries_raw(Some(entry))?;
     let Some(abbreviation) = entries.read_abbreviation()? else {
@@ -383,9 +387,11 @@ fn names_of(
             constants::DW_AT_name => name = text_of(dwarf, open, attribute.value()),
             constants::DW_AT_abstract_origin | constants::DW_AT_specification => {
                 next = match attribute.value() {
-                    AttributeValue::UnitRef(offset) => Some(Next::SameUnit(offset)),
-                    AttributeValue::DebugInfoRef(offset) => Some(Next::SameFile(offset.0)),
-                    AttributeValue::DebugInfoRefSup(offset) => Some(Next::SharedFile(offset.0)),
+                    AttributeValue::UnitRef(offset) => Some(NameSource::SameUnit(offset)),
+                    AttributeValue::DebugInfoRef(offset) => Some(NameSource::SameFile(offset.0)),
+                    AttributeValue::DebugInfoRefSup(offset) => {
+                        Some(NameSource::SharedFile(offset.0))
+                    }
                     _ => None,
                 };
             }

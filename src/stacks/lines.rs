@@ -7,15 +7,15 @@ use std::rc::Rc;
 use gimli::{AttributeValue, LineProgramHeader};
 
 use crate::stacks::sections::SectionPart;
+use crate::stacks::time_left::TimeLeft;
 use crate::stacks::units::{Dwarf, OpenUnit, within};
-use crate::stacks::work::Work;
 
 /// The most bytes of a path.
 const MAX_PATH: u64 = 4096;
 
 /// A place in the source: the file's number in its unit, and the line. 0: unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct SourceLine {
     pub file: u64,
     pub line: u64,
 }
@@ -25,12 +25,12 @@ pub struct LineTable {
     header: Option<LineProgramHeader<SectionPart>>,
     paths: HashMap<u64, Option<Rc<Path>>>,
     /// For each address, its place.
-    pub places: Vec<Option<Place>>,
+    pub places: Vec<Option<SourceLine>>,
 }
 
 impl LineTable {
     /// Runs a unit's line program, and notes the places of the sorted addresses. Nothing else is kept.
-    pub fn of(dwarf: &Dwarf, open: &OpenUnit, addresses: &[u64], work: &mut Work) -> Self {
+    pub fn of(dwarf: &Dwarf, open: &OpenUnit, addresses: &[u64], work: &mut TimeLeft) -> Self {
         let mut table = Self {
             header: None,
             paths: HashMap::new(),
@@ -42,7 +42,7 @@ impl LineTable {
         table.header = Some(program.header().clone());
         let mut rows = program.rows();
         // The row before, which holds up to the next row.
-        let mut before: Option<(u64, Place)> = None;
+        let mut before: Option<(u64, SourceLine)> = None;
         while let Ok(Some((_, row))) = rows.next_row() {
             let address = row.address();
             if let Some((begin, place)) = before {
@@ -50,7 +50,7 @@ impl LineTable {
                     table.places[at].get_or_insert(place);
                 }
             }
-            let place = Place {
+            let place = SourceLine {
                 file: row.file_index(),
                 line: row.line().map_or(0, std::num::NonZero::get),
             };

@@ -22,8 +22,8 @@ mod suppressions;
 pub mod symbols;
 mod syntax;
 mod table;
+mod time_left;
 mod units;
-mod work;
 
 pub use frame_text::{FrameText, StackText};
 pub use generated::{Generated, generate};

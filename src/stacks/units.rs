@@ -9,7 +9,7 @@ use gimli::{
 };
 
 use crate::stacks::sections::SectionPart;
-use crate::stacks::work::Work;
+use crate::stacks::time_left::TimeLeft;
 
 pub type Dwarf = gimli::Dwarf<SectionPart>;
 pub type Unit = gimli::Unit<SectionPart>;
@@ -38,7 +38,7 @@ pub struct OpenUnit {
     /// Where its line program is.
     pub lines: Option<DebugLineOffset>,
     /// The code of the unit, as its first entry tells it.
-    extent: Extent,
+    extent: CodeExtent,
 }
 
 impl OpenUnit {
@@ -104,7 +104,7 @@ impl OpenUnit {
                 _ => {}
             }
         }
-        let mut extent = Extent::default();
+        let mut extent = CodeExtent::default();
         for (name, value) in later {
             match name {
                 constants::DW_AT_name => unit.name = dwarf.attr_string(&unit, value).ok(),
@@ -160,14 +160,14 @@ fn abbreviations(dwarf: &Dwarf, header: &UnitHeader<SectionPart>) -> gimli::Resu
 
 /// The addresses of an entry's code.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Extent {
+pub struct CodeExtent {
     low: Option<u64>,
     high: Option<u64>,
     size: Option<u64>,
     ranges: Option<RangeListsOffset>,
 }
 
-impl Extent {
+impl CodeExtent {
     /// Notes an attribute, if it tells an extent.
     pub fn add(
         &mut self,
@@ -193,7 +193,7 @@ impl Extent {
         &self,
         dwarf: &Dwarf,
         unit: &Unit,
-        work: &mut Work,
+        work: &mut TimeLeft,
         mut found: impl FnMut(u64, u64),
     ) -> gimli::Result<()> {
         if let Some(offset) = self.ranges {
@@ -237,7 +237,7 @@ pub struct UnitIndex {
 
 impl UnitIndex {
     /// Reads the beginning of each unit. `None` if there is no time for that. Units that are damaged have no code.
-    pub fn of(dwarf: &Dwarf, work: &mut Work) -> Option<Self> {
+    pub fn of(dwarf: &Dwarf, work: &mut TimeLeft) -> Option<Self> {
         let mut index = Self::default();
         let mut headers = dwarf.units();
         while let Ok(Some(header)) = headers.next() {
@@ -279,7 +279,7 @@ impl UnitIndex {
     }
 
     /// Only where the units are, for a file whose code does not matter.
-    pub fn without_code(dwarf: &Dwarf, work: &mut Work) -> Self {
+    pub fn without_code(dwarf: &Dwarf, work: &mut TimeLeft) -> Self {
         let mut index = Self::default();
         let mut headers = dwarf.units();
         while let Ok(Some(header)) = headers.next() {
@@ -300,7 +300,7 @@ impl UnitIndex {
     }
 
     /// For each unit, by its start, which of the sorted addresses may be in its code.
-    pub fn units_of(&self, addresses: &[u64], work: &mut Work) -> BTreeMap<usize, Vec<usize>> {
+    pub fn units_of(&self, addresses: &[u64], work: &mut TimeLeft) -> BTreeMap<usize, Vec<usize>> {
         let mut claims = vec![0; addresses.len()];
         let mut found: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for range in &self.ranges {

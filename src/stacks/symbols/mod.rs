@@ -23,8 +23,8 @@ use crate::stacks::dwarf::{DebugInfo, SourceFrames};
 use crate::stacks::module::Module;
 use crate::stacks::sections::Sections;
 use crate::stacks::table::{TableSymbol, symbols_at};
+use crate::stacks::time_left::TimeLeft;
 use crate::stacks::units::{Dwarf, UnitIndex};
-use crate::stacks::work::Work;
 
 /// The sections that are read. All others are left alone, however large they are.
 const WANTED: [SectionId; 9] = [
@@ -53,7 +53,7 @@ const MAX_TOLD: usize = 16;
 
 /// A function at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct FrameName {
     /// As in the source: demangled.
     pub function: String,
     /// The raw name in the symbol table, or of debug information if no table has one.
@@ -129,7 +129,7 @@ pub struct Symbolizer {
     limits: SymbolLimits,
     /// The one that was used last is last.
     open: Vec<OpenModule>,
-    known: HashMap<(u32, u64), Vec<Named>>,
+    known: HashMap<(u32, u64), Vec<FrameName>>,
     /// Bytes of names in `known`.
     text: usize,
     left_out: LeftOut,
@@ -166,7 +166,7 @@ impl Symbolizer {
         module: &Module,
         addresses: &[u64],
         deadline: Instant,
-    ) -> Vec<Vec<Named>> {
+    ) -> Vec<Vec<FrameName>> {
         let number = module.number();
         let mut missing: Vec<u64> = addresses.to_vec();
         missing.sort_unstable();
@@ -174,7 +174,7 @@ impl Symbolizer {
         missing.retain(|&address| !self.known.contains_key(&(number, address)));
         let mut found = HashMap::new();
         if !missing.is_empty() {
-            let mut work = Work::until(deadline);
+            let mut work = TimeLeft::until(deadline);
             // The readers do not panic on any input that is known. If one does, that costs names.
             let looked = catch_unwind(AssertUnwindSafe(|| {
                 self.look_up(module, &missing, &mut work)
@@ -202,8 +202,8 @@ impl Symbolizer {
         &mut self,
         module: &Module,
         addresses: &[u64],
-        work: &mut Work,
-    ) -> HashMap<u64, Vec<Named>> {
+        work: &mut TimeLeft,
+    ) -> HashMap<u64, Vec<FrameName>> {
         let Ok(file) = module.open() else {
             self.left_out.unreadable += addresses.len() as u64;
             return HashMap::new();
@@ -250,7 +250,7 @@ impl Symbolizer {
         open: &mut OpenModule,
         module: &Module,
         addresses: &[u64],
-        work: &mut Work,
+        work: &mut TimeLeft,
     ) -> Option<(Vec<SourceFrames>, Vec<usize>)> {
         let all = || (0..addresses.len()).collect();
         if work.is_over() {
@@ -261,14 +261,16 @@ impl Symbolizer {
             let used: u64 = self.open.iter().map(|other| other.size).sum();
             let room = self.limits.memory.saturating_sub(open.size + BASE);
             let mut loaded = open.load(module, room.saturating_sub(used), work);
-            if matches!(loaded, Loaded::TooLarge(_)) && !self.open.is_empty() {
+            if matches!(loaded, LoadOutcome::TooLarge(_)) && !self.open.is_empty() {
                 self.open.clear();
                 loaded = open.load(module, room, work);
             }
             match loaded {
-                Loaded::Done => open.looked_for.info = true,
-                Loaded::Late => return Some((vec![SourceFrames::new(); addresses.len()], all())),
-                Loaded::TooLarge(bytes) => {
+                LoadOutcome::Done => open.looked_for.info = true,
+                LoadOutcome::Late => {
+                    return Some((vec![SourceFrames::new(); addresses.len()], all()));
+                }
+                LoadOutcome::TooLarge(bytes) => {
                     open.looked_for.info = true;
                     if self.left_out.too_large.len() < MAX_TOLD {
                         let path = module.named_path().to_owned();
@@ -314,7 +316,7 @@ impl Symbolizer {
 }
 
 /// What came of loading debug information.
-enum Loaded {
+enum LoadOutcome {
     /// There is some, or there is none.
     Done,
     /// There was no time.
@@ -378,7 +380,7 @@ impl OpenModule {
     }
 
     /// Loads the debug information. `room`: how many bytes may be unpacked.
-    fn load(&mut self, module: &Module, room: u64, work: &mut Work) -> Loaded {
+    fn load(&mut self, module: &Module, room: u64, work: &mut TimeLeft) -> LoadOutcome {
         let own = ElfFile::open(&self.file).ok();
         let has_info = |elf: &ElfFile| {
             let info = elf.section_named(".debug_info");
@@ -389,16 +391,16 @@ impl OpenModule {
             _ if self.has_own_info => (Rc::clone(&self.file), module.named_path()),
             Some(debug) => match debug.file.try_clone() {
                 Ok(file) => (Rc::new(file), debug.path.as_path()),
-                Err(_) => return Loaded::Done,
+                Err(_) => return LoadOutcome::Done,
             },
-            None => return Loaded::Done,
+            None => return LoadOutcome::Done,
         };
         let Ok(elf) = ElfFile::open(&file) else {
-            return Loaded::Done;
+            return LoadOutcome::Done;
         };
         let sections = Sections::new(&elf, Some(&file), room);
         let Some(mut dwarf) = dwarf_of(&sections) else {
-            return Loaded::TooLarge(sections.too_large.get());
+            return LoadOutcome::TooLarge(sections.too_large.get());
         };
         let mut left = sections.room();
         let shared = companions::shared_file(module.root(), &elf, path).map(Rc::new);
@@ -412,7 +414,7 @@ impl OpenModule {
             }
         }
         let Some(index) = UnitIndex::of(&dwarf, work) else {
-            return Loaded::Late;
+            return LoadOutcome::Late;
         };
         let shared = dwarf.sup().map(|sup| UnitIndex::without_code(sup, work));
         let indices = index.size() + shared.as_ref().map_or(0, UnitIndex::size);
@@ -422,7 +424,7 @@ impl OpenModule {
             index,
             shared,
         });
-        Loaded::Done
+        LoadOutcome::Done
     }
 }
 
@@ -441,7 +443,7 @@ fn named(
     symbol: Option<&(TableSymbol, bool)>,
     frames: &SourceFrames,
     has_own_info: bool,
-) -> Vec<Named> {
+) -> Vec<FrameName> {
     let function = frames.last();
     let (linkage, in_file) = match (symbol, function) {
         (Some((symbol, in_file)), _) => (symbol.name.as_str(), *in_file),
@@ -456,7 +458,7 @@ fn named(
     let inlined = frames.iter().take(frames.len().saturating_sub(1));
     for frame in inlined.filter(|frame| !frame.name.is_empty()) {
         let (file, line) = place(frame.file.as_deref(), frame.line);
-        names.push(Named {
+        names.push(FrameName {
             function: demangled(&frame.name),
             linkage: frame.name.to_string(),
             in_file: has_own_info,
@@ -468,7 +470,7 @@ fn named(
     let (file, line) = function.map_or((None, None), |frame| {
         place(frame.file.as_deref(), frame.line)
     });
-    names.push(Named {
+    names.push(FrameName {
         function: demangled(linkage),
         linkage: linkage.to_owned(),
         in_file,
@@ -479,7 +481,7 @@ fn named(
     names
 }
 
-impl Named {
+impl FrameName {
     /// Bytes in memory.
     fn size(&self) -> usize {
         let path = self.file.as_ref().map_or(0, |file| file.as_os_str().len());

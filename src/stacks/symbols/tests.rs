@@ -97,7 +97,7 @@ fn later() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-fn names(module: &Module, addresses: &[u64]) -> Vec<Vec<Named>> {
+fn names(module: &Module, addresses: &[u64]) -> Vec<Vec<FrameName>> {
     Symbolizer::default().name(module, addresses, later())
 }
 
@@ -157,8 +157,8 @@ fn addr2line(path: &Path, addresses: &[u64]) -> Vec<Vec<Shown>> {
 }
 
 /// What memleak says of an address, in the same form.
-fn shown(names: &[Named]) -> Vec<Shown> {
-    let frame = |named: &Named| {
+fn shown(names: &[FrameName]) -> Vec<Shown> {
+    let frame = |named: &FrameName| {
         let place = match (&named.file, named.line) {
             (Some(file), Some(line)) => format!("{}:{line}", file.display()),
             _ => "??:?".to_owned(),
@@ -261,11 +261,11 @@ fn programs_get_the_names_that_addr2line_gives() {
 }
 
 /// The names of a function, one byte behind its beginning.
-fn at(module: &Module, address: u64) -> Vec<Named> {
+fn at(module: &Module, address: u64) -> Vec<FrameName> {
     names(module, &[address + 1]).remove(0)
 }
 
-fn linkages(names: &[Named]) -> Vec<&str> {
+fn linkages(names: &[FrameName]) -> Vec<&str> {
     names.iter().map(|named| named.linkage.as_str()).collect()
 }
 

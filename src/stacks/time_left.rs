@@ -6,15 +6,15 @@ use std::time::Instant;
 /// Steps between two looks at the clock. A step is a read of some bytes, so these take less than a millisecond.
 const STEPS: u64 = 1 << 12;
 
-/// Work until a point in time.
+/// Time until a point in time.
 #[derive(Debug)]
-pub struct Work {
+pub struct TimeLeft {
     deadline: Instant,
     steps: u64,
     over: bool,
 }
 
-impl Work {
+impl TimeLeft {
     pub fn until(deadline: Instant) -> Self {
         Self {
             deadline,
