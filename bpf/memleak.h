@@ -273,10 +273,10 @@ struct ending {
  * to. In a function that a signal has interrupted, it is where the function goes on.
  */
 enum frame_bits {
-	FRAME_OFFSET = 0,  /* 40 bits: offset in the file */
-	FRAME_MODULE = 40, /* 23 bits: number of the file */
-	FRAME_ADDRESS =
-	    63, /* 1 bit: the other 63 are an address, of code that is in no known file */
+	FRAME_OFFSET = 0,   /* 40 bits: offset in the file */
+	FRAME_MODULE = 40,  /* 22 bits: number of the file */
+	FRAME_EXACT = 62,   /* 1 bit: a signal has interrupted the function there */
+	FRAME_ADDRESS = 63, /* 1 bit: the lower 62 are an address, of code in no known file */
 };
 
 /* Why a walk up a stack has ended. */

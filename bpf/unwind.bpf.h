@@ -577,6 +577,8 @@ static long walk_one(__u64 index, struct stack_walk **context)
 		frame = place + !walk->is_exact;
 		rule = rule_of(place);
 	}
+	if (walk->is_exact)
+		frame |= 1ULL << FRAME_EXACT;
 	walk->record.frames[index & (MAX_FRAMES - 1)] = frame;
 	walk->record.hash = mix(walk->record.hash, frame);
 	walk->record.depth = index + 1;

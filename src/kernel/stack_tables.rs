@@ -20,7 +20,7 @@ use crate::kernel::rule_tables::RuleTables;
 use crate::kernel::settings::StackSettings;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{frame_bits, stack_sum, walk_end};
-use crate::model::stack::{CallStack, Frame, StackShare, WalkEnd};
+use crate::model::stack::{CallStack, Frame, Place, StackShare, WalkEnd};
 use crate::stacks::code_files::CodeFiles;
 use crate::stacks::file_rules::FileRules;
 
@@ -126,12 +126,18 @@ impl StackTables {
 }
 
 fn frame(word: u64) -> Frame {
-    if word >> frame_bits::FRAME_ADDRESS.0 != 0 {
-        return Frame::Address(word & !(1 << frame_bits::FRAME_ADDRESS.0));
-    }
-    Frame::File {
-        module: (word >> frame_bits::FRAME_MODULE.0) as u32,
-        offset: word & ((1 << frame_bits::FRAME_MODULE.0) - 1),
+    let has = |bit: frame_bits| word >> bit.0 & 1 != 0;
+    let number = word & ((1 << frame_bits::FRAME_EXACT.0) - 1);
+    let place = match has(frame_bits::FRAME_ADDRESS) {
+        true => Place::Address(number),
+        false => Place::File {
+            module: (number >> frame_bits::FRAME_MODULE.0) as u32,
+            offset: number & ((1 << frame_bits::FRAME_MODULE.0) - 1),
+        },
+    };
+    Frame {
+        place,
+        interrupted: has(frame_bits::FRAME_EXACT),
     }
 }
 

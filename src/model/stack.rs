@@ -15,8 +15,16 @@ pub struct CallStack {
 
 /// A frame: where a call returns to, or where code was interrupted by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Frame {
-    /// A place in a file with code, by the file's number and the offset in the file.
+pub struct Frame {
+    pub place: Place,
+    /// A signal has interrupted the code at this instruction. It does not follow a call.
+    pub interrupted: bool,
+}
+
+/// A place in code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// In a file, by the file's number and the offset in the file.
     File { module: u32, offset: u64 },
     /// An address in memory, of code that is in no known file.
     Address(u64),
