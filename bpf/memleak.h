@@ -369,8 +369,10 @@ struct stop {
 /* Asks which of these addresses are blocks of a heap in the hash table. */
 struct look_up {
 	__u64 heap;
-	__u32 count; /* of `candidates` */
+	__u32 first; /* in `candidates` */
+	__u32 count;
 	__u32 found;
+	__u32 pad;
 };
 
 enum { MAX_CANDIDATES = 65536, NOT_A_BLOCK = -1 };

@@ -287,7 +287,8 @@ struct {
 
 static long look_up_one(__u32 i, struct look_up *look_up)
 {
-	struct candidate *candidate = bpf_map_lookup_elem(&candidates, &i);
+	__u32 index = look_up->first + i;
+	struct candidate *candidate = bpf_map_lookup_elem(&candidates, &index);
 	struct block_key key = {.heap = look_up->heap};
 	struct block *block;
 
@@ -303,8 +304,9 @@ static long look_up_one(__u32 i, struct look_up *look_up)
 
 static __always_inline void look_up_all(struct look_up *asked)
 {
-	struct look_up look_up = {.heap = asked->heap, .count = asked->count};
+	struct look_up look_up = *asked;
 
+	look_up.found = 0;
 	bpf_loop(look_up.count, look_up_one, &look_up, 0);
 	asked->found = look_up.found;
 }

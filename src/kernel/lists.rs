@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use libbpf_rs::{MapCore as _, MapHandle};
 
@@ -17,13 +18,16 @@ use crate::lost::{Block, Snapshot, candidates};
 /// How many entries of the hash table are read at once.
 const AT_ONCE: u32 = 65536;
 
+/// How many candidates are worth a second thread. The look-up of so many takes some milliseconds.
+const WORTH_A_THREAD: usize = 32768;
+
 /// The tables of live blocks.
 pub(super) struct BlockLists {
     slots: Slots,
     blocks: MapHandle,
     /// Heaps in it keep their blocks.
     unlisted: MapHandle,
-    candidates: CandidateTable,
+    candidates: [CandidateTable; 2],
     look_up_blocks: OwnedFd,
 }
 
@@ -35,7 +39,7 @@ impl BlockLists {
         let program = skel.progs.look_up_blocks.as_fd();
         Ok(Self {
             slots: Slots::map(&skel.maps.slots).map_err(own)?,
-            candidates: CandidateTable::map(&skel.maps.candidates).map_err(own)?,
+            candidates: CandidateTable::map_halves(&skel.maps.candidates).map_err(own)?,
             look_up_blocks: program.try_clone_to_owned().map_err(own)?,
             blocks: MapHandle::try_from(&skel.maps.blocks).map_err(LoadError::ring)?,
             unlisted: MapHandle::try_from(&skel.maps.unlisted).map_err(LoadError::ring)?,
@@ -48,7 +52,7 @@ impl BlockLists {
     /// # Errors
     /// The kernel cannot read the table.
     pub(super) fn read(
-        &self,
+        &mut self,
         heap: u64,
         hashed: u64,
         snapshot: &Snapshot,
@@ -67,24 +71,31 @@ impl BlockLists {
         Ok(blocks)
     }
 
-    /// Adds those of the candidates that are blocks in the hash table.
-    fn look_up(&self, heap: u64, snapshot: &Snapshot, blocks: &mut Vec<Block>) {
+    /// Adds those of the candidates that are blocks in the hash table. Nearly all of that time is spent waiting for memory.
+    /// So where there are many, two threads look them up.
+    fn look_up(&mut self, heap: u64, snapshot: &Snapshot, blocks: &mut Vec<Block>) {
         // All lists share the table.
         static ONE: Mutex<()> = Mutex::new(());
         let candidates = candidates(snapshot);
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        for some in candidates.chunks(self.candidates.size().max(1)) {
-            self.candidates.put(some);
-            let mut look_up = look_up {
-                heap,
-                count: some.len() as u32,
-                found: 0,
-            };
-            call_with(&self.look_up_blocks, &mut look_up);
-            if look_up.found > 0 {
-                blocks.extend(self.candidates.found(some.len()));
+        let program = &self.look_up_blocks;
+        let [own, others] = &mut self.candidates;
+        let is_worth_it = candidates.len() >= WORTH_A_THREAD;
+        let (first, second) = candidates.split_at(match is_worth_it {
+            true => candidates.len() / 2,
+            false => candidates.len(),
+        });
+        thread::scope(|scope| {
+            let work = || find_blocks(program, others, heap, second);
+            let helper = thread::Builder::new().name("memleak-judge".to_owned());
+            let helper = is_worth_it.then(|| helper.spawn_scoped(scope, work));
+            blocks.extend(find_blocks(program, own, heap, first));
+            match helper {
+                Some(Ok(helper)) => blocks.extend(helper.join().unwrap_or_default()),
+                // There is no other thread to be had.
+                _ => blocks.extend(find_blocks(program, own, heap, second)),
             }
-        }
+        });
     }
 
     /// The blocks of a heap that has ended may be dropped.
@@ -109,4 +120,28 @@ impl BlockLists {
         }
         Ok(())
     }
+}
+
+/// Looks candidates up. Returns those that are blocks, in the same order.
+fn find_blocks(
+    program: &OwnedFd,
+    table: &mut CandidateTable,
+    heap: u64,
+    candidates: &[u64],
+) -> Vec<Block> {
+    let mut blocks = Vec::with_capacity(candidates.len());
+    for some in candidates.chunks(table.size().max(1)) {
+        table.put(some);
+        let mut look_up = look_up {
+            heap,
+            first: table.first(),
+            count: some.len() as u32,
+            ..look_up::default()
+        };
+        call_with(program, &mut look_up);
+        if look_up.found > 0 {
+            blocks.extend(table.found(some.len()));
+        }
+    }
+    blocks
 }

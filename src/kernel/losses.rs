@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use libbpf_rs::ProgramMut;
 
 use crate::kernel::collector::Collector;
-use crate::kernel::reader::ReadingCosts;
 use crate::kernel::readings::Readings;
+use crate::kernel::verdicts::ReadingCosts;
 use crate::model::image::Losses;
 use crate::os::processes::field;
 
@@ -62,7 +62,7 @@ impl Collector {
     }
 
     /// What took a slower way, without a loss: how many, and of what. For `-v`.
-    pub fn detours(&self) -> [(u64, &'static str); 7] {
+    pub fn detours(&self) -> [(u64, &'static str); 8] {
         let costs = self.readings.as_ref().map(Readings::costs);
         let cost = |of: fn(&ReadingCosts) -> &AtomicU64| {
             costs.map_or(0, |costs| of(costs).load(Ordering::Relaxed))
@@ -94,6 +94,10 @@ impl Collector {
             (
                 cost(|costs| &costs.longest_us),
                 "microseconds was the longest that one was held for it",
+            ),
+            (
+                cost(|costs| &costs.longest_verdict_us),
+                "microseconds was the longest until one was judged",
             ),
             (
                 cost(|costs| &costs.largest),

@@ -1,6 +1,7 @@
 //! Arrays of the kernel side that are mapped into memleak. Programs change them meanwhile.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +43,20 @@ impl<T: Copy> MappedArray<T> {
     /// # Errors
     /// There is no address space left.
     pub(super) fn map(map: &impl MapCore, access: Access) -> io::Result<Self> {
-        let count = map.max_entries() as usize;
+        Self::map_part(map, access, 0..map.max_entries() as usize)
+    }
+
+    /// Maps a part of such an array, which begins at a page.
+    ///
+    /// # Errors
+    /// There is no address space left.
+    pub(super) fn map_part(
+        map: &impl MapCore,
+        access: Access,
+        part: Range<usize>,
+    ) -> io::Result<Self> {
+        let count = part.len();
+        let offset = (part.start * size_of::<T>()) as libc::off_t;
         // SAFETY: the kernel chooses the address of a new mapping.
         let address = unsafe {
             libc::mmap(
@@ -51,7 +65,7 @@ impl<T: Copy> MappedArray<T> {
                 access.protection(),
                 libc::MAP_SHARED,
                 map.as_fd().as_raw_fd(),
-                0,
+                offset,
             )
         };
         if address == libc::MAP_FAILED {

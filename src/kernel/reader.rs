@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::kernel::records;
 use crate::kernel::rings::{Taken, call_with, ring};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::types::{ending, stop, thread_state};
-use crate::kernel::verdicts::{Case, Heaps, Memory};
+use crate::kernel::verdicts::{Case, Heaps, Memory, ReadingCosts};
 use crate::lost::{Budget, Buffers, JudgedBlocks, Snapshot, State, Thread, Unread, judge};
 use crate::model::reach::{Reach, ReachUnknown};
 use crate::os::priority::hurry;
@@ -33,21 +33,10 @@ const LOOK_AGAIN: Duration = Duration::from_micros(20);
 const MOST_COPIED: u64 = 2 << 30;
 
 /// How many bytes a block takes while it is judged, at the most.
-const BYTES_A_BLOCK: u64 = 64;
+const BYTES_A_BLOCK: u64 = 128;
 
 /// How often a process is read whose threads run on. Two readings in a row must find the same blocks lost.
 const MOST_READINGS: u32 = 3;
-
-/// What reading has cost.
-#[derive(Default)]
-pub(super) struct ReadingCosts {
-    /// How many processes were read.
-    pub(super) count: AtomicU64,
-    /// The longest time from the beginning of a reading to the process's release, in microseconds.
-    pub(super) longest_us: AtomicU64,
-    /// The bytes of the largest copy.
-    pub(super) largest: AtomicU64,
-}
 
 /// The thread that copies.
 pub(super) struct MemoryReader {
@@ -151,6 +140,7 @@ impl MemoryReader {
         }
         Case {
             heap: ending.heap,
+            began,
             hashed: stop.hashed,
             threads: threads.map_or(0, |threads| threads.len()),
             files: files(&stop).to_vec(),

@@ -18,10 +18,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::kernel::error::LoadError;
 use crate::kernel::lists::BlockLists;
 use crate::kernel::method::Holds;
-use crate::kernel::reader::{Copies, MemoryReader, ReadingCosts};
+use crate::kernel::reader::{Copies, MemoryReader};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::MemleakSkel;
-use crate::kernel::verdicts::{HeapVerdict, Heaps, Judge};
+use crate::kernel::verdicts::{HeapVerdict, Heaps, Judge, ReadingCosts};
 use crate::lost::{Allocators, ExitFrame};
 
 /// Both threads, as others see them. They end with memleak.
@@ -77,6 +77,7 @@ impl Readings {
             back,
             said,
             wake: Arc::clone(&wake),
+            costs: Arc::clone(&costs),
         };
         let (ready, is_ready) = mpsc::channel();
         spawn("memleak-reader", move || reader.run(&ready)).map_err(own)?;

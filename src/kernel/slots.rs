@@ -2,6 +2,7 @@
 //! and the candidates that are looked up in it. Programs change them meanwhile.
 
 use std::io;
+use std::ops::Range;
 
 use libbpf_rs::MapCore;
 
@@ -38,33 +39,48 @@ impl Slots {
     }
 }
 
-/// The mapped candidates.
-pub(super) struct CandidateTable(MappedArray<candidate>);
+/// A half of the candidates, mapped, for a thread of its own.
+pub(super) struct CandidateTable {
+    entries: MappedArray<candidate>,
+    first: u32,
+}
 
 impl CandidateTable {
-    /// Maps the candidates.
+    /// Maps both halves.
     ///
     /// # Errors
     /// There is no address space left.
-    pub(super) fn map(map: &impl MapCore) -> io::Result<Self> {
-        MappedArray::map(map, Access::Write).map(Self)
+    pub(super) fn map_halves(map: &impl MapCore) -> io::Result<[Self; 2]> {
+        let all = map.max_entries();
+        let map = |half: Range<u32>| -> io::Result<Self> {
+            let part = half.start as usize..half.end as usize;
+            let entries = MappedArray::map_part(map, Access::Write, part)?;
+            let first = half.start;
+            Ok(Self { entries, first })
+        };
+        Ok([map(0..all / 2)?, map(all / 2..all)?])
+    }
+
+    /// The index in the whole table of its first entry.
+    pub(super) fn first(&self) -> u32 {
+        self.first
     }
 
     /// How many there may be at once.
     pub(super) fn size(&self) -> usize {
-        self.0.count()
+        self.entries.count()
     }
 
     /// Puts addresses in. There is room for `size` of them.
-    pub(super) fn put(&self, addresses: &[u64]) {
-        for (at, &address) in addresses.iter().enumerate() {
-            self.0.put(at, candidate { address, size: 0 });
+    pub(super) fn put(&mut self, addresses: &[u64]) {
+        for (at, &address) in addresses.iter().take(self.size()).enumerate() {
+            self.entries.put(at, candidate { address, size: 0 });
         }
     }
 
     /// Those of the first `count` candidates that were found to be blocks.
     pub(super) fn found(&self, count: usize) -> impl Iterator<Item = Block> {
-        let answers = (0..count).filter_map(|at| self.0.get(at));
+        let answers = (0..count).filter_map(|at| self.entries.get(at));
         answers.filter_map(|answer| {
             Some(Block {
                 address: answer.address,

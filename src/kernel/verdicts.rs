@@ -1,8 +1,10 @@
 //! Judges the blocks that processes never freed, on copies of their memory, in a thread of its own. `reader` makes the
 //! copies.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use nix::sys::eventfd::EventFd;
 
@@ -81,6 +83,8 @@ impl Heaps {
 /// What the reader gives to the judge.
 pub(super) struct Case {
     pub(super) heap: u64,
+    /// When its reading began.
+    pub(super) began: Instant,
     /// How many blocks are in the hash table, or more.
     pub(super) hashed: u64,
     pub(super) threads: usize,
@@ -100,6 +104,19 @@ pub(super) enum Memory {
     Judged(Reach),
 }
 
+/// What reading and judging has cost.
+#[derive(Default)]
+pub(super) struct ReadingCosts {
+    /// How many processes were read.
+    pub(super) count: AtomicU64,
+    /// The longest time from the beginning of a reading to the process's release, in microseconds.
+    pub(super) longest_us: AtomicU64,
+    /// The bytes of the largest copy.
+    pub(super) largest: AtomicU64,
+    /// The longest time from the beginning of a reading to the verdict, in microseconds.
+    pub(super) longest_verdict_us: AtomicU64,
+}
+
 /// The thread that judges.
 pub(super) struct Judge {
     pub(super) cases: Receiver<Case>,
@@ -109,16 +126,20 @@ pub(super) struct Judge {
     pub(super) back: Sender<Snapshot>,
     pub(super) said: Sender<(u64, HeapVerdict)>,
     pub(super) wake: Arc<EventFd>,
+    pub(super) costs: Arc<ReadingCosts>,
 }
 
 impl Judge {
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         while let Ok(case) = self.cases.recv() {
             let reach = match &case.memory {
                 Memory::Copied(snapshot) if case.was_held => self.judge(&case, snapshot),
                 Memory::Copied(_) => Reach::Unknown(ReachUnknown::Unsure),
                 Memory::Judged(reach) => *reach,
             };
+            let took = case.began.elapsed().as_micros() as u64;
+            let longest = &self.costs.longest_verdict_us;
+            longest.fetch_max(took, Ordering::Relaxed);
             self.lists.release(case.heap);
             if case.was_held {
                 let threads = case.threads;
@@ -133,7 +154,7 @@ impl Judge {
         }
     }
 
-    fn judge(&self, case: &Case, snapshot: &Snapshot) -> Reach {
+    fn judge(&mut self, case: &Case, snapshot: &Snapshot) -> Reach {
         match self.lists.read(case.heap, case.hashed, snapshot) {
             Ok(blocks) => {
                 let (allocators, frames) = self.heaps.of(&case.files, case.has_unseen);

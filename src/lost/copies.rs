@@ -118,6 +118,16 @@ impl Snapshot {
         &words[((address - copy.start) / 8) as usize..]
     }
 
+    /// Says that an address will be read soon. It may be any. `hint` is where it is expected, and not changed.
+    #[inline(always)]
+    pub fn fetch(&self, address: u64, hint: usize) {
+        if let Some(copy) = self.copies.get(hint) {
+            let offset = address.wrapping_sub(copy.start);
+            self.buffer
+                .fetch(copy.at.wrapping_add((offset / 8) as usize));
+        }
+    }
+
     /// The content of a copy.
     pub fn content(&self, copy: &Copied) -> &[u64] {
         let length = (copy.bytes() / 8) as usize;

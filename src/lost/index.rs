@@ -1,22 +1,35 @@
 //! Finds the block that a word points into. Pure.
 //!
 //! Nearly every word of a process's memory is looked up, so this decides how long a verdict takes. The blocks are
-//! sorted, and a directory says for each 512 bytes of addresses which block is the first. A search then passes over a
-//! few neighbours. Where blocks are far apart the directory has a gap, so that it is never much larger than the blocks.
-
-use std::ops::Range;
+//! sorted, and a directory has a bit for each place at which a block may begin. It is small enough for the processor's
+//! cache, where the list of blocks is not. So a pointer to the start of a block is told, and the block's content read,
+//! before the block itself was looked at. Where blocks are far apart the directory has a gap, so that it is never much
+//! larger than the blocks.
 
 use super::block::Block;
+use super::buffers;
 
-/// A cell of the directory covers `1 << CELL` bytes.
-const CELL: u32 = 9;
+/// A cell of the directory has this many places at which a block may begin.
+const PLACES: u64 = u64::BITS as u64;
 
-/// Gaps between blocks from which on the directory is divided. The first for which it has few cells is taken.
-const GAPS: [u64; 5] = [1 << 21, 1 << 18, 1 << 15, 1 << 12, 1 << CELL];
+/// All addresses of blocks are multiples of the distance between two places. It is a power of two, at most this one.
+const MOST_DISTANCE: u32 = 12;
+
+/// Gaps between blocks, in cells, from which on the directory is divided. The first for which it has few cells is taken.
+const GAPS: [u64; 5] = [1 << 12, 1 << 9, 1 << 6, 1 << 3, 1];
 
 /// The directory may have this many cells for a block, and `FREE_CELLS` besides.
-const CELLS_PER_BLOCK: u64 = 8;
+const CELLS_PER_BLOCK: u64 = 4;
 const FREE_CELLS: u64 = 1 << 16;
+
+/// A cell of the directory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    /// A bit for each place at which a block begins.
+    starts: u64,
+    /// The index of the first block that begins in the cell or behind it.
+    first: u32,
+}
 
 /// A part of the directory, for blocks that are close together.
 #[derive(Debug)]
@@ -28,14 +41,24 @@ struct Neighbours {
     cells: usize,
 }
 
+/// A block that an address is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundBlock {
+    /// Its index.
+    pub at: u32,
+    /// The address is that of the block.
+    pub is_start: bool,
+}
+
 /// Blocks that can be found by an address within them.
 #[derive(Debug, Default)]
 pub struct BlockIndex {
     /// By address, each address once.
     blocks: Vec<Block>,
     parts: Vec<Neighbours>,
-    /// For each cell the index of the first block that begins in it or behind it.
-    cells: Vec<u32>,
+    cells: Vec<Cell>,
+    /// Two places are `1 << distance` bytes apart.
+    distance: u32,
     /// The first address of the first block, and how far it is to the end of the one that ends last.
     lowest: u64,
     extent: u64,
@@ -48,14 +71,17 @@ impl BlockIndex {
         blocks.truncate(u32::MAX as usize - 1);
         let key = |block: &Block| (block.address, std::cmp::Reverse(block.size));
         if !blocks.is_sorted_by_key(key) {
-            blocks.sort_unstable_by_key(key);
+            // Most of them are in order already, and this sort takes no time for those.
+            blocks.sort_by_key(key);
         }
         blocks.dedup_by_key(|block| block.address);
         let (Some(first), Some(end)) = (blocks.first(), blocks.iter().map(Block::end).max()) else {
             return Self::default();
         };
         let lowest = first.address;
+        let addresses = blocks.iter().fold(0, |all, block| all | block.address);
         let mut index = Self {
+            distance: addresses.trailing_zeros().min(MOST_DISTANCE),
             lowest,
             extent: end - lowest,
             ..Self::default()
@@ -65,26 +91,43 @@ impl BlockIndex {
         index
     }
 
+    /// How many bytes a cell covers.
+    fn cell_bytes(&self) -> u64 {
+        PLACES << self.distance
+    }
+
     fn fill(&mut self, blocks: &[Block]) {
+        let bytes = self.cell_bytes();
         let most = CELLS_PER_BLOCK * blocks.len() as u64 + FREE_CELLS;
         let fits = |gap: &u64| {
-            let cells: u64 = parts(blocks, *gap).map(cells_of).sum();
+            let cells: u64 = parts(blocks, *gap * bytes)
+                .map(|part| cells_of(part, bytes))
+                .sum();
             cells <= most
         };
-        let gap = GAPS.into_iter().find(fits).unwrap_or(1 << CELL);
+        let gap = GAPS.into_iter().find(fits).unwrap_or(1) * bytes;
+        let cells = parts(blocks, gap).map(|part| cells_of(part, bytes) + 1);
+        self.cells.reserve(cells.sum::<u64>() as usize);
+        buffers::prefer_huge_pages(self.cells.spare_capacity_mut());
         let mut before = 0_u32;
         for part in parts(blocks, gap) {
-            let start = part[0].address & !((1 << CELL) - 1);
+            let start = part[0].address & !(bytes - 1);
             let first_cell = self.cells.len();
-            for (at, block) in part.iter().enumerate() {
-                let cell = first_cell + ((block.address - start) >> CELL) as usize;
+            for (first, block) in (before..).zip(part) {
+                let place = (block.address - start) >> self.distance;
+                let cell = first_cell + (place / PLACES) as usize;
+                let empty = Cell { starts: 0, first };
                 while self.cells.len() <= cell {
-                    self.cells.push(before + at as u32);
+                    self.cells.push(empty);
                 }
+                self.cells[cell].starts |= 1 << (place % PLACES);
             }
             before += part.len() as u32;
             let cells = self.cells.len() - first_cell;
-            self.cells.push(before);
+            self.cells.push(Cell {
+                starts: 0,
+                first: before,
+            });
             self.parts.push(Neighbours {
                 start,
                 first_cell,
@@ -107,36 +150,33 @@ impl BlockIndex {
         word.wrapping_sub(self.lowest) < self.extent
     }
 
-    /// The index of the block that an address is in.
+    /// The block that an address is in.
     #[inline]
-    pub fn find(&self, address: u64) -> Option<u32> {
+    pub fn find(&self, address: u64) -> Option<FoundBlock> {
         if !self.may_be(address) {
             return None;
         }
         let part = self.parts.partition_point(|part| part.start <= address);
         let part = &self.parts[part.checked_sub(1)?];
-        let cell = ((address - part.start) >> CELL) as usize;
+        let place = (address - part.start) >> self.distance;
         // Behind the last cell, only the last block can reach so far.
-        let cell = part.first_cell + cell.min(part.cells);
-        let mut at = self.cells[cell] as usize;
-        while self
-            .blocks
-            .get(at)
-            .is_some_and(|block| block.address <= address)
-        {
-            at += 1;
-        }
-        let at = at.checked_sub(1)?;
-        (address < self.blocks[at].end()).then_some(at as u32)
+        let cell = (place / PLACES).min(part.cells as u64) as usize;
+        let cell = self.cells[part.first_cell + cell];
+        let up_to = cell.starts << (PLACES - 1 - place % PLACES);
+        let at = (cell.first + up_to.count_ones()).checked_sub(1)?;
+        // The last place is the address's own.
+        let is_start = up_to >> (PLACES - 1) == 1 && address.is_multiple_of(1 << self.distance);
+        let is_in = is_start || address < self.blocks[at as usize].end();
+        is_in.then_some(FoundBlock { at, is_start })
     }
 
-    /// Where the content of a block is. A block ends before the next one begins, whatever sizes the process has claimed: so
-    /// all contents together are no more than its memory.
-    pub fn content(&self, at: u32) -> Range<u64> {
-        let block = self.blocks[at as usize];
-        let end = block.address.saturating_add(block.size);
-        let next = self.blocks.get(at as usize + 1);
-        block.address..next.map_or(end, |next| end.min(next.address))
+    /// How many bytes the content of each block has. A block ends before the next one begins, whatever sizes the process
+    /// has claimed: so all contents together are no more than its memory.
+    pub fn lengths(&self) -> impl Iterator<Item = u64> {
+        let starts = self.blocks.iter().skip(1).map(|block| block.address);
+        let starts = starts.chain([u64::MAX]);
+        let pairs = self.blocks.iter().zip(starts);
+        pairs.map(|(block, next)| block.size.min(next - block.address))
     }
 
     /// The index of the first block at an address or behind it.
@@ -150,9 +190,9 @@ fn parts(blocks: &[Block], gap: u64) -> impl Iterator<Item = &[Block]> {
     blocks.chunk_by(move |one, next| next.address - one.address <= gap)
 }
 
-fn cells_of(part: &[Block]) -> u64 {
+fn cells_of(part: &[Block], bytes: u64) -> u64 {
     match part {
-        [first, .., last] => ((last.address - first.address) >> CELL) + 2,
+        [first, .., last] => (last.address - first.address) / bytes + 2,
         _ => 1,
     }
 }
@@ -178,7 +218,7 @@ mod tests {
         let found = |address| {
             index
                 .find(address)
-                .map(|at| index.blocks()[at as usize].address)
+                .map(|found| index.blocks()[found.at as usize].address)
         };
         for (address, expected) in [
             (0, None),
@@ -199,8 +239,7 @@ mod tests {
         assert_eq!(BlockIndex::default().find(0), None);
         // A block that claims to be larger than it can be.
         let index = BlockIndex::new(vec![block(0x1000, 1 << 40), block(0x2000, 8)]);
-        assert_eq!(index.content(0), 0x1000..0x2000);
-        assert_eq!(index.content(1), 0x2000..0x2008);
+        assert_eq!(index.lengths().collect::<Vec<_>>(), [0x1000, 8]);
     }
 
     #[test]
@@ -216,11 +255,12 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_found_is_what_a_search_of_all_blocks_finds(
-            starts in prop::collection::btree_set(0_u64..1 << 24, 1..200),
+            starts in prop::collection::btree_set(0_u64..1 << 20, 1..200),
+            distance in 0_u32..14,
             sizes in prop::collection::vec(0_u64..100_000, 200),
             addresses in prop::collection::vec(0_u64..(1 << 24) + 1000, 200),
         ) {
-            let starts: Vec<u64> = starts.into_iter().collect();
+            let starts: Vec<u64> = starts.into_iter().map(|start| start << distance).collect();
             let blocks: Vec<Block> = starts.iter().enumerate().map(|(at, start)| {
                 let room = starts.get(at + 1).unwrap_or(&u64::MAX) - start;
                 block(*start, sizes[at].min(room))
@@ -230,7 +270,10 @@ mod tests {
                 let expected = blocks
                     .iter()
                     .position(|block| block.address <= *address && *address < block.end());
-                prop_assert_eq!(index.find(*address).map(|at| at as usize), expected);
+                let found = index.find(*address);
+                prop_assert_eq!(found.map(|found| found.at as usize), expected);
+                let is_start = starts.contains(address);
+                prop_assert_eq!(found.is_some_and(|found| found.is_start), is_start);
             }
         }
     }

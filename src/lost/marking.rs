@@ -5,35 +5,72 @@
 //! otherwise is possibly lost. Among the others, those that are reached from another one of them are indirectly lost.
 
 use super::block::Level;
+use super::buffers;
 use super::copies::Snapshot;
 use super::heuristics;
-use super::index::BlockIndex;
+use super::index::{BlockIndex, FoundBlock};
 
 /// Blocks on their way to a state.
 pub struct Marking<'a> {
     snapshot: &'a Snapshot,
     index: &'a BlockIndex,
     marks: Vec<Mark>,
-    /// Blocks whose content is to be searched. A block is there once at most.
-    work: Vec<u32>,
+    /// Blocks whose content is to be searched, with their addresses. A block is there once at most.
+    work: Vec<(u32, u64)>,
     hint: usize,
 }
 
-/// What is known of a block. Both are side by side, since looking at either is a miss of the cache.
+/// How many words are looked at before the blocks are looked up that they point to.
+const AT_ONCE: usize = 16;
+
+/// What a search needs to know of a block, in one place: each look at another one is a miss of the cache.
 #[derive(Clone, Copy, Default)]
-struct Mark {
-    level: Level,
-    /// It is in `work`.
-    waits: bool,
+struct Mark(u64);
+
+impl Mark {
+    const LEVEL: u64 = 3;
+    /// The block is in `work`.
+    const WAITS: u64 = 4;
+    /// The bytes that may be pointers, from here on.
+    const LENGTH: u32 = 3;
+
+    fn new(length: u64) -> Self {
+        // Nobody has as much memory as the highest bits would say.
+        Self(length.min(u64::MAX >> Self::LENGTH) << Self::LENGTH)
+    }
+
+    fn level(self) -> Level {
+        match self.0 & Self::LEVEL {
+            0 => Level::Unreached,
+            1 => Level::Indirect,
+            2 => Level::Possible,
+            _ => Level::Reachable,
+        }
+    }
+
+    fn set_level(&mut self, level: Level) {
+        self.0 = self.0 & !Self::LEVEL | level as u64;
+    }
+
+    fn is_lost(self) -> bool {
+        self.0 & Self::LEVEL == Level::Unreached as u64
+    }
+
+    fn length(self) -> u64 {
+        self.0 >> Self::LENGTH
+    }
 }
 
 impl<'a> Marking<'a> {
     pub fn new(snapshot: &'a Snapshot, index: &'a BlockIndex) -> Self {
-        let blocks = index.blocks().len();
+        let count = index.blocks().len();
+        let mut marks = Vec::with_capacity(count);
+        buffers::prefer_huge_pages(marks.spare_capacity_mut());
+        marks.extend(index.lengths().map(Mark::new));
         Self {
             snapshot,
             index,
-            marks: vec![Mark::default(); blocks],
+            marks,
             work: Vec::new(),
             hint: 0,
         }
@@ -49,51 +86,60 @@ impl<'a> Marking<'a> {
 
     /// A word in a root, or in a block of this level.
     fn meet(&mut self, word: u64, from: Level) {
-        let Some(at) = self.index.find(word) else {
+        let Some(FoundBlock { at, is_start }) = self.index.find(word) else {
             return;
         };
-        let level = self.marks[at as usize].level;
+        let level = self.marks[at as usize].level();
         // What is reached already can only become reachable, and only by way of reachable blocks.
         if level == Level::Reachable || (level == Level::Possible && from == Level::Possible) {
             return;
         }
-        let block = self.index.blocks()[at as usize];
-        let is_start =
-            || word == block.address || heuristics::counts_as_start(self.snapshot, block, word);
+        let block = || self.index.blocks()[at as usize];
+        let counts = || is_start || heuristics::counts_as_start(self.snapshot, block(), word);
         let reached = match from {
-            Level::Reachable if is_start() => Level::Reachable,
+            Level::Reachable if counts() => Level::Reachable,
             _ => Level::Possible,
         };
         if reached != level {
-            self.marks[at as usize].level = reached;
-            self.push(at);
+            let address = if is_start { word } else { block().address };
+            self.marks[at as usize].set_level(reached);
+            self.push(at, address);
         }
     }
 
-    fn push(&mut self, at: u32) {
+    fn push(&mut self, at: u32, address: u64) {
         let mark = &mut self.marks[at as usize];
-        if !mark.waits {
-            mark.waits = true;
-            self.work.push(at);
+        if mark.0 & Mark::WAITS == 0 {
+            mark.0 |= Mark::WAITS;
+            self.work.push((at, address));
         }
     }
 
-    fn pop(&mut self) -> Option<u32> {
-        let at = self.work.pop()?;
-        self.marks[at as usize].waits = false;
-        Some(at)
+    fn pop(&mut self) -> Option<(u32, u64)> {
+        let (at, address) = self.work.pop()?;
+        self.marks[at as usize].0 &= !Mark::WAITS;
+        Some((at, address))
     }
 
     /// Calls `each` with the words of a block that may be pointers.
     #[inline]
-    fn search(&mut self, at: u32, mut each: impl FnMut(&mut Self, u64)) {
+    fn search(&mut self, (at, address): (u32, u64), mut each: impl FnMut(&mut Self, u64)) {
         let snapshot = self.snapshot;
         let mut hint = self.hint;
-        let range = self.index.content(at);
+        let range = address..address + self.marks[at as usize].length();
+        let at = hint;
         snapshot.scan(range, &mut hint, |_, words| {
-            for &word in words {
-                if self.index.may_be(word) {
-                    each(self, word);
+            for words in words.chunks(AT_ONCE) {
+                // Most of the time is spent waiting for memory. So the processor gets what comes next before it is needed.
+                for &word in words {
+                    if self.index.may_be(word) {
+                        snapshot.fetch(word, at);
+                    }
+                }
+                for &word in words {
+                    if self.index.may_be(word) {
+                        each(self, word);
+                    }
                 }
             }
         });
@@ -102,36 +148,39 @@ impl<'a> Marking<'a> {
 
     /// Follows the pointers in the blocks that were reached.
     pub fn follow(&mut self) {
-        while let Some(at) = self.pop() {
-            let level = self.marks[at as usize].level;
-            self.search(at, |marking, word| marking.meet(word, level));
+        while let Some(block) = self.pop() {
+            let level = self.marks[block.0 as usize].level();
+            self.search(block, |marking, word| marking.meet(word, level));
         }
     }
 
     /// Divides what was not reached. Each block in turn takes the ones that are reached from it, and whatever those
     /// own. So of blocks in a circle, the first is definitely lost. Returns the blocks' owners.
     fn divide(&mut self) -> Vec<u32> {
-        let is_lost = |mark: &Mark| mark.level == Level::Unreached;
-        let Some(first) = self.marks.iter().position(is_lost) else {
+        let Some(first) = self.marks.iter().position(|mark| mark.is_lost()) else {
             return Vec::new();
         };
         let mut owners = vec![0; self.marks.len()];
         for leader in first..self.marks.len() {
-            if !is_lost(&self.marks[leader]) {
+            if !self.marks[leader].is_lost() {
                 continue;
             }
             let leader = leader as u32;
-            self.push(leader);
-            while let Some(at) = self.pop() {
-                self.search(at, |marking, word| {
-                    let Some(found) = marking.index.find(word) else {
+            self.push(leader, self.index.blocks()[leader as usize].address);
+            while let Some(block) = self.pop() {
+                self.search(block, |marking, word| {
+                    let Some(FoundBlock { at, is_start }) = marking.index.find(word) else {
                         return;
                     };
-                    let mark = &mut marking.marks[found as usize];
-                    if found != leader && is_lost(mark) {
-                        mark.level = Level::Indirect;
-                        owners[found as usize] = leader;
-                        marking.push(found);
+                    let mark = &mut marking.marks[at as usize];
+                    if at != leader && mark.is_lost() {
+                        let address = match is_start {
+                            true => word,
+                            false => marking.index.blocks()[at as usize].address,
+                        };
+                        mark.set_level(Level::Indirect);
+                        owners[at as usize] = leader;
+                        marking.push(at, address);
                     }
                 });
             }
@@ -143,7 +192,7 @@ impl<'a> Marking<'a> {
     pub fn finish(mut self) -> (Vec<Level>, Vec<u32>) {
         self.follow();
         let owners = self.divide();
-        let levels = self.marks.iter().map(|mark| mark.level);
+        let levels = self.marks.iter().map(|mark| mark.level());
         (levels.collect(), owners)
     }
 }

@@ -6,8 +6,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -23,6 +25,9 @@ const PAGE: u64 = 4096;
 
 /// The most bytes that one call copies, so that the deadline is looked at every few milliseconds.
 const STEP: usize = 32 << 20;
+
+/// How many bytes are worth a second thread.
+const WORTH_A_THREAD: u64 = 32 << 20;
 
 /// The most ranges that one call copies (IOV_MAX).
 const MOST_RANGES: usize = 1024;
@@ -302,9 +307,66 @@ fn looked_up(file: &File, areas: &[Area], budget: &Budget) -> Result<Vec<Present
     Ok(present)
 }
 
-/// Copies ranges to the beginning of a buffer, one behind the other.
+/// Copies ranges to the beginning of a buffer, one behind the other. New pages for the copy take longer than what is
+/// copied to them, so two threads share a large one.
 fn copy(tid: Pid, copies: &[Copied], buffer: &mut Buffer, budget: &Budget) -> Result<(), Unread> {
-    let mut to = buffer.bytes_mut();
+    let mut ranges: Vec<Range<u64>> = copies.iter().map(|copy| copy.start..copy.end).collect();
+    let bytes = bytes_of(&ranges);
+    if bytes < WORTH_A_THREAD {
+        return copy_ranges(tid, &ranges, buffer.bytes_mut(), budget);
+    }
+    let rest = split_off(&mut ranges, (bytes / 2).next_multiple_of(PAGE));
+    let (to, rest_to) = buffer.bytes_mut().split_at_mut(bytes_of(&ranges) as usize);
+    let helped = thread::scope(|scope| {
+        let work = || copy_ranges(tid, &rest, rest_to, budget);
+        let helper = thread::Builder::new().name("memleak-reader".to_owned());
+        let helper = helper.spawn_scoped(scope, work);
+        copy_ranges(tid, &ranges, to, budget)?;
+        let helped = helper.map(|helper| helper.join().unwrap_or(Err(Unread::Memory)));
+        helped.ok().transpose()
+    })?;
+    match helped {
+        Some(()) => Ok(()),
+        // There is no other thread to be had.
+        None => {
+            let to = &mut buffer.bytes_mut()[bytes_of(&ranges) as usize..];
+            copy_ranges(tid, &rest, to, budget)
+        }
+    }
+}
+
+fn bytes_of(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// Divides ranges behind the first `bytes` bytes. Returns the second part.
+fn split_off(ranges: &mut Vec<Range<u64>>, bytes: u64) -> Vec<Range<u64>> {
+    let mut left = bytes;
+    let length = |range: &Range<u64>| range.end - range.start;
+    let at = ranges.iter().position(|range| {
+        let is_divided = left < length(range);
+        left -= if is_divided { 0 } else { length(range) };
+        is_divided
+    });
+    let Some(at) = at else {
+        return Vec::new();
+    };
+    let mut rest = ranges.split_off(at);
+    if left > 0 {
+        let middle = rest[0].start + left;
+        ranges.push(rest[0].start..middle);
+        rest[0].start = middle;
+    }
+    rest
+}
+
+/// Copies ranges to the beginning of `to`, one behind the other.
+fn copy_ranges(
+    tid: Pid,
+    copies: &[Range<u64>],
+    mut to: &mut [u8],
+    budget: &Budget,
+) -> Result<(), Unread> {
     let mut ranges = Vec::with_capacity(copies.len().min(MOST_RANGES));
     // The copy to go on with, and how much of it was copied.
     let (mut at, mut done) = (0, 0_u64);
@@ -338,10 +400,10 @@ fn copy(tid: Pid, copies: &[Copied], buffer: &mut Buffer, budget: &Budget) -> Re
         while let Some(copy) = copies.get(at)
             && left > 0
         {
-            let step = left.min(copy.bytes() - done);
+            let step = left.min(copy.end - copy.start - done);
             left -= step;
             done += step;
-            if done == copy.bytes() {
+            if done == copy.end - copy.start {
                 (at, done) = (at + 1, 0);
             }
         }
@@ -402,6 +464,41 @@ mod tests {
         let code = a_copy_has_what_the_process_has as fn() as usize as u64;
         assert!(snapshot.area(code).unwrap().executable);
         assert_eq!(snapshot.word(code & !7), None, "the file's own page");
+    }
+
+    #[test]
+    fn two_threads_copy_what_one_would() {
+        // More than what is worth a second thread, and no number twice.
+        let words: Vec<u64> = (0..WORTH_A_THREAD / 4).map(|word| word << 32).collect();
+        let snapshot = read_own(&budget(1 << 32, LONG)).unwrap();
+        assert!(snapshot.bytes() > 2 * WORTH_A_THREAD);
+        let mut found = Vec::new();
+        let range = words.as_ptr_range();
+        let range = range.start as u64..range.end as u64;
+        snapshot.scan(range, &mut 0, |_, some| found.extend_from_slice(some));
+        assert!(found == words);
+    }
+
+    #[test]
+    fn ranges_are_divided_by_their_bytes() {
+        let pairs = |ranges: Vec<Range<u64>>| -> Vec<(u64, u64)> {
+            ranges
+                .iter()
+                .map(|range| (range.start, range.end))
+                .collect()
+        };
+        let all = [(2, 6), (8, 9), (10, 20)];
+        for (bytes, first, second) in [
+            (0, vec![], all.to_vec()),
+            (3, vec![(2, 5)], vec![(5, 6), (8, 9), (10, 20)]),
+            (4, vec![(2, 6)], vec![(8, 9), (10, 20)]),
+            (14, vec![(2, 6), (8, 9), (10, 19)], vec![(19, 20)]),
+            (15, all.to_vec(), vec![]),
+        ] {
+            let mut ranges: Vec<_> = all.iter().map(|(start, end)| *start..*end).collect();
+            let rest = split_off(&mut ranges, bytes);
+            assert_eq!((pairs(ranges), pairs(rest)), (first, second), "{bytes}");
+        }
     }
 
     #[test]
