@@ -85,6 +85,21 @@ fn a_block_less_fails_unless_it_is_listed() {
 }
 
 #[test]
+fn a_difference_that_varies_has_bounds_and_may_vanish() {
+    let varies = |bytes, blocks| Known {
+        name: "last".to_owned(),
+        what: What::Varies { bytes, blocks },
+    };
+    let compared = fifty(less_by_a_block());
+    assert_eq!(failures(&compared, &[varies(10, 1)]), [""; 0]);
+    assert_eq!(failures(&compared, &[varies(20, 2)]), [""; 0]);
+    assert_eq!(failures(&compared, &[varies(9, 1)]).len(), 1);
+    assert_eq!(failures(&compared, &[varies(10, 0)]).len(), 1);
+    let compared = fifty(judged(&[Ok(one())]));
+    assert_eq!(failures(&compared, &[varies(10, 1)]), [""; 0]);
+}
+
+#[test]
 fn a_listed_difference_that_vanished_fails() {
     let compared = fifty(judged(&[Ok(one())]));
     assert_eq!(failures(&compared, &[lower(10, 1)]).len(), 1);

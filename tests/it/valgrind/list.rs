@@ -37,6 +37,8 @@ pub struct Known {
 pub enum What {
     /// memleak calls fewer bytes and blocks lost than valgrind, by these numbers.
     Lower { bytes: u64, blocks: u64 },
+    /// The same, by these numbers at the most. It depends on the environment, such as the length of a path.
+    Varies { bytes: u64, blocks: u64 },
     /// memleak does not know, for the reason that its report has under this word.
     Unknown(String),
 }
@@ -122,12 +124,14 @@ pub fn differences() -> Vec<Known> {
 pub fn parse_differences(text: &str) -> Vec<Known> {
     let row = |(number, line): (usize, String)| {
         let known = match line.split_whitespace().next() {
-            Some("lower") => words(&line, 4).and_then(|(words, _)| {
+            Some(kind @ ("lower" | "varies")) => words(&line, 4).and_then(|(words, _)| {
+                let [bytes, blocks] = [words[2], words[3]].map(|number| number.parse().ok());
+                let (bytes, blocks) = (bytes?, blocks?);
                 Some(Known {
                     name: words[1].to_owned(),
-                    what: What::Lower {
-                        bytes: words[2].parse().ok()?,
-                        blocks: words[3].parse().ok()?,
+                    what: match kind {
+                        "lower" => What::Lower { bytes, blocks },
+                        _ => What::Varies { bytes, blocks },
                     },
                 })
             }),
