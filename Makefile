@@ -58,11 +58,11 @@ test: ## Install the missing tools, build, and run all tests (root, or sudo)
 	TEST_THREADS=$(TEST_THREADS) $(as_root) scripts/test.sh $(TEST_ARGS)
 
 .PHONY: test-long
-test-long: ## Run the tests that take minutes; WRITE=1 writes their output to tests/long.txt
+test-long: ## Run the tests that take minutes; WRITE=1 writes their output to tests/long.txt (TESTS="kills deaths": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install test
 	$(CARGO) test $(CARGO_FLAGS) --no-run
-	@scripts/test-long.sh $(if $(WRITE),--write)
+	@scripts/test-long.sh $(if $(WRITE),--write) $(TESTS)
 
 .PHONY: test-times
 test-times: ## Run all tests and print how long each took, the longest first; WRITE=1 writes that to tests/times.txt
@@ -104,11 +104,11 @@ test-dist: dist ## Install the release's packages in clean roots, run memleak th
 	scripts/as-root.sh scripts/test-dist.sh
 
 .PHONY: bench
-bench: ## Compare with other tools that are installed; WRITE=1 writes the tables to docs/benchmarks.md
+bench: ## Compare with other tools that are installed; WRITE=1 writes the tables to docs/benchmarks.md (ONLY=lost: only these)
 	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
 	@scripts/as-root.sh
 	$(CARGO) bench $(CARGO_FLAGS) --bench overhead --no-run
-	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write)
+	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write) $(ONLY)
 
 .PHONY: docs
 docs: ## Write the manual page and the completions again, after a change of the command line

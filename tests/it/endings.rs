@@ -106,6 +106,23 @@ fn a_signal_that_a_process_raises_itself_is_held() {
     });
 }
 
+/// Lets processes die in the same way, in runs of a hundred. Fails unless each time the same is said of them.
+pub fn deaths(how: &str, runs: u32, expected: &Result<(u64, u64), String>) {
+    let ends = fixture("ends");
+    let script = format!(
+        "ulimit -c 0; for i in $(seq 100); do {} {how}; done 2>/dev/null; :",
+        ends.display()
+    );
+    for run in 0..runs {
+        let report = Job::shell(&script).options(["--lost=always"]).run();
+        let rows = ended(&report);
+        assert_eq!(rows.len(), 100, "{how}");
+        for (death, row) in rows.into_iter().enumerate() {
+            assert_eq!(lost(row), *expected, "{how}, run {run}, death {death}");
+        }
+    }
+}
+
 #[test]
 fn a_death_that_cannot_be_held_each_time_is_never_held() {
     let (term, kill) = (libc::SIGTERM, libc::SIGKILL);
@@ -303,6 +320,55 @@ fn a_held_process_ends_at_once_if_memleak_is_killed() {
         assert!(began.elapsed() < AT_ONCE, "still held");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Kills memleak while it holds a process, or shortly before or after, at moments that lie close together. Fails unless
+/// the process goes on at once. Returns the longest time that one took for that.
+pub fn killed_while_it_holds(moments: u32) -> Duration {
+    const LIFE: Duration = Duration::from_millis(110);
+    let delay = switch("read-delay", "100");
+    let job = ends("threads 3 return 0").options([delay]);
+    let mut longest = Duration::ZERO;
+    for moment in 0..moments {
+        let (running, process) = seen(&job);
+        thread::sleep(LIFE * moment / moments);
+        let began = Instant::now();
+        kill(running.pid(), Signal::SIGKILL).expect("it was not reaped");
+        while Process::is_alive(process) {
+            assert!(began.elapsed() < AT_ONCE, "still held, moment {moment}");
+            thread::sleep(Duration::from_micros(200));
+        }
+        longest = longest.max(began.elapsed());
+    }
+    longest
+}
+
+/// Starts a run of `fixtures/ends.c`, and finds its process.
+fn seen(job: &Job) -> (Running, Pid) {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let running = job.start();
+        let memleak = running.pid();
+        while Process::is_alive(memleak) {
+            // To look at all processes would take longer than this one lives.
+            let children = format!("/proc/{memleak}/task/{memleak}/children");
+            let children = fs::read_to_string(children).unwrap_or_default();
+            let children = children.split_ascii_whitespace();
+            let mut children = children.map(|pid| Pid::from_raw(pid.parse().expect("a number")));
+            if let Some(process) = children.find(|pid| comm(*pid) == "ends") {
+                return (running, process);
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        // It was over between two looks.
+        running.wait();
+    }
+    panic!("no process was seen");
+}
+
+#[test]
+fn a_memleak_that_is_killed_at_any_of_ten_moments_of_a_hold_lets_the_process_go() {
+    killed_while_it_holds(10);
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
-use crate::endings::moving_pointers;
+use crate::endings::{deaths, killed_while_it_holds, moving_pointers};
 use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
 use crate::launch::assert_exit_code;
 
@@ -79,4 +79,41 @@ fn a_memleak_that_is_killed_at_any_of_150_moments_leaves_nothing_for_long() {
 #[ignore = "takes a minute: make test-long"]
 fn pointers_that_move_all_the_time_are_found_in_two_hundred_runs() {
     timed("200 runs of moves_pointers", || moving_pointers(200));
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn a_memleak_that_is_killed_at_any_of_200_moments_of_a_hold_lets_the_process_go() {
+    let mut longest = Duration::ZERO;
+    timed("200 kills during a hold", || {
+        longest = killed_while_it_holds(200);
+    });
+    println!("the longest time until the process was gone: {longest:?}");
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn of_a_thousand_deaths_of_a_kind_the_same_is_said() {
+    let (term, abort) = (libc::SIGTERM, "abort 0");
+    let held = [
+        format!("raise {term}"),
+        abort.to_owned(),
+        format!("threads 3 {abort}"),
+        "fault 0".to_owned(),
+        "return 0".to_owned(),
+    ];
+    // Some of these can be held now and then.
+    let not_held = [
+        format!("threads 3 raise {term}"),
+        format!("later {term}"),
+        format!("raise {}", libc::SIGKILL),
+        "real 5 wait 0".to_owned(),
+    ];
+    let held = held.map(|how| (how, Ok((1000, 1))));
+    let not_held = not_held.map(|how| (how, Err("signal".to_owned())));
+    for (how, expected) in held.iter().chain(&not_held) {
+        timed(&format!("1,000 times `{how}`"), || {
+            deaths(how, 10, expected)
+        });
+    }
 }
