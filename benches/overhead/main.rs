@@ -6,12 +6,14 @@
 //! measured. A run of memleak whose report does not show the calls made is not a result.
 //!
 //! `cargo bench --bench overhead` prints the result and writes `target/tmp/bench.md`. With `-- --write`
-//! it also replaces the block between the bench markers of docs/benchmarks.md. `BENCH_ROUNDS` sets the
+//! it also replaces the blocks between the markers of docs/benchmarks.md. With `-- lost` only the search for
+//! lost blocks is measured. `BENCH_ROUNDS` sets the
 //! number of rounds, `MEMLEAK_BIN` another binary to measure.
 
 mod crowd;
 mod floor;
 mod latency;
+mod lost;
 mod machine;
 mod neighbours;
 mod outside;
@@ -39,7 +41,8 @@ fn main() -> ExitCode {
     if !arguments.iter().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }
-    match run(arguments.iter().any(|argument| argument == "--write")) {
+    let has = |word: &str| arguments.iter().any(|argument| argument == word);
+    match run(has("--write"), has("lost")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -48,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(write: bool) -> Result<()> {
+fn run(write: bool, only_lost: bool) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("loading BPF programs needs root: run `make bench`, which uses sudo");
     }
@@ -62,6 +65,9 @@ fn run(write: bool) -> Result<()> {
         println!("  {:<10} {}", tool.name(), toolbox.state(tool));
     }
 
+    if only_lost {
+        return measure_lost(&toolbox, rounds, write);
+    }
     let results: Vec<_> = workload::all()
         .iter()
         .map(|workload| workload::measure(workload, &toolbox, rounds))
@@ -86,9 +92,9 @@ fn run(write: bool) -> Result<()> {
     std::fs::write(OUTPUT, &text).with_context(|| format!("cannot write {OUTPUT}"))?;
     println!("Written to {OUTPUT}");
     if write {
-        write_page(&text)?;
-        println!("Written to {PAGE}");
+        write_page(&table::ALL, &text)?;
     }
+    measure_lost(&toolbox, rounds, write)?;
 
     let failures: Vec<_> = results
         .iter()
@@ -98,6 +104,16 @@ fn run(write: bool) -> Result<()> {
         bail!("memleak failed: {}", failures.join("; "));
     }
     Ok(())
+}
+
+/// Measures the search for lost blocks.
+fn measure_lost(toolbox: &Toolbox, rounds: usize, write: bool) -> Result<()> {
+    let text = table::lost(rounds, &lost::measure(toolbox, rounds)?);
+    println!("\n{text}");
+    match write {
+        true => write_page(&table::LOST, &text),
+        false => Ok(()),
+    }
 }
 
 /// Number of rounds: `BENCH_ROUNDS`, which must be at least 1, or 5 without it.
@@ -111,11 +127,12 @@ fn rounds() -> Result<usize> {
     }
 }
 
-/// Replaces the text between the bench markers of docs/benchmarks.md.
-fn write_page(text: &str) -> Result<()> {
+/// Replaces the text of a block of docs/benchmarks.md.
+fn write_page(block: &table::Block, text: &str) -> Result<()> {
     let page = std::fs::read_to_string(PAGE).with_context(|| format!("cannot read {PAGE}"))?;
-    let replaced = table::replace_block(&page, text).with_context(|| {
-        format!("{PAGE} has no <!-- bench:begin --> … <!-- bench:end --> block")
-    })?;
-    std::fs::write(PAGE, replaced).with_context(|| format!("cannot write {PAGE}"))
+    let replaced = table::replace_block(&page, block, text)
+        .with_context(|| format!("{PAGE} does not have both markers of a block"))?;
+    std::fs::write(PAGE, replaced).with_context(|| format!("cannot write {PAGE}"))?;
+    println!("Written to {PAGE}");
+    Ok(())
 }

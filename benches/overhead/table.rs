@@ -2,14 +2,28 @@
 
 use crate::crowd::{self, Crowd};
 use crate::latency::Latency;
+use crate::lost::{Lost, Spread};
 use crate::machine;
 use crate::neighbours::Neighbours;
 use crate::outside::Outside;
 use crate::tool::{Tool, Toolbox};
 use crate::workload::{Cell, Measured};
 
-const BEGIN: &str = "<!-- bench:begin -->";
-const END: &str = "<!-- bench:end -->";
+/// Where a page has what one of the parts prints.
+pub struct Block {
+    begin: &'static str,
+    end: &'static str,
+}
+
+pub const ALL: Block = Block {
+    begin: "<!-- bench:begin -->",
+    end: "<!-- bench:end -->",
+};
+
+pub const LOST: Block = Block {
+    begin: "<!-- lost:begin -->",
+    end: "<!-- lost:end -->",
+};
 
 pub fn markdown(
     toolbox: &Toolbox,
@@ -70,6 +84,32 @@ pub fn markdown(
         "| most resident memory later | {:.1} MB |\n",
         crowd.most_kb as f64 / 1e3
     );
+    text
+}
+
+/// What the search for lost blocks costs.
+pub fn lost(rounds: usize, lost: &Lost) -> String {
+    let mut text = format!(
+        "{} In brackets: lowest and highest.\n\n| the process has | it is held | until its verdict |\n|---|--:|--:|\n",
+        machine::caption(rounds)
+    );
+    let cell = |spread: &Spread, unit: &str| {
+        let digits = if spread.median < 10.0 { 2 } else { 0 };
+        format!(
+            "{:.digits$}{unit} ({:.digits$}–{:.digits$})",
+            spread.median, spread.lowest, spread.highest
+        )
+    };
+    for (title, [held, verdict]) in &lost.held {
+        let (held, verdict) = (cell(held, " ms"), cell(verdict, " ms"));
+        text += &format!("| {title} | {held} | {verdict} |\n");
+    }
+    text += "\n| command | `--lost=never` | with a search | how many times |\n|---|--:|--:|--:|\n";
+    for (title, option, [never, other, ratio]) in &lost.commands {
+        let (never, other) = (cell(never, " ms"), cell(other, " ms"));
+        let ratio = cell(ratio, " ×");
+        text += &format!("| {title} | {never} | `{option}` {other} | {ratio} |\n");
+    }
     text
 }
 
@@ -222,9 +262,10 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// `page` with the text between the markers replaced. `None` if there are no markers.
-pub fn replace_block(page: &str, text: &str) -> Option<String> {
-    let (before, rest) = page.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{text}{END}{after}"))
+/// `page` with the text of a block replaced. `None` if it has no such block.
+pub fn replace_block(page: &str, block: &Block, text: &str) -> Option<String> {
+    let Block { begin, end } = block;
+    let (before, rest) = page.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}\n{text}{end}{after}"))
 }

@@ -205,10 +205,10 @@ impl Toolbox {
         Ok(line)
     }
 
-    /// The beginning of a command line that runs a command under memleak, with `probes` as an option.
-    fn memleak_run(&self, probes: &str) -> Vec<OsString> {
+    /// The beginning of a command line that runs a command under memleak, with an option.
+    fn memleak_run(&self, option: &str) -> Vec<OsString> {
         let mut line: Vec<OsString> = vec![self.memleak.clone().into()];
-        line.extend(["run", probes, "--format", "json", "-o"].map(OsString::from));
+        line.extend(["run", option, "--format", "json", "-o"].map(OsString::from));
         line.push(self.report().into());
         line.push("--".into());
         line
@@ -234,9 +234,9 @@ impl Toolbox {
         timing_of(&output)
     }
 
-    /// The same under memleak, with `probes` as an option.
-    pub fn run_under_memleak(&self, probes: &str, command: &[OsString]) -> Result<Timing> {
-        let mut line = self.memleak_run(probes);
+    /// The same under memleak, with an option.
+    pub fn run_under_memleak(&self, option: &str, command: &[OsString]) -> Result<Timing> {
+        let mut line = self.memleak_run(option);
         line.extend_from_slice(command);
         timing_of(&output_of(&line)?)
     }

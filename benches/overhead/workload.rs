@@ -10,7 +10,7 @@ use crate::tool::{Tool, Toolbox, first_line, output_of};
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/bench");
 const BUILT: &str = env!("CARGO_TARGET_TMPDIR");
-const PROGRAMS: [&str; 5] = ["pairs", "grow", "hold", "spawn", "starts"];
+const PROGRAMS: [&str; 6] = ["pairs", "grow", "hold", "list", "spawn", "starts"];
 /// Number of files in a small C project, which also has a Makefile.
 const PROJECT_FILES: usize = 30;
 
@@ -18,7 +18,7 @@ const PROJECT_FILES: usize = 30;
 pub struct Workload {
     /// What the program does, as the table says it.
     pub title: &'static str,
-    /// Its command line. `{}` stands for the number of operations.
+    /// Its command line, for [`line`].
     command: &'static [&'static str],
     /// Operations under each tool. Costs differ by three orders of magnitude, so each tool gets a number
     /// that takes it some tenths of a second.
@@ -215,20 +215,20 @@ pub fn pairs(number: u64) -> Vec<OsString> {
     vec![built("pairs").into(), "1".into(), number.to_string().into()]
 }
 
-impl Workload {
-    fn line(&self, operations: u64) -> Result<Vec<OsString>> {
-        self.command
-            .iter()
-            .map(|&word| match word {
-                "{}" => Ok(operations.to_string().into()),
-                "python3" => python(),
-                script if script.ends_with(".py") => Ok(format!("{SOURCES}/{script}").into()),
-                "project" | "hello" | "hello-static" => Ok(built(word).into()),
-                word if PROGRAMS.contains(&word) => Ok(built(word).into()),
-                word => Ok(word.into()),
-            })
-            .collect()
-    }
+/// The command line of a program that is measured. `{}` stands for the number of operations.
+pub fn line(command: &[&str], operations: u64) -> Result<Vec<OsString>> {
+    let is_source = |word: &str| [".py", ".pl", ".cc"].iter().any(|end| word.ends_with(end));
+    command
+        .iter()
+        .map(|&word| match word {
+            "{}" => Ok(operations.to_string().into()),
+            "python3" => python(),
+            source if is_source(source) => Ok(format!("{SOURCES}/{source}").into()),
+            "project" | "hello" | "hello-static" => Ok(built(word).into()),
+            word if PROGRAMS.contains(&word) => Ok(built(word).into()),
+            word => Ok(word.into()),
+        })
+        .collect()
 }
 
 /// The path of the interpreter itself. A version manager puts shell scripts in front of it, and their
@@ -337,7 +337,7 @@ pub fn measure(workload: &Workload, toolbox: &Toolbox, rounds: usize) -> Measure
 
 /// Runs the workload once. Returns nanoseconds per operation.
 fn once(workload: &Workload, toolbox: &Toolbox, tool: Tool, operations: u64) -> Result<f64> {
-    let timing = toolbox.run(tool, &workload.line(operations)?)?;
+    let timing = toolbox.run(tool, &line(workload.command, operations)?)?;
     if tool == Tool::Memleak {
         let counted = toolbox.reported_allocations()?;
         let least = operations * workload.allocations;
