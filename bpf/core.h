@@ -49,7 +49,7 @@ struct bpf_iter_task_vma {
 } __attribute__((aligned(8)));
 
 /* include/uapi/asm-generic/errno-base.h */
-enum { ENOENT = 2 };
+enum { ENOENT = 2, EBUSY = 16 };
 
 /* include/uapi/linux/sched.h */
 enum { CLONE_VM = 0x00000100, CLONE_THREAD = 0x00010000 };

@@ -289,7 +289,7 @@ enum walk_end {
 	WALK_UNREADABLE, /* the stack's memory could not be read */
 	WALK_NO_CODE,	 /* a return address that leads to no code */
 	WALK_NO_CALL,	 /* a return address that the kernel has replaced could not be found */
-	WALK_NO_MEMORY,
+	WALK_BUSY,	 /* the mappings were being changed, and nothing was known of the code */
 };
 
 /* A call stack, as it is sent to user space. */

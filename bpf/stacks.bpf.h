@@ -113,24 +113,19 @@ static __always_inline bool chain_stack(struct stack_sum *sum, __u64 id, __u32 a
 }
 
 /*
- * The entry of the stack that a call has just returned to; 0 if it has none. `at_ret`: the call has
- * not returned yet.
+ * The entry for a walk's stack in this heap; 0 if there is no room for it; -1 if another task was
+ * faster to take the room.
  */
-SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, int at_ret)
+SUBPROGRAM int enter_stack(struct stack_walk *walk, __u64 heap)
 {
-	struct stack_sum *sum;
-	struct stack_walk *walk;
 	__u32 at, first, unused = 0;
-	__u64 hash, heap;
+	struct stack_sum *sum;
+	__u64 hash;
 	int i;
 
-	if (!ctx || !thread)
-		return 0;
-	walk = walk_stack(ctx, thread, at_ret);
 	if (!walk)
 		return 0;
 	hash = walk->record.hash;
-	heap = thread->heap;
 	first = mix(hash, heap);
 	for (i = 0; i < STACK_TRIES; i++) {
 		at = (first + i) & stack_mask;
@@ -146,18 +141,44 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 		if (!unused && at && !sum->heap)
 			unused = at;
 	}
-	if (unused) {
-		sum = bpf_map_lookup_elem(&stack_sums, &unused);
-		if (sum && !__sync_val_compare_and_swap(&sum->heap, 0, heap)) {
-			sum->stack = hash;
-			if (chain_stack(sum, heap, unused)) {
-				tell_stack(walk, sum);
-				return unused;
-			}
-			sum->stack = 0;
-			sum->heap = 0;
-		}
+	sum = unused ? bpf_map_lookup_elem(&stack_sums, &unused) : 0;
+	if (!sum)
+		return 0;
+	if (__sync_val_compare_and_swap(&sum->heap, 0, heap))
+		return -1;
+	sum->stack = hash;
+	if (!chain_stack(sum, heap, unused)) {
+		sum->stack = 0;
+		sum->heap = 0;
+		return -1;
 	}
+	tell_stack(walk, sum);
+	return unused;
+}
+
+/*
+ * The entry of the stack that a call has just returned to; 0 if it has none. `at_ret`: the call has
+ * not returned yet.
+ */
+SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, int at_ret)
+{
+	struct stack_walk *walk;
+	int i, entry = 0;
+
+	if (!ctx || !thread)
+		return 0;
+	walk = begin_walk();
+	if (walk) {
+		walk_stack(ctx, thread, walk, at_ret);
+		for (i = 0; i < 64; i++) {
+			entry = enter_stack(walk, thread->heap);
+			if (entry >= 0)
+				break;
+		}
+		end_walk(walk);
+	}
+	if (entry > 0)
+		return entry;
 	__sync_fetch_and_add(&stacks_unentered, 1);
 	return 0;
 }

@@ -112,11 +112,73 @@ static __always_inline int must_wait_for(struct arrival *arrival, struct heap *h
 	return 0;
 }
 
+/* Executable mappings of a process that are remembered. */
+enum { MAX_CODE_RANGES = 96 };
+
+/* An executable mapping of a file. */
+struct code_range {
+	__u64 start, end;
+	__u64 offset; /* in the file */
+	struct file_id file;
+};
+
+/* What a process had mapped when its mappings were last looked up. */
+struct layout {
+	__u32 count;
+	__u32 pad;
+	struct code_range ranges[MAX_CODE_RANGES];
+};
+
+/*
+ * Of the heaps that were surveyed last. It is needed only where several threads allocate for the
+ * first time while others change the mappings. User space sets max_entries: 3.8 kB each.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u64);
+	__type(value, struct layout);
+} layouts SEC(".maps");
+
+static const struct layout no_layout;
+
+static __always_inline void begin_layout(__u64 heap)
+{
+	struct layout *layout = bpf_map_lookup_elem(&layouts, &heap);
+
+	if (layout)
+		layout->count = 0;
+	else
+		bpf_map_update_elem(&layouts, &heap, &no_layout, BPF_ANY);
+}
+
+SUBPROGRAM int note_code(__u64 heap, __u64 offset, struct arrival *arrival)
+{
+	struct layout *layout = bpf_map_lookup_elem(&layouts, &heap);
+	struct code_range *range;
+	__u32 at;
+
+	if (!layout || !arrival)
+		return 0;
+	at = layout->count;
+	if (at >= MAX_CODE_RANGES)
+		return 0;
+	range = &layout->ranges[at];
+	range->start = arrival->start;
+	range->end = arrival->end;
+	range->offset = offset;
+	range->file = arrival->file;
+	barrier();
+	layout->count = at + 1;
+	return 1;
+}
+
 /* A walk over the mappings of a process. */
 struct survey {
 	struct arrival arrival; /* of the mapping at hand */
 	__u64 last;		/* address of the inode that was seen last */
 	__u64 entry;		/* an address in the program */
+	__u64 offset;		/* of the mapping at hand, in its file */
 };
 
 /*
@@ -142,6 +204,8 @@ SUBPROGRAM int survey_file(struct survey *survey, struct heap *heap, __u64 addre
 	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFREG)
 		return 0;
 	identify_inode(inode, arrival);
+	if (stacks)
+		note_code(heap->id, survey->offset, arrival);
 	return must_wait_for(
 	    arrival, heap, arrival->start <= survey->entry && survey->entry < arrival->end, waits);
 }
@@ -165,6 +229,8 @@ static __always_inline int survey_mappings(struct task_struct *task, struct heap
 	survey.arrival.pid = proc_pid_of(task);
 	survey.arrival.heap = heap->id;
 	survey.entry = BPF_CORE_READ(task, mm, start_code);
+	if (stacks)
+		begin_layout(heap->id);
 	if (bpf_iter_task_vma_new(&it, task, 0))
 		unknown = -1;
 	while ((vma = bpf_iter_task_vma_next(&it))) {
@@ -173,6 +239,7 @@ static __always_inline int survey_mappings(struct task_struct *task, struct heap
 			continue;
 		survey.arrival.start = BPF_CORE_READ(vma, vm_start);
 		survey.arrival.end = BPF_CORE_READ(vma, vm_end);
+		survey.offset = BPF_CORE_READ(vma, vm_pgoff) << CODE_PAGE_BITS;
 		if (survey_file(&survey, heap, (__u64)file, waits))
 			unknown++;
 	}

@@ -38,9 +38,20 @@
 /* The stack is read in pieces of this size, because a read costs as much as a walk of 20 frames. */
 enum { WINDOW_BYTES = 4096, WINDOW_WORDS = WINDOW_BYTES / 8 };
 
-/* A walk up a thread's stack. Its place is kept, because it is too large for the program's stack.
- */
+/* What is mapped at an address. */
+struct mapped {
+	struct arrival arrival;
+	__u64 address;
+	__u64 page; /* the offset in the file of the address's page */
+	__u32 is_file;
+	__u32 is_code;
+	__u32 is_vdso;
+	__s32 error; /* 0, or why nothing is known */
+};
+
+/* A walk up a thread's stack. It is too large for the program's own stack. */
 struct stack_walk {
+	__u64 owner; /* the ids of the task that walks; 0: none */
 	__u64 heap;
 	__u64 space; /* stands for the mappings of the process as they are now */
 	__u64 trampoline;
@@ -55,15 +66,19 @@ struct stack_walk {
 	__u32 is_exact;	 /* ip is not behind a call: a signal came there */
 	__u32 is_third_lost;
 	__u32 is_unreadable;
+	struct mapped mapped;
 	struct stack_record record;
 	__u64 words[WINDOW_WORDS];
 };
 
-/* 8 kB for each thread that allocates. */
+/*
+ * Room for walks, 8 kB each. A task takes one for each walk. One for each CPU would do if programs
+ * at probes could not be preempted. User space sets max_entries.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
 	__type(value, struct stack_walk);
 } stack_walks SEC(".maps");
 
@@ -119,6 +134,17 @@ struct {
 	__type(value, struct cached);
 } page_cache SEC(".maps");
 
+/*
+ * The same, whatever has changed since. A table of its own: where the mappings change often, the
+ * entries of the other one are soon replaced.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << PAGE_CACHE_BITS);
+	__type(key, __u32);
+	__type(value, struct cached);
+} last_pages SEC(".maps");
+
 /* The rules for places in files. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -136,24 +162,14 @@ static __always_inline __u64 mix(__u64 hash, __u64 value)
 }
 
 /* What an address is: a place in a file, as in a frame, or one of these. */
-enum { PLACE_NOT_CODE, PLACE_UNKNOWN, PLACE_KINDS };
+enum { PLACE_NOT_CODE, PLACE_UNKNOWN, PLACE_BUSY, PLACE_KINDS };
 
 enum { PAGE_BYTES = 1 << CODE_PAGE_BITS };
 
-/* What is mapped at an address. */
-struct mapped {
-	struct arrival arrival;
-	__u64 page; /* the offset in the file of the address's page */
-	__u32 is_file;
-	__u32 is_code;
-	__u32 is_vdso;
-	__u32 pad;
-	__u64 address;
-};
-
 static long look_at_mapping(struct task_struct *task, struct vm_area_struct *vma,
-			    struct mapped *mapped)
+			    struct stack_walk **context)
 {
+	struct mapped *mapped = &(*context)->mapped;
 	struct file *file = BPF_CORE_READ(vma, vm_file);
 	__u64 start = BPF_CORE_READ(vma, vm_start);
 
@@ -171,88 +187,144 @@ static long look_at_mapping(struct task_struct *task, struct vm_area_struct *vma
 	return 0;
 }
 
-/*
- * Looks at the mapping of `mapped->address` in the current process. Returns 0, or an error. It is
- * verified once, and not at every turn of the loop that calls it.
- */
-SUBPROGRAM int look_up_mapping(struct mapped *mapped)
-{
-	/* The kernel's function takes a place on the program's stack only. */
-	struct mapped found = {};
-	int error;
+/* How often the kernel is asked for a mapping: some 0.2 ms. */
+enum { MAPPING_TRIES = 4096 };
 
-	if (!mapped)
-		return -ENOENT;
-	found.address = mapped->address;
-	error = bpf_find_vma(bpf_get_current_task_btf(), found.address, look_at_mapping, &found, 0);
-	*mapped = found;
-	return error;
+static long try_mapping(__u32 index, struct stack_walk **context)
+{
+	struct stack_walk *walk = *context;
+
+	walk->mapped.error = bpf_find_vma(bpf_get_current_task_btf(), walk->mapped.address,
+					  look_at_mapping, &walk, 0);
+	return walk->mapped.error != -EBUSY;
+}
+
+static __always_inline __u32 page_index(__u64 key)
+{
+	return key * GOLDEN_RATIO >> (64 - PAGE_CACHE_BITS);
+}
+
+static __always_inline void cache(struct cached *entry, __u64 key, __u64 value)
+{
+	if (!entry)
+		return;
+	entry->check = key ^ value;
+	barrier();
+	entry->value = value;
+}
+
+/* What a page of code is, or one of the kinds, at an address in it. */
+static __always_inline __u64 place_in(__u64 page, __u64 address)
+{
+	return page < PLACE_KINDS ? page : page | (address & (PAGE_BYTES - 1));
+}
+
+/* What an address was when the process's mappings were last looked up. */
+SUBPROGRAM long surveyed_place(struct stack_walk *walk, __u64 address)
+{
+	struct code_range *range;
+	struct file_state *state;
+	struct layout *layout;
+	struct file_id file;
+	__u64 heap;
+	__u32 i;
+
+	if (!walk)
+		return PLACE_BUSY;
+	heap = walk->heap;
+	layout = bpf_map_lookup_elem(&layouts, &heap);
+	if (!layout)
+		return PLACE_BUSY;
+	for (i = 0; i < MAX_CODE_RANGES && i < layout->count; i++) {
+		range = &layout->ranges[i];
+		if (address < range->start || address >= range->end)
+			continue;
+		file = range->file;
+		state = bpf_map_lookup_elem(&files, &file);
+		if (!state || !state->module)
+			return PLACE_UNKNOWN;
+		return (__u64)state->module << FRAME_MODULE |
+		       (range->offset + (address - range->start));
+	}
+	return PLACE_BUSY;
 }
 
 /*
- * Finds out what an address is, and puts the answer into the cache. The kernel may be busy with the
- * mappings: then it is asked again.
+ * Finds out what an address is, and puts the answer into the cache.
+ *
+ * While another thread changes the mappings, the kernel does not tell what they are. Then the
+ * answer is what was last known of the page, if the process has as many pages of code as it had
+ * then. It is wrong only if code was unmapped, and other code of the same size mapped in its place,
+ * since then. If nothing is known of the page, the answer is what a dynamic loader has mapped
+ * there. Otherwise the kernel is asked again for a while. The other thread may have been preempted,
+ * so this does not always help.
  */
 SUBPROGRAM long find_place(struct stack_walk *walk, __u64 address)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct mapped mapped = {.address = address};
-	__u64 key, place = PLACE_UNKNOWN;
+	__u64 page = address >> CODE_PAGE_BITS, place = PLACE_UNKNOWN, key, last, known;
+	struct mapped *mapped;
 	struct file_state *state;
 	struct cached *entry;
 	__u32 index;
-	int i, error;
 
 	if (!walk)
 		return PLACE_NOT_CODE;
-	for (i = 0; i < 64; i++) {
-		error = look_up_mapping(&mapped);
-		if (!error)
-			break;
-		if (error == -ENOENT)
-			return PLACE_NOT_CODE;
-	}
-	if (!mapped.is_code)
+	mapped = &walk->mapped;
+	mapped->address = address;
+	mapped->is_file = mapped->is_code = mapped->is_vdso = 0;
+	last = mix(mix(stack_seed, walk->heap), BPF_CORE_READ(task, mm, exec_vm)) ^ page;
+	index = page_index(last);
+	entry = bpf_map_lookup_elem(&last_pages, &index);
+	if (!entry)
 		return PLACE_NOT_CODE;
-	if (mapped.is_vdso && vdso_module) {
-		place = (__u64)vdso_module << FRAME_MODULE | mapped.page;
-	} else if (mapped.is_file && mapped.page >> FRAME_MODULE == 0) {
-		state = known_file(&mapped.arrival);
+	try_mapping(0, &walk);
+	if (mapped->error == -EBUSY) {
+		known = entry->value;
+		if ((entry->check ^ known) == last)
+			return place_in(known, address);
+		known = surveyed_place(walk, address);
+		if (known != PLACE_BUSY)
+			return known;
+		bpf_loop(MAPPING_TRIES, try_mapping, &walk, 0);
+		if (mapped->error == -EBUSY)
+			return PLACE_BUSY;
+	}
+	if (mapped->error || !mapped->is_code)
+		return PLACE_NOT_CODE;
+	if (mapped->is_vdso && vdso_module) {
+		place = (__u64)vdso_module << FRAME_MODULE | mapped->page;
+	} else if (mapped->is_file && mapped->page >> FRAME_MODULE == 0) {
+		state = known_file(&mapped->arrival);
 		if (!state) {
 			/* It was mapped by other means than a dynamic loader's. */
-			mapped.arrival.pid = proc_pid_of(task);
-			mapped.arrival.heap = walk->heap;
-			send_arrival(&mapped.arrival);
+			mapped->arrival.pid = proc_pid_of(task);
+			mapped->arrival.heap = walk->heap;
+			send_arrival(&mapped->arrival);
 			return PLACE_UNKNOWN;
 		}
 		if (state->asked)
 			return PLACE_UNKNOWN;
 		if (state->module)
-			place = (__u64)state->module << FRAME_MODULE | mapped.page;
+			place = (__u64)state->module << FRAME_MODULE | mapped->page;
 	}
-	key = walk->space ^ address >> CODE_PAGE_BITS;
-	index = key * GOLDEN_RATIO >> (64 - PAGE_CACHE_BITS);
-	entry = bpf_map_lookup_elem(&page_cache, &index);
-	if (entry) {
-		entry->check = key ^ place;
-		barrier();
-		entry->value = place;
-	}
-	return place < PLACE_KINDS ? place : place | (address & (PAGE_BYTES - 1));
+	cache(entry, last, place);
+	key = walk->space ^ page;
+	index = page_index(key);
+	cache(bpf_map_lookup_elem(&page_cache, &index), key, place);
+	return place_in(place, address);
 }
 
 static __always_inline __u64 place_of(struct stack_walk *walk, __u64 address)
 {
-	__u64 key = walk->space ^ address >> CODE_PAGE_BITS, value;
-	__u32 index = key * GOLDEN_RATIO >> (64 - PAGE_CACHE_BITS);
+	__u64 key = walk->space ^ address >> CODE_PAGE_BITS, page;
+	__u32 index = page_index(key);
 	struct cached *entry = bpf_map_lookup_elem(&page_cache, &index);
 
 	if (!entry)
 		return PLACE_NOT_CODE;
-	value = entry->value;
-	if ((entry->check ^ value) != key)
-		return find_place(walk, address);
-	return value < PLACE_KINDS ? value : value | (address & (PAGE_BYTES - 1));
+	page = entry->value;
+	return (entry->check ^ page) == key ? place_in(page, address) : find_place(walk, address);
 }
 
 static __always_inline __u64 row_at(__u32 at)
@@ -270,7 +342,6 @@ SUBPROGRAM long find_rule(__u64 place)
 	__u32 number = (place >> FRAME_MODULE) & (MAX_MODULES - 1), low, high, middle, index;
 	__u64 offset = place & ((1ULL << FRAME_MODULE) - 1), row, best = 0, value = RULE_MISSING;
 	struct module *module = bpf_map_lookup_elem(&modules, &number);
-	struct cached *entry;
 	__u64 *rule;
 	int i;
 
@@ -295,12 +366,7 @@ SUBPROGRAM long find_rule(__u64 place)
 	if (rule)
 		value = *rule;
 	index = place * GOLDEN_RATIO >> (64 - RULE_CACHE_BITS);
-	entry = bpf_map_lookup_elem(&rule_cache, &index);
-	if (entry) {
-		entry->check = place ^ value;
-		barrier();
-		entry->value = value;
-	}
+	cache(bpf_map_lookup_elem(&rule_cache, &index), place, value);
 	return value;
 }
 
@@ -570,6 +636,10 @@ static long walk_one(__u64 index, struct stack_walk **context)
 		walk->record.end = walk->record.guessed ? WALK_NO_RULE : WALK_NO_CODE;
 		return 1;
 	}
+	if (place == PLACE_BUSY) {
+		walk->record.end = WALK_BUSY;
+		return 1;
+	}
 	if (place == PLACE_UNKNOWN) {
 		frame = 1ULL << FRAME_ADDRESS | walk->ip;
 		rule = RULE_MISSING;
@@ -623,18 +693,40 @@ static __always_inline __u64 version_of_mappings(struct task_struct *task)
 		   mix(BPF_CORE_READ(mm, exec_vm), BPF_CORE_READ(mm, map_count)));
 }
 
-/*
- * Walks up the stack of the function that has just returned, or that is at its `ret`. Returns where
- * the record is; 0 if there is no memory for it.
- */
-static __always_inline struct stack_walk *walk_stack(struct pt_regs *ctx, struct thread *thread,
-						     bool at_ret)
+/* Places that are tried before there counts as no room for a walk. */
+enum { WALK_TRIES = 16 };
+
+/* Takes room for a walk; 0 if there is none. Mostly a task gets the same again. */
+static __always_inline struct stack_walk *begin_walk(void)
+{
+	__u64 task = bpf_get_current_pid_tgid();
+	__u32 first = task * GOLDEN_RATIO >> 32, index;
+	struct stack_walk *walk;
+	int i;
+
+	for (i = 0; i < WALK_TRIES; i++) {
+		index = (first + i) & walk_mask;
+		walk = bpf_map_lookup_elem(&stack_walks, &index);
+		if (!walk)
+			return 0;
+		if (!__sync_val_compare_and_swap(&walk->owner, 0, task))
+			return walk;
+	}
+	return 0;
+}
+
+static __always_inline void end_walk(struct stack_walk *walk)
+{
+	__sync_lock_test_and_set(&walk->owner, 0);
+}
+
+/* Walks up the stack of the function that has just returned, or that is at its `ret`. */
+SUBPROGRAM int walk_stack(struct pt_regs *ctx __arg_ctx, struct thread *thread,
+			  struct stack_walk *walk, int at_ret)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct stack_walk *walk =
-	    bpf_task_storage_get(&stack_walks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
-	if (!walk)
+	if (!ctx || !thread || !walk)
 		return 0;
 	if (walk->heap != thread->heap || !walk->trampoline) {
 		walk->heap = thread->heap;
@@ -673,7 +765,7 @@ static __always_inline struct stack_walk *walk_stack(struct pt_regs *ctx, struct
 	if (walk->record.end == WALK_COMPLETE)
 		walk->top = walk->sp;
 	walk->record.hash = mix(walk->record.hash, walk->record.end);
-	return walk;
+	return 1;
 }
 
 #endif

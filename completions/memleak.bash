@@ -29,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --output --format --help --version run doctor"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --output --format --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -61,6 +61,10 @@ _memleak() {
                     ;;
                 --lost-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --stacks)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
                     ;;
                 --uid)
@@ -184,7 +188,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --help --version"
+            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -216,6 +220,10 @@ _memleak() {
                     ;;
                 --lost-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --stacks)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
                     ;;
                 --fail-on-leak)

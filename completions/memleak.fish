@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -32,6 +32,9 @@ complete -c memleak -n "__fish_memleak_needs_command" -l lost -d 'Tell lost from
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_needs_command" -l lost-timeout -d 'Hold a process for that long at the most' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'Not yet anywhere'
+always\t''
+never\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l user-name -d 'Only processes of this user; may be repeated' -r -f -a "(__fish_complete_users)"
 complete -c memleak -n "__fish_memleak_needs_command" -l comm -d 'Only processes whose command name matches (!GLOB: does not match); may be repeated' -r
@@ -64,6 +67,9 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost -d 'Tell lo
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost-timeout -d 'Hold a process for that long at the most' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'Not yet anywhere'
+always\t''
+never\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if a process leaks more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all together leak more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-lost -d 'Fail if a process loses more than SIZE' -r

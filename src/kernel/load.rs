@@ -10,7 +10,10 @@ use std::path::Path;
 
 use libbpf_rs::libbpf_sys::bpf_object_open_opts;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, OpenObject, PrintLevel, ProgramAttachType, set_print};
+use libbpf_rs::{
+    Link, MapCore, MapFlags, OpenObject, PrintLevel, ProgramAttachType, num_possible_cpus,
+    set_print,
+};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 use crate::kernel::args;
@@ -259,7 +262,10 @@ fn load_newer(
         open.maps.found.set_max_entries(1)?;
     }
     match settings.recorded.stacks {
-        Some(stacks) => open.maps.stack_sums.set_max_entries(stacks.table)?,
+        Some(stacks) => {
+            open.maps.stack_sums.set_max_entries(stacks.table)?;
+            open.maps.stack_walks.set_max_entries(walks())?;
+        }
         None => leave_out_stacks(&mut open)?,
     }
     let reads = settings.recorded.reads.wanted(holds).is_any();
@@ -284,6 +290,7 @@ fn load_newer(
         if let Some(stacks) = settings.recorded.stacks {
             rodata.stacks = true;
             rodata.stack_mask = stacks.table - 1;
+            rodata.walk_mask = walks() - 1;
             rodata.stack_seed = random()?;
         }
         rodata.read_within_ns = settings.recorded.reads.timeout.as_nanos() as u64;
@@ -356,6 +363,8 @@ fn leave_out_stacks(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Result<()> {
         &mut maps.rules,
         &mut maps.modules,
         &mut maps.page_cache,
+        &mut maps.last_pages,
+        &mut maps.layouts,
         &mut maps.rule_cache,
         &mut maps.stack_sums,
         &mut maps.new_stacks,
@@ -364,6 +373,16 @@ fn leave_out_stacks(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Result<()> {
         map.set_autocreate(false)?;
     }
     Ok(())
+}
+
+/// How many walks up stacks there is room for at one time: a power of two. A walk holds its room while it is preempted.
+fn walks() -> u32 {
+    const FEWEST: usize = 64;
+    const MOST: usize = 1 << 14;
+    const ON_A_CPU: usize = 4;
+    let cpus = num_possible_cpus().unwrap_or(1);
+    let walks = cpus.saturating_mul(ON_A_CPU).clamp(FEWEST, MOST);
+    walks.next_power_of_two() as u32
 }
 
 /// A number that processes cannot guess.

@@ -10,16 +10,16 @@ use libbpf_rs::MapCore;
 
 /// What memleak may do with a mapped array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
+pub(super) enum MapAccess {
     Read,
     Write,
 }
 
-impl Access {
+impl MapAccess {
     fn protection(self) -> i32 {
         match self {
-            Access::Read => libc::PROT_READ,
-            Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+            MapAccess::Read => libc::PROT_READ,
+            MapAccess::Write => libc::PROT_READ | libc::PROT_WRITE,
         }
     }
 }
@@ -42,7 +42,7 @@ impl<T: Copy> MappedArray<T> {
     ///
     /// # Errors
     /// There is no address space left.
-    pub(super) fn map(map: &impl MapCore, access: Access) -> io::Result<Self> {
+    pub(super) fn map(map: &impl MapCore, access: MapAccess) -> io::Result<Self> {
         Self::map_part(map, access, 0..map.max_entries() as usize)
     }
 
@@ -52,7 +52,7 @@ impl<T: Copy> MappedArray<T> {
     /// There is no address space left.
     pub(super) fn map_part(
         map: &impl MapCore,
-        access: Access,
+        access: MapAccess,
         part: Range<usize>,
     ) -> io::Result<Self> {
         let count = part.len();
@@ -72,7 +72,7 @@ impl<T: Copy> MappedArray<T> {
             return Err(io::Error::last_os_error());
         }
         let first = NonNull::new(address.cast::<T>()).ok_or(io::ErrorKind::Other)?;
-        let is_writable = access == Access::Write;
+        let is_writable = access == MapAccess::Write;
         Ok(Self {
             first,
             count,

@@ -10,13 +10,13 @@ use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use crate::kernel::error::LoadError;
-use crate::kernel::mapped::{Access, MappedArray};
+use crate::kernel::mapped::{MapAccess, MappedArray};
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{
     limits, module, rule_base, rule_bits, rule_kind, rule_saved,
 };
 use crate::stacks::file_rules::FileRules;
-use crate::stacks::rules::{Base, Plain, Rule, RuleKind, Saved};
+use crate::stacks::rules::{Base, RuleKind, Saved, StackRule, UnwindRule};
 
 /// The tables of all files that have been examined.
 pub(super) struct RuleTables {
@@ -40,9 +40,9 @@ impl RuleTables {
     ) -> Result<Self, LoadError> {
         let own = |error: io::Error| LoadError::ring(error.into());
         let tables = Self {
-            modules: MappedArray::map(&skel.maps.modules, Access::Write).map_err(own)?,
-            rules: MappedArray::map(&skel.maps.rules, Access::Write).map_err(own)?,
-            // Rule 0 says that there is none.
+            modules: MappedArray::map(&skel.maps.modules, MapAccess::Write).map_err(own)?,
+            rules: MappedArray::map(&skel.maps.rules, MapAccess::Write).map_err(own)?,
+            // UnwindRule 0 says that there is none.
             numbers: HashMap::from([(0, 0)]),
             segments: Vec::new(),
             outer: MapHandle::try_from(&skel.maps.rows).map_err(LoadError::ring)?,
@@ -108,7 +108,7 @@ impl RuleTables {
             let segment =
                 MapHandle::create(MapType::Array, Some("memleak_rows"), 4, 8, rows, &options)?;
             let key = (self.segments.len() as u32).to_ne_bytes();
-            let mapped = MappedArray::map(&segment, Access::Write)?;
+            let mapped = MappedArray::map(&segment, MapAccess::Write)?;
             let descriptor = segment.as_fd().as_raw_fd().to_ne_bytes();
             self.outer.update(&key, &descriptor, MapFlags::ANY)?;
             self.segments.push(mapped);
@@ -117,7 +117,7 @@ impl RuleTables {
     }
 
     /// The number of a rule. If there are too many rules, it is that of a rule that nobody knows.
-    fn number(&mut self, rule: Rule) -> u32 {
+    fn number(&mut self, rule: UnwindRule) -> u32 {
         let word = word_of(rule);
         if let Some(number) = self.numbers.get(&word) {
             return *number;
@@ -125,7 +125,8 @@ impl RuleTables {
         let mut number = self.numbers.len() as u32;
         if number >= limits::MAX_RULES.0 {
             number = limits::MAX_RULES.0 - 1;
-            self.rules.put(number as usize, word_of(Rule::Unknown));
+            self.rules
+                .put(number as usize, word_of(UnwindRule::Unknown));
         } else {
             self.rules.put(number as usize, word);
         }
@@ -135,22 +136,24 @@ impl RuleTables {
 }
 
 /// A rule as the programs read it.
-fn word_of(rule: Rule) -> u64 {
+fn word_of(rule: UnwindRule) -> u64 {
     let kind = |kind: rule_kind| u64::from(kind.0);
     match rule {
-        Rule::Missing => kind(rule_kind::RULE_MISSING),
-        Rule::Outermost => kind(rule_kind::RULE_OUTERMOST),
-        Rule::Signal => kind(rule_kind::RULE_SIGNAL),
-        Rule::Unknown => kind(rule_kind::RULE_UNKNOWN),
-        Rule::Linkage { pushed_at } => {
+        UnwindRule::Missing => kind(rule_kind::RULE_MISSING),
+        UnwindRule::Outermost => kind(rule_kind::RULE_OUTERMOST),
+        UnwindRule::Signal => kind(rule_kind::RULE_SIGNAL),
+        UnwindRule::Unknown => kind(rule_kind::RULE_UNKNOWN),
+        UnwindRule::Linkage { pushed_at } => {
             kind(rule_kind::RULE_LINKAGE) | u64::from(pushed_at) << rule_bits::RULE_PLUS.0
         }
-        Rule::Plain(plain) => plain_word(&plain).unwrap_or_else(|| kind(rule_kind::RULE_UNKNOWN)),
+        UnwindRule::Plain(plain) => {
+            plain_word(&plain).unwrap_or_else(|| kind(rule_kind::RULE_UNKNOWN))
+        }
     }
 }
 
 /// `None` if a distance is too large.
-fn plain_word(plain: &Plain) -> Option<u64> {
+fn plain_word(plain: &StackRule) -> Option<u64> {
     const DISTANCE_BITS: u32 = 24;
     let at = |bits: rule_bits, value: u64| value << bits.0;
     let below = |saved| match saved {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use libbpf_rs::MapCore;
 
-use crate::kernel::mapped::{Access, MappedArray};
+use crate::kernel::mapped::{MapAccess, MappedArray};
 use crate::kernel::skeletons::types::{candidate, slot, slot_state};
 use crate::lost::Block;
 
@@ -19,7 +19,7 @@ impl Slots {
     /// # Errors
     /// There is no address space left.
     pub(super) fn map(map: &impl MapCore) -> io::Result<Self> {
-        MappedArray::map(map, Access::Read).map(Self)
+        MappedArray::map(map, MapAccess::Read).map(Self)
     }
 
     /// The blocks of a heap. If its process runs, its slots may change meanwhile.
@@ -54,7 +54,7 @@ impl CandidateTable {
         let all = map.max_entries();
         let map = |half: Range<u32>| -> io::Result<Self> {
             let part = half.start as usize..half.end as usize;
-            let entries = MappedArray::map_part(map, Access::Write, part)?;
+            let entries = MappedArray::map_part(map, MapAccess::Write, part)?;
             let first = half.start;
             Ok(Self { entries, first })
         };

@@ -14,13 +14,13 @@ use libbpf_rs::RingBuffer;
 use crate::elf::file::ElfFile;
 
 use crate::kernel::error::LoadError;
-use crate::kernel::mapped::{Access, FirstWord, MappedArray};
+use crate::kernel::mapped::{FirstWord, MapAccess, MappedArray};
 use crate::kernel::rings::{Taken, ring};
 use crate::kernel::rule_tables::RuleTables;
 use crate::kernel::settings::StackSettings;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{frame_bits, stack_sum, walk_end};
-use crate::model::stack::{CallStack, Frame, Place, StackShare, WalkEnd};
+use crate::model::stack::{CallStack, CodePlace, Frame, StackShare, WalkEnd};
 use crate::stacks::code_files::CodeFiles;
 use crate::stacks::file_rules::FileRules;
 
@@ -48,7 +48,7 @@ impl StackTables {
         let own = |error: io::Error| LoadError::ring(error.into());
         Ok(Self {
             rules: RuleTables::open(skel, settings.left_out)?,
-            sums: MappedArray::map(&skel.maps.stack_sums, Access::Write).map_err(own)?,
+            sums: MappedArray::map(&skel.maps.stack_sums, MapAccess::Write).map_err(own)?,
             ring,
             arrived,
             known: HashMap::new(),
@@ -129,8 +129,8 @@ fn frame(word: u64) -> Frame {
     let has = |bit: frame_bits| word >> bit.0 & 1 != 0;
     let number = word & ((1 << frame_bits::FRAME_EXACT.0) - 1);
     let place = match has(frame_bits::FRAME_ADDRESS) {
-        true => Place::Address(number),
-        false => Place::File {
+        true => CodePlace::Address(number),
+        false => CodePlace::File {
             module: (number >> frame_bits::FRAME_MODULE.0) as u32,
             offset: number & ((1 << frame_bits::FRAME_MODULE.0) - 1),
         },
@@ -164,6 +164,7 @@ fn stack_from_bytes(bytes: &[u8]) -> Option<(u64, CallStack)> {
                 walk_end::WALK_UNREADABLE => WalkEnd::Unreadable,
                 walk_end::WALK_NO_CODE => WalkEnd::NoCode,
                 walk_end::WALK_NO_CALL => WalkEnd::NoCall,
+                walk_end::WALK_BUSY => WalkEnd::Busy,
                 _ => WalkEnd::OddRule,
             },
             guessed,

@@ -16,14 +16,14 @@ pub struct CallStack {
 /// A frame: where a call returns to, or where code was interrupted by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frame {
-    pub place: Place,
+    pub place: CodePlace,
     /// A signal has interrupted the code at this instruction. It does not follow a call.
     pub interrupted: bool,
 }
 
 /// A place in code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Place {
+pub enum CodePlace {
     /// In a file, by the file's number and the offset in the file.
     File { module: u32, offset: u64 },
     /// An address in memory, of code that is in no known file.
@@ -49,6 +49,8 @@ pub enum WalkEnd {
     NoCode,
     /// Another probe has replaced a return address, and the original is not known.
     NoCall,
+    /// Other threads were changing the mappings, and nothing was known of the code.
+    Busy,
 }
 
 /// What an image has allocated by one call stack, and never freed. Sizes are in bytes.

@@ -19,12 +19,12 @@ pub struct StackArgs {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     #[arg(hide_possible_values = true)]
-    pub stacks: Stacks,
+    pub stacks: StacksWhen,
 }
 
 /// When to record call stacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Stacks {
+pub enum StacksWhen {
     /// Not yet anywhere.
     #[default]
     Auto,
@@ -35,7 +35,7 @@ pub enum Stacks {
 impl StackArgs {
     /// How call stacks are recorded. `None`: not at all.
     pub(super) fn wanted(&self, switches: &Switches) -> Option<StackSettings> {
-        (self.stacks == Stacks::Always).then(|| StackSettings {
+        (self.stacks == StacksWhen::Always).then(|| StackSettings {
             table: switches.stack_table.unwrap_or(TABLE).next_power_of_two(),
             left_out: switches.without_rules,
         })

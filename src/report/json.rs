@@ -147,6 +147,7 @@ fn walk_name(end: WalkEnd) -> &'static str {
         WalkEnd::Unreadable => "unreadable",
         WalkEnd::NoCode => "no_code",
         WalkEnd::NoCall => "no_call",
+        WalkEnd::Busy => "busy",
     }
 }
 

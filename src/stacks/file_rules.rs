@@ -11,7 +11,7 @@ use object::elf::{PF_X, PT_LOAD, SHF_COMPRESSED};
 
 use crate::elf::file::{ElfFile, Segment};
 use crate::elf::unwind::Content;
-use crate::stacks::rules::Rule;
+use crate::stacks::rules::UnwindRule;
 
 /// A larger table is not read. That of libLLVM has 12 MB.
 const MAX_BYTES: u64 = 256 << 20;
@@ -22,13 +22,13 @@ const MAX_ROWS: usize = 1 << 24;
 /// Bytes of an address.
 const ADDRESS_SIZE: u8 = 8;
 
-type Slice<'a> = EndianSlice<'a, LittleEndian>;
+type TableBytes<'a> = EndianSlice<'a, LittleEndian>;
 
 /// The rules of a file. Each holds from its place up to the next one's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileRules {
     /// Offsets in the file, in ascending order, each with the rule from there on.
-    pub rows: Vec<(u32, Rule)>,
+    pub rows: Vec<(u32, UnwindRule)>,
 }
 
 impl FileRules {
@@ -63,7 +63,7 @@ impl FileRules {
             return;
         };
         let behind = self.rows.partition_point(|(offset, _)| *offset <= start);
-        if self.at(start) != Rule::Missing {
+        if self.at(start) != UnwindRule::Missing {
             return;
         }
         let next = self
@@ -71,7 +71,7 @@ impl FileRules {
             .get(behind)
             .map_or(u32::MAX, |(offset, _)| *offset);
         let end = start.saturating_add(LONGEST);
-        let rows = [(start, Rule::Outermost), (end, Rule::Missing)];
+        let rows = [(start, UnwindRule::Outermost), (end, UnwindRule::Missing)];
         let count = if next <= end { 1 } else { 2 };
         self.rows
             .splice(behind..behind, rows.into_iter().take(count));
@@ -79,7 +79,7 @@ impl FileRules {
 
     fn of<'a, S>(elf: &ElfFile<'_>, section: &S, bases: &BaseAddresses) -> Self
     where
-        S: UnwindSection<Slice<'a>>,
+        S: UnwindSection<TableBytes<'a>>,
         S::Offset: UnwindOffset<usize>,
     {
         let mut code = Code::of(elf);
@@ -102,12 +102,12 @@ impl FileRules {
             .collect();
         offsets.sort_unstable();
         offsets.dedup();
-        let mut rows = Rows::default();
+        let mut rows = RuleRows::default();
         for offset in offsets {
             rows.add(
                 offset,
                 match self.at(offset) {
-                    Rule::Missing => others.at(offset),
+                    UnwindRule::Missing => others.at(offset),
                     rule => rule,
                 },
             );
@@ -116,10 +116,10 @@ impl FileRules {
     }
 
     /// The rule at an offset in the file.
-    pub fn at(&self, offset: u32) -> Rule {
+    pub fn at(&self, offset: u32) -> UnwindRule {
         let behind = self.rows.partition_point(|(start, _)| *start <= offset);
         let row = behind.checked_sub(1).and_then(|at| self.rows.get(at));
-        row.map_or(Rule::Missing, |(_, rule)| *rule)
+        row.map_or(UnwindRule::Missing, |(_, rule)| *rule)
     }
 }
 
@@ -137,15 +137,15 @@ fn debug_frame(elf: &ElfFile<'_>) -> Option<Vec<u8>> {
 struct Code<'elf> {
     /// Segments that are executed.
     segments: Vec<&'elf Segment>,
-    found: Vec<Found>,
+    found: Vec<RuleStart>,
 }
 
 /// A place in the file where a rule begins, or where one that began before ends.
-struct Found {
+struct RuleStart {
     offset: u32,
     /// Functions may overlap in broken tables. Then the rule of the last one that begins holds.
     is_end: bool,
-    rule: Rule,
+    rule: UnwindRule,
 }
 
 impl<'elf> Code<'elf> {
@@ -171,11 +171,11 @@ impl<'elf> Code<'elf> {
     /// Adds what a section has, up to the first entry that cannot be read.
     fn add<'a, S>(&mut self, section: &S, bases: &BaseAddresses)
     where
-        S: UnwindSection<Slice<'a>>,
+        S: UnwindSection<TableBytes<'a>>,
         S::Offset: UnwindOffset<usize>,
     {
         let mut context = UnwindContext::new();
-        let mut cie: Option<(usize, CommonInformationEntry<Slice<'a>>)> = None;
+        let mut cie: Option<(usize, CommonInformationEntry<TableBytes<'a>>)> = None;
         let mut entries = section.entries(bases);
         while let Ok(Some(entry)) = entries.next() {
             let CieOrFde::Fde(partial) = entry else {
@@ -204,12 +204,12 @@ impl<'elf> Code<'elf> {
 
     fn add_function<'a, S>(
         &mut self,
-        function: &FrameDescriptionEntry<Slice<'a>>,
+        function: &FrameDescriptionEntry<TableBytes<'a>>,
         section: &S,
         bases: &BaseAddresses,
         context: &mut UnwindContext<usize>,
     ) where
-        S: UnwindSection<Slice<'a>>,
+        S: UnwindSection<TableBytes<'a>>,
         S::Offset: UnwindOffset<usize>,
     {
         let (start, end) = (function.initial_address(), function.end_address());
@@ -222,15 +222,15 @@ impl<'elf> Code<'elf> {
         let encoding = function.cie().encoding();
         let is_signal = function.is_signal_trampoline();
         let mut add = |offset, is_end, rule| {
-            self.found.push(Found {
+            self.found.push(RuleStart {
                 offset,
                 is_end,
                 rule,
             });
         };
-        add(end_offset, true, Rule::Missing);
+        add(end_offset, true, UnwindRule::Missing);
         let Ok(mut rows) = function.rows(section, bases, context) else {
-            return add(offset, false, Rule::Unknown);
+            return add(offset, false, UnwindRule::Unknown);
         };
         let mut next = start;
         loop {
@@ -239,13 +239,13 @@ impl<'elf> Code<'elf> {
                 Ok(Some(row)) => {
                     next = row.start_address().max(start);
                     match is_signal {
-                        true => Rule::Signal,
-                        false => Rule::of(row, encoding, |at| at.get(section).ok()),
+                        true => UnwindRule::Signal,
+                        false => UnwindRule::of(row, encoding, |at| at.get(section).ok()),
                     }
                 }
                 // From the row before on, nothing is certain.
                 Err(_) => {
-                    add((next - start) as u32 + offset, false, Rule::Unknown);
+                    add((next - start) as u32 + offset, false, UnwindRule::Unknown);
                     break;
                 }
             };
@@ -256,11 +256,11 @@ impl<'elf> Code<'elf> {
         }
     }
 
-    fn rows(mut self) -> Vec<(u32, Rule)> {
+    fn rows(mut self) -> Vec<(u32, UnwindRule)> {
         // Where one function ends and another begins, the beginning counts. Of two rules for one place, the later does.
         self.found
             .sort_by_key(|found| (found.offset, !found.is_end));
-        let mut rows = Rows::default();
+        let mut rows = RuleRows::default();
         for found in self.found {
             rows.add(found.offset, found.rule);
         }
@@ -268,13 +268,13 @@ impl<'elf> Code<'elf> {
     }
 }
 
-/// Rows in the order of their offsets.
+/// RuleRows in the order of their offsets.
 #[derive(Default)]
-struct Rows(Vec<(u32, Rule)>);
+struct RuleRows(Vec<(u32, UnwindRule)>);
 
-impl Rows {
+impl RuleRows {
     /// Adds a row at the end. It replaces one for the same offset.
-    fn add(&mut self, offset: u32, rule: Rule) {
+    fn add(&mut self, offset: u32, rule: UnwindRule) {
         if self.0.last().is_some_and(|(last, _)| *last == offset) {
             self.0.pop();
         }
@@ -289,7 +289,7 @@ impl Rows {
 mod tests {
     use super::*;
     use crate::elf::symbols::{self, Names};
-    use crate::stacks::rules::{Base, Plain, Saved};
+    use crate::stacks::rules::{Base, Saved, StackRule};
     use std::fs;
     use std::process::Command;
 
@@ -314,7 +314,7 @@ mod tests {
     }
 
     /// The rule at the end of a function that begins with `directives`, each at an instruction of its own.
-    fn rule_after(directives: &str) -> Rule {
+    fn rule_after(directives: &str) -> UnwindRule {
         let text = format!(
             ".text; .globl f; .type f,@function; f: .cfi_startproc; nop; {directives}; nop; .cfi_endproc; .size f, . - f\n"
         );
@@ -322,7 +322,7 @@ mod tests {
         rules.at(offset + 1)
     }
 
-    const FIRST: Plain = Plain {
+    const FIRST: StackRule = StackRule {
         base: Base::StackPointer,
         distance: 1,
         indirect: None,
@@ -338,7 +338,7 @@ mod tests {
             ("", FIRST),
             (
                 ".cfi_adjust_cfa_offset 24; .cfi_offset rbx, -32; .cfi_offset r12, -24",
-                Plain {
+                StackRule {
                     distance: 4,
                     third: Some(Saved::BelowEnd(4)),
                     ..FIRST
@@ -346,7 +346,7 @@ mod tests {
             ),
             (
                 &format!(".cfi_def_cfa {frame}"),
-                Plain {
+                StackRule {
                     base: Base::FramePointer,
                     distance: 2,
                     frame_pointer: Saved::BelowEnd(2),
@@ -356,7 +356,7 @@ mod tests {
             // Where a dynamic loader's resolver keeps its stack pointer.
             (
                 ".cfi_def_cfa rbx, 16; .cfi_offset rbx, -16",
-                Plain {
+                StackRule {
                     base: Base::Third,
                     distance: 2,
                     third: Some(Saved::BelowEnd(2)),
@@ -367,7 +367,7 @@ mod tests {
             // DW_OP_breg6 0.
             (
                 ".cfi_escape 0x0f, 3, 0x76, 0x78, 6; .cfi_escape 0x10, 6, 2, 0x76, 0",
-                Plain {
+                StackRule {
                     base: Base::FramePointer,
                     distance: -1,
                     indirect: Some(0),
@@ -378,7 +378,7 @@ mod tests {
             // As in OpenSSL's assembly: DW_OP_breg7 40, DW_OP_deref, DW_OP_plus_uconst 8.
             (
                 ".cfi_escape 0x0f, 5, 0x77, 40, 6, 0x23, 8",
-                Plain {
+                StackRule {
                     distance: 5,
                     indirect: Some(1),
                     ..FIRST
@@ -387,24 +387,28 @@ mod tests {
             // A third register that is saved somewhere else is lost, and nothing more.
             (
                 ".cfi_register rbx, r12",
-                Plain {
+                StackRule {
                     third: None,
                     ..FIRST
                 },
             ),
         ] {
-            assert_eq!(rule_after(directives), Rule::Plain(rule), "{directives}");
+            assert_eq!(
+                rule_after(directives),
+                UnwindRule::Plain(rule),
+                "{directives}"
+            );
         }
     }
 
     #[test]
     fn special_frames_are_recognised() {
-        assert_eq!(rule_after(".cfi_undefined rip"), Rule::Outermost);
-        assert_eq!(rule_after(".cfi_signal_frame"), Rule::Signal);
+        assert_eq!(rule_after(".cfi_undefined rip"), UnwindRule::Outermost);
+        assert_eq!(rule_after(".cfi_signal_frame"), UnwindRule::Signal);
         // rsp + 8 + ((rip & 15) >= 11) * 8
         let linkage =
             ".cfi_escape 0x0f, 11, 0x77, 8, 0x80, 0, 0x3f, 0x1a, 0x3b, 0x2a, 0x33, 0x24, 0x22";
-        assert_eq!(rule_after(linkage), Rule::Linkage { pushed_at: 11 });
+        assert_eq!(rule_after(linkage), UnwindRule::Linkage { pushed_at: 11 });
     }
 
     #[test]
@@ -418,7 +422,7 @@ mod tests {
             // DW_OP_breg6 0, DW_OP_deref, DW_OP_deref
             ".cfi_escape 0x0f, 4, 0x76, 0, 6, 6",
         ] {
-            assert_eq!(rule_after(directives), Rule::Unknown, "{directives}");
+            assert_eq!(rule_after(directives), UnwindRule::Unknown, "{directives}");
         }
     }
 
@@ -428,10 +432,16 @@ mod tests {
             .cfi_startproc; nop; .cfi_endproc; nop; .cfi_startproc; nop; .cfi_endproc; .size f, . - f\n";
         let (rules, offset) = read(&library(text, &[]), "f");
         let found = [0, 1, 2, 3, 4].map(|at| rules.at(offset + at));
-        let rule = Rule::Plain(FIRST);
+        let rule = UnwindRule::Plain(FIRST);
         assert_eq!(
             found,
-            [Rule::Missing, rule, Rule::Missing, rule, Rule::Missing]
+            [
+                UnwindRule::Missing,
+                rule,
+                UnwindRule::Missing,
+                rule,
+                UnwindRule::Missing
+            ]
         );
     }
 
@@ -443,13 +453,13 @@ mod tests {
                 f: .cfi_startproc; nop; .cfi_adjust_cfa_offset 8; nop; .cfi_endproc; .size f, . - f\n"
             )
         };
-        let second = Rule::Plain(Plain {
+        let second = UnwindRule::Plain(StackRule {
             distance: 2,
             ..FIRST
         });
         for section in [".eh_frame", ".debug_frame", ".eh_frame, .debug_frame"] {
             let (rules, offset) = read(&library(&text(section), &[]), "f");
-            assert_eq!(rules.at(offset), Rule::Plain(FIRST), "{section}");
+            assert_eq!(rules.at(offset), UnwindRule::Plain(FIRST), "{section}");
             assert_eq!(rules.at(offset + 1), second, "{section}");
         }
     }
@@ -460,10 +470,10 @@ mod tests {
             ".text; nop; .globl _start; .type _start,@function; _start: nop; nop; .size _start, 2
             .cfi_startproc; nop; .cfi_endproc\n";
         let (rules, offset) = read(&library(text, &["-Wl,-e,_start"]), "_start");
-        assert_eq!(rules.at(offset - 1), Rule::Missing);
-        assert_eq!(rules.at(offset), Rule::Outermost);
-        assert_eq!(rules.at(offset + 1), Rule::Outermost);
-        assert_eq!(rules.at(offset + 2), Rule::Plain(FIRST));
+        assert_eq!(rules.at(offset - 1), UnwindRule::Missing);
+        assert_eq!(rules.at(offset), UnwindRule::Outermost);
+        assert_eq!(rules.at(offset + 1), UnwindRule::Outermost);
+        assert_eq!(rules.at(offset + 2), UnwindRule::Plain(FIRST));
     }
 
     #[test]
@@ -480,7 +490,10 @@ mod tests {
             };
             let file = fs::File::open(path).unwrap();
             let rules = FileRules::read(&ElfFile::open(&file).unwrap());
-            let unknown = rules.rows.iter().filter(|(_, rule)| *rule == Rule::Unknown);
+            let unknown = rules
+                .rows
+                .iter()
+                .filter(|(_, rule)| *rule == UnwindRule::Unknown);
             let (unknown, all) = (unknown.count(), rules.rows.len());
             assert!(
                 all > 100 && unknown * 20 < all,

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::model::stack::{CallStack, NamedFrame, NamedStack, Place};
+use crate::model::stack::{CallStack, CodePlace, NamedFrame, NamedStack};
 use crate::stacks::code_files::CodeFiles;
 
 /// Names frames by the files that they are in.
@@ -22,8 +22,8 @@ impl Namer {
         let frames = stack.frames.iter().map(|frame| {
             let mut named = NamedFrame::default();
             match frame.place {
-                Place::Address(address) => named.offset = address,
-                Place::File { module, offset } => {
+                CodePlace::Address(address) => named.offset = address,
+                CodePlace::File { module, offset } => {
                     if let Some(file) = files.get(module) {
                         named.module = Some(file.path.clone());
                         named.build_id.clone_from(&file.build_id);

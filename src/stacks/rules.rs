@@ -34,7 +34,7 @@ mod registers {
 
 /// How to get from a frame to its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rule {
+pub enum UnwindRule {
     /// No table says anything of this address.
     Missing,
     /// There is no caller: this is the outermost function of a thread or of a coroutine.
@@ -46,7 +46,7 @@ pub enum Rule {
     Linkage {
         pushed_at: u8,
     },
-    Plain(Plain),
+    Plain(StackRule),
     /// There is a rule, but not of a kind above.
     Unknown,
 }
@@ -56,7 +56,7 @@ pub enum Rule {
 /// The end of a frame is the canonical frame address (CFA): the stack pointer that the caller has when the call has
 /// returned. All distances are in words of 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Plain {
+pub struct StackRule {
     /// The register that the end is computed from.
     pub base: Base,
     /// From the base to the end.
@@ -109,10 +109,10 @@ pub enum RuleKind {
     Signal,
 }
 
-impl Rule {
+impl UnwindRule {
     fn is_of(self, kind: RuleKind) -> bool {
-        let Rule::Plain(plain) = self else {
-            return kind == RuleKind::Signal && self == Rule::Signal;
+        let UnwindRule::Plain(plain) = self else {
+            return kind == RuleKind::Signal && self == UnwindRule::Signal;
         };
         match kind {
             RuleKind::StackPointer => plain.base == Base::StackPointer,
@@ -127,14 +127,14 @@ impl Rule {
     /// The rule, unless it is of a kind that is left out.
     pub fn without(self, left_out: Option<RuleKind>) -> Self {
         match left_out {
-            Some(kind) if self.is_of(kind) => Rule::Unknown,
+            Some(kind) if self.is_of(kind) => UnwindRule::Unknown,
             _ => self,
         }
     }
 }
 
 /// The part of a frame's end that is given by an expression.
-enum End {
+enum FrameEnd {
     Word {
         base: Register,
         offset: i64,
@@ -145,7 +145,7 @@ enum End {
     },
 }
 
-impl Rule {
+impl UnwindRule {
     /// What a row of a table states. `expression` looks an expression up.
     pub(super) fn of<R: Reader<Offset = usize>>(
         row: &UnwindTableRow<usize>,
@@ -155,17 +155,17 @@ impl Rule {
         let operations = |at: &UnwindExpression<usize>| decoded(expression(at)?, encoding);
         let return_rule = row.register(registers::RETURN);
         if matches!(return_rule, Some(RegisterRule::Undefined)) {
-            return Rule::Outermost;
+            return UnwindRule::Outermost;
         }
         let (base, offset, indirect) = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => (*register, *offset, None),
             CfaRule::Expression(at) => match operations(at).as_deref().and_then(end_by) {
-                Some(End::Word { base, offset, plus }) => (base, offset, Some(plus)),
-                Some(End::Linkage { pushed_at }) => match u8::try_from(pushed_at) {
-                    Ok(pushed_at @ 0..=15) => return Rule::Linkage { pushed_at },
-                    _ => return Rule::Unknown,
+                Some(FrameEnd::Word { base, offset, plus }) => (base, offset, Some(plus)),
+                Some(FrameEnd::Linkage { pushed_at }) => match u8::try_from(pushed_at) {
+                    Ok(pushed_at @ 0..=15) => return UnwindRule::Linkage { pushed_at },
+                    _ => return UnwindRule::Unknown,
                 },
-                None => return Rule::Unknown,
+                None => return UnwindRule::Unknown,
             },
         };
         let saved = |rule: Option<RegisterRule<usize>>| match rule {
@@ -193,7 +193,7 @@ impl Rule {
             {
                 return None;
             }
-            Some(Plain {
+            Some(StackRule {
                 base: match base {
                     registers::STACK => Base::StackPointer,
                     registers::FRAME => Base::FramePointer,
@@ -210,7 +210,7 @@ impl Rule {
                 third: registers::THIRD.and_then(|third| saved(row.register(third))),
             })
         };
-        plain().map_or(Rule::Unknown, Rule::Plain)
+        plain().map_or(UnwindRule::Unknown, UnwindRule::Plain)
     }
 }
 
@@ -232,7 +232,7 @@ fn decoded<R: Reader<Offset = usize>>(
 }
 
 /// Recognises the expressions that compilers, linkers and hand-written assembly use for a frame's end.
-fn end_by<R: Reader<Offset = usize>>(operations: &[Operation<R>]) -> Option<End> {
+fn end_by<R: Reader<Offset = usize>>(operations: &[Operation<R>]) -> Option<FrameEnd> {
     use Operation::{
         And, Deref, Ge, Plus, PlusConstant, RegisterOffset, Shl, UnsignedConstant as Constant,
     };
@@ -243,7 +243,7 @@ fn end_by<R: Reader<Offset = usize>>(operations: &[Operation<R>]) -> Option<End>
             },
             Deref { size: 8, .. },
             rest @ ..,
-        ] => Some(End::Word {
+        ] => Some(FrameEnd::Word {
             base: *register,
             offset: *offset,
             plus: match rest {
@@ -271,7 +271,7 @@ fn end_by<R: Reader<Offset = usize>>(operations: &[Operation<R>]) -> Option<End>
             Constant { value: 3 },
             Shl,
             Plus,
-        ] => Some(End::Linkage {
+        ] => Some(FrameEnd::Linkage {
             pushed_at: *pushed_at,
         }),
         _ => None,

@@ -42,6 +42,7 @@ mod resists;
 mod rights;
 mod scale;
 mod slurm;
+mod stacks;
 mod stripped;
 mod suppressions;
 mod tree;

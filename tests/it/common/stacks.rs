@@ -48,10 +48,10 @@ pub struct RecordFrame {
 
 /// A stack of memleak's side, with the frames that the truth would have.
 #[derive(Clone, Debug)]
-struct Ours {
-    frames: Vec<Frame>,
-    complete: bool,
-    sums: Sums,
+pub struct Ours {
+    pub frames: Vec<Frame>,
+    pub complete: bool,
+    pub sums: Sums,
 }
 
 /// Why a call cannot be compared to its outermost frame.
@@ -174,7 +174,7 @@ pub fn compare_stacks(
 }
 
 /// The physical frames of a record, without those of the library and of operators new at the beginning.
-fn ours(record: &StackRecord, library: &Arc<Path>) -> Ours {
+pub fn ours(record: &StackRecord, library: &Arc<Path>) -> Ours {
     let frames = record.frames.iter().filter(|frame| !frame.inlined);
     let frames: Vec<_> = frames
         .map(|frame| Frame {
