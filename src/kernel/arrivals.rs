@@ -213,7 +213,7 @@ impl Collector {
         }
         let mut known = self.known.files.remove(&key).unwrap_or_default();
         let module = match &mut self.stacks {
-            Some(stacks) => stacks.add_file(&examined.path, &examined.file)?,
+            Some(stacks) => stacks.add_file(&examined.path, &examined.file, pid)?,
             None => 0,
         };
         let is_allocator = examined.findings.is_allocator();

@@ -61,18 +61,18 @@ impl StackTables {
         Rc::clone(&self.files)
     }
 
-    /// Loads the rules of a file that was examined. Returns the file's number. 0: it has none.
+    /// Loads the rules of a file that was examined, because this process has mapped it, or will. Returns the file's number. 0: it has none.
     ///
     /// # Errors
     /// The kernel has no memory for them.
-    pub(super) fn add_file(&mut self, path: &Path, file: &File) -> Result<u32> {
+    pub(super) fn add_file(&mut self, path: &Path, file: &File, pid: Option<u32>) -> Result<u32> {
         let number = self.rules.add_module();
         if number != 0 {
             let elf = ElfFile::open(file).ok();
             let rules = elf.as_ref().map(FileRules::read).unwrap_or_default();
             let context = || format!("cannot load the unwind rules of {}", path.display());
             self.rules.load(number, &rules).with_context(context)?;
-            self.files.borrow_mut().add(path, elf.as_ref());
+            self.files.borrow_mut().add(path, file, pid, elf.as_ref());
         }
         Ok(number)
     }

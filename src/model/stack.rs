@@ -66,6 +66,8 @@ pub struct StackShare {
 /// A call stack whose frames have names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedStack {
+    /// The same in every run and for every build, as long as the functions have the same names.
+    pub identity: u64,
     pub frames: Vec<NamedFrame>,
     pub end: WalkEnd,
     pub guessed: u16,
@@ -74,7 +76,10 @@ pub struct NamedStack {
 /// A frame with what is known of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamedFrame {
+    /// As in the source.
     pub function: Option<String>,
+    /// As in the symbol table.
+    pub linkage: Option<String>,
     /// The file with the code.
     pub module: Option<PathBuf>,
     pub build_id: Option<Vec<u8>>,

@@ -540,7 +540,7 @@ pub struct GateArgs {
     /// Let it replace the command's own code
     ///
     /// A non-zero exit code of the command. It never replaces a signal.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub leak_exitcode_wins: bool,
 
     /// Let the gate fail a Slurm prolog or epilog

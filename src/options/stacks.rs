@@ -14,8 +14,8 @@ const TABLE: u32 = 1 << 18;
 pub struct StackArgs {
     /// Tell which calls allocated what leaked
     ///
-    /// auto, always or never. Each allocation is attributed to its exact call stack, which needs no frame pointers.
-    /// Without a value: always.
+    /// auto, always or never. Each allocation is attributed to its exact call stack, which needs no frame pointers. auto:
+    /// nowhere in this version. Without a value: always.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     #[arg(hide_possible_values = true)]
@@ -25,7 +25,7 @@ pub struct StackArgs {
 /// When to record call stacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum StacksWhen {
-    /// Not yet anywhere.
+    /// Nowhere yet.
     #[default]
     Auto,
     Always,

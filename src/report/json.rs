@@ -35,11 +35,12 @@ impl Render for Json {
 
     fn stack(
         &mut self,
-        image: &Image,
+        pid: u32,
+        image: u32,
         share: &StackShare,
         stack: &NamedStack,
     ) -> io::Result<Vec<u8>> {
-        line(&StackLine::new(image, share, stack))
+        line(&StackLine::new(pid, image, share, stack))
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
@@ -77,6 +78,7 @@ struct StackLine<'a> {
     r#type: &'static str,
     pid: u32,
     image: u32,
+    stack: String,
     alloc_bytes: u64,
     alloc_count: u64,
     leaked_bytes: u64,
@@ -100,7 +102,7 @@ struct FrameObject<'a> {
 }
 
 impl<'a> StackLine<'a> {
-    fn new(image: &Image, share: &StackShare, stack: &'a NamedStack) -> Self {
+    fn new(pid: u32, image: u32, share: &StackShare, stack: &'a NamedStack) -> Self {
         let path = |path: &'a Option<PathBuf>| {
             let path = path.as_ref()?;
             Some(escape::text(path.as_os_str().as_bytes()))
@@ -120,8 +122,9 @@ impl<'a> StackLine<'a> {
         Self {
             schema: SCHEMA,
             r#type: "stack",
-            pid: image.pid,
-            image: image.image,
+            pid,
+            image,
+            stack: format!("{:016x}", stack.identity),
             alloc_bytes: share.alloc_bytes,
             alloc_count: share.alloc_count,
             leaked_bytes: share.leaked_bytes,

@@ -18,6 +18,7 @@ mod closing;
 mod csv;
 mod json;
 mod live;
+mod places;
 mod suppressed;
 mod table;
 
@@ -86,14 +87,15 @@ impl Report {
         self.write(false, |render| render.image(image, verdict))
     }
 
-    /// Reports what an image has allocated by one call stack, after the image.
+    /// Reports what an image of a process has allocated by one call stack, after all images.
     pub fn stack(
         &mut self,
-        image: &Image,
+        pid: u32,
+        image: u32,
         share: &StackShare,
         stack: &NamedStack,
     ) -> Vec<Unwritten> {
-        self.write(false, |render| render.stack(image, share, stack))
+        self.write(false, |render| render.stack(pid, image, share, stack))
     }
 
     /// Reports the images that have ended in a window.

@@ -110,10 +110,11 @@ pub(super) trait Render: Send {
     /// `verdict` is the verdict of the gate's limit for one process over this image.
     fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>>;
 
-    /// What an image has allocated by one call stack. Called after the image.
+    /// What an image of a process has allocated by one call stack. Called after all images.
     fn stack(
         &mut self,
-        _image: &Image,
+        _pid: u32,
+        _image: u32,
         _share: &StackShare,
         _stack: &NamedStack,
     ) -> io::Result<Vec<u8>> {

@@ -16,6 +16,7 @@ use crate::model::lost::LostSum;
 use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
 use crate::report::closing::{clauses, hint, reach_lines, verdict};
 use crate::report::live;
+use crate::report::places::place_lines;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
 use crate::text::signal_name::signal_name;
 use crate::text::units::{counted, megabytes};
@@ -275,6 +276,11 @@ impl Render for TableRender {
                 let gap = if at == 0 { "\n" } else { "" };
                 lines.push_str(&format!("{gap}{line}\n"));
             }
+        }
+        let places = place_lines(summary);
+        if !places.is_empty() {
+            lines.push_str(&places);
+            lines.push('\n');
         }
         let line = clauses(summary, gate, self.options.lost).join("; ");
         lines.push_str(&format!("memleak: {line}\n"));

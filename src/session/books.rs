@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use users::{Users, UsersCache};
@@ -15,6 +15,8 @@ use crate::model::gate::Gate;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
+use crate::model::places::LeakPlaces;
+use crate::model::stack::StackShare;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
@@ -53,12 +55,34 @@ pub(super) fn say_detours(collector: &Collector) {
     }
 }
 
+/// The call stacks of an image.
+struct KeptStacks {
+    pid: u32,
+    image: u32,
+    comm: Vec<u8>,
+    shares: Vec<StackShare>,
+}
+
+/// Of the stacks beyond so many, only those that leaked are kept, and no more than as many again. One takes 48 bytes.
+const MOST_SHARES: usize = 1 << 20;
+
+/// How long names of call stacks may take.
+const NAMED_WITHIN: Duration = Duration::from_secs(20);
+
+/// How many places in programs are shown.
+const PLACES_SHOWN: usize = 10;
+
 /// The sums and the report of them.
 pub(super) struct Books {
     ledger: Ledger,
     report: Report,
     /// `None`: no call stacks are reported.
     namer: Option<Namer>,
+    /// The call stacks that are reported at the end.
+    stacks: Vec<KeptStacks>,
+    kept_shares: usize,
+    /// How many found no room.
+    shares_left_out: u64,
     users: UsersCache,
     /// The destinations of the report for which memleak has said that it could not be written. It says so once.
     unwritten: BTreeSet<String>,
@@ -162,6 +186,9 @@ impl Books {
             report: Report::new(sinks.collect()),
             users: UsersCache::new(),
             namer: None,
+            stacks: Vec::new(),
+            kept_shares: 0,
+            shares_left_out: 0,
             unwritten: BTreeSet::new(),
             failures: 0,
             explained: false,
@@ -204,19 +231,58 @@ impl Books {
         let verdict = self.ledger.record(&image);
         let unwritten = self.report.image(&image, verdict);
         self.check(unwritten);
-        self.show_stacks(&image);
+        self.keep_stacks(&mut image);
     }
 
-    /// Reports the call stacks by which an image has allocated.
-    fn show_stacks(&mut self, image: &Image) {
-        for share in &image.stacks {
-            let Some(namer) = &mut self.namer else {
-                return;
-            };
-            let stack = namer.name(&share.stack);
-            let unwritten = self.report.stack(image, share, &stack);
-            self.check(unwritten);
+    /// Keeps the call stacks of an image until the end of the report: processes may wait now, and names take time.
+    fn keep_stacks(&mut self, image: &mut Image) {
+        let mut shares = std::mem::take(&mut image.stacks);
+        if self.namer.is_none() {
+            return;
         }
+        if self.kept_shares + shares.len() > MOST_SHARES {
+            shares.retain(|share| share.leaked_blocks > 0);
+        }
+        if self.kept_shares + shares.len() > 2 * MOST_SHARES {
+            self.shares_left_out += shares.len() as u64;
+            return;
+        }
+        self.kept_shares += shares.len();
+        self.stacks.push(KeptStacks {
+            pid: image.pid,
+            image: image.image,
+            comm: image.comm.clone(),
+            shares,
+        });
+    }
+
+    /// Names and reports the call stacks that were kept. Returns where processes leaked.
+    fn show_stacks(&mut self) -> LeakPlaces {
+        let mut places = LeakPlaces::default();
+        let Some(mut namer) = self.namer.take() else {
+            return places;
+        };
+        let kept = std::mem::take(&mut self.stacks);
+        let shares = kept.iter().flat_map(|kept| &kept.shares);
+        namer.look_up(
+            shares.map(|share| &*share.stack),
+            Instant::now() + NAMED_WITHIN,
+        );
+        for kept in &kept {
+            for share in &kept.shares {
+                let stack = namer.name(&share.stack);
+                let unwritten = self.report.stack(kept.pid, kept.image, share, &stack);
+                self.check(unwritten);
+                places.add(&kept.comm, share, &stack);
+            }
+        }
+        if self.shares_left_out > 0 {
+            let left_out = self.shares_left_out;
+            say(&format!(
+                "{left_out} call stacks are left out of the report: there are too many"
+            ));
+        }
+        places
     }
 
     /// From now on, call stacks are reported, too.
@@ -274,7 +340,8 @@ impl Books {
     pub(super) fn close(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
         losses.rows_lost += self.failures;
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
-        let summary = ledger.finish(losses, outcome);
+        let mut summary = ledger.finish(losses, outcome);
+        (summary.places, summary.more_places) = self.show_stacks().largest(PLACES_SHOWN);
         let unwritten = self.report.summary(&summary);
         self.check(unwritten);
         if !self.table_on_stderr

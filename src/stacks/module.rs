@@ -216,6 +216,11 @@ impl Modules {
         self.not_kept
     }
 
+    /// memleak's own root directory.
+    pub fn our_root(&self) -> Rc<Root> {
+        Rc::clone(&self.ours)
+    }
+
     /// The root directory of a process. Processes with the same root share it. Memleak's own root stands for roots that
     /// cannot be opened, and for those beyond the bound.
     pub fn root_of(&mut self, pid: u32) -> Rc<Root> {

@@ -1,40 +1,133 @@
-//! Names the frames of call stacks.
+//! Names the frames of call stacks: function, source file and line.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Instant;
 
-use crate::model::stack::{CallStack, CodePlace, NamedFrame, NamedStack};
+use crate::model::stack::{CallStack, CodePlace, Frame, NamedFrame, NamedStack};
 use crate::stacks::code_files::CodeFiles;
+use crate::stacks::identity::{FrameKey, StackIdentity};
+use crate::stacks::symbols::{FrameName, Symbolizer};
 
-/// Names frames by the files that they are in.
+/// What is known of a physical frame.
+struct KnownFrame {
+    /// The functions that the compiler has put into it, the innermost first. The physical function is last.
+    frames: Vec<NamedFrame>,
+    /// The name in the file's own symbol table.
+    own_name: Option<String>,
+}
+
+/// Names frames by the files that they are in. It belongs to one thread.
 pub struct Namer {
     files: Rc<RefCell<CodeFiles>>,
+    symbolizer: Symbolizer,
+    known: HashMap<Frame, KnownFrame>,
 }
 
 impl Namer {
     pub fn new(files: Rc<RefCell<CodeFiles>>) -> Self {
-        Self { files }
+        Self {
+            files,
+            symbolizer: Symbolizer::default(),
+            known: HashMap::new(),
+        }
     }
 
-    /// The stack with names.
-    pub fn name(&mut self, stack: &CallStack) -> NamedStack {
+    /// Looks up the frames of these stacks that are not known yet, those of one file at a time. After the deadline, frames
+    /// get no source lines.
+    pub fn look_up<'a>(&mut self, stacks: impl Iterator<Item = &'a CallStack>, deadline: Instant) {
         let files = self.files.borrow();
-        let frames = stack.frames.iter().map(|frame| {
-            let mut named = NamedFrame::default();
-            match frame.place {
-                CodePlace::Address(address) => named.offset = address,
-                CodePlace::File { module, offset } => {
-                    if let Some(file) = files.get(module) {
-                        named.module = Some(file.path.clone());
-                        named.build_id.clone_from(&file.build_id);
-                        named.offset = file.address(offset).unwrap_or(offset);
-                    }
+        let mut wanted: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
+        for frame in stacks.flat_map(|stack| &stack.frames) {
+            if let CodePlace::File { module, offset } = frame.place
+                && !self.known.contains_key(frame)
+                && let Some((file, _)) = files.get(module)
+            {
+                let address = file.address(offset).unwrap_or(offset);
+                wanted.entry(module).or_default().push((*frame, address));
+            }
+        }
+        for (module, mut frames) in wanted {
+            let Some((_, module)) = files.get(module) else {
+                continue;
+            };
+            frames.sort_unstable();
+            frames.dedup();
+            // A call that never returns may be the last instruction of its function.
+            let called = |(frame, address): &(Frame, u64)| {
+                let behind = u64::from(!frame.interrupted);
+                address.saturating_sub(behind)
+            };
+            let addresses: Vec<u64> = frames.iter().map(called).collect();
+            let names = self.symbolizer.name(module, &addresses, deadline);
+            for ((frame, address), names) in frames.into_iter().zip(names) {
+                let mut plain = NamedFrame {
+                    module: Some(PathBuf::from(OsStr::from_bytes(module.path()))),
+                    build_id: module.build_id().map(<[u8]>::to_vec),
+                    offset: address,
+                    ..NamedFrame::default()
+                };
+                let own = names.last().filter(|name| name.in_file);
+                let own_name = own.map(|name| name.linkage.clone());
+                let named = |name: FrameName| NamedFrame {
+                    function: Some(name.function),
+                    linkage: Some(name.linkage),
+                    file: name.file,
+                    line: name.line,
+                    inlined: name.inlined,
+                    ..plain.clone()
+                };
+                let frames: Vec<_> = names.into_iter().map(named).collect();
+                let frames = match frames.is_empty() {
+                    true => vec![std::mem::take(&mut plain)],
+                    false => frames,
+                };
+                self.known.insert(frame, KnownFrame { frames, own_name });
+            }
+        }
+    }
+
+    /// A stack with the names that were looked up.
+    pub fn name(&self, stack: &CallStack) -> NamedStack {
+        let mut frames = Vec::new();
+        let mut keys = Vec::new();
+        for frame in &stack.frames {
+            match (self.known.get(frame), frame.place) {
+                (Some(known), _) => frames.extend_from_slice(&known.frames),
+                (None, CodePlace::Address(offset) | CodePlace::File { offset, .. }) => {
+                    frames.push(NamedFrame {
+                        offset,
+                        ..NamedFrame::default()
+                    });
                 }
             }
-            named
-        });
+        }
+        for frame in &stack.frames {
+            let known = self.known.get(frame);
+            let physical = known.and_then(|known| Some((known.frames.last()?, &known.own_name)));
+            let Some((physical, own_name)) = physical else {
+                keys.push(FrameKey::Generated(""));
+                continue;
+            };
+            let path = physical.module.as_deref();
+            let module = path.map_or(&b""[..], |path| path.as_os_str().as_bytes());
+            keys.push(match own_name {
+                Some(linkage) => FrameKey::Named { module, linkage },
+                None => FrameKey::Unnamed {
+                    module,
+                    build_id: physical.build_id.as_deref().unwrap_or_default(),
+                    offset: physical.offset,
+                },
+            });
+        }
+        let StackIdentity(identity) = StackIdentity::of(keys);
         NamedStack {
-            frames: frames.collect(),
+            identity,
+            frames,
             end: stack.end,
             guessed: stack.guessed,
         }

@@ -31,6 +31,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <malloc.h>
+#include <sys/auxv.h>
 #include <unwind.h>
 
 #ifndef DLFO_STRUCT_HAS_EH_DBASE
@@ -220,10 +221,18 @@ static uint32_t name_module(enum module_kind kind, const char *path, const uint8
 // The build-id of an object, whose ELF header is at `start`.
 static const uint8_t *build_id(uintptr_t start, uintptr_t bias, uint32_t *size)
 {
+#ifdef STATIC
+	(void)start;
+	// Where a static program's map begins, glibc does not know.
+	const ElfW(Phdr) *headers = (const void *)getauxval(AT_PHDR);
+	int count = getauxval(AT_PHNUM);
+#else
 	const ElfW(Ehdr) *elf = (const void *)start;
 	const ElfW(Phdr) *headers = (const void *)(start + elf->e_phoff);
+	int count = elf->e_phnum;
+#endif
 
-	for (int n = 0; n < elf->e_phnum; n++) {
+	for (int n = 0; n < count; n++) {
 		uintptr_t at = bias + headers[n].p_vaddr, end = at + headers[n].p_memsz;
 
 		if (headers[n].p_type != PT_NOTE)

@@ -41,6 +41,13 @@ pub fn compile_with(compiler: &str, source: &str, name: &str, flags: &[&str]) ->
         .map(|entry| entry.expect("the sources can be listed").path())
         .filter(|path| *path == source || path.extension() == Some(OsStr::new("h")))
         .chain(included)
+        // Objects that are linked in.
+        .chain(
+            flags
+                .iter()
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute()),
+        )
         .filter_map(|path| modified(&path))
         .max();
     if modified(&target).is_some() && modified(&target) > newest_source && record.exists() {

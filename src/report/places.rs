@@ -1,0 +1,240 @@
+//! The call stacks by which processes leaked most, for people: what leaked, and below it a line for each call.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use crate::model::ledger::Summary;
+use crate::model::places::LeakPlace;
+use crate::model::stack::{NamedFrame, NamedStack, WalkEnd};
+use crate::report::cells::name;
+use crate::text::escape;
+use crate::text::units::{counted, grouped};
+
+/// The most lines of one stack.
+const MOST_FRAMES: usize = 24;
+
+/// The widest column of functions. A longer name moves its own line's location only.
+const WIDEST: usize = 44;
+
+/// A block of lines for each place, with an empty line before each.
+pub(super) fn place_lines(summary: &Summary) -> String {
+    let mut lines = String::new();
+    for place in &summary.places {
+        lines.push_str(&format!("\n{}\n", head(place)));
+        for line in frame_lines(&place.stack) {
+            lines.push_str(&format!("    {line}\n"));
+        }
+    }
+    if summary.more_places > 0 {
+        let more = counted(summary.more_places as u64, "more place", "more places");
+        lines.push_str(&format!("\n{more}\n"));
+    }
+    lines
+}
+
+fn head(place: &LeakPlace) -> String {
+    let unit = if place.leaked.bytes == 1 {
+        "byte"
+    } else {
+        "bytes"
+    };
+    let block = if place.leaked.blocks == 1 {
+        "block"
+    } else {
+        "blocks"
+    };
+    let processes = match place.processes {
+        1 => String::new(),
+        processes => format!(" ({})", counted(processes, "process", "processes")),
+    };
+    let [bytes, blocks] = [place.leaked.bytes, place.leaked.blocks].map(grouped);
+    let comm = name(&place.comm);
+    format!("LEAKED {bytes} {unit} in {blocks} {block}, {comm}{processes}")
+}
+
+fn frame_lines(stack: &NamedStack) -> Vec<String> {
+    // What calls `main` is the same in all programs.
+    let is_main = |frame: &NamedFrame| !frame.inlined && frame.function.as_deref() == Some("main");
+    let main = stack.frames.iter().position(is_main);
+    let is_start = |frame: &NamedFrame| frame.function.as_deref() == Some("__libc_start_call_main");
+    let start = stack.frames.iter().position(is_start);
+    let count = main.map(|main| main + 1).or(start);
+    let count = count.unwrap_or(stack.frames.len());
+    let frames = &stack.frames[..count.min(MOST_FRAMES)];
+    let cells: Vec<_> = frames
+        .iter()
+        .map(|frame| (function(frame), location(frame)))
+        .collect();
+    let widths = cells.iter().map(|(function, _)| function.chars().count());
+    let width = widths.filter(|width| *width <= WIDEST).max().unwrap_or(0);
+    let mut lines: Vec<String> = cells
+        .iter()
+        .map(|(function, location)| match location.is_empty() {
+            true => function.clone(),
+            false => format!("{function:width$}  {location}"),
+        })
+        .collect();
+    if count > frames.len() {
+        let more = counted((count - frames.len()) as u64, "more call", "more calls");
+        lines.push(format!("… {more}"));
+    }
+    let is_whole = count < stack.frames.len() || stack.end == WalkEnd::Complete;
+    if !is_whole {
+        lines.push(format!("? {}", why(stack.end)));
+    }
+    lines
+}
+
+fn function(frame: &NamedFrame) -> String {
+    match (&frame.function, &frame.module) {
+        (Some(function), _) => escape::escaped(function.as_bytes()),
+        (None, Some(module)) => format!("[{}+{:#x}]", base(module), frame.offset),
+        (None, None) => format!("[{:#x}]", frame.offset),
+    }
+}
+
+/// The source line, else the file with the code.
+fn location(frame: &NamedFrame) -> String {
+    match (&frame.file, frame.line, &frame.module) {
+        (Some(file), Some(line), _) => {
+            let file = plain(file);
+            let file = escape::escaped(file.as_os_str().as_bytes());
+            format!("{file}:{line}")
+        }
+        (_, _, Some(module)) if frame.function.is_some() => base(module),
+        _ => String::new(),
+    }
+}
+
+/// A path without `.` and `..`, as far as the text says where that leads.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir
+                if matches!(plain.components().next_back(), Some(Component::Normal(_))) =>
+            {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+/// The last part of a path.
+fn base(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    escape::escaped(name.as_bytes())
+}
+
+/// Why callers are missing.
+fn why(end: WalkEnd) -> &'static str {
+    match end {
+        WalkEnd::Complete => "the outermost function",
+        WalkEnd::TooDeep => "the stack is deeper",
+        WalkEnd::NoRule => "code without unwind rules",
+        WalkEnd::OddRule => "an unwind rule of an unknown kind",
+        WalkEnd::Pending => "unwind rules that were not loaded yet",
+        WalkEnd::Unreadable => "the stack could not be read",
+        WalkEnd::NoCode => "a return address that leads to no code",
+        WalkEnd::NoCall => "a return address that another probe has replaced",
+        WalkEnd::Busy => "the mappings were being changed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::reach::Amount;
+
+    fn frame(function: Option<&str>, file: Option<(&str, u32)>) -> NamedFrame {
+        NamedFrame {
+            function: function.map(str::to_owned),
+            module: Some("/usr/lib/libfoo.so.1".into()),
+            offset: 0x1234,
+            file: file.map(|(file, _)| file.into()),
+            line: file.map(|(_, line)| line),
+            ..NamedFrame::default()
+        }
+    }
+
+    fn lines(frames: Vec<NamedFrame>, end: WalkEnd) -> Vec<String> {
+        frame_lines(&NamedStack {
+            identity: 1,
+            frames,
+            end,
+            guessed: 0,
+        })
+    }
+
+    #[test]
+    fn a_call_is_a_function_with_its_line_or_its_file_up_to_main() {
+        let frames = vec![
+            frame(Some("strdup"), None),
+            frame(None, None),
+            frame(Some("make(int)"), Some(("./src/../src/list.cpp", 7))),
+            frame(Some("main"), Some(("src/list.cpp", 8))),
+            frame(Some("__libc_start_call_main"), None),
+        ];
+        let at = |function: &str, location| format!("{function:20}  {location}");
+        let expected = [
+            at("strdup", "libfoo.so.1"),
+            "[libfoo.so.1+0x1234]".to_owned(),
+            at("make(int)", "src/list.cpp:7"),
+            at("main", "src/list.cpp:8"),
+        ];
+        assert_eq!(lines(frames, WalkEnd::Complete), expected);
+    }
+
+    #[test]
+    fn without_main_the_start_is_cut_and_a_stack_that_ends_early_says_why() {
+        let frames = vec![
+            frame(Some("a"), None),
+            frame(Some("__libc_start_call_main"), None),
+        ];
+        assert_eq!(lines(frames, WalkEnd::Complete), ["a  libfoo.so.1"]);
+        let frames = vec![frame(Some("a"), None)];
+        let expected = ["a  libfoo.so.1", "? the stack is deeper"];
+        assert_eq!(lines(frames, WalkEnd::TooDeep), expected);
+    }
+
+    #[test]
+    fn a_long_stack_is_cut_and_a_long_name_moves_only_its_own_line() {
+        let long = "n".repeat(60);
+        let mut frames = vec![frame(Some(&long), None)];
+        frames.extend((0..40).map(|_| frame(Some("f"), None)));
+        let lines = lines(frames, WalkEnd::Complete);
+        assert_eq!(lines.len(), MOST_FRAMES + 1);
+        assert_eq!(lines[0], format!("{long}  libfoo.so.1"));
+        assert_eq!(lines[1], "f  libfoo.so.1");
+        assert_eq!(lines[MOST_FRAMES], "… 17 more calls");
+    }
+
+    #[test]
+    fn names_cannot_write_on_the_terminal() {
+        let lines = lines(vec![frame(Some("a\x1b[2Jb"), None)], WalkEnd::Complete);
+        assert!(!lines[0].contains('\x1b'), "{lines:?}");
+    }
+
+    #[test]
+    fn the_head_says_how_much_leaked_and_in_how_many_processes() {
+        let place = |bytes, blocks, processes| LeakPlace {
+            stack: NamedStack {
+                identity: 1,
+                frames: Vec::new(),
+                end: WalkEnd::Complete,
+                guessed: 0,
+            },
+            leaked: Amount { bytes, blocks },
+            comm: b"leak".to_vec(),
+            processes,
+        };
+        assert_eq!(head(&place(1, 1, 1)), "LEAKED 1 byte in 1 block, leak");
+        assert_eq!(
+            head(&place(705_000, 10_000, 100)),
+            "LEAKED 705,000 bytes in 10,000 blocks, leak (100 processes)"
+        );
+    }
+}
