@@ -34,6 +34,7 @@ use crate::model::scan::ScanWanted;
 use crate::os::memory_file::file_of;
 use crate::os::processes::levels_of_proc_above;
 use crate::os::release;
+use crate::os::room::memory_left;
 use crate::os::stages;
 
 pub(super) struct Loaded {
@@ -54,6 +55,10 @@ const MAX_SLOTS: u32 = 1 << 18;
 /// How many command lines older kernels keep, which take their memory at once.
 const OLDER_ARGS: u32 = 8192;
 
+/// With less memory than this, the table of blocks is made when nothing else is done. If there is no memory for it, the
+/// error should meet the table, and not whatever needs a page meanwhile.
+const AMPLE: u64 = 512 << 20;
+
 pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     set_print(Some((PrintLevel::Warn, |_, message| {
         messages().push_str(&message);
@@ -72,7 +77,8 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
         holds = Holds::Nowhere;
     }
     let beside = Beside {
-        table: (method != Method::Separate).then(|| BlockTable::begin(settings.max_blocks)),
+        table: (method != Method::Separate && memory_left() > AMPLE)
+            .then(|| BlockTable::begin(settings.max_blocks)),
         types: OnceCell::new(),
     };
     // Ends when this function does.
