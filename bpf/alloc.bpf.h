@@ -118,9 +118,7 @@ static __always_inline void enter_throwing(struct pt_regs *ctx, struct thread *t
 		call->back = return_address(ctx);
 }
 
-/*
- * Closes an open call whose function has returned `result`, or is about to (`at_ret`).
- */
+/* Closes an open call whose function has returned, or is about to (`at_ret`). */
 static __always_inline void close_call(struct pt_regs *ctx, struct thread *thread,
 				       struct open_call *call, bool at_ret)
 {

@@ -280,10 +280,6 @@ struct uprobes_state {
 	struct xol_area *xol_area;
 };
 
-typedef struct {
-	void *vdso;
-} mm_context_t;
-
 /* The calls of a task whose return is probed, the innermost first. */
 struct return_instance {
 	unsigned long stack; /* where the return address was */
@@ -296,7 +292,6 @@ struct uprobe_task {
 };
 
 struct mm_struct {
-	mm_context_t context;
 	unsigned long total_vm, exec_vm; /* in pages */
 	int map_count;
 	struct uprobes_state uprobes_state;

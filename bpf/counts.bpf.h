@@ -31,7 +31,7 @@ SUBPROGRAM int count_allocation(struct thread *thread, __u64 address, __u64 size
 		}
 		return 0;
 	}
-	stack_allocates(thread, &block);
+	stack_allocates(&block);
 	live_grows(thread, size);
 	return 0;
 }
@@ -40,7 +40,7 @@ static __always_inline void count_free(struct thread *thread, struct block *bloc
 {
 	thread->sum.free_bytes += block->size;
 	thread->sum.free_count++;
-	stack_frees(thread, block);
+	stack_frees(block);
 	live_shrinks(thread, block->size);
 }
 

@@ -230,11 +230,10 @@ const volatile __u64 read_over = ~0ULL;	      /* each that has more bytes */
 const volatile __u64 read_total_over = ~0ULL; /* those that go unread must not have more in all */
 const volatile __u64 read_within_ns = 0;      /* how long a process may be held while it is read */
 
-const volatile bool stacks = false;   /* allocations are attributed to call stacks */
-const volatile __u32 stack_mask = 0;  /* max_entries of `stack_sums`, a power of two, minus one */
-const volatile __u32 walk_mask = 0;   /* max_entries of `stack_walks`, a power of two, minus one */
-const volatile __u64 stack_seed = 0;  /* a random number */
-const volatile __u32 vdso_module = 0; /* the number of the code that the kernel maps; 0: none */
+const volatile bool stacks = false;  /* allocations are attributed to call stacks */
+const volatile __u32 stack_mask = 0; /* max_entries of `stack_sums`, a power of two, minus one */
+const volatile __u32 walk_mask = 0;  /* max_entries of `stack_walks`, a power of two, minus one */
+const volatile __u64 stack_seed = 0; /* a random number */
 
 struct vocabulary *vocabulary = 0; /* never set */
 

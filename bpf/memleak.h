@@ -432,9 +432,8 @@ struct heap {
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
-	__u32 stacks; /* the first of its entries in `stack_sums`; 0: none */
-	__u32 pad;
 	__u32 reach;		 /* enum reach_state */
+	__u32 stacks;		 /* the first of its entries in `stack_sums`; 0: none */
 	__u64 read_until_ns;	 /* in REACH_READING: the process is not held any longer */
 	__u64 leader_sp;	 /* the leader's stack pointer when it exited before the others */
 	__u32 file_count;	 /* of `files`; may exceed HEAP_FILES */

@@ -16,11 +16,11 @@ static __always_inline __u32 stack_of(struct pt_regs *ctx, struct thread *thread
 	return 0;
 }
 
-static __always_inline void stack_allocates(struct thread *thread, struct block *block)
+static __always_inline void stack_allocates(struct block *block)
 {
 }
 
-static __always_inline void stack_frees(struct thread *thread, struct block *block)
+static __always_inline void stack_frees(struct block *block)
 {
 }
 
@@ -54,9 +54,6 @@ struct {
 	__type(value, __u64);
 } told_stacks SEC(".maps");
 
-__u64 stacks_unsent = 0;    /* how often the ring had no room for a stack */
-__u64 stacks_unentered = 0; /* how often `stack_sums` had no room */
-
 /* Tells user space what the frames of a stack are, if it does not know that. */
 SUBPROGRAM int tell_stack(struct stack_walk *walk, struct stack_sum *sum)
 {
@@ -77,10 +74,8 @@ SUBPROGRAM int tell_stack(struct stack_walk *walk, struct stack_sum *sum)
 				       bpf_ringbuf_query(&new_stacks, BPF_RB_AVAIL_DATA) >
 					       RING_WAKES_AT
 					   ? BPF_RB_FORCE_WAKEUP
-					   : BPF_RB_NO_WAKEUP)) {
-			__sync_fetch_and_add(&stacks_unsent, 1);
+					   : BPF_RB_NO_WAKEUP))
 			return 0;
-		}
 		*told = walk->record.hash;
 	}
 	sum->told = 1;
@@ -177,10 +172,7 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 		}
 		end_walk(walk);
 	}
-	if (entry > 0)
-		return entry;
-	__sync_fetch_and_add(&stacks_unentered, 1);
-	return 0;
+	return entry > 0 ? entry : 0;
 }
 
 static __always_inline struct stack_sum *stack_sum_of(__u32 stack)
@@ -188,7 +180,7 @@ static __always_inline struct stack_sum *stack_sum_of(__u32 stack)
 	return stacks && stack ? bpf_map_lookup_elem(&stack_sums, &stack) : 0;
 }
 
-static __always_inline void stack_allocates(struct thread *thread, struct block *block)
+static __always_inline void stack_allocates(struct block *block)
 {
 	struct stack_sum *sum = stack_sum_of(block->stack);
 
@@ -198,7 +190,7 @@ static __always_inline void stack_allocates(struct thread *thread, struct block 
 	__sync_fetch_and_add(&sum->alloc_count, 1);
 }
 
-static __always_inline void stack_frees(struct thread *thread, struct block *block)
+static __always_inline void stack_frees(struct block *block)
 {
 	struct stack_sum *sum = stack_sum_of(block->stack);
 

@@ -131,7 +131,7 @@ struct layout {
 
 /*
  * Of the heaps that were surveyed last. It is needed only where several threads allocate for the
- * first time while others change the mappings. User space sets max_entries: 3.8 kB each.
+ * first time while others change the mappings. An entry takes 3.8 kB.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -17,7 +17,7 @@
 
 #ifndef OLDER_KERNELS
 
-/* kernel/events/uprobes.c, and what a signal handler's frame has of the interrupted code. */
+/* What a signal handler's frame has of the interrupted code. */
 #if defined(__TARGET_ARCH_x86)
 /* struct rt_sigframe without its return address: ucontext, with uc_mcontext.gregs at 40. */
 #define SIGNAL_FRAME_POINTER (40 + 10 * 8)
@@ -45,8 +45,8 @@ struct mapped {
 	__u64 page; /* the offset in the file of the address's page */
 	__u32 is_file;
 	__u32 is_code;
-	__u32 is_vdso;
 	__s32 error; /* 0, or why nothing is known */
+	__u32 pad;
 };
 
 /* A walk up a thread's stack. It is too large for the program's own stack. */
@@ -181,8 +181,6 @@ static long look_at_mapping(struct task_struct *task, struct vm_area_struct *vma
 		mapped->is_file = 1;
 		mapped->page += BPF_CORE_READ(vma, vm_pgoff) << CODE_PAGE_BITS;
 		identify_inode(BPF_CORE_READ(file, f_inode), &mapped->arrival);
-	} else if ((__u64)BPF_CORE_READ(task, mm, context.vdso) == start) {
-		mapped->is_vdso = 1;
 	}
 	return 0;
 }
@@ -272,7 +270,7 @@ SUBPROGRAM long find_place(struct stack_walk *walk, __u64 address)
 		return PLACE_NOT_CODE;
 	mapped = &walk->mapped;
 	mapped->address = address;
-	mapped->is_file = mapped->is_code = mapped->is_vdso = 0;
+	mapped->is_file = mapped->is_code = 0;
 	last = mix(mix(stack_seed, walk->heap), BPF_CORE_READ(task, mm, exec_vm)) ^ page;
 	index = page_index(last);
 	entry = bpf_map_lookup_elem(&last_pages, &index);
@@ -292,9 +290,7 @@ SUBPROGRAM long find_place(struct stack_walk *walk, __u64 address)
 	}
 	if (mapped->error || !mapped->is_code)
 		return PLACE_NOT_CODE;
-	if (mapped->is_vdso && vdso_module) {
-		place = (__u64)vdso_module << FRAME_MODULE | mapped->page;
-	} else if (mapped->is_file && mapped->page >> FRAME_MODULE == 0) {
+	if (mapped->is_file && mapped->page >> FRAME_MODULE == 0) {
 		state = known_file(&mapped->arrival);
 		if (!state) {
 			/* It was mapped by other means than a dynamic loader's. */
