@@ -266,6 +266,12 @@ impl<'file> ElfFile<'file> {
         self.header.e_entry.get(LE)
     }
 
+    /// The segments that are executed.
+    pub fn code(&self) -> Vec<Segment> {
+        let is_code = |segment: &&Segment| segment.kind == PT_LOAD && segment.flags.contains(PF_X);
+        self.segments.iter().filter(is_code).copied().collect()
+    }
+
     /// The segment that `address` belongs to, if that segment is executable.
     pub fn text_segment(&self, address: u64) -> Option<&Segment> {
         self.load_segment(address)

@@ -121,26 +121,16 @@ fn has_many_rules(entry: &UnwindEntry<'_>) -> bool {
 )]
 mod tests {
     use super::*;
+    use crate::elf::samples::library;
     use crate::elf::symbols::{self, Names};
-    use std::fs;
-    use std::process::Command;
 
     /// What the rules say of a call in a function.
     fn frame(before: &str) -> Option<(u64, Vec<Range<u64>>)> {
-        let directory = tempfile::tempdir().unwrap();
-        let [source, path] = ["source.s", "library"].map(|name| directory.path().join(name));
         let text = format!(
             ".text; .globl f; .type f,@function; f: .cfi_startproc; {before}; call *%rax
             .globl end; .type end,@function; end: .cfi_endproc; .size f, . - f; nop; .size end, 1\n"
         );
-        fs::write(&source, text).unwrap();
-        let mut cc = Command::new("cc");
-        let status = cc
-            .args(["-shared", "-nostdlib", "-o"])
-            .args([&path, &source])
-            .status();
-        assert!(status.unwrap().success());
-        let bytes = fs::read(path).unwrap();
+        let bytes = library(&text, &[]);
         let elf = ElfFile::in_memory(&bytes[..]).unwrap();
         let found = symbols::find(&elf, &Names::new(["end"]), None).unwrap();
         let end = found.functions[0].address;

@@ -14,7 +14,7 @@ pub const MAX_TABLE: usize = 1 << 16;
 const MAX_ACTIONS: usize = 64;
 
 /// Bytes of a file's tables, as gimli reads them.
-pub(super) type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
+pub type Slice<'a> = gimli::EndianSlice<'a, LittleEndian>;
 
 /// The landing pads of code in which every exception from a call stops. `None` if one may pass, and if the table cannot
 /// be read. Code at a landing pad may lie elsewhere, and then has another table.

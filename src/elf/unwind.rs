@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use gimli::{
-    BaseAddresses, CieOrFde, CommonInformationEntry, EhFrame, EhFrameHdr, EhFrameOffset,
-    LittleEndian, Pointer, UnwindSection,
+    BaseAddresses, CieOrFde, CommonInformationEntry, EhFrame, EhFrameHdr, LittleEndian,
+    PartialFrameDescriptionEntry, Pointer, UnwindOffset, UnwindSection,
 };
 use object::elf::PT_GNU_EH_FRAME;
 
@@ -148,7 +148,7 @@ pub struct Content {
 }
 
 /// The entry of a function.
-pub(super) type UnwindEntry<'a> = gimli::FrameDescriptionEntry<Slice<'a>>;
+pub type UnwindEntry<'a> = gimli::FrameDescriptionEntry<Slice<'a>>;
 
 impl Content {
     /// `None` if the file has no table, or if it cannot be read.
@@ -173,7 +173,7 @@ impl Content {
         #[cfg(target_arch = "aarch64")]
         section.set_vendor(gimli::Vendor::AArch64);
         let bases = BaseAddresses::default().set_eh_frame(self.address);
-        let mut cie: Option<(usize, CommonInformationEntry<Slice<'_>>)> = None;
+        let mut last = None;
         let mut entries = section.entries(&bases);
         let mut end = 0;
         while let Some(entry) = entries.next().ok()? {
@@ -184,21 +184,41 @@ impl Content {
                 }
                 CieOrFde::Fde(partial) => partial,
             };
-            let fde = partial
-                .parse(|section, bases, offset: EhFrameOffset| match &cie {
-                    Some((at, last)) if *at == offset.0 => Ok(last.clone()),
-                    _ => {
-                        let read = section.cie_from_offset(bases, offset)?;
-                        cie = Some((offset.0, read.clone()));
-                        Ok(read)
-                    }
-                })
-                .ok()?;
+            let fde = function_entry(&partial, &mut last).ok()?;
             end = fde.offset() + length_field(bytes, fde.offset())? + fde.entry_len();
             each(&fde, &section, &bases)?;
         }
         Some(end)
     }
+}
+
+/// What neighbouring entries have in common, and where it is in the table.
+pub type CommonEntry<'a> = Option<(usize, CommonInformationEntry<Slice<'a>>)>;
+
+/// The entry of a function. `last`: what the entry before had in common with others. It is read again only if it is
+/// another one.
+///
+/// # Errors
+/// The table is damaged.
+pub fn function_entry<'a, S>(
+    partial: &PartialFrameDescriptionEntry<'_, S, Slice<'a>>,
+    last: &mut CommonEntry<'a>,
+) -> gimli::Result<UnwindEntry<'a>>
+where
+    S: UnwindSection<Slice<'a>>,
+    S::Offset: UnwindOffset<usize>,
+{
+    partial.parse(|section, bases, offset| {
+        let at = UnwindOffset::into(offset);
+        match last {
+            Some((known, read)) if *known == at => Ok(read.clone()),
+            _ => {
+                let read = section.cie_from_offset(bases, offset)?;
+                *last = Some((at, read.clone()));
+                Ok(read)
+            }
+        }
+    })
 }
 
 /// The bytes of an entry's length, which the length itself does not count.
@@ -268,29 +288,17 @@ impl Whereabouts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::elf::samples::{library, mapped_libraries};
     use crate::elf::symbols::{self, Names};
     use std::fs;
     use std::process::Command;
 
     /// A library with a function that the unwinder knows, and with one that it does not know.
-    fn library(flags: &[&str]) -> Vec<u8> {
-        let directory = tempfile::tempdir().unwrap();
-        let (source, path) = (
-            directory.path().join("source.s"),
-            directory.path().join("library"),
-        );
+    fn two_functions(flags: &[&str]) -> Vec<u8> {
         let text = ".text; .globl known; .type known,@function; known: .cfi_startproc; nop; nop; .cfi_endproc
             .size known, . - known
             .globl unknown; .type unknown,@function; unknown: nop; nop; .size unknown, . - unknown\n";
-        fs::write(&source, text).unwrap();
-        let status = Command::new("cc")
-            .args(["-shared", "-nostdlib"])
-            .args(flags)
-            .arg("-o")
-            .args([&path, &source])
-            .status();
-        assert!(status.unwrap().success());
-        fs::read(path).unwrap()
+        library(text, flags)
     }
 
     /// What the table says of the two functions. `None` if it cannot be read.
@@ -316,9 +324,12 @@ mod tests {
 
     #[test]
     fn the_unwinder_knows_the_functions_that_have_an_entry() {
-        assert_eq!(knows(&library(&[])), Some([true, false]));
-        assert_eq!(knows(&without_sections(library(&[]))), Some([true, false]));
-        let plain = library(&["-Wl,--no-eh-frame-hdr"]);
+        assert_eq!(knows(&two_functions(&[])), Some([true, false]));
+        assert_eq!(
+            knows(&without_sections(two_functions(&[]))),
+            Some([true, false])
+        );
+        let plain = two_functions(&["-Wl,--no-eh-frame-hdr"]);
         assert_eq!(knows(&plain), Some([true, false]));
     }
 
@@ -326,11 +337,11 @@ mod tests {
     fn a_table_that_cannot_be_found_or_read_proves_nothing() {
         // There may be a table that only the section headers named.
         assert_eq!(
-            knows(&without_sections(library(&["-Wl,--no-eh-frame-hdr"]))),
+            knows(&without_sections(two_functions(&["-Wl,--no-eh-frame-hdr"]))),
             None
         );
         // The length of the first entry reaches beyond the table.
-        let mut bytes = library(&[]);
+        let mut bytes = two_functions(&[]);
         let elf = ElfFile::in_memory(bytes.clone()).unwrap();
         let at = elf.section_named(".eh_frame").unwrap().offset as usize;
         bytes[at..at + 4].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
@@ -342,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_file_without_a_table_covers_nothing() {
-        let bytes = library(&["-Wl,--no-eh-frame-hdr", "-Wl,--no-ld-generated-unwind-info"]);
+        let bytes = two_functions(&["-Wl,--no-eh-frame-hdr", "-Wl,--no-ld-generated-unwind-info"]);
         let directory = tempfile::tempdir().unwrap();
         let (path, out) = (directory.path().join("in"), directory.path().join("out"));
         fs::write(&path, bytes).unwrap();
@@ -356,22 +367,12 @@ mod tests {
 
     #[test]
     fn the_tables_of_this_systems_libraries_are_read() {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let mut read = 0;
-        for line in maps.lines().filter(|line| line.contains("r-xp")) {
-            let Some(path) = line
-                .split_whitespace()
-                .nth(5)
-                .filter(|path| path.contains(".so"))
-            else {
-                continue;
-            };
-            let file = fs::File::open(path).unwrap();
-            let elf = ElfFile::open(&file).unwrap();
+        let libraries = mapped_libraries();
+        for (path, file) in &libraries {
+            let elf = ElfFile::open(file).unwrap();
             let table = UnwindTable::read(&elf).unwrap();
             assert!(!table.entries.is_empty(), "{path}");
-            read += 1;
         }
-        assert!(read > 0);
+        assert!(!libraries.is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Reasons why the BPF programs cannot be loaded, with their remedies.
 
-use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{fmt, io};
 
 use libbpf_rs::ErrorKind;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -100,6 +100,11 @@ impl LoadError {
 
     pub(super) fn ring(source: libbpf_rs::Error) -> Self {
         Self::of(source, 0)
+    }
+
+    /// A map cannot be mapped, or its descriptor not be duplicated.
+    pub(super) fn mapping(source: io::Error) -> Self {
+        Self::ring(source.into())
     }
 
     pub(super) fn of(error: libbpf_rs::Error, max_blocks: u32) -> Self {

@@ -1,6 +1,5 @@
 //! BlockLists of the blocks that a heap still has, for heaps whose processes have been read at their ends.
 
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -35,12 +34,12 @@ impl BlockLists {
     /// # Errors
     /// There is no address space, or no descriptor, left.
     pub(super) fn open(skel: &MemleakSkel<'static>) -> Result<Self, LoadError> {
-        let own = |error: io::Error| LoadError::ring(error.into());
         let program = skel.progs.look_up_blocks.as_fd();
         Ok(Self {
-            slots: Slots::map(&skel.maps.slots).map_err(own)?,
-            candidates: CandidateTable::map_halves(&skel.maps.candidates).map_err(own)?,
-            look_up_blocks: program.try_clone_to_owned().map_err(own)?,
+            slots: Slots::map(&skel.maps.slots).map_err(LoadError::mapping)?,
+            candidates: CandidateTable::map_halves(&skel.maps.candidates)
+                .map_err(LoadError::mapping)?,
+            look_up_blocks: program.try_clone_to_owned().map_err(LoadError::mapping)?,
             blocks: MapHandle::try_from(&skel.maps.blocks).map_err(LoadError::ring)?,
             unlisted: MapHandle::try_from(&skel.maps.unlisted).map_err(LoadError::ring)?,
         })

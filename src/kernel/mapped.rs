@@ -91,14 +91,12 @@ impl<T: Copy> MappedArray<T> {
         (at < self.count).then(|| unsafe { self.first.add(at).read_volatile() })
     }
 
-    /// Sets an entry, if the array has so many and can be written to. Returns whether it did.
-    pub(super) fn put(&self, at: usize, value: T) -> bool {
-        let fits = at < self.count && self.is_writable;
-        if fits {
+    /// Sets an entry, if the array has so many and can be written to.
+    pub(super) fn put(&self, at: usize, value: T) {
+        if at < self.count && self.is_writable {
             // SAFETY: the mapping has `count` entries, and can be written to.
             unsafe { self.first.add(at).write_volatile(value) };
         }
-        fits
     }
 }
 

@@ -44,10 +44,9 @@ impl Readings {
         holds: Holds,
         reads: Reads,
     ) -> Result<Self, LoadError> {
-        let own = |error: io::Error| LoadError::ring(error.into());
-        let program = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(own);
+        let program = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(LoadError::mapping);
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let wake = Arc::new(wake.map_err(io::Error::from).map_err(own)?);
+        let wake = Arc::new(wake.map_err(io::Error::from).map_err(LoadError::mapping)?);
         let stops_threads = holds == Holds::Everywhere;
         let heaps = Heaps::default();
         let costs = Arc::<ReadingCosts>::default();
@@ -80,10 +79,10 @@ impl Readings {
             costs: Arc::clone(&costs),
         };
         let (ready, is_ready) = mpsc::channel();
-        spawn("memleak-reader", move || reader.run(&ready)).map_err(own)?;
-        spawn("memleak-judge", move || judge.run()).map_err(own)?;
+        spawn("memleak-reader", move || reader.run(&ready)).map_err(LoadError::mapping)?;
+        spawn("memleak-judge", move || judge.run()).map_err(LoadError::mapping)?;
         // Without its rings, no process would be read, and each would wait for that.
-        let gone = |_| Err(own(io::ErrorKind::Other.into()));
+        let gone = |_| Err(LoadError::mapping(io::ErrorKind::Other.into()));
         is_ready.recv().unwrap_or_else(gone)?;
         Ok(Readings {
             verdicts,

@@ -3,7 +3,6 @@
 //! Which rules a file has is read in `stacks::file_rules`. How they are applied is in `bpf/unwind.bpf.h`.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use libbpf_rs::libbpf_sys::bpf_map_create_opts;
@@ -38,10 +37,11 @@ impl RuleTables {
         skel: &MemleakSkel<'static>,
         left_out: Option<RuleKind>,
     ) -> Result<Self, LoadError> {
-        let own = |error: io::Error| LoadError::ring(error.into());
         let tables = Self {
-            modules: MappedArray::map(&skel.maps.modules, MapAccess::Write).map_err(own)?,
-            rules: MappedArray::map(&skel.maps.rules, MapAccess::Write).map_err(own)?,
+            modules: MappedArray::map(&skel.maps.modules, MapAccess::Write)
+                .map_err(LoadError::mapping)?,
+            rules: MappedArray::map(&skel.maps.rules, MapAccess::Write)
+                .map_err(LoadError::mapping)?,
             // UnwindRule 0 says that there is none.
             numbers: HashMap::from([(0, 0)]),
             segments: Vec::new(),

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,10 +44,10 @@ impl StackTables {
         settings: StackSettings,
     ) -> Result<Self, LoadError> {
         let (ring, arrived) = ring(&skel.maps.new_stacks, stack_from_bytes)?;
-        let own = |error: io::Error| LoadError::ring(error.into());
         Ok(Self {
             rules: RuleTables::open(skel, settings.left_out)?,
-            sums: MappedArray::map(&skel.maps.stack_sums, MapAccess::Write).map_err(own)?,
+            sums: MappedArray::map(&skel.maps.stack_sums, MapAccess::Write)
+                .map_err(LoadError::mapping)?,
             ring,
             arrived,
             known: HashMap::new(),
@@ -68,11 +67,11 @@ impl StackTables {
     pub(super) fn add_file(&mut self, path: &Path, file: &File, pid: Option<u32>) -> Result<u32> {
         let number = self.rules.add_module();
         if number != 0 {
-            let elf = ElfFile::open(file).ok();
-            let rules = elf.as_ref().map(FileRules::read).unwrap_or_default();
+            let elf = ElfFile::open(file);
+            let rules = elf.map(|elf| FileRules::read(&elf)).unwrap_or_default();
             let context = || format!("cannot load the unwind rules of {}", path.display());
             self.rules.load(number, &rules).with_context(context)?;
-            self.files.borrow_mut().add(path, file, pid, elf.as_ref());
+            self.files.borrow_mut().add(path, file, pid);
         }
         Ok(number)
     }

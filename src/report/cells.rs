@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::model::bounds::Bounds;
 use crate::model::image::{From, Image, Uncovered};
-use crate::model::reach::{Reach, ReachUnknown};
+use crate::model::reach::{Amount, Reach, ReachUnknown};
 use crate::text::escape;
-use crate::text::units::megabytes;
+use crate::text::units::{grouped, megabytes};
 
 /// Shown for an empty command name. An empty cell would shift the columns of its row. No other name is shown as a lone
 /// `\0`.
@@ -45,6 +45,18 @@ pub(super) fn age(age: Duration) -> String {
     } else {
         format!("{seconds}s")
     }
+}
+
+/// As `7,050 bytes in 100 blocks`.
+pub(super) fn in_blocks(amount: Amount) -> String {
+    let unit = if amount.bytes == 1 { "byte" } else { "bytes" };
+    let block = if amount.blocks == 1 {
+        "block"
+    } else {
+        "blocks"
+    };
+    let [bytes, blocks] = [amount.bytes, amount.blocks].map(grouped);
+    format!("{bytes} {unit} in {blocks} {block}")
 }
 
 pub(super) fn name(name: &[u8]) -> String {

@@ -2,8 +2,8 @@
 
 use crate::model::bounds::{Bounds, Verdict};
 use crate::model::ledger::Summary;
-use crate::model::reach::{Amount, ReachUnknown, Reached};
-use crate::report::cells::{name, uncovered};
+use crate::model::reach::{ReachUnknown, Reached};
+use crate::report::cells::{in_blocks, name, uncovered};
 use crate::text::units::{amount, counted, grouped};
 
 /// The closing line without colours. It does not depend on the report's format. `lost`: whether processes may have been
@@ -53,9 +53,7 @@ pub(super) fn reach_lines(summary: &Summary) -> Vec<String> {
         ("reachable", reachable),
     ];
     let lines = lines.into_iter().filter(|(_, amount)| amount.blocks > 0);
-    let lines = lines.map(|(what, Amount { bytes, blocks })| {
-        let unit = if bytes == 1 { "byte" } else { "bytes" };
-        let block = if blocks == 1 { "block" } else { "blocks" };
+    let lines = lines.map(|(what, amount)| {
         let parts = match what == "lost" && indirect.blocks > 0 {
             true => format!(
                 " ({} direct, {} indirect)",
@@ -64,8 +62,7 @@ pub(super) fn reach_lines(summary: &Summary) -> Vec<String> {
             ),
             false => String::new(),
         };
-        let (bytes, blocks) = (grouped(bytes), grouped(blocks));
-        format!("{what}: {bytes} {unit} in {blocks} {block}{parts}")
+        format!("{what}: {}{parts}", in_blocks(amount))
     });
     lines.collect()
 }

@@ -113,7 +113,7 @@ impl<'a> StackLine<'a> {
                 .as_ref()
                 .map(|name| escape::text(name.as_bytes())),
             module: path(&frame.module),
-            build_id: frame.build_id.as_ref().map(|id| hexadecimal(id)),
+            build_id: frame.build_id.as_ref().map(|id| escape::hexadecimal(id)),
             offset: frame.offset,
             file: path(&frame.file),
             line: frame.line,
@@ -134,10 +134,6 @@ impl<'a> StackLine<'a> {
             frames: frames.collect(),
         }
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn walk_name(end: WalkEnd) -> &'static str {

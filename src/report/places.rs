@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use crate::model::ledger::Summary;
 use crate::model::places::LeakPlace;
 use crate::model::stack::{NamedFrame, NamedStack, WalkEnd};
-use crate::report::cells::name;
+use crate::report::cells::{in_blocks, name};
 use crate::text::escape;
-use crate::text::units::{counted, grouped};
+use crate::text::units::counted;
 
 /// The most lines of one stack.
 const MOST_FRAMES: usize = 24;
@@ -33,23 +33,12 @@ pub(super) fn place_lines(summary: &Summary) -> String {
 }
 
 fn head(place: &LeakPlace) -> String {
-    let unit = if place.leaked.bytes == 1 {
-        "byte"
-    } else {
-        "bytes"
-    };
-    let block = if place.leaked.blocks == 1 {
-        "block"
-    } else {
-        "blocks"
-    };
     let processes = match place.processes {
         1 => String::new(),
         processes => format!(" ({})", counted(processes, "process", "processes")),
     };
-    let [bytes, blocks] = [place.leaked.bytes, place.leaked.blocks].map(grouped);
-    let comm = name(&place.comm);
-    format!("LEAKED {bytes} {unit} in {blocks} {block}, {comm}{processes}")
+    let (leaked, comm) = (in_blocks(place.leaked), name(&place.comm));
+    format!("LEAKED {leaked}, {comm}{processes}")
 }
 
 fn frame_lines(stack: &NamedStack) -> Vec<String> {

@@ -1,9 +1,9 @@
 //! The lines that say which suppressions matched, and how much.
 
-use crate::model::reach::Amount;
+use crate::report::cells::in_blocks;
 use crate::stacks::{SuppressedSums, Suppression, Suppressions, Used};
 use crate::text::escape;
-use crate::text::units::{counted, grouped};
+use crate::text::units::counted;
 
 /// The most suppressions that are named, of those that matched and of those that did not.
 const MOST: usize = 10;
@@ -58,25 +58,14 @@ pub fn runtime_line(known: &Suppressions, sums: &SuppressedSums) -> Option<Strin
     let names: Vec<_> = parts.iter().map(|(name, _)| *name).collect();
     Some(format!(
         "runtime: {} ({})",
-        amount(sums.sum().amount),
+        in_blocks(sums.sum().amount),
         names.join(", ")
     ))
 }
 
-fn amount(amount: Amount) -> String {
-    let unit = if amount.bytes == 1 { "byte" } else { "bytes" };
-    let block = if amount.blocks == 1 {
-        "block"
-    } else {
-        "blocks"
-    };
-    let (bytes, blocks) = (grouped(amount.bytes), grouped(amount.blocks));
-    format!("{bytes} {unit} in {blocks} {block}")
-}
-
 fn sum(used: Used) -> String {
     let places = counted(used.stacks, "place", "places");
-    format!("{} at {places}", amount(used.amount))
+    format!("{} at {places}", in_blocks(used.amount))
 }
 
 /// `leak:make_node (ci.supp:3)`
@@ -89,6 +78,7 @@ fn named(suppression: &Suppression) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::reach::Amount;
 
     fn list(text: &str) -> Suppressions {
         let mut list = Suppressions::default();

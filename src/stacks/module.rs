@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use crate::elf::file::{ElfFile, Shape};
+use crate::elf::file::{ElfFile, Segment, Shape};
 use crate::os::root::Root;
 
 /// The most modules that are registered. A module takes some 300 bytes. After that, the first ones are still known.
@@ -54,6 +54,8 @@ pub struct Module {
     path: Vec<u8>,
     build_id: Option<Vec<u8>>,
     shape: Option<Shape>,
+    /// The segments that are executed.
+    code: Vec<Segment>,
     state: FileState,
     file: Option<File>,
     root: Rc<Root>,
@@ -72,6 +74,7 @@ impl Module {
             path: path.to_vec(),
             build_id: elf.as_ref().and_then(ElfFile::build_id),
             shape: elf.as_ref().map(ElfFile::shape),
+            code: elf.as_ref().map(ElfFile::code).unwrap_or_default(),
             state,
             file: Some(file.try_clone()?),
             root,
@@ -96,6 +99,16 @@ impl Module {
 
     pub fn build_id(&self) -> Option<&[u8]> {
         self.build_id.as_deref()
+    }
+
+    /// The ELF address of a call's return address, which is at this offset in the file. `None` if the file gives none.
+    pub fn address(&self, offset: u64) -> Option<u64> {
+        let at = |segment: &Segment| {
+            let from_start = offset.checked_sub(segment.offset)?;
+            // A call at the end of a segment returns to its end.
+            (from_start <= segment.size).then(|| segment.address.checked_add(from_start))?
+        };
+        self.code.iter().find_map(at)
     }
 
     /// How a process uses the file. `None` if it is not an ELF file that memleak can read.

@@ -45,14 +45,14 @@ impl Namer {
         for frame in stacks.flat_map(|stack| &stack.frames) {
             if let CodePlace::File { module, offset } = frame.place
                 && !self.known.contains_key(frame)
-                && let Some((file, _)) = files.get(module)
+                && let Some(file) = files.get(module)
             {
                 let address = file.address(offset).unwrap_or(offset);
                 wanted.entry(module).or_default().push((*frame, address));
             }
         }
         for (module, mut frames) in wanted {
-            let Some((_, module)) = files.get(module) else {
+            let Some(module) = files.get(module) else {
                 continue;
             };
             frames.sort_unstable();

@@ -50,6 +50,11 @@ pub fn escaped(bytes: &[u8]) -> String {
     shown
 }
 
+/// Each byte as two hexadecimal digits, as build IDs are written.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A message as one line on which no terminal acts, even if it contains an unescaped path or argument. Printable
 /// characters and tabs stay unchanged.
 pub fn line(message: &str) -> String {

@@ -3,7 +3,6 @@
 //! Finds and unpacks them; reading the symbol table is left to `symtab`.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use xz4rust::{XzDecoder, XzNextBlockResult};
 use crate::elf::file::{ElfFile, string_in};
 use crate::elf::symbols::names::{Companions, Found, Names, Source};
 use crate::elf::symbols::symtab;
+use crate::text::escape;
 
 /// The most bytes of packed symbols.
 const MAX_PACKED: u64 = 16 << 20;
@@ -90,11 +90,7 @@ pub fn candidates(elf: &ElfFile, id: &[u8], path: &Path) -> Vec<PathBuf> {
 
 /// The path of the debug file of the build with this ID. `None` if the ID is empty.
 pub fn by_build_id(id: &[u8]) -> Option<PathBuf> {
-    let mut hex = String::new();
-    for byte in id {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
+    let hex = escape::hexadecimal(id);
     let (first, rest) = hex.split_at_checked(2)?;
     let path = format!("{DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug");
     Some(PathBuf::from(path))
