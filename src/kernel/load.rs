@@ -17,6 +17,7 @@ use libbpf_rs::{
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 use crate::kernel::args;
+use crate::kernel::block_table::BlockTable;
 use crate::kernel::btf;
 use crate::kernel::error::{LoadError, messages};
 use crate::kernel::features::{BTF, Best, can_filter, is_older};
@@ -27,7 +28,6 @@ use crate::kernel::skeletons::types::scope as scopes;
 use crate::kernel::skeletons::{
     MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder, OpenMemleakSkel,
 };
-use crate::kernel::table::BlockTable;
 use crate::kernel::warmth::Warmth;
 use crate::model::limits::Limits;
 use crate::model::scan::ScanWanted;

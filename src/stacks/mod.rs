@@ -19,9 +19,9 @@ pub mod rules;
 mod sections;
 mod suppressed_sums;
 mod suppressions;
+mod symbol_table;
 pub mod symbols;
 mod syntax;
-mod table;
 mod time_left;
 mod units;
 

@@ -68,19 +68,10 @@ pub fn find<'n>(
     }
     let places = places_of(elf, &table.strings, names)?;
     let mut any = false;
-    let mut buffer = vec![0; chunk_of(&table.symbols)];
-    let mut at = table.symbols.start;
-    while at < table.symbols.end && !(any && places.is_empty()) {
-        let left = usize::try_from(table.symbols.end - at).unwrap_or(CHUNK);
-        let count = left.min(CHUNK) / SYMBOL;
-        let chunk = &mut buffer[..count * SYMBOL];
-        if count == 0 || elf.fill(at, chunk).is_none() {
-            break;
-        }
-        at += chunk.len() as u64;
-        let Ok((symbols, _)) = object::pod::slice_from_bytes::<Sym64<LE>>(chunk, count) else {
-            break;
-        };
+    let mut symbols = Pieces::of(table.symbols.clone());
+    while !(any && places.is_empty())
+        && let Some(symbols) = symbols.next(elf)
+    {
         for symbol in symbols.iter().filter(|symbol| is_function(symbol)) {
             any = true;
             if let Some(name) = places.get(&symbol.st_name.get(LE)) {
@@ -90,6 +81,37 @@ pub fn find<'n>(
     }
     found.has_functions |= any;
     Ok(any)
+}
+
+/// The symbols of a table, which are read some at a time.
+pub struct Pieces {
+    rest: Range<u64>,
+    buffer: Vec<u8>,
+}
+
+impl Pieces {
+    /// The symbols in this range of a file.
+    pub fn of(range: Range<u64>) -> Self {
+        Self {
+            buffer: vec![0; chunk_of(&range)],
+            rest: range,
+        }
+    }
+
+    /// The next ones. `None` at the end, and if they cannot be read.
+    pub fn next(&mut self, elf: &ElfFile) -> Option<&[Sym64<LE>]> {
+        let left = self.rest.end.saturating_sub(self.rest.start);
+        let left = usize::try_from(left).unwrap_or(CHUNK);
+        let count = left.min(self.buffer.len()) / SYMBOL;
+        if count == 0 {
+            return None;
+        }
+        let piece = &mut self.buffer[..count * SYMBOL];
+        elf.fill(self.rest.start, piece)?;
+        self.rest.start += piece.len() as u64;
+        let (symbols, _) = object::pod::slice_from_bytes::<Sym64<LE>>(piece, count).ok()?;
+        Some(symbols)
+    }
 }
 
 /// How many bytes of a table are read at a time.

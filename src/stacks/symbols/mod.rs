@@ -22,7 +22,7 @@ use crate::stacks::demangle::demangled;
 use crate::stacks::dwarf::{DebugInfo, SourceFrames};
 use crate::stacks::module::Module;
 use crate::stacks::sections::Sections;
-use crate::stacks::table::{TableSymbol, symbols_at};
+use crate::stacks::symbol_table::{TableSymbol, symbols_at};
 use crate::stacks::time_left::TimeLeft;
 use crate::stacks::units::{Dwarf, UnitIndex};
 

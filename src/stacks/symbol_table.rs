@@ -3,6 +3,7 @@
 //! A table is read once for all addresses, and nothing but the answers is kept.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use object::LittleEndian as LE;
 use object::elf::{
@@ -12,13 +13,8 @@ use object::elf::{
 use object::read::elf::Sym as _;
 
 use crate::elf::file::{ElfFile, string_in};
-use crate::elf::symbols::symtab::{self, Ranges};
+use crate::elf::symbols::symtab::{self, Pieces, Ranges};
 use crate::stacks::units::within;
-
-const SYMBOL: usize = size_of::<Sym64<LE>>();
-
-/// Bytes that are read at a time: a whole number of symbols.
-const CHUNK: usize = SYMBOL * 4096;
 
 /// The most bytes of symbols that are read: 2.8 million symbols. librustc_driver has 100,000.
 const MAX_TABLE: u64 = 64 << 20;
@@ -118,21 +114,11 @@ fn candidates(elf: &ElfFile, table: &Ranges, addresses: &[u64]) -> Vec<Candidate
     let mut without_size = best.clone();
     let mut ends = vec![0; addresses.len()];
     let mut pairs = 0;
-    let range = &table.symbols;
-    let mut at = range.start;
-    let end = range.end.min(range.start.saturating_add(MAX_TABLE));
-    let mut buffer = vec![0; CHUNK.min(usize::try_from(end.saturating_sub(at)).unwrap_or(CHUNK))];
-    while at < end && pairs < MAX_PAIRS {
-        let left = usize::try_from(end - at).unwrap_or(CHUNK);
-        let count = left.min(buffer.len()) / SYMBOL;
-        let chunk = &mut buffer[..count * SYMBOL];
-        if count == 0 || elf.fill(at, chunk).is_none() {
-            break;
-        }
-        at += chunk.len() as u64;
-        let Ok((symbols, _)) = object::pod::slice_from_bytes::<Sym64<LE>>(chunk, count) else {
-            break;
-        };
+    let Range { start, end } = table.symbols;
+    let mut symbols = Pieces::of(start..end.min(start.saturating_add(MAX_TABLE)));
+    while pairs < MAX_PAIRS
+        && let Some(symbols) = symbols.next(elf)
+    {
         for symbol in symbols.iter().filter(|symbol| is_code(symbol)) {
             let (start, size) = (symbol.st_value.get(LE), symbol.st_size.get(LE));
             let hidden = [STV_HIDDEN, STV_INTERNAL].contains(&symbol.st_visibility());
