@@ -86,6 +86,15 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 	find "$into" -empty -type f -delete
 }
 
+# Makes packed and linked of a file: without its symbols, which are in a section and in a debug file that is gone.
+strip_in_two_ways() { # strip_in_two_ways FILE
+	objcopy --only-keep-debug "$1" debug
+	xz -k debug
+	objcopy -S --add-section .gnu_debugdata=debug.xz "$1" packed
+	objcopy -S --add-gnu-debuglink=debug "$1" linked
+	rm debug debug.xz
+}
+
 # Makes small ELF files of all the kinds that contain allocators.
 small_elfs() { # small_elfs INTO
 	local into=$1 scratch
@@ -110,11 +119,8 @@ small_elfs() { # small_elfs INTO
 		"${plain[@]}" -shared -fPIC -Wl,--hash-style=sysv -Wl,-rpath,"\$ORIGIN/lib:/lib" -o sysv.so library.c
 		"${plain[@]}" -static -o static library.c
 		"${plain[@]}" -static-pie -fPIE -o static-pie library.c
-		objcopy --only-keep-debug static debug
-		xz -k debug
-		objcopy -S --add-section .gnu_debugdata=debug.xz static packed
-		objcopy -S --add-gnu-debuglink=debug static linked
-		rm library.c debug debug.xz
+		strip_in_two_ways static
+		rm library.c
 	)
 	mv "$scratch"/* "$into"
 	rm -r "$scratch"
@@ -140,11 +146,8 @@ files_with_lines() { # files_with_lines INTO
 		"${plain[@]}" -g -gdwarf-5 -o five lines.cc
 		"${plain[@]}" -g -gz -o compressed lines.cc
 		"${plain[@]}" -g -O0 -o slow lines.cc
-		objcopy --only-keep-debug four debug
-		xz -k debug
-		objcopy -S --add-section .gnu_debugdata=debug.xz four packed
-		objcopy -S --add-gnu-debuglink=debug four linked
-		rm lines.cc debug debug.xz
+		strip_in_two_ways four
+		rm lines.cc
 	)
 	mv "$scratch"/* "$into"
 	rm -r "$scratch"
