@@ -3,6 +3,7 @@
 pub mod bounds;
 pub mod commands;
 pub mod exit;
+pub mod finished;
 pub mod gate;
 pub mod image;
 pub mod judgement;
