@@ -85,26 +85,52 @@ SUBPROGRAM int tell_stack(struct stack_walk *walk, struct stack_sum *sum)
 /* Entries that are tried before the table counts as full. */
 enum { STACK_TRIES = 16 };
 
-/* Puts a heap's entry at the beginning of the heap's chain. Returns whether that succeeded. */
-static __always_inline bool chain_stack(struct stack_sum *sum, __u64 id, __u32 at)
+/* Puts an entry before the others of its heap. */
+struct chaining {
+	struct heap *heap;
+	struct stack_sum *sum;
+	__u32 at;
+	__u32 is_done;
+};
+
+enum { CHAIN_TRIES = 64 };
+
+static long try_to_chain(__u32 index, struct chaining *chaining)
 {
-	struct heap *heap = heap_by_id(id);
+	__u32 first = chaining->heap->stacks;
+
+	chaining->sum->next = first;
+	chaining->is_done =
+	    __sync_val_compare_and_swap(&chaining->heap->stacks, first, chaining->at) == first;
+	return chaining->is_done;
+}
+
+/* A search for a stack's entry. */
+struct entry_search {
+	struct stack_walk *walk;
+	__u64 heap;
 	__u32 first;
-	int i;
+	__u32 at;     /* the entry, if it is there */
+	__u32 unused; /* the first entry with room */
+};
 
-	if (!heap)
-		return false;
-	first = heap->stacks;
-	for (i = 0; i < 64; i++) {
-		__u32 seen;
+static long look_at_entry(__u32 index, struct entry_search *search)
+{
+	__u32 at = (search->first + index) & stack_mask;
+	struct stack_sum *sum = bpf_map_lookup_elem(&stack_sums, &at);
 
-		sum->next = first;
-		seen = __sync_val_compare_and_swap(&heap->stacks, first, at);
-		if (seen == first)
-			return true;
-		first = seen;
+	if (!sum)
+		return 1;
+	if (sum->heap == search->heap && sum->stack == search->walk->record.hash) {
+		if (!sum->told)
+			tell_stack(search->walk, sum);
+		search->at = at;
+		return 1;
 	}
-	return false;
+	/* The first entry's number stands for none. */
+	if (!search->unused && at && !sum->heap)
+		search->unused = at;
+	return 0;
 }
 
 /*
@@ -113,43 +139,38 @@ static __always_inline bool chain_stack(struct stack_sum *sum, __u64 id, __u32 a
  */
 SUBPROGRAM int enter_stack(struct stack_walk *walk, __u64 heap)
 {
-	__u32 at, first, unused = 0;
-	struct stack_sum *sum;
-	__u64 hash;
-	int i;
+	struct entry_search search = {.walk = walk, .heap = heap};
+	struct chaining chaining = {};
 
 	if (!walk)
 		return 0;
-	hash = walk->record.hash;
-	first = mix(hash, heap);
-	for (i = 0; i < STACK_TRIES; i++) {
-		at = (first + i) & stack_mask;
-		sum = bpf_map_lookup_elem(&stack_sums, &at);
-		if (!sum)
-			return 0;
-		if (sum->heap == heap && sum->stack == hash) {
-			if (!sum->told)
-				tell_stack(walk, sum);
-			return at;
-		}
-		/* The first entry's number stands for none. */
-		if (!unused && at && !sum->heap)
-			unused = at;
-	}
-	sum = unused ? bpf_map_lookup_elem(&stack_sums, &unused) : 0;
-	if (!sum)
+	search.first = mix(walk->record.hash, heap);
+	/* Mostly it is the first. */
+	if (!look_at_entry(0, &search))
+		bpf_loop(STACK_TRIES, look_at_entry, &search, 0);
+	if (search.at)
+		return search.at;
+	chaining.at = search.unused;
+	chaining.sum = chaining.at ? bpf_map_lookup_elem(&stack_sums, &chaining.at) : 0;
+	if (!chaining.sum)
 		return 0;
-	if (__sync_val_compare_and_swap(&sum->heap, 0, heap))
+	if (__sync_val_compare_and_swap(&chaining.sum->heap, 0, heap))
 		return -1;
-	sum->stack = hash;
-	if (!chain_stack(sum, heap, unused)) {
-		sum->stack = 0;
-		sum->heap = 0;
+	chaining.sum->stack = walk->record.hash;
+	chaining.heap = heap_by_id(heap);
+	if (chaining.heap)
+		bpf_loop(CHAIN_TRIES, try_to_chain, &chaining, 0);
+	if (!chaining.is_done) {
+		chaining.sum->stack = 0;
+		chaining.sum->heap = 0;
 		return -1;
 	}
-	tell_stack(walk, sum);
-	return unused;
+	tell_stack(walk, chaining.sum);
+	return chaining.at;
 }
+
+/* How often a task tries to be the first in the room for an entry. */
+enum { ENTRY_TRIES = 8 };
 
 /*
  * The entry of the stack that a call has just returned to; 0 if it has none. `at_ret`: the call has
@@ -165,7 +186,7 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 	walk = begin_walk();
 	if (walk) {
 		walk_stack(ctx, thread, walk, at_ret);
-		for (i = 0; i < 64; i++) {
+		for (i = 0; i < ENTRY_TRIES; i++) {
 			entry = enter_stack(walk, thread->heap);
 			if (entry >= 0)
 				break;

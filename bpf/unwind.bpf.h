@@ -90,7 +90,13 @@ struct row_segment {
 	__type(value, __u64);
 };
 
-/* The rows of all files, one file after the other. User space adds maps as they are needed. */
+/* The rows of all files, one file after the other: the first of them. */
+struct row_segment first_rows SEC(".maps");
+
+/*
+ * The rows behind these. User space adds maps as they are needed. It waits for a grace period each
+ * time, so most programs should not need one.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, ROW_SEGMENTS);
@@ -217,34 +223,49 @@ static __always_inline __u64 place_in(__u64 page, __u64 address)
 	return page < PLACE_KINDS ? page : page | (address & (PAGE_BYTES - 1));
 }
 
+/* A search among the mappings of a process as they were when they were last looked up. */
+struct range_search {
+	struct layout *layout;
+	__u64 address;
+	__u64 place;
+};
+
+static long look_at_range(__u32 index, struct range_search *search)
+{
+	struct layout *layout = search->layout;
+	__u64 address = search->address;
+	struct code_range *range;
+	struct file_state *state;
+	struct file_id file;
+
+	if (index >= MAX_CODE_RANGES || index >= layout->count)
+		return 1;
+	range = &layout->ranges[index];
+	if (address < range->start || address >= range->end)
+		return 0;
+	file = range->file;
+	state = bpf_map_lookup_elem(&files, &file);
+	search->place = PLACE_UNKNOWN;
+	if (state && state->module)
+		search->place = (__u64)state->module << FRAME_MODULE |
+				(range->offset + (address - range->start));
+	return 1;
+}
+
 /* What an address was when the process's mappings were last looked up. */
 SUBPROGRAM long surveyed_place(struct stack_walk *walk, __u64 address)
 {
-	struct code_range *range;
-	struct file_state *state;
-	struct layout *layout;
-	struct file_id file;
+	struct range_search search = {.address = address, .place = PLACE_BUSY};
 	__u64 heap;
-	__u32 i;
 
 	if (!walk)
 		return PLACE_BUSY;
 	heap = walk->heap;
-	layout = bpf_map_lookup_elem(&layouts, &heap);
-	if (!layout)
+	search.layout = bpf_map_lookup_elem(&layouts, &heap);
+	if (!search.layout)
 		return PLACE_BUSY;
-	for (i = 0; i < MAX_CODE_RANGES && i < layout->count; i++) {
-		range = &layout->ranges[i];
-		if (address < range->start || address >= range->end)
-			continue;
-		file = range->file;
-		state = bpf_map_lookup_elem(&files, &file);
-		if (!state || !state->module)
-			return PLACE_UNKNOWN;
-		return (__u64)state->module << FRAME_MODULE |
-		       (range->offset + (address - range->start));
-	}
-	return PLACE_BUSY;
+	bpf_loop(MAX_CODE_RANGES, look_at_range, &search, 0);
+	return search.place;
 }
 
 /*
@@ -325,40 +346,64 @@ static __always_inline __u64 place_of(struct stack_walk *walk, __u64 address)
 
 static __always_inline __u64 row_at(__u32 at)
 {
-	__u32 segment = at / SEGMENT_ROWS, index = at % SEGMENT_ROWS;
-	void *map = bpf_map_lookup_elem(&rows, &segment);
-	__u64 *row = map ? bpf_map_lookup_elem(map, &index) : 0;
+	__u32 segment = at / SEGMENT_ROWS - 1, index = at % SEGMENT_ROWS;
+	void *map;
+	__u64 *row;
 
+	if (at < SEGMENT_ROWS) {
+		row = bpf_map_lookup_elem(&first_rows, &index);
+	} else {
+		map = bpf_map_lookup_elem(&rows, &segment);
+		row = map ? bpf_map_lookup_elem(map, &index) : 0;
+	}
 	return row ? *row : ~0ULL;
+}
+
+/* A search for the last row of a file that is not behind an offset. */
+struct row_search {
+	__u32 low, high; /* it is before `high`, and not before the one before `low` */
+	__u64 offset;
+	__u64 best;
+};
+
+/* The rows of all files have numbers of so many bits. */
+enum { ROW_STEPS = 26 };
+
+static long halve_rows(__u32 index, struct row_search *search)
+{
+	__u32 low = search->low, high = search->high, middle;
+	__u64 row;
+
+	if (low >= high)
+		return 1;
+	middle = low + (high - low) / 2;
+	row = row_at(middle);
+	if (row >> 32 <= search->offset) {
+		search->best = row;
+		search->low = middle + 1;
+	} else {
+		search->high = middle;
+	}
+	return 0;
 }
 
 /* Looks up the rule for a place, and puts it into the cache. */
 SUBPROGRAM long find_rule(__u64 place)
 {
-	__u32 number = (place >> FRAME_MODULE) & (MAX_MODULES - 1), low, high, middle, index;
-	__u64 offset = place & ((1ULL << FRAME_MODULE) - 1), row, best = 0, value = RULE_MISSING;
+	struct row_search search = {.offset = place & ((1ULL << FRAME_MODULE) - 1)};
+	__u32 number = (place >> FRAME_MODULE) & (MAX_MODULES - 1), index;
 	struct module *module = bpf_map_lookup_elem(&modules, &number);
-	__u64 *rule;
-	int i;
+	__u64 *rule, value = RULE_MISSING;
 
 	if (!module)
 		return RULE_MISSING;
 	if (!module->loaded)
 		return RULE_PENDING;
-	low = module->first;
-	high = low + module->count;
-	for (i = 0; i < 26 && low < high; i++) {
-		middle = low + (high - low) / 2;
-		row = row_at(middle);
-		if (row >> 32 <= offset) {
-			best = row;
-			low = middle + 1;
-		} else {
-			high = middle;
-		}
-	}
-	index = best;
-	rule = low > module->first ? bpf_map_lookup_elem(&rules, &index) : 0;
+	search.low = module->first;
+	search.high = module->first + module->count;
+	bpf_loop(ROW_STEPS, halve_rows, &search, 0);
+	index = search.best;
+	rule = search.low > module->first ? bpf_map_lookup_elem(&rules, &index) : 0;
 	if (rule)
 		value = *rule;
 	index = place * GOLDEN_RATIO >> (64 - RULE_CACHE_BITS);
@@ -437,19 +482,39 @@ static __always_inline __u64 third_of(struct stack_walk *walk)
 	return walk->third;
 }
 
+/* A search among the calls whose return addresses the kernel has replaced. */
+struct call_search {
+	struct return_instance *call;
+	__u64 stack;
+	__u64 address;
+};
+
+/* Calls that are looked at. */
+enum { MAX_REPLACED = 64 };
+
+static long look_at_call(__u32 index, struct call_search *search)
+{
+	struct return_instance *call = search->call;
+
+	if (!call)
+		return 1;
+	if (BPF_CORE_READ(call, stack) == search->stack) {
+		search->address = BPF_CORE_READ(call, orig_ret_vaddr);
+		return 1;
+	}
+	search->call = BPF_CORE_READ(call, next);
+	return 0;
+}
+
 /* The return address that the kernel has replaced in a word of the stack; 0 if it is not known. */
 SUBPROGRAM long replaced_address(__u64 address)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct return_instance *call = BPF_CORE_READ(task, utask, return_instances);
-	int i;
+	struct call_search search = {.stack = address};
 
-	for (i = 0; i < 64 && call; i++) {
-		if (BPF_CORE_READ(call, stack) == address)
-			return BPF_CORE_READ(call, orig_ret_vaddr);
-		call = BPF_CORE_READ(call, next);
-	}
-	return 0;
+	search.call = BPF_CORE_READ(task, utask, return_instances);
+	bpf_loop(MAX_REPLACED, look_at_call, &search, 0);
+	return search.address;
 }
 
 /* Whether the code at an address ends a signal handler. Some C libraries have no rule for it. */

@@ -365,6 +365,7 @@ fn leave_out_stacks(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Result<()> {
     let maps = &mut open.maps;
     for map in [
         &mut maps.stack_walks,
+        &mut maps.first_rows,
         &mut maps.rows,
         &mut maps.rules,
         &mut maps.modules,

@@ -22,7 +22,7 @@ pub(super) struct RuleTables {
     modules: MappedArray<module>,
     rules: MappedArray<u64>,
     numbers: HashMap<u64, u32>,
-    /// The maps with rows, and the map that has these.
+    /// The maps with rows, and the map that has all of these but the first.
     segments: Vec<MappedArray<u64>>,
     outer: MapHandle,
     left_out: Option<RuleKind>,
@@ -44,7 +44,10 @@ impl RuleTables {
                 .map_err(LoadError::mapping)?,
             // UnwindRule 0 says that there is none.
             numbers: HashMap::from([(0, 0)]),
-            segments: Vec::new(),
+            segments: vec![
+                MappedArray::map(&skel.maps.first_rows, MapAccess::Write)
+                    .map_err(LoadError::mapping)?,
+            ],
             outer: MapHandle::try_from(&skel.maps.rows).map_err(LoadError::ring)?,
             left_out,
             next_module: 1,
@@ -71,7 +74,7 @@ impl RuleTables {
         let first = self.next_row;
         let rows = u32::try_from(rules.rows.len()).ok();
         let end = rows.and_then(|rows| first.checked_add(rows));
-        let most = limits::SEGMENT_ROWS.0 * limits::ROW_SEGMENTS.0;
+        let most = limits::SEGMENT_ROWS.0 * (1 + limits::ROW_SEGMENTS.0);
         let count = match end.filter(|end| *end <= most) {
             Some(end) => {
                 self.make_room(end)?;
@@ -107,7 +110,7 @@ impl RuleTables {
             let rows = limits::SEGMENT_ROWS.0;
             let segment =
                 MapHandle::create(MapType::Array, Some("memleak_rows"), 4, 8, rows, &options)?;
-            let key = (self.segments.len() as u32).to_ne_bytes();
+            let key = (self.segments.len() as u32 - 1).to_ne_bytes();
             let mapped = MappedArray::map(&segment, MapAccess::Write)?;
             let descriptor = segment.as_fd().as_raw_fd().to_ne_bytes();
             self.outer.update(&key, &descriptor, MapFlags::ANY)?;
