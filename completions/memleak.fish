@@ -32,7 +32,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l lost -d 'Tell lost from
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_needs_command" -l lost-timeout -d 'Hold a process for that long at the most' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'Nowhere yet'
+complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it; elsewhere as `Never`'
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
@@ -67,7 +67,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost -d 'Tell lo
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost-timeout -d 'Hold a process for that long at the most' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'Nowhere yet'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it; elsewhere as `Never`'
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if a process leaks more than SIZE' -r

@@ -25,7 +25,7 @@ use crate::kernel::object::{Globals, Object};
 use crate::kernel::readings::Readings;
 use crate::kernel::records::{self, Context};
 use crate::kernel::rings::{Taken, ring};
-use crate::kernel::settings::{Reading, Settings};
+use crate::kernel::settings::{NoStacks, Reading, Settings};
 use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
 use crate::kernel::stack_tables::StackTables;
 use crate::kernel::sweep::Sweep;
@@ -73,6 +73,8 @@ pub struct Collector {
     pub(super) readings: Option<Readings>,
     /// `None`: allocations are not attributed to call stacks.
     pub(super) stacks: Option<StackTables>,
+    /// Why they are not, though they were wanted where that is possible.
+    pub no_stacks: Option<NoStacks>,
     /// Images whose memory was read, and on which there is no verdict yet.
     unjudged: Vec<(u64, Image)>,
     rows_taken_from_map: u64,
@@ -105,7 +107,7 @@ impl Collector {
             )?),
             _ => None,
         };
-        let stacks = match (loaded.object.newer(), settings.recorded.stacks) {
+        let stacks = match (loaded.object.newer(), loaded.stacks) {
             (Some(skel), Some(stacks)) => Some(StackTables::open(skel, stacks)?),
             _ => None,
         };
@@ -134,6 +136,7 @@ impl Collector {
             targets: Vec::new(),
             readings,
             stacks,
+            no_stacks: loaded.no_stacks,
             unjudged: Vec::new(),
             rows_taken_from_map: 0,
             sweep: None,

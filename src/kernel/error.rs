@@ -26,6 +26,10 @@ pub enum LoadError {
         limit: u64,
         source: libbpf_rs::Error,
     },
+    /// Call stacks were asked for, and this kernel cannot unwind them.
+    Stacks {
+        release: String,
+    },
     /// An object without its global variables.
     Variables,
     Memory {
@@ -43,7 +47,7 @@ impl fmt::Display for LoadError {
 impl std::error::Error for LoadError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::NoBtf | Self::Variables => None,
+            Self::NoBtf | Self::Stacks { .. } | Self::Variables => None,
             Self::Rights(source)
             | Self::Kernel { source, .. }
             | Self::Descriptors(source)
@@ -70,6 +74,9 @@ impl LoadError {
                  low",
                 limit / 1024
             ),
+            Self::Stacks { release } => {
+                format!("this kernel (Linux {release}) cannot unwind call stacks")
+            }
             Self::Variables => "the BPF programs have no global variables".to_owned(),
             Self::Memory { max_blocks, .. } => {
                 format!("no memory for a table of {max_blocks} live blocks")
@@ -92,6 +99,9 @@ impl LoadError {
             Self::Descriptors(_) => "raise the hard limit (ulimit -Hn)",
             Self::LockedMemory { .. } => {
                 "raise the hard limit (ulimit -Hl unlimited, as root; systemd: LimitMEMLOCK=infinity)"
+            }
+            Self::Stacks { .. } => {
+                "Linux 6.1 or later can; --stacks=never counts without them (-v shows the messages of the verifier)"
             }
             Self::Variables => "build memleak again with cargo",
             Self::Memory { .. } => "give a lower --max-allocs",

@@ -23,7 +23,7 @@ use crate::kernel::error::{LoadError, messages};
 use crate::kernel::features::{BTF, Best, can_filter, is_older};
 use crate::kernel::method::{Holds, Method};
 use crate::kernel::object::{Globals, Object};
-use crate::kernel::settings::{MAX_CGROUPS, Scope, Settings, Wanted};
+use crate::kernel::settings::{MAX_CGROUPS, NoStacks, Scope, Settings, StackSettings, Wanted};
 use crate::kernel::skeletons::types::scope as scopes;
 use crate::kernel::skeletons::{
     MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder, OpenMemleakSkel,
@@ -48,6 +48,10 @@ pub(super) struct Loaded {
     pub only: Vec<u32>,
     /// The links of the tracepoints.
     pub links: Vec<Link>,
+    /// How call stacks are recorded. `None`: they are not.
+    pub stacks: Option<StackSettings>,
+    /// Why call stacks are not recorded, though they were wanted where that is possible.
+    pub no_stacks: Option<NoStacks>,
 }
 
 const MAX_SLOTS: u32 = 1 << 18;
@@ -59,6 +63,14 @@ const OLDER_ARGS: u32 = 8192;
 /// error should meet the table, and not whatever needs a page meanwhile.
 const AMPLE: u64 = 512 << 20;
 
+/// What is tried to load.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Attempt {
+    method: Method,
+    holds: Holds,
+    stacks: Option<StackSettings>,
+}
+
 pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     set_print(Some((PrintLevel::Warn, |_, message| {
         messages().push_str(&message);
@@ -66,25 +78,36 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
     if !Path::new(BTF).exists() {
         return Err(LoadError::NoBtf);
     }
-    let mut method = settings.method.unwrap_or(Method::BEST);
-    let mut holds = settings.holds;
+    let wanted = settings.recorded.stacks;
+    let is_ample = memory_left() > AMPLE;
+    let mut attempt = Attempt {
+        method: settings.method.unwrap_or(Method::BEST),
+        holds: settings.holds,
+        stacks: wanted.filter(|stacks| is_ample || stacks.required),
+    };
+    let mut no_stacks = match attempt.stacks {
+        Some(_) => NoStacks::Kernel,
+        None => NoStacks::Memory,
+    };
     let mut has_looked_up = false;
     // Not decided by trying: before a kernel refuses these programs, it has already warned of them.
     if is_older() {
-        method = Method::Separate;
+        attempt.method = Method::Separate;
     }
-    if method == Method::Separate {
-        holds = Holds::Nowhere;
+    if attempt.method == Method::Separate {
+        attempt.holds = Holds::Nowhere;
+        attempt.stacks = None;
+        no_stacks = NoStacks::Kernel;
     }
     let beside = Beside {
-        table: (method != Method::Separate && memory_left() > AMPLE)
+        table: (attempt.method != Method::Separate && is_ample)
             .then(|| BlockTable::begin(settings.max_blocks)),
         types: OnceCell::new(),
     };
     // Ends when this function does.
-    let _warmth = (method <= Method::Multi).then(Warmth::begin);
+    let _warmth = (attempt.method <= Method::Multi).then(Warmth::begin);
     loop {
-        match load_for(method, holds, settings, &beside) {
+        match load_for(attempt, settings, &beside) {
             // Another method would fail in the same way.
             Err(
                 error @ (LoadError::Rights(_)
@@ -96,24 +119,36 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
                 return Err(error);
             }
             Err(error) => {
-                let tried = (method, holds);
+                let tried = attempt;
                 // Read only now, because the type information has megabytes.
                 if !has_looked_up {
                     let best = Best::of_this_kernel();
-                    holds = holds.min(best.holds);
+                    attempt.holds = attempt.holds.min(best.holds);
                     if settings.method.is_none() {
-                        method = method.max(best.method);
+                        attempt.method = attempt.method.max(best.method);
                     }
                     has_looked_up = true;
                 }
-                if (method, holds) == tried {
-                    match method.next_best() {
-                        Some(next) if settings.method.is_none() => method = next,
+                if attempt == tried && attempt.stacks.is_some() {
+                    attempt.stacks = None;
+                } else if attempt == tried {
+                    match attempt.method.next_best() {
+                        Some(next) if settings.method.is_none() => attempt.method = next,
                         _ => return Err(error),
                     }
                 }
             }
-            loaded => return loaded,
+            Ok(loaded) => {
+                let missing = wanted.filter(|_| loaded.stacks.is_none());
+                if missing.is_some_and(|stacks| stacks.required) {
+                    let release = release::release();
+                    return Err(LoadError::Stacks { release });
+                }
+                return Ok(Loaded {
+                    no_stacks: missing.map(|_| no_stacks),
+                    ..loaded
+                });
+            }
         }
     }
 }
@@ -125,18 +160,15 @@ struct Beside {
     types: OnceCell<Option<File>>,
 }
 
-fn load_for(
-    method: Method,
-    holds: Holds,
-    settings: &Settings,
-    beside: &Beside,
-) -> Result<Loaded, LoadError> {
+fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Loaded, LoadError> {
+    let Attempt { method, holds, .. } = attempt;
+    let stacks = attempt.stacks.filter(|_| method != Method::Separate);
     let fail = |error| LoadError::of(error, settings.max_blocks);
     let told_twice = settings.misses > 0 || release::may_miss_events();
     let mut object = match method {
         Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
         _ => {
-            let skel = load_newer(method, holds, told_twice, settings, beside).map_err(fail)?;
+            let skel = load_newer(attempt, told_twice, settings, beside).map_err(fail)?;
             Object::Newer(Box::new(skel))
         }
     };
@@ -175,6 +207,8 @@ fn load_for(
         told_twice,
         only: only(method, settings).to_vec(),
         links,
+        stacks,
+        no_stacks: None,
     })
 }
 
@@ -239,12 +273,16 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
 
 /// Loads the object for newer kernels.
 fn load_newer(
-    method: Method,
-    holds: Holds,
+    attempt: Attempt,
     told_twice: bool,
     settings: &Settings,
     beside: &Beside,
 ) -> libbpf_rs::Result<MemleakSkel<'static>> {
+    let Attempt {
+        method,
+        holds,
+        stacks,
+    } = attempt;
     // Loaded once, and needed until memleak exits.
     let place = Box::leak(Box::new(MaybeUninit::uninit()));
     let mut open = match beside.types.get_or_init(own_types) {
@@ -267,7 +305,7 @@ fn load_newer(
         // This map stays empty.
         open.maps.found.set_max_entries(1)?;
     }
-    match settings.recorded.stacks {
+    match stacks {
         Some(stacks) => {
             open.maps.stack_sums.set_max_entries(stacks.table)?;
             open.maps.stack_walks.set_max_entries(walks())?;
@@ -293,7 +331,7 @@ fn load_newer(
                 rodata.read_total_over = total.unwrap_or(u64::MAX);
             }
         }
-        if let Some(stacks) = settings.recorded.stacks {
+        if let Some(stacks) = stacks {
             rodata.stacks = true;
             rodata.stack_mask = stacks.table - 1;
             rodata.walk_mask = walks() - 1;

@@ -45,8 +45,29 @@ pub struct Recorded {
 pub struct StackSettings {
     /// Entries in the table of call stacks, a power of two.
     pub table: u32,
+    /// Where they cannot be recorded, memleak fails. Otherwise it counts without them.
+    pub required: bool,
     /// Rules of this kind are left out. For tests.
     pub left_out: Option<RuleKind>,
+}
+
+/// Why no call stacks are recorded, though they were wanted where that is possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoStacks {
+    /// The kernel cannot run the programs that unwind.
+    Kernel,
+    /// Their tables would take memory that others may need.
+    Memory,
+}
+
+impl NoStacks {
+    /// The reason, for people.
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Self::Kernel => "this kernel cannot unwind them",
+            Self::Memory => "too little memory is left for their tables",
+        }
+    }
 }
 
 /// Which processes are held at their ends, so that their memory can be read.

@@ -128,7 +128,7 @@ impl Run {
                 timeout: self.lost.lost_timeout,
                 delay: switches.read_delay,
             },
-            stacks: self.stacks.wanted(&switches),
+            stacks: self.stacks.wanted(true, &switches),
         }
     }
 }
@@ -210,7 +210,7 @@ impl Watch {
                 timeout: self.lost.lost_timeout,
                 delay: switches.read_delay,
             },
-            stacks: self.stacks.wanted(&switches),
+            stacks: self.stacks.wanted(false, &switches),
         }
     }
 

@@ -15,7 +15,7 @@ pub struct StackArgs {
     /// Tell which calls allocated what leaked
     ///
     /// auto, always or never. Each allocation is attributed to its exact call stack, which needs no frame pointers. auto:
-    /// nowhere in this version. Without a value: always.
+    /// in run, where the kernel can do it. Without a value: always.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     #[arg(hide_possible_values = true)]
@@ -25,7 +25,7 @@ pub struct StackArgs {
 /// When to record call stacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum StacksWhen {
-    /// Nowhere yet.
+    /// In `run`, where the kernel can do it; elsewhere as `Never`.
     #[default]
     Auto,
     Always,
@@ -33,10 +33,16 @@ pub enum StacksWhen {
 }
 
 impl StackArgs {
-    /// How call stacks are recorded. `None`: not at all.
-    pub(super) fn wanted(&self, switches: &Switches) -> Option<StackSettings> {
-        (self.stacks == StacksWhen::Always).then(|| StackSettings {
+    /// How call stacks are recorded. `None`: not at all. `auto`: whether `auto` records them here.
+    pub(super) fn wanted(&self, auto: bool, switches: &Switches) -> Option<StackSettings> {
+        let wanted = match self.stacks {
+            StacksWhen::Always => true,
+            StacksWhen::Auto => auto,
+            StacksWhen::Never => false,
+        };
+        wanted.then(|| StackSettings {
             table: switches.stack_table.unwrap_or(TABLE).next_power_of_two(),
+            required: self.stacks == StacksWhen::Always,
             left_out: switches.without_rules,
         })
     }

@@ -39,6 +39,9 @@ pub(super) fn started(prober: Result<Prober>, verbose: bool) -> Result<Prober> {
                     ""
                 };
                 say(&format!("attached by {}{only}", collector.method()));
+                if let Some(why) = collector.no_stacks {
+                    say(&format!("no call stacks are recorded: {}", why.phrase()));
+                }
             }
             Err(_) => error::take_messages().lines().for_each(say),
         }
