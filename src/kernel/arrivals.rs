@@ -343,15 +343,19 @@ impl Collector {
 
     fn attach(&self, target: &Target, file: &File) -> Result<Vec<Attached>> {
         let programs = match &self.object {
-            Object::Newer(skel) => Programs {
-                alloc: match self.method {
-                    Method::Session => &skel.progs.alloc_session,
-                    _ => &skel.progs.alloc_enter,
-                },
-                alloc_return: (self.method != Method::Session).then_some(&skel.progs.alloc_return),
-                entry: &skel.progs.entry_only,
-                throwing: &skel.progs.throwing,
-            },
+            Object::Newer(skel) => {
+                let apart = self.apart.as_ref().unwrap_or(skel);
+                Programs {
+                    alloc: match self.method {
+                        Method::Session => &apart.progs.alloc_session,
+                        _ => &apart.progs.alloc_enter,
+                    },
+                    alloc_return: (self.method != Method::Session)
+                        .then_some(&apart.progs.alloc_return),
+                    entry: &skel.progs.entry_only,
+                    throwing: &apart.progs.throwing,
+                }
+            }
             Object::Older(skel) => Programs {
                 alloc: &skel.progs.alloc_enter,
                 alloc_return: Some(&skel.progs.alloc_return),

@@ -287,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::kernel::features::BTF;
-    use crate::kernel::load::open_with;
+    use crate::kernel::newer::open_with;
     use crate::kernel::skeletons::MemleakSkelBuilder;
     use crate::os::memory_file::file_of;
 

@@ -1,33 +1,29 @@
 //! Loads the BPF objects with the best method that this kernel accepts. Attaching to files is left to `attach`.
 
 use std::cell::OnceCell;
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
-use libbpf_rs::libbpf_sys::bpf_object_open_opts;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{
-    Link, MapCore, MapFlags, OpenObject, PrintLevel, ProgramAttachType, num_possible_cpus,
-    set_print,
+    Link, MapCore, MapFlags, PrintLevel, ProgramAttachType, num_possible_cpus, set_print,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
+use crate::kernel::apart::Apart;
 use crate::kernel::args;
 use crate::kernel::block_table::BlockTable;
 use crate::kernel::btf;
 use crate::kernel::error::{LoadError, messages};
 use crate::kernel::features::{BTF, Best, can_filter, is_older};
 use crate::kernel::method::{Holds, Method};
+use crate::kernel::newer::{choose_allocating, leave_out_stacks, open_with};
 use crate::kernel::object::{Globals, Object};
 use crate::kernel::settings::{MAX_CGROUPS, NoStacks, Scope, Settings, StackSettings, Wanted};
 use crate::kernel::skeletons::types::scope as scopes;
-use crate::kernel::skeletons::{
-    MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder, OpenMemleakSkel,
-};
+use crate::kernel::skeletons::{MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder};
 use crate::kernel::warmth::Warmth;
 use crate::model::limits::Limits;
 use crate::model::scan::ScanWanted;
@@ -39,6 +35,8 @@ use crate::os::stages;
 
 pub(super) struct Loaded {
     pub object: Object,
+    /// The programs that run where functions allocate, if they are in an object of their own.
+    pub apart: Option<Box<MemleakSkel<'static>>>,
     pub globals: Globals,
     pub method: Method,
     pub holds: Holds,
@@ -100,6 +98,7 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
         no_stacks = NoStacks::Kernel;
     }
     let beside = Beside {
+        is_ample,
         table: (attempt.method != Method::Separate && is_ample)
             .then(|| BlockTable::begin(settings.max_blocks)),
         types: OnceCell::new(),
@@ -155,6 +154,8 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
 
 /// What is made beside the object for newer kernels, once for all tries.
 struct Beside {
+    /// Whether threads may take memory of their own to be quicker.
+    is_ample: bool,
     table: Option<BlockTable>,
     /// Type information of the programs' own, or `None` if there is none.
     types: OnceCell<Option<File>>,
@@ -165,11 +166,14 @@ fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Lo
     let stacks = attempt.stacks.filter(|_| method != Method::Separate);
     let fail = |error| LoadError::of(error, settings.max_blocks);
     let told_twice = settings.misses > 0 || release::may_miss_events();
-    let mut object = match method {
-        Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
+    let (mut object, apart) = match method {
+        Method::Separate => {
+            let skel = load_older(settings).map_err(fail)?;
+            (Object::Older(Box::new(skel)), None)
+        }
         _ => {
-            let skel = load_newer(attempt, told_twice, settings, beside).map_err(fail)?;
-            Object::Newer(Box::new(skel))
+            let (skel, apart) = load_newer(attempt, told_twice, settings, beside).map_err(fail)?;
+            (Object::Newer(Box::new(skel)), apart.map(Box::new))
         }
     };
     stages::mark("object loaded");
@@ -201,6 +205,7 @@ fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Lo
     stages::mark("tracepoints attached");
     Ok(Loaded {
         object,
+        apart,
         globals,
         method,
         holds,
@@ -277,15 +282,19 @@ fn load_newer(
     told_twice: bool,
     settings: &Settings,
     beside: &Beside,
-) -> libbpf_rs::Result<MemleakSkel<'static>> {
+) -> libbpf_rs::Result<(MemleakSkel<'static>, Option<MemleakSkel<'static>>)> {
     let Attempt {
         method,
         holds,
         stacks,
     } = attempt;
+    let types = beside.types.get_or_init(own_types).as_ref();
+    let apart = types
+        .filter(|_| beside.is_ample)
+        .and_then(|types| Apart::begin(types, method, stacks.is_some()));
     // Loaded once, and needed until memleak exits.
     let place = Box::leak(Box::new(MaybeUninit::uninit()));
-    let mut open = match beside.types.get_or_init(own_types) {
+    let mut open = match types {
         Some(types) => open_with(types, place)?,
         None => MemleakSkelBuilder::default().open(place)?,
     };
@@ -340,11 +349,8 @@ fn load_newer(
         rodata.read_within_ns = settings.recorded.reads.timeout.as_nanos() as u64;
         limit_to!(rodata, settings);
     }
+    choose_allocating(&mut open, method);
     let progs = &mut open.progs;
-    let session = method == Method::Session;
-    progs.alloc_session.set_autoload(session);
-    progs.alloc_enter.set_autoload(!session);
-    progs.alloc_return.set_autoload(!session);
     progs.newtask_again.set_autoload(told_twice);
     progs.exec_again.set_autoload(told_twice);
     progs.exit_again.set_autoload(told_twice);
@@ -370,15 +376,7 @@ fn load_newer(
         .list_chosen
         .set_autoload(settings.scope.has_children());
     match method {
-        Method::Session => {}
-        Method::Multi => {
-            progs
-                .alloc_enter
-                .set_attach_type(ProgramAttachType::TraceUprobeMulti);
-            progs
-                .alloc_return
-                .set_attach_type(ProgramAttachType::TraceUprobeMulti);
-        }
+        Method::Session | Method::Multi => {}
         // The object for older kernels has programs of its own.
         Method::Separate => {}
         Method::PerfEvent => {
@@ -395,29 +393,13 @@ fn load_newer(
             }
         }
     }
-    open.load()
-}
-
-/// Makes none of the maps that only call stacks need. The programs' code for call stacks is not verified then.
-fn leave_out_stacks(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Result<()> {
-    let maps = &mut open.maps;
-    for map in [
-        &mut maps.stack_walks,
-        &mut maps.first_rows,
-        &mut maps.rows,
-        &mut maps.rules,
-        &mut maps.modules,
-        &mut maps.page_cache,
-        &mut maps.last_pages,
-        &mut maps.layouts,
-        &mut maps.rule_cache,
-        &mut maps.stack_sums,
-        &mut maps.new_stacks,
-        &mut maps.told_stacks,
-    ] {
-        map.set_autocreate(false)?;
-    }
-    Ok(())
+    let Some(apart) = apart else {
+        return Ok((open.load()?, None));
+    };
+    let loading = apart.load(&mut open)?;
+    let skel = open.load();
+    let probes = loading.wait();
+    Ok((skel?, Some(probes?)))
 }
 
 /// How many walks up stacks there is room for at one time: a power of two. A walk holds its room while it is preempted.
@@ -441,22 +423,6 @@ fn own_types() -> Option<File> {
     let types = btf::of_programs(&fs::read(BTF).ok()?)?;
     stages::mark("types read");
     file_of(c"memleak-types", &types).ok()
-}
-
-/// Opens the object for newer kernels with the type information that its programs need. libbpf would search the
-/// kernel's own for a third of the time that loading takes. It reads the file when it loads the object.
-pub(super) fn open_with(
-    types: &File,
-    place: &'static mut MaybeUninit<OpenObject>,
-) -> libbpf_rs::Result<OpenMemleakSkel<'static>> {
-    let path = CString::new(format!("/proc/self/fd/{}", types.as_raw_fd()));
-    let path = path.map_err(|error| libbpf_rs::Error::from(io::Error::from(error)))?;
-    let options = bpf_object_open_opts {
-        sz: size_of::<bpf_object_open_opts>() as _,
-        btf_custom_path: path.as_ptr(),
-        ..bpf_object_open_opts::default()
-    };
-    MemleakSkelBuilder::default().open_opts(options, place)
 }
 
 /// Raises the limit of locked memory. Before Linux 5.11, programs and their maps count as locked memory. The command

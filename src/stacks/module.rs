@@ -1,20 +1,21 @@
 //! Files with code that processes had mapped. They are kept so that their symbols can still be read after the process is
-//! gone, after the file was deleted, or in a mount namespace that no longer exists. Reading symbols is left to
-//! `symbols`.
+//! gone, after the file was deleted, or in a mount namespace that no longer exists. On file systems that may be unmounted
+//! meanwhile, a copy is kept. Reading symbols is left to `symbols`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use crate::elf::file::{ElfFile, Segment, Shape};
+use crate::os::memory_file::file_of;
 use crate::os::root::Root;
 
 /// The most modules that are registered. A module takes some 300 bytes. After that, the first ones are still known.
@@ -25,6 +26,13 @@ const MAX_ROOTS: usize = 256;
 
 /// What the kernel appends to the path of a mapped file that has no name any more.
 const DELETED: &[u8] = b" (deleted)";
+
+/// What the kernel calls a file in memory begins so.
+const MEMORY_FILE: &[u8] = b"/memfd:";
+
+/// The most bytes of copies of files, and of one copy.
+const MOST_COPIED: u64 = 256 << 20;
+const MOST_OF_A_COPY: u64 = 64 << 20;
 
 /// What tells that a file is still the one that it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,8 +65,18 @@ pub struct Module {
     /// The segments that are executed.
     code: Vec<Segment>,
     state: FileState,
-    file: Option<File>,
+    kept: KeptFile,
     root: Rc<Root>,
+}
+
+/// What is kept of a file.
+#[derive(Debug)]
+enum KeptFile {
+    Nothing,
+    /// It is open.
+    Open(File),
+    /// A copy in memory. An open file would keep its file system from being unmounted.
+    Copy(File),
 }
 
 impl Module {
@@ -76,9 +94,25 @@ impl Module {
             shape: elf.as_ref().map(ElfFile::shape),
             code: elf.as_ref().map(ElfFile::code).unwrap_or_default(),
             state,
-            file: Some(file.try_clone()?),
+            kept: KeptFile::Open(file.try_clone()?),
             root,
         })
+    }
+
+    /// Keeps a copy of the file instead of the file, or nothing if the copy would have more bytes than `most`. Returns
+    /// the bytes that it takes.
+    fn keep_a_copy(&mut self, most: u64) -> u64 {
+        let size = self.state.size;
+        let KeptFile::Open(file) = std::mem::replace(&mut self.kept, KeptFile::Nothing) else {
+            return 0;
+        };
+        match (size <= most).then(|| copy_of(&file, size)) {
+            Some(Ok(copy)) => {
+                self.kept = KeptFile::Copy(copy);
+                size
+            }
+            _ => 0,
+        }
     }
 
     /// The number under which the module is registered.
@@ -127,9 +161,10 @@ impl Module {
     /// The file is not kept open, and its path leads to no file, or to another one. Or the file was changed since it
     /// was registered.
     pub fn open(&self) -> io::Result<File> {
-        let file = match &self.file {
-            Some(file) => file.try_clone()?,
-            None => self.root.open(self.named_path())?,
+        let file = match &self.kept {
+            KeptFile::Open(file) => file.try_clone()?,
+            KeptFile::Copy(copy) => return copy.try_clone(),
+            KeptFile::Nothing => self.root.open(self.named_path())?,
         };
         if FileState::of(&file.metadata()?) == self.state || self.has_same_build(&file) {
             return Ok(file);
@@ -144,8 +179,15 @@ impl Module {
 
     /// Whether only an open file leads to the content: the file has no name, and is not on any file system.
     fn is_nameless(&self) -> bool {
-        self.path.ends_with(DELETED) || self.path.starts_with(b"/memfd:")
+        self.path.ends_with(DELETED) || self.path.starts_with(MEMORY_FILE)
     }
+}
+
+/// A copy in memory of the first bytes of a file.
+fn copy_of(file: &File, size: u64) -> io::Result<File> {
+    let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    file_of(c"memleak-code", &bytes)
 }
 
 /// The modules of a run, by their numbers. It keeps their files open as long as its bound on descriptors allows.
@@ -158,7 +200,11 @@ pub struct Modules {
     open: BTreeSet<(bool, u32)>,
     /// The most files that are kept open.
     limit: usize,
+    /// The bytes that copies of files may still take.
+    copies_left: u64,
     ours: Rc<Root>,
+    /// The device of memleak's own root directory.
+    our_device: Option<u64>,
     roots: HashMap<(u64, u64, u64), Rc<Root>>,
     not_kept: u64,
 }
@@ -171,7 +217,9 @@ impl Modules {
             numbers: HashMap::new(),
             open: BTreeSet::new(),
             limit,
+            copies_left: MOST_COPIED,
             ours: Rc::new(Root::ours()),
+            our_device: fs::metadata("/").ok().map(|root| root.dev()),
             roots: HashMap::new(),
             not_kept: 0,
         }
@@ -191,7 +239,12 @@ impl Modules {
             return Err(io::Error::other("there are too many modules"));
         }
         let number = u32::try_from(self.modules.len()).map_err(io::Error::other)?;
-        let module = Module::new(number, file, path, Rc::clone(root))?;
+        let mut module = Module::new(number, file, path, Rc::clone(root))?;
+        // Nobody can unmount memleak's own root directory, and a file in memory is on no file system.
+        let is_in_memory = path.starts_with(MEMORY_FILE);
+        if Some(module.state.device) != self.our_device && !is_in_memory {
+            self.copies_left -= module.keep_a_copy(self.copies_left.min(MOST_OF_A_COPY));
+        }
         self.open.insert((module.is_nameless(), number));
         self.modules.push(module);
         self.numbers.insert(key, number);
@@ -206,7 +259,7 @@ impl Modules {
         {
             self.not_kept += u64::from(nameless);
             if let Some(module) = self.modules.get_mut(number as usize) {
-                module.file = None;
+                module.kept = KeptFile::Nothing;
             }
         }
     }
@@ -274,10 +327,7 @@ fn identity_of(root: &Root) -> Option<(u64, u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::os::memory_file::file_of;
-    use std::fs;
     use std::io::Write as _;
-    use std::os::unix::fs::FileExt as _;
 
     fn modules(limit: usize) -> (Modules, Rc<Root>) {
         (Modules::new(limit), Rc::new(Root::ours()))
@@ -361,7 +411,7 @@ mod tests {
         }
         drop(memory);
         assert_eq!(text_of(modules.get(0).unwrap()).unwrap(), "mem");
-        assert!(modules.get(1).unwrap().file.is_none());
+        assert!(matches!(modules.get(1).unwrap().kept, KeptFile::Nothing));
         assert_eq!(modules.not_kept(), 0);
         for number in 0..3 {
             let memory = file_of(c"code", &[number]).unwrap();
@@ -370,6 +420,29 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(modules.not_kept(), 2);
+    }
+
+    #[test]
+    fn of_a_file_on_another_file_system_a_copy_is_kept() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("one");
+        fs::write(&path, "one").unwrap();
+        let (mut modules, root) = modules(2);
+        let name = path.as_os_str().as_bytes();
+        modules
+            .add(&File::open(&path).unwrap(), name, &root)
+            .unwrap();
+        fs::remove_file(&path).unwrap();
+        let module = modules.get(0).unwrap();
+        assert!(matches!(module.kept, KeptFile::Copy(_)));
+        assert_eq!(text_of(module).unwrap(), "one");
+        assert_eq!(modules.copies_left, MOST_COPIED - 3);
+        modules.copies_left = 2;
+        fs::write(&path, "two").unwrap();
+        modules
+            .add(&File::open(&path).unwrap(), name, &root)
+            .unwrap();
+        assert!(matches!(modules.get(1).unwrap().kept, KeptFile::Nothing));
     }
 
     #[test]

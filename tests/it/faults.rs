@@ -394,7 +394,7 @@ fn memleak_under_memleak_is_exact_and_so_is_the_outer_one() {
             .count();
         let theirs = inner
             .iter()
-            .filter(|row| row["leaked_bytes"] == bytes)
+            .filter(|row| row["type"] == "process" && row["leaked_bytes"] == bytes)
             .count();
         assert_eq!(
             (ours, theirs),
