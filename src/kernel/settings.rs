@@ -47,6 +47,8 @@ pub struct StackSettings {
     pub table: u32,
     /// Where they cannot be recorded, memleak fails. Otherwise it counts without them.
     pub required: bool,
+    /// Whether stacks are reported by which nothing leaked.
+    pub all: bool,
     /// Rules of this kind are left out. For tests.
     pub left_out: Option<RuleKind>,
 }

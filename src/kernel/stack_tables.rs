@@ -34,6 +34,8 @@ pub(super) struct StackTables {
     /// By the programs' hash.
     known: HashMap<u64, Arc<CallStack>>,
     files: Rc<RefCell<CodeFiles>>,
+    /// Whether stacks are reported by which nothing leaked.
+    all: bool,
 }
 
 impl StackTables {
@@ -52,6 +54,7 @@ impl StackTables {
             arrived,
             known: HashMap::new(),
             files: Rc::default(),
+            all: settings.all,
         })
     }
 
@@ -110,7 +113,8 @@ impl StackTables {
             self.sums.set_first_word(at, 0);
             at = sum.next as usize;
             // Of a stack that user space was never told of, nothing is known.
-            if let Some(stack) = self.known.get(&sum.stack) {
+            let is_wanted = self.all || sum.alloc_count > sum.free_count;
+            if let Some(stack) = self.known.get(&sum.stack).filter(|_| is_wanted) {
                 shares.push(StackShare {
                     stack: Arc::clone(stack),
                     alloc_bytes: sum.alloc_bytes,

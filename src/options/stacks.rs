@@ -15,7 +15,8 @@ pub struct StackArgs {
     /// Tell which calls allocated what leaked
     ///
     /// auto, always or never. Each allocation is attributed to its exact call stack, which needs no frame pointers. auto:
-    /// in run, where the kernel can do it. Without a value: always.
+    /// in run, where the kernel can do it, and reports have the stacks of what leaked. always: reports have all stacks.
+    /// Without a value: always.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     #[arg(hide_possible_values = true)]
@@ -43,6 +44,7 @@ impl StackArgs {
         wanted.then(|| StackSettings {
             table: switches.stack_table.unwrap_or(TABLE).next_power_of_two(),
             required: self.stacks == StacksWhen::Always,
+            all: self.stacks == StacksWhen::Always,
             left_out: switches.without_rules,
         })
     }
