@@ -1,5 +1,6 @@
 //! Which files get the probes in tests that are run for either choice. MEMLEAK_TEST_PROBES=private runs them with
-//! private copies; without that, they run with the system's files.
+//! private copies; without that, they run with the system's files. MEMLEAK_TEST_STACKS=auto records call stacks in all
+//! tests, and not only where counts are compared with the truth.
 
 /// The word `run`, with the option that the environment asks for.
 pub fn run_words() -> &'static [&'static str] {
@@ -13,4 +14,9 @@ pub fn run_words() -> &'static [&'static str] {
 /// The same, for a line of a shell.
 pub fn run_line() -> String {
     run_words().join(" ")
+}
+
+/// Whether all tests record call stacks.
+pub fn with_stacks() -> bool {
+    std::env::var_os("MEMLEAK_TEST_STACKS").is_some_and(|value| value == "auto")
 }
