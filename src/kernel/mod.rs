@@ -31,6 +31,7 @@ mod readings;
 pub mod records;
 mod restore;
 mod rings;
+mod rule_reading;
 mod rule_tables;
 pub mod separate;
 pub mod settings;

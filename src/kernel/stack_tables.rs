@@ -6,24 +6,26 @@ use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::RingBuffer;
 
-use crate::elf::file::ElfFile;
-
 use crate::kernel::error::LoadError;
 use crate::kernel::mapped::{FirstWord, MapAccess, MappedArray};
 use crate::kernel::rings::{Taken, ring};
+use crate::kernel::rule_reading::{LARGE, RuleReading, rules_of};
 use crate::kernel::rule_tables::RuleTables;
 use crate::kernel::settings::StackSettings;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{frame_bits, stack_sum, walk_end};
 use crate::model::stack::{CallStack, CodePlace, Frame, StackShare, WalkEnd};
 use crate::stacks::code_files::CodeFiles;
-use crate::stacks::file_rules::FileRules;
 
 impl FirstWord for stack_sum {}
+
+/// How long a process waits until the rules of a large file are loaded. memleak holds it for two seconds at the most.
+const WAITED: Duration = Duration::from_millis(500);
 
 /// The tables of call stacks.
 pub(super) struct StackTables {
@@ -34,6 +36,8 @@ pub(super) struct StackTables {
     /// By the programs' hash.
     known: HashMap<u64, Arc<CallStack>>,
     files: Rc<RefCell<CodeFiles>>,
+    /// Large files whose rules are still being read.
+    readings: Vec<RuleReading>,
     /// Whether stacks are reported by which nothing leaked.
     all: bool,
 }
@@ -54,6 +58,7 @@ impl StackTables {
             arrived,
             known: HashMap::new(),
             files: Rc::default(),
+            readings: Vec::new(),
             all: settings.all,
         })
     }
@@ -70,10 +75,19 @@ impl StackTables {
     pub(super) fn add_file(&mut self, path: &Path, file: &File, pid: Option<u32>) -> Result<u32> {
         let number = self.rules.add_module();
         if number != 0 {
-            let elf = ElfFile::open(file);
-            let rules = elf.map(|elf| FileRules::read(&elf)).unwrap_or_default();
-            let context = || format!("cannot load the unwind rules of {}", path.display());
-            self.rules.load(number, &rules).with_context(context)?;
+            let is_large = file.metadata().is_ok_and(|file| file.len() >= LARGE);
+            let reading = is_large.then(|| RuleReading::begin(number, file));
+            let rules = match reading {
+                Some(Ok(reading)) => reading.within(WAITED),
+                _ => Ok(rules_of(file)),
+            };
+            match rules {
+                Ok(rules) => {
+                    let context = || format!("cannot load the unwind rules of {}", path.display());
+                    self.rules.load(number, &rules).with_context(context)?;
+                }
+                Err(reading) => self.readings.push(reading),
+            }
             self.files.borrow_mut().add(path, file, pid);
         }
         Ok(number)
@@ -84,8 +98,16 @@ impl StackTables {
         &self.ring
     }
 
-    /// Takes the new stacks off their ring.
+    /// Takes the new stacks off their ring, and loads the rules that were read meanwhile.
     pub(super) fn learn(&mut self) {
+        for reading in std::mem::take(&mut self.readings) {
+            let number = reading.number;
+            match reading.within(Duration::ZERO) {
+                // Without memory for them, walks go on saying that they are missing.
+                Ok(rules) => drop(self.rules.load(number, &rules)),
+                Err(reading) => self.readings.push(reading),
+            }
+        }
         // What cannot be read now is read the next time.
         let _ = self.ring.consume();
         for (hash, stack) in self.arrived.take() {

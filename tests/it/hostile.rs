@@ -569,7 +569,8 @@ ctypes.CDLL("libm.so.6")
     assert_eq!(row.comm, "python3");
     assert_eq!(row.uncovered.as_deref(), Some("unexamined"), "{row:#?}");
     assert_ne!(row.counts, Counts::default());
-    assert!(most < 100 << 10, "memleak took {most} kB");
+    // The unwind rules of the compiler that the script runs take some 30 MB, and twice that while they are read.
+    assert!(most < 200 << 10, "memleak took {most} kB");
     assert!(began.elapsed() < Duration::from_secs(20));
 }
 
