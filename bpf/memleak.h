@@ -380,7 +380,9 @@ enum { MAX_CANDIDATES = 65536, NOT_A_BLOCK = -1 };
 /* An address that may be that of a block. */
 struct candidate {
 	__u64 address;
-	__s64 size; /* the answer: in bytes, or NOT_A_BLOCK */
+	__s64 size;  /* the answer: in bytes, or NOT_A_BLOCK */
+	__u32 stack; /* the answer: as in struct block */
+	__u32 pad;
 };
 
 enum { STATE_REGISTERS = 34 };

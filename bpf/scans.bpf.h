@@ -297,6 +297,7 @@ static long look_up_one(__u32 i, struct look_up *look_up)
 	key.address = candidate->address;
 	block = bpf_map_lookup_elem(&blocks, &key);
 	candidate->size = block ? block->size : NOT_A_BLOCK;
+	candidate->stack = block ? block->stack : 0;
 	if (block)
 		look_up->found++;
 	return 0;

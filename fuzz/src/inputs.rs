@@ -293,6 +293,7 @@ pub fn reach(bytes: &[u8]) {
         .map(|pair| Block {
             address: pair[0],
             size: pair[1],
+            stack: 0,
         })
         .collect();
     let part = contents.len() / STARTS.len();

@@ -30,6 +30,7 @@ use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
 use crate::kernel::stack_tables::StackTables;
 use crate::kernel::sweep::Sweep;
+use crate::kernel::verdicts::HeapVerdict;
 use crate::kernel::witness::SignalsSeen;
 use crate::kernel::{detach, load};
 use crate::model::image::{End, Image};
@@ -79,10 +80,25 @@ pub struct Collector {
     /// Why they are not, though they were wanted where that is possible.
     pub no_stacks: Option<NoStacks>,
     /// Images whose memory was read, and on which there is no verdict yet.
-    unjudged: Vec<(u64, Image)>,
+    unjudged: Vec<ReadImage>,
     rows_taken_from_map: u64,
     sweep: Option<Sweep>,
     max_blocks: u64,
+}
+
+/// An image whose memory was read.
+struct ReadImage {
+    heap: u64,
+    image: Image,
+    /// The numbers of its stacks.
+    stacks: Vec<u32>,
+}
+
+impl ReadImage {
+    fn judged(mut self, verdict: HeapVerdict) -> (u64, Image) {
+        verdict.enter(&mut self.image, &self.stacks);
+        (self.heap, self.image)
+    }
 }
 
 impl Collector {
@@ -323,20 +339,27 @@ impl Collector {
     fn enter(&mut self, record: &heap, image: Option<(u64, Image)>, ended: &mut Vec<(u64, Image)>) {
         let stacks = self.stacks.as_mut();
         let stacks = stacks.map(|tables| tables.take(record.id, record.stacks));
-        let Some((id, mut image)) = image else {
+        let Some((heap, mut image)) = image else {
             return;
         };
-        image.stacks = stacks.unwrap_or_default();
+        let (stacks, shares) = stacks.unwrap_or_default().into_iter().unzip();
+        image.stacks = shares;
         if records::was_read(record)
             && image.end != End::Exec
             && let Some(readings) = &mut self.readings
         {
-            match readings.take(id) {
-                Some(verdict) => image.reach = verdict.on(&image),
-                None => return self.unjudged.push((id, image)),
+            let read = ReadImage {
+                heap,
+                image,
+                stacks,
+            };
+            match readings.take(heap) {
+                Some(verdict) => ended.push(read.judged(verdict)),
+                None => self.unjudged.push(read),
             }
+            return;
         }
-        ended.push((id, image));
+        ended.push((heap, image));
     }
 
     /// Adds the images that were put aside, and on which there is a verdict now.
@@ -345,13 +368,10 @@ impl Collector {
             return;
         };
         readings.collect();
-        for (id, mut image) in std::mem::take(&mut self.unjudged) {
-            match readings.take(id) {
-                Some(verdict) => {
-                    image.reach = verdict.on(&image);
-                    ended.push((id, image));
-                }
-                None => self.unjudged.push((id, image)),
+        for read in std::mem::take(&mut self.unjudged) {
+            match readings.take(read.heap) {
+                Some(verdict) => ended.push(read.judged(verdict)),
+                None => self.unjudged.push(read),
             }
         }
     }
@@ -362,9 +382,9 @@ impl Collector {
             return Vec::new();
         };
         let unjudged = std::mem::take(&mut self.unjudged).into_iter();
-        let judged = unjudged.map(|(id, mut image)| {
-            image.reach = readings.wait_for(id).on(&image);
-            (id, image)
+        let judged = unjudged.map(|read| {
+            let verdict = readings.wait_for(read.heap);
+            read.judged(verdict)
         });
         judged.collect()
     }

@@ -108,13 +108,18 @@ impl BlockLists {
             let word = bytes.get(at..).and_then(<[u8]>::first_chunk);
             word.map_or(0, |word| u64::from_ne_bytes(*word))
         };
+        let half = |bytes: &[u8], at: usize| {
+            let half = bytes.get(at..).and_then(<[u8]>::first_chunk);
+            half.map_or(0, |half| u32::from_ne_bytes(*half))
+        };
         let mut walk = BatchWalk::new(AT_ONCE);
         while let Some(batch) = walk.next(&self.blocks)? {
             let own = batch.keys.zip(batch.values);
             let own = own.filter(|(key, _)| word(key, 0) == heap);
-            blocks.extend(own.map(|(key, size)| Block {
+            blocks.extend(own.map(|(key, block)| Block {
                 address: word(key, 8),
-                size: word(size, 0),
+                size: word(block, 0),
+                stack: half(block, 8),
             }));
         }
         Ok(())

@@ -18,9 +18,9 @@ use crate::kernel::records;
 use crate::kernel::rings::{Taken, call_with, ring};
 use crate::kernel::settings::Reads;
 use crate::kernel::skeletons::types::{ending, stop, thread_state};
-use crate::kernel::verdicts::{Case, Heaps, Memory, ReadingCosts};
+use crate::kernel::verdicts::{Case, Heaps, Memory, ReadHeap, ReadingCosts};
 use crate::lost::{Budget, Buffers, JudgedBlocks, Snapshot, State, Thread, Unread, judge};
-use crate::model::reach::{Reach, ReachUnknown};
+use crate::model::reach::ReachUnknown;
 use crate::os::priority::hurry;
 use crate::os::room::memory_left;
 
@@ -138,7 +138,7 @@ impl MemoryReader {
                 .largest
                 .fetch_max(snapshot.bytes(), Ordering::Relaxed);
         }
-        Case {
+        let about = ReadHeap {
             heap: ending.heap,
             began,
             hashed: stop.hashed,
@@ -146,7 +146,11 @@ impl MemoryReader {
             files: files(&stop).to_vec(),
             has_unseen: stop.has_unseen != 0,
             was_held,
-            memory: memory.unwrap_or_else(|why| Memory::Judged(Reach::Unknown(why.into()))),
+        };
+        let unread = |why| Memory::Judged(ReachUnknown::from(why).into());
+        Case {
+            about,
+            memory: memory.unwrap_or_else(unread),
         }
     }
 
@@ -215,11 +219,11 @@ impl MemoryReader {
             };
             let now = lost(&judged);
             if before.is_some_and(|before| before == now) {
-                return Ok(Memory::Judged(Reach::Known(judged.reached)));
+                return Ok(Memory::Judged(judged.into()));
             }
             before = Some(now);
         }
-        Ok(Memory::Judged(Reach::Unknown(ReachUnknown::Unsure)))
+        Ok(Memory::Judged(ReachUnknown::Unsure.into()))
     }
 }
 

@@ -129,7 +129,7 @@ impl Readings {
             match self.verdicts.recv() {
                 Ok((judged, verdict)) => self.known.insert(judged, verdict),
                 // The threads have failed.
-                Err(_) => return HeapVerdict::NONE,
+                Err(_) => return HeapVerdict::none(),
             };
         }
     }

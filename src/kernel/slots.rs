@@ -31,8 +31,12 @@ impl Slots {
                 && slot.heap == heap
                 && slot.state == slot_state::SLOT_FULL.0
             {
-                let (address, size) = (slot.address, slot.size);
-                blocks.push(Block { address, size });
+                let (address, size, stack) = (slot.address, slot.size, slot.stack);
+                blocks.push(Block {
+                    address,
+                    size,
+                    stack,
+                });
             }
         }
         blocks
@@ -74,7 +78,13 @@ impl CandidateTable {
     /// Puts addresses in. There is room for `size` of them.
     pub(super) fn put(&mut self, addresses: &[u64]) {
         for (at, &address) in addresses.iter().take(self.size()).enumerate() {
-            self.entries.put(at, candidate { address, size: 0 });
+            self.entries.put(
+                at,
+                candidate {
+                    address,
+                    ..candidate::default()
+                },
+            );
         }
     }
 
@@ -85,6 +95,7 @@ impl CandidateTable {
             Some(Block {
                 address: answer.address,
                 size: answer.size.try_into().ok()?,
+                stack: answer.stack,
             })
         })
     }

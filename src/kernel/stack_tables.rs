@@ -115,8 +115,9 @@ impl StackTables {
         }
     }
 
-    /// Takes the sums of a heap that has ended. `first`: the beginning of its chain.
-    pub(super) fn take(&mut self, heap: u64, first: u32) -> Vec<StackShare> {
+    /// Takes the sums of a heap that has ended, each with the number that its blocks have. `first`: the beginning of its
+    /// chain.
+    pub(super) fn take(&mut self, heap: u64, first: u32) -> Vec<(u32, StackShare)> {
         self.learn();
         let mut shares = Vec::new();
         let mut at = first as usize;
@@ -133,17 +134,20 @@ impl StackTables {
                 },
             );
             self.sums.set_first_word(at, 0);
+            let number = at as u32;
             at = sum.next as usize;
             // Of a stack that user space was never told of, nothing is known.
             let is_wanted = self.all || sum.alloc_count > sum.free_count;
             if let Some(stack) = self.known.get(&sum.stack).filter(|_| is_wanted) {
-                shares.push(StackShare {
+                let share = StackShare {
                     stack: Arc::clone(stack),
                     alloc_bytes: sum.alloc_bytes,
                     alloc_count: sum.alloc_count,
                     leaked_bytes: sum.alloc_bytes.saturating_sub(sum.free_bytes),
                     leaked_blocks: sum.alloc_count.saturating_sub(sum.free_count),
-                });
+                    reached: None,
+                };
+                shares.push((number, share));
             }
         }
         shares

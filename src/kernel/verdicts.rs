@@ -1,6 +1,7 @@
 //! Judges the blocks that processes never freed, on copies of their memory, in a thread of its own. `reader` makes the
 //! copies.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,36 +11,67 @@ use nix::sys::eventfd::EventFd;
 
 use crate::find::heaps;
 use crate::kernel::lists::BlockLists;
-use crate::lost::{Allocators, ExitFrame, Snapshot, judge};
+use crate::lost::{Allocators, ExitFrame, JudgedBlocks, Snapshot, judge};
 use crate::model::image::Image;
-use crate::model::reach::{Reach, ReachUnknown};
+use crate::model::reach::{Reach, ReachUnknown, Reached};
 
 /// What the judge says of a heap.
-#[derive(Clone, Copy)]
 pub(super) struct HeapVerdict {
-    reach: Reach,
+    found: HeapReach,
     /// How many threads the process had.
     threads: usize,
 }
 
+/// How the blocks of a heap could be reached.
+pub(super) struct HeapReach {
+    reach: Reach,
+    /// The same of the blocks of each call stack, by the stack's number.
+    stacks: HashMap<u32, Reached>,
+}
+
+impl std::convert::From<JudgedBlocks> for HeapReach {
+    fn from(judged: JudgedBlocks) -> Self {
+        Self {
+            reach: Reach::Known(judged.reached),
+            stacks: judged.by_stack(),
+        }
+    }
+}
+
+impl std::convert::From<ReachUnknown> for HeapReach {
+    fn from(why: ReachUnknown) -> Self {
+        Self {
+            reach: Reach::Unknown(why),
+            stacks: HashMap::new(),
+        }
+    }
+}
+
 impl HeapVerdict {
     /// What is said if the judge has failed.
-    pub(super) const NONE: Self = Self {
-        reach: Reach::Unknown(ReachUnknown::Unsure),
-        threads: 0,
-    };
+    pub(super) fn none() -> Self {
+        Self {
+            found: ReachUnknown::Unsure.into(),
+            threads: 0,
+        }
+    }
 
-    /// The verdict on the image of that heap. The list of blocks may lack those that the threads were about to replace
-    /// by others. If it lacks more, or has more, nothing is known.
-    pub(super) fn on(self, image: &Image) -> Reach {
-        let Reach::Known(reached) = self.reach else {
-            return self.reach;
+    /// Enters the verdict into the image of that heap, and into its stacks, which have these numbers. The list of blocks
+    /// may lack those that the threads were about to replace by others. If it lacks more, or has more, nothing is known.
+    pub(super) fn enter(self, image: &mut Image, stacks: &[u32]) {
+        image.reach = self.found.reach;
+        let Reach::Known(reached) = image.reach else {
+            return;
         };
         let read = reached.lost() + reached.possible + reached.reachable;
         let missing = image.counters.leaked_blocks.checked_sub(read.blocks);
-        match missing.is_some_and(|missing| missing <= self.threads as u64) {
-            true => self.reach,
-            false => Reach::Unknown(ReachUnknown::Unsure),
+        if missing.is_none_or(|missing| missing > self.threads as u64) {
+            image.reach = Reach::Unknown(ReachUnknown::Unsure);
+            return;
+        }
+        for (share, number) in image.stacks.iter_mut().zip(stacks) {
+            let reached = self.found.stacks.get(number).copied();
+            share.reached = Some(reached.unwrap_or_default());
         }
     }
 }
@@ -82,6 +114,12 @@ impl Heaps {
 
 /// What the reader gives to the judge.
 pub(super) struct Case {
+    pub(super) about: ReadHeap,
+    pub(super) memory: Memory,
+}
+
+/// What is known of a heap whose process was read.
+pub(super) struct ReadHeap {
     pub(super) heap: u64,
     /// When its reading began.
     pub(super) began: Instant,
@@ -94,14 +132,13 @@ pub(super) struct Case {
     pub(super) has_unseen: bool,
     /// Whether the process was held until all was read. Otherwise its record says why.
     pub(super) was_held: bool,
-    pub(super) memory: Memory,
 }
 
 /// What was read of a process.
 pub(super) enum Memory {
     Copied(Snapshot),
     /// Nothing more is needed.
-    Judged(Reach),
+    Judged(HeapReach),
 }
 
 /// What reading and judging has cost.
@@ -131,36 +168,38 @@ pub(super) struct Judge {
 
 impl Judge {
     pub(super) fn run(mut self) {
-        while let Ok(case) = self.cases.recv() {
-            let reach = match &case.memory {
-                Memory::Copied(snapshot) if case.was_held => self.judge(&case, snapshot),
-                Memory::Copied(_) => Reach::Unknown(ReachUnknown::Unsure),
-                Memory::Judged(reach) => *reach,
+        while let Ok(Case { memory, about }) = self.cases.recv() {
+            let (found, snapshot) = match memory {
+                Memory::Copied(snapshot) if about.was_held => {
+                    (self.judge(&about, &snapshot), Some(snapshot))
+                }
+                Memory::Copied(snapshot) => (ReachUnknown::Unsure.into(), Some(snapshot)),
+                Memory::Judged(found) => (found, None),
             };
-            let took = case.began.elapsed().as_micros() as u64;
+            let took = about.began.elapsed().as_micros() as u64;
             let longest = &self.costs.longest_verdict_us;
             longest.fetch_max(took, Ordering::Relaxed);
-            self.lists.release(case.heap);
-            if case.was_held {
-                let threads = case.threads;
-                if (self.said.send((case.heap, HeapVerdict { reach, threads }))).is_err() {
+            self.lists.release(about.heap);
+            if about.was_held {
+                let threads = about.threads;
+                if (self.said.send((about.heap, HeapVerdict { found, threads }))).is_err() {
                     return;
                 }
                 let _ = self.wake.write(1);
             }
-            if let Memory::Copied(snapshot) = case.memory {
+            if let Some(snapshot) = snapshot {
                 let _ = self.back.send(snapshot);
             }
         }
     }
 
-    fn judge(&mut self, case: &Case, snapshot: &Snapshot) -> Reach {
-        match self.lists.read(case.heap, case.hashed, snapshot) {
+    fn judge(&mut self, about: &ReadHeap, snapshot: &Snapshot) -> HeapReach {
+        match self.lists.read(about.heap, about.hashed, snapshot) {
             Ok(blocks) => {
-                let (allocators, frames) = self.heaps.of(&case.files, case.has_unseen);
-                Reach::Known(judge(snapshot, blocks, allocators, &frames).reached)
+                let (allocators, frames) = self.heaps.of(&about.files, about.has_unseen);
+                judge(snapshot, blocks, allocators, &frames).into()
             }
-            Err(_) => Reach::Unknown(ReachUnknown::Unsure),
+            Err(_) => ReachUnknown::Unsure.into(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The blocks that a process never freed, and what is found about each.
 
+use std::collections::HashMap;
+
 use crate::model::reach::{Amount, Reached};
 
 /// A live block of the process that is judged.
@@ -9,6 +11,8 @@ pub struct Block {
     pub address: u64,
     /// The bytes that were asked for.
     pub size: u64,
+    /// The number of the call stack that allocated it. 0: unknown.
+    pub stack: u32,
 }
 
 impl Block {
@@ -59,16 +63,7 @@ impl JudgedBlocks {
     pub fn new(blocks: Vec<Block>, levels: Vec<Level>, mut owners: Vec<u32>) -> Self {
         let mut reached = Reached::default();
         for (block, level) in blocks.iter().zip(&levels) {
-            let amount = match level {
-                Level::Unreached => &mut reached.definite,
-                Level::Indirect => &mut reached.indirect,
-                Level::Possible => &mut reached.possible,
-                Level::Reachable => &mut reached.reachable,
-            };
-            *amount += Amount {
-                bytes: block.size,
-                blocks: 1,
-            };
+            add(&mut reached, block, *level);
         }
         shorten(&mut owners, &levels);
         Self {
@@ -96,12 +91,37 @@ impl JudgedBlocks {
         self.blocks.iter().copied().zip(states)
     }
 
+    /// The sums of the blocks of each call stack. Blocks of which the stack is not known are in none.
+    pub fn by_stack(&self) -> HashMap<u32, Reached> {
+        let mut stacks = HashMap::new();
+        for (block, level) in self.blocks.iter().zip(&self.levels) {
+            if block.stack != 0 {
+                add(stacks.entry(block.stack).or_default(), block, *level);
+            }
+        }
+        stacks
+    }
+
     fn owner(&self, at: usize) -> u64 {
         let owner = self.owners.get(at).copied().unwrap_or_default();
         self.blocks
             .get(owner as usize)
             .map_or(0, |block| block.address)
     }
+}
+
+/// Adds a block to the amount that its level belongs to.
+fn add(reached: &mut Reached, block: &Block, level: Level) {
+    let amount = match level {
+        Level::Unreached => &mut reached.definite,
+        Level::Indirect => &mut reached.indirect,
+        Level::Possible => &mut reached.possible,
+        Level::Reachable => &mut reached.reachable,
+    };
+    *amount += Amount {
+        bytes: block.size,
+        blocks: 1,
+    };
 }
 
 /// Lets each indirectly lost block name the definitely lost one at the end of its chain of owners.
@@ -136,6 +156,7 @@ mod tests {
         let blocks = [1, 2, 3, 4].map(|n| Block {
             address: n << 8,
             size: n,
+            stack: n as u32 / 2,
         });
         let levels = [
             Level::Indirect,
@@ -154,5 +175,17 @@ mod tests {
                 blocks: 3
             }
         );
+        let amount = |bytes| Amount { bytes, blocks: 1 };
+        let second = Reached {
+            definite: amount(3),
+            indirect: amount(2),
+            ..Reached::default()
+        };
+        let third = Reached {
+            reachable: amount(4),
+            ..Reached::default()
+        };
+        // The stack of the first block is not known.
+        assert_eq!(judged.by_stack(), [(1, second), (2, third)].into());
     }
 }

@@ -281,6 +281,7 @@ mod tests {
         let blocks = blocks.iter().map(|at| Block {
             address: HEAP + at,
             size: 24,
+            ..Block::default()
         });
         let index = BlockIndex::new(blocks.collect());
         let mut walked = Walked::default();

@@ -99,7 +99,11 @@ mod tests {
             .area(0x30_0000, &[0x10_0000, AT, 0x10_0008], "r", Backing::File)
             .area(0x40_0000, &[0x10_0000, 0x10_0008], "r", Backing::Anonymous)
             .snapshot();
-        let block = Block { address: AT, size };
+        let block = Block {
+            address: AT,
+            size,
+            ..Block::default()
+        };
         counts_as_start(&snapshot, block, AT + offset)
     }
 

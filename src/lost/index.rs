@@ -204,7 +204,11 @@ mod tests {
     use super::*;
 
     fn block(address: u64, size: u64) -> Block {
-        Block { address, size }
+        Block {
+            address,
+            size,
+            stack: 0,
+        }
     }
 
     #[test]

@@ -215,6 +215,7 @@ mod tests {
         let blocks = (0..4).map(|n| Block {
             address: AT + n * 64,
             size: 32,
+            ..Block::default()
         });
         let index = BlockIndex::new(blocks.collect());
         let mut marking = Marking::new(&snapshot, &index);

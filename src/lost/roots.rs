@@ -288,6 +288,7 @@ mod tests {
         let blocks = [DATA, HEAP].map(|start| Block {
             address: start + 64,
             size: 64,
+            ..Block::default()
         });
         let judged = judge(&snapshot, blocks.to_vec(), allocators, &[]);
         judged.states().map(|(_, state)| state).collect()
@@ -308,7 +309,11 @@ mod tests {
     #[test]
     fn of_memory_that_is_shared_with_the_program_only_pages_are_left_out() {
         let mut words = vec![0; 2 * SIZE];
-        let blocks = [HEAP + 64, HEAP + 256].map(|address| Block { address, size: 64 });
+        let blocks = [HEAP + 64, HEAP + 256].map(|address| Block {
+            address,
+            size: 64,
+            ..Block::default()
+        });
         // The first pointer is in a page that has blocks.
         words[100] = blocks[0].address;
         words[SIZE + 100] = blocks[1].address;
@@ -333,6 +338,7 @@ mod tests {
         let block = Block {
             address: bss[100],
             size: 64,
+            ..Block::default()
         };
         let judged = judge(&snapshot, vec![block], Allocators::Mappings, &[]);
         assert_eq!(judged.reached.reachable.blocks, 1);
@@ -347,6 +353,7 @@ mod tests {
         let block = Block {
             address: HEAP + 64,
             size: 64,
+            ..Block::default()
         };
         let judged = judge(&snapshot, vec![block], Allocators::Mappings, &[]);
         assert_eq!(judged.reached.reachable.blocks, 1);

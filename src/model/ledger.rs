@@ -13,7 +13,7 @@ use crate::model::gate::Gate;
 use crate::model::image::{End, From, Image, Losses, Uncovered};
 use crate::model::judgement::Judgement;
 use crate::model::lost::LostSum;
-use crate::model::places::LeakPlace;
+use crate::model::places::LargestPlaces;
 
 /// How many of the processes that still run are named. The others are only counted, so that the closing line stays
 /// readable.
@@ -135,8 +135,7 @@ impl Ledger {
             complete: self.incomplete_images == 0 && self.losses.is_empty(),
             losses: self.losses,
             unnamed_running: self.running_count - self.running.len() as u64,
-            places: Vec::new(),
-            more_places: 0,
+            places: None,
             running: self.running,
         }
     }
@@ -175,10 +174,8 @@ pub struct Summary {
     pub running: Vec<StillRunning>,
     /// How many more processes still run.
     pub unnamed_running: u64,
-    /// Where processes leaked most, if call stacks were recorded.
-    pub places: Vec<LeakPlace>,
-    /// In how many more places they leaked.
-    pub more_places: usize,
+    /// Where processes leaked most. `None`: no call stacks were recorded.
+    pub places: Option<LargestPlaces>,
 }
 
 impl Summary {

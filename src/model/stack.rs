@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::model::reach::Reached;
+
 /// The calls that led to an allocation, as they were found on the stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallStack {
@@ -61,6 +63,8 @@ pub struct StackShare {
     pub alloc_count: u64,
     pub leaked_bytes: u64,
     pub leaked_blocks: u64,
+    /// How these blocks could be reached. `None`: it is not known.
+    pub reached: Option<Reached>,
 }
 
 /// A call stack whose frames have names.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::model::bounds::Bounds;
 use crate::model::image::{From, Image, Uncovered};
-use crate::model::reach::{Amount, Reach, ReachUnknown};
+use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 use crate::text::escape;
 use crate::text::units::{grouped, megabytes};
 
@@ -45,6 +45,12 @@ pub(super) fn age(age: Duration) -> String {
     } else {
         format!("{seconds}s")
     }
+}
+
+/// As ` (2,000 direct, 5,050 indirect)`, of bytes that were lost.
+pub(super) fn direct_and_indirect(reached: Reached) -> String {
+    let [definite, indirect] = [reached.definite, reached.indirect].map(|lost| grouped(lost.bytes));
+    format!(" ({definite} direct, {indirect} indirect)")
 }
 
 /// As `7,050 bytes in 100 blocks`.

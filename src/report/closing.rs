@@ -3,8 +3,8 @@
 use crate::model::bounds::{Bounds, Verdict};
 use crate::model::ledger::Summary;
 use crate::model::reach::{ReachUnknown, Reached};
-use crate::report::cells::{in_blocks, name, uncovered};
-use crate::text::units::{amount, counted, grouped};
+use crate::report::cells::{direct_and_indirect, in_blocks, name, uncovered};
+use crate::text::units::{amount, counted};
 
 /// The closing line without colours. It does not depend on the report's format. `lost`: whether processes may have been
 /// scanned.
@@ -39,7 +39,8 @@ pub(super) fn clauses(summary: &Summary, gate: Option<String>, lost: bool) -> Ve
     clauses
 }
 
-/// How much there is of what processes lost, possibly lost, and could still reach: a line for each that there is.
+/// How much there is of what processes lost, possibly lost, and could still reach: a line for each that there is. What
+/// is shown by place needs no line.
 pub(super) fn reach_lines(summary: &Summary) -> Vec<String> {
     let Reached {
         definite,
@@ -52,14 +53,19 @@ pub(super) fn reach_lines(summary: &Summary) -> Vec<String> {
         ("possibly lost", possible),
         ("reachable", reachable),
     ];
-    let lines = lines.into_iter().filter(|(_, amount)| amount.blocks > 0);
+    let shown = summary.places.iter().flat_map(|places| &places.shown);
+    let mut by_place = Reached::default();
+    shown.for_each(|place| by_place += place.unfreed.reached);
+    let has_place = |what: &str| match what {
+        "lost" => by_place.lost().blocks > 0,
+        "possibly lost" => by_place.possible.blocks > 0,
+        _ => false,
+    };
+    let lines = lines.into_iter();
+    let lines = lines.filter(|(what, amount)| amount.blocks > 0 && !has_place(what));
     let lines = lines.map(|(what, amount)| {
         let parts = match what == "lost" && indirect.blocks > 0 {
-            true => format!(
-                " ({} direct, {} indirect)",
-                grouped(definite.bytes),
-                grouped(indirect.bytes)
-            ),
+            true => direct_and_indirect(summary.lost.known),
             false => String::new(),
         };
         format!("{what}: {}{parts}", in_blocks(amount))
@@ -81,10 +87,18 @@ fn sums(summary: &Summary, lost: bool) -> String {
     }
     let allocated = amount(summary.total_allocs_bytes);
     let leaked = bounded(summary.leaked, summary.leaked_blocks);
-    let mut sums = format!("{processes}, {allocated} allocated, {leaked} leaked");
+    let in_places = |count: Option<usize>| match count {
+        None | Some(0) => String::new(),
+        Some(count) => format!(" in {}", counted(count as u64, "place", "places")),
+    };
+    let places = summary.places.as_ref();
+    let leaks = in_places(places.filter(|_| !lost).map(|places| places.all));
+    let mut sums = format!("{processes}, {allocated} allocated, {leaked} leaked{leaks}");
     if lost {
         let blocks = summary.lost.known.lost().blocks;
-        sums.push_str(&format!(", {} lost", bounded(summary.lost.bytes, blocks)));
+        let lost = bounded(summary.lost.bytes, blocks);
+        let places = in_places(places.map(|places| places.lost));
+        sums.push_str(&format!(", {lost} lost{places}"));
     }
     sums
 }

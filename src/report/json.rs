@@ -83,6 +83,8 @@ struct StackLine<'a> {
     alloc_count: u64,
     leaked_bytes: u64,
     leaked_blocks: u64,
+    #[serde(flatten)]
+    reach: Option<ReachObject>,
     walk: &'static str,
     #[serde(skip_serializing_if = "is_zero")]
     guessed: u64,
@@ -129,6 +131,7 @@ impl<'a> StackLine<'a> {
             alloc_count: share.alloc_count,
             leaked_bytes: share.leaked_bytes,
             leaked_blocks: share.leaked_blocks,
+            reach: share.reached.map(ReachObject::from),
             walk: walk_name(stack.end),
             guessed: stack.guessed.into(),
             frames: frames.collect(),

@@ -3,10 +3,10 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use crate::model::ledger::Summary;
-use crate::model::places::LeakPlace;
+use crate::model::places::{LargestPlaces, LeakPlace};
 use crate::model::stack::{NamedFrame, NamedStack, WalkEnd};
-use crate::report::cells::{in_blocks, name};
+use crate::model::unfreed::Unfreed;
+use crate::report::cells::{direct_and_indirect, in_blocks, name};
 use crate::text::escape;
 use crate::text::units::counted;
 
@@ -16,29 +16,50 @@ const MOST_FRAMES: usize = 24;
 /// The widest column of functions. A longer name moves its own line's location only.
 const WIDEST: usize = 44;
 
-/// A block of lines for each place, with an empty line before each.
-pub(super) fn place_lines(summary: &Summary) -> String {
+/// A block of lines for each place, with an empty line before each. `alone`: there is only one process.
+pub(super) fn place_lines(places: &LargestPlaces, alone: bool) -> String {
     let mut lines = String::new();
-    for place in &summary.places {
-        lines.push_str(&format!("\n{}\n", head(place)));
+    for place in &places.shown {
+        lines.push_str(&format!("\n{}\n", head(place, alone)));
         for line in frame_lines(&place.stack) {
             lines.push_str(&format!("    {line}\n"));
         }
     }
-    if summary.more_places > 0 {
-        let more = counted(summary.more_places as u64, "more place", "more places");
+    if places.more > 0 {
+        let more = counted(places.more as u64, "more place", "more places");
         lines.push_str(&format!("\n{more}\n"));
     }
     lines
 }
 
-fn head(place: &LeakPlace) -> String {
+/// What leaked: first what was lost, then what may be lost, and then what was not judged.
+fn head(place: &LeakPlace, alone: bool) -> String {
+    let Unfreed { reached, unknown } = place.unfreed;
+    let mut parts: Vec<String> = Vec::new();
+    for (capitals, word, amount) in [
+        ("LOST", "lost", reached.lost()),
+        ("POSSIBLY LOST", "possibly lost", reached.possible),
+        ("LEAKED", "leaked", unknown),
+    ] {
+        if amount.blocks == 0 {
+            continue;
+        }
+        let word = if parts.is_empty() { capitals } else { word };
+        let detail = match amount == reached.lost() && reached.indirect.blocks > 0 {
+            true => direct_and_indirect(reached),
+            false => String::new(),
+        };
+        parts.push(format!("{word} {}{detail}", in_blocks(amount)));
+    }
+    let leaked = parts.join(", ");
+    if alone {
+        return leaked;
+    }
     let processes = match place.processes {
         1 => String::new(),
         processes => format!(" ({})", counted(processes, "process", "processes")),
     };
-    let (leaked, comm) = (in_blocks(place.leaked), name(&place.comm));
-    format!("LEAKED {leaked}, {comm}{processes}")
+    format!("{leaked}, {}{processes}", name(&place.comm))
 }
 
 fn frame_lines(stack: &NamedStack) -> Vec<String> {
@@ -136,7 +157,7 @@ fn why(end: WalkEnd) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::reach::Amount;
+    use crate::model::reach::{Amount, Reached};
 
     fn frame(function: Option<&str>, file: Option<(&str, u32)>) -> NamedFrame {
         NamedFrame {
@@ -207,23 +228,68 @@ mod tests {
         assert!(!lines[0].contains('\x1b'), "{lines:?}");
     }
 
-    #[test]
-    fn the_head_says_how_much_leaked_and_in_how_many_processes() {
-        let place = |bytes, blocks, processes| LeakPlace {
+    fn place(reached: Reached, unknown: Amount, processes: u64) -> LeakPlace {
+        LeakPlace {
             stack: NamedStack {
                 identity: 1,
                 frames: Vec::new(),
                 end: WalkEnd::Complete,
                 guessed: 0,
             },
-            leaked: Amount { bytes, blocks },
+            unfreed: Unfreed { reached, unknown },
             comm: b"leak".to_vec(),
             processes,
-        };
-        assert_eq!(head(&place(1, 1, 1)), "LEAKED 1 byte in 1 block, leak");
+        }
+    }
+
+    fn amount(bytes: u64, blocks: u64) -> Amount {
+        Amount { bytes, blocks }
+    }
+
+    #[test]
+    fn the_head_says_how_much_leaked_and_in_how_many_processes() {
+        let leaked =
+            |bytes, blocks, processes| place(Reached::default(), amount(bytes, blocks), processes);
         assert_eq!(
-            head(&place(705_000, 10_000, 100)),
+            head(&leaked(1, 1, 1), false),
+            "LEAKED 1 byte in 1 block, leak"
+        );
+        assert_eq!(head(&leaked(1, 1, 1), true), "LEAKED 1 byte in 1 block");
+        assert_eq!(
+            head(&leaked(705_000, 10_000, 100), false),
             "LEAKED 705,000 bytes in 10,000 blocks, leak (100 processes)"
+        );
+    }
+
+    #[test]
+    fn the_head_says_what_is_lost_first_and_nothing_of_what_is_reachable() {
+        let lost = Reached {
+            definite: amount(2_000, 50),
+            indirect: amount(5_050, 50),
+            reachable: amount(9, 9),
+            ..Reached::default()
+        };
+        assert_eq!(
+            head(&place(lost, Amount::default(), 1), true),
+            "LOST 7,050 bytes in 100 blocks (2,000 direct, 5,050 indirect)"
+        );
+        let lost = Reached {
+            definite: amount(6, 1),
+            possible: amount(30, 2),
+            ..Reached::default()
+        };
+        assert_eq!(
+            head(&place(lost, amount(5, 1), 2), false),
+            "LOST 6 bytes in 1 block, possibly lost 30 bytes in 2 blocks, leaked 5 bytes in 1 block, \
+             leak (2 processes)"
+        );
+        let possible = Reached {
+            possible: amount(30, 2),
+            ..Reached::default()
+        };
+        assert_eq!(
+            head(&place(possible, Amount::default(), 1), true),
+            "POSSIBLY LOST 30 bytes in 2 blocks"
         );
     }
 }

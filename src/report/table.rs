@@ -271,15 +271,17 @@ impl Render for TableRender {
             return Ok(line.unwrap_or_default().into_bytes());
         }
         let mut lines = self.by_command(summary);
+        let places = summary.places.as_ref();
+        let places = places.map(|places| place_lines(places, summary.processes == 1));
+        let places = places.unwrap_or_default();
+        lines.push_str(&places);
         if self.options.lost {
             for (at, line) in reach_lines(summary).into_iter().enumerate() {
                 let gap = if at == 0 { "\n" } else { "" };
                 lines.push_str(&format!("{gap}{line}\n"));
             }
         }
-        let places = place_lines(summary);
         if !places.is_empty() {
-            lines.push_str(&places);
             lines.push('\n');
         }
         let line = clauses(summary, gate, self.options.lost).join("; ");

@@ -12,11 +12,12 @@ use crate::kernel::error;
 use crate::model::commands::CommandOrder;
 use crate::model::exit::Outcome;
 use crate::model::gate::Gate;
-use crate::model::image::{Image, Losses};
+use crate::model::image::{End, Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
 use crate::model::places::LeakPlaces;
 use crate::model::stack::StackShare;
+use crate::model::unfreed::Unfreed;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
@@ -63,6 +64,8 @@ struct KeptStacks {
     pid: u32,
     image: u32,
     comm: Vec<u8>,
+    /// Whether it leaked what it never freed. An exec discards the heap, and a process that runs may free it yet.
+    has_ended: bool,
     shares: Vec<StackShare>,
 }
 
@@ -255,6 +258,7 @@ impl Books {
             pid: image.pid,
             image: image.image,
             comm: image.comm.clone(),
+            has_ended: matches!(image.end, End::Exited(_) | End::Signaled { .. }),
             shares,
         });
     }
@@ -276,7 +280,9 @@ impl Books {
                 let stack = namer.name(&share.stack);
                 let unwritten = self.report.stack(kept.pid, kept.image, share, &stack);
                 self.check(unwritten);
-                places.add(&kept.comm, share, &stack);
+                if kept.has_ended {
+                    places.add(&kept.comm, Unfreed::of(share), &stack);
+                }
             }
         }
         if self.shares_left_out > 0 {
@@ -344,7 +350,9 @@ impl Books {
         losses.rows_lost += self.failures;
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
         let mut summary = ledger.finish(losses, outcome);
-        (summary.places, summary.more_places) = self.show_stacks().largest(PLACES_SHOWN);
+        if self.namer.is_some() {
+            summary.places = Some(self.show_stacks().largest(PLACES_SHOWN));
+        }
         let unwritten = self.report.summary(&summary);
         self.check(unwritten);
         if !self.table_on_stderr

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::str::FromStr;
 
+use crate::model::leak_kind::LeakKinds;
 use crate::stacks::frame_text::{FrameText, StackText, without_parameters};
-use crate::stacks::leak_kind::LeakKinds;
 use crate::text::escape;
 
 /// The most lines of a call stack in a suppression for valgrind, as its manual allows.

@@ -23,8 +23,8 @@ pub fn known() -> Result<Suppressions, SuppressionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::leak_kind::LeakKind;
     use crate::stacks::frame_text::{FrameText, StackText};
-    use crate::stacks::leak_kind::LeakKind;
     use crate::stacks::suppressions::Matcher;
 
     fn frame(name: &'static str, module: &'static str) -> FrameText<'static> {

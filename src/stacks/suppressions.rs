@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
+use crate::model::leak_kind::{LeakKind, LeakKinds};
 use crate::stacks::frame_text::{FrameText, NAMELESS, StackText, without_parameters};
-use crate::stacks::leak_kind::{LeakKind, LeakKinds};
 use crate::stacks::syntax::{self, FrameRule, Rule, SuppressionError};
 use crate::text::escape;
 use crate::text::wildcards::Wildcard;

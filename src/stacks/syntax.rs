@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use crate::stacks::leak_kind::{LeakKind, LeakKinds};
+use crate::model::leak_kind::{LeakKind, LeakKinds};
 use crate::text::escape;
 use crate::text::wildcards::Wildcard;
 

@@ -24,6 +24,7 @@ mod holds;
 mod hostile;
 mod launch;
 mod layout;
+mod leak_places;
 mod links;
 mod live;
 mod loading;

@@ -2,6 +2,7 @@
 //! The comparison with memleak finds each kind of difference. Only one of these tests needs rights
 //! and BPF: it runs memleak beside the library.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -269,6 +270,7 @@ fn record(modules_and_offsets: &[(&str, u64)], walk: &str) -> StackRecord {
     let frames = modules_and_offsets
         .iter()
         .map(|&(module, offset)| RecordFrame {
+            function: None,
             module: Some(module.into()),
             build_id: None,
             offset,
@@ -283,6 +285,7 @@ fn record(modules_and_offsets: &[(&str, u64)], walk: &str) -> StackRecord {
         leaked_bytes: sums.leaked_bytes,
         leaked_blocks: sums.leaked_blocks,
         walk: walk.to_string(),
+        others: BTreeMap::new(),
         frames: frames.collect(),
     }
 }

@@ -273,6 +273,7 @@ impl Table {
             .map(|place| Block {
                 address: !place[0],
                 size: place[1],
+                stack: 0,
             })
             .collect()
     }

@@ -34,10 +34,28 @@ pub struct StackRecord {
     /// Why the walk ended: `complete`, or a reason.
     pub walk: String,
     pub frames: Vec<RecordFrame>,
+    /// All other fields.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, serde_json::Value>,
+}
+
+impl StackRecord {
+    /// The bytes and blocks of one kind, as `definite`, if they are known.
+    pub fn kind(&self, kind: &str) -> Option<(u64, u64)> {
+        let field = |unit| self.others.get(&format!("{kind}_{unit}"))?.as_u64();
+        Some((field("bytes")?, field("blocks")?))
+    }
+
+    /// Whether a function of this name is on the stack.
+    pub fn passes(&self, function: &str) -> bool {
+        let mut frames = self.frames.iter();
+        frames.any(|frame| frame.function.as_deref() == Some(function))
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
 pub struct RecordFrame {
+    pub function: Option<String>,
     pub module: Option<PathBuf>,
     pub build_id: Option<String>,
     pub offset: u64,

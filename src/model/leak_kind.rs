@@ -21,6 +21,15 @@ impl LeakKind {
         (Self::Possible, "possible"),
         (Self::Reachable, "reachable"),
     ];
+
+    /// All kinds.
+    pub const ALL: [Self; 5] = [
+        Self::Definite,
+        Self::Indirect,
+        Self::Possible,
+        Self::Reachable,
+        Self::Unknown,
+    ];
 }
 
 /// A set of kinds.
