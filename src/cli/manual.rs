@@ -92,7 +92,7 @@ pub const MORE: &str = "memleak --help explains more, memleak run --help how to 
 
 /// The end of `memleak run -h`, which fits on a screen of forty lines.
 pub fn after_short_help() -> &'static str {
-    "Exit codes: the command's; 23 a gate failed; 125 memleak failed, or a gate is unknown.\n\
+    "Exit codes: the command's; 23 gate failed; 125 memleak failed, or gate unknown.\n\
      memleak run --help explains more."
 }
 

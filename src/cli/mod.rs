@@ -101,6 +101,16 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Told(error.to_string()),
         _ => wrong(what_is_wrong(&error, watches, &hidden_options())),
     })?;
+    let stacks = match &cli.mode {
+        Some(Mode::Run(run)) => run.stacks.without_effect(),
+        Some(Mode::Doctor(_)) => None,
+        None => cli.watch.stacks.without_effect(),
+    };
+    if let Some(option) = stacks {
+        return Err(wrong(format!(
+            "{option} needs call stacks: leave out --stacks=never"
+        )));
+    }
     match cli.mode {
         Some(Mode::Run(run)) => match run.gate.without_effect() {
             None => Ok(Task::Run(*run)),

@@ -199,6 +199,11 @@ impl Collector {
         self.stacks.as_ref().map(StackTables::files)
     }
 
+    /// Whether this kernel could record call stacks, and that was not asked for.
+    pub fn leaves_out_stacks(&self) -> bool {
+        self.stacks.is_none() && self.object.newer().is_some()
+    }
+
     /// The files with probes.
     pub fn targets(&self) -> &[Target] {
         &self.targets
@@ -342,7 +347,8 @@ impl Collector {
         let Some((heap, mut image)) = image else {
             return;
         };
-        let (stacks, shares) = stacks.unwrap_or_default().into_iter().unzip();
+        let stacks: Option<(Vec<_>, Vec<_>)> = stacks.map(|stacks| stacks.into_iter().unzip());
+        let (stacks, shares) = stacks.unzip();
         image.stacks = shares;
         if records::was_read(record)
             && image.end != End::Exec
@@ -351,7 +357,7 @@ impl Collector {
             let read = ReadImage {
                 heap,
                 image,
-                stacks,
+                stacks: stacks.unwrap_or_default(),
             };
             match readings.take(heap) {
                 Some(verdict) => ended.push(read.judged(verdict)),

@@ -172,7 +172,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             unknown_frees: sum.unknown_frees,
         },
         reach: reach(record, end, context),
-        stacks: Vec::new(),
+        stacks: None,
         allocators: allocators(record, context),
         uncovered: uncovered(record),
         losses: Losses {

@@ -69,7 +69,7 @@ impl HeapVerdict {
             image.reach = Reach::Unknown(ReachUnknown::Unsure);
             return;
         }
-        for (share, number) in image.stacks.iter_mut().zip(stacks) {
+        for (share, number) in image.stacks.iter_mut().flatten().zip(stacks) {
             let reached = self.found.stacks.get(number).copied();
             share.reached = Some(reached.unwrap_or_default());
         }

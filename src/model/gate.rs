@@ -10,6 +10,7 @@ use crate::model::judgement::{Culprit, Judged, Judgement, Reasons};
 use crate::model::limits::{Allowed, Limits};
 use crate::model::reach::{Reach, ReachUnknown};
 use crate::model::selection::{Met, Selection};
+use crate::model::suppressed::Suppressed;
 
 /// Judges images one by one, in constant memory.
 #[derive(Clone, Debug)]
@@ -43,9 +44,16 @@ impl Gate {
         !self.selection.paths.is_everything()
     }
 
+    /// Whether it may judge an image.
+    pub fn judges(&self, image: &Image) -> bool {
+        !matches!(image.end, End::Exec | End::Running)
+            && self.selection.choose(image) != Some(false)
+    }
+
     /// Takes an image into account. Returns the verdict over this image alone, or `None` if no limit for one process
-    /// applies to it. Images that an exec replaced, and images that still run, are not judged.
-    pub fn judge(&mut self, image: &Image) -> Option<Verdict> {
+    /// applies to it. Images that an exec replaced, and images that still run, are not judged. What is suppressed does
+    /// not count.
+    pub fn judge(&mut self, image: &Image, suppressed: Suppressed) -> Option<Verdict> {
         // Counts for every image, even one that is not judged: the missed row may belong to any process.
         self.rows_lost |= image.losses.rows_lost > 0;
         if matches!(image.end, End::Exec | End::Running) {
@@ -58,8 +66,9 @@ impl Gate {
             Some(false) => return None,
             None => {}
         }
-        let mut leak = Bounds::of(image);
-        let mut lost = Bounds::of_lost(image);
+        let is_known = matches!(image.reach, Reach::Known(_));
+        let mut leak = suppressed.of_leak(Bounds::of(image));
+        let mut lost = suppressed.of_lost(Bounds::of_lost(image), is_known);
         if chosen.is_none() {
             // It may be one of those that are judged, and what it leaked may count.
             (leak.lower, lost.lower) = (0, 0);
@@ -68,8 +77,16 @@ impl Gate {
             Reach::Unknown(why) => Some(why),
             Reach::Known(_) | Reach::NotJudged => None,
         };
-        let leak = (self.leak.as_mut()).and_then(|tally| tally.judge(image, leak, None));
-        let lost = (self.lost.as_mut()).and_then(|tally| tally.judge(image, lost, why));
+        let leak = (self.leak.as_mut()).and_then(|tally| {
+            let without_stack = suppressed.unknown_leaked > 0;
+            tally.suppressed = tally.suppressed.saturating_add(suppressed.leaked);
+            tally.judge(image, leak, None, without_stack)
+        });
+        let lost = (self.lost.as_mut()).and_then(|tally| {
+            let without_stack = suppressed.unknown_lost > 0;
+            tally.suppressed = tally.suppressed.saturating_add(suppressed.lost);
+            tally.judge(image, lost, why, without_stack)
+        });
         leak.max(lost)
     }
 
@@ -98,6 +115,8 @@ struct Tally {
     sum: Bounds,
     undecided: Reasons,
     undecided_in_sum: Reasons,
+    suppressed: u64,
+    without_stack: u64,
 }
 
 impl Tally {
@@ -111,18 +130,22 @@ impl Tally {
             sum: Bounds::ZERO,
             undecided: Reasons::new(),
             undecided_in_sum: Reasons::new(),
+            suppressed: 0,
+            without_stack: 0,
         })
     }
 
     /// Takes an image's amount into account. Returns the verdict over it, if there is a limit for one process. `why`: why
-    /// the amount is not known, if there is such a reason.
+    /// the amount is not known, if there is such a reason. `without_stack`: a part of it is of stacks that are not known.
     fn judge(
         &mut self,
         image: &Image,
         amount: Bounds,
         why: Option<ReachUnknown>,
+        without_stack: bool,
     ) -> Option<Verdict> {
         self.sum += amount;
+        self.without_stack += u64::from(without_stack);
         let why = why.filter(|_| !amount.exact());
         if let Some(why) = why {
             *self.undecided_in_sum.entry(why).or_default() += 1;
@@ -169,6 +192,8 @@ impl Tally {
             sum: self.sum,
             undecided: self.undecided,
             undecided_in_sum: self.undecided_in_sum,
+            suppressed: self.suppressed,
+            without_stack: self.without_stack,
         }
     }
 }
@@ -209,7 +234,7 @@ mod tests {
     fn judgement(limits: Allowed, comms: &[&str], images: &[Image]) -> Judgement {
         let mut gate = Gate::new(limits, names(comms)).unwrap();
         for image in images {
-            gate.judge(image);
+            gate.judge(image, Suppressed::default());
         }
         gate.finish(Losses::default(), true)
     }
@@ -305,7 +330,7 @@ mod tests {
         for (leaked, verdict) in [(0, Verdict::Unknown), (1_001, Verdict::Failed)] {
             for limits in [limits(Some(1_000), None), limits(None, Some(1_000))] {
                 let mut gate = Gate::new(limits, Selection::default()).unwrap();
-                gate.judge(&leaking(leaked));
+                gate.judge(&leaking(leaked), Suppressed::default());
                 assert_eq!(gate.finish(lost, true).verdict(), verdict, "{limits:?}");
             }
         }
@@ -473,7 +498,7 @@ mod tests {
                 let mut gate = Gate::new(limits, selection(globs)).unwrap();
                 let mut image = leaking(leaked);
                 image.exe = exe.map(Into::into);
-                gate.judge(&image);
+                gate.judge(&image, Suppressed::default());
                 let judgement = gate.finish(Losses::default(), true);
                 assert_eq!(judgement.verdict(), verdict, "{globs:?} {exe:?} {leaked}");
             }
@@ -481,7 +506,7 @@ mod tests {
         let mut gate = Gate::new(limits(Some(5), None), selection(&["./b*"])).unwrap();
         let mut image = leaking(0);
         image.exe = Some("/usr/bin/python3".into());
-        gate.judge(&image);
+        gate.judge(&image, Suppressed::default());
         assert_eq!(
             gate.finish(Losses::default(), true).to_string(),
             "gate unknown: no process was judged, none matches --gate-exe './b*': there were /usr/bin/python3"
@@ -660,14 +685,20 @@ mod tests {
     fn a_limit_of_leaks_does_not_depend_on_what_is_lost() {
         for image in [losing(9, 0), unknown(9, ReachUnknown::Signal)] {
             let mut gate = Gate::new(limits(Some(8), None), Selection::default()).unwrap();
-            assert_eq!(gate.judge(&image), Some(Verdict::Failed));
+            assert_eq!(
+                gate.judge(&image, Suppressed::default()),
+                Some(Verdict::Failed)
+            );
             let both = Allowed {
                 lost: lost_limits(Some(100), None).lost,
                 ..limits(Some(8), None)
             };
             // The row has the worse of its verdicts.
             let mut gate = Gate::new(both, Selection::default()).unwrap();
-            assert_eq!(gate.judge(&image), Some(Verdict::Failed));
+            assert_eq!(
+                gate.judge(&image, Suppressed::default()),
+                Some(Verdict::Failed)
+            );
             let judgement = gate.finish(Losses::default(), true);
             assert_eq!(
                 judgement.verdicts(),
@@ -699,6 +730,73 @@ mod tests {
         );
     }
 
+    #[test]
+    fn what_is_suppressed_counts_for_no_limit_and_what_has_no_stack_leaves_it_open() {
+        let suppressed = |leaked, unknown_leaked| Suppressed {
+            leaked,
+            unknown_leaked,
+            ..Suppressed::default()
+        };
+        for (suppressed, verdict) in [
+            (suppressed(0, 0), Verdict::Failed),
+            (suppressed(900, 0), Verdict::Passed),
+            (suppressed(899, 0), Verdict::Failed),
+            (suppressed(899, 1), Verdict::Unknown),
+            (suppressed(0, 900), Verdict::Unknown),
+            // More than the limit is of known stacks.
+            (suppressed(0, 899), Verdict::Failed),
+        ] {
+            for allowed in [limits(Some(100), None), limits(None, Some(100))] {
+                let mut gate = Gate::new(allowed, Selection::default()).unwrap();
+                gate.judge(&leaking(1_000), suppressed);
+                let judgement = gate.finish(Losses::default(), true);
+                assert_eq!(judgement.verdict(), verdict, "{suppressed:?} {allowed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_text_says_how_much_was_suppressed_and_what_may_be() {
+        let text = |suppressed| {
+            let both = lost_limits(Some(5), Some(5_000));
+            let mut gate = Gate::new(both, Selection::default()).unwrap();
+            gate.judge(&losing(9_000, 3_000), suppressed);
+            gate.finish(Losses::default(), true).to_string()
+        };
+        let suppressed = Suppressed {
+            leaked: 2_990,
+            lost: 2_990,
+            ..Suppressed::default()
+        };
+        assert_eq!(
+            text(suppressed),
+            "gate failed: 1 of 1 process lost more than 5 bytes (most: python3[12345], 10 bytes); \
+             1 process lost not more than 5000 bytes together (2990 bytes are suppressed)"
+        );
+        let suppressed = Suppressed {
+            unknown_leaked: 10,
+            unknown_lost: 10,
+            ..suppressed
+        };
+        assert_eq!(
+            text(suppressed),
+            "gate unknown: whether any of 1 process lost more than 5 bytes cannot be told (stack unknown, maybe \
+             suppressed: 1); 1 process lost not more than 5000 bytes together (2990 bytes are suppressed)"
+        );
+    }
+
+    #[test]
+    fn whom_a_gate_judges_is_known_before_it_does() {
+        let gate = Gate::new(limits(Some(5), None), names(&["py*"])).unwrap();
+        let mut image = leaking(9);
+        assert!(gate.judges(&image));
+        image.comm = b"sh".to_vec();
+        assert!(!gate.judges(&image));
+        image.comm = b"python3".to_vec();
+        image.end = End::Exec;
+        assert!(!gate.judges(&image));
+    }
+
     proptest! {
         #[test]
         fn a_verdict_over_what_is_lost_is_right_whatever_it_is(
@@ -713,7 +811,7 @@ mod tests {
             let part = (truth * (upper - bounds.lower) as f64) as u64;
             let lost = bounds.lower.saturating_add(part).min(upper);
             let mut gate = Gate::new(lost_limits(Some(limit), None), Selection::default()).unwrap();
-            match gate.judge(&image) {
+            match gate.judge(&image, Suppressed::default()) {
                 None => prop_assert!(matches!(image.end, End::Exec | End::Running)),
                 Some(Verdict::Passed) => prop_assert!(lost <= limit),
                 Some(Verdict::Failed) => prop_assert!(lost > limit),
@@ -736,10 +834,10 @@ mod tests {
                 let lost = (leaked as f64 * part) as u64;
                 let unfreed = Amount { bytes: leaked, blocks: 1 };
                 if wanted.wants(unfreed, unscanned) {
-                    gate.judge(&losing(leaked, lost));
+                    gate.judge(&losing(leaked, lost), Suppressed::default());
                 } else {
                     unscanned += leaked;
-                    gate.judge(&unknown(leaked, ReachUnknown::Off));
+                    gate.judge(&unknown(leaked, ReachUnknown::Off), Suppressed::default());
                 }
                 most = most.max(lost);
                 sum += lost;

@@ -40,8 +40,8 @@ pub struct Image {
     pub counters: Counters,
     /// How the blocks that it never freed could be reached.
     pub reach: Reach,
-    /// What it allocated by each call stack, as far as that is known.
-    pub stacks: Vec<StackShare>,
+    /// What it allocated by each call stack, as far as that is known. `None`: no call stacks were recorded.
+    pub stacks: Option<Vec<StackShare>>,
     /// The files with a probed allocator that this image mapped.
     pub allocators: Vec<PathBuf>,
     /// Why the image, or a part of it, was not followed.
@@ -215,7 +215,7 @@ pub(crate) mod samples {
                 peak_live_bytes: Some(1_892_331),
                 ..Counters::default()
             },
-            stacks: Vec::new(),
+            stacks: None,
             reach: Reach::Unknown(ReachUnknown::Off),
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
             uncovered: None,

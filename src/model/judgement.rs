@@ -43,6 +43,10 @@ pub struct Judged {
     pub undecided: Reasons,
     /// The processes whose part of the sum is for that reason only known within bounds.
     pub undecided_in_sum: Reasons,
+    /// How much of the judged processes was suppressed, and does not count.
+    pub suppressed: u64,
+    /// How many of the judged processes have a part of the amount by stacks that are not known. It may be suppressed.
+    pub without_stack: u64,
 }
 
 /// For how many processes each reason holds.
@@ -131,7 +135,7 @@ impl Judged {
                 Verdict::Passed => format!("none of {judged} {did} more than {limit} bytes"),
                 Verdict::Unknown => format!(
                     "whether any of {judged} {did} more than {limit} bytes cannot be told{}",
-                    because(&self.undecided)
+                    self.because(&self.undecided)
                 ),
                 Verdict::Failed => {
                     format!("{} of {judged} {did} more than {limit} bytes", self.over)
@@ -149,7 +153,7 @@ impl Judged {
                 Verdict::Passed => format!("{judged} {did} not more than {limit} bytes together"),
                 Verdict::Unknown => format!(
                     "whether {judged} {did} more than {limit} bytes together cannot be told{}",
-                    because(&self.undecided_in_sum)
+                    self.because(&self.undecided_in_sum)
                 ),
                 Verdict::Failed => format!(
                     "{judged} {did} {} bytes together, more than {limit} bytes",
@@ -158,18 +162,23 @@ impl Judged {
             };
             clauses.push((verdict, clause));
         }
+        if let Some((_, last)) = clauses.last_mut().filter(|_| self.suppressed > 0) {
+            let suppressed = counted(self.suppressed, "byte is", "bytes are");
+            last.push_str(&format!(" ({suppressed} suppressed)"));
+        }
         clauses
     }
-}
 
-/// Why an amount is not known, and of how many processes: ` (ended by a signal: 2, not scanned: 1)`.
-fn because(reasons: &Reasons) -> String {
-    let reasons = reasons.iter();
-    let reasons: Vec<_> = reasons
-        .map(|(why, count)| format!("{}: {count}", why.phrase()))
-        .collect();
-    match &reasons[..] {
-        [] => String::new(),
-        reasons => format!(" ({})", reasons.join(", ")),
+    /// Why an amount is not known, and of how many processes: ` (ended by a signal: 2, not scanned: 1)`.
+    fn because(&self, reasons: &Reasons) -> String {
+        let reasons = reasons.iter();
+        let reasons = reasons.map(|(why, count)| format!("{}: {count}", why.phrase()));
+        let without = self.without_stack;
+        let without = (without > 0).then(|| format!("stack unknown, maybe suppressed: {without}"));
+        let reasons: Vec<_> = reasons.chain(without).collect();
+        match &reasons[..] {
+            [] => String::new(),
+            reasons => format!(" ({})", reasons.join(", ")),
+        }
     }
 }

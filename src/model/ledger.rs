@@ -13,7 +13,8 @@ use crate::model::gate::Gate;
 use crate::model::image::{End, From, Image, Losses, Uncovered};
 use crate::model::judgement::Judgement;
 use crate::model::lost::LostSum;
-use crate::model::places::LargestPlaces;
+use crate::model::places::Located;
+use crate::model::suppressed::Suppressed;
 
 /// How many of the processes that still run are named. The others are only counted, so that the closing line stays
 /// readable.
@@ -67,9 +68,26 @@ impl Ledger {
         }
     }
 
-    /// Takes an image into account. Returns the verdict of the gate's limits for one process over this image, or `None`
-    /// if there are none. Sums saturate.
+    /// Takes an image into account, of which nothing is suppressed. Returns the verdict of the gate's limits for one
+    /// process over this image, or `None` if there are none.
     pub fn record(&mut self, image: &Image) -> Option<Verdict> {
+        self.add(image);
+        self.judge(image, Suppressed::default())
+    }
+
+    /// Lets the gate judge an image, once it is known what of its leak is suppressed. Returns as [`record`](Self::record).
+    pub fn judge(&mut self, image: &Image, suppressed: Suppressed) -> Option<Verdict> {
+        let gate = self.gate.as_mut()?;
+        gate.judge(image, suppressed)
+    }
+
+    /// Whether a gate may judge an image.
+    pub fn judges(&self, image: &Image) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.judges(image))
+    }
+
+    /// Takes an image into account, but for the gate. Sums saturate.
+    pub fn add(&mut self, image: &Image) {
         let complete = image.complete();
         self.total_allocs_bytes = self
             .total_allocs_bytes
@@ -105,7 +123,6 @@ impl Ledger {
                 }
             }
         }
-        self.gate.as_mut().and_then(|gate| gate.judge(image))
     }
 
     /// Closes the sums. `losses` are those that belong to no image.
@@ -135,7 +152,7 @@ impl Ledger {
             complete: self.incomplete_images == 0 && self.losses.is_empty(),
             losses: self.losses,
             unnamed_running: self.running_count - self.running.len() as u64,
-            places: None,
+            located: None,
             running: self.running,
         }
     }
@@ -174,8 +191,8 @@ pub struct Summary {
     pub running: Vec<StillRunning>,
     /// How many more processes still run.
     pub unnamed_running: u64,
-    /// Where processes leaked most. `None`: no call stacks were recorded.
-    pub places: Option<LargestPlaces>,
+    /// Where processes leaked. `None`: no call stacks were recorded.
+    pub located: Option<Located>,
 }
 
 impl Summary {

@@ -17,4 +17,6 @@ pub mod reach;
 pub mod scan;
 pub mod selection;
 pub mod stack;
+pub mod stack_coverage;
+pub mod suppressed;
 pub mod unfreed;

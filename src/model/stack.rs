@@ -33,7 +33,7 @@ pub enum CodePlace {
 }
 
 /// Why a walk up a stack has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WalkEnd {
     /// The outermost function was reached.
     Complete,

@@ -43,6 +43,9 @@ pub const MAX_MAX_ALLOCS: u32 = 1 << 27;
 /// How many running processes `--live` shows by default.
 pub const DEFAULT_TOP: usize = 20;
 
+/// How many places in programs are shown by default.
+pub const DEFAULT_PLACES: usize = 10;
+
 /// The value of `--wait-all` without a number.
 const NO_LIMIT: &str = "unlimited";
 
@@ -85,6 +88,12 @@ pub struct Run {
 
     #[command(flatten)]
     pub shown: ShownArgs,
+
+    /// Places in programs to show
+    ///
+    /// How many of those where processes leaked, the largest first.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PLACES, hide_short_help = true)]
+    pub top: usize,
 
     /// Show command lines
     ///

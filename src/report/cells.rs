@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::model::bounds::Bounds;
-use crate::model::image::{From, Image, Uncovered};
+use crate::model::image::{End, From, Image, Uncovered};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
+use crate::model::stack_coverage::StackCoverage;
 use crate::text::escape;
-use crate::text::units::{grouped, megabytes};
+use crate::text::units::{counted, grouped, megabytes};
 
 /// Shown for an empty command name. An empty cell would shift the columns of its row. No other name is shown as a lone
 /// `\0`.
@@ -101,6 +102,13 @@ pub(super) fn note(image: &Image, lost: bool) -> String {
         && Bounds::of_lost(image) != Bounds::ZERO
     {
         notes.push(format!("lost unknown: {}", why.phrase()));
+    }
+    if let Some(coverage) = StackCoverage::of(image)
+        && coverage.leaked.blocks > 0
+        && !matches!(image.end, End::Exec | End::Running)
+    {
+        let blocks = counted(coverage.leaked.blocks, "block", "blocks");
+        notes.push(format!("stack unknown: {blocks}"));
     }
     notes.join("; ")
 }

@@ -1,10 +1,17 @@
 //! The lines that end a report: sums, the gate's verdict, what memleak missed and what still runs.
 
 use crate::model::bounds::{Bounds, Verdict};
+use crate::model::judgement::Judged;
 use crate::model::ledger::Summary;
-use crate::model::reach::{ReachUnknown, Reached};
+use crate::model::places::Located;
+use crate::model::reach::{Amount, ReachUnknown, Reached};
+use crate::model::stack_coverage::StackCoverage;
+use crate::model::suppressed::SuppressionUse;
 use crate::report::cells::{direct_and_indirect, in_blocks, name, uncovered};
-use crate::text::units::{amount, counted};
+use crate::report::places::{in_short, why};
+use crate::report::render::Options;
+use crate::report::suppressed::{self, runtime_line, suppressed_lines};
+use crate::text::units::{amount, counted, grouped};
 
 /// The closing line without colours. It does not depend on the report's format. `lost`: whether processes may have been
 /// scanned.
@@ -25,13 +32,36 @@ pub fn verdict_line(summary: &Summary) -> Option<String> {
 
 /// The gate's text, and what memleak missed.
 pub(super) fn verdict(summary: &Summary, gate: String) -> Vec<String> {
-    let gate = std::iter::once(gate).chain(unmatched(summary));
+    let gate = std::iter::once(gate).chain(worst(summary));
+    let gate = gate.chain(unmatched(summary));
     gate.chain(missed(summary)).collect()
+}
+
+/// Where the processes that made a gate fail leaked or lost most.
+fn worst(summary: &Summary) -> Option<String> {
+    let gate = summary.gate.as_ref()?;
+    let places = &summary.located.as_ref()?.places;
+    let failed = |judged: &Option<Judged>| {
+        let verdicts = judged.as_ref().map(|judged| [judged.process, judged.total]);
+        verdicts.is_some_and(|verdicts| verdicts.contains(&Some(Verdict::Failed)))
+    };
+    let (place, amount) = if failed(&gate.lost) {
+        let place = places.worst_lost.as_ref()?;
+        (place, place.unfreed.reached.lost())
+    } else if failed(&gate.leak) {
+        let place = places.worst_leak.as_ref()?;
+        (place, place.unfreed.sum())
+    } else {
+        return None;
+    };
+    let at = in_short(&place.stack)?;
+    Some(format!("largest leak: {at}, {}", in_blocks(amount)))
 }
 
 pub(super) fn clauses(summary: &Summary, gate: Option<String>, lost: bool) -> Vec<String> {
     let mut clauses = vec![sums(summary, lost)];
     clauses.extend(gate);
+    clauses.extend(worst(summary));
     clauses.extend(unmatched(summary));
     clauses.extend(unknown(summary).filter(|_| lost));
     clauses.extend(missed(summary));
@@ -53,7 +83,8 @@ pub(super) fn reach_lines(summary: &Summary) -> Vec<String> {
         ("possibly lost", possible),
         ("reachable", reachable),
     ];
-    let shown = summary.places.iter().flat_map(|places| &places.shown);
+    let located = summary.located.as_ref();
+    let shown = located.iter().flat_map(|located| &located.places.shown);
     let mut by_place = Reached::default();
     shown.for_each(|place| by_place += place.unfreed.reached);
     let has_place = |what: &str| match what {
@@ -68,15 +99,64 @@ pub(super) fn reach_lines(summary: &Summary) -> Vec<String> {
             true => direct_and_indirect(summary.lost.known),
             false => String::new(),
         };
-        format!("{what}: {}{parts}", in_blocks(amount))
+        let kept = match what == "reachable" {
+            true => located.and_then(|located| kept_of(&located.kept_reachable, amount)),
+            false => None,
+        };
+        let kept = kept.unwrap_or_default();
+        format!("{what}: {}{parts}{kept}", in_blocks(amount))
     });
     lines.collect()
 }
 
-/// What to do about what was lost, beside looking at it: a gate, if there is none.
-pub(super) fn hint(summary: &Summary) -> Option<&'static str> {
+/// What the C and C++ libraries have of an amount, as ` (libstdc++ pool, stdio)` where that is all of it.
+fn kept_of(known: &[SuppressionUse], amount: Amount) -> Option<String> {
+    let (kept, names) = suppressed::kept(known)?;
+    Some(match kept == amount {
+        true => format!(" ({names})"),
+        false => format!(" ({} of them in {names})", grouped(kept.bytes)),
+    })
+}
+
+/// What is said of call stacks behind the places: what the libraries keep, what is suppressed, and what has no stack.
+/// `verbose`: also of what did not leak, and of stacks without their outermost frames.
+pub(super) fn stack_lines(located: &Located, verbose: bool) -> Vec<String> {
+    let mut lines: Vec<String> = runtime_line(&located.kept_otherwise).into_iter().collect();
+    let StackCoverage {
+        leaked,
+        allocated,
+        early,
+    } = &located.coverage;
+    if leaked.blocks > 0 {
+        lines.push(format!("stack unknown: {}", in_blocks(*leaked)));
+    }
+    if verbose {
+        let calls = counted(allocated.blocks, "allocation", "allocations");
+        lines.push(format!("stack unknown of {calls}"));
+        for (end, calls) in early {
+            let calls = counted(*calls, "allocation", "allocations");
+            lines.push(format!("stack incomplete of {calls}: {}", why(*end)));
+        }
+    }
+    lines.extend(suppressed_lines(&located.suppressions));
+    lines
+}
+
+/// What to do about what leaked, in one line: how to see where, if that can be seen and was not, and a gate, if there is
+/// none. Only what is lost counts where that is known.
+pub(super) fn hint(summary: &Summary, options: Options) -> Option<String> {
+    let lost = summary.lost.bytes.lower > 0;
+    let leaks = match options.lost && summary.lost.is_known() {
+        true => lost,
+        false => summary.leaked.lower > 0,
+    };
     let has_gate = (summary.gate.as_ref()).is_some_and(|gate| gate.lost.is_some());
-    (summary.lost.bytes.lower > 0 && !has_gate).then_some("gate: --fail-on-lost 0")
+    let hints = [
+        (leaks && options.stacks_left_out).then_some("where: --stacks"),
+        (lost && options.lost && !has_gate).then_some("gate: --fail-on-lost 0"),
+    ];
+    let hints: Vec<_> = hints.into_iter().flatten().collect();
+    (!hints.is_empty()).then(|| hints.join("   "))
 }
 
 fn sums(summary: &Summary, lost: bool) -> String {
@@ -91,7 +171,7 @@ fn sums(summary: &Summary, lost: bool) -> String {
         None | Some(0) => String::new(),
         Some(count) => format!(" in {}", counted(count as u64, "place", "places")),
     };
-    let places = summary.places.as_ref();
+    let places = summary.located.as_ref().map(|located| &located.places);
     let leaks = in_places(places.filter(|_| !lost).map(|places| places.all));
     let mut sums = format!("{processes}, {allocated} allocated, {leaked} leaked{leaks}");
     if lost {

@@ -5,6 +5,7 @@
 //! name that is not UTF-8, each invalid byte becomes the text `\xNN`, and each backslash becomes `\\`.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -16,14 +17,16 @@ use serde_json::ser::Formatter;
 use crate::model::bounds::Verdict;
 use crate::model::exit::Outcome;
 use crate::model::image::{End, From, Image, Losses, Uncovered};
-use crate::model::judgement::Judgement;
+use crate::model::judgement::{Judged, Judgement};
 use crate::model::ledger::Summary;
 use crate::model::limits::Allowed;
 use crate::model::live::Live;
 use crate::model::lost::{LostSum, reached};
 use crate::model::reach::{Amount, Reach, Reached};
-use crate::model::stack::{NamedStack, StackShare, WalkEnd};
-use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
+use crate::model::stack::WalkEnd;
+use crate::model::stack_coverage::StackCoverage;
+use crate::model::suppressed::SuppressionUse;
+use crate::report::render::{Render, SCHEMA, Screen, StackRow, Window, end_name};
 use crate::text::escape;
 
 pub(super) struct Json;
@@ -33,14 +36,8 @@ impl Render for Json {
         line(&ProcessLine::new(image))
     }
 
-    fn stack(
-        &mut self,
-        pid: u32,
-        image: u32,
-        share: &StackShare,
-        stack: &NamedStack,
-    ) -> io::Result<Vec<u8>> {
-        line(&StackLine::new(pid, image, share, stack))
+    fn stack(&mut self, row: &StackRow<'_>) -> io::Result<Vec<u8>> {
+        line(&StackLine::new(row))
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
@@ -88,6 +85,15 @@ struct StackLine<'a> {
     walk: &'static str,
     #[serde(skip_serializing_if = "is_zero")]
     guessed: u64,
+    suppressed_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_zero")]
+    suppressed_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    suppressed_blocks: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    kept_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    kept_blocks: u64,
     frames: Vec<FrameObject<'a>>,
 }
 
@@ -104,7 +110,14 @@ struct FrameObject<'a> {
 }
 
 impl<'a> StackLine<'a> {
-    fn new(pid: u32, image: u32, share: &StackShare, stack: &'a NamedStack) -> Self {
+    fn new(row: &StackRow<'a>) -> Self {
+        let StackRow {
+            pid,
+            image,
+            share,
+            stack,
+            ..
+        } = *row;
         let path = |path: &'a Option<PathBuf>| {
             let path = path.as_ref()?;
             Some(escape::text(path.as_os_str().as_bytes()))
@@ -134,6 +147,11 @@ impl<'a> StackLine<'a> {
             reach: share.reached.map(ReachObject::from),
             walk: walk_name(stack.end),
             guessed: stack.guessed.into(),
+            suppressed_by: row.suppressed_by,
+            suppressed_bytes: row.suppressed.bytes,
+            suppressed_blocks: row.suppressed.blocks,
+            kept_bytes: row.kept.bytes,
+            kept_blocks: row.kept.blocks,
             frames: frames.collect(),
         }
     }
@@ -193,6 +211,58 @@ struct ProcessLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     uncovered: Option<&'static str>,
     losses: LossesObject,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stack_unknown: Option<StackUnknownObject>,
+}
+
+/// What is not known of call stacks. With `walks`, how many calls have a stack without its outermost frames, by the
+/// reason.
+#[derive(Serialize)]
+struct StackUnknownObject {
+    alloc_bytes: u64,
+    alloc_count: u64,
+    leaked_bytes: u64,
+    leaked_blocks: u64,
+    walks: BTreeMap<&'static str, u64>,
+}
+
+impl std::convert::From<&StackCoverage> for StackUnknownObject {
+    fn from(coverage: &StackCoverage) -> Self {
+        let early = coverage.early.iter();
+        Self {
+            alloc_bytes: coverage.allocated.bytes,
+            alloc_count: coverage.allocated.blocks,
+            leaked_bytes: coverage.leaked.bytes,
+            leaked_blocks: coverage.leaked.blocks,
+            walks: early
+                .map(|(end, calls)| (walk_name(*end), *calls))
+                .collect(),
+        }
+    }
+}
+
+/// How much a suppression has matched.
+#[derive(Serialize)]
+struct SuppressionObject {
+    name: String,
+    file: String,
+    line: usize,
+    bytes: u64,
+    blocks: u64,
+    places: u64,
+}
+
+impl std::convert::From<&SuppressionUse> for SuppressionObject {
+    fn from(used: &SuppressionUse) -> Self {
+        Self {
+            name: used.name.clone(),
+            file: used.file.clone(),
+            line: used.line,
+            bytes: used.amount.bytes,
+            blocks: used.amount.blocks,
+            places: used.places,
+        }
+    }
 }
 
 impl<'a> ProcessLine<'a> {
@@ -241,6 +311,7 @@ impl<'a> ProcessLine<'a> {
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
             losses: image.losses.into(),
+            stack_unknown: StackCoverage::of(image).as_ref().map(Into::into),
         }
     }
 }
@@ -265,11 +336,17 @@ struct SummaryLine {
     gate: Option<GateObject>,
     complete: bool,
     losses: LossesObject,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stack_unknown: Option<StackUnknownObject>,
+    /// The suppressions of the user.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    suppressions: Vec<SuppressionObject>,
 }
 
 impl SummaryLine {
     fn new(summary: &Summary) -> Self {
         let (signal, core) = summary.outcome.signal();
+        let located = summary.located.as_ref();
         Self {
             schema: SCHEMA,
             r#type: "summary",
@@ -289,6 +366,10 @@ impl SummaryLine {
             gate: summary.gate.as_ref().map(GateObject::new),
             complete: summary.complete,
             losses: summary.losses.into(),
+            stack_unknown: located.map(|located| (&located.coverage).into()),
+            suppressions: located.map_or_else(Vec::new, |located| {
+                located.suppressions.iter().map(Into::into).collect()
+            }),
         }
     }
 }
@@ -312,6 +393,11 @@ struct GateObject {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unknown: Vec<&'static str>,
     judged: u64,
+    /// What was suppressed, and does not count.
+    #[serde(skip_serializing_if = "is_zero")]
+    suppressed_leaked_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    suppressed_lost_bytes: u64,
     /// Patterns that should have chosen a process and have not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     unmatched: Vec<String>,
@@ -320,6 +406,7 @@ struct GateObject {
 impl GateObject {
     fn new(gate: &Judgement) -> Self {
         let Allowed { leak, lost } = gate.allowed();
+        let suppressed = |judged: &Option<Judged>| judged.as_ref().map_or(0, |j| j.suppressed);
         Self {
             unmatched: gate.unjudged.unmatched.clone(),
             limit_bytes: leak.process,
@@ -330,6 +417,8 @@ impl GateObject {
             failed: limits_that_are(Verdict::Failed, gate),
             unknown: limits_that_are(Verdict::Unknown, gate),
             judged: gate.judged,
+            suppressed_leaked_bytes: suppressed(&gate.leak),
+            suppressed_lost_bytes: suppressed(&gate.lost),
         }
     }
 }

@@ -10,7 +10,6 @@ use crate::model::bounds::Verdict;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
-use crate::model::stack::{NamedStack, StackShare};
 use crate::report::render::Render;
 
 mod cells;
@@ -28,7 +27,7 @@ pub use suppressed::{runtime_line, suppressed_lines};
 pub mod destination;
 mod render;
 
-pub use render::{Format, Options, SCHEMA, Screen, Verbosity, Window};
+pub use render::{Format, Options, SCHEMA, Screen, StackRow, Verbosity, Window};
 
 /// A report that is being written, to each of its sinks.
 pub struct Report {
@@ -87,15 +86,9 @@ impl Report {
         self.write(false, |render| render.image(image, verdict))
     }
 
-    /// Reports what an image of a process has allocated by one call stack, after all images.
-    pub fn stack(
-        &mut self,
-        pid: u32,
-        image: u32,
-        share: &StackShare,
-        stack: &NamedStack,
-    ) -> Vec<Unwritten> {
-        self.write(false, |render| render.stack(pid, image, share, stack))
+    /// Reports what an image of a process has allocated by one call stack, after the images.
+    pub fn stack(&mut self, row: &StackRow<'_>) -> Vec<Unwritten> {
+        self.write(false, |render| render.stack(row))
     }
 
     /// Reports the images that have ended in a window.

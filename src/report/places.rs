@@ -7,11 +7,15 @@ use crate::model::places::{LargestPlaces, LeakPlace};
 use crate::model::stack::{NamedFrame, NamedStack, WalkEnd};
 use crate::model::unfreed::Unfreed;
 use crate::report::cells::{direct_and_indirect, in_blocks, name};
+use crate::stacks::own_frame;
 use crate::text::escape;
 use crate::text::units::counted;
 
 /// The most lines of one stack.
 const MOST_FRAMES: usize = 24;
+
+/// How many places are suggested to who has asked for none.
+const FEW: usize = 10;
 
 /// The widest column of functions. A longer name moves its own line's location only.
 const WIDEST: usize = 44;
@@ -27,7 +31,14 @@ pub(super) fn place_lines(places: &LargestPlaces, alone: bool) -> String {
     }
     if places.more > 0 {
         let more = counted(places.more as u64, "more place", "more places");
-        lines.push_str(&format!("\n{more}\n"));
+        let mut top = match places.shown.len() {
+            0 => FEW,
+            shown => shown,
+        };
+        while top < places.all {
+            top *= 2;
+        }
+        lines.push_str(&format!("\n{more}: --top {top}\n"));
     }
     lines
 }
@@ -95,6 +106,18 @@ fn frame_lines(stack: &NamedStack) -> Vec<String> {
     lines
 }
 
+/// Where a place is, in a few words: `make(int) at src/leak.cpp:7`. The function is the first that is not one of the C or
+/// C++ libraries.
+pub(super) fn in_short(stack: &NamedStack) -> Option<String> {
+    let frame = own_frame(stack)?;
+    let (function, location) = (function(frame), location(frame));
+    Some(match (location.is_empty(), frame.line) {
+        (true, _) => function,
+        (false, Some(_)) => format!("{function} at {location}"),
+        (false, None) => format!("{function} in {location}"),
+    })
+}
+
 fn function(frame: &NamedFrame) -> String {
     match (&frame.function, &frame.module) {
         (Some(function), _) => escape::escaped(function.as_bytes()),
@@ -140,7 +163,7 @@ fn base(path: &Path) -> String {
 }
 
 /// Why callers are missing.
-fn why(end: WalkEnd) -> &'static str {
+pub(super) fn why(end: WalkEnd) -> &'static str {
     match end {
         WalkEnd::Complete => "the outermost function",
         WalkEnd::TooDeep => "the stack is deeper",

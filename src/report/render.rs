@@ -12,6 +12,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::reach::Amount;
 use crate::model::stack::{NamedStack, StackShare};
 
 /// Name and version of the schema of JSON and CSV.
@@ -84,6 +85,8 @@ pub struct Options {
     pub args: bool,
     /// Whether the table says what processes lost: any of them may have been scanned.
     pub lost: bool,
+    /// Whether call stacks could be recorded, and are not.
+    pub stacks_left_out: bool,
 }
 
 /// A terminal on which the running processes are drawn, and what is said above them.
@@ -105,19 +108,28 @@ pub struct Window {
     pub images: Vec<Image>,
 }
 
+/// What an image of a process has allocated by one call stack.
+#[derive(Clone, Copy, Debug)]
+pub struct StackRow<'a> {
+    pub pid: u32,
+    pub image: u32,
+    pub share: &'a StackShare,
+    pub stack: &'a NamedStack,
+    /// The first of the user's suppressions that matches the leak, or a part of it.
+    pub suppressed_by: Option<&'a str>,
+    /// The part that is suppressed.
+    pub suppressed: Amount,
+    /// The part that is on memleak's own list.
+    pub kept: Amount,
+}
+
 /// Turns values into whole lines. The result is empty if a format prints nothing for a value.
 pub(super) trait Render: Send {
     /// `verdict` is the verdict of the gate's limit for one process over this image.
     fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> io::Result<Vec<u8>>;
 
-    /// What an image of a process has allocated by one call stack. Called after all images.
-    fn stack(
-        &mut self,
-        _pid: u32,
-        _image: u32,
-        _share: &StackShare,
-        _stack: &NamedStack,
-    ) -> io::Result<Vec<u8>> {
+    /// What an image of a process has allocated by one call stack. Called after the images.
+    fn stack(&mut self, _row: &StackRow<'_>) -> io::Result<Vec<u8>> {
         Ok(Vec::new())
     }
 

@@ -1,7 +1,10 @@
 //! The lines that say which suppressions matched, and how much.
 
+use std::cmp::Reverse;
+
+use crate::model::reach::Amount;
+use crate::model::suppressed::SuppressionUse;
 use crate::report::cells::in_blocks;
-use crate::stacks::{SuppressedSums, Suppression, Suppressions, Used};
 use crate::text::escape;
 use crate::text::units::counted;
 
@@ -10,28 +13,34 @@ const MOST: usize = 10;
 
 /// Which suppressions of the user matched, the largest first, and which did not. There are such lines also where
 /// nothing leaks, so that a suppression that is no longer needed is seen. None without suppressions.
-pub fn suppressed_lines(suppressions: &Suppressions, sums: &SuppressedSums) -> Vec<String> {
-    let all: Vec<_> = suppressions.list().iter().zip(sums.used()).collect();
+pub fn suppressed_lines(all: &[SuppressionUse]) -> Vec<String> {
     if all.is_empty() {
         return Vec::new();
     }
-    let (mut matched, unused): (Vec<_>, Vec<_>) = all.iter().partition(|(_, used)| used.stacks > 0);
-    matched.sort_by_key(|(_, used)| std::cmp::Reverse(used.amount.bytes));
+    let (mut matched, unused): (Vec<_>, Vec<_>) = all.iter().partition(|used| used.places > 0);
+    matched.sort_by_key(|used| Reverse(used.amount.bytes));
     let of = counted(all.len() as u64, "suppression", "suppressions");
     if matched.is_empty() {
         return vec![format!("suppressed: nothing, none of {of} matched")];
     }
-    let sum = sum(sums.sum());
-    let mut lines = vec![format!("suppressed: {sum}, by {} of {of}", matched.len())];
-    for (suppression, used) in matched.iter().take(MOST) {
-        lines.push(format!("    {}: {}", self::sum(**used), named(suppression)));
+    let mut sum = SuppressionUse::default();
+    for used in &matched {
+        sum.amount += used.amount;
+        sum.places += used.places;
+    }
+    let mut lines = vec![format!(
+        "suppressed: {}, by {} of {of}",
+        at_places(&sum),
+        matched.len()
+    )];
+    for used in matched.iter().take(MOST) {
+        lines.push(format!("    {}: {}", at_places(used), named(used)));
     }
     if matched.len() > MOST {
         lines.push(format!("    {} more", matched.len() - MOST));
     }
     if !unused.is_empty() {
-        let names = unused.iter().take(MOST);
-        let mut names: Vec<_> = names.map(|(suppression, _)| named(suppression)).collect();
+        let mut names: Vec<_> = unused.iter().take(MOST).map(|used| named(used)).collect();
         if unused.len() > MOST {
             names.push(format!("{} more", unused.len() - MOST));
         }
@@ -42,43 +51,43 @@ pub fn suppressed_lines(suppressions: &Suppressions, sums: &SuppressedSums) -> V
 }
 
 /// What memleak's own suppressions hid, in one line: how much, and what it is. `None` if they hid nothing.
-pub fn runtime_line(known: &Suppressions, sums: &SuppressedSums) -> Option<String> {
-    let used = known.list().iter().zip(sums.used());
-    let mut parts: Vec<(&str, u64)> = Vec::new();
-    for (suppression, used) in used.filter(|(_, used)| used.stacks > 0) {
-        match parts.iter_mut().find(|(name, _)| *name == suppression.name) {
-            Some((_, bytes)) => *bytes = bytes.saturating_add(used.amount.bytes),
-            None => parts.push((&suppression.name, used.amount.bytes)),
-        }
-    }
-    if parts.is_empty() {
-        return None;
-    }
-    parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-    let names: Vec<_> = parts.iter().map(|(name, _)| *name).collect();
-    Some(format!(
-        "runtime: {} ({})",
-        in_blocks(sums.sum().amount),
-        names.join(", ")
-    ))
+pub fn runtime_line(known: &[SuppressionUse]) -> Option<String> {
+    let (amount, names) = kept(known)?;
+    Some(format!("runtime: {} ({names})", in_blocks(amount)))
 }
 
-fn sum(used: Used) -> String {
-    let places = counted(used.stacks, "place", "places");
+/// How much memleak's own suppressions matched, and the names of what it is, the largest first. `None` if it is nothing.
+pub(super) fn kept(known: &[SuppressionUse]) -> Option<(Amount, String)> {
+    let mut parts: Vec<(&str, Amount)> = Vec::new();
+    let mut sum = Amount::default();
+    for used in known.iter().filter(|used| used.places > 0) {
+        sum += used.amount;
+        match parts.iter_mut().find(|(name, _)| *name == used.name) {
+            Some((_, amount)) => *amount += used.amount,
+            None => parts.push((&used.name, used.amount)),
+        }
+    }
+    parts.sort_by_key(|(_, amount)| Reverse(amount.bytes));
+    let names: Vec<_> = parts.iter().map(|(name, _)| *name).collect();
+    (!names.is_empty()).then(|| (sum, names.join(", ")))
+}
+
+fn at_places(used: &SuppressionUse) -> String {
+    let places = counted(used.places, "place", "places");
     format!("{} at {places}", in_blocks(used.amount))
 }
 
 /// `leak:make_node (ci.supp:3)`
-fn named(suppression: &Suppression) -> String {
-    let Suppression { name, line, .. } = suppression;
-    let file = escape::escaped(suppression.file.as_bytes());
+fn named(used: &SuppressionUse) -> String {
+    let SuppressionUse { name, line, .. } = used;
+    let file = escape::escaped(used.file.as_bytes());
     format!("{name} ({file}:{line})")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::reach::Amount;
+    use crate::stacks::{SuppressedSums, Suppressions};
 
     fn list(text: &str) -> Suppressions {
         let mut list = Suppressions::default();
@@ -97,7 +106,7 @@ mod tests {
         sums.add(&[(0, amount(1, 1))]);
         sums.add(&[(1, amount(7_000, 99)), (0, amount(49, 1))]);
         assert_eq!(
-            suppressed_lines(&list, &sums),
+            suppressed_lines(&sums.uses(&list)),
             [
                 "suppressed: 7,050 bytes in 101 blocks at 3 places, by 2 of 4 suppressions",
                 "    7,000 bytes in 99 blocks at 1 place: large one (ci.supp:2)",
@@ -111,11 +120,11 @@ mod tests {
     fn a_clean_run_also_says_that_nothing_matched() {
         let one = list("leak:a");
         assert_eq!(
-            suppressed_lines(&one, &SuppressedSums::new(&one)),
+            suppressed_lines(&SuppressedSums::new(&one).uses(&one)),
             ["suppressed: nothing, none of 1 suppression matched"]
         );
         let none = Suppressions::default();
-        assert!(suppressed_lines(&none, &SuppressedSums::new(&none)).is_empty());
+        assert!(suppressed_lines(&SuppressedSums::new(&none).uses(&none)).is_empty());
     }
 
     #[test]
@@ -126,7 +135,7 @@ mod tests {
         for n in 0..20 {
             sums.add(&[(n, amount(1_000 - n as u64, 1))]);
         }
-        let lines = suppressed_lines(&list, &sums);
+        let lines = suppressed_lines(&sums.uses(&list));
         assert_eq!(lines.len(), 1 + MOST + 2);
         assert_eq!(lines[MOST + 1], "    10 more");
         assert!(lines[MOST + 2].starts_with("20 suppressions unused: leak:f20 (ci.supp:21), "));
@@ -142,13 +151,13 @@ mod tests {
             named.nth(nth).unwrap().0
         };
         let mut sums = SuppressedSums::new(&known);
-        assert_eq!(runtime_line(&known, &sums), None);
+        assert_eq!(runtime_line(&sums.uses(&known)), None);
         sums.add(&[(number("stdio", 0), amount(4_096, 1))]);
         sums.add(&[(number("locale", 0), amount(3_000, 5))]);
         sums.add(&[(number("locale", 1), amount(2_000, 5))]);
         sums.add(&[(number("libstdc++ pool", 0), amount(72_704, 1))]);
         assert_eq!(
-            runtime_line(&known, &sums).unwrap(),
+            runtime_line(&sums.uses(&known)).unwrap(),
             "runtime: 81,800 bytes in 12 blocks (libstdc++ pool, locale, stdio)"
         );
     }

@@ -14,7 +14,7 @@ use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::lost::LostSum;
 use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
-use crate::report::closing::{clauses, hint, reach_lines, verdict};
+use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::live;
 use crate::report::places::place_lines;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
@@ -271,22 +271,32 @@ impl Render for TableRender {
             return Ok(line.unwrap_or_default().into_bytes());
         }
         let mut lines = self.by_command(summary);
-        let places = summary.places.as_ref();
-        let places = places.map(|places| place_lines(places, summary.processes == 1));
-        let places = places.unwrap_or_default();
-        lines.push_str(&places);
-        if self.options.lost {
-            for (at, line) in reach_lines(summary).into_iter().enumerate() {
-                let gap = if at == 0 { "\n" } else { "" };
-                lines.push_str(&format!("{gap}{line}\n"));
-            }
+        let located = summary.located.as_ref();
+        let places = located.map(|located| place_lines(&located.places, summary.processes == 1));
+        lines.push_str(places.as_deref().unwrap_or_default());
+        let mut below = match self.options.lost {
+            true => reach_lines(summary),
+            false => Vec::new(),
+        };
+        let verbose = self.options.verbosity == Verbosity::Verbose;
+        below.extend(
+            located
+                .into_iter()
+                .flat_map(|located| stack_lines(located, verbose)),
+        );
+        for (at, line) in below.iter().enumerate() {
+            let gap = if at == 0 { "\n" } else { "" };
+            lines.push_str(&format!("{gap}{line}\n"));
         }
-        if !places.is_empty() {
+        for text in located.iter().flat_map(|located| &located.generated) {
+            lines.push_str(&format!("\n{text}"));
+        }
+        if places.is_some_and(|places| !places.is_empty()) {
             lines.push('\n');
         }
         let line = clauses(summary, gate, self.options.lost).join("; ");
         lines.push_str(&format!("memleak: {line}\n"));
-        if let Some(hint) = hint(summary).filter(|_| self.options.lost) {
+        if let Some(hint) = hint(summary, self.options) {
             lines.push_str(&format!("memleak: {hint}\n"));
         }
         Ok(lines.into_bytes())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use users::{Users, UsersCache};
@@ -12,20 +12,17 @@ use crate::kernel::error;
 use crate::model::commands::CommandOrder;
 use crate::model::exit::Outcome;
 use crate::model::gate::Gate;
-use crate::model::image::{End, Image, Losses};
+use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
-use crate::model::places::LeakPlaces;
-use crate::model::stack::StackShare;
-use crate::model::unfreed::Unfreed;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
 use crate::report::{
     Format, Options, Report, Screen, Sink, Unwritten, Verbosity, Window, verdict_line,
 };
+use crate::session::leaks::Leaks;
 use crate::session::prober::Prober;
-use crate::stacks::namer::Namer;
 
 /// With `verbose`, says by which method the probes were attached. If the start failed, prints the messages of the
 /// kernel and of libbpf instead.
@@ -59,36 +56,12 @@ pub(super) fn say_detours(collector: &Collector) {
     }
 }
 
-/// The call stacks of an image.
-struct KeptStacks {
-    pid: u32,
-    image: u32,
-    comm: Vec<u8>,
-    /// Whether it leaked what it never freed. An exec discards the heap, and a process that runs may free it yet.
-    has_ended: bool,
-    shares: Vec<StackShare>,
-}
-
-/// Of the stacks beyond so many, only those that leaked are kept, and no more than as many again. One takes 48 bytes.
-const MOST_SHARES: usize = 1 << 20;
-
-/// How long names of call stacks may take.
-const NAMED_WITHIN: Duration = Duration::from_secs(20);
-
-/// How many places in programs are shown.
-const PLACES_SHOWN: usize = 10;
-
 /// The sums and the report of them.
 pub(super) struct Books {
     ledger: Ledger,
     report: Report,
     /// `None`: no call stacks are reported.
-    namer: Option<Namer>,
-    /// The call stacks that are reported at the end.
-    stacks: Vec<KeptStacks>,
-    kept_shares: usize,
-    /// How many found no room.
-    shares_left_out: u64,
+    leaks: Option<Leaks>,
     users: UsersCache,
     /// The destinations of the report for which memleak has said that it could not be written. It says so once.
     unwritten: BTreeSet<String>,
@@ -109,7 +82,12 @@ pub(super) struct Books {
 /// What a report consists of.
 pub(super) enum Contents {
     /// Rows as processes end, and at the end a block by command in this order. `lost`: processes may be scanned.
-    Run { order: CommandOrder, lost: bool },
+    /// `stacks_left_out`: call stacks could be recorded, and are not.
+    Run {
+        order: CommandOrder,
+        lost: bool,
+        stacks_left_out: bool,
+    },
     /// Windows. `live`: the running processes are shown repeatedly.
     Watch { live: bool, lost: bool },
 }
@@ -154,9 +132,13 @@ impl Books {
         gate: Option<Gate>,
         destinations: Destinations,
     ) -> Self {
-        let (live, order, lost) = match contents {
-            Contents::Run { order, lost } => (false, order, lost),
-            Contents::Watch { live, lost } => (live, CommandOrder::default(), lost),
+        let (live, order, lost, stacks_left_out) = match contents {
+            Contents::Run {
+                order,
+                lost,
+                stacks_left_out,
+            } => (false, order, lost, stacks_left_out),
+            Contents::Watch { live, lost } => (live, CommandOrder::default(), lost, false),
         };
         // A terminal that can move its cursor shows one table of running processes, not a history of tables.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -183,6 +165,7 @@ impl Books {
                 order,
                 args,
                 lost,
+                stacks_left_out,
             };
             Sink::new(format, look, output.name, output.writer)
         });
@@ -191,10 +174,7 @@ impl Books {
             ledger: Ledger::new(gate),
             report: Report::new(sinks.collect()),
             users: UsersCache::new(),
-            namer: None,
-            stacks: Vec::new(),
-            kept_shares: 0,
-            shares_left_out: 0,
+            leaks: None,
             unwritten: BTreeSet::new(),
             failures: 0,
             explained: false,
@@ -234,69 +214,26 @@ impl Books {
             // As memleak sees the path. In another root, and for a file that is gone, it may lead nowhere.
             image.real_exe = image.exe.as_ref().and_then(|exe| exe.canonicalize().ok());
         }
-        let verdict = self.ledger.record(&image);
+        let judged = self.ledger.judges(&image);
+        let leaks = self.leaks.as_mut();
+        let waits = judged && leaks.is_some_and(|leaks| leaks.may_suppress(&image));
+        let verdict = match waits {
+            true => {
+                self.ledger.add(&image);
+                None
+            }
+            false => self.ledger.record(&image),
+        };
         let unwritten = self.report.image(&image, verdict);
         self.check(unwritten);
-        self.keep_stacks(&mut image);
-    }
-
-    /// Keeps the call stacks of an image until the end of the report: processes may wait now, and names take time.
-    fn keep_stacks(&mut self, image: &mut Image) {
-        let mut shares = std::mem::take(&mut image.stacks);
-        if self.namer.is_none() {
-            return;
+        if let Some(leaks) = &mut self.leaks {
+            leaks.keep(image, judged, waits);
         }
-        if self.kept_shares + shares.len() > MOST_SHARES {
-            shares.retain(|share| share.leaked_blocks > 0);
-        }
-        if self.kept_shares + shares.len() > 2 * MOST_SHARES {
-            self.shares_left_out += shares.len() as u64;
-            return;
-        }
-        self.kept_shares += shares.len();
-        self.stacks.push(KeptStacks {
-            pid: image.pid,
-            image: image.image,
-            comm: image.comm.clone(),
-            has_ended: matches!(image.end, End::Exited(_) | End::Signaled { .. }),
-            shares,
-        });
-    }
-
-    /// Names and reports the call stacks that were kept. Returns where processes leaked.
-    fn show_stacks(&mut self) -> LeakPlaces {
-        let mut places = LeakPlaces::default();
-        let Some(mut namer) = self.namer.take() else {
-            return places;
-        };
-        let kept = std::mem::take(&mut self.stacks);
-        let shares = kept.iter().flat_map(|kept| &kept.shares);
-        namer.look_up(
-            shares.map(|share| &*share.stack),
-            Instant::now() + NAMED_WITHIN,
-        );
-        for kept in &kept {
-            for share in &kept.shares {
-                let stack = namer.name(&share.stack);
-                let unwritten = self.report.stack(kept.pid, kept.image, share, &stack);
-                self.check(unwritten);
-                if kept.has_ended {
-                    places.add(&kept.comm, Unfreed::of(share), &stack);
-                }
-            }
-        }
-        if self.shares_left_out > 0 {
-            let left_out = self.shares_left_out;
-            say(&format!(
-                "{left_out} call stacks are left out of the report: there are too many"
-            ));
-        }
-        places
     }
 
     /// From now on, call stacks are reported, too.
-    pub(super) fn set_namer(&mut self, namer: Namer) {
-        self.namer = Some(namer);
+    pub(super) fn set_leaks(&mut self, leaks: Leaks) {
+        self.leaks = Some(leaks);
     }
 
     /// Adds and reports the images that have ended in a window. `start` and `end` are times since the Unix epoch.
@@ -348,11 +285,14 @@ impl Books {
     /// said on standard error, wherever the report goes. A table there says it itself.
     pub(super) fn close(mut self, mut losses: Losses, outcome: Outcome) -> Summary {
         losses.rows_lost += self.failures;
-        let ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
+        let mut ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
+        let located = self.leaks.take().map(|leaks| {
+            let (located, unwritten) = leaks.show(&mut ledger, &mut self.report);
+            self.check(unwritten);
+            located
+        });
         let mut summary = ledger.finish(losses, outcome);
-        if self.namer.is_some() {
-            summary.places = Some(self.show_stacks().largest(PLACES_SHOWN));
-        }
+        summary.located = located;
         let unwritten = self.report.summary(&summary);
         self.check(unwritten);
         if !self.table_on_stderr

@@ -21,6 +21,7 @@ use crate::os::say::say;
 use crate::os::stages;
 use crate::report::destination::Standard;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
+use crate::session::leaks::{Leaks, ShownLeaks};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::stacks::namer::Namer;
@@ -48,6 +49,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     let mut signals = Signals::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Error)?;
     let gate = gate(&options.gate)?;
+    let shown_leaks = ShownLeaks::new(&options.stacks, options.top)?;
     let verbose = options.shown.verbose;
     let barrier = Access::of_memleak().barrier(user.as_ref().map(Identity::uid));
     if let Some(barrier) = barrier.filter(|_| verbose) {
@@ -72,13 +74,14 @@ pub fn run(options: &Run) -> Result<Finish> {
         Contents::Run {
             order: options.sort,
             lost: prober.collector.tells_lost(),
+            stacks_left_out: prober.collector.leaves_out_stacks(),
         },
         options.args,
         gate,
         destinations,
     );
     if let Some(files) = prober.collector.code_files() {
-        books.set_namer(Namer::new(files));
+        books.set_leaks(Leaks::new(Namer::new(files), shown_leaks));
     }
     stages::mark("probes in place");
     let outcome = match command.release(keep) {

@@ -1,5 +1,7 @@
 //! A call stack as text, as suppressions are tried on it, and the forms of a function's name.
 
+use crate::model::stack::{NamedFrame, NamedStack};
+
 /// A frame of a call stack, with what is known of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameText<'a> {
@@ -21,7 +23,7 @@ pub struct FrameText<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct StackText<'a> {
     /// The allocator's own frame, which memleak leaves out where it shows a stack. valgrind's stacks begin with it:
-    /// `malloc`, `_Znwm`.
+    /// `malloc`, `_Znwm`. Without a name: any function of an allocator.
     pub allocator: FrameText<'a>,
     /// The callers of the allocator, innermost first, with the inlined ones. Empty if the stack is unknown.
     pub frames: &'a [FrameText<'a>],
@@ -43,6 +45,23 @@ impl<'a> StackText<'a> {
             },
             _ => *self,
         }
+    }
+}
+
+/// The frames of a stack as text. A path that is not UTF-8 counts as unknown.
+pub(super) fn frame_texts(stack: &NamedStack) -> Vec<FrameText<'_>> {
+    stack.frames.iter().map(frame_text).collect()
+}
+
+fn frame_text(frame: &NamedFrame) -> FrameText<'_> {
+    let module = frame.module.as_ref().and_then(|path| path.to_str());
+    FrameText {
+        function: frame.function.as_deref(),
+        linkage: frame.linkage.as_deref(),
+        file: frame.file.as_ref().and_then(|path| path.to_str()),
+        line: frame.line,
+        module: module.unwrap_or_default(),
+        inlined: frame.inlined,
     }
 }
 

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::str::FromStr;
 
 use crate::model::leak_kind::LeakKinds;
-use crate::stacks::frame_text::{FrameText, StackText, without_parameters};
+use crate::model::stack::{NamedFrame, NamedStack};
+use crate::stacks::frame_text::{FrameText, StackText, frame_texts, without_parameters};
 use crate::text::escape;
 
 /// The most lines of a call stack in a suppression for valgrind, as its manual allows.
@@ -43,9 +44,20 @@ pub fn generate(syntax: Generated, stack: &StackText, kinds: LeakKinds) -> Optio
     }
 }
 
+/// The same for a stack with names.
+pub fn generate_for(syntax: Generated, stack: &NamedStack, kinds: LeakKinds) -> Option<String> {
+    let frames = frame_texts(stack);
+    let text = StackText {
+        allocator: FrameText::default(),
+        frames: &frames,
+    };
+    generate(syntax, &text, kinds)
+}
+
 fn valgrind(stack: &StackText, kinds: LeakKinds) -> Option<String> {
     let stack = &stack.as_valgrind_sees();
-    let mut lines = vec![frame_line(&stack.allocator, "")];
+    let allocator = frame_line(&stack.allocator, "").unwrap_or_else(|| "fun:*".to_owned());
+    let mut lines = vec![Some(allocator)];
     for frame in stack.frames {
         // valgrind may have no frames of inlined functions, or have them under shorter names.
         let line = frame_line(frame, if is_c_library(frame) { "*" } else { "" });
@@ -192,6 +204,15 @@ const C_LIBRARY: [&str; 10] = [
 
 /// The files of C++'s libraries.
 const CXX_LIBRARY: [&str; 4] = ["libstdc++.so", "libc++.so", "libc++abi.so", "libgcc_s.so"];
+
+/// The innermost frame that is not one of the runtime of a language, or the innermost one.
+pub fn own_frame(stack: &NamedStack) -> Option<&NamedFrame> {
+    let texts = frame_texts(stack);
+    let own = |frame: &FrameText| frame.shown().is_some() && !is_runtime(frame);
+    stack
+        .frames
+        .get(texts.iter().position(own).unwrap_or_default())
+}
 
 fn is_c_library(frame: &FrameText) -> bool {
     let file = frame.module.rsplit('/').next().unwrap_or_default();

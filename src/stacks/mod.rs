@@ -10,6 +10,7 @@ mod frame_text;
 mod generated;
 pub mod identity;
 mod known;
+mod leak_filter;
 mod lines;
 pub mod module;
 pub mod namer;
@@ -26,8 +27,9 @@ mod units;
 
 pub use crate::model::leak_kind::{LeakKind, LeakKinds};
 pub use frame_text::{FrameText, StackText};
-pub use generated::{Generated, generate};
+pub use generated::{Generated, generate, generate_for, own_frame};
 pub use known::known;
+pub use leak_filter::{LeakFilter, SiftedLeak, passes_any};
 pub use suppressed_sums::{SuppressedSums, Used};
 pub use suppressions::{Matcher, Suppression, Suppressions};
 pub use syntax::SuppressionError;

@@ -1,6 +1,7 @@
 //! How much each suppression has matched.
 
 use crate::model::reach::Amount;
+use crate::model::suppressed::SuppressionUse;
 use crate::stacks::suppressions::Suppressions;
 
 /// How much each suppression of a list has matched.
@@ -42,6 +43,19 @@ impl SuppressedSums {
     /// For each suppression of the list how much it has matched.
     pub fn used(&self) -> &[Used] {
         &self.used
+    }
+
+    /// The same with the suppressions' names.
+    pub fn uses(&self, suppressions: &Suppressions) -> Vec<SuppressionUse> {
+        let uses = suppressions.list().iter().zip(&self.used);
+        let uses = uses.map(|(suppression, used)| SuppressionUse {
+            name: suppression.name.clone(),
+            file: suppression.file.clone(),
+            line: suppression.line,
+            amount: used.amount,
+            places: used.stacks,
+        });
+        uses.collect()
     }
 
     /// The sum of all.

@@ -9,6 +9,26 @@ use crate::stacks::syntax::{self, FrameRule, Rule, SuppressionError};
 use crate::text::escape;
 use crate::text::wildcards::Wildcard;
 
+/// The functions that a suppression may have as its first frame. Which of them a program has called is not recorded.
+const ALLOCATORS: [&str; 16] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "reallocarray",
+    "memalign",
+    "aligned_alloc",
+    "posix_memalign",
+    "valloc",
+    "pvalloc",
+    "_Znwm",
+    "_Znam",
+    "_ZnwmRKSt9nothrow_t",
+    "_ZnamRKSt9nothrow_t",
+    "_ZnwmSt11align_val_t",
+    "_ZnamSt11align_val_t",
+    "???",
+];
+
 /// How many frames a [`Matcher`] remembers. A frame takes about 24 bytes.
 const REMEMBERED: usize = 1 << 16;
 
@@ -220,6 +240,10 @@ fn begins_with(frames: &[ValgrindFrame], rule: &[FrameRule]) -> bool {
 fn is_frame(line: &FrameRule, frame: &ValgrindFrame, is_allocator: bool) -> bool {
     match line {
         FrameRule::Any => true,
+        FrameRule::Function(name) if is_allocator && frame.text.shown().is_none() => {
+            let mut functions = ALLOCATORS.iter();
+            functions.any(|function| name.matches(function.as_bytes()))
+        }
         FrameRule::Function(name) => {
             let also = |text: &str| name.matches(text.as_bytes());
             name.matches(frame.function.as_bytes()) || frame.also.is_some_and(also)

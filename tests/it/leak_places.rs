@@ -1,6 +1,13 @@
 //! Tests of what a report says of the places where programs leak: what each stack's blocks are, and what people read.
 
-use crate::common::{Job, Report};
+use std::fs;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::common::fixtures::compile_with;
+use crate::common::switches::switch;
+use crate::common::{Job, Report, code};
 
 /// What a program never freed of what this function allocated: definite, indirect, possible and reachable.
 #[track_caller]
@@ -40,5 +47,277 @@ fn each_stack_says_what_its_blocks_are() {
             (reach.reachable_bytes, reach.reachable_blocks),
         ];
         assert_eq!(kinds(&report, "main"), sums, "{table}");
+    }
+}
+
+/// A program that loses 100 bytes in `fill`, 7 in `copy` and 5,000 in `loses_more`.
+fn three_leaks() -> Job {
+    let program = compile_with(
+        "c++",
+        "fixtures/leaks_in_template.cc",
+        "leaks_in_template",
+        &["-O1"],
+    );
+    Job::new(program, [""; 0])
+}
+
+/// A run that also writes a table, and this table.
+#[track_caller]
+fn with_table(job: &Job) -> (Report, String) {
+    let place = TempDir::new().expect("a temporary directory");
+    let table = place.path().join("table.txt");
+    let output = format!("table={}", table.display());
+    let report = job.clone().options(["-o", &output]).run();
+    let table = fs::read_to_string(table).expect("memleak has written it");
+    (report, table)
+}
+
+fn written(place: &TempDir, name: &str, text: &str) -> String {
+    let file = place.path().join(name);
+    fs::write(&file, text).expect("it can be written");
+    file.display().to_string()
+}
+
+#[test]
+fn the_table_shows_what_was_lost_first_and_what_is_reachable_as_one_line() {
+    let (report, table) = with_table(&three_leaks().options(["--stacks", "--lost"]));
+    assert_eq!(code(report.status), 0);
+    let heads: Vec<_> = table
+        .lines()
+        .filter(|line| line.starts_with("LOST "))
+        .collect();
+    assert_eq!(
+        heads,
+        [
+            "LOST 5,000 bytes in 1 block",
+            "LOST 100 bytes in 10 blocks",
+            "LOST 7 bytes in 1 block"
+        ],
+        "{table}"
+    );
+    for line in [
+        "loses_more  ",
+        "shop::copy(char const*)  ",
+        "main ",
+        "leaks_in_template.cc:33\n",
+        "reachable: 72,704 bytes in 1 block (libstdc++ pool)\n",
+        "lost in 3 places\n",
+    ] {
+        assert!(table.contains(line), "{line:?} is missing:\n{table}");
+    }
+    // What is kept is shown as any other leak where nothing is known of it.
+    let options = ["--stacks", "--lost=never", "--no-default-suppressions"];
+    let (_, table) = with_table(&three_leaks().options(options));
+    assert!(
+        table.contains("LEAKED 72,704 bytes in 1 block\n"),
+        "{table}"
+    );
+    assert!(!table.contains("runtime:"), "{table}");
+    let (_, table) = with_table(&three_leaks().options(["--stacks", "--lost=never"]));
+    let runtime = "\nruntime: 72,704 bytes in 1 block (libstdc++ pool)\n";
+    assert!(table.contains(runtime), "{table}");
+    assert!(!table.contains("LEAKED 72,704"), "{table}");
+}
+
+#[test]
+fn fewer_or_more_places_are_shown_where_that_is_asked_for() {
+    let heads = |options: &[&str]| {
+        let job = three_leaks().options(["--stacks", "--lost"]);
+        let (report, table) = with_table(&job.options(options));
+        (table.matches("\nLOST ").count(), table, report.stacks.len())
+    };
+    let (count, table, all) = heads(&["--top", "1"]);
+    assert_eq!(count, 1, "{table}");
+    assert!(table.contains("\n2 more places: --top 4\n"), "{table}");
+    for (glob, expected) in [
+        ("loses_more", 1),
+        ("shop::*", 2),
+        ("shop::copy", 1),
+        ("*/leaks_in_template", 3),
+        ("leaks_in_template", 3),
+        ("nothing", 0),
+    ] {
+        let (count, table, stacks) = heads(&["--only-stack", glob]);
+        assert_eq!(count, expected, "{glob}: {table}");
+        assert!(stacks >= expected && stacks < all, "{glob}: {stacks}");
+    }
+}
+
+#[test]
+fn what_is_suppressed_counts_for_no_gate_and_is_said() {
+    let place = TempDir::new().expect("a temporary directory");
+    let text = "leak:^shop::copy\nleak:stale\n{\nlarge\nMemcheck:Leak\nmatch-leak-kinds: definite\n\
+                fun:malloc\nfun:loses_more\nfun:main\n}\n";
+    let file = written(&place, "ci.supp", text);
+    let options = ["--lost", "--fail-on-lost", "100", "--suppressions", &file];
+    let (report, table) = with_table(&three_leaks().options(options));
+    assert_eq!(code(report.status), 0, "{table}");
+    let large = format!("    5,000 bytes in 1 block at 1 place: large ({file}:3)\n");
+    let stale = format!("1 suppression unused: leak:stale ({file}:2)\n");
+    for line in [
+        "suppressed: 5,007 bytes in 2 blocks at 2 places, by 2 of 3 suppressions\n",
+        &large,
+        &stale,
+        "gate passed: none of 1 process lost more than 100 bytes (5007 bytes are suppressed)",
+    ] {
+        assert!(table.contains(line), "{line:?} is missing:\n{table}");
+    }
+    assert_eq!(table.matches("\nLOST ").count(), 1, "{table}");
+    let by = |function| {
+        let mut stacks = report.stacks.iter();
+        let stack = stacks
+            .find(|stack| stack.passes(function))
+            .expect("a stack");
+        (
+            stack.others["suppressed_by"].clone(),
+            stack
+                .others
+                .get("suppressed_bytes")
+                .and_then(serde_json::Value::as_u64),
+        )
+    };
+    assert_eq!(by("loses_more"), ("large".into(), Some(5_000)));
+    assert_eq!(
+        by("shop::copy(char const*)"),
+        ("leak:^shop::copy".into(), Some(7))
+    );
+    assert_eq!(
+        by("shop::Shelf<char*>::fill(char**, int)"),
+        (serde_json::Value::Null, None)
+    );
+
+    // One byte less is too much, and the sums are those of any run.
+    let options = ["--lost", "--fail-on-lost", "99", "--suppressions", &file];
+    let failed = three_leaks().options(options).run();
+    assert_eq!(code(failed.status), 23);
+    let lost = "1 of 1 process lost more than 99 bytes";
+    assert!(failed.stderr.contains(lost), "{}", failed.stderr);
+    let at = "largest leak: takes at ";
+    assert!(failed.stderr.contains(at), "{}", failed.stderr);
+    assert!(
+        failed.stderr.contains("leaks_in_template.cc:11, 100 bytes"),
+        "{}",
+        failed.stderr
+    );
+    assert_eq!(failed.only_row().counts.leaked_bytes, 5_107 + 72_704);
+
+    // A gate of what was never freed.
+    let options = [
+        "--lost=never",
+        "--fail-on-total-leak",
+        "77811",
+        "--suppressions",
+        &file,
+    ];
+    assert_eq!(code(three_leaks().options(options).run().status), 0);
+    let options = [
+        "--lost=never",
+        "--fail-on-total-leak",
+        "77803",
+        "--suppressions",
+        &file,
+    ];
+    // Without a scan, only a suppression for all kinds matches: 7 bytes.
+    let (report, table) = with_table(&three_leaks().options(options));
+    assert_eq!(code(report.status), 23, "{table}");
+    let options = [
+        "--lost=never",
+        "--fail-on-total-leak",
+        "77804",
+        "--suppressions",
+        &file,
+    ];
+    assert_eq!(code(three_leaks().options(options).run().status), 0);
+}
+
+#[test]
+fn a_clean_run_says_that_no_suppression_matched() {
+    let place = TempDir::new().expect("a temporary directory");
+    let file = written(&place, "ci.supp", "leak:gone\n");
+    let job = Job::fixture("frees_all", &[]);
+    let (report, table) = with_table(&job.options(["--suppressions", &file]));
+    assert_eq!(code(report.status), 0);
+    let nothing = "\nsuppressed: nothing, none of 1 suppression matched\n";
+    assert!(table.contains(nothing), "{table}");
+}
+
+#[test]
+fn an_unknown_stack_is_never_suppressed_and_leaves_a_gate_unknown() {
+    let place = TempDir::new().expect("a temporary directory");
+    let file = written(&place, "all.supp", "leak:*\n");
+    let job = |options: &[&str]| {
+        // The table has no room for the stacks of perl.
+        let perl = Job::new("perl", ["-e", "my %h; $h{$_} = [1..3] for 1..200"]);
+        let perl = perl.options(["--lost=never", "--fail-on-leak", "0"]);
+        perl.options(options).run()
+    };
+    let small = switch("stack-table", "16");
+    let few = job(&["--suppressions", &file, &small]);
+    assert_eq!(code(few.status), 125, "{}", few.stderr);
+    let why = "cannot be told (stack unknown, maybe suppressed: 1)";
+    assert!(few.stderr.contains(why), "{}", few.stderr);
+    assert_eq!(code(job(&["--suppressions", &file]).status), 0);
+    // Nothing is asked of the stacks.
+    assert_eq!(code(job(&["--stacks", &small]).status), 23);
+}
+
+#[test]
+fn suppressions_that_cannot_be_read_keep_the_command_from_starting() {
+    let place = TempDir::new().expect("a temporary directory");
+    let touched = place.path().join("touched");
+    let damaged = written(&place, "damaged.supp", "leak:fine\nrace:not this\n");
+    let missing = place.path().join("missing.supp").display().to_string();
+    for (file, said) in [
+        (&damaged, format!("{damaged}:2: ")),
+        (
+            &missing,
+            format!("cannot read the suppressions of {missing}: No such file"),
+        ),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
+            .args(["run", "--suppressions", file, "--", "touch"])
+            .arg(&touched)
+            .output()
+            .expect("memleak can be started");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{stderr}");
+        assert!(stderr.contains(&said), "{stderr}");
+        assert!(!touched.exists());
+    }
+}
+
+#[test]
+fn a_generated_suppression_matches_the_leak_that_it_was_made_of() {
+    let place = TempDir::new().expect("a temporary directory");
+    for (option, begin) in [
+        ("--gen-suppressions", "{\n"),
+        ("--gen-suppressions=lsan", "# leak of "),
+    ] {
+        let (_, table) = with_table(&three_leaks().options(["--lost", option]));
+        let at = table.find(&format!("\n{begin}")).expect("there is one");
+        let end = table.rfind("\nmemleak: ").expect("the closing line");
+        let end = table[..end].rfind("\nmemleak: ").unwrap_or(end);
+        let file = written(&place, "made.supp", &table[at..end]);
+        let options = ["--lost", "--fail-on-lost", "0", "--suppressions", &file];
+        let (report, table) = with_table(&three_leaks().options(options));
+        assert_eq!(code(report.status), 0, "{table}");
+        assert!(table.contains("by 3 of 3 suppressions\n"), "{table}");
+    }
+}
+
+#[test]
+fn a_leak_without_call_stacks_says_how_to_see_them() {
+    let hint = "memleak: where: --stacks   gate: --fail-on-lost 0\n";
+    let (_, table) = with_table(&three_leaks().options(["--lost", "--stacks=never"]));
+    assert!(table.ends_with(hint), "{table}");
+    let (_, table) = with_table(&three_leaks().options(["--lost", "--stacks"]));
+    assert!(
+        table.ends_with("memleak: gate: --fail-on-lost 0\n"),
+        "{table}"
+    );
+    // What is only reachable is not worth a hint, and what was freed is not.
+    for job in [Job::new("true", [""; 0]), Job::fixture("frees_all", &[])] {
+        let (_, table) = with_table(&job.options(["--lost", "--stacks=never"]));
+        assert!(!table.contains("where:"), "{table}");
     }
 }

@@ -186,7 +186,7 @@ fn what_the_libraries_keep_is_on_memleaks_own_list_and_each_entry_is_needed() {
     let unused: Vec<_> = unused.map(|(entry, _)| entry.name.as_str()).collect();
     // The loader's file has one of two names.
     assert_eq!(unused, ["dynamic loader"]);
-    let line = runtime_line(&known, &sums).expect("something is kept");
+    let line = runtime_line(&sums.uses(&known)).expect("something is kept");
     assert!(line.contains("(libstdc++ pool, "), "{line}");
 }
 
@@ -241,7 +241,7 @@ fn valgrind_suppresses_by_what_memleak_makes_that_leak_alone() {
             }
         }
         assert_eq!(sums.sum().amount.bytes, size);
-        let lines = suppressed_lines(&list, &sums);
+        let lines = suppressed_lines(&sums.uses(&list));
         assert!(lines[1].contains("(made.supp:1)"), "{lines:?}");
     }
 }
