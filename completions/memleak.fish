@@ -25,7 +25,7 @@ function __fish_memleak_using_subcommand
 end
 
 complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this process and its children, those that run already and those to come, and all that they start; several: -p 1,2 or -p 1 -p 2' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report: those that grew most' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report, those that grew most [default: 20], and with --stacks how many places of each interval, where most leaked [default: 10]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks to track' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l lost -d 'Tell lost from reachable' -r -f -a "auto\t'In `run`, where the kernel lets memleak hold processes unseen; elsewhere as `Never`'

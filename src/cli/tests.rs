@@ -10,7 +10,8 @@ use crate::model::limits::Limits;
 use crate::model::scan::ScanWanted;
 use crate::options::switches::Switches;
 use crate::options::{
-    Color, DEFAULT_MAX_ALLOCS, DEFAULT_TOP, DoctorFormat, Filters, WaitAll, parse_wait,
+    Color, DEFAULT_MAX_ALLOCS, DEFAULT_PLACES, DEFAULT_TOP, DoctorFormat, Filters, WaitAll,
+    parse_wait,
 };
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};
@@ -556,7 +557,10 @@ fn every_option_of_watching_reaches_its_value() {
     assert_eq!((&one.pid[..], one.all), (&[1234][..], false));
     assert_eq!((one.every(), one.interval), (Duration::from_secs(5), None));
     assert_eq!(one.filters, Filters::default());
-    assert_eq!(one.top, DEFAULT_TOP);
+    assert_eq!(
+        (one.top_processes(), one.top_places()),
+        (DEFAULT_TOP, DEFAULT_PLACES)
+    );
     for line in [&["-p", "1,2", "0.5"][..], &["-p", "1", "-p", "2", "0.5"]] {
         let two = watch(line);
         assert_eq!(two.pid, [1, 2]);
@@ -593,7 +597,7 @@ fn every_option_of_watching_reaches_its_value() {
         "-v",
     ]);
     assert!(all.all && all.live && all.shown.verbose);
-    assert_eq!((all.every().as_secs(), all.top), (30, 3));
+    assert_eq!((all.every().as_secs(), all.top_processes()), (30, 3));
     assert_eq!(all.filters.uid, [1, 2]);
     assert_eq!(all.filters.user_name, ["root"]);
     assert_eq!(all.filters.comm.len(), 2);

@@ -11,6 +11,7 @@ use crate::kernel::records;
 use crate::kernel::rings::bytes_of;
 use crate::kernel::skeletons::types::{heap, heap_flags, limits, live_cell, thread_sum};
 use crate::model::image::Image;
+use crate::model::stack::StackShare;
 use crate::os::clock::monotonic;
 
 /// How often the counters of living processes are read, until no thread has come or gone during a reading.
@@ -62,6 +63,16 @@ impl Collector {
             }
         }
         Ok(oldest_first(running))
+    }
+
+    /// What a running image has allocated by each call stack. `id` is that of its heap. `None`: the image has ended, or no
+    /// call stacks are recorded.
+    pub fn stacks_of(&mut self, id: u64) -> Option<Vec<StackShare>> {
+        let key = id.to_ne_bytes();
+        let record = self.object.heaps().lookup(&key, MapFlags::ANY).ok()??;
+        let record = records::heap_from_bytes(&record)?;
+        let tables = self.stacks.as_mut()?;
+        Some(tables.look(id, record.stacks))
     }
 
     /// Reads the running images. Returns false if a thread or process came or went during the reading. Images whose

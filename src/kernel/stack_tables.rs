@@ -118,6 +118,17 @@ impl StackTables {
     /// Takes the sums of a heap that has ended, each with the number that its blocks have. `first`: the beginning of its
     /// chain.
     pub(super) fn take(&mut self, heap: u64, first: u32) -> Vec<(u32, StackShare)> {
+        self.read(heap, first, true)
+    }
+
+    /// The sums of a heap as they are now.
+    pub(super) fn look(&mut self, heap: u64, first: u32) -> Vec<StackShare> {
+        let shares = self.read(heap, first, false).into_iter();
+        shares.map(|(_, share)| share).collect()
+    }
+
+    /// Reads the sums of a heap, each with the number that its blocks have. With `take`, their entries are used again.
+    fn read(&mut self, heap: u64, first: u32, take: bool) -> Vec<(u32, StackShare)> {
         self.learn();
         let mut shares = Vec::new();
         let mut at = first as usize;
@@ -126,14 +137,14 @@ impl StackTables {
             let Some(sum) = self.sums.get(at).filter(|sum| at != 0 && sum.heap == heap) else {
                 break;
             };
-            self.sums.put(
-                at,
-                stack_sum {
+            if take {
+                let cleared = stack_sum {
                     heap,
                     ..stack_sum::default()
-                },
-            );
-            self.sums.set_first_word(at, 0);
+                };
+                self.sums.put(at, cleared);
+                self.sums.set_first_word(at, 0);
+            }
             let number = at as u32;
             at = sum.next as usize;
             // Of a stack that user space was never told of, nothing is known.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::model::image::Image;
+use crate::model::stack::{NamedStack, StackShare};
 
 /// The running processes at one time, those that grew most first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +25,20 @@ pub struct Live {
 /// A running process, and the growth of its memory in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Growing {
+    /// Identifies it in later views.
+    pub id: u64,
     pub image: Image,
+    pub growth: i64,
+    /// Where it has grown most, if call stacks are recorded and it is among those that grew most.
+    pub places: Vec<GrowingPlace>,
+}
+
+/// What a running process holds of what it allocated by one call stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrowingPlace {
+    pub share: StackShare,
+    pub stack: NamedStack,
+    /// By how many bytes that has grown.
     pub growth: i64,
 }
 
@@ -62,7 +76,12 @@ impl Growth {
             if kept(&image) {
                 // No process holds 2^63 bytes.
                 let growth = now.wrapping_sub(before).cast_signed();
-                rows.push(Growing { image, growth });
+                rows.push(Growing {
+                    id,
+                    image,
+                    growth,
+                    places: Vec::new(),
+                });
             }
         }
         self.held = held;

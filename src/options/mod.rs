@@ -173,9 +173,10 @@ pub struct Watch {
     #[arg(long)]
     pub live: bool,
 
-    /// How many running processes to report: those that grew most
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP)]
-    pub top: usize,
+    /// How many running processes to report, those that grew most [default: 20], and with --stacks how many places of
+    /// each interval, where most leaked [default: 10]
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
 
     #[command(flatten)]
     pub probing: Probing,
@@ -206,6 +207,16 @@ impl Watch {
     /// Which processes are to be scanned at their ends: only if asked for, as they belong to others.
     pub fn scan_wanted(&self) -> ScanWanted {
         self.lost.wanted(false, Limits::default())
+    }
+
+    /// How many running processes are shown.
+    pub fn top_processes(&self) -> usize {
+        self.top.unwrap_or(DEFAULT_TOP)
+    }
+
+    /// How many places in programs are shown.
+    pub fn top_places(&self) -> usize {
+        self.top.unwrap_or(DEFAULT_PLACES)
     }
 
     /// What the kernel side records.

@@ -54,17 +54,29 @@ impl Render for Json {
     }
 
     fn live(&mut self, live: &Live, _screen: Option<&Screen>) -> io::Result<Vec<u8>> {
-        let lines: io::Result<Vec<_>> = live
-            .rows
-            .iter()
-            .map(|row| {
-                line(&ProcessLine {
-                    growth_bytes: Some(row.growth),
-                    ..ProcessLine::new(&row.image)
-                })
-            })
-            .collect();
-        Ok(lines?.concat())
+        let mut lines = Vec::new();
+        for row in &live.rows {
+            lines.extend(line(&ProcessLine {
+                growth_bytes: Some(row.growth),
+                ..ProcessLine::new(&row.image)
+            })?);
+            for place in &row.places {
+                let held = StackRow {
+                    pid: row.image.pid,
+                    image: row.image.image,
+                    share: &place.share,
+                    stack: &place.stack,
+                    suppressed_by: None,
+                    suppressed: Amount::default(),
+                    kept: Amount::default(),
+                };
+                lines.extend(line(&StackLine {
+                    growth_bytes: Some(place.growth),
+                    ..StackLine::new(&held)
+                })?);
+            }
+        }
+        Ok(lines)
     }
 }
 
@@ -80,6 +92,8 @@ struct StackLine<'a> {
     alloc_count: u64,
     leaked_bytes: u64,
     leaked_blocks: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth_bytes: Option<i64>,
     #[serde(flatten)]
     reach: Option<ReachObject>,
     walk: &'static str,
@@ -144,6 +158,7 @@ impl<'a> StackLine<'a> {
             alloc_count: share.alloc_count,
             leaked_bytes: share.leaked_bytes,
             leaked_blocks: share.leaked_blocks,
+            growth_bytes: None,
             reach: share.reached.map(ReachObject::from),
             walk: walk_name(stack.end),
             guessed: stack.guessed.into(),

@@ -4,9 +4,14 @@
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::model::live::{Growing, Live};
-use crate::report::cells::{age, args, first_cells, note, signed_megabytes};
+use crate::model::reach::Amount;
+use crate::report::cells::{age, args, first_cells, in_blocks, name, note, signed_megabytes};
+use crate::report::places::frame_lines;
 use crate::report::render::Screen;
-use crate::text::units::{counted, megabytes};
+use crate::text::units::{counted, grouped, megabytes};
+
+/// The most frames of a place where a process has grown.
+const FEW_FRAMES: usize = 8;
 
 /// The space between two columns.
 const GAP: usize = 2;
@@ -90,7 +95,54 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
         let more = counted(more as u64, "more process", "more processes");
         lines.push(format!("and {more}"));
     }
+    // One line is left for the cursor.
+    let room = screen.lines.saturating_sub(1);
+    for block in growth_blocks(live) {
+        if lines.len() + block.len() > room {
+            break;
+        }
+        let block = block.into_iter();
+        lines.extend(block.map(|line| cut(line, screen.columns)));
+    }
     lines
+}
+
+/// A block of lines for each place where the processes have grown that grew most, with an empty line before each.
+pub(super) fn growth_blocks(live: &Live) -> Vec<Vec<String>> {
+    let mut blocks = Vec::new();
+    for row in &live.rows {
+        for place in &row.places {
+            let held = in_blocks(Amount {
+                bytes: place.share.leaked_bytes,
+                blocks: place.share.leaked_blocks,
+            });
+            let of = format!("{}[{}]", name(&row.image.comm), row.image.pid);
+            let head = match u64::try_from(place.growth) {
+                Ok(0) | Err(_) => format!("HOLDS {held}, {of}"),
+                Ok(growth) => format!("GREW by {} bytes to {held}, {of}", grouped(growth)),
+            };
+            let mut block = vec![String::new(), head];
+            let frames = frame_lines(&place.stack, FEW_FRAMES);
+            block.extend(frames.into_iter().map(|line| format!("    {line}")));
+            blocks.push(block);
+        }
+    }
+    blocks
+}
+
+/// A line that is at most as wide as the screen.
+fn cut(line: String, columns: usize) -> String {
+    if line.width() <= columns {
+        return line;
+    }
+    let mut kept = String::new();
+    for c in line.chars() {
+        if kept.width() + c.width().unwrap_or(0) >= columns {
+            break;
+        }
+        kept.push(c);
+    }
+    kept + "\u{2026}"
 }
 
 /// What the whole is about: `14:02:10  memleak -a 5  142 processes  812.400 MB live  +1.200 MB  Ctrl-C ends`. Parts that
@@ -146,7 +198,8 @@ fn names(live: &Live) -> [String; 10] {
     .map(str::to_owned)
 }
 
-pub(super) fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String; 10] {
+pub(super) fn cells(row: &Growing, live: &Live) -> [String; 10] {
+    let Growing { image, growth, .. } = row;
     let [uid, user, pid, comm, total] = first_cells(image);
     let held = megabytes(image.counters.leaked_bytes);
     let age = age(live.time.saturating_sub(image.start_time));
@@ -157,18 +210,7 @@ pub(super) fn cells(Growing { image, growth }: &Growing, live: &Live) -> [String
 
 /// A name that takes no more room than the column has. Only a name of characters that are escaped is longer.
 fn capped(name: String) -> String {
-    let most = Column::Comm.least_width();
-    if name.width() <= most {
-        return name;
-    }
-    let mut kept = String::new();
-    for c in name.chars() {
-        if kept.width() + c.width().unwrap_or(0) >= most {
-            break;
-        }
-        kept.push(c);
-    }
-    kept + "\u{2026}"
+    cut(name, Column::Comm.least_width())
 }
 
 /// The lines of a table, the headings first, without the columns that have no room.

@@ -10,6 +10,7 @@ use crate::model::bounds::Verdict;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::places::Located;
 use crate::report::render::Render;
 
 mod cells;
@@ -94,6 +95,11 @@ impl Report {
     /// Reports the images that have ended in a window.
     pub fn window(&mut self, window: &Window) -> Vec<Unwritten> {
         self.write(false, |render| render.window(window))
+    }
+
+    /// Reports where the processes of the last window leaked.
+    pub fn places(&mut self, located: &Located, alone: bool) -> Vec<Unwritten> {
+        self.write(false, |render| render.places(located, alone))
     }
 
     /// Reports the running processes. `screen` is the terminal, if one shows the report.

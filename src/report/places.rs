@@ -25,7 +25,7 @@ pub(super) fn place_lines(places: &LargestPlaces, alone: bool) -> String {
     let mut lines = String::new();
     for place in &places.shown {
         lines.push_str(&format!("\n{}\n", head(place, alone)));
-        for line in frame_lines(&place.stack) {
+        for line in frame_lines(&place.stack, MOST_FRAMES) {
             lines.push_str(&format!("    {line}\n"));
         }
     }
@@ -73,7 +73,8 @@ fn head(place: &LeakPlace, alone: bool) -> String {
     format!("{leaked}, {}{processes}", name(&place.comm))
 }
 
-fn frame_lines(stack: &NamedStack) -> Vec<String> {
+/// A line for each call, at most `most`.
+pub(super) fn frame_lines(stack: &NamedStack, most: usize) -> Vec<String> {
     // What calls `main` is the same in all programs.
     let is_main = |frame: &NamedFrame| !frame.inlined && frame.function.as_deref() == Some("main");
     let main = stack.frames.iter().position(is_main);
@@ -81,7 +82,7 @@ fn frame_lines(stack: &NamedStack) -> Vec<String> {
     let start = stack.frames.iter().position(is_start);
     let count = main.map(|main| main + 1).or(start);
     let count = count.unwrap_or(stack.frames.len());
-    let frames = &stack.frames[..count.min(MOST_FRAMES)];
+    let frames = &stack.frames[..count.min(most)];
     let cells: Vec<_> = frames
         .iter()
         .map(|frame| (function(frame), location(frame)))
@@ -194,12 +195,13 @@ mod tests {
     }
 
     fn lines(frames: Vec<NamedFrame>, end: WalkEnd) -> Vec<String> {
-        frame_lines(&NamedStack {
+        let stack = NamedStack {
             identity: 1,
             frames,
             end,
             guessed: 0,
-        })
+        };
+        frame_lines(&stack, MOST_FRAMES)
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::places::Located;
 use crate::model::reach::Amount;
 use crate::model::stack::{NamedStack, StackShare};
 
@@ -134,6 +135,11 @@ pub(super) trait Render: Send {
     }
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
+
+    /// Where the processes leaked that have ended in a window, after that window. `alone`: there is only one.
+    fn places(&mut self, _located: &Located, _alone: bool) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
 
     /// `screen` is the terminal on which a table of running processes replaces the one before.
     fn live(&mut self, live: &Live, screen: Option<&Screen>) -> io::Result<Vec<u8>>;

@@ -13,6 +13,7 @@ use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::lost::LostSum;
+use crate::model::places::Located;
 use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::live;
@@ -346,6 +347,18 @@ impl Render for TableRender {
         Ok(lines.into_bytes())
     }
 
+    fn places(&mut self, located: &Located, alone: bool) -> io::Result<Vec<u8>> {
+        let mut lines = place_lines(&located.places, alone);
+        let below = stack_lines(located, false);
+        if !below.is_empty() {
+            lines.push_str(&format!("\n{}\n", below.join("\n")));
+        }
+        if !lines.is_empty() {
+            lines = format!("{}{lines}\n", self.erased());
+        }
+        Ok(lines.into_bytes())
+    }
+
     fn live(&mut self, live: &Live, screen: Option<&Screen>) -> io::Result<Vec<u8>> {
         if let Some(screen) = screen.filter(|_| self.options.refresh) {
             return Ok(self.draw(&live::lines(live, screen), screen));
@@ -363,6 +376,12 @@ impl Render for TableRender {
         if live.more > 0 {
             let more = counted(live.more as u64, "more process", "more processes");
             block.push_str(&format!("and {more}\n"));
+        }
+        let blocks = live::growth_blocks(live);
+        let end = (!blocks.is_empty()).then(String::new);
+        for line in blocks.concat().into_iter().chain(end) {
+            block.push_str(&line);
+            block.push('\n');
         }
         Ok(block.into_bytes())
     }

@@ -10,8 +10,9 @@ use crate::model::image::samples::image;
 use crate::model::image::{End, From, Losses, Uncovered};
 use crate::model::ledger::Ledger;
 use crate::model::limits::{Allowed, Limits};
-use crate::model::live::Growing;
+use crate::model::live::{Growing, GrowingPlace};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
+use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, WalkEnd};
 use crate::report::table::{NO_WRAP, WRAP};
 use crate::report::*;
 
@@ -862,7 +863,12 @@ fn live() -> Live {
             image.end = End::Running;
             image.reach = Reach::NotJudged;
             image.start_time = at(1_761_153_785 - age);
-            Growing { image, growth }
+            Growing {
+                id: 0,
+                image,
+                growth,
+                places: Vec::new(),
+            }
         })
         .collect();
     Live {
@@ -872,6 +878,67 @@ fn live() -> Live {
         more: 12,
         held_bytes: 812_400_000,
         growth_bytes: 1_200_000,
+    }
+}
+
+/// Running processes of which the first has grown in places with these functions, as deep as that.
+fn live_with_places(functions: &[&str], depth: usize) -> Live {
+    let place = |function: &&str| GrowingPlace {
+        share: StackShare {
+            stack: Arc::new(CallStack {
+                frames: Vec::new(),
+                end: WalkEnd::Complete,
+                guessed: 0,
+            }),
+            alloc_bytes: 9_000,
+            alloc_count: 9,
+            leaked_bytes: 7_000,
+            leaked_blocks: 7,
+            reached: None,
+        },
+        stack: NamedStack {
+            identity: 7,
+            frames: vec![
+                NamedFrame {
+                    function: Some((*function).to_owned()),
+                    ..NamedFrame::default()
+                };
+                depth
+            ],
+            end: WalkEnd::Complete,
+            guessed: 0,
+        },
+        growth: 2_000,
+    };
+    let mut live = live();
+    live.rows[0].places = functions.iter().map(place).collect();
+    live
+}
+
+#[test]
+fn where_a_process_grows_is_below_the_table_and_fits_the_terminal() {
+    let long = "f".repeat(200);
+    let live = live_with_places(&["first", &long, "third"], 20);
+    for (lines, blocks) in [(60, 3), (31, 2), (20, 1), (10, 0), (2, 0)] {
+        let to = Written::default();
+        let refresh = Options {
+            refresh: true,
+            ..options(NORMAL, false)
+        };
+        let mut report = report(Format::Table, refresh, &to);
+        assert!(report.live(&live, Some(&screen(80, lines))).is_empty());
+        let shown = to.writes.lock().unwrap().concat();
+        assert_eq!(
+            shown
+                .matches("GREW by 2,000 bytes to 7,000 bytes in 7 blocks")
+                .count(),
+            blocks
+        );
+        let text: Vec<&str> = shown.lines().collect();
+        assert!(text.len() <= lines.max(6), "{lines}: {shown}");
+        let is_narrow = |line: &&str| line.trim_start_matches("\x1b[?7l").chars().count() <= 80;
+        assert!(text.iter().all(is_narrow), "{shown}");
+        assert_eq!(shown.matches("12 more calls").count(), blocks);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::model::gate::Gate;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
+use crate::model::stack::StackShare;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
@@ -243,8 +244,24 @@ impl Books {
             self.explain(image);
             self.ledger.record(image);
         }
-        let unwritten = self.report.window(&Window { start, end, images });
+        let window = Window { start, end, images };
+        let unwritten = self.report.window(&window);
         self.check(unwritten);
+        if let Some(leaks) = &mut self.leaks {
+            let unwritten = leaks.show_window(&window.images, &mut self.report);
+            self.check(unwritten);
+        }
+    }
+
+    /// Adds where the running processes have grown. `stacks` has those of a process.
+    pub(super) fn add_growth(
+        &mut self,
+        live: &mut Live,
+        stacks: impl FnMut(u64) -> Option<Vec<StackShare>>,
+    ) {
+        if let Some(leaks) = &mut self.leaks {
+            leaks.add_growth(live, stacks);
+        }
     }
 
     /// Reports the running processes.

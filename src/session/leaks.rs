@@ -2,6 +2,9 @@
 //! processes may wait for memleak until then. Then names them, tries suppressions on them, and lets the gate judge the
 //! images that had to wait for that.
 
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -9,26 +12,36 @@ use anyhow::{Context as _, Result};
 use crate::model::image::{End, Image};
 use crate::model::leak_kind::{LeakKind, LeakKinds};
 use crate::model::ledger::Ledger;
+use crate::model::live::{GrowingPlace, Live};
 use crate::model::lost::reached;
 use crate::model::places::{LargestPlaces, LeakPlace, LeakPlaces, Located, PlaceShare};
-use crate::model::reach::Amount;
-use crate::model::stack::StackShare;
+use crate::model::stack::{NamedStack, StackShare};
 use crate::model::stack_coverage::StackCoverage;
-use crate::model::suppressed::SuppressedShares;
+use crate::model::suppressed::{SuppressedShares, SuppressionUse};
 use crate::model::unfreed::Unfreed;
 use crate::options::stacks::StackArgs;
 use crate::os::say::say;
 use crate::report::{Report, StackRow, Unwritten};
 use crate::stacks::namer::Namer;
-use crate::stacks::{Generated, LeakFilter, Suppressions, generate_for, known, passes_any};
+use crate::stacks::{
+    Generated, LeakFilter, SiftedLeak, Suppressions, generate_for, known, passes_any,
+};
 use crate::text::wildcards::Wildcard;
 
 /// Of the stacks beyond so many, only those that leaked are kept, and no more than as many again. One takes some 130
 /// bytes.
 const MOST_SHARES: usize = 1 << 20;
 
-/// How long names of call stacks may take.
+/// How long names of call stacks may take at the end of the session.
 const NAMED_WITHIN: Duration = Duration::from_secs(20);
+
+/// How many stacks get names at the end of a window, and how long that may take: processes may wait for memleak.
+const MOST_AT_ONCE: usize = 64;
+const AT_ONCE_WITHIN: Duration = Duration::from_secs(1);
+
+/// In how many running processes, and in how many places of each, growth is shown.
+const GROWING_PROCESSES: usize = 3;
+const GROWING_PLACES: usize = 3;
 
 /// Which leaks are shown, and how.
 pub(super) struct ShownLeaks {
@@ -62,17 +75,38 @@ impl ShownLeaks {
             top,
         })
     }
+
+    /// Whether leaks by a stack are shown, if they are not suppressed.
+    fn shows(&self, stack: &NamedStack) -> bool {
+        self.only.is_empty() || passes_any(stack, &self.only)
+    }
+}
+
+/// An image that has call stacks.
+struct StackOwner {
+    pid: u32,
+    image: u32,
+    comm: Vec<u8>,
+    has_ended: bool,
+    /// Whether a gate judges it.
+    judged: bool,
+}
+
+impl StackOwner {
+    fn of(image: &Image, judged: bool) -> Self {
+        Self {
+            pid: image.pid,
+            image: image.image,
+            comm: image.comm.clone(),
+            has_ended: has_ended(image),
+            judged,
+        }
+    }
 }
 
 /// The call stacks of an image.
 struct KeptStacks {
-    pid: u32,
-    image: u32,
-    comm: Vec<u8>,
-    /// Whether it leaked what it never freed. An exec discards the heap, and a process that runs may free it yet.
-    has_ended: bool,
-    /// Whether a gate judges it.
-    judged: bool,
+    owner: StackOwner,
     /// The image without its stacks, if the gate has not judged it yet.
     waits: Option<Box<Image>>,
     shares: Vec<StackShare>,
@@ -87,6 +121,10 @@ pub(super) struct Leaks {
     /// How many shares found no room.
     left_out: u64,
     coverage: StackCoverage,
+    /// How much suppressions have matched in windows.
+    used: Vec<SuppressionUse>,
+    /// How many bytes the processes that were last shown held, by their ids and stacks.
+    held: HashMap<(u64, usize), u64>,
 }
 
 impl Leaks {
@@ -98,6 +136,8 @@ impl Leaks {
             kept_shares: 0,
             left_out: 0,
             coverage: StackCoverage::default(),
+            used: Vec::new(),
+            held: HashMap::new(),
         }
     }
 
@@ -108,8 +148,8 @@ impl Leaks {
 
     /// Keeps the call stacks of an image. `judged`: a gate judges it. `waits`: it has not done so yet.
     pub(super) fn keep(&mut self, mut image: Image, judged: bool, waits: bool) {
-        let has_ended = matches!(image.end, End::Exited(_) | End::Signaled { .. });
-        if let Some(coverage) = StackCoverage::of(&image).filter(|_| has_ended) {
+        let owner = StackOwner::of(&image, judged);
+        if let Some(coverage) = StackCoverage::of(&image).filter(|_| owner.has_ended) {
             self.coverage += coverage;
         }
         let mut shares = image.stacks.take().unwrap_or_default();
@@ -122,11 +162,7 @@ impl Leaks {
         }
         self.kept_shares += shares.len();
         self.kept.push(KeptStacks {
-            pid: image.pid,
-            image: image.image,
-            comm: image.comm.clone(),
-            has_ended,
-            judged,
+            owner,
             waits: waits.then(|| Box::new(image)),
             shares,
         });
@@ -141,43 +177,13 @@ impl Leaks {
         let shares = self.kept.iter().flat_map(|kept| &kept.shares);
         let stacks = shares.map(|share| &*share.stack);
         self.namer.look_up(stacks, Instant::now() + NAMED_WITHIN);
-        let ShownLeaks { users, known, .. } = &self.shown;
-        let mut filter = LeakFilter::new(users, known);
-        let mut places = LeakPlaces::default();
-        let mut unwritten = Vec::new();
+        let mut listing = Listing::new(&self.namer, &self.shown);
         for kept in &self.kept {
             let mut sums = SuppressedShares::default();
             for share in &kept.shares {
-                let stack = self.namer.name(&share.stack);
-                let unfreed = Unfreed::of(share);
-                let mut row = StackRow {
-                    pid: kept.pid,
-                    image: kept.image,
-                    share,
-                    stack: &stack,
-                    suppressed_by: None,
-                    suppressed: Amount::default(),
-                    kept: Amount::default(),
-                };
-                let is_shown = self.shown.only.is_empty() || passes_any(&stack, &self.shown.only);
-                if kept.has_ended {
-                    let sifted = filter.sift(&stack, unfreed);
-                    row.suppressed_by = sifted.by.map(|number| &*users.list()[number].name);
-                    row.suppressed = sifted.suppressed.sum();
-                    row.kept = sifted.kept.sum();
-                    if !stack.frames.is_empty() {
-                        sums.add(unfreed, sifted.suppressed);
-                    }
-                    let place = PlaceShare {
-                        left: sifted.left,
-                        kept: sifted.kept,
-                        judged: kept.judged,
-                        shown: is_shown,
-                    };
-                    places.add(&kept.comm, stack.identity, &share.stack, place);
-                }
-                if is_shown {
-                    unwritten.extend(report.stack(&row));
+                let (unfreed, suppressed) = listing.add(&kept.owner, share, report);
+                if !share.stack.frames.is_empty() {
+                    sums.add(unfreed, suppressed);
                 }
             }
             if let Some(image) = &kept.waits {
@@ -191,17 +197,197 @@ impl Leaks {
                 "{left_out} call stacks are left out of the report: there are too many"
             ));
         }
-        let places = places.largest(self.shown.top, |stack| self.namer.name(stack));
-        let [reachable, otherwise] = filter.by_known(known);
+        let (mut located, unwritten) = listing.finish(self.coverage);
+        add_uses(&mut located.suppressions, &self.used);
+        (located, unwritten)
+    }
+
+    /// Names and reports the stacks by which the processes leaked most that have ended in a window.
+    pub(super) fn show_window(&mut self, images: &[Image], report: &mut Report) -> Vec<Unwritten> {
+        let ended: Vec<_> = images.iter().filter(|image| has_ended(image)).collect();
+        let mut coverage = StackCoverage::default();
+        let of_ended = ended.iter().filter_map(|image| StackCoverage::of(image));
+        of_ended.for_each(|of_image| coverage += of_image);
+        let shares = ended.iter().flat_map(|image| {
+            let owner = || StackOwner::of(image, false);
+            let shares = image.stacks.iter().flatten();
+            shares.map(move |share| (owner(), share, Unfreed::of(share)))
+        });
+        let mut shares: Vec<_> = shares
+            .filter(|(_, share, _)| share.leaked_blocks > 0)
+            .collect();
+        shares.sort_by_key(|(_, _, unfreed)| {
+            Reverse((unfreed.alarming().bytes, unfreed.sum().bytes))
+        });
+        let mut named = HashSet::new();
+        let most = MOST_AT_ONCE.max(self.shown.top);
+        let (shares, rest): (Vec<_>, Vec<_>) = shares.into_iter().partition(|(_, share, _)| {
+            let stack = Arc::as_ptr(&share.stack);
+            named.contains(&stack) || named.len() < most && named.insert(stack)
+        });
+        let stacks = shares.iter().map(|(_, share, _)| &*share.stack);
+        self.namer.look_up(stacks, Instant::now() + AT_ONCE_WITHIN);
+        let mut listing = Listing::new(&self.namer, &self.shown);
+        for (owner, share, _) in &shares {
+            listing.add(owner, share, report);
+        }
+        let (mut located, mut unwritten) = listing.finish(coverage);
+        let rest = rest
+            .iter()
+            .filter(|(_, _, unfreed)| unfreed.alarming().blocks > 0);
+        let rest: HashSet<_> = rest
+            .map(|(_, share, _)| Arc::as_ptr(&share.stack))
+            .collect();
+        located.places.more += rest.len();
+        located.places.all += rest.len();
+        add_uses(&mut self.used, &std::mem::take(&mut located.suppressions));
+        unwritten.extend(report.places(&located, ended.len() == 1));
+        unwritten
+    }
+
+    /// Adds where the processes have grown that grew most, since they were last shown. `stacks` has those of a process.
+    pub(super) fn add_growth(
+        &mut self,
+        live: &mut Live,
+        mut stacks: impl FnMut(u64) -> Option<Vec<StackShare>>,
+    ) {
+        let before: HashSet<u64> = self.held.keys().map(|(id, _)| *id).collect();
+        let mut held = HashMap::new();
+        let mut grown = Vec::new();
+        for (at, row) in live.rows.iter().enumerate() {
+            let shares = stacks(row.id).unwrap_or_default();
+            let is_known = before.contains(&row.id);
+            let mut of_row: Vec<_> = shares
+                .into_iter()
+                .filter(|share| share.leaked_blocks > 0)
+                .map(|share| {
+                    let key = (row.id, Arc::as_ptr(&share.stack) as usize);
+                    held.insert(key, share.leaked_bytes);
+                    // What it held before memleak first looked is not known.
+                    let then = match is_known {
+                        true => self.held.get(&key).copied().unwrap_or(0),
+                        false => share.leaked_bytes,
+                    };
+                    // No process holds 2^63 bytes.
+                    let growth = share.leaked_bytes.wrapping_sub(then).cast_signed();
+                    (growth, share)
+                })
+                .collect();
+            if at < GROWING_PROCESSES && row.growth > 0 {
+                of_row.sort_by_key(|(growth, share)| Reverse((*growth, share.leaked_bytes)));
+                of_row.truncate(GROWING_PLACES);
+                grown.push((at, of_row));
+            }
+        }
+        self.held = held;
+        let shares = grown.iter().flat_map(|(_, shares)| shares);
+        let stacks = shares.map(|(_, share)| &*share.stack);
+        self.namer.look_up(stacks, Instant::now() + AT_ONCE_WITHIN);
+        for (at, shares) in grown {
+            let places = shares.into_iter().map(|(growth, share)| GrowingPlace {
+                stack: self.namer.name(&share.stack),
+                share,
+                growth,
+            });
+            let shown = places.filter(|place| self.shown.shows(&place.stack));
+            live.rows[at].places = shown.collect();
+        }
+    }
+}
+
+/// A list of leaks that is being made.
+struct Listing<'a> {
+    namer: &'a Namer,
+    shown: &'a ShownLeaks,
+    filter: LeakFilter<'a>,
+    places: LeakPlaces,
+    unwritten: Vec<Unwritten>,
+}
+
+impl<'a> Listing<'a> {
+    fn new(namer: &'a Namer, shown: &'a ShownLeaks) -> Self {
+        Self {
+            namer,
+            shown,
+            filter: LeakFilter::new(&shown.users, &shown.known),
+            places: LeakPlaces::default(),
+            unwritten: Vec::new(),
+        }
+    }
+
+    /// Reports what an image has allocated by one stack. Returns what it never freed of that, and how much of it is
+    /// suppressed.
+    fn add(
+        &mut self,
+        owner: &StackOwner,
+        share: &StackShare,
+        report: &mut Report,
+    ) -> (Unfreed, Unfreed) {
+        let stack = self.namer.name(&share.stack);
+        let unfreed = Unfreed::of(share);
+        let is_shown = self.shown.shows(&stack);
+        // What did not leak is nothing that a suppression could match.
+        let sifted = match owner.has_ended {
+            true => self.filter.sift(&stack, unfreed),
+            false => SiftedLeak::default(),
+        };
+        let place = PlaceShare {
+            left: sifted.left,
+            kept: sifted.kept,
+            judged: owner.judged,
+            shown: is_shown,
+        };
+        self.places
+            .add(&owner.comm, stack.identity, &share.stack, place);
+        if is_shown {
+            let by = sifted
+                .by
+                .and_then(|number| self.shown.users.list().get(number));
+            self.unwritten.extend(report.stack(&StackRow {
+                pid: owner.pid,
+                image: owner.image,
+                share,
+                stack: &stack,
+                suppressed_by: by.map(|suppression| &*suppression.name),
+                suppressed: sifted.suppressed.sum(),
+                kept: sifted.kept.sum(),
+            }));
+        }
+        (unfreed, sifted.suppressed)
+    }
+
+    fn finish(self, coverage: StackCoverage) -> (Located, Vec<Unwritten>) {
+        let ShownLeaks { users, known, .. } = self.shown;
+        let places = self
+            .places
+            .largest(self.shown.top, |stack| self.namer.name(stack));
+        let [reachable, otherwise] = self.filter.by_known(known);
         let located = Located {
             generated: generated(self.shown.generated, &places),
             places,
-            coverage: self.coverage,
-            suppressions: filter.by_users(users).uses(users),
+            coverage,
+            suppressions: self.filter.by_users(users).uses(users),
             kept_reachable: reachable.uses(known),
             kept_otherwise: otherwise.uses(known),
         };
-        (located, unwritten)
+        (located, self.unwritten)
+    }
+}
+
+/// Whether an image leaked what it never freed. An exec discards the heap, and a process that runs may free it yet.
+fn has_ended(image: &Image) -> bool {
+    matches!(image.end, End::Exited(_) | End::Signaled { .. })
+}
+
+/// Adds up how much the same suppressions have matched.
+fn add_uses(sums: &mut Vec<SuppressionUse>, uses: &[SuppressionUse]) {
+    if sums.is_empty() {
+        sums.extend_from_slice(uses);
+        return;
+    }
+    for (sum, used) in sums.iter_mut().zip(uses) {
+        sum.amount += used.amount;
+        sum.places += used.places;
     }
 }
 

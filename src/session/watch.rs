@@ -19,13 +19,15 @@ use crate::os::processes::{self, Process};
 use crate::os::say::say;
 use crate::os::terminal;
 use crate::report::destination::Standard;
-use crate::report::{Format, Screen, closing_line};
+use crate::report::{Format, Screen, closing_line, suppressed_lines};
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::filter::{self, Filter};
 use crate::session::greeting::greeting;
+use crate::session::leaks::{Leaks, ShownLeaks};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
+use crate::stacks::namer::Namer;
 use crate::text::escape;
 use crate::text::units::megabytes;
 
@@ -43,6 +45,7 @@ pub fn watch(options: &Watch) -> Result<()> {
     }
     let mut requests = Requests::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Output)?;
+    let shown_leaks = ShownLeaks::new(&options.stacks, options.top_places())?;
     let clock = Instant::now();
     let mut children = 0;
     let prober = if options.all {
@@ -86,6 +89,10 @@ pub fn watch(options: &Watch) -> Result<()> {
         shown: false,
         options,
     };
+    if let Some(files) = watching.prober.collector.code_files() {
+        let leaks = Leaks::new(Namer::new(files), shown_leaks);
+        watching.books.set_leaks(leaks);
+    }
     let why = watching.follow(processes, &mut requests);
     watching.close(clock, why);
     Ok(())
@@ -259,10 +266,13 @@ impl Watching<'_> {
         let kept = |image: &Image| self.filter.keeps(image);
         let mut live = self
             .growth
-            .look(monotonic(), running, kept, self.options.top);
+            .look(monotonic(), running, kept, self.options.top_processes());
         let clock = self.prober.collector.clock();
         live.since = clock.unix(live.since);
         live.time = clock.unix(live.time);
+        let collector = &mut self.prober.collector;
+        self.books
+            .add_growth(&mut live, |id| collector.stacks_of(id));
         Ok(live)
     }
 
@@ -302,6 +312,9 @@ impl Watching<'_> {
         if shown.verbose || (!shown.quiet && !summary.losses.is_empty()) {
             say(&closing_line(&summary, collector.tells_lost()));
         }
+        let located = summary.located.as_ref().filter(|_| !shown.quiet);
+        let suppressed = located.map(|located| suppressed_lines(&located.suppressions));
+        suppressed.iter().flatten().for_each(|line| say(line));
         if shown.verbose
             && let Some(cost) = own_cost(began.elapsed(), kernel)
         {

@@ -3,10 +3,12 @@
 use std::fs;
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::common::fixtures::compile_with;
 use crate::common::switches::switch;
+use crate::common::watch::{Waiting, Watch};
 use crate::common::{Job, Report, code};
 
 /// What a program never freed of what this function allocated: definite, indirect, possible and reachable.
@@ -320,4 +322,61 @@ fn a_leak_without_call_stacks_says_how_to_see_them() {
         let (_, table) = with_table(&job.options(["--lost", "--stacks=never"]));
         assert!(!table.contains("where:"), "{table}");
     }
+}
+
+/// Lets a process grow by 2,000 bytes, by 1,000 and end, under a memleak that shows it after each step. Returns its pid,
+/// the report, and what the table has.
+#[track_caller]
+fn watched_while_it_grows(options: &[&str]) -> (u32, Report, String) {
+    let place = TempDir::new().expect("a temporary directory");
+    let table = place.path().join("table.txt");
+    let output = format!("table={}", table.display());
+    let mut grows = Waiting::fixture("grows_by_line", &["1000"]);
+    let pid = grows.pid();
+    let watch = Watch::pid(pid, &[&["-o", &output], options].concat());
+    for (view, asked) in [(1, 2), (2, 1)] {
+        for _ in 0..asked {
+            assert_eq!(grows.ask(), "more\n");
+        }
+        watch.signal(Signal::SIGUSR1);
+        watch.until(|rows| rows.len() >= view);
+    }
+    grows.finish();
+    let report = watch.wait();
+    let table = fs::read_to_string(table).expect("memleak has written it");
+    (pid, report, table)
+}
+
+#[test]
+fn a_watch_shows_where_a_process_grows_and_where_it_has_leaked() {
+    let (pid, report, table) = watched_while_it_grows(&["--stacks"]);
+    for lines in [
+        format!("\nHOLDS 2,000 bytes in 2 blocks, grows_by_line[{pid}]\n    main  "),
+        format!(
+            "\nGREW by 1,000 bytes to 3,000 bytes in 3 blocks, grows_by_line[{pid}]\n    main  "
+        ),
+        "\nLEAKED 3,000 bytes in 3 blocks\n    main  ".to_owned(),
+    ] {
+        assert!(table.contains(&lines), "{lines:?} is missing:\n{table}");
+    }
+    let of_main = report.stacks.iter().filter(|stack| stack.passes("main"));
+    let found = of_main.map(|stack| {
+        let growth = stack.others.get("growth_bytes");
+        (
+            stack.leaked_bytes,
+            growth.and_then(serde_json::Value::as_i64),
+        )
+    });
+    let expected = [(2_000, Some(0)), (3_000, Some(1_000)), (3_000, None)];
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_watch_says_at_its_end_what_was_suppressed() {
+    let place = TempDir::new().expect("a temporary directory");
+    let file = written(&place, "ci.supp", "leak:^main$\n");
+    let (_, report, table) = watched_while_it_grows(&["--suppressions", &file]);
+    assert!(!table.contains("LEAKED"), "{table}");
+    let said = "memleak: suppressed: 3,000 bytes in 3 blocks at 1 place, by 1 of 1 suppression\n";
+    assert!(report.stderr.contains(said), "{}", report.stderr);
 }
