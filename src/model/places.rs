@@ -73,6 +73,7 @@ pub struct PlaceShare {
 struct PlaceSum {
     /// One of the stacks with this identity.
     stack: Arc<CallStack>,
+    named: Option<NamedStack>,
     left: Unfreed,
     judged: Unfreed,
     processes: u64,
@@ -88,7 +89,15 @@ pub struct LeakPlaces {
 
 impl LeakPlaces {
     /// Adds what a process leaked by one of its stacks.
-    pub fn add(&mut self, comm: &[u8], identity: u64, stack: &Arc<CallStack>, share: PlaceShare) {
+    /// `named`: the stack with its names, if these are of this process alone.
+    pub fn add(
+        &mut self,
+        comm: &[u8],
+        identity: u64,
+        stack: &Arc<CallStack>,
+        named: Option<&NamedStack>,
+        share: PlaceShare,
+    ) {
         let mut all = share.left;
         all += share.kept;
         if all.sum().blocks == 0 {
@@ -97,6 +106,7 @@ impl LeakPlaces {
         let key = (identity, comm.to_vec());
         let sum = self.places.entry(key).or_insert_with(|| PlaceSum {
             stack: Arc::clone(stack),
+            named: named.cloned(),
             left: Unfreed::default(),
             judged: Unfreed::default(),
             processes: 0,
@@ -116,7 +126,7 @@ impl LeakPlaces {
         // The order of a hash map is another one each time.
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
         let place = |((_, comm), sum): &((u64, Vec<u8>), PlaceSum), unfreed: Unfreed| LeakPlace {
-            stack: name(&sum.stack),
+            stack: sum.named.clone().unwrap_or_else(|| name(&sum.stack)),
             unfreed,
             comm: comm.clone(),
             processes: sum.processes,
@@ -204,7 +214,7 @@ mod tests {
                 end: WalkEnd::Complete,
                 guessed: *identity,
             });
-            places.add(comm.as_bytes(), u64::from(*identity), &stack, *share);
+            places.add(comm.as_bytes(), u64::from(*identity), &stack, None, *share);
         }
         places.largest(most, |stack| NamedStack {
             identity: u64::from(stack.guessed),

@@ -15,6 +15,14 @@ pub struct CallStack {
     pub guessed: u16,
 }
 
+impl CallStack {
+    /// Whether some of its code is in no file: made at run time, for example.
+    pub fn has_code_without_file(&self) -> bool {
+        let mut frames = self.frames.iter();
+        frames.any(|frame| matches!(frame.place, CodePlace::Address(_)))
+    }
+}
+
 /// A frame: where a call returns to, or where code was interrupted by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frame {

@@ -23,6 +23,7 @@ use crate::options::stacks::StackArgs;
 use crate::os::say::say;
 use crate::report::{Report, StackRow, Unwritten};
 use crate::stacks::namer::Namer;
+use crate::stacks::perf_map::{MapOwner, PerfMap, PerfMaps};
 use crate::stacks::{
     Generated, LeakFilter, SiftedLeak, Suppressions, generate_for, known, passes_any,
 };
@@ -87,6 +88,8 @@ struct StackOwner {
     pid: u32,
     image: u32,
     comm: Vec<u8>,
+    /// Whose names the code has that it made at run time.
+    map_owner: MapOwner,
     has_ended: bool,
     /// Whether a gate judges it.
     judged: bool,
@@ -98,6 +101,7 @@ impl StackOwner {
             pid: image.pid,
             image: image.image,
             comm: image.comm.clone(),
+            map_owner: map_owner(image),
             has_ended: has_ended(image),
             judged,
         }
@@ -284,8 +288,16 @@ impl Leaks {
         let stacks = shares.map(|(_, share)| &*share.stack);
         self.namer.look_up(stacks, Instant::now() + AT_ONCE_WITHIN);
         for (at, shares) in grown {
+            let mut maps = PerfMaps::default();
+            let made = match shares
+                .iter()
+                .any(|(_, share)| share.stack.has_code_without_file())
+            {
+                true => maps.of(map_owner(&live.rows[at].image)),
+                false => &PerfMap::default(),
+            };
             let places = shares.into_iter().map(|(growth, share)| GrowingPlace {
-                stack: self.namer.name(&share.stack),
+                stack: self.namer.name_with(&share.stack, made),
                 share,
                 growth,
             });
@@ -301,6 +313,7 @@ struct Listing<'a> {
     shown: &'a ShownLeaks,
     filter: LeakFilter<'a>,
     places: LeakPlaces,
+    maps: PerfMaps,
     unwritten: Vec<Unwritten>,
 }
 
@@ -311,6 +324,7 @@ impl<'a> Listing<'a> {
             shown,
             filter: LeakFilter::new(&shown.users, &shown.known),
             places: LeakPlaces::default(),
+            maps: PerfMaps::default(),
             unwritten: Vec::new(),
         }
     }
@@ -323,7 +337,13 @@ impl<'a> Listing<'a> {
         share: &StackShare,
         report: &mut Report,
     ) -> (Unfreed, Unfreed) {
-        let stack = self.namer.name(&share.stack);
+        let is_made = share.stack.has_code_without_file();
+        let stack = match is_made {
+            true => self
+                .namer
+                .name_with(&share.stack, self.maps.of(owner.map_owner)),
+            false => self.namer.name(&share.stack),
+        };
         let unfreed = Unfreed::of(share);
         let is_shown = self.shown.shows(&stack);
         // What did not leak is nothing that a suppression could match.
@@ -337,8 +357,9 @@ impl<'a> Listing<'a> {
             judged: owner.judged,
             shown: is_shown,
         };
+        let named = Some(&stack).filter(|_| is_made);
         self.places
-            .add(&owner.comm, stack.identity, &share.stack, place);
+            .add(&owner.comm, stack.identity, &share.stack, named, place);
         if is_shown {
             let by = sifted
                 .by
@@ -371,6 +392,14 @@ impl<'a> Listing<'a> {
             kept_otherwise: otherwise.uses(known),
         };
         (located, self.unwritten)
+    }
+}
+
+fn map_owner(image: &Image) -> MapOwner {
+    MapOwner {
+        pid: image.pid,
+        user: image.uid,
+        began: image.start_time,
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::model::stack::{CallStack, CodePlace, Frame, NamedFrame, NamedStack};
 use crate::stacks::code_files::CodeFiles;
 use crate::stacks::identity::{FrameKey, StackIdentity};
+use crate::stacks::perf_map::PerfMap;
 use crate::stacks::symbols::{FrameName, Symbolizer};
 
 /// What is known of a physical frame.
@@ -57,12 +58,10 @@ impl Namer {
             };
             frames.sort_unstable();
             frames.dedup();
-            // A call that never returns may be the last instruction of its function.
-            let called = |(frame, address): &(Frame, u64)| {
-                let behind = u64::from(!frame.interrupted);
-                address.saturating_sub(behind)
-            };
-            let addresses: Vec<u64> = frames.iter().map(called).collect();
+            let addresses = frames
+                .iter()
+                .map(|(frame, address)| called(frame, *address));
+            let addresses: Vec<u64> = addresses.collect();
             let names = self.symbolizer.name(module, &addresses, deadline);
             for ((frame, address), names) in frames.into_iter().zip(names) {
                 let mut plain = NamedFrame {
@@ -93,24 +92,36 @@ impl Namer {
 
     /// A stack with the names that were looked up.
     pub fn name(&self, stack: &CallStack) -> NamedStack {
+        self.name_with(stack, &PerfMap::default())
+    }
+
+    /// The same with the names of code that the process made at run time.
+    pub fn name_with(&self, stack: &CallStack, made: &PerfMap) -> NamedStack {
+        let made = |frame: &Frame| match frame.place {
+            CodePlace::Address(address) => made.name(called(frame, address)),
+            CodePlace::File { .. } => None,
+        };
         let mut frames = Vec::new();
         let mut keys = Vec::new();
-        for frame in &stack.frames {
+        let made_names: Vec<_> = stack.frames.iter().map(made).collect();
+        for (frame, function) in stack.frames.iter().zip(&made_names) {
             match (self.known.get(frame), frame.place) {
                 (Some(known), _) => frames.extend_from_slice(&known.frames),
                 (None, CodePlace::Address(offset) | CodePlace::File { offset, .. }) => {
                     frames.push(NamedFrame {
+                        linkage: function.clone(),
+                        function: function.clone(),
                         offset,
                         ..NamedFrame::default()
                     });
                 }
             }
         }
-        for frame in &stack.frames {
+        for (frame, function) in stack.frames.iter().zip(&made_names) {
             let known = self.known.get(frame);
             let physical = known.and_then(|known| Some((known.frames.last()?, &known.own_name)));
             let Some((physical, own_name)) = physical else {
-                keys.push(FrameKey::Generated(""));
+                keys.push(FrameKey::Generated(function.as_deref().unwrap_or_default()));
                 continue;
             };
             let path = physical.module.as_deref();
@@ -132,4 +143,10 @@ impl Namer {
             guessed: stack.guessed,
         }
     }
+}
+
+/// An address within the instruction at which a frame is. A call that never returns may be the last instruction of its
+/// function.
+fn called(frame: &Frame, address: u64) -> u64 {
+    address.saturating_sub(u64::from(!frame.interrupted))
 }

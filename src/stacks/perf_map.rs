@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::os::root::Root;
 
@@ -21,6 +22,39 @@ const MAX_FUNCTIONS: usize = 1 << 19;
 /// The most bytes of a name.
 const MAX_NAME: usize = 4096;
 
+/// A process that may have a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapOwner {
+    /// In its own pid namespace.
+    pub pid: u32,
+    /// As memleak sees it.
+    pub user: u32,
+    /// When its image began, since the Unix epoch.
+    pub began: Duration,
+}
+
+/// The maps of processes. It remembers the last one.
+#[derive(Debug, Default)]
+pub struct PerfMaps {
+    last: Option<(MapOwner, PerfMap)>,
+}
+
+impl PerfMaps {
+    /// The map of a process, as it is now or was when it was last asked for. Empty if there is none. Of a process that has
+    /// ended, the map is looked for below memleak's own root.
+    pub fn of(&mut self, process: MapOwner) -> &PerfMap {
+        let (_, map) = match self.last.take() {
+            Some(last) if last.0 == process => self.last.insert(last),
+            _ => {
+                let root = Root::of_process(process.pid).unwrap_or_else(|_| Root::ours());
+                let map = PerfMap::of_process(&root, process);
+                self.last.insert((process, map.unwrap_or_default()))
+            }
+        };
+        map
+    }
+}
+
 /// The functions that a process made at run time.
 #[derive(Debug, Default)]
 pub struct PerfMap {
@@ -32,15 +66,20 @@ pub struct PerfMap {
 }
 
 impl PerfMap {
-    /// Reads the map of a process. `root` is the process's root directory, `pid` its pid in its own pid namespace, and
-    /// `user` its user, as memleak sees it.
+    /// Reads the map of a process. `root` is the process's root directory.
     ///
     /// # Errors
-    /// There is no map, or it is a link, or it belongs to another user.
-    pub fn of_process(root: &Root, pid: u32, user: u32) -> io::Result<Self> {
+    /// There is no map, or it is a link, or it belongs to another user, or to an earlier process.
+    pub fn of_process(root: &Root, process: MapOwner) -> io::Result<Self> {
+        let MapOwner { pid, user, began } = process;
         let path = PathBuf::from(format!("/tmp/perf-{pid}.map"));
         let file = root.open_itself(&path)?;
         let status = file.metadata()?;
+        // Pids are used again, and maps stay. The time of a file may be some milliseconds behind.
+        let began = UNIX_EPOCH + began.saturating_sub(Duration::from_secs(1));
+        if status.modified()? < began {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         // Another name of the same file may be a file that its owner did not write as a map.
         if (status.uid() != user && status.uid() != 0) || status.nlink() > 1 {
             return Err(io::ErrorKind::PermissionDenied.into());
@@ -202,9 +241,15 @@ mod tests {
         let path = directory.path().join("tmp/perf-7.map");
         fs::write(&path, "1000 10 f\n").unwrap();
         let own = fs::metadata(&path).unwrap().uid();
-        let read = |user| PerfMap::of_process(&root, 7, user);
+        let of = |pid, user, began| {
+            let began = Duration::from_secs(began);
+            PerfMap::of_process(&root, MapOwner { pid, user, began })
+        };
+        let read = |user| of(7, user, 1);
         assert_eq!(read(own).unwrap().name(0x1000).unwrap(), "f");
-        assert!(PerfMap::of_process(&root, 8, own).is_err());
+        assert!(of(8, own, 1).is_err());
+        // A process that began later had the same pid.
+        assert!(of(7, own, 1 << 40).is_err());
         if own == 0 {
             assert_eq!(read(1234).unwrap().name(0x1000).unwrap(), "f");
             chown(&path, Some(1234), None).unwrap();

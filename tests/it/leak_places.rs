@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::fixtures::compile_with;
+use crate::common::fixtures::{compile, compile_with};
 use crate::common::switches::switch;
 use crate::common::watch::{Waiting, Watch};
 use crate::common::{Job, Report, code};
@@ -379,4 +379,26 @@ fn a_watch_says_at_its_end_what_was_suppressed() {
     assert!(!table.contains("LEAKED"), "{table}");
     let said = "memleak: suppressed: 3,000 bytes in 3 blocks at 1 place, by 1 of 1 suppression\n";
     assert!(report.stderr.contains(said), "{}", report.stderr);
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn code_that_was_made_at_run_time_has_the_names_of_its_perf_map() {
+    let program = compile("fixtures/stacks/generated_code.c", "generated_code", &[]);
+    let (report, table) = with_table(&Job::new(program, [""; 0]).options(["--stacks"]));
+    let map = format!("/tmp/perf-{}.map", report.only_row().pid);
+    fs::remove_file(map).expect("the fixture has written it");
+    assert_eq!(code(report.status), 0);
+    let mut stacks = report.stacks.iter();
+    let stack = stacks
+        .find(|stack| stack.leaked_bytes == 1_911)
+        .expect("its stack");
+    let functions = stack
+        .frames
+        .iter()
+        .filter_map(|frame| frame.function.as_deref());
+    let functions: Vec<_> = functions.take(4).collect();
+    let made = "Made:~looper /app/loop.js:3";
+    assert_eq!(functions, ["allocates", made, "runs", "main"]);
+    assert!(table.contains(&format!("\n    {made}\n")), "{table}");
 }
