@@ -29,6 +29,7 @@ mod links;
 mod live;
 mod loading;
 mod long;
+mod loss_records;
 mod losses;
 mod older;
 mod placement;

@@ -3,9 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-use memleak::model::reach::Amount;
 use memleak::report::{runtime_line, suppressed_lines};
 use memleak::stacks::{
     FrameText, Generated, LeakKind, LeakKinds, Matcher, StackText, SuppressedSums, Suppressions,
@@ -13,128 +12,11 @@ use memleak::stacks::{
 };
 use tempfile::TempDir;
 
-use crate::common::fixtures::{compile_with, compiled_in};
-use crate::common::unprobed::Unprobed;
+use crate::common::fixtures::compile_with;
+use crate::common::loss_records::{LossRecord, valgrind};
 
-/// A frame as valgrind's XML has it. Names are mangled.
-struct Frame {
-    at: String,
-    function: Option<String>,
-    file: Option<String>,
-    line: Option<u32>,
-    module: String,
-}
-
-/// A loss record of valgrind.
-struct Record {
-    kind: LeakKind,
-    amount: Amount,
-    /// The first is the allocator.
-    frames: Vec<Frame>,
-}
-
-impl Record {
-    fn frames(&self) -> Vec<FrameText<'_>> {
-        let next = self.frames.iter().skip(1).map(|frame| &frame.at);
-        let next = next.map(Some).chain([None]);
-        let frames = self.frames.iter().zip(next);
-        let frames = frames.map(|(frame, next)| FrameText {
-            function: frame.function.as_deref(),
-            linkage: frame.function.as_deref(),
-            file: frame.file.as_deref(),
-            line: frame.line,
-            module: &frame.module,
-            // All functions of one place but the outermost are inlined.
-            inlined: next == Some(&frame.at),
-        });
-        frames.collect()
-    }
-
-    /// Calls `work` with the stack.
-    fn with_stack<T>(&self, work: impl FnOnce(&StackText) -> T) -> T {
-        let frames = self.frames();
-        work(&StackText {
-            allocator: frames[0],
-            frames: &frames[1..],
-        })
-    }
-
-    fn passes(&self, function: &str) -> bool {
-        let mut frames = self.frames.iter();
-        frames.any(|frame| frame.function.as_deref() == Some(function))
-    }
-}
-
-/// The texts of all elements of a name.
-fn elements<'a>(xml: &'a str, name: &str) -> Vec<&'a str> {
-    let (start, end) = (format!("<{name}>"), format!("</{name}>"));
-    let parts = xml.split(&start).skip(1);
-    let parts = parts.filter_map(|part| part.split(&end).next());
-    parts.collect()
-}
-
-/// What valgrind says about each leak of a program, and in its summary.
-fn valgrind(program: &Path, options: &[&str]) -> (Vec<Record>, String) {
-    let unprobed = Unprobed::with([compiled_in("libstdc++.so.6")]);
-    let place = TempDir::new().expect("a temporary directory");
-    let xml = place.path().join("out.xml");
-    let file = format!("--xml-file={}", xml.display());
-    let mut words = vec![
-        "valgrind",
-        "--leak-check=full",
-        "--show-leak-kinds=all",
-        "--num-callers=40",
-        "--demangle=no",
-        // What the libraries keep is not freed at the end, and not hidden.
-        "--run-libc-freeres=no",
-        "--run-cxx-freeres=no",
-        "--default-suppressions=no",
-        "--xml=yes",
-        &file,
-    ];
-    words.extend(options);
-    words.push(program.to_str().expect("the path is UTF-8"));
-    let mut command = Command::new("unshare");
-    command.args(unprobed.words(&words));
-    let output = run(&mut command);
-    assert!(output.status.success(), "{output:?}");
-    let xml = fs::read_to_string(xml).expect("valgrind has written it");
-    let text = |xml: &str, name: &str| elements(xml, name).first().map(|text| text.to_string());
-    let records = elements(&xml, "error");
-    let records = records.into_iter().map(|error| {
-        let kind = match elements(error, "kind")[0] {
-            "Leak_DefinitelyLost" => LeakKind::Definite,
-            "Leak_IndirectlyLost" => LeakKind::Indirect,
-            "Leak_PossiblyLost" => LeakKind::Possible,
-            "Leak_StillReachable" => LeakKind::Reachable,
-            other => panic!("{other}"),
-        };
-        let number = |name| elements(error, name)[0].parse().expect("a number");
-        let frames = elements(error, "frame").into_iter().map(|frame| Frame {
-            at: text(frame, "ip").expect("a frame has an address"),
-            function: text(frame, "fn"),
-            file: text(frame, "file"),
-            line: text(frame, "line").map(|line| line.parse().expect("a number")),
-            module: text(frame, "obj").unwrap_or_default(),
-        });
-        Record {
-            kind,
-            amount: Amount {
-                bytes: number("leakedbytes"),
-                blocks: number("leakedblocks"),
-            },
-            frames: frames.collect(),
-        }
-    });
-    let records = records.collect();
-    let used = elements(&xml, "suppcounts").join("");
-    (records, used)
-}
-
-fn run(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}; see `make install-deps`"))
+fn word(path: &Path) -> &str {
+    path.to_str().expect("the path is UTF-8")
 }
 
 fn runtime_memory(name: &str, flags: &[&str]) -> PathBuf {
@@ -154,7 +36,7 @@ fn what_the_libraries_keep_is_on_memleaks_own_list_and_each_entry_is_needed() {
             &["-static-libstdc++", "-static-libgcc"][..],
         ),
     ] {
-        let (records, _) = valgrind(&runtime_memory(name, flags), &[]);
+        let (records, _) = valgrind(&[word(&runtime_memory(name, flags))], &[]);
         assert!(records.len() > 20, "{} leaks in {name}", records.len());
         let mut matcher = Matcher::new(&known);
         for record in &records {
@@ -201,10 +83,10 @@ fn valgrind_suppresses_by_what_memleak_makes_that_leak_alone() {
         "leaks_in_template",
         &["-O1"],
     );
-    let (records, _) = valgrind(&program, &[]);
+    let (records, _) = valgrind(&[word(&program)], &[]);
     let lost = || (records.iter()).filter(|record| record.kind == LeakKind::Definite);
     let place = TempDir::new().expect("a temporary directory");
-    let bytes = |records: &mut dyn Iterator<Item = &Record>| -> u64 {
+    let bytes = |records: &mut dyn Iterator<Item = &LossRecord>| -> u64 {
         records.map(|record| record.amount.bytes).sum()
     };
     assert_eq!(bytes(&mut lost()), 5_107);
@@ -219,7 +101,7 @@ fn valgrind_suppresses_by_what_memleak_makes_that_leak_alone() {
         fs::write(&file, &text).expect("it can be written");
         let option = format!("--suppressions={}", file.display());
         for inline in ["--read-inline-info=yes", "--read-inline-info=no"] {
-            let (left, used) = valgrind(&program, &[&option, inline]);
+            let (left, used) = valgrind(&[word(&program)], &[&option, inline]);
             let mut left = left.iter();
             let mut left = left
                 .by_ref()
@@ -262,7 +144,9 @@ fn leak_sanitizer_suppresses_by_what_memleak_makes() {
             "suppressions={}:print_suppressions=1:fast_unwind_on_malloc=0",
             file.display()
         );
-        let output = run(Command::new(&program).env("LSAN_OPTIONS", options));
+        let mut command = Command::new(&program);
+        let output = command.env("LSAN_OPTIONS", options).output();
+        let output = output.expect("the program can be started");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code(), said)
     };

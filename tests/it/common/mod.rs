@@ -8,6 +8,7 @@ pub mod fixtures;
 pub mod group;
 #[cfg(target_arch = "x86_64")]
 pub mod held;
+pub mod loss_records;
 pub mod machine;
 pub mod newcomers;
 pub mod probes;
