@@ -36,7 +36,8 @@ use memleak::model::selection::Selection;
 use memleak::os::clock::Clock;
 use memleak::os::root::Root;
 use memleak::os::{maps, memory_file};
-use memleak::report::{Format, Options, Report, Sink, Verbosity, Window, suppressed_lines};
+use memleak::report::destination::Output;
+use memleak::report::{Format, Options, Report, Verbosity, Window, suppressed_lines};
 use memleak::stacks::demangle::demangled;
 use memleak::stacks::identity;
 use memleak::stacks::module::Module;
@@ -494,13 +495,9 @@ pub fn events(bytes: &[u8]) {
             lost: true,
             ..Options::default()
         };
-        let name = "memory".to_owned();
-        let mut report = Report::new(vec![Sink::new(
-            format,
-            options,
-            name,
-            Box::new(written.clone()),
-        )]);
+        let mut report = Report::default();
+        let memory = Output::new("memory", Box::new(written.clone()));
+        report.add(format, options, memory);
         for image in &images {
             let verdict = ledger.record(image);
             assert!(report.image(image, verdict).is_empty());
@@ -527,6 +524,7 @@ fn check(format: Format, report: &[u8]) {
         Format::Table => 3,
         Format::Json => 0,
         Format::Csv => 1,
+        document => panic!("{document:?} has no rows"),
     };
     assert_eq!(lines.len(), headings + 7, "{text}");
     match format {
@@ -554,7 +552,7 @@ fn check(format: Format, report: &[u8]) {
                 assert!(!fields.iter().any(formula), "{line}");
             }
         }
-        Format::Table => {}
+        _ => {}
     }
 }
 

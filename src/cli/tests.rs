@@ -314,8 +314,8 @@ fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
         (&["run", "-q", "-v", "true"], "cannot be used with"),
         (&["run", "-o", "", "true"], "--output"),
         (
-            &["run", "-o", "html=x", "true"],
-            "'html=x'; the formats are table, json, csv (a file of this name is ./html=x)",
+            &["run", "-o", "htm=x", "true"],
+            "'htm=x'; the formats are table, json, csv, collapsed (a file of this name is ./htm=x)",
         ),
         (
             &["run", "-o", "json=", "true"],

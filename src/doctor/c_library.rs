@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::find::functions::Table;
 use crate::find::loader::Environment;
-use crate::find::sites::Site;
+use crate::find::sites::ProbeSite;
 use crate::find::{self, Examined, NotTheLibrary};
 
 /// How many bytes of a C library are searched for its version.
@@ -20,7 +20,7 @@ pub struct Libc {
     pub path: PathBuf,
     /// Its name and version, for example `glibc 2.36`.
     pub name: String,
-    pub sites: Vec<Site>,
+    pub sites: Vec<ProbeSite>,
 }
 
 /// Why the C library's functions cannot be probed.

@@ -15,14 +15,14 @@ use crate::find::functions::{Family, FileTable, Table};
 use crate::find::heaps::{self, Marks};
 use crate::find::hooks::{self, LoaderHooks};
 use crate::find::role::Role;
-use crate::find::sites::{self, FoundFunction, Site};
+use crate::find::sites::{self, FoundFunction, ProbeSite};
 use crate::lost::Allocators;
 use crate::os::root::Root;
 
 /// What a file's symbols say about its allocator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    pub sites: Vec<Site>,
+    pub sites: Vec<ProbeSite>,
     /// The functions that every C library must define and this file does not.
     pub missing: Vec<&'static str>,
     /// The user's functions that this file should define and does not, each with the description that names

@@ -36,7 +36,7 @@ pub struct FoundFunction {
 
 /// A place to probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
+pub struct ProbeSite {
     pub row: Row,
     /// The symbol at the function's address. Of several symbols, the one whose row comes first.
     pub symbol: String,
@@ -62,7 +62,7 @@ pub fn place(
     mut functions: BTreeMap<u64, FoundFunction>,
     table: &FileTable<'_>,
     exceptions: &Exceptions<'_>,
-) -> Result<Vec<Site>> {
+) -> Result<Vec<ProbeSite>> {
     // An operator belongs to the allocator of its file. In a file without an allocator it calls another file's.
     if !is_allocator(functions.values().map(|found| &found.row)) {
         functions.retain(|_, found| found.row.family != Family::Operators);
@@ -99,7 +99,7 @@ struct Placer<'a> {
     /// Whether the file bundles an allocator under names that the C library does not have.
     bundles: bool,
     /// A place has at most one site for each program.
-    sites: BTreeMap<(u64, ProbeProgram), Site>,
+    sites: BTreeMap<(u64, ProbeProgram), ProbeSite>,
 }
 
 /// A function whose places are being added.
@@ -240,7 +240,7 @@ impl<'a> Placer<'a> {
         }
     }
 
-    /// The allocator's own code around a function: see [`Site::text_before`]. In a program the calls by which the
+    /// The allocator's own code around a function: see [`ProbeSite::text_before`]. In a program the calls by which the
     /// function allocates count as well.
     fn own_code(
         &self,
@@ -300,7 +300,7 @@ impl<'a> Placer<'a> {
             ..found.row.clone()
         };
         let key = (at, row.action.program());
-        self.sites.entry(key).or_insert_with(|| Site {
+        self.sites.entry(key).or_insert_with(|| ProbeSite {
             row,
             symbol: found.symbol.clone(),
             file_offset: segment.offset + (at - segment.address),

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::elf::file::Class;
 use crate::find::Examined;
 use crate::find::hooks::{Hook, LoaderHooks};
-use crate::find::sites::Site;
+use crate::find::sites::ProbeSite;
 use crate::kernel::attach::{Attached, How, Programs, Target, attach, attach_at, attach_hooks};
 use crate::kernel::collector::Collector;
 use crate::kernel::detach;
@@ -312,7 +312,7 @@ impl Collector {
     }
 
     /// Makes the target for a file that is to be probed: assigns the indexes of the file and of its sites.
-    fn target(&mut self, path: PathBuf, sites: Vec<Site>) -> Result<Target> {
+    fn target(&mut self, path: PathBuf, sites: Vec<ProbeSite>) -> Result<Target> {
         let first_site = self.known.sites;
         let next_site = first_site + sites.len() as u32;
         ensure!(

@@ -13,7 +13,7 @@ use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
 use crate::find::functions::ProbeProgram;
 use crate::find::hooks::Hook;
-use crate::find::sites::Site;
+use crate::find::sites::ProbeSite;
 use crate::kernel::cookie::cookie;
 use crate::kernel::error::errno_of;
 use crate::kernel::method::Method;
@@ -25,7 +25,7 @@ pub struct Target {
     pub path: PathBuf,
     /// The file's index among the files with probes. Heaps refer to their files by it.
     pub index: u16,
-    pub sites: Vec<Site>,
+    pub sites: Vec<ProbeSite>,
     /// Index of the file's first site in the table of all sites.
     pub first_site: u32,
 }
@@ -80,7 +80,7 @@ pub fn attach(
     file: &File,
 ) -> Result<Vec<Attached>> {
     let method = how.method;
-    let sites_of = |runs| -> Vec<(&Site, u32)> {
+    let sites_of = |runs| -> Vec<(&ProbeSite, u32)> {
         let sites = target.sites.iter().zip(target.first_site..);
         sites
             .filter(|(site, _)| site.row.action.program() == runs)
@@ -90,7 +90,7 @@ pub fn attach(
     let entry_only = sites_of(ProbeProgram::Entry);
     let may_throw = sites_of(ProbeProgram::Throwing);
     let mut links = Vec::new();
-    let mut attach_to = |program, sites: &[(&Site, u32)], retprobe| -> Result<()> {
+    let mut attach_to = |program, sites: &[(&ProbeSite, u32)], retprobe| -> Result<()> {
         if sites.is_empty() {
             return Ok(());
         }
@@ -100,7 +100,7 @@ pub fn attach(
             session: method == Method::Session
                 && sites[0].0.row.action.program() == ProbeProgram::EntryReturn,
         };
-        let cookie_of = |site: &Site, number| cookie(site.row.action, target.index, number);
+        let cookie_of = |site: &ProbeSite, number| cookie(site.row.action, target.index, number);
         let probes: Vec<_> = sites
             .iter()
             .map(|&(site, number)| (site.file_offset, cookie_of(site, number)))

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use libbpf_rs::ProgramAttachType;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
-use crate::find::sites::Site;
+use crate::find::sites::ProbeSite;
 use crate::kernel::attach::{self, Attached, How, Programs, Target};
 use crate::kernel::method::Method;
 use crate::kernel::pins::Pins;
@@ -29,7 +29,7 @@ impl EmptyProbes {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn on_allocator(path: PathBuf, file: &File, sites: Vec<Site>) -> Result<Self> {
+    pub fn on_allocator(path: PathBuf, file: &File, sites: Vec<ProbeSite>) -> Result<Self> {
         let context = "cannot load programs that do nothing";
         // Loaded once, needed until the process ends.
         let open = FloorSkelBuilder::default()

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 
 use crate::find::hooks::Hook;
-use crate::find::sites::Site;
+use crate::find::sites::ProbeSite;
 use crate::kernel::attach::Attached;
 use crate::kernel::skeletons::types::{file_flags, file_id, file_state, file_version, limits};
 use crate::os::mapping::Mapping;
@@ -35,7 +35,7 @@ pub(super) type Key = (u64, u64);
 #[derive(Default)]
 pub(super) struct ProbedFile {
     pub(super) index: Option<u16>,
-    pub(super) sites: Vec<Site>,
+    pub(super) sites: Vec<ProbeSite>,
     pub(super) hooks: Vec<Hook>,
     pub(super) exits: Vec<u64>,
     pub(super) links: Vec<Attached>,
@@ -92,7 +92,7 @@ impl Drop for Mapped {
 
 /// Maps the sites that are to be probed. The kernel checks an instruction only in processes that have it mapped. If it
 /// refuses the probe when a process maps the file later, it reports no error, and calls go uncounted.
-pub(super) fn map_sites(file: &File, sites: &[Site]) -> io::Result<Vec<Mapped>> {
+pub(super) fn map_sites(file: &File, sites: &[ProbeSite]) -> io::Result<Vec<Mapped>> {
     let mut offsets: Vec<u64> = sites.iter().map(|site| site.file_offset).collect();
     offsets.sort_unstable();
     offsets.dedup_by_key(|offset| *offset / Mapped::LENGTH);

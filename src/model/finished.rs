@@ -56,3 +56,7 @@ pub struct Site {
     /// How many images allocated here.
     pub images: u64,
 }
+
+/// A finished session for tests, including those of other modules.
+#[cfg(test)]
+pub(crate) mod samples;

@@ -5,6 +5,7 @@ pub mod commands;
 pub mod exit;
 pub mod finished;
 pub mod gate;
+pub mod gathering;
 pub mod image;
 pub mod judgement;
 pub mod leak_kind;

@@ -396,10 +396,17 @@ pub struct ReportArgs {
     pub output: Vec<OutputFile>,
 
     /// Format where no suffix tells it
-    ///
-    /// table, json or csv.
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
+    #[arg(long_help = formats())]
     pub format: Option<Format>,
+}
+
+/// The long help of `--format`.
+fn formats() -> String {
+    format!(
+        "Format where no suffix tells it\n\n{}.",
+        switches::names::<Format>()
+    )
 }
 
 impl ReportArgs {

@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use crate::os::identity::Identity;
 use crate::os::inherited::{self, Inherited};
+use crate::report::renaming::Renaming;
 
 /// An open destination.
 pub struct Output {
@@ -30,8 +31,52 @@ pub struct Output {
     pub is_stderr: bool,
     /// Whether the user has named it.
     pub is_file: bool,
-    /// The device and inode of a regular file that the user has named.
+    /// The device and inode of a regular file that is written under its own name.
     pub identity: Option<(u64, u64)>,
+    /// The name that a document gets when it is complete. `None`: what is written is there at once.
+    pub renaming: Option<Renaming>,
+}
+
+impl Output {
+    /// A destination that is no file.
+    pub fn new(name: &str, writer: Box<dyn Write + Send>) -> Self {
+        Self {
+            writer,
+            terminal: false,
+            name: name.to_owned(),
+            is_stderr: false,
+            is_file: false,
+            identity: None,
+            renaming: None,
+        }
+    }
+
+    /// Whether both name the same file.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let now = |output: &Self| match &output.renaming {
+            Some(renaming) => identity(&fs::metadata(renaming.path()).ok()?),
+            None => output.identity,
+        };
+        let later = |output: &Self| output.renaming.as_ref().and_then(place);
+        let same_now = now(self).is_some_and(|it| now(other) == Some(it));
+        same_now || later(self).is_some_and(|it| later(other) == Some(it))
+    }
+}
+
+/// Where a document will be: its directory's device and inode, and its name there.
+fn place(renaming: &Renaming) -> Option<(u64, u64, OsString)> {
+    let directory = fs::metadata(renaming.directory()).ok()?;
+    let name = renaming.path().file_name()?;
+    Some((directory.dev(), directory.ino(), name.to_owned()))
+}
+
+/// How a report comes into its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filling {
+    /// Row by row. A reader sees each row at once.
+    Rows,
+    /// As a document: the file appears under its name when the document is complete.
+    Document,
 }
 
 /// The destination of what no file is named for.
@@ -50,39 +95,36 @@ pub fn no_color() -> bool {
 ///
 /// # Errors
 /// The name has an invalid `%` part, or the user may not create or write the file.
-pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
+pub fn open(file: Option<&Path>, standard: Standard, filling: Filling) -> Result<Output> {
     let Some(pattern) = file else {
         return Ok(match standard {
             Standard::Output => Output {
                 terminal: io::stdout().is_terminal(),
-                writer: Box::new(io::stdout()),
-                name: "standard output".to_owned(),
-                is_stderr: false,
-                is_file: false,
-                identity: None,
+                ..Output::new("standard output", Box::new(io::stdout()))
             },
             Standard::Error => Output {
                 terminal: io::stderr().is_terminal(),
-                writer: Box::new(io::stderr()),
-                name: "standard error".to_owned(),
                 is_stderr: true,
-                is_file: false,
-                identity: None,
+                ..Output::new("standard error", Box::new(io::stderr()))
             },
         });
     };
     let path = expand(pattern, inherited::variable)?;
     let number = descriptor(&path);
-    let file = match number {
-        Some(fd) => duplicate(fd)
-            .with_context(|| format!("cannot write the report to {} (-o)", path.display()))?,
-        None => create(&path)?,
+    let opened = match number {
+        Some(fd) => {
+            let duplicate = duplicate(fd);
+            let file = duplicate
+                .with_context(|| format!("cannot write the report to {} (-o)", path.display()))?;
+            Opened::in_place(file)
+        }
+        None => create(&path, filling)?,
     };
-    let identity = file
-        .metadata()
-        .ok()
-        .filter(fs::Metadata::is_file)
-        .map(|file| (file.dev(), file.ino()));
+    let Opened { file, renaming } = opened;
+    let identity = match renaming {
+        Some(_) => None,
+        None => file.metadata().ok().as_ref().and_then(identity),
+    };
     Ok(Output {
         terminal: file.is_terminal(),
         writer: Box::new(file),
@@ -90,25 +132,39 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
         is_stderr: number == Some(libc::STDERR_FILENO),
         is_file: true,
         identity,
+        renaming,
     })
 }
 
-fn create(path: &Path) -> Result<File> {
-    let open = || -> io::Result<File> {
-        // O_NOCTTY: a terminal must not become memleak's controlling terminal. O_NONBLOCK: a FIFO without a reader
-        // must not block memleak, because another user may have put it there.
-        let mut options = File::options();
-        options.write(true).create(true).truncate(true);
-        let file = options
-            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
-            .open(path)?;
-        // The open file is then written to without O_NONBLOCK.
-        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
-        fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
-        Ok(file)
+/// An open file.
+struct Opened {
+    file: File,
+    renaming: Option<Renaming>,
+}
+
+impl Opened {
+    /// A file that is written under its own name.
+    fn in_place(file: File) -> Self {
+        Self {
+            file,
+            renaming: None,
+        }
+    }
+}
+
+/// The device and inode of a regular file.
+fn identity(facts: &fs::Metadata) -> Option<(u64, u64)> {
+    facts.is_file().then(|| (facts.dev(), facts.ino()))
+}
+
+fn create(path: &Path, filling: Filling) -> Result<Opened> {
+    let user = Identity::behind_sudo()?;
+    let open = || match filling {
+        Filling::Rows => Ok(Opened::in_place(open_to_write(path, true)?)),
+        Filling::Document => create_beside(path, user.as_ref()),
     };
     let name = path.display();
-    match Identity::behind_sudo()? {
+    match &user {
         None => open().with_context(|| format!("cannot open {name} for the report (-o)")),
         Some(user) => user.with_file_rights(open)?.with_context(|| {
             format!(
@@ -116,6 +172,56 @@ fn create(path: &Path) -> Result<File> {
                  name a file that this user may write, or open it as root by `sudo env -u SUDO_UID memleak …`"
             )
         }),
+    }
+}
+
+/// Opens a file that exists, or with `create` any file, which then is empty.
+fn open_to_write(path: &Path, create: bool) -> io::Result<File> {
+    // O_NOCTTY: a terminal must not become memleak's controlling terminal. O_NONBLOCK: a FIFO without a reader
+    // must not block memleak, because another user may have put it there.
+    let mut options = File::options();
+    options.write(true).create(create).truncate(create);
+    let file = options
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+        .open(path)?;
+    // The open file is then written to without O_NONBLOCK.
+    let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?);
+    fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(file)
+}
+
+/// Creates a file beside the one that a document goes to. Where that cannot be, the document's own file is opened: a
+/// device or a FIFO, or a file in a directory in which the user may create none.
+fn create_beside(path: &Path, user: Option<&Identity>) -> io::Result<Opened> {
+    let there = match open_to_write(path, false) {
+        Ok(there) => Some((there.metadata()?, there)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let mut target = path.to_owned();
+    if let Some((facts, file)) = &there {
+        if !facts.is_file() {
+            return Ok(Opened::in_place(file.try_clone()?));
+        }
+        if fs::symlink_metadata(path)?.is_symlink() {
+            // The kernel has let the user follow this link. To follow it again could lead to another file.
+            target = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        }
+    }
+    match (Renaming::begin(target, user), there) {
+        (Ok((file, renaming)), there) => {
+            if let Some((facts, _)) = there {
+                // The same users may read the new document. Not every file system has rights to set.
+                let _ = file.set_permissions(facts.permissions());
+            }
+            let renaming = Some(renaming);
+            Ok(Opened { file, renaming })
+        }
+        (Err(_), Some((_, file))) => {
+            file.set_len(0)?;
+            Ok(Opened::in_place(file))
+        }
+        (Err(error), None) => Err(error),
     }
 }
 

@@ -1,4 +1,6 @@
-//! Shows images and the summary: as a table, as JSON lines or as CSV, in one place or in several.
+//! Shows images and the summary: as a table, as JSON lines, as CSV or as a document, in one place or in several.
+//!
+//! A new format has a file here or in `documents`, a variant in `Format`, and an arm in `Writer::of`.
 //!
 //! A renderer turns a value into the bytes of whole lines, and does not know where they go. [`Report`] writes the
 //! lines. Each row is one write, and is written at once. `destination` opens the places where the report goes. The
@@ -7,10 +9,13 @@
 use std::io::{self, Write};
 
 use crate::model::bounds::Verdict;
+use crate::model::finished::Finished;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::places::Located;
+use crate::report::destination::{Filling, Output};
+use crate::report::renaming::Renaming;
 use crate::report::render::Render;
 
 mod cells;
@@ -26,22 +31,67 @@ pub use closing::{closing_line, verdict_line};
 pub use suppressed::{runtime_line, suppressed_lines};
 
 pub mod destination;
+mod documents;
+mod renaming;
 mod render;
 
 pub use render::{Format, Options, SCHEMA, Screen, StackRow, Verbosity, Window};
 
 /// A report that is being written, to each of its sinks.
+#[derive(Default)]
 pub struct Report {
     sinks: Vec<Sink>,
+    documents: Vec<DocumentSink>,
 }
 
 /// One place where the report goes, and the format that it has there.
-pub struct Sink {
+struct Sink {
     /// The place's name in messages.
-    pub name: String,
+    name: String,
     verbosity: Verbosity,
     render: Box<dyn Render>,
     out: Box<dyn Write + Send>,
+}
+
+/// A document, and the place where it goes when all is known.
+struct DocumentSink {
+    name: String,
+    verbosity: Verbosity,
+    compose: Compose,
+    out: Box<dyn Write + Send>,
+    renaming: Option<Renaming>,
+}
+
+/// Makes a document.
+type Compose = fn(&Finished) -> Vec<u8>;
+
+/// What writes a format.
+enum Writer {
+    /// Row by row.
+    Rows(fn(Options) -> Box<dyn Render>),
+    /// All at the end.
+    Document(Compose),
+}
+
+impl Writer {
+    fn of(format: Format) -> Self {
+        match format {
+            Format::Table => Self::Rows(|options| Box::new(table::TableRender::new(options))),
+            Format::Json => Self::Rows(|_| Box::new(json::Json)),
+            Format::Csv => Self::Rows(|_| Box::new(csv::Csv::default())),
+            Format::Collapsed => Self::Document(documents::collapsed::collapsed),
+        }
+    }
+}
+
+impl Format {
+    /// How a report in this format comes into its file.
+    pub fn filling(self) -> Filling {
+        match Writer::of(self) {
+            Writer::Rows(_) => Filling::Rows,
+            Writer::Document(_) => Filling::Document,
+        }
+    }
 }
 
 /// A write that failed. What it should have written is lost. Later writes are tried again.
@@ -53,20 +103,6 @@ pub struct Unwritten {
 }
 
 impl Sink {
-    pub fn new(format: Format, options: Options, name: String, out: Box<dyn Write + Send>) -> Self {
-        let render: Box<dyn Render> = match format {
-            Format::Table => Box::new(table::TableRender::new(options)),
-            Format::Json => Box::new(json::Json),
-            Format::Csv => Box::new(csv::Csv::default()),
-        };
-        Self {
-            name,
-            verbosity: options.verbosity,
-            render,
-            out,
-        }
-    }
-
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         if lines.is_empty() {
             return Ok(());
@@ -76,9 +112,39 @@ impl Sink {
     }
 }
 
+impl DocumentSink {
+    fn write(mut self, finished: &Finished) -> io::Result<()> {
+        self.out.write_all(&(self.compose)(finished))?;
+        self.out.flush()?;
+        self.renaming.map_or(Ok(()), Renaming::finish)
+    }
+}
+
 impl Report {
-    pub fn new(sinks: Vec<Sink>) -> Self {
-        Self { sinks }
+    /// Adds a place where the report goes.
+    pub fn add(&mut self, format: Format, options: Options, to: Output) {
+        let (name, out, renaming) = (to.name, to.writer, to.renaming);
+        let verbosity = options.verbosity;
+        match Writer::of(format) {
+            Writer::Rows(render) => self.sinks.push(Sink {
+                name,
+                verbosity,
+                render: render(options),
+                out,
+            }),
+            Writer::Document(compose) => self.documents.push(DocumentSink {
+                name,
+                verbosity,
+                compose,
+                out,
+                renaming,
+            }),
+        }
+    }
+
+    /// Whether a document is to be written.
+    pub fn has_documents(&self) -> bool {
+        !self.documents.is_empty()
     }
 
     /// Reports one image. `verdict` is the result of [`Ledger::record`](crate::model::ledger::Ledger::record) for this
@@ -113,9 +179,28 @@ impl Report {
         self.write(alarming, |render| render.summary(summary))
     }
 
+    /// Writes the documents, after the summary.
+    pub fn documents(&mut self, finished: &Finished) -> Vec<Unwritten> {
+        let alarming = verdict_line(&finished.summary).is_some();
+        let mut unwritten = Vec::new();
+        for document in std::mem::take(&mut self.documents) {
+            if document.verbosity == Verbosity::Quiet && !alarming {
+                continue;
+            }
+            let to = document.name.clone();
+            match document.write(finished) {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    unwritten.push(Unwritten { to, error });
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        unwritten
+    }
+
     /// Whether nothing can be written any more, because every reader has closed its end.
     pub fn is_unread(&self) -> bool {
-        self.sinks.is_empty()
+        self.sinks.is_empty() && self.documents.is_empty()
     }
 
     /// A quiet sink gets only what is `alarming`. A sink whose reader has closed its end is dropped: that is no

@@ -1,7 +1,8 @@
-//! The interface of the output formats, and the options that they share. The formats themselves are in `table`, `json`
-//! and `csv`.
+//! The interface of the output formats, and the options that they share. The formats themselves are in `table`, `json`,
+//! `csv` and `documents`.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::model::stack::{NamedStack, StackShare};
 /// Name and version of the schema of JSON and CSV.
 pub const SCHEMA: &str = "memleak/1";
 
+/// A format of the report. `Report` knows what writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Columns for people.
@@ -28,17 +30,24 @@ pub enum Format {
     Json,
     /// Comma-separated values with one header.
     Csv,
+    /// Call stacks and what leaked by them, one a line, for flame graphs.
+    Collapsed,
 }
+
+/// The suffixes of files that tell a format.
+const SUFFIXES: [(&str, Format); 3] = [
+    (".txt", Format::Table),
+    (".json", Format::Json),
+    (".csv", Format::Csv),
+];
 
 impl Format {
     /// The format that a file's name asks for, if its suffix is one of a format.
     pub fn of_suffix(file: &Path) -> Option<Self> {
-        match file.extension()?.to_str()? {
-            "txt" => Some(Self::Table),
-            "json" => Some(Self::Json),
-            "csv" => Some(Self::Csv),
-            _ => None,
-        }
+        let name = file.file_name()?.as_bytes();
+        let has = |suffix: &str| name.len() > suffix.len() && name.ends_with(suffix.as_bytes());
+        let found = SUFFIXES.iter().find(|(suffix, _)| has(suffix));
+        found.map(|(_, format)| *format)
     }
 }
 

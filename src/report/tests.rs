@@ -146,8 +146,14 @@ fn gate(process: Option<u64>, total: Option<u64>) -> Option<Gate> {
 
 /// A report in one place.
 fn report(format: Format, options: Options, to: &Written) -> Report {
-    let sink = Sink::new(format, options, "place".to_owned(), Box::new(to.clone()));
-    Report::new(vec![sink])
+    let mut report = Report::default();
+    report.add(format, options, output("place", to));
+    report
+}
+
+/// A place that remembers what is written.
+fn output(name: &str, to: &Written) -> Output {
+    Output::new(name, Box::new(to.clone()))
 }
 
 /// The writes of a report over these images.
@@ -575,11 +581,10 @@ fn a_place_whose_reader_has_closed_its_end_is_given_up_and_the_others_go_on() {
             ..Written::default()
         };
         let good = Written::default();
-        let sinks = [&broken, &good].map(|to| {
-            let name = "place".to_owned();
-            Sink::new(format, Options::default(), name, Box::new(to.clone()))
-        });
-        let mut report = Report::new(sinks.into());
+        let mut report = Report::default();
+        for to in [&broken, &good] {
+            report.add(format, Options::default(), output("place", to));
+        }
         assert!(report.image(&image(), None).is_empty());
         assert!(!report.is_unread());
         let summary = Ledger::new(None).finish(Losses::default(), EXITED_2);
@@ -593,17 +598,13 @@ fn a_place_whose_reader_has_closed_its_end_is_given_up_and_the_others_go_on() {
 
 #[test]
 fn a_place_that_cannot_be_written_is_named_and_tried_again() {
-    let mut report = Report::new(vec![Sink::new(
-        Format::Json,
-        Options::default(),
-        "/dev/full".to_owned(),
-        Box::new(
-            std::fs::File::options()
-                .write(true)
-                .open("/dev/full")
-                .unwrap(),
-        ),
-    )]);
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let full = Output {
+        writer: Box::new(full.unwrap()),
+        ..output("/dev/full", &Written::default())
+    };
+    let mut report = Report::default();
+    report.add(Format::Json, Options::default(), full);
     for _ in 0..2 {
         let unwritten = report.image(&image(), None);
         assert_eq!(unwritten.len(), 1);
@@ -1126,4 +1127,28 @@ fn a_quiet_watch_reports_nothing() {
     let quiet = options(Verbosity::Quiet, false);
     assert!(watched(Format::Table, quiet).is_empty());
     assert!(watched(Format::Json, quiet).is_empty());
+}
+
+#[test]
+fn documents_are_written_at_the_end_and_a_quiet_one_only_if_the_gate_has_bad_news() {
+    let finished = crate::model::finished::samples::finished();
+    let mut calm = finished.clone();
+    calm.summary.gate = None;
+    for (finished, verbosity, is_written) in [
+        (&finished, Verbosity::Quiet, true),
+        (&calm, Verbosity::Quiet, false),
+        (&calm, Verbosity::Normal, true),
+    ] {
+        let to = Written::default();
+        let mut report = report(Format::Collapsed, options(verbosity, false), &to);
+        assert!(report.has_documents() && !report.is_unread());
+        for image in &finished.images {
+            assert!(report.image(image, None).is_empty());
+        }
+        assert!(report.summary(&finished.summary).is_empty());
+        assert!(to.writes.lock().unwrap().is_empty());
+        assert!(report.documents(finished).is_empty());
+        assert_eq!(to.writes.lock().unwrap().len(), usize::from(is_written));
+        assert!(report.is_unread());
+    }
 }

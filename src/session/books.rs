@@ -1,8 +1,10 @@
 //! The sums of a session and their report. The sums are computed in `model`, and the report is printed in `report`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use users::{Users, UsersCache};
@@ -11,7 +13,9 @@ use crate::kernel::collector::Collector;
 use crate::kernel::error;
 use crate::model::commands::CommandOrder;
 use crate::model::exit::Outcome;
+use crate::model::finished::About;
 use crate::model::gate::Gate;
+use crate::model::gathering::Gathering;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
@@ -19,9 +23,7 @@ use crate::model::stack::StackShare;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
-use crate::report::{
-    Format, Options, Report, Screen, Sink, Unwritten, Verbosity, Window, verdict_line,
-};
+use crate::report::{Format, Options, Report, Screen, Unwritten, Verbosity, Window, verdict_line};
 use crate::session::leaks::Leaks;
 use crate::session::prober::Prober;
 
@@ -61,6 +63,9 @@ pub(super) fn say_detours(collector: &Collector) {
 pub(super) struct Books {
     ledger: Ledger,
     report: Report,
+    /// What documents are made of. `None`: there are none.
+    gathering: Option<Gathering>,
+    about: About,
     /// `None`: no call stacks are reported.
     leaks: Option<Leaks>,
     users: UsersCache,
@@ -105,14 +110,15 @@ impl Destinations {
     /// A file cannot be opened.
     pub(super) fn open(args: &ReportArgs, standard: Standard) -> Result<Self> {
         let open = |(format, file): (Format, Option<&Path>)| {
-            Ok((format, destination::open(file, standard)?))
+            Ok((format, destination::open(file, standard, format.filling())?))
         };
         let outputs = args.outputs().into_iter().map(open);
         let outputs: Vec<(Format, Output)> = outputs.collect::<Result<_>>()?;
         for (at, (_, output)) in outputs.iter().enumerate() {
-            let same = |(_, other): &&(Format, Output)| other.identity == output.identity;
-            let twice = outputs[..at].iter().find(same);
-            if let Some((_, other)) = twice.filter(|_| output.identity.is_some()) {
+            let same = outputs[..at]
+                .iter()
+                .find(|(_, other)| other.is_same(output));
+            if let Some((_, other)) = same {
                 bail!("-o {} and -o {} are the same file", other.name, output.name);
             }
         }
@@ -132,6 +138,7 @@ impl Books {
         args: bool,
         gate: Option<Gate>,
         destinations: Destinations,
+        command: &[OsString],
     ) -> Self {
         let (live, order, lost, stacks_left_out) = match contents {
             Contents::Run {
@@ -154,7 +161,8 @@ impl Books {
             .outputs
             .iter()
             .any(|(format, output)| refreshes(*format, output));
-        let sinks = destinations.outputs.into_iter().map(|(format, output)| {
+        let mut report = Report::default();
+        for (format, output) in destinations.outputs {
             let look = Options {
                 verbosity: match output.is_file {
                     // Who names a file wants what is in it.
@@ -168,12 +176,15 @@ impl Books {
                 lost,
                 stacks_left_out,
             };
-            Sink::new(format, look, output.name, output.writer)
-        });
+            report.add(format, look, output);
+        }
+        let gathering = report.has_documents().then(Gathering::default);
         Books {
             by_path: gate.as_ref().is_some_and(Gate::is_by_path),
             ledger: Ledger::new(gate),
-            report: Report::new(sinks.collect()),
+            report,
+            gathering,
+            about: about(command),
             users: UsersCache::new(),
             leaks: None,
             unwritten: BTreeSet::new(),
@@ -227,8 +238,16 @@ impl Books {
         };
         let unwritten = self.report.image(&image, verdict);
         self.check(unwritten);
+        self.gather(&image);
         if let Some(leaks) = &mut self.leaks {
             leaks.keep(image, judged, waits);
+        }
+    }
+
+    /// Keeps an image for documents.
+    fn gather(&mut self, image: &Image) {
+        if let Some(gathering) = &mut self.gathering {
+            gathering.image(image);
         }
     }
 
@@ -243,6 +262,7 @@ impl Books {
             self.name_user(image);
             self.explain(image);
             self.ledger.record(image);
+            self.gather(image);
         }
         let window = Window { start, end, images };
         let unwritten = self.report.window(&window);
@@ -304,7 +324,7 @@ impl Books {
         losses.rows_lost += self.failures;
         let mut ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
         let located = self.leaks.take().map(|leaks| {
-            let (located, unwritten) = leaks.show(&mut ledger, &mut self.report);
+            let (located, unwritten) = leaks.show(&mut ledger, &mut self.report, self.gathering.as_mut());
             self.check(unwritten);
             located
         });
@@ -317,7 +337,17 @@ impl Books {
         {
             say(&line);
         }
-        summary
+        let Some(gathering) = self.gathering.take() else {
+            return summary;
+        };
+        let about = About {
+            ended: now(),
+            ..std::mem::take(&mut self.about)
+        };
+        let finished = gathering.finish(about, summary);
+        let unwritten = self.report.documents(&finished);
+        self.check(unwritten);
+        finished.summary
     }
 
     /// Says which writes have failed. A full disk is a failure of the report, not of the command.
@@ -328,4 +358,28 @@ impl Books {
             }
         }
     }
+}
+
+/// What is known of the session when it begins.
+fn about(command: &[OsString]) -> About {
+    let host = nix::unistd::gethostname().ok();
+    About {
+        command: command
+            .iter()
+            .map(|word| word.as_bytes().to_vec())
+            .collect(),
+        directory: std::env::current_dir().ok(),
+        hosts: host
+            .iter()
+            .map(|host| host.to_string_lossy().into_owned())
+            .collect(),
+        began: now(),
+        ended: Duration::default(),
+    }
+}
+
+/// Since the Unix epoch.
+fn now() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default()
 }

@@ -4,17 +4,20 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::model::gathering::{Gathering, SiteShare};
 use crate::model::image::{End, Image};
 use crate::model::leak_kind::{LeakKind, LeakKinds};
 use crate::model::ledger::Ledger;
 use crate::model::live::{GrowingPlace, Live};
 use crate::model::lost::reached;
 use crate::model::places::{LargestPlaces, LeakPlace, LeakPlaces, Located, PlaceShare};
+use crate::model::reach::Amount;
 use crate::model::stack::{NamedStack, StackShare};
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::{SuppressedShares, SuppressionUse};
@@ -88,6 +91,8 @@ struct StackOwner {
     pid: u32,
     image: u32,
     comm: Vec<u8>,
+    exe: Option<PathBuf>,
+    end: End,
     /// Whose names the code has that it made at run time.
     map_owner: MapOwner,
     has_ended: bool,
@@ -101,9 +106,26 @@ impl StackOwner {
             pid: image.pid,
             image: image.image,
             comm: image.comm.clone(),
+            exe: image.exe.clone(),
+            end: image.end,
             map_owner: map_owner(image),
             has_ended: has_ended(image),
             judged,
+        }
+    }
+
+    /// What documents get of a stack. `counts`: what leaked by it, without what is suppressed.
+    fn share(&self, share: &StackShare, counts: Unfreed) -> SiteShare<'_> {
+        SiteShare {
+            exe: self.exe.as_deref(),
+            comm: &self.comm,
+            end: self.end,
+            allocated: Amount {
+                bytes: share.alloc_bytes,
+                blocks: share.alloc_count,
+            },
+            leaked: counts.sum(),
+            reached: (counts.unknown == Amount::default()).then_some(counts.reached),
         }
     }
 }
@@ -177,6 +199,7 @@ impl Leaks {
         mut self,
         ledger: &mut Ledger,
         report: &mut Report,
+        mut gathering: Option<&mut Gathering>,
     ) -> (Located, Vec<Unwritten>) {
         let shares = self.kept.iter().flat_map(|kept| &kept.shares);
         let stacks = shares.map(|share| &*share.stack);
@@ -185,9 +208,12 @@ impl Leaks {
         for kept in &self.kept {
             let mut sums = SuppressedShares::default();
             for share in &kept.shares {
-                let (unfreed, suppressed) = listing.add(&kept.owner, share, report);
+                let listed = listing.add(&kept.owner, share, report);
                 if !share.stack.frames.is_empty() {
-                    sums.add(unfreed, suppressed);
+                    sums.add(listed.unfreed, listed.suppressed);
+                }
+                if let Some(gathering) = &mut gathering {
+                    gathering.stack(kept.owner.share(share, listed.counts), &listed.stack);
                 }
             }
             if let Some(image) = &kept.waits {
@@ -307,6 +333,16 @@ impl Leaks {
     }
 }
 
+/// What an image has allocated by one stack, as it was reported.
+struct Listed {
+    /// What it never freed of that.
+    unfreed: Unfreed,
+    suppressed: Unfreed,
+    /// What of it is not suppressed.
+    counts: Unfreed,
+    stack: NamedStack,
+}
+
 /// A list of leaks that is being made.
 struct Listing<'a> {
     namer: &'a Namer,
@@ -329,14 +365,13 @@ impl<'a> Listing<'a> {
         }
     }
 
-    /// Reports what an image has allocated by one stack. Returns what it never freed of that, and how much of it is
-    /// suppressed.
+    /// Reports what an image has allocated by one stack.
     fn add(
         &mut self,
         owner: &StackOwner,
         share: &StackShare,
         report: &mut Report,
-    ) -> (Unfreed, Unfreed) {
+    ) -> Listed {
         let is_made = share.stack.has_code_without_file();
         let stack = match is_made {
             true => self
@@ -374,7 +409,14 @@ impl<'a> Listing<'a> {
                 kept: sifted.kept.sum(),
             }));
         }
-        (unfreed, sifted.suppressed)
+        let mut counts = sifted.left;
+        counts += sifted.kept;
+        Listed {
+            unfreed,
+            suppressed: sifted.suppressed,
+            counts,
+            stack,
+        }
     }
 
     fn finish(self, coverage: StackCoverage) -> (Located, Vec<Unwritten>) {

@@ -16,7 +16,7 @@ use crate::elf::file::Class;
 use crate::find::functions::Table;
 use crate::find::loader::Environment;
 use crate::find::notation::{self, Spec};
-use crate::find::sites::Site;
+use crate::find::sites::ProbeSite;
 use crate::find::{self, Examined};
 use crate::kernel::attach::Target;
 use crate::kernel::collector::Collector;
@@ -372,7 +372,7 @@ impl Prober {
     }
 
     fn with_wanted(&self, mut file: Examined) -> Examined {
-        let unwanted = |site: &Site| self.left_out.iter().any(|name| *name == site.row.name);
+        let unwanted = |site: &ProbeSite| self.left_out.iter().any(|name| *name == site.row.name);
         file.findings.sites.retain(|site| !unwanted(site));
         file
     }

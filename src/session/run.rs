@@ -79,6 +79,7 @@ pub fn run(options: &Run) -> Result<Finish> {
         options.args,
         gate,
         destinations,
+        &options.command,
     );
     if let Some(files) = prober.collector.code_files() {
         books.set_leaks(Leaks::new(Namer::new(files), shown_leaks));

@@ -81,6 +81,7 @@ pub fn watch(options: &Watch) -> Result<()> {
             options.args,
             None,
             destinations,
+            &[],
         ),
         filter,
         ended: Vec::new(),

@@ -32,6 +32,7 @@ mod long;
 mod loss_records;
 mod losses;
 mod older;
+mod outputs;
 mod placement;
 mod private;
 #[cfg(target_arch = "x86_64")]

@@ -12,7 +12,7 @@ use memleak::code::placement::Kind;
 use memleak::elf::file::ElfFile;
 use memleak::find::findings::{Findings, find_sites};
 use memleak::find::functions::Table;
-use memleak::find::sites::Site;
+use memleak::find::sites::ProbeSite;
 use memleak::kernel::empty::EmptyProbes;
 use memleak::kernel::method::Method;
 use memleak::os::root::Root;
@@ -30,7 +30,7 @@ fn findings(path: &Path) -> Findings {
 }
 
 /// The sites that a program's call reaches. The site of __libc_start_main is not one of them.
-fn called(findings: &Findings) -> impl Iterator<Item = &Site> {
+fn called(findings: &Findings) -> impl Iterator<Item = &ProbeSite> {
     let sites = findings.sites.iter();
     sites.filter(|site| site.symbol != "__libc_start_main")
 }
@@ -38,7 +38,7 @@ fn called(findings: &Findings) -> impl Iterator<Item = &Site> {
 /// Returns a line for each site, for people and for comparison. The lines omit the targets of jumps, which can differ
 /// between builds of the same source.
 fn listed(findings: &Findings) -> String {
-    let line = |site: &Site| {
+    let line = |site: &ProbeSite| {
         let text = format!("{} {}", site.symbol, site.placement);
         let words = text.split(' ').filter(|word| !word.starts_with("0x"));
         words.collect::<Vec<_>>().join(" ") + "\n"

@@ -375,13 +375,18 @@ fn under_sudo_no_report_is_written_where_the_user_may_not_write() {
     symlink(&roots, &link).unwrap();
     std::os::unix::fs::lchown(&link, Some(ALICE), Some(ALICE)).unwrap();
     let new = world.path("new");
-    for report in [&link, &roots, &new] {
-        let report = report.to_str().unwrap();
-        let line = world.refusal(&["-o", report], |words| sudo(&world, words));
+    // A document is written beside its file, and renamed.
+    let names = [&link, &roots, &new].map(|path| path.to_str().unwrap());
+    let documents = names.map(|name| format!("collapsed={name}"));
+    let options = names
+        .into_iter()
+        .chain(documents.iter().map(String::as_str));
+    for option in options {
+        let line = world.refusal(&["-o", option], |words| sudo(&world, words));
         assert_says(
             &line,
             &[
-                report,
+                option.trim_start_matches("collapsed="),
                 "user alice (SUDO_UID)",
                 "Permission denied",
                 "env -u SUDO_UID",
@@ -405,13 +410,17 @@ fn under_sudo_a_report_belongs_to_the_user_and_may_use_the_users_groups() {
     chown(&shared, Some(0), Some(HELPERS)).unwrap();
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o770)).unwrap();
     let report = shared.join("report.csv");
-    let options = ["--format", "csv", "-o", report.to_str().unwrap()];
+    let document = shared.join("stacks");
+    let collapsed = format!("collapsed={}", document.display());
+    let options = ["-o", report.to_str().unwrap(), "-o", &collapsed, "-q"];
     let words = world.memleak(&options, &["sh", "-c", SHOW]);
     let shown = stdout_of(&mut sudo(&world, words));
-    let metadata = report.metadata().unwrap();
-    assert_eq!((metadata.uid(), metadata.gid()), (ALICE, ALICE));
     let written = fs::read_to_string(&report).unwrap();
     assert!(written.lines().count() > 2, "{written}");
+    for file in [&report, &document] {
+        let metadata = file.metadata().unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (ALICE, ALICE));
+    }
     // The command still runs as root.
     let directly = stdout_of(&mut sudo(
         &world,

@@ -1,0 +1,6 @@
+//! Formats that are written when all is known: each is a function from a finished session to the bytes of a document.
+
+pub(super) mod collapsed;
+mod rows;
+#[cfg(test)]
+mod tests;
