@@ -148,7 +148,7 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv collapsed" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv collapsed pprof dhat" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -343,7 +343,7 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv collapsed" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv collapsed pprof dhat" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -47,7 +47,9 @@ complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write t
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
-collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'"
+collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
+pprof\t'A profile for `go tool pprof` and others'
+dhat\t'A profile for valgrind\'s `dh_view.html`'"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
@@ -89,7 +91,9 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d '
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
-collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'"
+collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
+pprof\t'A profile for `go tool pprof` and others'
+dhat\t'A profile for valgrind\'s `dh_view.html`'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors and bad news'

@@ -25,8 +25,15 @@ pub struct Gathering {
     /// The images, each with its number in the order of their ends.
     images: Vec<(u64, Image)>,
     seen_images: u64,
-    sites: HashMap<SiteKey, Site>,
+    sites: HashMap<SiteKey, Gathered>,
     frames: usize,
+}
+
+#[derive(Debug)]
+struct Gathered {
+    site: Site,
+    /// The image that allocated here last. What an image allocated by its stacks comes together.
+    last: (u32, u32),
 }
 
 /// What tells sites apart: the executable, or without one the command name, and the stack's identity.
@@ -35,6 +42,8 @@ type SiteKey = (Option<PathBuf>, Vec<u8>, u64);
 /// What an image allocated by one call stack.
 #[derive(Clone, Copy, Debug)]
 pub struct SiteShare<'a> {
+    /// The image, by its pid and its number within the process.
+    pub image: (u32, u32),
     pub exe: Option<&'a Path>,
     pub comm: &'a [u8],
     /// How the image ended. Only an image that has ended has leaked.
@@ -89,9 +98,9 @@ impl Gathering {
         };
         let key = (share.exe.map(Path::to_path_buf), comm, stack.identity);
         let mut frames = 0;
-        let site = self.sites.entry(key).or_insert_with(|| {
+        let Gathered { site, last } = self.sites.entry(key).or_insert_with(|| {
             frames = stack.frames.len();
-            Site {
+            let site = Site {
                 exe: share.exe.map(Path::to_path_buf),
                 comm: share.comm.to_vec(),
                 stack: stack.clone(),
@@ -99,7 +108,9 @@ impl Gathering {
                 leaked: Amount::default(),
                 reached: Some(Reached::default()),
                 images: 0,
-            }
+            };
+            let last = share.image;
+            Gathered { site, last }
         });
         site.allocated += share.allocated;
         site.leaked += leaked;
@@ -107,7 +118,10 @@ impl Gathering {
             sum += more;
             sum
         });
-        site.images += 1;
+        // Several stacks of an image may have one identity: it does not depend on lines.
+        let is_another = site.images == 0 || *last != share.image;
+        site.images += u64::from(is_another);
+        *last = share.image;
         self.frames += frames;
         if self.frames > 2 * self.most_frames {
             self.leave_out_sites();
@@ -133,20 +147,15 @@ impl Gathering {
     fn leave_out_sites(&mut self) {
         let sites = std::mem::take(&mut self.sites);
         let mut sites: Vec<_> = sites.into_iter().collect();
-        sites.sort_unstable_by_key(|(_, site)| weight(site));
-        self.frames = 0;
-        for (key, site) in sites {
-            self.frames += site.stack.frames.len();
-            if self.frames > self.most_frames && !self.sites.is_empty() {
-                break;
-            }
-            self.sites.insert(key, site);
-        }
-        self.frames = self
-            .sites
-            .values()
-            .map(|site| site.stack.frames.len())
-            .sum();
+        sites.sort_unstable_by_key(|(_, gathered)| weight(&gathered.site));
+        let mut frames = 0;
+        sites.retain(|(_, gathered)| {
+            frames += gathered.site.stack.frames.len();
+            frames <= self.most_frames
+        });
+        self.sites = sites.into_iter().collect();
+        let kept = self.sites.values();
+        self.frames = kept.map(|kept| kept.site.stack.frames.len()).sum();
     }
 
     /// All that was gathered.
@@ -155,7 +164,8 @@ impl Gathering {
         if self.frames > self.most_frames {
             self.leave_out_sites();
         }
-        let mut sites: Vec<Site> = self.sites.into_values().collect();
+        let sites = self.sites.into_values().map(|gathered| gathered.site);
+        let mut sites: Vec<Site> = sites.collect();
         sites.sort_unstable_by(|one, other| {
             let names = |site: &Site| (site.exe.clone(), site.comm.clone());
             (weight(one).cmp(&weight(other))).then_with(|| names(one).cmp(&names(other)))
@@ -201,6 +211,7 @@ mod tests {
 
     fn share(exe: &str, leaked: u64) -> SiteShare<'_> {
         SiteShare {
+            image: (1, 0),
             exe: Some(Path::new(exe)),
             comm: b"a",
             end: End::Exited(0),
@@ -226,14 +237,22 @@ mod tests {
         let mut gathering = Gathering::default();
         gathering.stack(share("/a", 3), &stack(1, 1));
         gathering.stack(share("/b", 5), &stack(1, 1));
-        gathering.stack(share("/a", 4), &stack(1, 1));
+        // Of another image, twice.
+        for leaked in [1, 3] {
+            let image = (1, 1);
+            let other = SiteShare {
+                image,
+                ..share("/a", leaked)
+            };
+            gathering.stack(other, &stack(1, 1));
+        }
         let sites = finish(gathering).sites;
         let found = sites.iter().map(|site| {
             let exe = site.exe.as_deref().unwrap();
             (exe.to_str().unwrap(), site.leaked.bytes, site.images)
         });
         assert_eq!(found.collect::<Vec<_>>(), [("/a", 7, 2), ("/b", 5, 1)]);
-        assert_eq!(sites[0].allocated.blocks, 20);
+        assert_eq!(sites[0].allocated.blocks, 30);
     }
 
     #[test]
@@ -272,7 +291,8 @@ mod tests {
             );
         }
         let sites = finish(gathering).sites;
-        assert_eq!((sites[0].leaked, sites[0].images), (Amount::default(), 2));
+        assert_eq!(sites[0].leaked, Amount::default());
+        assert_eq!(sites[0].allocated.bytes, 200);
     }
 
     #[test]

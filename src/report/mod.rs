@@ -80,6 +80,8 @@ impl Writer {
             Format::Json => Self::Rows(|_| Box::new(json::Json)),
             Format::Csv => Self::Rows(|_| Box::new(csv::Csv::default())),
             Format::Collapsed => Self::Document(documents::collapsed::collapsed),
+            Format::Pprof => Self::Document(documents::pprof::pprof),
+            Format::Dhat => Self::Document(documents::dhat::dhat),
         }
     }
 }

@@ -32,13 +32,18 @@ pub enum Format {
     Csv,
     /// Call stacks and what leaked by them, one a line, for flame graphs.
     Collapsed,
+    /// A profile for `go tool pprof` and others.
+    Pprof,
+    /// A profile for valgrind's `dh_view.html`.
+    Dhat,
 }
 
 /// The suffixes of files that tell a format.
-const SUFFIXES: [(&str, Format); 3] = [
+const SUFFIXES: [(&str, Format); 4] = [
     (".txt", Format::Table),
     (".json", Format::Json),
     (".csv", Format::Csv),
+    (".pb.gz", Format::Pprof),
 ];
 
 impl Format {

@@ -117,6 +117,7 @@ impl StackOwner {
     /// What documents get of a stack. `counts`: what leaked by it, without what is suppressed.
     fn share(&self, share: &StackShare, counts: Unfreed) -> SiteShare<'_> {
         SiteShare {
+            image: (self.pid, self.image),
             exe: self.exe.as_deref(),
             comm: &self.comm,
             end: self.end,

@@ -8,13 +8,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 use tempfile::TempDir;
 
 use memleak::cli::Cli;
 use memleak::cli::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
+use memleak::report::Format;
 
 /// Fails unless a file of this tree has the wanted content. With WRITE_DOCS, as in `make docs`, writes the file first.
 #[track_caller]
@@ -285,9 +286,12 @@ fn bash_completes_options_and_their_values() {
             "--fail-on-total-lost"
         ]
     );
+    let formats = Format::value_variants().iter();
+    let formats: Vec<_> = formats.filter_map(Format::to_possible_value).collect();
+    let formats: Vec<_> = formats.iter().map(|format| format.get_name()).collect();
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--format", ""]),
-        ["table", "json", "csv"]
+        formats
     );
     assert_eq!(
         offered_by_bash(&["memleak", "doctor", "--format", ""]),

@@ -298,3 +298,12 @@ pub(crate) fn finished() -> Finished {
         summary: ledger.finish(Losses::default(), Outcome::Exited(2)),
     }
 }
+
+/// The same without call stacks, as of a session that recorded none, and without what is known of its start.
+pub(crate) fn without_stacks() -> Finished {
+    Finished {
+        sites: Vec::new(),
+        about: About::default(),
+        ..finished()
+    }
+}

@@ -16,6 +16,7 @@ use crate::text::escape;
 pub(super) struct ProfileRow<'a> {
     /// A command name of these processes. `None`: of processes that were not kept.
     pub comm: Option<&'a [u8]>,
+    pub exe: Option<&'a Path>,
     /// `None`: it is not known which call stacks allocated this.
     pub stack: Option<&'a NamedStack>,
     pub allocated: Amount,
@@ -81,6 +82,7 @@ pub(super) fn rows(finished: &Finished) -> Vec<ProfileRow<'_>> {
         .iter()
         .map(|site| ProfileRow {
             comm: Some(&site.comm),
+            exe: site.exe.as_deref(),
             stack: Some(&site.stack),
             allocated: site.allocated,
             leaked: site.leaked,
@@ -128,6 +130,7 @@ fn left_over(finished: &Finished) -> Vec<ProfileRow<'_>> {
     let others = (finished.more_images > 0).then_some((None, others));
     let left = named.chain(others).map(|(image, sums)| ProfileRow {
         comm: image.map(|image| &image.comm[..]),
+        exe: image.and_then(|image| image.exe.as_deref()),
         stack: None,
         allocated: sums.allocated,
         leaked: sums.leaked,
