@@ -10,7 +10,7 @@ use crate::kernel::skeletons::types::{
     arrival, command_line, counters, ending, heap, heap_flags, limits, live_cell, reach_state,
     thread_state, thread_sum,
 };
-use crate::model::image::{CommandLine, Counters, End, From, Image, Losses, Uncovered};
+use crate::model::image::{CommandLine, Counters, End, From, Image, Labels, Losses, Uncovered};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 use crate::os::clock::Clock;
 
@@ -146,6 +146,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
         exe: exe(record),
         real_exe: None,
         args: None,
+        labels: Labels::new(),
         image: record.image,
         end,
         from: match record.flags & heap_flags::HEAP_ATTACHED.0 {

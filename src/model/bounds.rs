@@ -82,7 +82,7 @@ impl Bounds {
     }
 
     /// Whether the amount is more than `limit`.
-    pub(super) fn verdict(self, limit: u64) -> Verdict {
+    pub fn verdict(self, limit: u64) -> Verdict {
         if self.lower > limit {
             Verdict::Failed
         } else if self.within(limit) {

@@ -7,9 +7,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::image::Image;
+use crate::model::image::{Image, Labels};
 use crate::model::ledger::Summary;
 use crate::model::reach::{Amount, Reached};
+use crate::model::selection::Selection;
 use crate::model::stack::NamedStack;
 
 /// A finished session.
@@ -22,6 +23,8 @@ pub struct Finished {
     pub more_images: u64,
     /// What was allocated where, the site with the largest leak first. Empty if no call stacks were recorded.
     pub sites: Vec<Site>,
+    /// Whom the gates judge, if there are any.
+    pub selection: Selection,
     pub summary: Summary,
 }
 
@@ -40,13 +43,14 @@ pub struct About {
     pub ended: Duration,
 }
 
-/// A call stack, and what all processes of one executable allocated by it.
+/// A call stack, and what all processes of one executable, with the same labels, allocated by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// The path given to execve, made absolute. `None` if unknown.
     pub exe: Option<PathBuf>,
     /// A command name of these processes, of any bytes.
     pub comm: Vec<u8>,
+    pub labels: Labels,
     pub stack: NamedStack,
     pub allocated: Amount,
     /// What was never freed.

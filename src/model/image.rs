@@ -3,6 +3,7 @@
 //! An *image* is the program that a process runs between two execs. The types here are plain values. The BPF programs
 //! (`bpf/`) count them, `kernel` decodes them, `ledger` adds them up, and `report` prints them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Image {
     pub real_exe: Option<PathBuf>,
     /// The words that the image was executed with, if they were asked for and are known.
     pub args: Option<CommandLine>,
+    /// The variables of its environment that were asked for.
+    pub labels: Labels,
     /// Number of the image within its process, from 0: the number of execs before it.
     pub image: u32,
     pub end: End,
@@ -65,6 +68,9 @@ impl Image {
         is_trap && directory.is_some_and(|directory| directory.ends_with("valgrind"))
     }
 }
+
+/// Variables of an environment: values of any bytes, by name.
+pub type Labels = BTreeMap<String, Vec<u8>>;
 
 /// A command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,7 +195,7 @@ impl std::ops::AddAssign for Losses {
 pub(crate) mod samples {
     use proptest::prelude::*;
 
-    use super::{Counters, Duration, End, From, Image, Losses, Reach, Uncovered};
+    use super::{Counters, Duration, End, From, Image, Labels, Losses, Reach, Uncovered};
     use crate::model::reach::{Amount, ReachUnknown, Reached};
 
     /// A complete image that leaks nothing and exited with 0.
@@ -203,6 +209,7 @@ pub(crate) mod samples {
             exe: Some("/usr/bin/python3.11".into()),
             real_exe: None,
             args: None,
+            labels: Labels::new(),
             image: 0,
             end: End::Exited(0),
             from: From::Start,

@@ -31,6 +31,12 @@ impl Selection {
         }
     }
 
+    /// Whether a process with this command name and this executable may be chosen.
+    pub fn may_choose(&self, comm: &[u8], exe: Option<&Path>) -> bool {
+        let paths: Vec<&Path> = exe.into_iter().collect();
+        self.names.choose(comm) && self.paths.choose(&paths) != Some(false)
+    }
+
     /// The including patterns as options. They should match something.
     fn patterns(&self) -> Vec<Including> {
         let names = self.names.globs().iter().filter(|glob| !glob.excludes());

@@ -141,7 +141,7 @@ fn location(frame: &NamedFrame) -> String {
 }
 
 /// A path without `.` and `..`, as far as the text says where that leads.
-fn plain(path: &Path) -> PathBuf {
+pub(super) fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for component in path.components() {
         match component {
