@@ -296,7 +296,7 @@ struct mm_struct {
 	int map_count;
 	struct uprobes_state uprobes_state;
 	unsigned long start_code;
-	unsigned long arg_start, arg_end;
+	unsigned long arg_start, arg_end, env_start, env_end;
 	unsigned long saved_auxv[2]; /* longer: AT_VECTOR_SIZE */
 	struct file *exe_file;
 };

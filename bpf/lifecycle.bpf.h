@@ -10,6 +10,7 @@
 #include "heap.bpf.h"
 #include "join.bpf.h"
 #include "kernels.bpf.h"
+#include "labels.bpf.h"
 #include "loading.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
@@ -123,6 +124,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 		    !bpf_probe_read_kernel(fresh->exe, length, heap->exe))
 			fresh->exe_len = length;
 		inherit_args(heap->id, fresh->id);
+		inherit_labels(heap->id, fresh->id);
 	}
 	start_heap(fresh);
 	thread->heap = fresh->id;
@@ -233,6 +235,7 @@ static __always_inline void executed(struct task_struct *task, int old_pid,
 	if (begins_in_loader())
 		fresh->flags |= HEAP_LOADING;
 	record_args(task, fresh->id);
+	record_labels(task, fresh->id);
 	start_heap(fresh);
 	thread->heap = fresh->id;
 }

@@ -15,6 +15,14 @@ enum limits {
 	EXE_LEN = 1024,
 	/* Longest part of a command line that is kept, in bytes: a power of two, less one. */
 	ARGS_LEN = 1023,
+	/* Variables of environments that are recorded at most. */
+	MAX_LABELS = 4,
+	/* Words of 64 bits in the longest name of such a variable, with its `=`. */
+	LABEL_WORDS = 8,
+	/* Longest part of its value that is kept, in bytes. */
+	LABEL_LEN = 511,
+	/* The most of an environment that is looked at at once, in words of 64 bits. */
+	PIECE_WORDS = 32,
 	/* One path component (NAME_MAX) and its NUL: the slack that the last append may need. */
 	NAME_LEN = 256,
 	/* Files with probes. A cookie has room for so many. */
@@ -479,6 +487,26 @@ struct name_automaton {
 struct command_line {
 	__u32 length; /* of the whole, which may exceed ARGS_LEN; 0: unknown */
 	char words[ARGS_LEN + 1];
+};
+
+/* The name of a variable that is wanted, with its `=`, and which bits of the words are its own. */
+struct label_name {
+	__u64 wanted[LABEL_WORDS];
+	__u64 mask[LABEL_WORDS];
+	__u32 length; /* in bytes; 0: there is none */
+	__u32 pad;
+};
+
+/* The value of a variable. */
+struct label_value {
+	char text[LABEL_LEN + 1];
+};
+
+/* The variables of an image's environment that were wanted. */
+struct labels {
+	__u64 piece[PIECE_WORDS];  /* of the environment, while it is searched */
+	__u32 lengths[MAX_LABELS]; /* of each value with its NUL; 0: there is no such variable */
+	struct label_value values[MAX_LABELS];
 };
 
 /* Probed files that a running process has mapped. */

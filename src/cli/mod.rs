@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::cli::wrong::what_is_wrong;
-use crate::kernel::settings::MAX_CGROUPS;
+use crate::kernel::settings::{MAX_CGROUPS, MAX_LABELS};
 use crate::model::exit;
 use crate::options::{Doctor, Run, Watch};
 
@@ -112,6 +112,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
         )));
     }
     match cli.mode {
+        Some(Mode::Run(run)) if run.label_env.len() > MAX_LABELS => Err(wrong(too_many_labels())),
         Some(Mode::Run(run)) => match run.gate.without_effect() {
             None => Ok(Task::Run(*run)),
             Some(option) => Err(wrong(format!(
@@ -123,8 +124,13 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
         None if cli.watch.filters.cgroup.len() > MAX_CGROUPS => Err(wrong(format!(
             "--cgroup can be given {MAX_CGROUPS} times at most: name a control group above them"
         ))),
+        None if cli.watch.label_env.len() > MAX_LABELS => Err(wrong(too_many_labels())),
         None => Ok(Task::Watch(cli.watch)),
     }
+}
+
+fn too_many_labels() -> String {
+    format!("--label-env can be given {MAX_LABELS} times at most")
 }
 
 /// Whether a first word is neither an option nor something that memleak can be told to do.

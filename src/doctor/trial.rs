@@ -125,6 +125,7 @@ pub fn run(switches: Switches) -> Trial {
     };
     let recorded = Recorded {
         args: false,
+        labels: Vec::new(),
         reads,
         stacks: None,
     };

@@ -152,7 +152,7 @@ impl Collector {
                 files: Vec::new(),
                 reading,
             },
-            args: Args::new(settings.recorded.args),
+            args: Args::new(settings.recorded.args, settings.recorded.labels.clone()),
             targets: Vec::new(),
             readings,
             stacks,

@@ -21,7 +21,9 @@ use crate::kernel::features::{BTF, Best, can_filter, is_older};
 use crate::kernel::method::{Holds, Method};
 use crate::kernel::newer::{choose_allocating, leave_out_stacks, open_with};
 use crate::kernel::object::{Globals, Object};
-use crate::kernel::settings::{MAX_CGROUPS, NoStacks, Scope, Settings, StackSettings, Wanted};
+use crate::kernel::settings::{
+    MAX_CGROUPS, MAX_LABELS, NoStacks, Scope, Settings, StackSettings, Wanted,
+};
 use crate::kernel::skeletons::types::scope as scopes;
 use crate::kernel::skeletons::{MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder};
 use crate::kernel::warmth::Warmth;
@@ -54,7 +56,7 @@ pub(super) struct Loaded {
 
 const MAX_SLOTS: u32 = 1 << 18;
 
-/// How many command lines older kernels keep, which take their memory at once.
+/// How many command lines and labels older kernels keep, which take their memory at once.
 const OLDER_ARGS: u32 = 8192;
 
 /// With less memory than this, the table of blocks is made when nothing else is done. If there is no memory for it, the
@@ -236,6 +238,19 @@ macro_rules! limit_to {
             Scope::All => scopes::SCOPE_ALL.0,
         };
         $rodata.wants_args = $settings.recorded.args;
+        $rodata.label_count = $settings.recorded.labels.len() as u32;
+        let labels = $settings.recorded.labels.iter().take(MAX_LABELS);
+        for (name, wanted) in $rodata.label_names.iter_mut().zip(labels) {
+            let bytes = format!("{}=", wanted.as_str()).into_bytes();
+            name.length = bytes.len() as u32;
+            let words = name.wanted.iter_mut().zip(&mut name.mask);
+            for ((word, mask), bytes) in words.zip(bytes.chunks(8)) {
+                let mut padded = [0; 8];
+                padded[..bytes.len()].copy_from_slice(bytes);
+                *word = u64::from_ne_bytes(padded);
+                *mask = u64::from_ne_bytes(padded.map(|byte| if byte == 0 { 0 } else { 0xff }));
+            }
+        }
         $rodata.no_children = *scope == Scope::Chosen { children: false };
         $rodata.by_uid = !wanted.uids.is_empty();
         $rodata.by_name = wanted.names.is_some();
@@ -258,6 +273,9 @@ fn load_older(settings: &Settings) -> libbpf_rs::Result<OlderSkel<'static>> {
     }
     if settings.recorded.args {
         open.maps.command_lines.set_max_entries(OLDER_ARGS)?;
+    }
+    if !settings.recorded.labels.is_empty() {
+        open.maps.labels.set_max_entries(OLDER_ARGS)?;
     }
     let watches = settings.scope != Scope::Tree;
     if !watches {
@@ -309,6 +327,9 @@ fn load_newer(
         .set_max_entries(slots(settings.max_blocks))?;
     if settings.recorded.args {
         open.maps.command_lines.set_max_entries(args::MOST)?;
+    }
+    if !settings.recorded.labels.is_empty() {
+        open.maps.labels.set_max_entries(args::MOST)?;
     }
     if settings.scope == Scope::Tree {
         // This map stays empty.

@@ -43,6 +43,10 @@ impl Object {
         either!(self, skel => &skel.maps.command_lines)
     }
 
+    pub(super) fn labels(&self) -> &MapMut<'static> {
+        either!(self, skel => &skel.maps.labels)
+    }
+
     pub(super) fn loaders(&self) -> &MapMut<'static> {
         either!(self, skel => &skel.maps.loaders)
     }

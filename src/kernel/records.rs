@@ -5,10 +5,11 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::kernel::settings::LabelName;
 use crate::kernel::settings::Reading;
 use crate::kernel::skeletons::types::{
-    arrival, command_line, counters, ending, heap, heap_flags, limits, live_cell, reach_state,
-    thread_state, thread_sum,
+    arrival, command_line, counters, ending, heap, heap_flags, labels, limits, live_cell,
+    reach_state, thread_state, thread_sum,
 };
 use crate::model::image::{CommandLine, Counters, End, From, Image, Labels, Losses, Uncovered};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
@@ -61,6 +62,31 @@ pub fn command_line_from_bytes(bytes: &[u8]) -> Option<CommandLine> {
     let kept = most.min(length as usize);
     let is_cut = length as usize > kept;
     (kept > 0).then(|| CommandLine::of_bytes(&words[..kept], is_cut))
+}
+
+/// The variables of an image's environment that have these names.
+pub fn labels_from_bytes(bytes: &[u8], names: &[LabelName]) -> Labels {
+    let part = |at: usize, length: usize| bytes.get(at..)?.get(..length);
+    let mut found = Labels::new();
+    for (at, name) in names.iter().enumerate() {
+        let place = std::mem::offset_of!(labels, lengths) + at * size_of::<u32>();
+        let Some(&length) = part(place, size_of::<u32>()).and_then(<[u8]>::first_chunk) else {
+            break;
+        };
+        // With its NUL.
+        let length = u32::from_ne_bytes(length) as usize;
+        let room = limits::LABEL_LEN.0 as usize + 1;
+        let place = std::mem::offset_of!(labels, values) + at * room;
+        let value = part(place, length.min(room).saturating_sub(1));
+        if let Some(value) = value.filter(|_| length > 0) {
+            let mut value = value.to_vec();
+            if length == room {
+                value.extend("\u{2026}".as_bytes());
+            }
+            found.insert(name.as_str().to_owned(), value);
+        }
+    }
+    found
 }
 
 /// Splits the output of the iterator over living tasks.

@@ -1,5 +1,6 @@
 //! How the BPF programs are to be loaded, and which processes they follow. `load` does the loading.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::kernel::automaton::NameAutomaton;
@@ -31,10 +32,12 @@ pub struct Settings {
 }
 
 /// What is recorded beside the counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// Command lines.
     pub args: bool,
+    /// Variables of environments, by their names: at most [`MAX_LABELS`].
+    pub labels: Vec<LabelName>,
     pub reads: Reads,
     /// `None`: allocations are not attributed to call stacks.
     pub stacks: Option<StackSettings>,
@@ -156,3 +159,37 @@ pub struct Wanted {
 
 /// The most control groups that can be named.
 pub const MAX_CGROUPS: usize = limits::MAX_CGROUPS.0 as usize;
+
+/// How many variables of environments can be recorded.
+pub const MAX_LABELS: usize = limits::MAX_LABELS.0 as usize;
+
+/// The longest name of such a variable, in bytes.
+pub const LONGEST_LABEL: usize = limits::LABEL_WORDS.0 as usize * 8 - 1;
+
+/// The name of a variable of an environment, as shells have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelName(String);
+
+impl LabelName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LabelName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if name.is_empty()
+            || name.starts_with(|c: char| c.is_ascii_digit())
+            || !name.bytes().all(is_plain)
+        {
+            return Err("it is the name of a variable: letters, digits and _".to_owned());
+        }
+        if name.len() > LONGEST_LABEL {
+            return Err(format!("a name can have {LONGEST_LABEL} bytes at most"));
+        }
+        Ok(Self(name.to_owned()))
+    }
+}

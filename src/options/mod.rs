@@ -16,7 +16,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::find::notation::{self, Spec};
-use crate::kernel::settings::{Reads, Recorded};
+use crate::kernel::settings::{LabelName, Reads, Recorded};
 use crate::model::commands::CommandOrder;
 use crate::model::exit::{self, LeakExit};
 use crate::model::gate::Gate;
@@ -101,6 +101,13 @@ pub struct Run {
     #[arg(long)]
     pub args: bool,
 
+    /// Record this variable of each process's environment
+    ///
+    /// As it was when the process executed its program, in JSON, CSV and the cases of junit: VAR may be the variable in which
+    /// a test runner names the test. Of its value, the first 511 bytes are kept. May be given four times.
+    #[arg(long, value_name = "VAR", hide_short_help = true)]
+    pub label_env: Vec<LabelName>,
+
     /// Order of the block by command
     ///
     /// leak, lost, allocs or processes. From ten processes on, the table ends with a block that adds them up by command, the
@@ -131,6 +138,7 @@ impl Run {
         let switches = self.probing.test.switches();
         Recorded {
             args: self.args,
+            labels: self.label_env.clone(),
             reads: Reads {
                 unseen: self.scan_wanted(may_read),
                 elsewhere: self.scan_wanted(false),
@@ -199,6 +207,13 @@ pub struct Watch {
     #[arg(long)]
     pub args: bool,
 
+    /// Record this variable of each process's environment
+    ///
+    /// As it was when the process executed its program, in JSON, CSV and the cases of junit: VAR may be the variable in which
+    /// a test runner names the test. Of its value, the first 511 bytes are kept. May be given four times.
+    #[arg(long, value_name = "VAR", hide_short_help = true)]
+    pub label_env: Vec<LabelName>,
+
     #[command(flatten)]
     pub report: ReportArgs,
 }
@@ -224,6 +239,7 @@ impl Watch {
         let switches = self.probing.test.switches();
         Recorded {
             args: self.args,
+            labels: self.label_env.clone(),
             reads: Reads {
                 unseen: self.scan_wanted(),
                 elsewhere: self.scan_wanted(),

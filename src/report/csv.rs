@@ -4,7 +4,7 @@
 //! summary apart: a sum over a column must filter by it. `losses` and `gate` are flattened (`losses_rows_lost`,
 //! `gate_verdict`), and so is `reach`. The names of several limits are joined by `:`. A value that a row does not have, or that is null in JSON, is an empty field. Names are escaped as
 //! in the table, because CSV has no escapes of its own. `allocators` are joined by `:`. A `:` in a path is written as
-//! `\x3a`.
+//! `\x3a`. `labels` are `NAME=value`, joined in the same way.
 //!
 //! Spreadsheets treat a field that begins with `=`, `+`, `-` or `@` as a formula, and any user can give a process such
 //! a name. Such a name gets a `'` in front. A name that begins with `'` also gets one. So a reader gets every name back
@@ -18,7 +18,7 @@ use csv::WriterBuilder;
 use serde::Serialize;
 
 use crate::model::bounds::Verdict;
-use crate::model::image::{Image, Losses};
+use crate::model::image::{Image, Labels, Losses};
 use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
@@ -143,6 +143,7 @@ struct CsvRow {
     gate_total_lost_limit_bytes: Option<u64>,
     gate_failed: Option<String>,
     gate_unknown: Option<String>,
+    labels: Option<String>,
 }
 
 impl CsvRow {
@@ -181,6 +182,7 @@ impl CsvRow {
             uncovered: image.uncovered.map(uncovered_name),
             args: image.args.is_some().then(|| inert(args(image))),
             reach_unknown: reach_unknown(image),
+            labels: (!image.labels.is_empty()).then(|| labels(&image.labels)),
             ..Self::default()
         }
         .with(image.losses)
@@ -257,6 +259,16 @@ fn name(name: &[u8]) -> String {
 
 fn path(path: &Path) -> String {
     escape::escaped(path.as_os_str().as_bytes()).replace(':', r"\x3a")
+}
+
+/// As `NAME=value`, joined by `:`. A name begins with no sign that a spreadsheet acts on.
+fn labels(labels: &Labels) -> String {
+    let label = |(name, value): (&String, &Vec<u8>)| {
+        let value = escape::escaped(value).replace(':', r"\x3a");
+        format!("{name}={value}")
+    };
+    let labels: Vec<_> = labels.iter().map(label).collect();
+    labels.join(":")
 }
 
 /// Prevents a spreadsheet from treating a name as a formula. Some spreadsheets remove a leading tab or carriage return

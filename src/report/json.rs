@@ -201,6 +201,8 @@ struct ProcessLine<'a> {
     args: Option<Vec<Cow<'a, str>>>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     args_cut: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<&'a str, Cow<'a, str>>,
     image: u32,
     end: &'static str,
     exit_code: Option<u8>,
@@ -300,6 +302,9 @@ impl<'a> ProcessLine<'a> {
                 .as_ref()
                 .map(|line| line.words.iter().map(|word| escape::text(word)).collect()),
             args_cut: image.args.as_ref().is_some_and(|line| line.is_cut),
+            labels: (image.labels.iter())
+                .map(|(name, value)| (name.as_str(), escape::text(value)))
+                .collect(),
             image: image.image,
             end: end_name(image.end),
             exit_code: exit_code(image.end),

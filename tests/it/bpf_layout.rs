@@ -18,6 +18,7 @@ const LEVELS: [&[&str]; 14] = [
         "exe.bpf.h",
         "frame.bpf.h",
         "heap_files.bpf.h",
+        "labels.bpf.h",
         "loading.bpf.h",
         "misses.bpf.h",
         "pids.bpf.h",

@@ -22,6 +22,7 @@ mod faults;
 mod gate;
 mod holds;
 mod hostile;
+mod labels;
 mod launch;
 mod layout;
 mod leak_places;

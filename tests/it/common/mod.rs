@@ -128,6 +128,9 @@ pub struct Row {
     pub args: Option<Vec<String>>,
     #[serde(default)]
     pub args_cut: bool,
+    /// Only with --label-env.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     pub image: u32,
     pub end: String,
     pub exit_code: Option<i32>,
