@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -32,7 +32,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l lost -d 'Tell lost from
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_needs_command" -l lost-timeout -d 'Hold a process for that long at the most' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'Nowhere yet'
+complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it; elsewhere as `Never`'
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
@@ -43,13 +43,17 @@ complete -c memleak -n "__fish_memleak_needs_command" -l min-leak -d 'Report onl
 complete -c memleak -n "__fish_memleak_needs_command" -l color -d 'When to use colour' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c memleak -n "__fish_memleak_needs_command" -l label-env -d 'Record this variable of each process\'s environment' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write the report to FILE' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
 collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
-pprof\t'A profile for `go tool pprof` and others'
-dhat\t'A profile for valgrind\'s `dh_view.html`'"
+junit\t'Results of tests, as `JUnit`\'s XML has them'
+sarif\t'Results of analysis (SARIF 2.1.0), each at a line of the sources'
+github\t'Commands of GitHub\'s workflows, which annotate lines of the sources'
+gitlab\t'GitLab\'s report of code quality'
+markdown\t'Markdown, for summaries and comments'"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
@@ -70,7 +74,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost -d 'Tell lo
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost-timeout -d 'Hold a process for that long at the most' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'Nowhere yet'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it; elsewhere as `Never`'
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if a process leaks more than SIZE' -r
@@ -83,6 +87,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l color -d 'When to use colour' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l label-env -d 'Record this variable of each process\'s environment' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l sort -d 'Order of the block by command' -r -f -a "leak\t''
 lost\t''
 allocs\t''
@@ -92,8 +97,11 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Forma
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
 collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
-pprof\t'A profile for `go tool pprof` and others'
-dhat\t'A profile for valgrind\'s `dh_view.html`'"
+junit\t'Results of tests, as `JUnit`\'s XML has them'
+sarif\t'Results of analysis (SARIF 2.1.0), each at a line of the sources'
+github\t'Commands of GitHub\'s workflows, which annotate lines of the sources'
+gitlab\t'GitLab\'s report of code quality'
+markdown\t'Markdown, for summaries and comments'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors and bad news'

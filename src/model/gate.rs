@@ -39,6 +39,11 @@ impl Gate {
         })
     }
 
+    /// Whom it judges.
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
     /// Whether it judges by the paths of executables.
     pub fn is_by_path(&self) -> bool {
         !self.selection.paths.is_everything()

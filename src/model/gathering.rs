@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::model::finished::{About, Finished, Site};
-use crate::model::image::{End, Image};
+use crate::model::image::{End, Image, Labels};
 use crate::model::ledger::Summary;
 use crate::model::reach::{Amount, Reached};
+use crate::model::selection::Selection;
 use crate::model::stack::NamedStack;
 
 /// How many images are kept at the end. One takes about half a kilobyte.
@@ -36,8 +37,8 @@ struct Gathered {
     last: (u32, u32),
 }
 
-/// What tells sites apart: the executable, or without one the command name, and the stack's identity.
-type SiteKey = (Option<PathBuf>, Vec<u8>, u64);
+/// What tells sites apart: the executable, or without one the command name, the labels, and the stack's identity.
+type SiteKey = (Option<PathBuf>, Vec<u8>, Labels, u64);
 
 /// What an image allocated by one call stack.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +47,7 @@ pub struct SiteShare<'a> {
     pub image: (u32, u32),
     pub exe: Option<&'a Path>,
     pub comm: &'a [u8],
+    pub labels: &'a Labels,
     /// How the image ended. Only an image that has ended has leaked.
     pub end: End,
     pub allocated: Amount,
@@ -96,13 +98,15 @@ impl Gathering {
             Some(_) => Vec::new(),
             None => share.comm.to_vec(),
         };
-        let key = (share.exe.map(Path::to_path_buf), comm, stack.identity);
+        let exe = share.exe.map(Path::to_path_buf);
+        let key = (exe, comm, share.labels.clone(), stack.identity);
         let mut frames = 0;
         let Gathered { site, last } = self.sites.entry(key).or_insert_with(|| {
             frames = stack.frames.len();
             let site = Site {
                 exe: share.exe.map(Path::to_path_buf),
                 comm: share.comm.to_vec(),
+                labels: share.labels.clone(),
                 stack: stack.clone(),
                 allocated: Amount::default(),
                 leaked: Amount::default(),
@@ -159,7 +163,7 @@ impl Gathering {
     }
 
     /// All that was gathered.
-    pub fn finish(mut self, about: About, summary: Summary) -> Finished {
+    pub fn finish(mut self, about: About, selection: Selection, summary: Summary) -> Finished {
         self.leave_out_images();
         if self.frames > self.most_frames {
             self.leave_out_sites();
@@ -167,7 +171,7 @@ impl Gathering {
         let sites = self.sites.into_values().map(|gathered| gathered.site);
         let mut sites: Vec<Site> = sites.collect();
         sites.sort_unstable_by(|one, other| {
-            let names = |site: &Site| (site.exe.clone(), site.comm.clone());
+            let names = |site: &Site| (site.exe.clone(), site.comm.clone(), site.labels.clone());
             (weight(one).cmp(&weight(other))).then_with(|| names(one).cmp(&names(other)))
         });
         let images: Vec<Image> = self.images.into_iter().map(|(_, image)| image).collect();
@@ -176,6 +180,7 @@ impl Gathering {
             more_images: self.seen_images - images.len() as u64,
             images,
             sites,
+            selection,
             summary,
         }
     }
@@ -209,11 +214,14 @@ mod tests {
         }
     }
 
+    static NONE: Labels = Labels::new();
+
     fn share(exe: &str, leaked: u64) -> SiteShare<'_> {
         SiteShare {
             image: (1, 0),
             exe: Some(Path::new(exe)),
             comm: b"a",
+            labels: &NONE,
             end: End::Exited(0),
             allocated: Amount {
                 bytes: 100,
@@ -229,7 +237,7 @@ mod tests {
 
     fn finish(gathering: Gathering) -> Finished {
         let summary = Ledger::new(None).finish(Losses::default(), Outcome::Watched);
-        gathering.finish(About::default(), summary)
+        gathering.finish(About::default(), Selection::default(), summary)
     }
 
     #[test]

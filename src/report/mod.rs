@@ -82,6 +82,11 @@ impl Writer {
             Format::Collapsed => Self::Document(documents::collapsed::collapsed),
             Format::Pprof => Self::Document(documents::pprof::pprof),
             Format::Dhat => Self::Document(documents::dhat::dhat),
+            Format::Junit => Self::Document(documents::junit::junit),
+            Format::Sarif => Self::Document(documents::sarif::sarif),
+            Format::Github => Self::Document(documents::github::github),
+            Format::Gitlab => Self::Document(documents::gitlab::gitlab),
+            Format::Markdown => Self::Document(documents::markdown::markdown),
         }
     }
 }

@@ -36,14 +36,27 @@ pub enum Format {
     Pprof,
     /// A profile for valgrind's `dh_view.html`.
     Dhat,
+    /// Results of tests, as `JUnit`'s XML has them.
+    Junit,
+    /// Results of analysis (SARIF 2.1.0), each at a line of the sources.
+    Sarif,
+    /// Commands of GitHub's workflows, which annotate lines of the sources.
+    Github,
+    /// GitLab's report of code quality.
+    Gitlab,
+    /// Markdown, for summaries and comments.
+    Markdown,
 }
 
 /// The suffixes of files that tell a format.
-const SUFFIXES: [(&str, Format); 4] = [
+const SUFFIXES: [(&str, Format); 7] = [
     (".txt", Format::Table),
     (".json", Format::Json),
     (".csv", Format::Csv),
     (".pb.gz", Format::Pprof),
+    (".xml", Format::Junit),
+    (".sarif", Format::Sarif),
+    (".md", Format::Markdown),
 ];
 
 impl Format {

@@ -19,6 +19,7 @@ use crate::model::gathering::Gathering;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
+use crate::model::selection::Selection;
 use crate::model::stack::StackShare;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
@@ -66,6 +67,8 @@ pub(super) struct Books {
     /// What documents are made of. `None`: there are none.
     gathering: Option<Gathering>,
     about: About,
+    /// Whom the gates judge.
+    selection: Selection,
     /// `None`: no call stacks are reported.
     leaks: Option<Leaks>,
     users: UsersCache,
@@ -180,6 +183,9 @@ impl Books {
         }
         let gathering = report.has_documents().then(Gathering::default);
         Books {
+            selection: (gate.as_ref())
+                .map(|gate| gate.selection().clone())
+                .unwrap_or_default(),
             by_path: gate.as_ref().is_some_and(Gate::is_by_path),
             ledger: Ledger::new(gate),
             report,
@@ -344,7 +350,7 @@ impl Books {
             ended: now(),
             ..std::mem::take(&mut self.about)
         };
-        let finished = gathering.finish(about, summary);
+        let finished = gathering.finish(about, std::mem::take(&mut self.selection), summary);
         let unwritten = self.report.documents(&finished);
         self.check(unwritten);
         finished.summary

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use crate::model::gathering::{Gathering, SiteShare};
-use crate::model::image::{End, Image};
+use crate::model::image::{End, Image, Labels};
 use crate::model::leak_kind::{LeakKind, LeakKinds};
 use crate::model::ledger::Ledger;
 use crate::model::live::{GrowingPlace, Live};
@@ -92,6 +92,7 @@ struct StackOwner {
     image: u32,
     comm: Vec<u8>,
     exe: Option<PathBuf>,
+    labels: Labels,
     end: End,
     /// Whose names the code has that it made at run time.
     map_owner: MapOwner,
@@ -107,6 +108,7 @@ impl StackOwner {
             image: image.image,
             comm: image.comm.clone(),
             exe: image.exe.clone(),
+            labels: image.labels.clone(),
             end: image.end,
             map_owner: map_owner(image),
             has_ended: has_ended(image),
@@ -120,6 +122,7 @@ impl StackOwner {
             image: (self.pid, self.image),
             exe: self.exe.as_deref(),
             comm: &self.comm,
+            labels: &self.labels,
             end: self.end,
             allocated: Amount {
                 bytes: share.alloc_bytes,

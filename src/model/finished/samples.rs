@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::model::exit::Outcome;
 use crate::model::finished::{About, Finished, Site};
 use crate::model::gate::Gate;
-use crate::model::image::{End, Image, Losses, Uncovered, samples};
+use crate::model::image::{End, Image, Labels, Losses, Uncovered, samples};
 use crate::model::ledger::Ledger;
 use crate::model::limits::{Allowed, Limits};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
@@ -155,6 +155,7 @@ fn sites() -> Vec<Site> {
     let site = |comm: &[u8], stack, allocated, leaked, reached| Site {
         exe: Some(PathBuf::from(exe)),
         comm: comm.to_vec(),
+        labels: Labels::new(),
         stack,
         allocated,
         leaked,
@@ -295,6 +296,7 @@ pub(crate) fn finished() -> Finished {
         images,
         more_images: 0,
         sites: sites(),
+        selection: Selection::default(),
         summary: ledger.finish(Losses::default(), Outcome::Exited(2)),
     }
 }

@@ -229,6 +229,17 @@ fn without_stacks() -> Finished {
     finished(shop().images, Vec::new(), NO_LOST, &["./**"])
 }
 
+/// The sample of all documents.
+#[test]
+fn the_session_in_each_format_for_ci() {
+    let finished = crate::model::finished::samples::finished();
+    insta::assert_snapshot!("session_junit", text(junit(&finished)));
+    insta::assert_snapshot!("session_sarif", text(sarif(&finished)));
+    insta::assert_snapshot!("session_github", text(github(&finished)));
+    insta::assert_snapshot!("session_gitlab", text(gitlab(&finished)));
+    insta::assert_snapshot!("session_markdown", text(markdown(&finished)));
+}
+
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }

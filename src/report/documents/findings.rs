@@ -213,8 +213,13 @@ impl<'a> Merged<'a> {
             Some(reached) if !counts_leaks => (Fate::Lost, reached.lost()),
             _ => (Fate::Leaked, self.leaked),
         };
+        let weight = match fate {
+            // It may not be one of those that are lost.
+            Fate::Leaked if !counts_leaks => self.weight.max(Weight::Warning),
+            _ => self.weight,
+        };
         (amount != Amount::default()).then(|| Finding {
-            weight: self.weight,
+            weight,
             fate,
             amount,
             stack: self.stack,
