@@ -81,6 +81,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all together leak more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-lost -d 'Fail if a process loses more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-lost -d 'Fail if all together lose more than SIZE' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l baseline -d 'Count only what leaks beyond a baseline' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-comm -d 'Judge only processes of these names' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l gate-exe -d 'Judge only processes of these paths' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d 'Exit code of a failed gate [default: 23]' -r

@@ -56,8 +56,8 @@ impl Gate {
     }
 
     /// Takes an image into account. Returns the verdict over this image alone, or `None` if no limit for one process
-    /// applies to it. Images that an exec replaced, and images that still run, are not judged. What is suppressed does
-    /// not count.
+    /// applies to it. Images that an exec replaced, and images that still run, are not judged. What is suppressed,
+    /// or known from a baseline, does not count.
     pub fn judge(&mut self, image: &Image, suppressed: Suppressed) -> Option<Verdict> {
         // Counts for every image, even one that is not judged: the missed row may belong to any process.
         self.rows_lost |= image.losses.rows_lost > 0;

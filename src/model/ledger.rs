@@ -4,8 +4,9 @@
 //! short list of names, but never the images. The figures of an image come from the kernel side. The ledger does not
 //! check them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use crate::model::baseline::Compared;
 use crate::model::bounds::{Bounds, Verdict};
 use crate::model::commands::{Command, Commands};
 use crate::model::exit::Outcome;
@@ -14,6 +15,7 @@ use crate::model::image::{End, From, Image, Losses, Uncovered};
 use crate::model::judgement::Judgement;
 use crate::model::lost::LostSum;
 use crate::model::places::Located;
+use crate::model::selection::Selection;
 use crate::model::suppressed::Suppressed;
 
 /// How many of the processes that still run are named. The others are only counted, so that the closing line stays
@@ -38,6 +40,7 @@ pub struct Ledger {
     running: Vec<StillRunning>,
     running_count: u64,
     gate: Option<Gate>,
+    suppressed: HashMap<(u32, u32), Suppressed>,
 }
 
 /// A process that was still running when memleak ended.
@@ -65,25 +68,43 @@ impl Ledger {
             running: Vec::new(),
             running_count: 0,
             gate,
+            suppressed: HashMap::new(),
         }
     }
 
-    /// Takes an image into account, of which nothing is suppressed. Returns the verdict of the gate's limits for one
+    /// Takes an image into account, of which nothing is suppressed or known. Returns the verdict of the gate's limits for one
     /// process over this image, or `None` if there are none.
     pub fn record(&mut self, image: &Image) -> Option<Verdict> {
         self.add(image);
         self.judge(image, Suppressed::default())
     }
 
-    /// Lets the gate judge an image, once it is known what of its leak is suppressed. Returns as [`record`](Self::record).
+    /// Lets the gate judge an image, once it is known what of its leak is suppressed, or known from a baseline. Returns as
+    /// [`record`](Self::record).
     pub fn judge(&mut self, image: &Image, suppressed: Suppressed) -> Option<Verdict> {
         let gate = self.gate.as_mut()?;
+        if suppressed != Suppressed::default() {
+            let key = (image.pid, image.image);
+            self.suppressed.insert(key, suppressed);
+        }
         gate.judge(image, suppressed)
     }
 
     /// Whether a gate may judge an image.
     pub fn judges(&self, image: &Image) -> bool {
         self.gate.as_ref().is_some_and(|gate| gate.judges(image))
+    }
+
+    /// Whether a gate may judge an image, or there is none.
+    pub fn may_judge(&self, image: &Image) -> bool {
+        self.gate.is_none() || self.judges(image)
+    }
+
+    /// Whom the gate judges.
+    pub fn selection(&self) -> Selection {
+        let gate = self.gate.as_ref();
+        gate.map(|gate| gate.selection().clone())
+            .unwrap_or_default()
     }
 
     /// Takes an image into account, but for the gate. Sums saturate.
@@ -152,6 +173,8 @@ impl Ledger {
             complete: self.incomplete_images == 0 && self.losses.is_empty(),
             losses: self.losses,
             unnamed_running: self.running_count - self.running.len() as u64,
+            baseline: None,
+            suppressed: self.suppressed,
             located: None,
             running: self.running,
         }
@@ -184,6 +207,10 @@ pub struct Summary {
     pub commands: Vec<Command>,
     /// `None` if the user asked for no gate.
     pub gate: Option<Judgement>,
+    /// What is new, known and gone. `None`: nobody gave a baseline.
+    pub baseline: Option<Compared>,
+    /// What of the leaks of judged images does not count, by their pids and numbers.
+    pub suppressed: HashMap<(u32, u32), Suppressed>,
     /// Whether everything was counted.
     pub complete: bool,
     pub losses: Losses,

@@ -1,5 +1,6 @@
 //! What suppressions do to a leak, as far as gates are concerned.
 
+use crate::model::baseline::KnownLeak;
 use crate::model::bounds::Bounds;
 use crate::model::reach::{Amount, Reached};
 use crate::model::unfreed::Unfreed;
@@ -29,6 +30,8 @@ pub struct Suppressed {
     pub unknown_leaked: u64,
     /// What it lost by them.
     pub unknown_lost: u64,
+    /// What a baseline knows of the rest.
+    pub known: KnownLeak,
 }
 
 /// Adds up what suppressions match of an image, stack by stack.
@@ -56,6 +59,7 @@ impl SuppressedShares {
             lost: self.suppressed.reached.lost().bytes,
             unknown_leaked: leaked.saturating_sub(attributed.sum().bytes),
             unknown_lost: lost.saturating_sub(attributed.reached.lost().bytes),
+            known: KnownLeak::default(),
         }
     }
 }
@@ -63,16 +67,24 @@ impl SuppressedShares {
 impl Suppressed {
     /// The bounds of a leak that counts, of one with these bounds. An unknown stack is never suppressed. But it may be
     /// one that would be, if it were known.
-    pub(super) fn of_leak(self, bounds: Bounds) -> Bounds {
-        less(bounds, self.leaked, self.unknown_leaked)
+    pub fn of_leak(self, bounds: Bounds) -> Bounds {
+        less(
+            bounds,
+            self.leaked.saturating_add(self.known.leaked),
+            self.unknown_leaked,
+        )
     }
 
     /// The same of what is lost. `is_known`: it is known what the image lost. Otherwise anything that it leaked may be
     /// lost, but not what is suppressed whatever it is.
-    pub(super) fn of_lost(self, bounds: Bounds, is_known: bool) -> Bounds {
+    pub fn of_lost(self, bounds: Bounds, is_known: bool) -> Bounds {
         match is_known {
-            true => less(bounds, self.lost, self.unknown_lost),
-            false => less(bounds, self.leaked, 0),
+            true => less(
+                bounds,
+                self.lost.saturating_add(self.known.lost),
+                self.unknown_lost,
+            ),
+            false => less(bounds, self.leaked.saturating_add(self.known.leaked), 0),
         }
     }
 }

@@ -560,6 +560,13 @@ pub struct GateArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub fail_on_total_lost: Option<u64>,
 
+    /// Count only what leaks beyond a baseline
+    ///
+    /// FILE is a report in JSON (-o json=FILE). What a process leaked there may leak again, as much, by the same call stack,
+    /// or without call stacks in the same executable. New, known and gone leaks are named.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, hide_short_help = true)]
+    pub baseline: Option<PathBuf>,
+
     /// Judge only processes of these names
     ///
     /// Of which the command name matches GLOB, or with !GLOB does not match. May be repeated. The name is the one that

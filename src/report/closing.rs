@@ -8,6 +8,7 @@ use crate::model::reach::{Amount, ReachUnknown, Reached};
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
 use crate::report::cells::{direct_and_indirect, in_blocks, name, uncovered};
+use crate::report::compared::baseline_clause;
 use crate::report::places::{in_short, why};
 use crate::report::render::Options;
 use crate::report::suppressed::{self, runtime_line, suppressed_lines};
@@ -34,7 +35,8 @@ pub fn verdict_line(summary: &Summary) -> Option<String> {
 pub(super) fn verdict(summary: &Summary, gate: String) -> Vec<String> {
     let gate = std::iter::once(gate).chain(worst(summary));
     let gate = gate.chain(unmatched(summary));
-    gate.chain(missed(summary)).collect()
+    let baseline = summary.baseline.as_ref().map(baseline_clause);
+    gate.chain(baseline).chain(missed(summary)).collect()
 }
 
 /// Where the processes that made a gate fail leaked or lost most.

@@ -17,6 +17,7 @@ use std::path::Path;
 use csv::WriterBuilder;
 use serde::Serialize;
 
+use crate::model::baseline::Compared;
 use crate::model::bounds::Verdict;
 use crate::model::image::{Image, Labels, Losses};
 use crate::model::judgement::Judgement;
@@ -144,6 +145,11 @@ struct CsvRow {
     gate_failed: Option<String>,
     gate_unknown: Option<String>,
     labels: Option<String>,
+    baseline_new: Option<u64>,
+    baseline_new_bytes: Option<u64>,
+    baseline_known: Option<u64>,
+    baseline_known_bytes: Option<u64>,
+    baseline_gone: Option<u64>,
 }
 
 impl CsvRow {
@@ -194,6 +200,7 @@ impl CsvRow {
         let gate = summary.gate.as_ref();
         let allowed = gate.map(Judgement::allowed).unwrap_or_default();
         let lost = lost(&summary.lost);
+        let baseline = summary.baseline.as_ref();
         let limits = |verdict| {
             let names = limits_that_are(verdict, gate?);
             (!names.is_empty()).then(|| names.join(":"))
@@ -222,6 +229,11 @@ impl CsvRow {
             lost_bytes: lost.map(|lost| lost.bytes),
             lost_blocks: lost.map(|lost| lost.blocks),
             reach_unknown_processes: Some(summary.lost.unknown.values().sum()),
+            baseline_new: baseline.map(|compared| compared.new.len() as u64),
+            baseline_new_bytes: baseline.map(Compared::new_bytes),
+            baseline_known: baseline.map(|compared| compared.known),
+            baseline_known_bytes: baseline.map(|compared| compared.known_bytes),
+            baseline_gone: baseline.map(|compared| compared.gone.len() as u64),
             ..Self::default()
         }
         .with(summary.losses)

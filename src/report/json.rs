@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
+use crate::model::baseline::Compared;
 use crate::model::bounds::Verdict;
 use crate::model::exit::Outcome;
 use crate::model::image::{End, From, Image, Losses, Uncovered};
@@ -354,6 +355,8 @@ struct SummaryLine {
     reach: Option<ReachObject>,
     reach_unknown_processes: u64,
     gate: Option<GateObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<BaselineObject>,
     complete: bool,
     losses: LossesObject,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -384,12 +387,35 @@ impl SummaryLine {
             reach: lost(&summary.lost).map(|_| summary.lost.known.into()),
             reach_unknown_processes: summary.lost.unknown.values().sum(),
             gate: summary.gate.as_ref().map(GateObject::new),
+            baseline: summary.baseline.as_ref().map(BaselineObject::from),
             complete: summary.complete,
             losses: summary.losses.into(),
             stack_unknown: located.map(|located| (&located.coverage).into()),
             suppressions: located.map_or_else(Vec::new, |located| {
                 located.suppressions.iter().map(Into::into).collect()
             }),
+        }
+    }
+}
+
+/// In how many places something leaked that a baseline has not, has, or has alone.
+#[derive(Serialize)]
+struct BaselineObject {
+    new: usize,
+    new_bytes: u64,
+    known: u64,
+    known_bytes: u64,
+    gone: usize,
+}
+
+impl std::convert::From<&Compared> for BaselineObject {
+    fn from(compared: &Compared) -> Self {
+        Self {
+            new: compared.new.len(),
+            new_bytes: compared.new_bytes(),
+            known: compared.known,
+            known_bytes: compared.known_bytes,
+            gone: compared.gone.len(),
         }
     }
 }

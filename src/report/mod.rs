@@ -20,6 +20,7 @@ use crate::report::render::Render;
 
 mod cells;
 mod closing;
+mod compared;
 mod csv;
 mod json;
 mod live;
@@ -28,12 +29,16 @@ mod suppressed;
 mod table;
 
 pub use closing::{closing_line, verdict_line};
+pub use places::innermost_call;
 pub use suppressed::{runtime_line, suppressed_lines};
 
 pub mod destination;
 mod documents;
 mod renaming;
 mod render;
+mod saved_baseline;
+
+pub use saved_baseline::read_baseline;
 
 pub use render::{Format, Options, SCHEMA, Screen, StackRow, Verbosity, Window};
 

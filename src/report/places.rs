@@ -140,6 +140,23 @@ fn location(frame: &NamedFrame) -> String {
     }
 }
 
+/// The innermost call in short, as printable text: `make_node list.c:31`, or what is known of that.
+pub fn innermost_call(stack: &NamedStack) -> String {
+    let Some(frame) = stack.frames.first() else {
+        return String::new();
+    };
+    let place = match (&frame.file, frame.line, &frame.module) {
+        (Some(file), Some(line), _) => Some(format!("{}:{line}", base(file))),
+        (_, _, Some(module)) if frame.function.is_some() => Some(base(module)),
+        _ => None,
+    };
+    let words: Vec<_> = [Some(function(frame)), place]
+        .into_iter()
+        .flatten()
+        .collect();
+    words.join(" ")
+}
+
 /// A path without `.` and `..`, as far as the text says where that leads.
 pub(super) fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();

@@ -16,6 +16,7 @@ use crate::model::lost::LostSum;
 use crate::model::places::Located;
 use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
+use crate::report::compared::baseline_lines;
 use crate::report::live;
 use crate::report::places::place_lines;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
@@ -294,6 +295,11 @@ impl Render for TableRender {
         }
         if places.is_some_and(|places| !places.is_empty()) {
             lines.push('\n');
+        }
+        if let Some(compared) = &summary.baseline {
+            let text = baseline_lines(compared).join("\n");
+            let gap = if lines.ends_with("\n\n") { "" } else { "\n" };
+            lines.push_str(&format!("{gap}{text}\n\n"));
         }
         let line = clauses(summary, gate, self.options.lost).join("; ");
         lines.push_str(&format!("memleak: {line}\n"));

@@ -807,19 +807,19 @@ fn a_gate_over_what_is_lost_has_its_limits_and_says_which_failed() {
             lost_gate(Some(9_000), None),
             &images[..1],
             r#""gate":{"limit_bytes":null,"lost_limit_bytes":9000,"verdict":"passed","judged":1}"#,
-            ",0,9000,,,,",
+            ",0,9000,,,,,,,,,",
         ),
         (
             lost_gate(Some(0), Some(8)),
             &images[..1],
             r#""gate":{"limit_bytes":null,"lost_limit_bytes":0,"total_lost_limit_bytes":8,"verdict":"failed","failed":["lost","total_lost"],"judged":1}"#,
-            ",0,0,8,lost:total_lost,,",
+            ",0,0,8,lost:total_lost,,,,,,,",
         ),
         (
             lost_gate(Some(9_000), Some(7_056)),
             &images[..3],
             r#""gate":{"limit_bytes":null,"lost_limit_bytes":9000,"total_lost_limit_bytes":7056,"verdict":"unknown","unknown":["lost","total_lost"],"judged":3}"#,
-            ",1,9000,7056,,lost:total_lost,",
+            ",1,9000,7056,,lost:total_lost,,,,,,",
         ),
     ] {
         let last = |format| {

@@ -11,6 +11,7 @@ use users::{Users, UsersCache};
 
 use crate::kernel::collector::Collector;
 use crate::kernel::error;
+use crate::model::baseline::{Comparison, LeakSize};
 use crate::model::commands::CommandOrder;
 use crate::model::exit::Outcome;
 use crate::model::finished::About;
@@ -19,13 +20,13 @@ use crate::model::gathering::Gathering;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
-use crate::model::selection::Selection;
 use crate::model::stack::StackShare;
+use crate::model::suppressed::Suppressed;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
 use crate::report::{Format, Options, Report, Screen, Unwritten, Verbosity, Window, verdict_line};
-use crate::session::leaks::Leaks;
+use crate::session::leaks::{Leaks, StackReaders};
 use crate::session::prober::Prober;
 
 /// With `verbose`, says by which method the probes were attached. If the start failed, prints the messages of the
@@ -67,8 +68,8 @@ pub(super) struct Books {
     /// What documents are made of. `None`: there are none.
     gathering: Option<Gathering>,
     about: About,
-    /// Whom the gates judge.
-    selection: Selection,
+    /// Compares leaks with a baseline.
+    comparison: Option<Comparison>,
     /// `None`: no call stacks are reported.
     leaks: Option<Leaks>,
     users: UsersCache,
@@ -183,9 +184,7 @@ impl Books {
         }
         let gathering = report.has_documents().then(Gathering::default);
         Books {
-            selection: (gate.as_ref())
-                .map(|gate| gate.selection().clone())
-                .unwrap_or_default(),
+            comparison: None,
             by_path: gate.as_ref().is_some_and(Gate::is_by_path),
             ledger: Ledger::new(gate),
             report,
@@ -233,14 +232,26 @@ impl Books {
             image.real_exe = image.exe.as_ref().and_then(|exe| exe.canonicalize().ok());
         }
         let judged = self.ledger.judges(&image);
-        let leaks = self.leaks.as_mut();
-        let waits = judged && leaks.is_some_and(|leaks| leaks.may_suppress(&image));
-        let verdict = match waits {
-            true => {
+        let may_judge = self.ledger.may_judge(&image);
+        let by_stack = (self.comparison.as_ref()).is_some_and(Comparison::is_by_stack);
+        // Until its stacks have names, nobody knows what is suppressed, and what is new.
+        let waits = (self.leaks.as_ref())
+            .is_some_and(|leaks| judged && leaks.may_suppress(&image) || may_judge && by_stack);
+        let verdict = match &mut self.comparison {
+            _ if waits => {
                 self.ledger.add(&image);
                 None
             }
-            false => self.ledger.record(&image),
+            Some(comparison) if may_judge => {
+                self.ledger.add(&image);
+                let known = comparison.image(&image, LeakSize::of(&image), None);
+                let suppressed = Suppressed {
+                    known,
+                    ..Suppressed::default()
+                };
+                self.ledger.judge(&image, suppressed)
+            }
+            Some(_) | None => self.ledger.record(&image),
         };
         let unwritten = self.report.image(&image, verdict);
         self.check(unwritten);
@@ -255,6 +266,11 @@ impl Books {
         if let Some(gathering) = &mut self.gathering {
             gathering.image(image);
         }
+    }
+
+    /// From now on, leaks are compared with a baseline.
+    pub(super) fn compare(&mut self, comparison: Comparison) {
+        self.comparison = Some(comparison);
     }
 
     /// From now on, call stacks are reported, too.
@@ -330,12 +346,19 @@ impl Books {
         losses.rows_lost += self.failures;
         let mut ledger = std::mem::replace(&mut self.ledger, Ledger::new(None));
         let located = self.leaks.take().map(|leaks| {
-            let (located, unwritten) = leaks.show(&mut ledger, &mut self.report, self.gathering.as_mut());
+            let readers = StackReaders {
+                gathering: self.gathering.as_mut(),
+                comparison: self.comparison.as_mut(),
+            };
+            let (located, unwritten) = leaks.show(&mut ledger, &mut self.report, readers);
             self.check(unwritten);
             located
         });
+        let selection = ledger.selection();
         let mut summary = ledger.finish(losses, outcome);
         summary.located = located;
+        let comparison = self.comparison.take();
+        summary.baseline = comparison.map(|comparison| comparison.finish(&selection));
         let unwritten = self.report.summary(&summary);
         self.check(unwritten);
         if !self.table_on_stderr
@@ -350,7 +373,7 @@ impl Books {
             ended: now(),
             ..std::mem::take(&mut self.about)
         };
-        let finished = gathering.finish(about, std::mem::take(&mut self.selection), summary);
+        let finished = gathering.finish(about, selection, summary);
         let unwritten = self.report.documents(&finished);
         self.check(unwritten);
         finished.summary

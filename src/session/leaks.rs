@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::model::baseline::{Comparison, LeakSize, StackLeak};
 use crate::model::gathering::{Gathering, SiteShare};
 use crate::model::image::{End, Image, Labels};
 use crate::model::leak_kind::{LeakKind, LeakKinds};
@@ -20,11 +21,11 @@ use crate::model::places::{LargestPlaces, LeakPlace, LeakPlaces, Located, PlaceS
 use crate::model::reach::Amount;
 use crate::model::stack::{NamedStack, StackShare};
 use crate::model::stack_coverage::StackCoverage;
-use crate::model::suppressed::{SuppressedShares, SuppressionUse};
+use crate::model::suppressed::{Suppressed, SuppressedShares, SuppressionUse};
 use crate::model::unfreed::Unfreed;
 use crate::options::stacks::StackArgs;
 use crate::os::say::say;
-use crate::report::{Report, StackRow, Unwritten};
+use crate::report::{Report, StackRow, Unwritten, innermost_call};
 use crate::stacks::namer::Namer;
 use crate::stacks::perf_map::{MapOwner, PerfMap, PerfMaps};
 use crate::stacks::{
@@ -142,6 +143,13 @@ struct KeptStacks {
     shares: Vec<StackShare>,
 }
 
+/// What also gets the named stacks of images.
+pub(super) struct StackReaders<'a> {
+    /// What documents are made of.
+    pub(super) gathering: Option<&'a mut Gathering>,
+    pub(super) comparison: Option<&'a mut Comparison>,
+}
+
 /// Keeps call stacks, and shows them.
 pub(super) struct Leaks {
     namer: Namer,
@@ -203,7 +211,7 @@ impl Leaks {
         mut self,
         ledger: &mut Ledger,
         report: &mut Report,
-        mut gathering: Option<&mut Gathering>,
+        mut readers: StackReaders,
     ) -> (Located, Vec<Unwritten>) {
         let shares = self.kept.iter().flat_map(|kept| &kept.shares);
         let stacks = shares.map(|share| &*share.stack);
@@ -211,18 +219,33 @@ impl Leaks {
         let mut listing = Listing::new(&self.namer, &self.shown);
         for kept in &self.kept {
             let mut sums = SuppressedShares::default();
+            let mut leaks = Vec::new();
             for share in &kept.shares {
                 let listed = listing.add(&kept.owner, share, report);
                 if !share.stack.frames.is_empty() {
                     sums.add(listed.unfreed, listed.suppressed);
                 }
-                if let Some(gathering) = &mut gathering {
+                if let Some(gathering) = &mut readers.gathering {
                     gathering.stack(kept.owner.share(share, listed.counts), &listed.stack);
+                }
+                if kept.waits.is_some() && listed.counts.sum().blocks > 0 {
+                    leaks.push(listed.leak());
                 }
             }
             if let Some(image) = &kept.waits {
-                let leaked = image.counters.leaked_bytes;
-                ledger.judge(image, sums.of_image(leaked, reached(image)));
+                let all = LeakSize::of(image);
+                let mut suppressed = match self.shown.users.is_empty() {
+                    true => Suppressed::default(),
+                    false => sums.of_image(all.leaked, reached(image)),
+                };
+                if let Some(comparison) = &mut readers.comparison {
+                    let all = all.less(LeakSize {
+                        leaked: suppressed.leaked,
+                        lost: Some(suppressed.lost),
+                    });
+                    suppressed.known = comparison.image(image, all, Some(&leaks));
+                }
+                ledger.judge(image, suppressed);
             }
         }
         if self.left_out > 0 {
@@ -347,6 +370,21 @@ struct Listed {
     stack: NamedStack,
 }
 
+impl Listed {
+    /// To be compared with a baseline.
+    fn leak(&self) -> StackLeak {
+        let is_known = self.counts.unknown == Amount::default();
+        StackLeak {
+            identity: self.stack.identity,
+            size: LeakSize {
+                leaked: self.counts.sum().bytes,
+                lost: is_known.then(|| self.counts.reached.lost().bytes),
+            },
+            place: innermost_call(&self.stack),
+        }
+    }
+}
+
 /// A list of leaks that is being made.
 struct Listing<'a> {
     namer: &'a Namer,
@@ -370,12 +408,7 @@ impl<'a> Listing<'a> {
     }
 
     /// Reports what an image has allocated by one stack.
-    fn add(
-        &mut self,
-        owner: &StackOwner,
-        share: &StackShare,
-        report: &mut Report,
-    ) -> Listed {
+    fn add(&mut self, owner: &StackOwner, share: &StackShare, report: &mut Report) -> Listed {
         let is_made = share.stack.has_code_without_file();
         let stack = match is_made {
             true => self

@@ -1,6 +1,8 @@
 //! `memleak run` from beginning to end: launch, probe, release, follow, report. The steps themselves are in `launch`,
 //! `prober`, `pump` and `books`.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,7 @@ use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, ExecError, Running};
 use crate::launch::signals::{Event, Signals};
 use crate::launch::{Mounts, Suspended};
+use crate::model::baseline::Comparison;
 use crate::model::exit::{self, Finish, Outcome};
 use crate::model::gate::Gate;
 use crate::model::image::Losses;
@@ -20,6 +23,7 @@ use crate::os::ptrace::Access;
 use crate::os::say::say;
 use crate::os::stages;
 use crate::report::destination::Standard;
+use crate::report::read_baseline;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::leaks::{Leaks, ShownLeaks};
 use crate::session::prober::Prober;
@@ -50,6 +54,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     let destinations = Destinations::open(&options.report, Standard::Error)?;
     let gate = gate(&options.gate)?;
     let shown_leaks = ShownLeaks::new(&options.stacks, options.top)?;
+    let comparison = comparison(&options.gate)?;
     let verbose = options.shown.verbose;
     let barrier = Access::of_memleak().barrier(user.as_ref().map(Identity::uid));
     if let Some(barrier) = barrier.filter(|_| verbose) {
@@ -83,6 +88,9 @@ pub fn run(options: &Run) -> Result<Finish> {
     );
     if let Some(files) = prober.collector.code_files() {
         books.set_leaks(Leaks::new(Namer::new(files), shown_leaks));
+    }
+    if let Some(comparison) = comparison {
+        books.compare(comparison);
     }
     stages::mark("probes in place");
     let outcome = match command.release(keep) {
@@ -133,6 +141,19 @@ fn gate(options: &GateArgs) -> Result<Option<Gate>> {
         }
     };
     options.gate(&directory).context("--gate-exe")
+}
+
+/// What leaks are compared with, if the user named a baseline.
+fn comparison(options: &GateArgs) -> Result<Option<Comparison>> {
+    let Some(file) = &options.baseline else {
+        return Ok(None);
+    };
+    let name = file.display();
+    let open = File::open(file).with_context(|| format!("cannot open the baseline {name}"))?;
+    let baseline = read_baseline(BufReader::new(open))
+        .with_context(|| format!("cannot read the baseline {name}"))?;
+    let counts_leaks = !options.allowed().leak.are_none();
+    Ok(Some(Comparison::new(baseline, counts_leaks)))
 }
 
 /// Follows the command to its end.

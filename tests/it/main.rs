@@ -8,6 +8,7 @@ mod accounting;
 mod allocators;
 mod args;
 mod arrivals;
+mod baseline;
 mod bpf_layout;
 mod bystanders;
 mod cli;

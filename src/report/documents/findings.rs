@@ -5,11 +5,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use crate::model::baseline::Compared;
 use crate::model::bounds::{Bounds, Verdict};
 use crate::model::finished::{Finished, Site};
 use crate::model::image::{End, Image};
-use crate::model::judgement::{Judged, Judgement};
-use crate::model::reach::{Amount, Reached};
+use crate::model::judgement::Judged;
+use crate::model::ledger::Summary;
+use crate::model::reach::{Amount, Reach, Reached};
 use crate::model::stack::NamedStack;
 use crate::report::cells::{in_blocks, name};
 use crate::report::places::{frame_lines, plain};
@@ -108,7 +110,10 @@ impl Finding<'_> {
                 frames: vec![frame.clone()],
                 ..*self.stack
             };
-            let call = frame_lines(&stack, 1).into_iter().next().unwrap_or_default();
+            let call = frame_lines(&stack, 1)
+                .into_iter()
+                .next()
+                .unwrap_or_default();
             let words = call.split("  ").filter(|word| !word.is_empty());
             let words: Vec<_> = words.map(shortened).collect();
             format!(" by {}", words.join(" in "))
@@ -248,11 +253,19 @@ pub(super) fn is_judged(finished: &Finished, image: &Image) -> bool {
 }
 
 /// The verdict of the limits for one process over an image that is judged, by kind of amount.
-pub(super) fn verdicts(gate: &Judgement, image: &Image) -> [Option<Verdict>; 2] {
+pub(super) fn verdicts(summary: &Summary, image: &Image) -> [Option<Verdict>; 2] {
+    let Some(gate) = &summary.gate else {
+        return [None; 2];
+    };
+    let suppressed = summary.suppressed.get(&(image.pid, image.image));
+    let suppressed = suppressed.copied().unwrap_or_default();
+    let leak = suppressed.of_leak(Bounds::of(image));
+    let is_known = matches!(image.reach, Reach::Known(_));
+    let lost = suppressed.of_lost(Bounds::of_lost(image), is_known);
     let limit = |judged: &Option<Judged>| judged.as_ref()?.limits.process;
     [
-        limit(&gate.leak).map(|limit| Bounds::of(image).verdict(limit)),
-        limit(&gate.lost).map(|limit| Bounds::of_lost(image).verdict(limit)),
+        limit(&gate.leak).map(|limit| leak.verdict(limit)),
+        limit(&gate.lost).map(|limit| lost.verdict(limit)),
     ]
 }
 
@@ -262,11 +275,10 @@ struct Executables<'a>(HashMap<Option<&'a Path>, Verdict>);
 
 impl<'a> Executables<'a> {
     fn of(finished: &'a Finished) -> Self {
-        let gate = finished.summary.gate.as_ref();
         let mut heaviest = HashMap::new();
         let judged = finished.images.iter();
         for image in judged.filter(|image| is_judged(finished, image)) {
-            let verdicts = gate.map(|gate| verdicts(gate, image)).unwrap_or_default();
+            let verdicts = verdicts(&finished.summary, image);
             let verdict = verdicts.into_iter().flatten().max();
             let verdict = verdict.unwrap_or(Verdict::Passed);
             let heaviest = heaviest.entry(image.exe.as_deref()).or_insert(verdict);
@@ -283,6 +295,13 @@ impl<'a> Executables<'a> {
     }
 
     fn weight(&self, finished: &Finished, site: &Site) -> Weight {
+        let baseline = finished.summary.baseline.as_ref();
+        let is_new = |compared: &Compared| {
+            compared.is_new(site.stack.identity, site.exe.as_deref(), &site.comm)
+        };
+        if baseline.is_some_and(|compared| !is_new(compared)) {
+            return Weight::Note;
+        }
         let Some(gate) = &finished.summary.gate else {
             return Weight::Warning;
         };

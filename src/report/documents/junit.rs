@@ -15,6 +15,7 @@ use crate::model::bounds::Verdict;
 use crate::model::finished::{Finished, Site};
 use crate::model::image::{Counters, Image};
 use crate::model::judgement::Judgement;
+use crate::model::ledger::Summary;
 use crate::model::lost::reached;
 use crate::model::reach::Amount;
 use crate::report::cells::{in_blocks, name, note};
@@ -115,10 +116,10 @@ struct TestCase<'a> {
 impl TestCase<'_> {
     fn write(&self, finished: &Finished, key: &CaseNames) -> Written {
         let gate = finished.summary.gate.as_ref();
-        let verdict = gate.map(|gate| self.verdict(gate));
+        let verdict = gate.map(|_| self.verdict(&finished.summary));
         let mut lines = Vec::new();
         if let Some(gate) = gate {
-            lines.extend(self.reasons(gate));
+            lines.extend(self.reasons(gate, &finished.summary));
         }
         lines.extend(self.leaks(finished));
         Written {
@@ -128,13 +129,16 @@ impl TestCase<'_> {
     }
 
     /// The verdict of the limits for one process over all of them.
-    fn verdict(&self, gate: &Judgement) -> Verdict {
-        let verdicts = self.images.iter().flat_map(|image| verdicts(gate, image));
+    fn verdict(&self, summary: &Summary) -> Verdict {
+        let verdicts = self
+            .images
+            .iter()
+            .flat_map(|image| verdicts(summary, image));
         verdicts.flatten().max().unwrap_or(Verdict::Passed)
     }
 
     /// What the limits for one process say that do not pass.
-    fn reasons(&self, gate: &Judgement) -> Vec<String> {
+    fn reasons(&self, gate: &Judgement, summary: &Summary) -> Vec<String> {
         let of = counted(self.images.len() as u64, "process", "processes");
         let kinds = [("leaked", &gate.leak), ("lost", &gate.lost)];
         let mut reasons = Vec::new();
@@ -143,10 +147,12 @@ impl TestCase<'_> {
                 continue;
             };
             let count = |wanted| {
-                let verdicts = self.images.iter().map(|image| verdicts(gate, image)[at]);
+                let verdicts = self.images.iter().map(|image| verdicts(summary, image)[at]);
                 verdicts.filter(|verdict| *verdict == Some(wanted)).count()
             };
-            let more = format!("{of} {did} more than {} bytes", grouped(limit));
+            let beyond = summary.baseline.as_ref().map(|_| " beyond the baseline");
+            let beyond = beyond.unwrap_or_default();
+            let more = format!("{of} {did} more than {} bytes{beyond}", grouped(limit));
             match (count(Verdict::Failed), count(Verdict::Unknown)) {
                 (0, 0) => {}
                 (0, unknown) => {

@@ -7,14 +7,14 @@
 mod ci_tests;
 pub(super) mod collapsed;
 pub(super) mod dhat;
-mod gzip;
-pub(super) mod pprof;
-mod protobuf;
 mod findings;
 pub(super) mod github;
 pub(super) mod gitlab;
+mod gzip;
 pub(super) mod junit;
 pub(super) mod markdown;
+pub(super) mod pprof;
+mod protobuf;
 mod rows;
 pub(super) mod sarif;
 #[cfg(test)]
