@@ -45,6 +45,7 @@ mod reach_cases;
 mod reach_programs;
 mod resists;
 mod rights;
+mod runners;
 mod scale;
 mod slurm;
 mod stacks;
