@@ -7,8 +7,8 @@ SHELL := bash
 CARGO ?= cargo
 # The lock file is part of the tree. A build that would change it stops with an error.
 CARGO_FLAGS ?= --locked
-# The purpose for which install-deps and check-tools look for tools: build, test, lint, bench, kernels, dist, libcs or
-# valgrind.
+# The purpose for which install-deps and check-tools look for tools: build, test, lint, bench, kernels, dist, libcs,
+# valgrind or long.
 FOR ?= test
 
 # Only root may load BPF programs. Cargo runs every test and benchmark through this script, which uses sudo for a user
@@ -60,7 +60,7 @@ test: ## Install the missing tools, build, and run all tests (root, or sudo)
 .PHONY: test-long
 test-long: ## Run the tests that take minutes; WRITE=1 writes their output to tests/long.txt (TESTS="kills deaths": only these)
 	@scripts/as-root.sh
-	@scripts/deps.sh install test
+	@scripts/deps.sh install long
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	@scripts/test-long.sh $(if $(WRITE),--write) $(TESTS)
 
@@ -115,11 +115,11 @@ docs: ## Write the manual page and the completions again, after a change of the 
 	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it documents::
 
 .PHONY: check-tools
-check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind)
+check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long)
 	@scripts/deps.sh check $(FOR)
 
 .PHONY: install-deps
-install-deps: ## Install the missing tools, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind)
+install-deps: ## Install the missing tools, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long)
 	@scripts/deps.sh install $(FOR)
 
 .PHONY: fmt

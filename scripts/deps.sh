@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Lists the tools and libraries that this project needs from the system and that are missing, or installs them.
 #
-#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs|valgrind]
-#     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs|valgrind]
+#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs|valgrind|long]
+#     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs|valgrind|long]
 #
 # build: what compiles memleak
 # test: build, and what its tests need (the default)
@@ -12,6 +12,7 @@
 # dist: build, and what makes a release
 # libcs: build, test and dist, for tests with other C libraries
 # valgrind: build and test, and the programs that are compared with valgrind
+# long: build and test, and the test runners and readers of the tests that take minutes
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -112,6 +113,13 @@ valgrind | xxd       | command xxd           | xxd                   | xxd
 valgrind | zip       | command zip           | zip                   | zip
 valgrind | unzip     | command unzip         | unzip                 | unzip
 valgrind | zstd      | command zstd          | zstd                  | zstd
+long  | cmake        | command cmake         | cmake                 | cmake
+long  | meson        | command meson         | meson                 | meson
+long  | ninja        | command ninja         | ninja-build           | ninja-build
+long  | pytest       | command pytest        | python3-pytest        | python3-pytest
+long  | go           | command go            | golang-go             | golang
+long  | pip          | command pip3          | python3-pip           | python3-pip
+long  | npm          | command npm           | npm                   | npm
 '
 
 # The oldest Rust that compiles memleak, from Cargo.toml.
@@ -169,7 +177,8 @@ dist) wanted=' build dist ' ;;
 # These tests are linked like a release.
 libcs) wanted=' build test dist ' ;;
 valgrind) wanted=' build test valgrind ' ;;
-*) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs, valgrind" ;;
+long) wanted=' build test long ' ;;
+*) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs, valgrind, long" ;;
 esac
 
 if command -v apt-get >/dev/null; then
@@ -265,6 +274,6 @@ install)
 	fi
 	;;
 *)
-	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist|libcs|valgrind]"
+	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist|libcs|valgrind|long]"
 	;;
 esac

@@ -11,6 +11,7 @@ mod arrivals;
 mod baseline;
 mod bpf_layout;
 mod bystanders;
+mod ci_tools;
 mod cli;
 mod counter;
 mod doctor;

@@ -84,7 +84,7 @@ fn texts(output: &Output) -> (String, String) {
 }
 
 /// What memleak says of the test that loses 70 bytes.
-const LOST: &str = "gate failed: 1 of 1 process lost more than 0 bytes (most: messy[";
+pub const LOST: &str = "gate failed: 1 of 1 process lost more than 0 bytes (most: messy[";
 
 #[test]
 fn make_fails_only_for_the_test_that_loses_memory() {
@@ -213,4 +213,28 @@ fn the_step_of_the_github_action_annotates_sums_up_and_fails() {
     assert_eq!(code, 7);
     let (code, _, err) = step("");
     assert_eq!(code, 125, "{err}");
+}
+
+/// memleak needs root. The test then runs as the user that called sudo.
+#[test]
+fn without_root_the_wrapper_and_the_step_call_sudo_and_pass_the_words_on() {
+    let examples = Examples::new();
+    let fake = "mkdir -m 755 fake; printf '#!/bin/sh\\nprintf \"<%%s>\" \"$@\"' >fake/sudo; chmod 755 fake/sudo; \
+                chmod -R a+rwX ../..; ";
+    let user = "setpriv --reuid=65534 --regid=65534 --clear-groups env PATH=$PWD/fake:$PATH MEMLEAK=memleak ";
+    let words = examples.passes("c", &format!("{fake} {user} $WRAPPER ./tidy 'a b' ''"));
+    assert_eq!(
+        words,
+        "<-n><--preserve-env><memleak><run><--user><sudo><--quiet><--fail-on-lost><0><--><./tidy><a b><>"
+    );
+    let step = "MEMLEAK_OPTIONS=\"--fail-on-lost 0 --gate-exe './**'\" MEMLEAK_RUN='make check' \
+                GITHUB_OUTPUT=$PWD/out GITHUB_STEP_SUMMARY=$PWD/sum RUNNER_TEMP=$PWD ../github/run.sh";
+    let words = examples.passes("c", &format!("{user} {step}"));
+    let begin =
+        "<-n><--preserve-env><memleak><run><--user><sudo><--fail-on-lost><0><--gate-exe><./**><-o>";
+    assert!(words.starts_with(begin), "{words}");
+    assert!(
+        words.contains("<--><bash><-e><-o><pipefail><-c><make check>"),
+        "{words}"
+    );
 }
