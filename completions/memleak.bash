@@ -29,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --help --version run doctor"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -65,6 +65,29 @@ _memleak() {
                     ;;
                 --stacks)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --suppressions)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --gen-suppressions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --only-stack)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --uid)
@@ -129,7 +152,7 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv collapsed junit sarif github gitlab markdown" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -192,7 +215,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --label-env --sort --output --format --help --version"
+            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --top --args --label-env --sort --output --format --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -228,6 +251,29 @@ _memleak() {
                     ;;
                 --stacks)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --suppressions)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --gen-suppressions)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --only-stack)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --fail-on-leak)
@@ -277,6 +323,10 @@ _memleak() {
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
                     ;;
+                --top)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --label-env)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -316,7 +366,7 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv collapsed junit sarif github gitlab markdown" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
                     return 0
                     ;;
                 *)

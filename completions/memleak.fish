@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= suppressions= gen-suppressions= no-default-suppressions only-stack= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -25,16 +25,19 @@ function __fish_memleak_using_subcommand
 end
 
 complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this process and its children, those that run already and those to come, and all that they start; several: -p 1,2 or -p 1 -p 2' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report: those that grew most' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report, those that grew most [default: 20], and with --stacks how many places of each interval, where most leaked [default: 10]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks to track' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l lost -d 'Tell lost from reachable' -r -f -a "auto\t'In `run`, where the kernel lets memleak hold processes unseen; elsewhere as `Never`'
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_needs_command" -l lost-timeout -d 'Hold a process for that long at the most' -r
-complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it; elsewhere as `Never`'
+complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it, and where another option needs them; elsewhere as `Never`'
 always\t''
 never\t''"
+complete -c memleak -n "__fish_memleak_needs_command" -l suppressions -d 'Ignore leaks that FILE names' -r -F
+complete -c memleak -n "__fish_memleak_needs_command" -l gen-suppressions -d 'Print a suppression for each place that is shown' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l only-stack -d 'Show only leaks with such a function or file on their stack' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l user-name -d 'Only processes of this user; may be repeated' -r -f -a "(__fish_complete_users)"
 complete -c memleak -n "__fish_memleak_needs_command" -l comm -d 'Only processes whose command name matches (!GLOB: does not match); may be repeated' -r
@@ -49,6 +52,8 @@ complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
 collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
+pprof\t'A profile for `go tool pprof` and others'
+dhat\t'A profile for valgrind\'s `dh_view.html`'
 junit\t'Results of tests, as `JUnit`\'s XML has them'
 sarif\t'Results of analysis (SARIF 2.1.0), each at a line of the sources'
 github\t'Commands of GitHub\'s workflows, which annotate lines of the sources'
@@ -57,6 +62,7 @@ markdown\t'Markdown, for summaries and comments'"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
+complete -c memleak -n "__fish_memleak_needs_command" -l no-default-suppressions -d 'Show what the C and C++ libraries keep as any other leak'
 complete -c memleak -n "__fish_memleak_needs_command" -s q -l quiet -d 'Print only errors and bad news'
 complete -c memleak -n "__fish_memleak_needs_command" -s v -l verbose -d 'Print more'
 complete -c memleak -n "__fish_memleak_needs_command" -l args -d 'Show command lines'
@@ -74,9 +80,12 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost -d 'Tell lo
 always\t'For each process with blocks that it never freed'
 never\t'Only where a gate asks for it'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost-timeout -d 'Hold a process for that long at the most' -r
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it; elsewhere as `Never`'
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell which calls allocated what leaked' -r -f -a "auto\t'In `run`, where the kernel can do it, and where another option needs them; elsewhere as `Never`'
 always\t''
 never\t''"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l suppressions -d 'Ignore leaks that FILE names' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l gen-suppressions -d 'Print a suppression for each place that is shown' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l only-stack -d 'Show only leaks with such a function or file on their stack' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if a process leaks more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all together leak more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-lost -d 'Fail if a process loses more than SIZE' -r
@@ -88,6 +97,7 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode -d
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l color -d 'When to use colour' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l top -d 'Places in programs to show' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l label-env -d 'Record this variable of each process\'s environment' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l sort -d 'Order of the block by command' -r -f -a "leak\t''
 lost\t''
@@ -98,11 +108,14 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Forma
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
 collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
+pprof\t'A profile for `go tool pprof` and others'
+dhat\t'A profile for valgrind\'s `dh_view.html`'
 junit\t'Results of tests, as `JUnit`\'s XML has them'
 sarif\t'Results of analysis (SARIF 2.1.0), each at a line of the sources'
 github\t'Commands of GitHub\'s workflows, which annotate lines of the sources'
 gitlab\t'GitLab\'s report of code quality'
 markdown\t'Markdown, for summaries and comments'"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l no-default-suppressions -d 'Show what the C and C++ libraries keep as any other leak'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors and bad news'

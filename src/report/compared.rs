@@ -1,11 +1,35 @@
 //! What a report says of a baseline: what is new, known and gone.
 
+use serde::Serialize;
+
 use crate::model::baseline::{Compared, NewLeak};
 use crate::report::cells::name;
 use crate::text::units::{counted, grouped};
 
 /// How many leaks of a kind are named.
 const NAMED: usize = 10;
+
+/// In how many places something leaked that a baseline has not, has, or has alone.
+#[derive(Serialize)]
+pub(super) struct BaselineObject {
+    new: usize,
+    new_bytes: u64,
+    known: u64,
+    known_bytes: u64,
+    gone: usize,
+}
+
+impl From<&Compared> for BaselineObject {
+    fn from(compared: &Compared) -> Self {
+        Self {
+            new: compared.new.len(),
+            new_bytes: compared.new_bytes(),
+            known: compared.known,
+            known_bytes: compared.known_bytes,
+            gone: compared.gone.len(),
+        }
+    }
+}
 
 /// For the end of a table: a line with the sums, then a line for each leak that is new or gone.
 pub(super) fn baseline_lines(compared: &Compared) -> Vec<String> {

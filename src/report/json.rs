@@ -14,7 +14,6 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-use crate::model::baseline::Compared;
 use crate::model::bounds::Verdict;
 use crate::model::exit::Outcome;
 use crate::model::image::{End, From, Image, Losses, Uncovered};
@@ -27,6 +26,7 @@ use crate::model::reach::{Amount, Reach, Reached};
 use crate::model::stack::WalkEnd;
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
+use crate::report::compared::BaselineObject;
 use crate::report::render::{Render, SCHEMA, Screen, StackRow, Window, end_name};
 use crate::text::escape;
 
@@ -394,28 +394,6 @@ impl SummaryLine {
             suppressions: located.map_or_else(Vec::new, |located| {
                 located.suppressions.iter().map(Into::into).collect()
             }),
-        }
-    }
-}
-
-/// In how many places something leaked that a baseline has not, has, or has alone.
-#[derive(Serialize)]
-struct BaselineObject {
-    new: usize,
-    new_bytes: u64,
-    known: u64,
-    known_bytes: u64,
-    gone: usize,
-}
-
-impl std::convert::From<&Compared> for BaselineObject {
-    fn from(compared: &Compared) -> Self {
-        Self {
-            new: compared.new.len(),
-            new_bytes: compared.new_bytes(),
-            known: compared.known,
-            known_bytes: compared.known_bytes,
-            gone: compared.gone.len(),
         }
     }
 }

@@ -128,6 +128,29 @@ fn without_call_stacks_leaks_are_compared_by_executable() {
     assert!(said.contains("1 new leak (33 bytes)"), "{said}");
 }
 
+/// What is lost is compared by call stacks, too, and what is suppressed is no new leak.
+#[test]
+fn what_is_lost_by_a_new_stack_fails_unless_it_is_suppressed() {
+    let builds = Builds::new();
+    let old = builds.build("old", &["-g"]);
+    let more = builds.build("more", &["-g", "-DMORE"]);
+    builds.run(&["--stacks", "-q", "-o", "json=base.json"], &old);
+    let (code, said) = builds.compare("--fail-on-lost", &["--stacks"], &more);
+    assert_eq!(code, 23, "{said}");
+    assert!(
+        said.contains("1 new leak (33 bytes), 1 known (700 bytes), 0 gone"),
+        "{said}"
+    );
+    fs::write(builds.path().join("known.supp"), "leak:decorate\n").unwrap();
+    let options = ["--stacks", "--suppressions", "known.supp", "-o", "now.xml"];
+    for limit in ["--fail-on-lost", "--fail-on-leak"] {
+        let (code, said) = builds.compare(limit, &options, &more);
+        assert_eq!((code, &*said), (0, ""), "{limit}");
+        let cases = fs::read_to_string(builds.path().join("now.xml")).unwrap();
+        assert!(cases.contains("failures=\"0\" errors=\"0\""), "{cases}");
+    }
+}
+
 /// A known leak is a note, and a new one an error at its line.
 #[test]
 fn documents_tell_new_leaks_from_known_ones() {

@@ -47,7 +47,7 @@ fn a_document_is_there_when_it_is_complete_and_nothing_is_left_beside_it() {
     let said = String::from_utf8(output.stdout).unwrap();
     let rest = said.strip_prefix("of the run before\n1\n").expect(&said);
     assert_eq!(fs::read_to_string(&stacks).unwrap(), rest);
-    assert!(rest.lines().any(|line| line.starts_with("sh ")), "{rest}");
+    assert!(rest.lines().any(|line| line.starts_with("sh;")), "{rest}");
     assert_eq!(names(directory.path()), ["stacks"]);
     assert!(output.stderr.is_empty());
 }
