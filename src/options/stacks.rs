@@ -77,7 +77,7 @@ impl StackArgs {
         };
         wanted.then(|| StackSettings {
             table: switches.stack_table.unwrap_or(TABLE).next_power_of_two(),
-            required: self.stacks == StacksWhen::Always,
+            required: self.stacks == StacksWhen::Always || self.needed_by().is_some(),
             all: self.stacks == StacksWhen::Always,
             left_out: switches.without_rules,
         })
