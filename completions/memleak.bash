@@ -19,6 +19,9 @@ _memleak() {
             memleak,doctor)
                 cmd="memleak__subcmd__doctor"
                 ;;
+            memleak,report)
+                cmd="memleak__subcmd__report"
+                ;;
             memleak,run)
                 cmd="memleak__subcmd__run"
                 ;;
@@ -29,7 +32,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --help --version run doctor"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --output --format --help --version run doctor report"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -67,29 +70,6 @@ _memleak() {
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
                     ;;
-                --suppressions)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --gen-suppressions)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --only-stack)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --uid)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -115,10 +95,6 @@ _memleak() {
                     ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
-                    return 0
-                    ;;
-                --label-env)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --output)
@@ -152,7 +128,7 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv html collapsed pprof dhat" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -214,66 +190,15 @@ _memleak() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        memleak__subcmd__run)
-            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --top --args --label-env --sort --output --format --help --version"
+        memleak__subcmd__report)
+            opts="-q -v -o -h -V --by --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --wait-all)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --user)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --probes)
-                    COMPREPLY=($(compgen -W "shared private" -- "${cur}"))
-                    return 0
-                    ;;
-                --max-allocs)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --allocator)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --lost)
-                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
-                    return 0
-                    ;;
-                --lost-timeout)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --stacks)
-                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
-                    return 0
-                    ;;
-                --suppressions)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
-                --gen-suppressions)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --only-stack)
-                    COMPREPLY=($(compgen -f "${cur}"))
+                --by)
+                    COMPREPLY=($(compgen -W "process comm user job rank node function file" -- "${cur}"))
                     return 0
                     ;;
                 --fail-on-leak)
@@ -292,21 +217,6 @@ _memleak() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --baseline)
-                    local oldifs
-                    if [ -n "${IFS+x}" ]; then
-                        oldifs="$IFS"
-                    fi
-                    IFS=$'\n'
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    if [ -n "${oldifs+x}" ]; then
-                        IFS="$oldifs"
-                    fi
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o filenames
-                    fi
-                    return 0
-                    ;;
                 --gate-comm)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -321,14 +231,6 @@ _memleak() {
                     ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
-                    return 0
-                    ;;
-                --top)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --label-env)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --sort)
@@ -366,7 +268,123 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv html collapsed pprof dhat" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        memleak__subcmd__run)
+            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --help --version"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --wait-all)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --user)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --probes)
+                    COMPREPLY=($(compgen -W "shared private" -- "${cur}"))
+                    return 0
+                    ;;
+                --max-allocs)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allocator)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --lost)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --lost-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --stacks)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --fail-on-leak)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fail-on-total-leak)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fail-on-lost)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --fail-on-total-lost)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --gate-comm)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --gate-exe)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --leak-exitcode)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --sort)
+                    COMPREPLY=($(compgen -W "leak lost allocs processes" -- "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                -o)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "table json csv html collapsed pprof dhat" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -16,6 +16,7 @@ pub mod model;
 pub mod options;
 pub mod os;
 pub mod report;
+pub mod saved;
 pub mod session;
 pub mod stacks;
 pub mod text;

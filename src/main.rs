@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let done = match &task {
         Task::Run(options) => session::run(options),
         Task::Watch(options) => session::watch(options).map(|()| Finish::Exit(0)),
+        Task::Report(options) => session::merged(options),
         Task::Doctor(options) => doctor::doctor(options).map(Finish::Exit),
     };
     match done {

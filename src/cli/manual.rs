@@ -50,7 +50,8 @@ pub const SIZES: &str =
 pub const USAGE: &str = "memleak run [OPTIONS] [--] COMMAND [ARGS]...\n       \
      memleak -p PID [INTERVAL] [OPTIONS]\n       \
      memleak -a [INTERVAL] [OPTIONS]\n       \
-     memleak doctor [OPTIONS]";
+     memleak doctor [OPTIONS]\n       \
+     memleak report [OPTIONS] FILE...";
 
 /// What `memleak doctor` does, a paragraph each.
 pub const DOCTOR: [&str; 2] = [
@@ -65,6 +66,20 @@ pub const DOCTOR: [&str; 2] = [
 /// The end of `memleak doctor --help`, after the options. The parser wraps its lines.
 pub fn after_doctor_help() -> String {
     DOCTOR.join("\n\n")
+}
+
+/// What `memleak report` does, a paragraph each.
+pub const REPORTING: [&str; 2] = [
+    "memleak report reads files that -o json=FILE has written, adds them up as if they were one session, and writes any \
+     of the formats. It needs no rights but to read the files. A file of a session that was killed is used as far as it \
+     goes, and counts as incomplete. Rows of running processes (--live) are left out.",
+    "The exit code is 0, 23 if a gate failed (--leak-exitcode), or 125 if a gate could not be judged or a file could not \
+     be read. How the saved commands ended does not matter.",
+];
+
+/// The end of `memleak report --help`, after the options. The parser wraps its lines.
+pub fn after_report_help() -> String {
+    REPORTING.join("\n\n") + "\n\n" + SIZES
 }
 
 /// What -p and -a do, a paragraph each.

@@ -15,7 +15,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::cli::wrong::what_is_wrong;
 use crate::kernel::settings::{MAX_CGROUPS, MAX_LABELS};
 use crate::model::exit;
-use crate::options::{Doctor, Run, Watch};
+use crate::options::merge::Merge;
+use crate::options::{Doctor, GateArgs, Run, Watch};
 
 /// A leak monitor for Linux: counts what processes allocate and never free.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -42,6 +43,9 @@ enum Mode {
     /// Test whether memleak run works here, and say what prevents it and how to fix that
     #[command(after_help = manual::after_doctor_help(), args_override_self = true)]
     Doctor(Doctor),
+    /// Report and judge what sessions have saved as JSON lines, of one or of many
+    #[command(after_help = manual::after_report_help(), args_override_self = true)]
+    Report(Box<Merge>),
 }
 
 /// The task that the command line asks for.
@@ -50,6 +54,7 @@ pub enum Task {
     Run(Run),
     Watch(Watch),
     Doctor(Doctor),
+    Report(Merge),
 }
 
 /// Why there is no task.
@@ -81,6 +86,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     let help = match words.get(1) {
         Some(mode) if mode == "run" => "memleak run --help",
         Some(mode) if mode == "doctor" => "memleak doctor --help",
+        Some(mode) if mode == "report" => "memleak report --help",
         _ => "memleak --help",
     };
     let wrong = |what: String| Stop::Wrong(format!("memleak: {what} (see '{help}')"));
@@ -103,7 +109,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     })?;
     let stacks = match &cli.mode {
         Some(Mode::Run(run)) => run.stacks.without_effect(),
-        Some(Mode::Doctor(_)) => None,
+        Some(Mode::Doctor(_) | Mode::Report(_)) => None,
         None => cli.watch.stacks.without_effect(),
     };
     if let Some(option) = stacks {
@@ -113,12 +119,14 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     }
     match cli.mode {
         Some(Mode::Run(run)) if run.label_env.len() > MAX_LABELS => Err(wrong(too_many_labels())),
-        Some(Mode::Run(run)) => match run.gate.without_effect() {
-            None => Ok(Task::Run(*run)),
-            Some(option) => Err(wrong(format!(
-                "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-lost SIZE"
-            ))),
-        },
+        Some(Mode::Run(run)) => {
+            judges(&run.gate).map_err(wrong)?;
+            Ok(Task::Run(*run))
+        }
+        Some(Mode::Report(report)) => {
+            judges(&report.gate).map_err(wrong)?;
+            Ok(Task::Report(*report))
+        }
         Some(Mode::Doctor(doctor)) => Ok(Task::Doctor(doctor)),
         None if cli.watch.pid.is_empty() && !cli.watch.all => Err(wrong(NOTHING_TO_DO.to_owned())),
         None if cli.watch.filters.cgroup.len() > MAX_CGROUPS => Err(wrong(format!(
@@ -131,6 +139,16 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
 
 fn too_many_labels() -> String {
     format!("--label-env can be given {MAX_LABELS} times at most")
+}
+
+/// Whether options of a gate have an effect. If not, says which has none.
+fn judges(gate: &GateArgs) -> Result<(), String> {
+    match gate.without_effect() {
+        None => Ok(()),
+        Some(option) => Err(format!(
+            "{option} changes a gate and there is none: add --fail-on-leak SIZE or --fail-on-lost SIZE"
+        )),
+    }
 }
 
 /// Whether a first word is neither an option nor something that memleak can be told to do.
@@ -158,7 +176,7 @@ fn hidden_options() -> Vec<String> {
 }
 
 /// What memleak can be told to do by its first word.
-const MODES: [&str; 3] = ["run", "doctor", "help"];
+const MODES: [&str; 4] = ["run", "doctor", "report", "help"];
 
 const NOTHING_TO_DO: &str = "nothing to do: memleak run -- COMMAND launches a command and follows it, \
      memleak -p PID watches a process, memleak -a every process";

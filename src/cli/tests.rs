@@ -315,7 +315,7 @@ fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
         (&["run", "-o", "", "true"], "--output"),
         (
             &["run", "-o", "htm=x", "true"],
-            "'htm=x'; the formats are table, json, csv, collapsed, pprof, dhat, junit, sarif, github, gitlab, markdown (a file of this name is ./htm=x)",
+            "'htm=x'; the formats are table, json, csv, html, collapsed, pprof, dhat, junit, sarif, github, gitlab, markdown (a file of this name is ./htm=x)",
         ),
         (
             &["run", "-o", "json=", "true"],

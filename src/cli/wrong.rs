@@ -60,6 +60,10 @@ pub(super) fn what_is_wrong(error: &clap::Error, watches: bool, hidden: &[String
             }
         }
         ErrorKind::MissingRequiredArgument => {
+            if format!("{:?}", error.get(ContextKind::InvalidArg)).contains("FILE") {
+                return "no files: name those that -o json=FILE has written, as in memleak report a.json b.json"
+                    .to_owned();
+            }
             return "no command: write it after the options, as in memleak run -- ./my_app"
                 .to_owned();
         }

@@ -10,7 +10,7 @@ use crate::model::image::Image;
 use crate::model::lost::LostSum;
 
 /// How many command names are told apart. The processes of all further ones are added up as one.
-const MOST: usize = 4096;
+pub(super) const MOST: usize = 4096;
 
 /// What the processes of one command name have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub enum CommandOrder {
 
 /// The commands so far.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Commands {
+pub struct Commands {
     named: BTreeMap<Vec<u8>, Command>,
     further: Command,
 }
@@ -49,11 +49,21 @@ pub(super) struct Commands {
 impl Commands {
     /// Takes a process that has exited, or died, into account. Sums saturate.
     pub(super) fn record(&mut self, image: &Image) {
-        let has_room = self.named.len() < MOST || self.named.contains_key(&image.comm);
-        let command = match has_room {
-            true => self.named.entry(image.comm.clone()).or_default(),
-            false => &mut self.further,
-        };
+        self.record_as(&image.comm, image);
+    }
+
+    /// The sums under a name.
+    pub(super) fn of(&mut self, name: &[u8]) -> &mut Command {
+        // Most names are there already.
+        match self.named.contains_key(name) || self.named.len() >= MOST {
+            true => self.named.get_mut(name).unwrap_or(&mut self.further),
+            false => self.named.entry(name.to_vec()).or_default(),
+        }
+    }
+
+    /// Takes a process into account under another name than its own.
+    pub(super) fn record_as(&mut self, name: &[u8], image: &Image) {
+        let command = self.of(name);
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         let counters = &image.counters;
         add(&mut command.processes, 1);
@@ -73,7 +83,7 @@ impl Commands {
     }
 
     /// All commands, in the order of their names.
-    pub(super) fn finish(self) -> Vec<Command> {
+    pub fn finish(self) -> Vec<Command> {
         let further = Some(self.further).filter(|further| further.processes > 0);
         let named = self.named.into_iter().map(|(comm, command)| Command {
             comm: Some(comm),

@@ -29,19 +29,30 @@ pub enum Outcome {
     ToolError,
     /// There was no command: memleak watched processes until they ended, or until a signal asked it to stop.
     Watched,
+    /// There was no command: what other sessions have saved is judged.
+    Saved,
 }
 
 impl Outcome {
-    /// Whether the command ran. Only then is there something to judge.
+    /// Whether the command ran.
     pub fn ran(self) -> bool {
         matches!(self, Self::Exited(_) | Self::Signaled { .. })
+    }
+
+    /// Whether there is something to judge.
+    pub fn is_judged(self) -> bool {
+        self.ran() || self == Self::Saved
     }
 
     /// The signal that killed the command, if any, and whether the command left a core dump.
     pub fn signal(self) -> (Option<u8>, bool) {
         match self {
             Self::Signaled { signal, core } => (Some(signal), core),
-            Self::Exited(_) | Self::ExecError(_) | Self::ToolError | Self::Watched => (None, false),
+            Self::Exited(_)
+            | Self::ExecError(_)
+            | Self::ToolError
+            | Self::Watched
+            | Self::Saved => (None, false),
         }
     }
 
@@ -50,7 +61,7 @@ impl Outcome {
     pub fn code(self) -> Option<u8> {
         match self {
             Self::Exited(code) => Some(code),
-            Self::Signaled { .. } | Self::Watched => None,
+            Self::Signaled { .. } | Self::Watched | Self::Saved => None,
             Self::ExecError(error) => Some(error.code()),
             Self::ToolError => Some(TOOL_ERROR),
         }
@@ -130,6 +141,7 @@ pub fn finish(outcome: Outcome, verdict: Option<Verdict>, leak: LeakExit) -> Fin
         Outcome::ExecError(error) => Finish::Exit(error.code()),
         Outcome::ToolError => Finish::Exit(TOOL_ERROR),
         Outcome::Watched => Finish::Exit(0),
+        Outcome::Saved => finish(Outcome::Exited(0), verdict, leak),
         Outcome::Exited(code) => Finish::Exit(match (code, verdict) {
             (1.., Some(Verdict::Failed)) if leak.wins => leak.code,
             (1.., _) => code,

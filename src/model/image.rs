@@ -110,6 +110,18 @@ pub enum Uncovered {
     Unreached,
 }
 
+impl Uncovered {
+    /// All reasons.
+    pub const ALL: [Self; 6] = [
+        Self::NoAllocator,
+        Self::NoSymbols,
+        Self::ThirtyTwoBit,
+        Self::Late,
+        Self::Unexamined,
+        Self::Unreached,
+    ];
+}
+
 /// How an image ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {

@@ -169,7 +169,9 @@ impl Ledger {
             lost: self.lost,
             replaced: self.replaced,
             commands: self.commands.finish(),
-            gate: self.gate.map(|gate| gate.finish(losses, outcome.ran())),
+            gate: self
+                .gate
+                .map(|gate| gate.finish(losses, outcome.is_judged())),
             complete: self.incomplete_images == 0 && self.losses.is_empty(),
             losses: self.losses,
             unnamed_running: self.running_count - self.running.len() as u64,

@@ -7,6 +7,7 @@ pub mod exit;
 pub mod finished;
 pub mod gate;
 pub mod gathering;
+pub mod grouping;
 pub mod image;
 pub mod judgement;
 pub mod leak_kind;

@@ -63,6 +63,21 @@ pub enum WalkEnd {
     Busy,
 }
 
+impl WalkEnd {
+    /// All reasons.
+    pub const ALL: [Self; 9] = [
+        Self::Complete,
+        Self::TooDeep,
+        Self::NoRule,
+        Self::OddRule,
+        Self::Pending,
+        Self::Unreadable,
+        Self::NoCode,
+        Self::NoCall,
+        Self::Busy,
+    ];
+}
+
 /// What an image has allocated by one call stack, and never freed. Sizes are in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackShare {

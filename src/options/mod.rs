@@ -3,6 +3,7 @@
 //! The doc comments of the arguments are their help texts, and go into the manual page and the completions.
 
 pub mod lost;
+pub mod merge;
 pub mod stacks;
 pub mod switches;
 

@@ -24,7 +24,10 @@ pub fn closing_line(summary: &Summary, lost: bool) -> String {
 /// What a gate has to say that failed or is unknown, or that has a pattern which matched nothing, on one line. `None`
 /// for any other gate, and if the command never ran.
 pub fn verdict_line(summary: &Summary) -> Option<String> {
-    let gate = summary.gate.as_ref().filter(|_| summary.outcome.ran())?;
+    let gate = summary
+        .gate
+        .as_ref()
+        .filter(|_| summary.outcome.is_judged())?;
     match gate.verdict() {
         Verdict::Passed => unmatched(summary),
         _ => Some(verdict(summary, gate.to_string()).join("; ")),

@@ -19,6 +19,8 @@ use serde::Serialize;
 
 use crate::model::baseline::Compared;
 use crate::model::bounds::Verdict;
+use crate::model::commands::Command;
+use crate::model::grouping::Grouping;
 use crate::model::image::{Image, Labels, Losses};
 use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
@@ -27,8 +29,8 @@ use crate::model::lost::reached;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
 use crate::report::json::{
-    exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown, seconds, signal,
-    uncovered_name,
+    exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name, reach_unknown,
+    seconds, signal, uncovered_name,
 };
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
@@ -36,6 +38,7 @@ use crate::text::escape;
 #[derive(Default)]
 pub(super) struct Csv {
     began: bool,
+    is_grouped: bool,
 }
 
 impl Render for Csv {
@@ -43,7 +46,22 @@ impl Render for Csv {
         self.lines(&CsvRow::image(image))
     }
 
+    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
+        self.is_grouped = true;
+        let by = grouping_name(by);
+        let mut writer = WriterBuilder::new().from_writer(Vec::new());
+        for group in groups {
+            writer.serialize(GroupRow::new(&by, group))?;
+        }
+        let lines = writer.into_inner();
+        lines.map_err(|error| io::Error::other(error.to_string()))
+    }
+
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
+        // A row of the summary has other columns than groups have.
+        if self.is_grouped {
+            return Ok(Vec::new());
+        }
         self.lines(&CsvRow::summary(summary))
     }
 
@@ -81,6 +99,36 @@ impl Csv {
         writer
             .into_inner()
             .map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
+/// A row of processes with something in common.
+#[derive(Serialize)]
+struct GroupRow<'a> {
+    by: &'a str,
+    name: Option<String>,
+    processes: u64,
+    total_allocs_bytes: u64,
+    leaked_bytes: u64,
+    leaked_blocks: u64,
+    lost_bytes: Option<u64>,
+    worst_pid: Option<u32>,
+    worst_bytes: Option<u64>,
+}
+
+impl<'a> GroupRow<'a> {
+    fn new(by: &'a str, group: &Command) -> Self {
+        Self {
+            by,
+            name: group.comm.as_deref().map(self::name),
+            processes: group.processes,
+            total_allocs_bytes: group.total_allocs_bytes,
+            leaked_bytes: group.leaked_bytes,
+            leaked_blocks: group.leaked_blocks,
+            lost_bytes: lost(&group.lost).map(|lost| lost.bytes),
+            worst_pid: group.worst.map(|(pid, _)| pid),
+            worst_bytes: group.worst.map(|(_, bytes)| bytes),
+        }
     }
 }
 

@@ -11,11 +11,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use crate::model::bounds::Verdict;
+use crate::model::commands::Command;
 use crate::model::exit::Outcome;
+use crate::model::grouping::Grouping;
 use crate::model::image::{End, From, Image, Losses, Uncovered};
 use crate::model::judgement::{Judged, Judgement};
 use crate::model::ledger::Summary;
@@ -39,6 +42,14 @@ impl Render for Json {
 
     fn stack(&mut self, row: &StackRow<'_>) -> io::Result<Vec<u8>> {
         line(&StackLine::new(row))
+    }
+
+    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
+        let lines: io::Result<Vec<_>> = groups
+            .iter()
+            .map(|group| line(&GroupLine::new(by, group)))
+            .collect();
+        Ok(lines?.concat())
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
@@ -79,6 +90,48 @@ impl Render for Json {
         }
         Ok(lines)
     }
+}
+
+/// What processes with something in common come to.
+#[derive(Serialize)]
+struct GroupLine<'a> {
+    schema: &'static str,
+    r#type: &'static str,
+    by: String,
+    /// `None`: those for which there was no room.
+    name: Option<Cow<'a, str>>,
+    processes: u64,
+    total_allocs_bytes: u64,
+    leaked_bytes: u64,
+    leaked_blocks: u64,
+    lost_bytes: Option<u64>,
+    worst_pid: Option<u32>,
+    worst_bytes: Option<u64>,
+}
+
+impl<'a> GroupLine<'a> {
+    fn new(by: Grouping, group: &'a Command) -> Self {
+        Self {
+            schema: SCHEMA,
+            r#type: "group",
+            by: grouping_name(by),
+            name: group.comm.as_deref().map(escape::text),
+            processes: group.processes,
+            total_allocs_bytes: group.total_allocs_bytes,
+            leaked_bytes: group.leaked_bytes,
+            leaked_blocks: group.leaked_blocks,
+            lost_bytes: lost(&group.lost).map(|lost| lost.bytes),
+            worst_pid: group.worst.map(|(pid, _)| pid),
+            worst_bytes: group.worst.map(|(_, bytes)| bytes),
+        }
+    }
+}
+
+/// The word of the command line.
+pub(super) fn grouping_name(by: Grouping) -> String {
+    let word = by.to_possible_value();
+    word.map(|word| word.get_name().to_owned())
+        .unwrap_or_default()
 }
 
 /// What an image has allocated by one call stack.
@@ -173,7 +226,7 @@ impl<'a> StackLine<'a> {
     }
 }
 
-fn walk_name(end: WalkEnd) -> &'static str {
+pub fn walk_name(end: WalkEnd) -> &'static str {
     match end {
         WalkEnd::Complete => "complete",
         WalkEnd::TooDeep => "too_deep",
@@ -547,7 +600,7 @@ pub(super) fn signal(end: End) -> Option<u8> {
     }
 }
 
-pub(super) fn uncovered_name(why: Uncovered) -> &'static str {
+pub fn uncovered_name(why: Uncovered) -> &'static str {
     match why {
         Uncovered::NoAllocator => "no_allocator",
         Uncovered::NoSymbols => "no_symbols",
@@ -567,7 +620,7 @@ pub(super) fn from_name(from: From) -> &'static str {
 
 pub(super) fn outcome_name(outcome: Outcome) -> Option<&'static str> {
     Some(match outcome {
-        Outcome::Watched => return None,
+        Outcome::Watched | Outcome::Saved => return None,
         Outcome::Exited(_) => "exited",
         Outcome::Signaled { .. } => "signaled",
         Outcome::ExecError(_) => "exec_error",

@@ -9,7 +9,9 @@
 use std::io::{self, Write};
 
 use crate::model::bounds::Verdict;
+use crate::model::commands::Command;
 use crate::model::finished::Finished;
+use crate::model::grouping::Grouping;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
@@ -29,6 +31,7 @@ mod suppressed;
 mod table;
 
 pub use closing::{closing_line, verdict_line};
+pub use json::{uncovered_name, walk_name};
 pub use places::innermost_call;
 pub use suppressed::{runtime_line, suppressed_lines};
 
@@ -86,6 +89,7 @@ impl Writer {
             Format::Csv => Self::Rows(|_| Box::new(csv::Csv::default())),
             Format::Collapsed => Self::Document(documents::collapsed::collapsed),
             Format::Pprof => Self::Document(documents::pprof::pprof),
+            Format::Html => Self::Document(documents::html::html),
             Format::Dhat => Self::Document(documents::dhat::dhat),
             Format::Junit => Self::Document(documents::junit::junit),
             Format::Sarif => Self::Document(documents::sarif::sarif),
@@ -168,6 +172,11 @@ impl Report {
     /// Reports what an image of a process has allocated by one call stack, after the images.
     pub fn stack(&mut self, row: &StackRow<'_>) -> Vec<Unwritten> {
         self.write(false, |render| render.stack(row))
+    }
+
+    /// Reports what is added up by something that processes have in common, in its order.
+    pub fn groups(&mut self, by: Grouping, groups: &[Command]) -> Vec<Unwritten> {
+        self.write(false, |render| render.groups(by, groups))
     }
 
     /// Reports the images that have ended in a window.

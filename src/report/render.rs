@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::model::bounds::Verdict;
-use crate::model::commands::CommandOrder;
+use crate::model::commands::{Command, CommandOrder};
+use crate::model::grouping::Grouping;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
@@ -30,6 +31,8 @@ pub enum Format {
     Json,
     /// Comma-separated values with one header.
     Csv,
+    /// A page to look at in a browser.
+    Html,
     /// Call stacks and what leaked by them, one a line, for flame graphs.
     Collapsed,
     /// A profile for `go tool pprof` and others.
@@ -49,10 +52,11 @@ pub enum Format {
 }
 
 /// The suffixes of files that tell a format.
-const SUFFIXES: [(&str, Format); 7] = [
+const SUFFIXES: [(&str, Format); 8] = [
     (".txt", Format::Table),
     (".json", Format::Json),
     (".csv", Format::Csv),
+    (".html", Format::Html),
     (".pb.gz", Format::Pprof),
     (".xml", Format::Junit),
     (".sarif", Format::Sarif),
@@ -160,6 +164,9 @@ pub(super) trait Render: Send {
     fn stack(&mut self, _row: &StackRow<'_>) -> io::Result<Vec<u8>> {
         Ok(Vec::new())
     }
+
+    /// What is added up by something that processes have in common. Called once, and then no image has a row.
+    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>>;
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
 

@@ -7,8 +7,9 @@ use comfy_table::{ColumnConstraint, Width};
 use unicode_width::UnicodeWidthStr;
 
 use crate::model::bounds::Verdict;
-use crate::model::commands;
+use crate::model::commands::{self, Command};
 use crate::model::exit::Outcome;
+use crate::model::grouping::Grouping;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
@@ -17,6 +18,7 @@ use crate::model::places::Located;
 use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::compared::baseline_lines;
+use crate::report::json::grouping_name;
 use crate::report::live;
 use crate::report::places::place_lines;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
@@ -84,6 +86,8 @@ pub(super) const WRAP: &str = "\x1b[?7h";
 pub(super) struct TableRender {
     options: Options,
     began: bool,
+    /// Whether groups were shown.
+    is_grouped: bool,
     /// Number of lines on the terminal that the next output replaces.
     drawn: usize,
     /// The terminal's columns and lines when they were drawn.
@@ -95,6 +99,7 @@ impl TableRender {
         Self {
             options,
             began: false,
+            is_grouped: false,
             drawn: 0,
             size: None,
         }
@@ -158,15 +163,25 @@ impl TableRender {
 
     /// The processes by command, if there are many processes.
     fn by_command(&self, summary: &Summary) -> String {
-        if summary.processes < MANY_PROCESSES {
+        if summary.processes < MANY_PROCESSES || self.is_grouped {
             return String::new();
         }
         let mut commands = summary.commands.clone();
         commands::sort(&mut commands, self.options.order);
         let more = commands.len().saturating_sub(MOST_COMMANDS);
         commands.truncate(MOST_COMMANDS);
+        let mut lines = format!("\n{}", self.block("COMMAND", &commands));
+        if more > 0 {
+            let more = counted(more as u64, "more command", "more commands");
+            lines.push_str(&format!("and {more}\n"));
+        }
+        lines
+    }
+
+    /// A line for each command or group, under a heading.
+    fn block(&self, what: &str, commands: &[Command]) -> String {
         let heading = [
-            "COMMAND",
+            what,
             "PROCESSES",
             "ALLOCS_MB",
             "LEAK_MB",
@@ -174,7 +189,7 @@ impl TableRender {
             "LEAK_BLOCKS",
             "WORST_PID",
         ];
-        let mut lines = format!("\n{}", self.command_row(heading.map(str::to_owned)));
+        let mut lines = self.command_row(heading.map(str::to_owned));
         for command in commands {
             let comm = command.comm.as_ref();
             let worst = match self.options.lost {
@@ -190,10 +205,6 @@ impl TableRender {
                 command.leaked_blocks.to_string(),
                 worst.map_or_else(|| "\u{2013}".to_owned(), |(pid, _)| pid.to_string()),
             ]));
-        }
-        if more > 0 {
-            let more = counted(more as u64, "more command", "more commands");
-            lines.push_str(&format!("and {more}\n"));
         }
         lines
     }
@@ -250,6 +261,12 @@ impl Render for TableRender {
         lines.push_str(&self.painted(row, verdict.filter(|verdict| *verdict == Verdict::Failed)));
         lines.push('\n');
         Ok(lines.into_bytes())
+    }
+
+    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
+        self.is_grouped = true;
+        let what = grouping_name(by).to_uppercase();
+        Ok(self.block(&what, groups).into_bytes())
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {

@@ -129,6 +129,10 @@ impl Destinations {
         Ok(Self { outputs })
     }
 
+    pub(super) fn into_outputs(self) -> Vec<(Format, Output)> {
+        self.outputs
+    }
+
     /// Whether memleak needs its standard error for the report.
     pub(super) fn need_stderr(&self) -> bool {
         self.outputs.iter().any(|(_, output)| output.is_stderr)

@@ -1,15 +1,17 @@
 //! The course of a session from its beginning to its end: `run` launches a command, `watch` attaches to running
-//! processes. Loading, launching, counting and printing are done by `kernel`, `launch`, `model` and `report`.
+//! processes, `merged` reads what other sessions have saved. Loading, launching, counting and printing are done by `kernel`, `launch`, `model` and `report`.
 
 mod books;
 pub mod filter;
 mod greeting;
 mod leaks;
+mod merged;
 pub mod prober;
 pub mod pump;
 mod requests;
 mod run;
 mod watch;
 
+pub use merged::merged;
 pub use run::run;
 pub use watch::watch;

@@ -13,6 +13,7 @@ use crate::launch::running::{Ended, ExecError, Running};
 use crate::launch::signals::{Event, Signals};
 use crate::launch::{Mounts, Suspended};
 use crate::model::baseline::Comparison;
+use crate::model::bounds::Verdict;
 use crate::model::exit::{self, Finish, Outcome};
 use crate::model::gate::Gate;
 use crate::model::image::Losses;
@@ -133,7 +134,7 @@ fn mounts(probes: Probes) -> Mounts {
 }
 
 /// The gate that the user asked for, if any.
-fn gate(options: &GateArgs) -> Result<Option<Gate>> {
+pub(super) fn gate(options: &GateArgs) -> Result<Option<Gate>> {
     let directory = match options.gate_exe.is_empty() {
         true => PathBuf::new(),
         false => {
@@ -236,6 +237,11 @@ fn turn(
 /// Closes the books after the command's end, and decides how memleak ends.
 fn close(books: Books, losses: Losses, outcome: Outcome, gate: &GateArgs) -> Finish {
     let verdict = books.close(losses, outcome).verdict();
+    ending(outcome, verdict, gate)
+}
+
+/// Decides how memleak ends, and says if a gate does not count.
+pub(super) fn ending(outcome: Outcome, verdict: Option<Verdict>, gate: &GateArgs) -> Finish {
     let leak = gate.leak_exit();
     let context = std::env::var_os(SLURM_CONTEXT).unwrap_or_default();
     let counts = exit::effective_verdict(verdict, &context, gate.allow_drain);

@@ -14,7 +14,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use tempfile::TempDir;
 
 use memleak::cli::Cli;
-use memleak::cli::manual::{DOCTOR, EXIT_CODES, SIGNALS, SIZES, SLURM, WATCHING};
+use memleak::cli::manual::{DOCTOR, EXIT_CODES, REPORTING, SIGNALS, SIZES, SLURM, WATCHING};
 use memleak::report::Format;
 
 /// Fails unless a file of this tree has the wanted content. With WRITE_DOCS, as in `make docs`, writes the file first.
@@ -32,11 +32,11 @@ fn assert_matches(path: &str, wanted: &[u8]) {
     );
 }
 
-/// The command line as clap defines it, and the modes `run` and `doctor` as users write them.
-fn command_line() -> (clap::Command, [clap::Command; 2]) {
+/// The command line as clap defines it, and the modes `run`, `doctor` and `report` as users write them.
+fn command_line() -> (clap::Command, [clap::Command; 3]) {
     let mut memleak = Cli::command();
     memleak.build();
-    let modes = ["run", "doctor"].map(|mode| {
+    let modes = ["run", "doctor", "report"].map(|mode| {
         let mode = memleak.find_subcommand(mode).expect("there is this mode");
         mode.clone().disable_version_flag(true)
     });
@@ -63,7 +63,7 @@ fn tagged(roff: &mut Roff, tag: &str, text: &str) {
 }
 
 fn manual_page() -> Vec<u8> {
-    let (memleak, [run, doctor]) = command_line();
+    let (memleak, [run, doctor, report]) = command_line();
     let about = memleak.get_about().expect("it says what it is").to_string();
     let version = memleak.get_version().expect("it has a version").to_owned();
     // The options of -p and -a are the options without a subcommand.
@@ -81,6 +81,7 @@ fn manual_page() -> Vec<u8> {
             " -p PID [INTERVAL] [OPTIONS]",
             " -a [INTERVAL] [OPTIONS]",
             " doctor [OPTIONS]",
+            " report [OPTIONS] FILE...",
             " --help | --version",
         ] {
             roff.text([bold("memleak"), roman(arguments)]);
@@ -97,14 +98,19 @@ fn manual_page() -> Vec<u8> {
                  standard error or to a file, never to the command's standard output.",
                 "memleak -p attaches to running processes, memleak -a to every process of the machine. Both report, \
                  window by window, the processes that have ended.",
+                "memleak report adds up and judges what sessions have saved as JSON.",
                 "memleak needs root, or the capabilities CAP_BPF and CAP_PERFMON on its file.",
                 SIZES,
             ],
         );
     });
     options.render_options_section(&mut page).unwrap();
-    let doctor = clap_mangen::Man::new(doctor);
-    for (part, of) in [(watching, "-p AND -a"), (doctor, "doctor")] {
+    let [doctor, report] = [doctor, report].map(clap_mangen::Man::new);
+    for (part, of) in [
+        (watching, "-p AND -a"),
+        (doctor, "doctor"),
+        (report, "report"),
+    ] {
         let mut options = Vec::new();
         part.render_options_section(&mut options).unwrap();
         let options = String::from_utf8(options).unwrap();
@@ -115,6 +121,7 @@ fn manual_page() -> Vec<u8> {
     }
     section(&mut page, "WATCHING", |roff| paragraphs(roff, &WATCHING));
     section(&mut page, "DOCTOR", |roff| paragraphs(roff, &DOCTOR));
+    section(&mut page, "REPORTING", |roff| paragraphs(roff, &REPORTING));
     section(&mut page, "EXIT STATUS", |roff| {
         for (code, meaning) in EXIT_CODES {
             tagged(roff, code, meaning);
@@ -161,6 +168,14 @@ fn manual_page() -> Vec<u8> {
             (
                 "sudo memleak run --fail-on-lost 0 --gate-exe './**' -- make check",
                 "Use memleak as a gate in CI.",
+            ),
+            (
+                "sudo memleak run --stacks -o html=leaks.html -- ./my_app",
+                "Write a page to look at, with the call stacks of what leaked.",
+            ),
+            (
+                "memleak report --by node --fail-on-total-lost 1GB node*.json",
+                "Add up by machine what several memleaks have saved, and judge it.",
             ),
             (
                 "sudo memleak -p 1234 10",

@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms (directories and main.rs) of src/, from the top floor down. A room imports only rooms of the floors below.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &["main"],
     &["cli", "doctor"],
     &["session"],
     &["options"],
+    &["saved"],
     &["report", "kernel"],
     &["find", "stacks"],
     &["elf", "launch", "lost"],

@@ -1,7 +1,7 @@
 //! Tests the documents: each link leads to a file and a heading, and memleak accepts each of its command lines.
 //!
 //! A command line of memleak is a line of a code block, or a piece of inline code. One of its words is `memleak` or a
-//! path that ends in `/memleak`. The next word is `run`, `doctor` or begins with `-`. The test reads a command line by
+//! path that ends in `/memleak`. The next word is `run`, `doctor`, `report` or begins with `-`. The test reads a command line by
 //! these rules:
 //! - The words before memleak may be `$`, `sudo`, `env`, `-u NAME`, `srun`, `exec`, `timeout … SECONDS` and
 //!   `NAME=value`. Any other word is an error.
@@ -296,7 +296,8 @@ fn command(line: &str) -> Option<(Vec<String>, Vec<String>)> {
     let at = (0..words.len()).find(|&at| {
         let memleak =
             words[at] == "memleak" || words[at].ends_with("/memleak") && !words[at].contains('=');
-        let takes = |next: &String| next.starts_with('-') || next == "run" || next == "doctor";
+        let takes =
+            |next: &String| next.starts_with('-') || ["run", "doctor", "report"].contains(&&**next);
         memleak && words.get(at + 1).is_some_and(takes)
     })?;
     let command = words.split_off(at);

@@ -127,3 +127,171 @@ fn a_document_goes_through_a_link_and_into_a_pipe_and_keeps_the_rights_of_its_fi
     assert_eq!(String::from_utf8(read).unwrap(), written);
     assert_eq!(names(directory.path()), ["link", "pipe", "public"]);
 }
+
+/// `memleak report OPTIONS… FILES…`, which needs no rights.
+fn report(directory: &Path, options: &[&str]) -> Output {
+    let mut memleak = Command::new(MEMLEAK);
+    memleak.arg("report").args(options).current_dir(directory);
+    memleak.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_saved_report_is_reported_and_judged_as_the_run_was() {
+    let directory = TempDir::new().unwrap();
+    let leaks = fixture("leak_known");
+    let leaks = leaks.to_str().unwrap();
+    let gate = ["--fail-on-leak", "0"];
+    let options = [
+        "--stacks",
+        "--lost=always",
+        "-o",
+        "json=a.json",
+        "-o",
+        "csv=a.csv",
+    ];
+    let documents = [
+        "-o",
+        "collapsed=a.folded",
+        "-o",
+        "dhat=a.dhat",
+        "-o",
+        "a.pb.gz",
+    ];
+    let first = run(
+        directory.path(),
+        &[&gate[..], &options, &documents].concat(),
+        &[leaks],
+    );
+    assert_eq!(first.status.code(), Some(23), "{first:?}");
+    let again = [
+        "-o",
+        "csv=b.csv",
+        "-o",
+        "json=b.json",
+        "-o",
+        "collapsed=b.folded",
+    ];
+    let saved = report(directory.path(), &[&gate[..], &again, &["a.json"]].concat());
+    assert_eq!(saved.status.code(), Some(23));
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    for (one, other) in [
+        ("a.json", "b.json"),
+        ("a.csv", "b.csv"),
+        ("a.folded", "b.folded"),
+    ] {
+        assert_eq!(read(one), read(other));
+    }
+    assert!(text(&saved.stderr).contains("memleak: gate failed: "));
+    // The rest of the table is that of the run.
+    let from_leaks = |table: &str| {
+        let (_, rest) = table.split_once("LEAKED ").expect(table);
+        rest.to_owned()
+    };
+    assert_eq!(
+        from_leaks(text(&saved.stdout)),
+        from_leaks(text(&first.stderr))
+    );
+    // A higher limit.
+    let passes = report(directory.path(), &["--fail-on-leak", "1GB", "a.json"]);
+    assert_eq!(passes.status.code(), Some(0), "{passes:?}");
+}
+
+#[test]
+fn several_saved_reports_are_added_up_by_what_their_processes_have_in_common() {
+    let directory = TempDir::new().unwrap();
+    for name in ["one", "two"] {
+        let json = format!("json={name}.json");
+        let command = "ls / >/dev/null; ls /usr >/dev/null";
+        run(
+            directory.path(),
+            &["-q", "--stacks", "-o", &json],
+            &["sh", "-c", command],
+        );
+    }
+    let by = |by: &str, format: &str| {
+        let options = ["--by", by, "--format", format, "one.json", "two.json"];
+        let output = report(directory.path(), &options);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        text(&output.stdout).to_owned()
+    };
+    let names = |csv: &str| {
+        let rows = csv.lines().skip(1);
+        let mut names: Vec<_> = rows
+            .map(|row| row.split(',').skip(1).take(2).collect::<Vec<_>>().join(" "))
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    // The shell may execute its last command itself.
+    let comms = names(&by("comm", "csv"));
+    assert!(comms.contains(&"ls 4".to_owned()), "{comms:?}");
+    let nodes = names(&by("node", "csv"));
+    assert!(
+        nodes.len() == 2 && nodes[0].starts_with("one "),
+        "{nodes:?}"
+    );
+    let functions = by("function", "json");
+    assert!(
+        functions.contains(r#""type":"group","by":"function""#),
+        "{functions}"
+    );
+    assert!(by("user", "table").starts_with("USER  "));
+    assert_eq!(by("process", "csv"), {
+        let both = report(
+            directory.path(),
+            &["--format", "csv", "one.json", "two.json"],
+        );
+        text(&both.stdout).to_owned()
+    });
+}
+
+#[test]
+fn a_saved_report_that_is_cut_off_is_used_and_one_of_something_else_is_named() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    run(
+        directory.path(),
+        &["-q", "-o", "json=whole.json"],
+        &["true"],
+    );
+    let whole = fs::read_to_string(path("whole.json")).unwrap();
+    let (row, rest) = whole.split_once('\n').unwrap();
+    fs::write(path("cut.json"), format!("{row}\n{}", &rest[..40])).unwrap();
+    let cut = report(directory.path(), &["--fail-on-leak", "1GB", "cut.json"]);
+    assert_eq!(cut.status.code(), Some(125), "{cut:?}");
+    let said = text(&cut.stderr);
+    assert!(said.contains("cut.json:2: the line is cut off"), "{said}");
+    assert!(said.contains("cut.json ends without a summary"), "{said}");
+    assert!(text(&cut.stdout).contains("memleak: 1 process, "));
+    assert!(text(&cut.stdout).contains("1 row missed"));
+    for (content, said) in [
+        ("UID  USER\n", "other:1: this is no JSON of memleak"),
+        (
+            &format!("{row}\n{{}}\n"),
+            "other:2: this is no JSON of memleak",
+        ),
+        (
+            &row.replace("memleak/1", "memleak/2"),
+            "other:1: this has the schema memleak/2",
+        ),
+    ] {
+        fs::write(path("other"), content).unwrap();
+        let output = report(directory.path(), &["whole.json", "other"]);
+        assert_eq!(output.status.code(), Some(125));
+        let error = text(&output.stderr);
+        assert!(
+            error.contains(said) && error.lines().count() == 1,
+            "{error}"
+        );
+    }
+    let missing = report(directory.path(), &["nowhere.json"]);
+    assert_eq!(missing.status.code(), Some(125));
+    assert!(text(&missing.stderr).contains("cannot read nowhere.json: No such file"));
+    let none = report(directory.path(), &[]);
+    assert!(text(&none.stderr).contains("no files"), "{none:?}");
+}

@@ -4,7 +4,7 @@
 //! What leaked is what lives at the end. memleak knows neither how long a block lived, nor what lived at other times. So
 //! lifetimes are 0, and the end stands for the time at which most was live.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ use crate::model::finished::Finished;
 use crate::model::reach::Amount;
 use crate::model::stack::NamedFrame;
 use crate::report::documents::rows::{
-    ProfileRow, STACK_UNKNOWN, base, function, missing_callers, rows,
+    NumberedTexts, ProfileRow, STACK_UNKNOWN, base, function, missing_callers, rows,
 };
 use crate::text::escape;
 
@@ -60,7 +60,7 @@ struct Point {
 
 /// Makes the document.
 pub(in crate::report) fn dhat(finished: &Finished) -> Vec<u8> {
-    let mut frames = Frames::default();
+    let mut frames = NumberedTexts::default();
     frames.number("[root]".to_owned());
     // A call stack must be there once only.
     let mut sums: BTreeMap<Vec<usize>, (Amount, Amount)> = BTreeMap::new();
@@ -108,25 +108,6 @@ pub(in crate::report) fn dhat(finished: &Finished) -> Vec<u8> {
     let mut document = serde_json::to_vec(&dhat).unwrap_or_default();
     document.push(b'\n');
     document
-}
-
-/// The frames that are used, in the order of their numbers.
-#[derive(Default)]
-struct Frames {
-    numbers: HashMap<String, usize>,
-    in_order: Vec<String>,
-}
-
-impl Frames {
-    fn number(&mut self, name: String) -> usize {
-        if let Some(number) = self.numbers.get(&name) {
-            return *number;
-        }
-        let number = self.in_order.len();
-        self.in_order.push(name.clone());
-        self.numbers.insert(name, number);
-        number
-    }
 }
 
 /// The frames of a row, the innermost first, and the process.

@@ -11,6 +11,7 @@ mod findings;
 pub(super) mod github;
 pub(super) mod gitlab;
 mod gzip;
+pub(super) mod html;
 pub(super) mod junit;
 pub(super) mod markdown;
 pub(super) mod pprof;

@@ -13,7 +13,9 @@ use crate::model::finished::Finished;
 use crate::model::stack::NamedFrame;
 use crate::report::documents::gzip;
 use crate::report::documents::protobuf::Message;
-use crate::report::documents::rows::{ProfileRow, STACK_UNKNOWN, function, missing_callers, rows};
+use crate::report::documents::rows::{
+    NumberedTexts, ProfileRow, STACK_UNKNOWN, function, missing_callers, rows,
+};
 use crate::text::escape;
 
 /// Makes the document.
@@ -104,7 +106,7 @@ fn signed(value: u64) -> u64 {
 /// The tables of a profile. What is used is in them once, and has a number.
 #[derive(Default)]
 struct Profile {
-    texts: Texts,
+    texts: NumberedTexts,
     mappings: Numbered<(String, String)>,
     functions: Numbered<(String, String, String)>,
     locations: Numbered<LocationKey>,
@@ -112,12 +114,6 @@ struct Profile {
 
 /// Mapping, address, and the functions and lines.
 type LocationKey = (u64, u64, Vec<(u64, u64)>);
-
-#[derive(Default)]
-struct Texts {
-    numbers: HashMap<String, u64>,
-    in_order: Vec<String>,
-}
 
 /// Messages with numbers from 1 on.
 struct Numbered<K> {
@@ -153,13 +149,7 @@ impl<K: Eq + Hash> Numbered<K> {
 
 impl Profile {
     fn text(&mut self, text: &str) -> u64 {
-        if let Some(number) = self.texts.numbers.get(text) {
-            return *number;
-        }
-        let number = self.texts.in_order.len() as u64;
-        self.texts.in_order.push(text.to_owned());
-        self.texts.numbers.insert(text.to_owned(), number);
-        number
+        self.texts.number(text.to_owned()) as u64
     }
 
     fn value_type(&mut self, kind: &str, unit: &str) -> Message {

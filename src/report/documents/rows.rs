@@ -1,13 +1,14 @@
 //! What profiles are made of: what was allocated by each call stack, and beside it what no call stack is known of. So the
 //! rows add up to the sums of the session.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::model::finished::{Finished, Site};
 use crate::model::image::{End, Image};
-use crate::model::reach::Amount;
+use crate::model::lost::reached;
+use crate::model::reach::{Amount, Reached};
 use crate::model::stack::{NamedFrame, NamedStack, WalkEnd};
 use crate::text::escape;
 
@@ -21,6 +22,8 @@ pub(super) struct ProfileRow<'a> {
     pub stack: Option<&'a NamedStack>,
     pub allocated: Amount,
     pub leaked: Amount,
+    /// How what leaked could be reached. `None`: not all of it was judged.
+    pub reached: Option<Reached>,
 }
 
 impl ProfileRow<'_> {
@@ -38,6 +41,7 @@ impl ProfileRow<'_> {
 struct Sums {
     allocated: Amount,
     leaked: Amount,
+    reached: Option<Reached>,
 }
 
 impl Sums {
@@ -45,6 +49,7 @@ impl Sums {
         Self {
             allocated: Amount::default(),
             leaked: Amount::default(),
+            reached: Some(Reached::default()),
         }
     }
 
@@ -59,12 +64,22 @@ impl Sums {
                 bytes: counters.leaked_bytes,
                 blocks: counters.leaked_blocks,
             };
+            self.reached = self.reached.zip(reached(image)).map(|(mut sum, more)| {
+                sum += more;
+                sum
+            });
         }
     }
 
     fn subtract(&mut self, site: &Site) {
         self.allocated = less(self.allocated, site.allocated);
         self.leaked = less(self.leaked, site.leaked);
+        self.reached = self.reached.zip(site.reached).map(|(all, part)| Reached {
+            definite: less(all.definite, part.definite),
+            indirect: less(all.indirect, part.indirect),
+            possible: less(all.possible, part.possible),
+            reachable: less(all.reachable, part.reachable),
+        });
     }
 }
 
@@ -86,6 +101,7 @@ pub(super) fn rows(finished: &Finished) -> Vec<ProfileRow<'_>> {
             stack: Some(&site.stack),
             allocated: site.allocated,
             leaked: site.leaked,
+            reached: site.reached,
         })
         .collect();
     rows.extend(left_over(finished));
@@ -110,6 +126,7 @@ fn left_over(finished: &Finished) -> Vec<ProfileRow<'_>> {
             bytes: summary.leaked.lower,
             blocks: summary.leaked_blocks,
         },
+        reached: None,
     };
     for image in &finished.images {
         let program = programs.entry(key(&image.exe, &image.comm));
@@ -134,6 +151,7 @@ fn left_over(finished: &Finished) -> Vec<ProfileRow<'_>> {
         stack: None,
         allocated: sums.allocated,
         leaked: sums.leaked,
+        reached: sums.reached,
     });
     let mut left: Vec<ProfileRow<'_>> = left.collect();
     left.retain(|row| row.allocated != Amount::default() || row.leaked != Amount::default());
@@ -162,3 +180,22 @@ pub(super) fn missing_callers(stack: &NamedStack) -> Option<&'static str> {
 
 /// What stands for a call stack that is not known, where others are.
 pub(super) const STACK_UNKNOWN: &str = "[stack unknown]";
+
+/// Texts that are written once, and then known by their numbers.
+#[derive(Default)]
+pub(super) struct NumberedTexts {
+    numbers: HashMap<String, usize>,
+    pub in_order: Vec<String>,
+}
+
+impl NumberedTexts {
+    pub fn number(&mut self, text: String) -> usize {
+        if let Some(number) = self.numbers.get(&text) {
+            return *number;
+        }
+        let number = self.in_order.len();
+        self.in_order.push(text.clone());
+        self.numbers.insert(text, number);
+        number
+    }
+}

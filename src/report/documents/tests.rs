@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::model::finished::samples::{finished, without_stacks};
 use crate::report::documents::collapsed::collapsed;
 use crate::report::documents::dhat::dhat;
+use crate::report::documents::html::html;
 use crate::report::documents::pprof::{pprof, profile};
 
 fn text(document: Vec<u8>) -> String {
@@ -184,4 +185,55 @@ fn a_profile_of_pprof_is_packed_by_gzip() {
     assert_eq!(unpacked, profile(&finished()));
     let length = u32::from_le_bytes(trailer[4..].try_into().unwrap());
     assert_eq!(length as usize, unpacked.len());
+}
+
+/// The data of a page.
+fn data_of(page: &str) -> Value {
+    let (_, rest) = page.split_once("id=\"data\">").unwrap();
+    let (data, _) = rest.split_once("</script>").unwrap();
+    assert!(!data.contains('<'), "{data}");
+    serde_json::from_str(data).unwrap()
+}
+
+#[test]
+fn the_session_as_a_page() {
+    let page = text(html(&finished()));
+    insta::assert_snapshot!(format!("{:#}", data_of(&page)));
+}
+
+#[test]
+fn no_name_is_in_a_page_but_in_its_data() {
+    let page = text(html(&finished()));
+    for tag in ["<script", "</script>", "<title>", "</style>"] {
+        let count = |page: &str| page.matches(tag).count();
+        assert_eq!(count(&page), count(&text(html(&without_stacks()))), "{tag}");
+    }
+    // Nothing is loaded, and nothing is written as markup.
+    for word in [
+        "http:",
+        "https:",
+        "src=",
+        "href=",
+        "innerHTML",
+        "document.write",
+        "{{",
+        "url(",
+    ] {
+        assert!(!page.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn a_page_without_stacks_has_a_row_for_each_executable() {
+    let data = data_of(&text(html(&without_stacks())));
+    let rows = data["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 5);
+    let sum = |at: usize| {
+        let values = rows.iter().map(|row| row["values"][at].as_u64());
+        values.flatten().sum::<u64>()
+    };
+    let summary = without_stacks().summary;
+    assert_eq!(sum(2), summary.leaked.lower);
+    assert_eq!(sum(4), summary.total_allocs_bytes);
+    assert!(rows.iter().all(|row| row["frames"].is_null()));
 }

@@ -1,0 +1,192 @@
+//! The fields of the records, as they are in JSON. Fields that are not used are not read.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::model::image::Losses;
+use crate::model::reach::{Amount, Reached};
+
+#[derive(Deserialize)]
+pub(super) struct Header<'a> {
+    #[serde(borrow)]
+    pub schema: Cow<'a, str>,
+    #[serde(borrow)]
+    pub r#type: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ProcessFields<'a> {
+    pub pid: u32,
+    pub ppid: u32,
+    pub uid: u32,
+    #[serde(borrow)]
+    pub user: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub comm: Cow<'a, str>,
+    #[serde(borrow)]
+    pub exe: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub args: Option<Vec<Cow<'a, str>>>,
+    #[serde(borrow, default)]
+    pub labels: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
+    #[serde(default)]
+    pub args_cut: bool,
+    pub image: u32,
+    #[serde(borrow)]
+    pub end: Cow<'a, str>,
+    pub exit_code: Option<u8>,
+    pub signal: Option<u8>,
+    #[serde(borrow)]
+    pub from: Cow<'a, str>,
+    pub start_time: f64,
+    pub end_time: f64,
+    pub total_allocs_bytes: u64,
+    pub alloc_count: u64,
+    pub free_count: u64,
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+    #[serde(default)]
+    pub reach: Option<ReachFields>,
+    #[serde(borrow, default)]
+    pub reach_unknown: Option<Cow<'a, str>>,
+    #[serde(default)]
+    pub growth_bytes: Option<i64>,
+    pub peak_live_bytes: Option<u64>,
+    pub failed_allocs: u64,
+    pub unknown_frees: u64,
+    #[serde(borrow)]
+    pub allocators: Vec<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub uncovered: Option<Cow<'a, str>>,
+    pub losses: LossFields,
+    #[serde(borrow, default)]
+    pub host: Option<Word<'a>>,
+    #[serde(borrow, default)]
+    pub job: Option<Word<'a>>,
+    #[serde(borrow, default)]
+    pub rank: Option<Word<'a>>,
+}
+
+/// A text, or a number that stands for one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Word<'a> {
+    Number(u64),
+    Text(#[serde(borrow)] Cow<'a, str>),
+}
+
+impl From<Word<'_>> for String {
+    fn from(word: Word<'_>) -> Self {
+        match word {
+            Word::Number(number) => number.to_string(),
+            Word::Text(text) => text.into_owned(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+pub(super) struct ReachFields {
+    definite_bytes: u64,
+    definite_blocks: u64,
+    indirect_bytes: u64,
+    indirect_blocks: u64,
+    possible_bytes: u64,
+    possible_blocks: u64,
+    reachable_bytes: u64,
+    reachable_blocks: u64,
+}
+
+impl From<ReachFields> for Reached {
+    fn from(fields: ReachFields) -> Self {
+        let amount = |bytes, blocks| Amount { bytes, blocks };
+        Self {
+            definite: amount(fields.definite_bytes, fields.definite_blocks),
+            indirect: amount(fields.indirect_bytes, fields.indirect_blocks),
+            possible: amount(fields.possible_bytes, fields.possible_blocks),
+            reachable: amount(fields.reachable_bytes, fields.reachable_blocks),
+        }
+    }
+}
+
+/// Those that are missing are zero.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct LossFields {
+    blocks_not_recorded: u64,
+    bytes_not_recorded: u64,
+    calls_without_return: u64,
+    rows_lost: u64,
+}
+
+impl From<LossFields> for Losses {
+    fn from(fields: LossFields) -> Self {
+        Self {
+            blocks_not_recorded: fields.blocks_not_recorded,
+            bytes_not_recorded: fields.bytes_not_recorded,
+            calls_without_return: fields.calls_without_return,
+            rows_lost: fields.rows_lost,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct StackFields<'a> {
+    pub pid: u32,
+    pub image: u32,
+    #[serde(borrow)]
+    pub stack: Cow<'a, str>,
+    pub alloc_bytes: u64,
+    pub alloc_count: u64,
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+    #[serde(default)]
+    pub definite_bytes: Option<u64>,
+    #[serde(default)]
+    pub definite_blocks: Option<u64>,
+    #[serde(default)]
+    pub indirect_bytes: Option<u64>,
+    #[serde(default)]
+    pub indirect_blocks: Option<u64>,
+    #[serde(default)]
+    pub possible_bytes: Option<u64>,
+    #[serde(default)]
+    pub possible_blocks: Option<u64>,
+    #[serde(default)]
+    pub reachable_bytes: Option<u64>,
+    #[serde(default)]
+    pub reachable_blocks: Option<u64>,
+    #[serde(borrow)]
+    pub walk: Cow<'a, str>,
+    #[serde(default)]
+    pub guessed: u16,
+    #[serde(borrow)]
+    pub frames: Vec<FrameFields<'a>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct FrameFields<'a> {
+    #[serde(borrow)]
+    pub function: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub module: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub build_id: Option<Cow<'a, str>>,
+    pub offset: u64,
+    #[serde(borrow)]
+    pub file: Option<Cow<'a, str>>,
+    pub line: Option<u32>,
+    pub inlined: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct SummaryFields<'a> {
+    #[serde(borrow)]
+    pub outcome: Option<Cow<'a, str>>,
+    pub code: Option<u8>,
+    pub signal: Option<u8>,
+    #[serde(default)]
+    pub core: bool,
+    pub losses: LossFields,
+}
