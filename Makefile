@@ -8,7 +8,7 @@ CARGO ?= cargo
 # The lock file is part of the tree. A build that would change it stops with an error.
 CARGO_FLAGS ?= --locked
 # The purpose for which install-deps and check-tools look for tools: build, test, lint, bench, kernels, dist, libcs,
-# valgrind or long.
+# valgrind, long or readers.
 FOR ?= test
 
 # Only root may load BPF programs. Cargo runs every test and benchmark through this script, which uses sudo for a user
@@ -64,6 +64,12 @@ test-long: ## Run the tests that take minutes; WRITE=1 writes their output to te
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	@scripts/test-long.sh $(if $(WRITE),--write) $(TESTS)
 
+.PHONY: test-readers
+test-readers: ## Test what pprof, speedscope, dh_view, inferno and Chromium make of memleak's documents (needs a network)
+	@scripts/deps.sh install readers
+	$(CARGO) build $(CARGO_FLAGS)
+	@scripts/test-readers.sh
+
 .PHONY: test-times
 test-times: ## Run all tests and print how long each took, the longest first; WRITE=1 writes that to tests/times.txt
 	@scripts/as-root.sh
@@ -115,11 +121,11 @@ docs: ## Write the manual page and the completions again, after a change of the 
 	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it documents::
 
 .PHONY: check-tools
-check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long)
+check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long|readers)
 	@scripts/deps.sh check $(FOR)
 
 .PHONY: install-deps
-install-deps: ## Install the missing tools, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long)
+install-deps: ## Install the missing tools, with apt-get or dnf (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long|readers)
 	@scripts/deps.sh install $(FOR)
 
 .PHONY: fmt

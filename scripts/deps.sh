@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Lists the tools and libraries that this project needs from the system and that are missing, or installs them.
 #
-#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs|valgrind|long]
-#     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs|valgrind|long]
+#     scripts/deps.sh check   [build|test|lint|bench|kernels|dist|libcs|valgrind|long|readers]
+#     scripts/deps.sh install [build|test|lint|bench|kernels|dist|libcs|valgrind|long|readers]
 #
 # build: what compiles memleak
 # test: build, and what its tests need (the default)
@@ -13,6 +13,7 @@
 # libcs: build, test and dist, for tests with other C libraries
 # valgrind: build and test, and the programs that are compared with valgrind
 # long: build and test, and the test runners and readers of the tests that take minutes
+# readers: build, and the programs that read what memleak writes
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -89,6 +90,10 @@ dist  | find-requires | command /usr/lib/rpm/find-requires | rpm      | rpm-buil
 dist  | rpm2archive  | command rpm2archive   | rpm                   | rpm
 dist  | unshare      | command unshare       | util-linux            | util-linux
 dist  | qemu-user    | command qemu-aarch64-static | qemu-user-static | qemu-user-static-aarch64
+readers | go          | command go            | golang-go             | golang
+readers | chromium    | command chromium      | chromium              | chromium
+readers | npm         | command npm           | npm                   | npm
+readers | dh_view     | file /usr/libexec/valgrind/dh_view.js | valgrind | valgrind
 valgrind | apt-get   | command apt-get       | apt                   | apt
 valgrind | dpkg-query | command dpkg-query   | dpkg                  | dpkg
 valgrind | bc        | command bc            | bc                    | bc
@@ -178,7 +183,8 @@ dist) wanted=' build dist ' ;;
 libcs) wanted=' build test dist ' ;;
 valgrind) wanted=' build test valgrind ' ;;
 long) wanted=' build test long ' ;;
-*) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs, valgrind, long" ;;
+readers) wanted=' build readers ' ;;
+*) die "'$purpose' is none of build, test, lint, bench, kernels, dist, libcs, valgrind, long, readers" ;;
 esac
 
 if command -v apt-get >/dev/null; then
@@ -274,6 +280,6 @@ install)
 	fi
 	;;
 *)
-	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist|libcs|valgrind|long]"
+	die "usage: deps.sh check|install [build|test|lint|bench|kernels|dist|libcs|valgrind|long|readers]"
 	;;
 esac

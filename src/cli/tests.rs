@@ -6,6 +6,7 @@ use super::*;
 use crate::kernel::method::{Holds, Method};
 use crate::model::commands::CommandOrder;
 use crate::model::exit::LeakExit;
+use crate::model::grouping::Grouping;
 use crate::model::limits::Limits;
 use crate::model::scan::ScanWanted;
 use crate::options::switches::Switches;
@@ -778,5 +779,37 @@ fn a_hidden_option_is_never_suggested() {
         let said = wrong(line);
         assert!(said.contains("unexpected argument"), "{said}");
         assert!(!said.contains("did you mean"), "{said}");
+    }
+}
+
+#[test]
+fn saved_reports_have_files_a_gate_and_something_to_add_up_by() {
+    let words = ["memleak", "report", "a.json", "--by", "node", "b.json"];
+    let more = ["--fail-on-lost", "1kB", "-o", "leaks.html"];
+    let words = words.iter().chain(&more).map(OsString::from);
+    let Ok(Task::Report(report)) = parse(words) else {
+        panic!("this is a report");
+    };
+    assert_eq!(report.files, [Path::new("a.json"), Path::new("b.json")]);
+    assert_eq!(report.grouping(), Some(Grouping::Node));
+    assert_eq!(report.gate.allowed().lost.process, Some(1000));
+    assert_eq!(
+        report.report.outputs(),
+        [(Format::Html, Some(Path::new("leaks.html")))]
+    );
+    for (words, said) in [
+        (&["report"][..], "no files: name those"),
+        (&["report", "--by", "moon", "a"], "'moon'"),
+        (
+            &["report", "--gate-comm", "a", "a.json"],
+            "--gate-comm changes a gate and there is none",
+        ),
+        (&["reprot", "a.json"], "did you mean report?"),
+    ] {
+        let words = ["memleak"].iter().chain(words).map(OsString::from);
+        match parse(words) {
+            Err(Stop::Wrong(line)) => assert!(line.contains(said), "{line}"),
+            other => panic!("{other:?}"),
+        }
     }
 }

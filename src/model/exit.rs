@@ -187,6 +187,10 @@ mod tests {
             signal: 11,
             core: true,
         };
+        // How saved commands ended does not matter.
+        let saved =
+            [None, PASSED, FAILED, UNKNOWN].map(|verdict| finish(Outcome::Saved, verdict, KEEP));
+        assert_eq!(saved, [Exit(0), Exit(0), Exit(23), Exit(125)]);
         let missing = Outcome::ExecError(ExecErrorKind::NotFound);
         let barred = Outcome::ExecError(ExecErrorKind::NotExecutable);
         // One line for each outcome and option. The columns are: no gate, passed, failed, unknown.

@@ -192,7 +192,7 @@ impl TableRender {
         let mut lines = self.command_row(heading.map(str::to_owned));
         for command in commands {
             let comm = command.comm.as_ref();
-            let worst = match self.options.lost {
+            let worst = match self.options.lost && command.lost.is_known() {
                 true => command.worst_lost,
                 false => command.worst,
             };

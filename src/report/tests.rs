@@ -1152,3 +1152,35 @@ fn documents_are_written_at_the_end_and_a_quiet_one_only_if_the_gate_has_bad_new
         assert!(report.is_unread());
     }
 }
+
+#[test]
+fn processes_with_something_in_common_in_every_format() {
+    use crate::model::grouping::{Grouping, Groups, Origin};
+    let mut groups = Groups::new(Grouping::Node);
+    let mut ledger = Ledger::new(None);
+    for (number, image) in images().iter().enumerate() {
+        let host = ["n17", "=1+1\x1b"][number % 2].to_owned();
+        let origin = Origin {
+            host: Some(host),
+            ..Origin::default()
+        };
+        groups.image(image, &origin, "file");
+        ledger.record(image);
+    }
+    let groups = groups.finish();
+    let summary = ledger.finish(Losses::default(), Outcome::Saved);
+    let mut shown = String::new();
+    for format in [Format::Table, Format::Json, Format::Csv] {
+        let to = Written::default();
+        let look = Options {
+            lost: true,
+            ..options(NORMAL, false)
+        };
+        let mut report = report(format, look, &to);
+        assert!(report.groups(Grouping::Node, &groups).is_empty());
+        assert!(report.summary(&summary).is_empty());
+        shown += &to.writes.lock().unwrap().concat();
+        shown += "\n";
+    }
+    insta::assert_snapshot!(shown);
+}

@@ -368,3 +368,20 @@ fn of_session(all: Losses, images: Losses) -> Losses {
         rows_lost: all.rows_lost.saturating_sub(images.rows_lost),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_session_has_missed_is_what_its_images_have_not() {
+        let losses = |calls_without_return, rows_lost| Losses {
+            calls_without_return,
+            rows_lost,
+            ..Losses::default()
+        };
+        assert_eq!(of_session(losses(5, 2), losses(3, 0)), losses(2, 2));
+        // The file lacks rows that its summary counts, or has some twice.
+        assert_eq!(of_session(losses(1, 0), losses(3, 0)), losses(0, 0));
+    }
+}
