@@ -109,7 +109,7 @@ pub fn open(file: Option<&Path>, standard: Standard, filling: Filling) -> Result
             },
         });
     };
-    let path = expand(pattern, inherited::variable)?;
+    let path = expanded(pattern)?;
     let number = descriptor(&path);
     let opened = match number {
         Some(fd) => {
@@ -255,6 +255,14 @@ fn duplicate(fd: RawFd) -> Result<File> {
         return Err(closed());
     }
     Ok(caller.try_clone_to_owned()?.into())
+}
+
+/// The name of a file that `-o` names, with its `%` parts replaced.
+///
+/// # Errors
+/// The name has an invalid `%` part.
+pub fn expanded(pattern: &Path) -> Result<PathBuf> {
+    expand(pattern, inherited::variable)
 }
 
 /// Replaces the `%` parts of a file name: `%p` by memleak's pid, `%h` by the host's name, `%q{VAR}` by an environment

@@ -3,8 +3,9 @@
 //! It reads one line at a time. What it keeps is bounded, except for the places where processes leaked.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::model::stack::NamedStack;
 use crate::model::unfreed::Unfreed;
 use crate::options::DEFAULT_PLACES;
 use crate::options::merge::Merge;
+use crate::os::capabilities;
 use crate::os::say::say;
 use crate::report::destination::{self, Standard};
 use crate::report::{Format, Options, Report, StackRow, Unwritten, Verbosity, verdict_line};
@@ -45,12 +47,36 @@ pub fn merged(options: &Merge) -> Result<Finish> {
     if options.gate.baseline.is_some() {
         bail!("--baseline compares the leaks of a run: give it to memleak run");
     }
+    capabilities::keep_what_is_used()?;
+    spare_what_is_read(options)?;
     let destinations = Destinations::open(&options.report, Standard::Output)?;
     let mut merger = Merger::new(options, destinations, Ledger::new(gate(&options.gate)?));
     for file in &options.files {
         merger.file(file)?;
     }
     Ok(merger.close())
+}
+
+/// Fails if a file is to be read and to be written: to open it for writing would empty it.
+fn spare_what_is_read(options: &Merge) -> Result<()> {
+    let identity = |path: &Path| {
+        let facts = fs::metadata(path).ok()?;
+        facts.is_file().then(|| (facts.dev(), facts.ino()))
+    };
+    for (_, output) in options.report.outputs() {
+        let Some(output) = output else { continue };
+        let output = destination::expanded(output)?;
+        let written = identity(&output);
+        let same = |file: &&PathBuf| written.is_some() && identity(file) == written;
+        if let Some(file) = options.files.iter().find(same) {
+            bail!(
+                "{} is to be read and, by -o {}, to be written: name another file for -o",
+                file.display(),
+                output.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Whose a call stack is: the executable and the command name of its process.

@@ -289,6 +289,14 @@ fn a_saved_report_that_is_cut_off_is_used_and_one_of_something_else_is_named() {
             "{error}"
         );
     }
+    // What is read is not emptied.
+    std::os::unix::fs::symlink("whole.json", path("link")).unwrap();
+    for output in ["json=whole.json", "collapsed=link", "./link"] {
+        let refused = report(directory.path(), &["-o", output, "whole.json"]);
+        assert_eq!(refused.status.code(), Some(125));
+        assert!(text(&refused.stderr).contains("whole.json is to be read and"));
+        assert_eq!(fs::read_to_string(path("whole.json")).unwrap(), whole);
+    }
     let missing = report(directory.path(), &["nowhere.json"]);
     assert_eq!(missing.status.code(), Some(125));
     assert!(text(&missing.stderr).contains("cannot read nowhere.json: No such file"));
