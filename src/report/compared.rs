@@ -111,7 +111,6 @@ mod tests {
             known: 3,
             known_bytes: 1_234,
             gone: vec![leak(50, "fill", false); 12],
-            ..Compared::default()
         };
         let lines = baseline_lines(&compared);
         assert_eq!(
