@@ -201,7 +201,7 @@ impl Collector {
 
     /// Whether this kernel could record call stacks, and that was not asked for.
     pub fn leaves_out_stacks(&self) -> bool {
-        self.stacks.is_none() && self.object.newer().is_some()
+        self.stacks.is_none() && self.no_stacks.is_none() && self.object.newer().is_some()
     }
 
     /// The files with probes.
@@ -347,9 +347,11 @@ impl Collector {
         let Some((heap, mut image)) = image else {
             return;
         };
+        let (stacks, freed) = stacks.unzip();
         let stacks: Option<(Vec<_>, Vec<_>)> = stacks.map(|stacks| stacks.into_iter().unzip());
         let (stacks, shares) = stacks.unzip();
         image.stacks = shares;
+        image.freed_stacks = freed.unwrap_or_default();
         if records::was_read(record)
             && image.end != End::Exec
             && let Some(readings) = &mut self.readings

@@ -19,7 +19,8 @@ use crate::kernel::rule_tables::RuleTables;
 use crate::kernel::settings::StackSettings;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{frame_bits, stack_sum, walk_end};
-use crate::model::stack::{CallStack, CodePlace, Frame, StackShare, WalkEnd};
+use crate::model::reach::Amount;
+use crate::model::stack::{CallStack, CodePlace, Frame, FreedStacks, StackShare, WalkEnd};
 use crate::stacks::code_files::CodeFiles;
 
 impl FirstWord for stack_sum {}
@@ -117,20 +118,21 @@ impl StackTables {
 
     /// Takes the sums of a heap that has ended, each with the number that its blocks have. `first`: the beginning of its
     /// chain.
-    pub(super) fn take(&mut self, heap: u64, first: u32) -> Vec<(u32, StackShare)> {
+    pub(super) fn take(&mut self, heap: u64, first: u32) -> (Vec<(u32, StackShare)>, FreedStacks) {
         self.read(heap, first, true)
     }
 
     /// The sums of a heap as they are now.
     pub(super) fn look(&mut self, heap: u64, first: u32) -> Vec<StackShare> {
-        let shares = self.read(heap, first, false).into_iter();
-        shares.map(|(_, share)| share).collect()
+        let (shares, _) = self.read(heap, first, false);
+        shares.into_iter().map(|(_, share)| share).collect()
     }
 
     /// Reads the sums of a heap, each with the number that its blocks have. With `take`, their entries are used again.
-    fn read(&mut self, heap: u64, first: u32, take: bool) -> Vec<(u32, StackShare)> {
+    fn read(&mut self, heap: u64, first: u32, take: bool) -> (Vec<(u32, StackShare)>, FreedStacks) {
         self.learn();
         let mut shares = Vec::new();
+        let mut freed = FreedStacks::default();
         let mut at = first as usize;
         // A chain has no circle. But it is in memory that others write to.
         for _ in 0..self.sums.count() {
@@ -148,20 +150,28 @@ impl StackTables {
             let number = at as u32;
             at = sum.next as usize;
             // Of a stack that user space was never told of, nothing is known.
-            let is_wanted = self.all || sum.alloc_count > sum.free_count;
-            if let Some(stack) = self.known.get(&sum.stack).filter(|_| is_wanted) {
-                let share = StackShare {
-                    stack: Arc::clone(stack),
-                    alloc_bytes: sum.alloc_bytes,
-                    alloc_count: sum.alloc_count,
-                    leaked_bytes: sum.alloc_bytes.saturating_sub(sum.free_bytes),
-                    leaked_blocks: sum.alloc_count.saturating_sub(sum.free_count),
-                    reached: None,
+            let Some(stack) = self.known.get(&sum.stack) else {
+                continue;
+            };
+            if !self.all && sum.alloc_count <= sum.free_count {
+                let allocated = Amount {
+                    bytes: sum.alloc_bytes,
+                    blocks: sum.alloc_count,
                 };
-                shares.push((number, share));
+                freed.add(stack, allocated);
+                continue;
             }
+            let share = StackShare {
+                stack: Arc::clone(stack),
+                alloc_bytes: sum.alloc_bytes,
+                alloc_count: sum.alloc_count,
+                leaked_bytes: sum.alloc_bytes.saturating_sub(sum.free_bytes),
+                leaked_blocks: sum.alloc_count.saturating_sub(sum.free_count),
+                reached: None,
+            };
+            shares.push((number, share));
         }
-        shares
+        (shares, freed)
     }
 }
 

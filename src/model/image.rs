@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::reach::Reach;
-use crate::model::stack::StackShare;
+use crate::model::stack::{FreedStacks, StackShare};
 
 /// The life of one process image, complete once the image has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Image {
     pub reach: Reach,
     /// What it allocated by each call stack, as far as that is known. `None`: no call stacks were recorded.
     pub stacks: Option<Vec<StackShare>>,
+    /// What it allocated by other stacks that are known.
+    pub freed_stacks: FreedStacks,
     /// The files with a probed allocator that this image mapped.
     pub allocators: Vec<PathBuf>,
     /// Why the image, or a part of it, was not followed.
@@ -207,7 +209,9 @@ impl std::ops::AddAssign for Losses {
 pub(crate) mod samples {
     use proptest::prelude::*;
 
-    use super::{Counters, Duration, End, From, Image, Labels, Losses, Reach, Uncovered};
+    use super::{
+        Counters, Duration, End, FreedStacks, From, Image, Labels, Losses, Reach, Uncovered,
+    };
     use crate::model::reach::{Amount, ReachUnknown, Reached};
 
     /// A complete image that leaks nothing and exited with 0.
@@ -235,6 +239,7 @@ pub(crate) mod samples {
                 ..Counters::default()
             },
             stacks: None,
+            freed_stacks: FreedStacks::default(),
             reach: Reach::Unknown(ReachUnknown::Off),
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
             uncovered: None,

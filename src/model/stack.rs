@@ -1,9 +1,10 @@
 //! Call stacks, and what was allocated by them.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::model::reach::Reached;
+use crate::model::reach::{Amount, Reached};
 
 /// The calls that led to an allocation, as they were found on the stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +89,28 @@ pub struct StackShare {
     pub leaked_blocks: u64,
     /// How these blocks could be reached. `None`: it is not known.
     pub reached: Option<Reached>,
+}
+
+/// What an image has allocated by known stacks of which it has freed all. They are only listed if that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FreedStacks {
+    pub allocated: Amount,
+    /// How many calls have a stack without its outermost frames, by the reason.
+    pub early: BTreeMap<WalkEnd, u64>,
+}
+
+impl FreedStacks {
+    /// Adds a stack that is not listed.
+    pub fn add(&mut self, stack: &CallStack, allocated: Amount) {
+        // A stack without a frame says nothing.
+        if stack.frames.is_empty() {
+            return;
+        }
+        self.allocated += allocated;
+        if stack.end != WalkEnd::Complete {
+            *self.early.entry(stack.end).or_default() += allocated.blocks;
+        }
+    }
 }
 
 /// A call stack whose frames have names.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::model::image::Image;
 use crate::model::reach::Amount;
-use crate::model::stack::WalkEnd;
+use crate::model::stack::{FreedStacks, WalkEnd};
 
 /// What is not known of the call stacks of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,8 +20,11 @@ pub struct StackCoverage {
 impl StackCoverage {
     /// Of one image. `None`: no call stacks were recorded.
     pub fn of(image: &Image) -> Option<Self> {
-        let mut early = BTreeMap::new();
-        let (mut leaked, mut allocated) = (Amount::default(), Amount::default());
+        let mut leaked = Amount::default();
+        let FreedStacks {
+            mut allocated,
+            mut early,
+        } = image.freed_stacks.clone();
         for share in image.stacks.as_ref()? {
             // A stack without a frame says nothing.
             if share.stack.frames.is_empty() {
@@ -106,6 +109,17 @@ mod tests {
         assert_eq!(of_image.leaked, amount(60, 7));
         assert_eq!(of_image.allocated, amount(800, 16));
         assert_eq!(of_image.early, [(WalkEnd::NoRule, 2)].into());
+        let freed = share(1, WalkEnd::NoRule, 0).stack;
+        image.freed_stacks.add(&freed, amount(500, 5));
+        image
+            .freed_stacks
+            .add(&share(0, WalkEnd::NoRule, 0).stack, amount(50, 1));
+        let with_freed = StackCoverage::of(&image).unwrap();
+        assert_eq!(with_freed.allocated, amount(300, 11));
+        assert_eq!(
+            (with_freed.leaked, with_freed.early),
+            (amount(60, 7), [(WalkEnd::NoRule, 7)].into())
+        );
         let mut sum = of_image.clone();
         sum += of_image;
         assert_eq!(

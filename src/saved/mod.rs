@@ -17,7 +17,7 @@ use crate::model::exit::Outcome;
 use crate::model::grouping::Origin;
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses};
 use crate::model::reach::{Amount, Reach, Reached};
-use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, WalkEnd};
+use crate::model::stack::{CallStack, FreedStacks, NamedFrame, NamedStack, StackShare, WalkEnd};
 use crate::report::SCHEMA;
 use crate::saved::fields::{Header, ProcessFields, StackFields, SummaryFields};
 
@@ -170,6 +170,7 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         },
         reach,
         stacks: None,
+        freed_stacks: FreedStacks::default(),
         allocators: fields.allocators.into_iter().map(path).collect(),
         uncovered,
         losses: fields.losses.into(),
