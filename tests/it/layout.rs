@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 9] = [
     &["session"],
     &["options"],
     &["report", "kernel"],
-    &["find", "stacks"],
+    &["find", "stacks", "inside"],
     &["elf", "launch", "lost"],
     &["model", "os"],
     &["text", "code"],
