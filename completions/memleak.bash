@@ -203,7 +203,7 @@ _memleak() {
                     return 0
                     ;;
                 --probes)
-                    COMPREPLY=($(compgen -W "shared private" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "shared private inside" -- "${cur}"))
                     return 0
                     ;;
                 --max-allocs)

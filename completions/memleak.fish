@@ -59,8 +59,9 @@ complete -c memleak -n "__fish_memleak_needs_command" -a "run" -d 'Launch a comm
 complete -c memleak -n "__fish_memleak_needs_command" -a "doctor" -d 'Test whether memleak run works here, and say what prevents it and how to fix that'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l wait-all -d 'Wait for all processes of the tree' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l user -d 'Run the command as this user' -r -f -a "(__fish_complete_users)"
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l probes -d 'Probed files: shared, private' -r -f -a "shared\t'The system\'s files'
-private\t'Copies that only the command sees'"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l probes -d 'Probes: shared, private, inside' -r -f -a "shared\t'The system\'s files'
+private\t'Copies that only the command sees'
+inside\t'The same, and the copy of the C library counts by itself'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l max-allocs -d 'Live blocks to track' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allocator -d 'Count a program\'s own allocator' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l lost -d 'Tell lost from reachable' -r -f -a "auto\t'In `run`, where the kernel lets memleak hold processes unseen; elsewhere as `Never`'

@@ -129,6 +129,7 @@ impl Collector {
                 clock: Clock::read(),
                 files: Vec::new(),
                 reading,
+                compares: settings.compares,
             },
             args: Args::new(settings.recorded.args),
             targets: Vec::new(),

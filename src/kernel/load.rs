@@ -154,6 +154,8 @@ fn load_for(
     let ends = object.newer().map(|skel| &skel.progs.signal_ends);
     let ends = ends
         .filter(|_| holds == Holds::Everywhere && settings.recorded.reads.wanted(holds).is_any());
+    let before_exec = object.newer().map(|skel| &skel.progs.sched_prepare_exec);
+    let before_exec = before_exec.filter(|_| settings.inside);
     let again = object.second_programs().filter(|_| told_twice);
     let links = object
         .tracepoints()
@@ -163,6 +165,7 @@ fn load_for(
         .chain(shows)
         .chain(freed)
         .chain(ends)
+        .chain(before_exec)
         .map(|program| program.attach())
         .collect::<Result<_, _>>()
         .map_err(fail)?;
@@ -284,6 +287,7 @@ fn load_newer(
         rodata.slot_mask = slots(settings.max_blocks) - 1;
         rodata.all_late = settings.all_late;
         rodata.misses = settings.misses;
+        rodata.inside = settings.inside;
         rodata.pid_filter = !only(method, settings).is_empty();
         match settings.recorded.reads.wanted(holds) {
             ScanWanted::Never => {}
@@ -310,6 +314,7 @@ fn load_newer(
     progs.newtask_again.set_autoload(told_twice);
     progs.exec_again.set_autoload(told_twice);
     progs.exit_again.set_autoload(told_twice);
+    progs.sched_prepare_exec.set_autoload(settings.inside);
     let everywhere = holds == Holds::Everywhere;
     progs.exec_holds.set_autoload(everywhere);
     progs

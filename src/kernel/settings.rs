@@ -26,6 +26,10 @@ pub struct Settings {
     /// The processes that the probes are for, by their pids as memleak sees them, if this kernel can put probes into single
     /// processes. Empty: probes are for every process.
     pub only: Vec<u32>,
+    /// Whether copies of the C library count, too.
+    pub inside: bool,
+    /// Whether all that is counted inside is counted by probes, too. For tests.
+    pub compares: bool,
     pub wanted: Wanted,
     pub recorded: Recorded,
 }

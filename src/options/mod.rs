@@ -7,6 +7,7 @@ pub mod stacks;
 pub mod switches;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,8 @@ use crate::model::gate::Gate;
 use crate::model::limits::{Allowed, Limits};
 use crate::model::scan::ScanWanted;
 use crate::model::selection::Selection;
-use crate::options::lost::LostArgs;
-use crate::options::stacks::StackArgs;
+use crate::options::lost::{Lost, LostArgs};
+use crate::options::stacks::{StackArgs, StacksWhen};
 use crate::options::switches::TestArgs;
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};
@@ -63,10 +64,12 @@ pub struct Run {
     #[arg(long, value_name = "USER", value_hint = ValueHint::Username)]
     pub user: Option<UserSpec>,
 
-    /// Probed files: shared, private
+    /// Probes: shared, private, inside
     ///
     /// shared: the system's files, so every process that uses them pays for the probes. private: copies that only the
-    /// command sees, in a mount namespace of its own. Then nobody else pays. That takes root.
+    /// command sees, in a mount namespace of its own. Then nobody else pays. That takes root. inside: the same, and the
+    /// copy of the C library counts by itself, in the processes. That is many times faster. It takes Linux 6.16, and tells
+    /// neither what was lost nor by which calls.
     #[arg(long, value_enum, value_name = "FILES", default_value_t)]
     #[arg(hide_possible_values = true)]
     pub probes: Probes,
@@ -111,6 +114,22 @@ pub struct Run {
 }
 
 impl Run {
+    /// An option that was given and does not go with counting inside, if it is asked for.
+    pub fn against_inside(&self) -> Option<&'static str> {
+        let given = [
+            (self.lost.lost == Lost::Always, "--lost=always"),
+            (self.stacks.stacks == StacksWhen::Always, "--stacks=always"),
+            (self.gate.fail_on_lost.is_some(), "--fail-on-lost"),
+            (
+                self.gate.fail_on_total_lost.is_some(),
+                "--fail-on-total-lost",
+            ),
+        ];
+        let mut given = given.into_iter().filter(|(given, _)| *given);
+        let given = given.next()?.1;
+        (self.probes == Probes::Inside).then_some(given)
+    }
+
     /// Which processes are to be scanned at their ends. `unseen`: whether this kernel lets memleak do that unseen.
     pub fn scan_wanted(&self, unseen: bool) -> ScanWanted {
         self.lost.wanted(unseen, self.gate.allowed().lost)
@@ -120,6 +139,13 @@ impl Run {
     /// is tried.
     pub fn recorded(&self, may_read: bool) -> Recorded {
         let switches = self.probing.test.switches();
+        if self.probes == Probes::Inside {
+            return Recorded {
+                args: self.args,
+                reads: Reads::NONE,
+                stacks: None,
+            };
+        }
         Recorded {
             args: self.args,
             reads: Reads {
@@ -308,6 +334,18 @@ pub enum Probes {
     Shared,
     /// Copies that only the command sees.
     Private,
+    /// The same, and the copy of the C library counts by itself.
+    Inside,
+}
+
+impl fmt::Display for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Probes::Shared => "shared",
+            Probes::Private => "private",
+            Probes::Inside => "inside",
+        })
+    }
 }
 
 /// How long to wait for the processes that the command leaves behind.

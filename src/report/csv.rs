@@ -26,8 +26,8 @@ use crate::model::lost::reached;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
 use crate::report::json::{
-    exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown, seconds, signal,
-    uncovered_name,
+    counted_by, exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown, seconds,
+    signal, uncovered_name,
 };
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::text::escape;
@@ -143,6 +143,8 @@ struct CsvRow {
     gate_total_lost_limit_bytes: Option<u64>,
     gate_failed: Option<String>,
     gate_unknown: Option<String>,
+    counted_by: Option<String>,
+    losses_calls_in_flight: u64,
 }
 
 impl CsvRow {
@@ -177,6 +179,7 @@ impl CsvRow {
             failed_allocs: Some(counters.failed_allocs),
             unknown_frees: Some(counters.unknown_frees),
             allocators: Some(inert(allocators.join(":"))),
+            counted_by: Some(counted_by(image.counted_by).join(":")),
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
             args: image.args.is_some().then(|| inert(args(image))),
@@ -245,6 +248,7 @@ impl CsvRow {
             losses_blocks_not_recorded: losses.blocks_not_recorded,
             losses_bytes_not_recorded: losses.bytes_not_recorded,
             losses_calls_without_return: losses.calls_without_return,
+            losses_calls_in_flight: losses.calls_in_flight,
             losses_rows_lost: losses.rows_lost,
             ..self
         }

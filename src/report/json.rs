@@ -15,7 +15,7 @@ use serde_json::ser::Formatter;
 
 use crate::model::bounds::Verdict;
 use crate::model::exit::Outcome;
-use crate::model::image::{End, From, Image, Losses, Uncovered};
+use crate::model::image::{CountedBy, End, From, Image, Losses, Uncovered};
 use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
 use crate::model::limits::Allowed;
@@ -186,6 +186,7 @@ struct ProcessLine<'a> {
     failed_allocs: u64,
     unknown_frees: u64,
     allocators: Vec<Cow<'a, str>>,
+    counted_by: &'static [&'static str],
     complete: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     uncovered: Option<&'static str>,
@@ -230,6 +231,7 @@ impl<'a> ProcessLine<'a> {
             peak_live_bytes: counters.peak_live_bytes,
             failed_allocs: counters.failed_allocs,
             unknown_frees: counters.unknown_frees,
+            counted_by: counted_by(image.counted_by),
             allocators: image
                 .allocators
                 .iter()
@@ -395,6 +397,8 @@ struct LossesObject {
     #[serde(skip_serializing_if = "is_zero")]
     calls_without_return: u64,
     #[serde(skip_serializing_if = "is_zero")]
+    calls_in_flight: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     rows_lost: u64,
 }
 
@@ -412,8 +416,17 @@ impl std::convert::From<Losses> for LossesObject {
             blocks_not_recorded: losses.blocks_not_recorded,
             bytes_not_recorded: losses.bytes_not_recorded,
             calls_without_return: losses.calls_without_return,
+            calls_in_flight: losses.calls_in_flight,
             rows_lost: losses.rows_lost,
         }
+    }
+}
+
+pub(super) fn counted_by(by: CountedBy) -> &'static [&'static str] {
+    match by {
+        CountedBy::Uprobes => &["uprobes"],
+        CountedBy::Inside => &["inside"],
+        CountedBy::Both => &["uprobes", "inside"],
     }
 }
 
@@ -439,6 +452,8 @@ pub(super) fn uncovered_name(why: Uncovered) -> &'static str {
         Uncovered::Late => "late",
         Uncovered::Unexamined => "unexamined",
         Uncovered::Unreached => "unreached",
+        Uncovered::Unread => "unread",
+        Uncovered::Twice => "twice",
     }
 }
 

@@ -4,6 +4,7 @@
 mod books;
 pub mod filter;
 mod greeting;
+mod inside;
 pub mod prober;
 pub mod pump;
 mod requests;

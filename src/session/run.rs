@@ -21,6 +21,7 @@ use crate::os::say::say;
 use crate::os::stages;
 use crate::report::destination::Standard;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
+use crate::session::inside;
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::stacks::namer::Namer;
@@ -36,6 +37,9 @@ pub fn run(options: &Run) -> Result<Finish> {
     let switches = options.probing.test.switches();
     if switches.stages {
         stages::turn_on();
+    }
+    if options.probes == Probes::Inside {
+        inside::check(options)?;
     }
     capabilities::keep_what_is_used()?;
     let user = options
@@ -55,6 +59,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     }
     let prober = Prober::start(
         &options.probing,
+        options.probes,
         options.recorded(barrier.is_none()),
         switches,
         verbose,
@@ -116,7 +121,7 @@ pub fn run(options: &Run) -> Result<Finish> {
 fn mounts(probes: Probes) -> Mounts {
     match probes {
         Probes::Shared => Mounts::Callers,
-        Probes::Private => Mounts::Own,
+        Probes::Private | Probes::Inside => Mounts::Own,
     }
 }
 

@@ -22,6 +22,8 @@ mod faults;
 mod gate;
 mod holds;
 mod hostile;
+#[cfg(target_arch = "x86_64")]
+mod inside;
 mod launch;
 mod layout;
 mod links;
