@@ -1,7 +1,7 @@
 //! `--probes=inside`: a copy of the C library counts by itself, without traps. The counts are those of probes. What the
 //! copy does not reach keeps probes. What cannot be counted so is refused.
 //!
-//! `MEMLEAK_TEST_PROBES=inside cargo test --test it accounting::` runs the tests of another module so.
+//! `MEMLEAK_TEST_PROBES=inside cargo test --test it launch::` runs the tests of another module so.
 
 use std::path::Path;
 use std::process::Command;
