@@ -17,7 +17,7 @@ FOR ?= test
 host = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 as_root = env CARGO_TARGET_$(host)_RUNNER=scripts/as-root.sh
 
-c_files = $(shell find bpf fixtures tests -name '*.[ch]' -o -name '*.cc' 2>/dev/null)
+c_files = $(shell find bpf inside fixtures tests -name '*.[ch]' -o -name '*.cc' 2>/dev/null)
 shell_files = $(shell find scripts fixtures tests examples -name '*.sh' 2>/dev/null) .ci/run
 
 .PHONY: build

@@ -3,8 +3,9 @@
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use libbpf_cargo::SkeletonBuilder;
 
 const OBJECTS: [&str; 3] = ["memleak", "memleak_old", "floor"];
@@ -39,9 +40,35 @@ fn main() -> Result<()> {
                 )
             })?;
     }
-    for entry in Path::new("bpf").read_dir().context("cannot list bpf/")? {
-        println!("cargo::rerun-if-changed={}", entry?.path().display());
+    if arch == "x86" {
+        compile_inside(&out)?;
+    }
+    for directory in ["bpf", "inside"] {
+        let entries = Path::new(directory).read_dir();
+        for entry in entries.with_context(|| format!("cannot list {directory}/"))? {
+            println!("cargo::rerun-if-changed={}", entry?.path().display());
+        }
     }
     println!("cargo::rerun-if-changed=build.rs");
+    Ok(())
+}
+
+/// Compiles the code that counts in a process. It runs in the middle of anything, so it must not use vector registers,
+/// tables of jumps, or functions that the compiler assumes.
+fn compile_inside(out: &Path) -> Result<()> {
+    let status = Command::new("clang")
+        .args(["--target=x86_64-unknown-linux-gnu", "-c", "-O2", "-fPIC"])
+        .args(["-ffreestanding", "-fno-builtin", "-fno-stack-protector"])
+        .args([
+            "-mgeneral-regs-only",
+            "-fno-jump-tables",
+            "-fcf-protection=branch",
+        ])
+        .args(["-fno-omit-frame-pointer", "-fasynchronous-unwind-tables"])
+        .args(["-Wall", "-Wextra", "-Werror", "inside/inside.c", "-o"])
+        .arg(out.join("inside.o"))
+        .status()
+        .context("cannot run clang (`make install-deps`)")?;
+    ensure!(status.success(), "cannot compile inside/inside.c");
     Ok(())
 }

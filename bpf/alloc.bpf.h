@@ -14,6 +14,7 @@
 #include "counts.bpf.h"
 #include "frame.bpf.h"
 #include "heap_files.bpf.h"
+#include "inside.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
 
@@ -88,6 +89,7 @@ static __always_inline bool enter(struct pt_regs *ctx, struct thread *thread, __
 	call->size = size;
 	call->cookie = cookie;
 	call->inner_ip = 0;
+	call->inside_allocs = begin_beside_inside(thread->heap);
 	call->out = argument(ctx, cookie_field(cookie, COOKIE_OUT));
 	call->old = OLD_NONE;
 	n = cookie_field(cookie, COOKIE_BLOCK);
@@ -126,6 +128,7 @@ static __always_inline void close_call(struct pt_regs *ctx, struct thread *threa
 	__u32 kind = kind_of(call->cookie), stack = 0;
 
 	thread->depth--;
+	end_beside_inside(thread->heap, call->inside_allocs);
 	if (call->out)
 		/* posix_memalign stores the block, and returns 0 or an error number. */
 		block = (__u32)block ? 0 : user_word(call->out);

@@ -10,6 +10,7 @@
 #include "counts.bpf.h"
 #include "frame.bpf.h"
 #include "heap_files.bpf.h"
+#include "inside.bpf.h"
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
@@ -187,13 +188,29 @@ static __always_inline void enter_free(struct pt_regs *ctx, struct thread *threa
 		push_free(ctx, thread, block);
 }
 
+/* The current process tells where it keeps its counters. */
+static __always_inline void tells_of_counters(struct pt_regs *ctx, struct thread *thread)
+{
+	struct heap *heap = heap_by_id(thread->heap);
+
+	if (heap)
+		announced(heap, argument(ctx, 1), argument(ctx, 2));
+}
+
 /* Entry of a function without a return probe. */
 static __always_inline void at_entry(struct pt_regs *ctx, struct thread *thread, __u64 cookie)
 {
-	if (kind_of(cookie) != KIND_START)
-		enter_free(ctx, thread, cookie);
-	else
+	switch (kind_of(cookie)) {
+	case KIND_INSIDE:
+		tells_of_counters(ctx, thread);
 		note_file(thread, cookie);
+		break;
+	case KIND_START:
+		note_file(thread, cookie);
+		break;
+	default:
+		enter_free(ctx, thread, cookie);
+	}
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define MEMLEAK_HEAP_H
 
 #include "core.h"
+#include "inside.bpf.h"
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
@@ -124,10 +125,14 @@ static __always_inline void owner_leaves(struct task_struct *task, struct heap *
 
 /*
  * A task leaves its heap for good, and takes `leaving` users with it. Its sums are added to the
- * heap's. The last task that leaves ends the heap.
+ * heap's. The last task that leaves ends the heap. `has_memory`: the task has the heap's memory
+ * still.
  */
-static __always_inline void leave_heap(struct thread *thread, struct heap *heap, __u32 leaving)
+static __always_inline void leave_heap(struct thread *thread, struct heap *heap, __u32 leaving,
+				       bool has_memory)
 {
+	bool last;
+
 	__sync_fetch_and_add(&heap->sum.alloc_bytes, thread->sum.alloc_bytes);
 	__sync_fetch_and_add(&heap->sum.alloc_count, thread->sum.alloc_count);
 	__sync_fetch_and_add(&heap->sum.free_bytes, thread->sum.free_bytes);
@@ -137,7 +142,9 @@ static __always_inline void leave_heap(struct thread *thread, struct heap *heap,
 	__sync_fetch_and_add(&heap->sum.lost_calls, thread->sum.lost_calls);
 	__sync_fetch_and_add(&heap->sum.hashed, thread->sum.hashed);
 	thread->heap = 0;
-	if (is_last_user(thread, heap, leaving))
+	last = is_last_user(thread, heap, leaving);
+	inside_left(heap, last, has_memory);
+	if (last)
 		heap_ended(heap);
 }
 

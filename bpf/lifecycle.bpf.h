@@ -125,6 +125,7 @@ static __always_inline void forked(struct task_struct *child, __u64 clone_flags,
 			fresh->exe_len = length;
 		inherit_args(heap->id, fresh->id);
 		inherit_labels(heap->id, fresh->id);
+		inherit_inside(fresh, heap);
 	}
 	start_heap(fresh);
 	thread->heap = fresh->id;
@@ -210,7 +211,7 @@ static __always_inline void executed(struct task_struct *task, int old_pid,
 			leaving += release_process_user(heap);
 			thread->image++;
 		}
-		leave_heap(thread, heap, leaving);
+		leave_heap(thread, heap, leaving, false);
 	}
 	if (!followed) {
 		drop_thread(task);
@@ -320,7 +321,7 @@ static __always_inline void exited(struct task_struct *task, bool again)
 			owner_leaves(task, heap, successor ? HEAP_EXEC : 0);
 		}
 	}
-	leave_heap(thread, heap, leaving);
+	leave_heap(thread, heap, leaving, true);
 out:
 	forget_thread(task);
 }

@@ -35,6 +35,7 @@ struct open_call {
 	__u64 inner_cookie;
 	__u32 old; /* enum old_state */
 	__u32 pad;
+	__u64 inside_allocs; /* what its thread had counted inside */
 };
 
 /* The last free that found its block. Its function may call another free to do the work. */
@@ -229,6 +230,8 @@ const volatile bool read_all = false;	      /* each that has a block */
 const volatile __u64 read_over = ~0ULL;	      /* each that has more bytes */
 const volatile __u64 read_total_over = ~0ULL; /* those that go unread must not have more in all */
 const volatile __u64 read_within_ns = 0;      /* how long a process may be held while it is read */
+
+const volatile bool inside = false; /* copies of the C library count, too */
 
 const volatile bool stacks = false;  /* allocations are attributed to call stacks */
 const volatile __u32 stack_mask = 0; /* max_entries of `stack_sums`, a power of two, minus one */

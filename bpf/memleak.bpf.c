@@ -9,6 +9,7 @@
 #include "core.h"
 #include "holds.bpf.h"
 #include "inode.bpf.h"
+#include "inside.bpf.h"
 #include "join.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
@@ -104,6 +105,18 @@ int at_end_waits(struct pt_regs *ctx)
 	use_task_stack(ctx);
 	if (current_thread())
 		hold_end(bpf_get_current_task_btf(), ENDING, false, PT_REGS_SP(ctx));
+	return 0;
+}
+
+/* An exec is about to replace the memory (since 6.10). Only for counters in it. */
+SEC("tp_btf/sched_prepare_exec")
+int BPF_PROG(sched_prepare_exec, struct task_struct *task)
+{
+	struct thread *thread = thread_of(task);
+	struct heap *heap = thread ? heap_by_id(thread->heap) : 0;
+
+	if (heap)
+		before_exec(thread, heap);
 	return 0;
 }
 

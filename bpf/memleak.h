@@ -9,6 +9,8 @@
 
 #include "core.h"
 
+#include "../inside/layout.h"
+
 enum limits {
 	COMM_LEN = 16,
 	/* Longest path of an executable that is kept. A longer path is unknown. */
@@ -113,6 +115,8 @@ enum kind {
 	 * so if a thread's first call of it has to create the thread's cache.
 	 */
 	KIND_FREE_AGAIN = 14,
+	/* Allocates nothing. The process tells where it keeps its counters (inside.bpf.h). */
+	KIND_INSIDE = 15,
 };
 
 /*
@@ -419,6 +423,28 @@ struct live_cell {
 	__u64 pad[4];
 };
 
+/* What a copy of the C library has counted in a process: see inside/layout.h. */
+struct inside_sums {
+	__u64 alloc_bytes;
+	__u64 alloc_count;
+	__u64 free_count;
+	__u64 unknown_frees;
+	__u64 failed_allocs;
+	__s64 live;
+	__u64 peak;
+	__u64 unrecorded; /* allocated, and not remembered */
+	__u64 unrecorded_bytes;
+	__u64 in_flight; /* calls that have not returned, and may be counted in part */
+	__u64 several;	 /* the peak is unknown */
+};
+
+enum inside_flags {
+	INSIDE_EXECUTING = 1, /* its process has begun an exec, which waits for its other threads */
+	INSIDE_TAKEN = 2,     /* `inside` is final */
+	INSIDE_UNREAD = 4,    /* `inside` is not what the process has counted */
+	INSIDE_NESTED = 8,    /* some calls were counted by a probe, too */
+};
+
 /*
  * One process image and its heap: an address space. User space gets the same record when the image
  * ends. `exe` is last, so that only the part in use is sent.
@@ -442,10 +468,13 @@ struct heap {
 	__u32 status;  /* as wait(2) reports it */
 	__u32 exe_len; /* bytes used in exe; 0: unknown */
 	char comm[COMM_LEN];
-	__u32 reach;		 /* enum reach_state */
-	__u32 stacks;		 /* the first of its entries in `stack_sums`; 0: none */
-	__u64 read_until_ns;	 /* in REACH_READING: the process is not held any longer */
-	__u64 leader_sp;	 /* the leader's stack pointer when it exited before the others */
+	__u32 reach;	     /* enum reach_state */
+	__u32 stacks;	     /* the first of its entries in `stack_sums`; 0: none */
+	__u64 read_until_ns; /* in REACH_READING: the process is not held any longer */
+	__u64 leader_sp;     /* the leader's stack pointer when it exited before the others */
+	__u64 inside_at;     /* where its process keeps counters (struct memory); 0: nowhere */
+	struct inside_sums inside;
+	__u32 inside_flags;	 /* enum inside_flags */
 	__u32 file_count;	 /* of `files`; may exceed HEAP_FILES */
 	__u16 files[HEAP_FILES]; /* probed files that it has mapped; a file may be there twice */
 	char exe[EXE_LEN + NAME_LEN];
@@ -542,6 +571,10 @@ struct vocabulary {
 	struct stop stop;
 	struct look_up look_up;
 	struct thread_state thread_state;
+	enum inside_flags inside_flags;
+	enum inside_limits inside_limits;
+	enum state_flags state_flags;
+	struct memory memory;
 };
 
 #endif

@@ -12,14 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 duration=${1:?usage: scripts/fuzz.sh SECONDS [TARGET…]}
 shift
 targets=("$@")
-((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach suppressions symbols)
+((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach suppressions symbols edited)
 
 work=target/fuzz
 tools=target/tools
 PATH=$PWD/$tools/bin:$PATH
 
 # The maximum size of an input in bytes: as much as the code under test looks at.
-declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [suppressions]=8192 [symbols]=65536)
+declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [suppressions]=8192 [symbols]=65536 [edited]=600)
 
 # Collects seeds: real files of this machine, no longer than an input may be.
 seed() { # seed TARGET: into $work/seeds/TARGET
@@ -75,6 +75,13 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 			[[ ! -e $file ]] || csplit -s -z -n 4 -f "$into/${file//\//_}" "$file" '/^{/' '{*}'
 		done
 		grep -o 'leak:[^ "\\`]*' docs/suppressions.md | sort -u >"$into/leak"
+		;;
+	edited)
+		# Patches with the bytes that are there.
+		local libc=/lib/x86_64-linux-gnu/libc.so.6 at
+		for at in 24 32 54 120 400 1000; do
+			{ perl -e 'print pack "V", shift' "$at" && tail -c +$((at + 1)) "$libc" | head -c 8; } >"$into/at$at"
+		done
 		;;
 	symbols)
 		files_with_lines "$into"

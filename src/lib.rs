@@ -9,6 +9,7 @@ pub mod code;
 pub mod doctor;
 pub mod elf;
 pub mod find;
+pub mod inside;
 pub mod kernel;
 pub mod launch;
 pub mod lost;

@@ -17,8 +17,8 @@ use crate::launch::running::{Ended, Running};
 use crate::launch::{Mounts, Suspended};
 use crate::model::image::Image;
 use crate::model::scan::ScanWanted;
-use crate::options::Probing;
 use crate::options::switches::Switches;
+use crate::options::{Probes, Probing};
 use crate::session::prober::Prober;
 use crate::session::pump::pump;
 
@@ -129,7 +129,14 @@ pub fn run(switches: Switches) -> Trial {
         reads,
         stacks: None,
     };
-    match Prober::start(&probing, recorded, switches, false, &command) {
+    match Prober::start(
+        &probing,
+        Probes::Shared,
+        recorded,
+        switches,
+        false,
+        &command,
+    ) {
         Ok(prober) => Trial::Ran(follow(command, prober)),
         Err(error) => refused(Stage::Attach, &error),
     }

@@ -55,7 +55,7 @@ impl Action {
             Verb::Alloc | Verb::Realloc | Verb::Reallocf | Verb::Resize | Verb::FreeScope => {
                 ProbeProgram::EntryReturn
             }
-            Verb::Free | Verb::FreeAgain | Verb::Start => ProbeProgram::Entry,
+            Verb::Free | Verb::FreeAgain | Verb::Start | Verb::Inside => ProbeProgram::Entry,
             Verb::New
             | Verb::NewNothrow
             | Verb::Renew

@@ -39,6 +39,8 @@ pub enum Verb {
     FreeScopeThrows,
     /// Allocates nothing. It is called once in every image that uses the file.
     Start,
+    /// Not a function, but the place where a copy of the C library that counts by itself tells where it keeps its counters.
+    Inside,
     /// Not a function, but a place where a function that may throw returns.
     Return,
     /// Not a function, but a place where a function that may throw goes to code that was not followed.
@@ -160,6 +162,7 @@ impl fmt::Display for Verb {
             Verb::Resize => "resize",
             Verb::Free | Verb::FreeAgain | Verb::FreeScope | Verb::FreeScopeThrows => "free",
             Verb::Start => "start",
+            Verb::Inside => "inside",
             Verb::Return => "return",
             Verb::Left => "left",
             Verb::Unfollowed => "unfollowed",

@@ -151,6 +151,7 @@ impl Collector {
                 clock: Clock::read(),
                 files: Vec::new(),
                 reading,
+                compares: settings.compares,
             },
             args: Args::new(settings.recorded.args, settings.recorded.labels.clone()),
             targets: Vec::new(),

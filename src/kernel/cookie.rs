@@ -17,6 +17,7 @@ pub fn cookie(action: Action, file: u16, site: u32) -> u64 {
         Verb::FreeScope => kind::KIND_FREE_SCOPE,
         Verb::FreeScopeThrows => kind::KIND_FREE_SCOPE_THROWS,
         Verb::Start => kind::KIND_START,
+        Verb::Inside => kind::KIND_INSIDE,
         Verb::Return => kind::KIND_RETURN,
         Verb::Left => kind::KIND_LEFT,
         Verb::Unfollowed => kind::KIND_UNFOLLOWED,

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use libbpf_rs::btf::types::{FuncProto, Ptr, Typedef};
+use libbpf_rs::btf::{Btf, ReferencesType as _};
+
 use crate::kernel::method::{Holds, Method};
 use crate::os::release;
 
@@ -62,6 +65,23 @@ pub(super) fn can_filter(method: Method) -> bool {
     const FILTERS: (u32, u32) = (6, 12);
     method <= Method::Multi
         && release::version(&release::release()).is_some_and(|version| version >= FILTERS)
+}
+
+/// Whether the kernel tells of a task's exit while the task has its memory still (6.16), and of an exec before it (6.10).
+/// With the former, the tracepoint of exits has got a second argument.
+pub fn tells_before_memory_goes() -> bool {
+    let Ok(btf) = Btf::from_vmlinux() else {
+        return false;
+    };
+    let arguments = |tracepoint: &str| {
+        let pointer: Typedef<'_> = btf.type_by_name(&format!("btf_trace_{tracepoint}"))?;
+        let pointer = Ptr::try_from(pointer.referenced_type()).ok()?;
+        let function = FuncProto::try_from(pointer.referenced_type()).ok()?;
+        // The first one is the program's own.
+        Some(function.iter().count() - 1)
+    };
+    arguments("sched_process_exit").is_some_and(|count| count > 1)
+        && arguments("sched_prepare_exec").is_some()
 }
 
 #[cfg(test)]

@@ -145,8 +145,9 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
                     let release = release::release();
                     return Err(LoadError::Stacks { release });
                 }
+                let inside = settings.inside.then_some(NoStacks::Inside);
                 return Ok(Loaded {
-                    no_stacks: missing.map(|_| no_stacks),
+                    no_stacks: missing.map(|_| no_stacks).or(inside),
                     ..loaded
                 });
             }
@@ -192,6 +193,8 @@ fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Lo
     let ends = object.newer().map(|skel| &skel.progs.signal_ends);
     let ends = ends
         .filter(|_| holds == Holds::Everywhere && settings.recorded.reads.wanted(holds).is_any());
+    let before_exec = object.newer().map(|skel| &skel.progs.sched_prepare_exec);
+    let before_exec = before_exec.filter(|_| settings.inside);
     let again = object.second_programs().filter(|_| told_twice);
     let links = object
         .tracepoints()
@@ -201,6 +204,7 @@ fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Lo
         .chain(shows)
         .chain(freed)
         .chain(ends)
+        .chain(before_exec)
         .map(|program| program.attach())
         .collect::<Result<_, _>>()
         .map_err(fail)?;
@@ -352,6 +356,7 @@ fn load_newer(
         rodata.slot_mask = slots(settings.max_blocks) - 1;
         rodata.all_late = settings.all_late;
         rodata.misses = settings.misses;
+        rodata.inside = settings.inside;
         rodata.pid_filter = !only(method, settings).is_empty();
         match settings.recorded.reads.wanted(holds) {
             ScanWanted::Never => {}
@@ -375,6 +380,7 @@ fn load_newer(
     progs.newtask_again.set_autoload(told_twice);
     progs.exec_again.set_autoload(told_twice);
     progs.exit_again.set_autoload(told_twice);
+    progs.sched_prepare_exec.set_autoload(settings.inside);
     let everywhere = holds == Holds::Everywhere;
     progs.exec_holds.set_autoload(everywhere);
     progs

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::kernel::inside_sums::Inside;
 use crate::kernel::settings::LabelName;
 use crate::kernel::settings::Reading;
 use crate::kernel::skeletons::types::{
@@ -23,6 +24,8 @@ pub struct Context {
     pub files: Vec<PathBuf>,
     /// Whether processes may be read at their ends.
     pub reading: Reading,
+    /// Whether all that is counted inside is counted by probes, too. For tests.
+    pub compares: bool,
 }
 
 /// Reads a record off the ring. A record ends where its `exe` ends, and the rest of the value is zero.
@@ -160,6 +163,8 @@ pub fn joined(threads: &[thread_sum]) -> u32 {
 }
 
 fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
+    let inside = Inside::of(record, context.compares);
+    let record = &inside.added_to(record);
     let sum = &record.sum;
     let recorded_frees = sum.free_count.saturating_sub(record.lost_freed);
     let peakless = record.flags & heap_flags::HEAP_PEAKLESS.0 != 0;
@@ -203,11 +208,13 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
         stacks: None,
         freed_stacks: FreedStacks::default(),
         allocators: allocators(record, context),
-        uncovered: uncovered(record),
+        counted_by: inside.counted_by,
+        uncovered: uncovered(record).or(inside.uncovered),
         losses: Losses {
             blocks_not_recorded: record.lost_blocks,
             bytes_not_recorded: record.lost_bytes,
             calls_without_return: sum.lost_calls,
+            calls_in_flight: inside.in_flight,
             rows_lost: 0,
         },
     }
@@ -458,6 +465,7 @@ mod tests {
             clock: Clock::beginning_at(Duration::from_secs(1000)),
             files: vec!["/a".into(), "/b".into()],
             reading: Reading::On,
+            compares: false,
         }
     }
 

@@ -27,6 +27,10 @@ pub struct Settings {
     /// The processes that the probes are for, by their pids as memleak sees them, if this kernel can put probes into single
     /// processes. Empty: probes are for every process.
     pub only: Vec<u32>,
+    /// Whether copies of the C library count, too.
+    pub inside: bool,
+    /// Whether all that is counted inside is counted by probes, too. For tests.
+    pub compares: bool,
     pub wanted: Wanted,
     pub recorded: Recorded,
 }
@@ -63,6 +67,8 @@ pub enum NoStacks {
     Kernel,
     /// Their tables would take memory that others may need.
     Memory,
+    /// Code in the processes counts.
+    Inside,
 }
 
 impl NoStacks {
@@ -70,6 +76,7 @@ impl NoStacks {
     pub fn phrase(self) -> &'static str {
         match self {
             Self::Kernel => "this kernel cannot unwind them",
+            Self::Inside => "what is counted inside has none",
             Self::Memory => "too little memory is left for their tables",
         }
     }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore, MapFlags, ProgramMut};
 
 use crate::kernel::collector::Collector;
+use crate::kernel::live_counters;
 use crate::kernel::object::iterate;
 use crate::kernel::records;
 use crate::kernel::rings::bytes_of;
@@ -98,8 +99,10 @@ impl Collector {
             }
             if sure || (last && !running.contains_key(id)) {
                 let cell = self.live_cell(*id);
+                let mut record = *record;
+                live_counters::fill(&mut record);
                 let mut image =
-                    records::running_image(record, threads, cell.as_ref(), now, &self.context);
+                    records::running_image(&record, threads, cell.as_ref(), now, &self.context);
                 self.args
                     .add(&self.object, self.context.clock, *id, &mut image, false);
                 running.insert(*id, image);

@@ -39,11 +39,12 @@ impl Bounds {
     };
 
     /// The bounds of an image's leak: of what it never freed. Blocks that were not recorded may or may not have been
-    /// freed. There is no upper bound after a call that never returned, with a missed row, with an allocator that was
-    /// not followed, or if the image ran before memleak attached.
+    /// freed. There is no upper bound after a call that never returned or was in flight, with a missed row, with an
+    /// allocator that was not followed, or if the image ran before memleak attached.
     pub fn of(image: &Image) -> Self {
         let lower = image.counters.leaked_bytes;
         let bounded = image.losses.calls_without_return == 0
+            && image.losses.calls_in_flight == 0
             && image.losses.rows_lost == 0
             && image.uncovered.is_none()
             && image.from == From::Start;

@@ -49,6 +49,8 @@ pub struct Image {
     pub freed_stacks: FreedStacks,
     /// The files with a probed allocator that this image mapped.
     pub allocators: Vec<PathBuf>,
+    /// By what its calls were counted.
+    pub counted_by: CountedBy,
     /// Why the image, or a part of it, was not followed.
     pub uncovered: Option<Uncovered>,
     pub losses: Losses,
@@ -110,18 +112,41 @@ pub enum Uncovered {
     Unexamined,
     /// The probes were put into the processes of -p only, and the image ran, or may have run, code outside of them.
     Unreached,
+    /// What was counted inside of its process could not be read, or makes no sense.
+    Unread,
+    /// Its calls were counted inside and by probes, and some of them may have been counted twice.
+    Twice,
+}
+
+/// By what the calls of an image were counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CountedBy {
+    /// Probes in the kernel.
+    #[default]
+    Uprobes,
+    /// Code in a copy of its C library.
+    Inside,
+    /// The one in some files, and the other in others.
+    Both,
 }
 
 impl Uncovered {
     /// All reasons.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::NoAllocator,
         Self::NoSymbols,
         Self::ThirtyTwoBit,
         Self::Late,
         Self::Unexamined,
         Self::Unreached,
+        Self::Unread,
+        Self::Twice,
     ];
+}
+
+impl CountedBy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Uprobes, Self::Inside, Self::Both];
 }
 
 /// How an image ended.
@@ -176,6 +201,9 @@ pub struct Losses {
     pub bytes_not_recorded: u64,
     /// Calls of an allocator that never returned (the program jumped out of them), or whose return was missed.
     pub calls_without_return: u64,
+    /// Calls, counted inside of the process, that had not returned when it ended, or were interrupted by a fork. Each may
+    /// be counted in part.
+    pub calls_in_flight: u64,
     /// Images (rows) that could not be followed or delivered at all.
     pub rows_lost: u64,
 }
@@ -189,6 +217,7 @@ impl Losses {
     pub fn count(&self) -> u64 {
         self.blocks_not_recorded
             .saturating_add(self.calls_without_return)
+            .saturating_add(self.calls_in_flight)
             .saturating_add(self.rows_lost)
     }
 }
@@ -200,6 +229,7 @@ impl std::ops::AddAssign for Losses {
         add(&mut self.blocks_not_recorded, other.blocks_not_recorded);
         add(&mut self.bytes_not_recorded, other.bytes_not_recorded);
         add(&mut self.calls_without_return, other.calls_without_return);
+        add(&mut self.calls_in_flight, other.calls_in_flight);
         add(&mut self.rows_lost, other.rows_lost);
     }
 }
@@ -210,7 +240,8 @@ pub(crate) mod samples {
     use proptest::prelude::*;
 
     use super::{
-        Counters, Duration, End, FreedStacks, From, Image, Labels, Losses, Reach, Uncovered,
+        CountedBy, Counters, Duration, End, FreedStacks, From, Image, Labels, Losses, Reach,
+        Uncovered,
     };
     use crate::model::reach::{Amount, ReachUnknown, Reached};
 
@@ -242,6 +273,7 @@ pub(crate) mod samples {
             freed_stacks: FreedStacks::default(),
             reach: Reach::Unknown(ReachUnknown::Off),
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
+            counted_by: CountedBy::Uprobes,
             uncovered: None,
             losses: Losses::default(),
         }
@@ -261,7 +293,7 @@ pub(crate) mod samples {
         (
             (0..100_u32, "[abc]{0,3}", end, prop::bool::weighted(0.1)),
             (bytes(), bytes(), prop::bool::weighted(0.2)),
-            (lost(), lost(), lost(), lost()),
+            (lost(), lost(), lost(), lost(), lost()),
             any_parts(),
         )
             .prop_map(
@@ -278,6 +310,7 @@ pub(crate) mod samples {
                         bytes_not_recorded: lost.1,
                         calls_without_return: lost.2,
                         rows_lost: lost.3,
+                        calls_in_flight: lost.4,
                     };
                     if attached {
                         image.from = From::Attach;

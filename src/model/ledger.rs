@@ -420,6 +420,7 @@ mod tests {
                 blocks_not_recorded: sum(&images, |image| image.losses.blocks_not_recorded),
                 bytes_not_recorded: sum(&images, |image| image.losses.bytes_not_recorded),
                 calls_without_return: sum(&images, |image| image.losses.calls_without_return),
+                calls_in_flight: sum(&images, |image| image.losses.calls_in_flight),
                 rows_lost: sum(&images, |image| image.losses.rows_lost) + lost + nothing_seen,
             });
             prop_assert_eq!(

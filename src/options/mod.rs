@@ -8,6 +8,7 @@ pub mod stacks;
 pub mod switches;
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ use crate::model::gate::Gate;
 use crate::model::limits::{Allowed, Limits};
 use crate::model::scan::ScanWanted;
 use crate::model::selection::Selection;
-use crate::options::lost::LostArgs;
-use crate::options::stacks::StackArgs;
+use crate::options::lost::{Lost, LostArgs};
+use crate::options::stacks::{StackArgs, StacksWhen};
 use crate::options::switches::TestArgs;
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};
@@ -67,10 +68,12 @@ pub struct Run {
     #[arg(long, value_name = "USER", value_hint = ValueHint::Username)]
     pub user: Option<UserSpec>,
 
-    /// Probed files: shared, private
+    /// Probes: shared, private, inside
     ///
     /// shared: the system's files, so every process that uses them pays for the probes. private: copies that only the
-    /// command sees, in a mount namespace of its own. Then nobody else pays. That takes root.
+    /// command sees, in a mount namespace of its own. Then nobody else pays. That takes root. inside: the same, and the
+    /// copy of the C library counts by itself, in the processes. That is many times faster. It takes Linux 6.16, and tells
+    /// neither what was lost nor by which calls.
     #[arg(long, value_enum, value_name = "FILES", default_value_t)]
     #[arg(hide_possible_values = true)]
     pub probes: Probes,
@@ -128,6 +131,22 @@ pub struct Run {
 }
 
 impl Run {
+    /// An option that was given and does not go with counting inside, if it is asked for.
+    pub fn against_inside(&self) -> Option<&'static str> {
+        let given = [
+            (self.lost.lost == Lost::Always, "--lost=always"),
+            (self.stacks.stacks == StacksWhen::Always, "--stacks=always"),
+            (self.gate.fail_on_lost.is_some(), "--fail-on-lost"),
+            (
+                self.gate.fail_on_total_lost.is_some(),
+                "--fail-on-total-lost",
+            ),
+        ];
+        let given = given.into_iter().find(|(given, _)| *given);
+        let given = given.map(|given| given.1).or(self.stacks.needed_by());
+        given.filter(|_| self.probes == Probes::Inside)
+    }
+
     /// Which processes are to be scanned at their ends. `unseen`: whether this kernel lets memleak do that unseen.
     pub fn scan_wanted(&self, unseen: bool) -> ScanWanted {
         self.lost.wanted(unseen, self.gate.allowed().lost)
@@ -137,16 +156,23 @@ impl Run {
     /// is tried.
     pub fn recorded(&self, may_read: bool) -> Recorded {
         let switches = self.probing.test.switches();
+        let inside = self.probes == Probes::Inside;
         Recorded {
             args: self.args,
             labels: self.label_env.clone(),
-            reads: Reads {
-                unseen: self.scan_wanted(may_read),
-                elsewhere: self.scan_wanted(false),
-                timeout: self.lost.lost_timeout,
-                delay: switches.read_delay,
+            reads: match inside {
+                true => Reads::NONE,
+                false => Reads {
+                    unseen: self.scan_wanted(may_read),
+                    elsewhere: self.scan_wanted(false),
+                    timeout: self.lost.lost_timeout,
+                    delay: switches.read_delay,
+                },
             },
-            stacks: self.stacks.wanted(true, &switches),
+            stacks: match inside {
+                true => None,
+                false => self.stacks.wanted(true, &switches),
+            },
         }
     }
 }
@@ -345,6 +371,18 @@ pub enum Probes {
     Shared,
     /// Copies that only the command sees.
     Private,
+    /// The same, and the copy of the C library counts by itself.
+    Inside,
+}
+
+impl fmt::Display for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Probes::Shared => "shared",
+            Probes::Private => "private",
+            Probes::Inside => "inside",
+        })
+    }
 }
 
 /// How long to wait for the processes that the command leaves behind.

@@ -46,6 +46,8 @@ pub struct Switches {
     pub stages: bool,
     /// `mount-groups=no`: behave as kernels before 5.15, which cannot put a mount into the group of another one.
     pub no_mount_groups: bool,
+    /// `compare=yes`: what is counted inside is counted by probes, too, and must be the same.
+    pub compare: bool,
     /// `stack-table=ENTRIES`: a table of call stacks of this size.
     pub stack_table: Option<u32>,
     /// `without-rules=KIND`: unwind no frame whose rule is of this kind.
@@ -66,6 +68,7 @@ impl Default for Switches {
             without_probe: Vec::new(),
             stages: false,
             no_mount_groups: false,
+            compare: false,
             stack_table: None,
             without_rules: None,
             patient: None,
@@ -94,6 +97,7 @@ enum Switch {
     WithoutProbe(&'static str),
     Stages,
     NoMountGroups,
+    Compare,
     StackTable(u32),
     WithoutRules(RuleKind),
     Patient(Patient),
@@ -111,6 +115,7 @@ impl Switches {
             Switch::WithoutProbe(name) => self.without_probe.push(name.to_owned()),
             Switch::Stages => self.stages = true,
             Switch::NoMountGroups => self.no_mount_groups = true,
+            Switch::Compare => self.compare = true,
             Switch::StackTable(entries) => self.stack_table = Some(entries),
             Switch::WithoutRules(kind) => self.without_rules = Some(kind),
             Switch::Patient(patient) => self.patient = Some(patient),
@@ -136,6 +141,8 @@ fn parse(word: &str) -> Result<Switch, String> {
             Some(name) => Ok(Switch::WithoutProbe(name)),
             None => Err(format!("without-probe is one of {}", NAMES.join(", "))),
         },
+        "compare" if value == "yes" => Ok(Switch::Compare),
+        "compare" => Err("compare is yes".to_owned()),
         "stages" if value == "yes" => Ok(Switch::Stages),
         "stages" => Err("stages is yes".to_owned()),
         "mount-groups" if value == "no" => Ok(Switch::NoMountGroups),
@@ -146,7 +153,7 @@ fn parse(word: &str) -> Result<Switch, String> {
         },
         "without-rules" => one_of(value).map(Switch::WithoutRules),
         "patient" => patient(value).map(Switch::Patient),
-        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, mount-groups, stack-table, without-rules, patient".to_owned()),
+        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, mount-groups, compare, stack-table, without-rules, patient".to_owned()),
     }
 }
 
@@ -195,6 +202,7 @@ mod tests {
             "without-probe=calloc",
             "stages=yes",
             "mount-groups=no",
+            "compare=yes",
             "stack-table=1000",
             "without-rules=indirect",
             "patient=more",
@@ -212,6 +220,7 @@ mod tests {
             without_probe: vec!["free".to_owned(), "calloc".to_owned()],
             stages: true,
             no_mount_groups: true,
+            compare: true,
             stack_table: Some(1000),
             without_rules: Some(RuleKind::Indirect),
             patient: Some(Patient::More),
@@ -234,6 +243,7 @@ mod tests {
             ("late-threads", "yes"),
             ("without-probe=main", "malloc"),
             ("mount-groups=yes", "no"),
+            ("compare=no", "yes"),
             ("patient=Bare", "init, bare, more or seal"),
         ] {
             let error = parse(word).unwrap_err();

@@ -5,7 +5,7 @@
 //! to the caller.
 
 use std::fs::{self, File, FileTimes};
-use std::io::{self, Seek};
+use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,13 @@ pub struct PrivateCopies {
     pub apart: Option<Errno>,
 }
 
+/// A file that is to be covered.
+pub struct CoveredFile<'a> {
+    pub file: &'a File,
+    /// What the copy contains. `None`: what the file contains.
+    pub content: Option<&'a [u8]>,
+}
+
 impl MountNamespace {
     /// Copies these open files, and mounts the copies over the files' paths in the namespace. With `join`, what is
     /// mounted later in the namespace is mounted outside, too, and the other way round, where the caller's own mounts
@@ -56,15 +63,15 @@ impl MountNamespace {
     /// # Errors
     /// The rights or the memory do not suffice, or a path leads to another file by now. The namespace is then of no
     /// use. Nothing has changed outside.
-    pub fn cover(&self, files: &[&File], join: bool) -> Result<PrivateCopies> {
+    pub fn cover(&self, files: &[CoveredFile<'_>], join: bool) -> Result<PrivateCopies> {
         let memory = tmpfs().context("cannot make a file system in memory for private probes")?;
         let mut originals = Vec::new();
         let unlimited = Unlimited::set();
-        for (number, &file) in files.iter().enumerate() {
+        for (number, &CoveredFile { file, content }) in files.iter().enumerate() {
             let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
                 .context("cannot tell the path of a file")?;
             let name = number.to_string();
-            let copied = copy(file, memory.as_fd(), &name);
+            let copied = copy(file, content, memory.as_fd(), &name);
             let copy = copied.with_context(|| {
                 format!("cannot make a private copy of {} in memory", path.display())
             })?;
@@ -275,15 +282,25 @@ fn tmpfs() -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Makes a copy with the same content, owner, mode, extended attributes and times. Returns it open to be read only,
+/// Makes a copy with this or the same content, and the same owner, mode, extended attributes and times. Returns it open to be read only,
 /// because a file that is open to be written cannot be executed.
-fn copy(original: &File, directory: BorrowedFd<'_>, name: &str) -> io::Result<File> {
+fn copy(
+    original: &File,
+    content: Option<&[u8]>,
+    directory: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<File> {
     let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let mut copy = File::from(openat(directory, name, create, Mode::RUSR)?);
     let metadata = original.metadata()?;
-    let mut content = original;
-    content.rewind()?;
-    io::copy(&mut content, &mut copy)?;
+    match content {
+        Some(content) => copy.write_all(content)?,
+        None => {
+            let mut content = original;
+            content.rewind()?;
+            io::copy(&mut content, &mut copy)?;
+        }
+    }
     let (owner, group) = (metadata.uid(), metadata.gid());
     // A change of the owner takes the set-user-ID bit and capabilities away, so it comes first.
     fchown(

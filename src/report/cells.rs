@@ -121,6 +121,8 @@ pub(super) fn uncovered(why: Uncovered) -> &'static str {
         Uncovered::Late => "allocator probed late",
         Uncovered::Unexamined => "allocator not examined",
         Uncovered::Unreached => "not reached by every probe",
+        Uncovered::Unread => "counters not readable",
+        Uncovered::Twice => "two ways of counting",
     }
 }
 

@@ -252,6 +252,10 @@ fn missed(summary: &Summary) -> Option<String> {
         let calls = counted(losses.calls_without_return, "call", "calls");
         parts.push(format!("{calls} without return"));
     }
+    if losses.calls_in_flight > 0 {
+        let calls = counted(losses.calls_in_flight, "call", "calls");
+        parts.push(format!("{calls} in flight"));
+    }
     if losses.rows_lost > 0 {
         let rows = counted(losses.rows_lost, "row", "rows");
         parts.push(format!("{rows} missed"));

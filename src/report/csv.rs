@@ -28,11 +28,11 @@ use crate::model::live::Live;
 use crate::model::lost::reached;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
-use crate::report::json::{
-    exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name, reach_unknown,
-    seconds, signal, uncovered_name,
-};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
+use crate::report::words::{
+    counted_by_names, exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name,
+    reach_unknown, seconds, signal, uncovered_name,
+};
 use crate::text::escape;
 
 #[derive(Default)]
@@ -198,6 +198,8 @@ struct CsvRow {
     baseline_known: Option<u64>,
     baseline_known_bytes: Option<u64>,
     baseline_gone: Option<u64>,
+    counted_by: Option<String>,
+    losses_calls_in_flight: u64,
 }
 
 impl CsvRow {
@@ -232,6 +234,7 @@ impl CsvRow {
             failed_allocs: Some(counters.failed_allocs),
             unknown_frees: Some(counters.unknown_frees),
             allocators: Some(inert(allocators.join(":"))),
+            counted_by: Some(counted_by_names(image.counted_by).join(":")),
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
             args: image.args.is_some().then(|| inert(args(image))),
@@ -307,6 +310,7 @@ impl CsvRow {
             losses_blocks_not_recorded: losses.blocks_not_recorded,
             losses_bytes_not_recorded: losses.bytes_not_recorded,
             losses_calls_without_return: losses.calls_without_return,
+            losses_calls_in_flight: losses.calls_in_flight,
             losses_rows_lost: losses.rows_lost,
             ..self
         }

@@ -9,28 +9,28 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use crate::model::bounds::Verdict;
 use crate::model::commands::Command;
-use crate::model::exit::Outcome;
 use crate::model::grouping::Grouping;
-use crate::model::image::{End, From, Image, Losses, Uncovered};
+use crate::model::image::{Image, Losses};
 use crate::model::judgement::{Judged, Judgement};
 use crate::model::ledger::Summary;
 use crate::model::limits::Allowed;
 use crate::model::live::Live;
-use crate::model::lost::{LostSum, reached};
-use crate::model::reach::{Amount, Reach, Reached};
-use crate::model::stack::WalkEnd;
+use crate::model::lost::reached;
+use crate::model::reach::{Amount, Reached};
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
 use crate::report::compared::BaselineObject;
 use crate::report::render::{Render, SCHEMA, Screen, StackRow, Window, end_name};
+use crate::report::words::{
+    counted_by_names, exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name,
+    reach_unknown, seconds, signal, uncovered_name, walk_name,
+};
 use crate::text::escape;
 
 pub(super) struct Json;
@@ -127,13 +127,6 @@ impl<'a> GroupLine<'a> {
     }
 }
 
-/// The word of the command line.
-pub(super) fn grouping_name(by: Grouping) -> String {
-    let word = by.to_possible_value();
-    word.map(|word| word.get_name().to_owned())
-        .unwrap_or_default()
-}
-
 /// What an image has allocated by one call stack.
 #[derive(Serialize)]
 struct StackLine<'a> {
@@ -226,20 +219,6 @@ impl<'a> StackLine<'a> {
     }
 }
 
-pub fn walk_name(end: WalkEnd) -> &'static str {
-    match end {
-        WalkEnd::Complete => "complete",
-        WalkEnd::TooDeep => "too_deep",
-        WalkEnd::NoRule => "no_rule",
-        WalkEnd::OddRule => "odd_rule",
-        WalkEnd::Pending => "pending",
-        WalkEnd::Unreadable => "unreadable",
-        WalkEnd::NoCode => "no_code",
-        WalkEnd::NoCall => "no_call",
-        WalkEnd::Busy => "busy",
-    }
-}
-
 /// The order of the fields is that of the schema.
 #[derive(Serialize)]
 struct ProcessLine<'a> {
@@ -278,6 +257,7 @@ struct ProcessLine<'a> {
     failed_allocs: u64,
     unknown_frees: u64,
     allocators: Vec<Cow<'a, str>>,
+    counted_by: &'static [&'static str],
     complete: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     uncovered: Option<&'static str>,
@@ -297,7 +277,7 @@ struct StackUnknownObject {
     walks: BTreeMap<&'static str, u64>,
 }
 
-impl std::convert::From<&StackCoverage> for StackUnknownObject {
+impl From<&StackCoverage> for StackUnknownObject {
     fn from(coverage: &StackCoverage) -> Self {
         let early = coverage.early.iter();
         Self {
@@ -323,7 +303,7 @@ struct SuppressionObject {
     places: u64,
 }
 
-impl std::convert::From<&SuppressionUse> for SuppressionObject {
+impl From<&SuppressionUse> for SuppressionObject {
     fn from(used: &SuppressionUse) -> Self {
         Self {
             name: used.name.clone(),
@@ -377,6 +357,7 @@ impl<'a> ProcessLine<'a> {
             peak_live_bytes: counters.peak_live_bytes,
             failed_allocs: counters.failed_allocs,
             unknown_frees: counters.unknown_frees,
+            counted_by: counted_by_names(image.counted_by),
             allocators: image
                 .allocators
                 .iter()
@@ -500,13 +481,6 @@ impl GateObject {
     }
 }
 
-/// The names of the limits with this verdict.
-pub(super) fn limits_that_are(wanted: Verdict, gate: &Judgement) -> Vec<&'static str> {
-    let verdicts = gate.verdicts().into_iter();
-    let wanted = verdicts.filter(|(_, verdict)| *verdict == wanted);
-    wanted.map(|(name, _)| name).collect()
-}
-
 /// How blocks that were never freed could be reached.
 #[derive(Serialize)]
 struct ReachObject {
@@ -520,7 +494,7 @@ struct ReachObject {
     reachable_blocks: u64,
 }
 
-impl std::convert::From<Reached> for ReachObject {
+impl From<Reached> for ReachObject {
     fn from(reached: Reached) -> Self {
         let Reached {
             definite,
@@ -541,19 +515,6 @@ impl std::convert::From<Reached> for ReachObject {
     }
 }
 
-/// Why it is not known how an image's blocks could be reached.
-pub(super) fn reach_unknown(image: &Image) -> Option<&'static str> {
-    match image.reach {
-        Reach::Unknown(why) if reached(image).is_none() => Some(why.word()),
-        Reach::Unknown(_) | Reach::Known(_) | Reach::NotJudged => None,
-    }
-}
-
-/// What is known to be lost. `None` if nothing is known.
-pub(super) fn lost(sum: &LostSum) -> Option<Amount> {
-    sum.is_known().then(|| sum.known.lost())
-}
-
 /// Only losses that are not zero are written.
 #[derive(Serialize)]
 struct LossesObject {
@@ -563,6 +524,8 @@ struct LossesObject {
     bytes_not_recorded: u64,
     #[serde(skip_serializing_if = "is_zero")]
     calls_without_return: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    calls_in_flight: u64,
     #[serde(skip_serializing_if = "is_zero")]
     rows_lost: u64,
 }
@@ -575,64 +538,16 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-impl std::convert::From<Losses> for LossesObject {
+impl From<Losses> for LossesObject {
     fn from(losses: Losses) -> Self {
         Self {
             blocks_not_recorded: losses.blocks_not_recorded,
             bytes_not_recorded: losses.bytes_not_recorded,
             calls_without_return: losses.calls_without_return,
+            calls_in_flight: losses.calls_in_flight,
             rows_lost: losses.rows_lost,
         }
     }
-}
-
-pub(super) fn exit_code(end: End) -> Option<u8> {
-    match end {
-        End::Exited(code) => Some(code),
-        End::Signaled { .. } | End::Exec | End::Running => None,
-    }
-}
-
-pub(super) fn signal(end: End) -> Option<u8> {
-    match end {
-        End::Signaled { signal, .. } => Some(signal),
-        End::Exited(_) | End::Exec | End::Running => None,
-    }
-}
-
-pub fn uncovered_name(why: Uncovered) -> &'static str {
-    match why {
-        Uncovered::NoAllocator => "no_allocator",
-        Uncovered::NoSymbols => "no_symbols",
-        Uncovered::ThirtyTwoBit => "32_bit",
-        Uncovered::Late => "late",
-        Uncovered::Unexamined => "unexamined",
-        Uncovered::Unreached => "unreached",
-    }
-}
-
-pub(super) fn from_name(from: From) -> &'static str {
-    match from {
-        From::Start => "start",
-        From::Attach => "attach",
-    }
-}
-
-pub(super) fn outcome_name(outcome: Outcome) -> Option<&'static str> {
-    Some(match outcome {
-        Outcome::Watched | Outcome::Saved => return None,
-        Outcome::Exited(_) => "exited",
-        Outcome::Signaled { .. } => "signaled",
-        Outcome::ExecError(_) => "exec_error",
-        Outcome::ToolError => "tool_error",
-    })
-}
-
-/// Seconds with microseconds. A double is not more precise for the times of these centuries.
-pub(super) fn seconds(time: Duration) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "exact up to the year 2255")]
-    let micros = time.as_micros() as f64;
-    micros / 1e6
 }
 
 fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {

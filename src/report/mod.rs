@@ -29,11 +29,12 @@ mod live;
 mod places;
 mod suppressed;
 mod table;
+mod words;
 
 pub use closing::{closing_line, verdict_line};
-pub use json::{uncovered_name, walk_name};
 pub use places::innermost_call;
 pub use suppressed::{runtime_line, suppressed_lines};
+pub use words::{counted_by_names, uncovered_name, walk_name};
 
 pub mod destination;
 mod documents;

@@ -18,10 +18,10 @@ use crate::model::places::Located;
 use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::compared::baseline_lines;
-use crate::report::json::grouping_name;
 use crate::report::live;
 use crate::report::places::place_lines;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
+use crate::report::words::grouping_name;
 use crate::text::signal_name::signal_name;
 use crate::text::units::{counted, megabytes};
 

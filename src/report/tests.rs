@@ -86,6 +86,7 @@ fn images() -> Vec<Image> {
         blocks_not_recorded: 10,
         bytes_not_recorded: 40_960,
         calls_without_return: 2,
+        calls_in_flight: 0,
         rows_lost: 0,
     };
 
@@ -329,7 +330,7 @@ fn a_json_line_has_the_fields_of_the_schema_in_order() {
             r#""signal":null,"from":"start","start_time":1761153780.123456,"end_time":1761153781.5,"#,
             r#""total_allocs_bytes":7208122,"alloc_count":3534,"free_count":3433,"leaked_bytes":440807,"#,
             r#""leaked_blocks":101,"reach":null,"reach_unknown":"off","peak_live_bytes":1892331,"failed_allocs":0,"unknown_frees":0,"#,
-            r#""allocators":["/lib/x86_64-linux-gnu/libc.so.6"],"complete":true,"losses":{}}"#,
+            r#""allocators":["/lib/x86_64-linux-gnu/libc.so.6"],"counted_by":["uprobes"],"complete":true,"losses":{}}"#,
             "\n"
         )
     );
@@ -807,19 +808,19 @@ fn a_gate_over_what_is_lost_has_its_limits_and_says_which_failed() {
             lost_gate(Some(9_000), None),
             &images[..1],
             r#""gate":{"limit_bytes":null,"lost_limit_bytes":9000,"verdict":"passed","judged":1}"#,
-            ",0,9000,,,,,,,,,",
+            ",0,9000,,,,,,,,,,,0",
         ),
         (
             lost_gate(Some(0), Some(8)),
             &images[..1],
             r#""gate":{"limit_bytes":null,"lost_limit_bytes":0,"total_lost_limit_bytes":8,"verdict":"failed","failed":["lost","total_lost"],"judged":1}"#,
-            ",0,0,8,lost:total_lost,,,,,,,",
+            ",0,0,8,lost:total_lost,,,,,,,,,0",
         ),
         (
             lost_gate(Some(9_000), Some(7_056)),
             &images[..3],
             r#""gate":{"limit_bytes":null,"lost_limit_bytes":9000,"total_lost_limit_bytes":7056,"verdict":"unknown","unknown":["lost","total_lost"],"judged":3}"#,
-            ",1,9000,7056,,lost:total_lost,,,,,,",
+            ",1,9000,7056,,lost:total_lost,,,,,,,,0",
         ),
     ] {
         let last = |format| {

@@ -58,6 +58,9 @@ pub(super) struct ProcessFields<'a> {
     pub unknown_frees: u64,
     #[serde(borrow)]
     pub allocators: Vec<Cow<'a, str>>,
+    /// Reports of versions that had only probes do not have it.
+    #[serde(borrow, default)]
+    pub counted_by: Vec<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub uncovered: Option<Cow<'a, str>>,
     pub losses: LossFields,
@@ -117,6 +120,7 @@ pub(super) struct LossFields {
     blocks_not_recorded: u64,
     bytes_not_recorded: u64,
     calls_without_return: u64,
+    calls_in_flight: u64,
     rows_lost: u64,
 }
 
@@ -126,6 +130,7 @@ impl From<LossFields> for Losses {
             blocks_not_recorded: fields.blocks_not_recorded,
             bytes_not_recorded: fields.bytes_not_recorded,
             calls_without_return: fields.calls_without_return,
+            calls_in_flight: fields.calls_in_flight,
             rows_lost: fields.rows_lost,
         }
     }

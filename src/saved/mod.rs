@@ -135,6 +135,8 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         Some(word) => Some(names::uncovered(word).ok_or_else(|| odd("uncovered", word))?),
         None => None,
     };
+    let counted_by = names::counted_by(&fields.counted_by)
+        .ok_or_else(|| odd("counted_by", &fields.counted_by.join(" ")))?;
     let image = Image {
         pid: fields.pid,
         ppid: fields.ppid,
@@ -172,6 +174,7 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         stacks: None,
         freed_stacks: FreedStacks::default(),
         allocators: fields.allocators.into_iter().map(path).collect(),
+        counted_by,
         uncovered,
         losses: fields.losses.into(),
     };

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::image::Uncovered;
 use crate::model::image::samples::{any_image, image};
+use crate::model::image::{CountedBy, Uncovered};
 use crate::model::ledger::Ledger;
 use crate::model::reach::ReachUnknown;
 use crate::report::destination::Output;
@@ -107,6 +107,7 @@ proptest! {
         names in [any_name(), any_name(), any_name()],
         why in prop::sample::select(&ReachUnknown::ALL),
         uncovered in prop::option::of(prop::sample::select(&Uncovered::ALL)),
+        counted_by in prop::sample::select(&CountedBy::ALL),
         args in prop::option::of((prop::collection::vec(any_name(), 0..3), any::<bool>())),
         labels in prop::collection::btree_map("[A-Z_]{1,8}", any_name(), 0..3),
     ) {
@@ -115,6 +116,7 @@ proptest! {
         image.exe = Some(as_path(exe));
         image.allocators = vec![as_path(allocator)];
         image.uncovered = uncovered;
+        image.counted_by = counted_by;
         image.labels = labels;
         image.args = args.map(|(words, is_cut)| CommandLine { words, is_cut });
         if matches!(image.reach, Reach::Unknown(_)) {

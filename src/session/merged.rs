@@ -391,6 +391,7 @@ fn of_session(all: Losses, images: Losses) -> Losses {
             .saturating_sub(images.bytes_not_recorded),
         calls_without_return: (all.calls_without_return)
             .saturating_sub(images.calls_without_return),
+        calls_in_flight: (all.calls_in_flight).saturating_sub(images.calls_in_flight),
         rows_lost: all.rows_lost.saturating_sub(images.rows_lost),
     }
 }

@@ -4,6 +4,7 @@
 mod books;
 pub mod filter;
 mod greeting;
+mod inside;
 mod leaks;
 mod merged;
 pub mod prober;

@@ -25,13 +25,15 @@ use crate::kernel::method::Holds;
 use crate::kernel::settings::{Recorded, Scope, Settings, Wanted};
 use crate::launch::Suspended;
 use crate::options::switches::Switches;
-use crate::options::{Probing, Watch};
+use crate::options::{Probes, Probing, Watch};
+use crate::os::copies::CoveredFile;
 use crate::os::mapping::Mapping;
 use crate::os::namespace::MountNamespace;
 use crate::os::processes::{self, Process, levels_of_proc_above};
 use crate::os::root::Root;
 use crate::os::say::say;
 use crate::os::stages;
+use crate::session::inside;
 
 /// Raises memleak's limit of descriptors. Each file with probes needs two descriptors, and a tree may map hundreds of
 /// files. The command is forked already, and keeps its original limit.
@@ -65,18 +67,21 @@ impl Prober {
     /// The kernel refuses, or there is nothing to probe.
     pub fn start(
         probing: &Probing,
+        probes: Probes,
         recorded: Recorded,
         switches: Switches,
         verbose: bool,
         command: &Suspended,
     ) -> Result<Self> {
         let environment = Environment::of_the_command();
-        let settings = settings(probing, &switches, recorded);
+        let mut settings = settings(probing, &switches, recorded);
+        settings.inside = probes == Probes::Inside;
+        settings.compares = settings.inside && switches.compare;
         let table = table(probing)?;
         let found = |table: &Table| find::at_start(command.candidates(), &environment, table);
         let private = command
             .namespace()
-            .map(|namespace| private_files(found(&table)?, namespace, &switches, verbose));
+            .map(|namespace| private_files(found(&table)?, namespace, probes, &switches, verbose));
         let private = private.transpose()?;
         let expected = |table: &Table| match &private {
             // There is only one copy of each, and nobody can change it.
@@ -429,18 +434,27 @@ impl Subtree {
 fn private_files(
     mut files: Vec<Examined>,
     namespace: &MountNamespace,
+    probes: Probes,
     switches: &Switches,
     verbose: bool,
 ) -> Result<Vec<Examined>> {
     raise_descriptor_limit();
+    let edited = match probes {
+        Probes::Inside => inside::edit_libraries(&mut files, switches, verbose)?,
+        Probes::Shared | Probes::Private => HashMap::new(),
+    };
     let mut probed: Vec<_> = files
         .iter_mut()
         .filter(|file| file.findings.is_probed())
         .collect();
-    let originals: Vec<_> = probed.iter().map(|file| &file.file).collect();
+    let covered = probed.iter().map(|file| CoveredFile {
+        file: &file.file,
+        content: edited.get(&file.path).map(Vec::as_slice),
+    });
+    let originals: Vec<_> = covered.collect();
     let covered = namespace
         .cover(&originals, !switches.no_mount_groups)
-        .context("--probes=private does not work here, try --probes=shared")?;
+        .with_context(|| format!("--probes={probes} does not work here, try --probes=shared"))?;
     for (file, copy) in probed.iter_mut().zip(covered.copies) {
         file.file = copy;
     }
@@ -476,6 +490,8 @@ fn settings(probing: &Probing, switches: &Switches, recorded: Recorded) -> Setti
         holds: switches.holds,
         scope: Scope::Tree,
         only: Vec::new(),
+        inside: false,
+        compares: false,
         wanted: Wanted::default(),
         recorded,
     }

@@ -26,6 +26,7 @@ use crate::os::stages;
 use crate::report::destination::Standard;
 use crate::report::read_baseline;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
+use crate::session::inside;
 use crate::session::leaks::{Leaks, ShownLeaks};
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
@@ -42,6 +43,9 @@ pub fn run(options: &Run) -> Result<Finish> {
     let switches = options.probing.test.switches();
     if switches.stages {
         stages::turn_on();
+    }
+    if options.probes == Probes::Inside {
+        inside::check(options)?;
     }
     capabilities::keep_what_is_used()?;
     let user = options
@@ -63,6 +67,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     }
     let prober = Prober::start(
         &options.probing,
+        options.probes,
         options.recorded(barrier.is_none()),
         switches,
         verbose,
@@ -129,7 +134,7 @@ pub fn run(options: &Run) -> Result<Finish> {
 fn mounts(probes: Probes) -> Mounts {
     match probes {
         Probes::Shared => Mounts::Callers,
-        Probes::Private => Mounts::Own,
+        Probes::Private | Probes::Inside => Mounts::Own,
     }
 }
 

@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 10] = [
+const TARGETS: [(&str, Target); 11] = [
     ("elf", inputs::elf),
     ("code", inputs::code),
     ("handlers", inputs::handlers),
@@ -31,6 +31,7 @@ const TARGETS: [(&str, Target); 10] = [
     ("reach", inputs::reach),
     ("suppressions", inputs::suppressions),
     ("symbols", inputs::symbols),
+    ("edited", inputs::edited),
 ];
 
 /// Reads an input. The error names the fault of the reader.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The files of bpf/ in rows from the bottom up. A file includes only files of lower rows, not of its own row.
 const LEVELS: [&[&str]; 14] = [
-    &["core.h"],
+    &["core.h", "../inside/layout.h"],
     &["memleak.h"],
     &["maps.bpf.h", "inode.bpf.h", "cookie.bpf.h"],
     &["newer.bpf.h", "older.bpf.h"],
@@ -18,6 +18,7 @@ const LEVELS: [&[&str]; 14] = [
         "exe.bpf.h",
         "frame.bpf.h",
         "heap_files.bpf.h",
+        "inside.bpf.h",
         "labels.bpf.h",
         "loading.bpf.h",
         "misses.bpf.h",
@@ -179,12 +180,19 @@ fn forward_declarations(source: &str) -> Vec<String> {
 fn sources() -> Sources {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf");
     let entries = fs::read_dir(&directory).unwrap();
+    // What lies in a process that counts inside is declared beside the code there.
+    let layout = "../inside/layout.h";
+    let layout = [(
+        layout.to_owned(),
+        fs::read_to_string(directory.join(layout)).unwrap(),
+    )];
     entries
         .map(|entry| entry.unwrap())
         .map(|entry| {
             let name = entry.file_name().into_string().unwrap();
             (name, fs::read_to_string(entry.path()).unwrap())
         })
+        .chain(layout)
         .collect()
 }
 

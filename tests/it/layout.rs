@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 10] = [
     &["options"],
     &["saved"],
     &["report", "kernel"],
-    &["find", "stacks"],
+    &["find", "stacks", "inside"],
     &["elf", "launch", "lost"],
     &["model", "os"],
     &["text", "code"],

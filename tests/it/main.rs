@@ -24,6 +24,8 @@ mod faults;
 mod gate;
 mod holds;
 mod hostile;
+#[cfg(target_arch = "x86_64")]
+mod inside;
 mod labels;
 mod launch;
 mod layout;

@@ -672,14 +672,3 @@ fn the_command_keeps_its_limit_of_the_length_of_files() {
     let report = report.under(&["prlimit", "--fsize=4096:unlimited"]).run();
     assert_eq!(report.stdout, "8\n", "{}", report.stderr);
 }
-
-#[test]
-fn probes_inside_are_not_known_yet() {
-    let output = Command::new(MEMLEAK)
-        .args(["run", "--probes=inside", "true"])
-        .output();
-    let output = output.expect("memleak can be run");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(125), "{said}");
-    assert!(said.contains("shared, private"), "{said}");
-}

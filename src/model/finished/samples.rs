@@ -95,6 +95,7 @@ fn images() -> Vec<Image> {
         blocks_not_recorded: 2,
         bytes_not_recorded: 64,
         calls_without_return: 1,
+        calls_in_flight: 0,
         rows_lost: 0,
     };
 

@@ -21,7 +21,7 @@ use crate::report::closing::closing_line;
 use crate::report::documents::rows::{
     NumberedTexts, ProfileRow, STACK_UNKNOWN, function, missing_callers, rows,
 };
-use crate::report::json::lost;
+use crate::report::words::lost;
 use crate::text::escape;
 use crate::text::signal_name::signal_name;
 

@@ -148,6 +148,8 @@ pub struct Row {
     /// Why it is not known.
     pub reach_unknown: Option<String>,
     pub allocators: Vec<PathBuf>,
+    #[serde(default)]
+    pub counted_by: Vec<String>,
     pub complete: bool,
     /// The reason why not all allocations of the process were counted. `None` if all were counted.
     pub uncovered: Option<String>,
@@ -195,6 +197,7 @@ pub struct Losses {
     pub blocks_not_recorded: u64,
     pub bytes_not_recorded: u64,
     pub calls_without_return: u64,
+    pub calls_in_flight: u64,
     pub rows_lost: u64,
 }
 

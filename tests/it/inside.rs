@@ -1,0 +1,209 @@
+//! `--probes=inside`: a copy of the C library counts by itself, without traps. The counts are those of probes. What the
+//! copy does not reach keeps probes. What cannot be counted so is refused.
+//!
+//! `MEMLEAK_TEST_PROBES=inside cargo test --test it launch::` runs the tests of another module so.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::expected::{assert_counted, cases, counts};
+use crate::common::side_by_side::side_by_side;
+use crate::common::switches::switch;
+use crate::common::{Job, Losses, Report, Row, code, fixture};
+
+const INSIDE: &str = "--probes=inside";
+
+fn inside() -> Vec<String> {
+    vec![INSIDE.to_owned()]
+}
+
+/// Probes count the same calls, and a row is complete only if both have the same counts.
+fn compared() -> Vec<String> {
+    let mut options = inside();
+    options.push(switch("compare", "yes"));
+    options
+}
+
+fn counted_by(row: &Row) -> Vec<&str> {
+    row.counted_by.iter().map(String::as_str).collect()
+}
+
+// ---- the code ------------------------------------------------------------------------------------------
+
+#[test]
+fn the_code_passes_its_own_tests() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("test");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("inside/test.c");
+    for compiler in ["clang", "cc"] {
+        let status = Command::new(compiler)
+            .args(["-O2", "-g", "-fno-builtin", "-Wall", "-Wextra", "-Werror"])
+            .args(["-pthread", "-o"])
+            .args([&program, &source])
+            .status();
+        assert!(status.unwrap().success());
+        let output = Command::new(&program).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{compiler}: {said}");
+    }
+}
+
+// ---- the counts ----------------------------------------------------------------------------------------
+
+#[test]
+fn the_counts_are_those_of_probes() {
+    // A call that is jumped out of is another loss inside.
+    let cases = cases().into_iter();
+    let without_losses = cases.filter(|case| case.losses == Losses::default());
+    let names: Vec<_> = without_losses.map(|case| case.name).collect();
+    assert!(names.len() > 30, "{names:?}");
+    side_by_side(names, |name| assert_counted(name, &inside()));
+}
+
+#[track_caller]
+fn assert_both_count_the_same(report: &Report) {
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    let both = |row: &&Row| counted_by(row) == ["uprobes", "inside"];
+    assert!(report.rows.iter().filter(both).count() > 0);
+    let allocates = report.rows.iter().filter(|row| row.counts.alloc_count > 0);
+    assert!(
+        allocates.into_iter().all(|row| both(&row)),
+        "{:?}",
+        report.rows
+    );
+}
+
+#[test]
+fn in_one_run_probes_count_the_same_calls() {
+    let scripts = [
+        "ls -lR /etc | sort | cat > /dev/null; x=$(date)",
+        "perl -e 'my %h; $h{$_} = [1 .. 5] for 1 .. 2000'",
+        "echo 'int main(void) { return 0; }' | gcc -O2 -x c -c -o /dev/null -",
+    ];
+    side_by_side(scripts, |script| {
+        assert_both_count_the_same(&Job::shell(script).options(compared()).run());
+    });
+    let names = [
+        "whole_family",
+        "realloc_forms",
+        "threads_free_each_other",
+        "child_frees_inherited",
+        "fork_storm 50",
+    ];
+    side_by_side(names, |name| {
+        let mut words = name.split(' ');
+        let fixture = words.next().unwrap();
+        let arguments: Vec<_> = words.collect();
+        let job = Job::fixture(fixture, &arguments).options(compared());
+        assert_both_count_the_same(&job.run());
+    });
+}
+
+#[test]
+fn a_row_says_by_what_it_was_counted() {
+    let by = |job: Job| {
+        let report = job.options(inside()).run();
+        report.assert_complete();
+        report.only_row().counted_by.clone()
+    };
+    assert_eq!(by(Job::fixture("leaks_2mb", &[])), ["inside"]);
+    assert_eq!(by(Job::fixture("static_leak", &["100"])), ["uprobes"]);
+    let probed = Job::fixture("leaks_2mb", &[]).run();
+    assert_eq!(probed.only_row().counted_by, ["uprobes"]);
+}
+
+#[test]
+fn a_jump_out_of_a_call_is_said() {
+    let report = Job::fixture("jumps_out_of_calloc", &["stack"])
+        .options(inside())
+        .run();
+    let row = report.only_row();
+    assert!(!row.complete && row.losses.calls_in_flight > 0, "{row:?}");
+}
+
+#[test]
+fn killed_processes_lose_at_most_the_call_in_flight() {
+    const SCRIPT: &str = r#"
+        mkfifo told && exec 3<> told
+        for i in $(seq 60); do
+            rm -f begun
+            "$0" 100000000 10 <&3 > begun & pid=$!
+            until [ -s begun ]; do sleep 0.001; done
+            sleep 0.00$((i % 7))1
+            kill -9 $pid
+            wait $pid 2> /dev/null
+        done
+        exit 0"#;
+    let directory = tempfile::tempdir().unwrap();
+    let program = fixture("works_until_told");
+    let job = Job::new("sh", ["-c", SCRIPT, program.to_str().unwrap()]);
+    let job = job.in_directory(directory.path());
+    let report = job.options(inside()).run();
+    let killed = report
+        .rows
+        .iter()
+        .filter(|row| row.signal == Some(libc::SIGKILL));
+    let mut counted = 0;
+    for row in killed {
+        assert_eq!(row.uncovered, None, "{row:?}");
+        assert!(row.losses.calls_in_flight <= 1, "{row:?}");
+        let Row { counts, .. } = row;
+        let frees = counts.alloc_count - counts.leaked_blocks;
+        assert_eq!(frees, counts.free_count, "{row:?}");
+        counted += usize::from(counts.alloc_count > 0);
+    }
+    assert_eq!(counted, 60);
+}
+
+#[test]
+fn a_process_that_still_runs_is_read() {
+    const SCRIPT: &str = r#"
+        mkfifo told && exec 3<> told
+        "$0" 1000 <&3 > said 2> /dev/null &
+        printf x >&3
+        until grep -q more said; do sleep 0.01; done"#;
+    let directory = tempfile::tempdir().unwrap();
+    let program = fixture("grows_by_line");
+    let job = Job::new("sh", ["-c", SCRIPT, program.to_str().unwrap()]);
+    let report = job.in_directory(directory.path()).options(inside()).run();
+    let running: Vec<_> = report
+        .rows
+        .iter()
+        .filter(|row| row.end == "running")
+        .collect();
+    let [row] = running[..] else {
+        panic!("{:?}", report.rows);
+    };
+    let pid = nix::unistd::Pid::from_raw(row.pid.cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(row.counts, counts(1000, 1, 0, 1000, 1));
+    assert!(row.complete && counted_by(row) == ["inside"], "{row:?}");
+}
+
+// ---- what is refused -----------------------------------------------------------------------------------
+
+#[test]
+fn what_counting_inside_cannot_do_is_refused_before_the_command_starts() {
+    for option in [
+        "--lost",
+        "--stacks",
+        "--fail-on-lost=0",
+        "--fail-on-total-lost=0",
+        "--suppressions=/dev/null",
+        "--gen-suppressions",
+        "--only-stack=main",
+    ] {
+        let memleak = env!("CARGO_BIN_EXE_memleak");
+        let output = Command::new(memleak)
+            .args(["run", INSIDE, option, "--", "echo", "started"])
+            .output()
+            .unwrap();
+        assert_eq!(code(output.status), 125);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+        let name = option.split('=').next().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let expected = format!("memleak: --probes=inside cannot do {name}");
+        assert!(said.starts_with(&expected), "{said}");
+    }
+}
