@@ -29,7 +29,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --output --format --help --version run doctor"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --output --format --metrics-labels --help --version run doctor"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -125,7 +125,11 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv prometheus" -- "${cur}"))
+                    return 0
+                    ;;
+                --metrics-labels)
+                    COMPREPLY=($(compgen -W "comm user" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -188,7 +192,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --help --version"
+            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --metrics-labels --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -293,7 +297,11 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv prometheus" -- "${cur}"))
+                    return 0
+                    ;;
+                --metrics-labels)
+                    COMPREPLY=($(compgen -W "comm user" -- "${cur}"))
                     return 0
                     ;;
                 *)

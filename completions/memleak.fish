@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= metrics-labels= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -46,7 +46,10 @@ never\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write the report to FILE' -r -F
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
-csv\t'Comma-separated values with one header'"
+csv\t'Comma-separated values with one header'
+prometheus\t'Sums for Prometheus, in its text format'"
+complete -c memleak -n "__fish_memleak_needs_command" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
+user\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
@@ -87,7 +90,10 @@ processes\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d 'Write the report to FILE' -r -F
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
-csv\t'Comma-separated values with one header'"
+csv\t'Comma-separated values with one header'
+prometheus\t'Sums for Prometheus, in its text format'"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
+user\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors and bad news'

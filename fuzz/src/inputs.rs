@@ -485,7 +485,7 @@ pub fn events(bytes: &[u8]) {
         leak: limits,
         lost: limits,
     };
-    for format in [Format::Table, Format::Json, Format::Csv] {
+    for format in [Format::Table, Format::Json, Format::Csv, Format::Prometheus] {
         let mut ledger = Ledger::new(Gate::new(allowed, Selection::default()));
         let written = Written::default();
         let options = Options {
@@ -526,6 +526,7 @@ fn check(format: Format, report: &[u8]) {
         Format::Table => 3,
         Format::Json => 0,
         Format::Csv => 1,
+        Format::Prometheus => return lines.iter().for_each(|line| assert_metric(line)),
     };
     assert_eq!(lines.len(), headings + 7, "{text}");
     match format {
@@ -553,7 +554,31 @@ fn check(format: Format, report: &[u8]) {
                 assert!(!fields.iter().any(formula), "{line}");
             }
         }
-        Format::Table => {}
+        Format::Table | Format::Prometheus => {}
+    }
+}
+
+/// Checks that a line is a comment or a sample: a name, labels whose quotes are balanced, and a number.
+fn assert_metric(line: &str) {
+    let Some(rest) = line.strip_prefix("memleak_") else {
+        return assert!(line.starts_with("# "), "{line}");
+    };
+    let (series, value) = rest.rsplit_once(' ').expect("a name and a value");
+    value.parse::<u64>().expect("a number");
+    let Some((_, labels)) = series.split_once('{') else {
+        return assert!(!series.contains([' ', '"']), "{line}");
+    };
+    let mut labels = labels.strip_suffix('}').expect("a brace at the end");
+    while !labels.is_empty() {
+        let (_, value) = labels.split_once("=\"").expect("a name and a quote");
+        let mut escaped = false;
+        let end = value.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        let rest = &value[end.expect("a closing quote") + 1..];
+        labels = rest.strip_prefix(',').unwrap_or(rest);
     }
 }
 

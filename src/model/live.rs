@@ -12,9 +12,10 @@ pub struct Live {
     pub time: Duration,
     /// The time from which the growth is measured, since the Unix epoch.
     pub since: Duration,
+    /// Those that are shown.
     pub rows: Vec<Growing>,
-    /// How many more processes there are than rows.
-    pub more: usize,
+    /// The others.
+    pub rest: Vec<Growing>,
     /// What all these processes hold, in bytes.
     pub held_bytes: u64,
     /// By how much that has grown, in bytes.
@@ -75,13 +76,12 @@ impl Growth {
         let held_bytes = held.fold(0, u64::saturating_add);
         let growth = rows.iter().map(|row| row.growth);
         let growth_bytes = growth.fold(0, i64::saturating_add);
-        let more = rows.len().saturating_sub(top);
-        rows.truncate(top);
+        let rest = rows.split_off(top.min(rows.len()));
         Live {
             time,
             since,
             rows,
-            more,
+            rest,
             held_bytes,
             growth_bytes,
         }
@@ -127,7 +127,7 @@ mod tests {
         let mut growth = Growth::since(Duration::ZERO);
         let live = look(&mut growth, 1, &[(1, 1), (2, 2), (3, 3), (9, 9)], 2);
         assert_eq!(rows(&live), [(3, 3), (2, 2)]);
-        assert_eq!(live.more, 1);
+        assert_eq!(live.rest.len(), 1);
         assert_eq!((live.held_bytes, live.growth_bytes), (6, 6));
     }
 

@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod limits;
 pub mod live;
 pub mod lost;
+pub mod metrics;
 pub mod places;
 pub mod reach;
 pub mod scan;

@@ -21,6 +21,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::exit::{self, LeakExit};
 use crate::model::gate::Gate;
 use crate::model::limits::{Allowed, Limits};
+use crate::model::metrics::{Label, Labels};
 use crate::model::scan::ScanWanted;
 use crate::model::selection::Selection;
 use crate::options::lost::LostArgs;
@@ -369,7 +370,7 @@ pub struct ReportArgs {
     /// Write the report to FILE
     ///
     /// A single FILE takes the report instead of standard error (run) or standard output (-p, -a). FORMAT=FILE, or
-    /// several -o, write it there as well. Without FORMAT the suffix tells the format (.txt, .json, .csv), else --format.
+    /// several -o, write it there as well. Without FORMAT the suffix tells the format (.txt, .json, .csv, .prom), else --format.
     /// %p in FILE is memleak's pid, %h the host name, %q{VAR} an environment variable. May be repeated.
     #[arg(short, long, value_name = "[FORMAT=]FILE", value_hint = ValueHint::FilePath)]
     #[arg(value_parser = OsStringValueParser::new().try_map(parse_output))]
@@ -377,12 +378,30 @@ pub struct ReportArgs {
 
     /// Format where no suffix tells it
     ///
-    /// table, json or csv.
+    /// table, json, csv or prometheus.
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub format: Option<Format>,
+
+    /// Labels of metrics
+    ///
+    /// comm and user. By these, sums are told apart, for at most 500 combinations at a time. The rest is 'other'.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LABEL",
+        value_delimiter = ',',
+        hide_short_help = true
+    )]
+    #[arg(default_value = "comm,user", hide_possible_values = true)]
+    pub metrics_labels: Vec<Label>,
 }
 
 impl ReportArgs {
+    /// By which labels metrics are told apart.
+    pub fn labels(&self) -> Labels {
+        Labels::of(&self.metrics_labels)
+    }
+
     /// The formats of the report and the files that they go to; `None` is the standard stream. A single plain FILE takes
     /// the report there. Anything else comes beside the report on the standard stream.
     pub fn outputs(&self) -> Vec<(Format, Option<&Path>)> {

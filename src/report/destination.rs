@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use crate::os::identity::Identity;
 use crate::os::inherited::{self, Inherited};
+use crate::report::replacing::Replacing;
 
 /// An open destination.
 pub struct Output {
@@ -47,10 +48,11 @@ pub fn no_color() -> bool {
 }
 
 /// Opens the file that `-o` names, or the standard destination if it names none. Call it while memleak has one thread.
+/// `replaced`: each flush replaces what the file has. What is no regular file is written on.
 ///
 /// # Errors
 /// The name has an invalid `%` part, or the user may not create or write the file.
-pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
+pub fn open(file: Option<&Path>, standard: Standard, replaced: bool) -> Result<Output> {
     let Some(pattern) = file else {
         return Ok(match standard {
             Standard::Output => Output {
@@ -73,6 +75,18 @@ pub fn open(file: Option<&Path>, standard: Standard) -> Result<Output> {
     };
     let path = expand(pattern, inherited::variable)?;
     let number = descriptor(&path);
+    if replaced && number.is_none() && fs::metadata(&path).map_or(true, |file| file.is_file()) {
+        let user = Identity::behind_sudo()?;
+        let said = cannot_open(&path, user.as_ref());
+        return Ok(Output {
+            terminal: false,
+            writer: Box::new(Replacing::new(&path, user)?.context(said)?),
+            name: path.display().to_string(),
+            is_stderr: false,
+            is_file: true,
+            identity: None,
+        });
+    }
     let file = match number {
         Some(fd) => duplicate(fd)
             .with_context(|| format!("cannot write the report to {} (-o)", path.display()))?,
@@ -107,15 +121,23 @@ fn create(path: &Path) -> Result<File> {
         fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
         Ok(file)
     };
+    let user = Identity::behind_sudo()?;
+    let opened = match &user {
+        None => open(),
+        Some(user) => user.with_file_rights(open)?,
+    };
+    opened.with_context(|| cannot_open(path, user.as_ref()))
+}
+
+/// What is said if the file of a report cannot be opened with the rights of `user`, or with memleak's own.
+fn cannot_open(path: &Path, user: Option<&Identity>) -> String {
     let name = path.display();
-    match Identity::behind_sudo()? {
-        None => open().with_context(|| format!("cannot open {name} for the report (-o)")),
-        Some(user) => user.with_file_rights(open)?.with_context(|| {
-            format!(
-                "cannot open {name} for the report (-o) as {user} (SUDO_UID), with whose rights it is opened: \
-                 name a file that this user may write, or open it as root by `sudo env -u SUDO_UID memleak …`"
-            )
-        }),
+    match user {
+        None => format!("cannot open {name} for the report (-o)"),
+        Some(user) => format!(
+            "cannot open {name} for the report (-o) as {user} (SUDO_UID), with whose rights it is opened: \
+             name a file that this user may write, or open it as root by `sudo env -u SUDO_UID memleak …`"
+        ),
     }
 }
 

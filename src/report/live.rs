@@ -75,7 +75,7 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
     // Beside the rows: two headings, the line that counts the others, and the line of the cursor.
     let room = screen.lines.saturating_sub(4).max(1);
     let shown = &live.rows[..live.rows.len().min(room)];
-    let more = live.more + live.rows.len() - shown.len();
+    let more = live.rest.len() + live.rows.len() - shown.len();
     let mut lines = vec![heading(live, screen)];
     let names = names(live);
     let rows = shown.iter().map(|row| {
@@ -96,7 +96,7 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
 /// What the whole is about: `14:02:10  memleak -a 5  142 processes  812.400 MB live  +1.200 MB  Ctrl-C ends`. Parts that
 /// have no room are left out.
 fn heading(live: &Live, screen: &Screen) -> String {
-    let processes = live.rows.len() + live.more;
+    let processes = live.rows.len() + live.rest.len();
     let parts = [
         screen.time_of_day.clone(),
         screen.command.clone(),

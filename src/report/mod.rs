@@ -19,6 +19,8 @@ mod csv;
 mod json;
 mod live;
 mod places;
+mod prometheus;
+mod replacing;
 mod suppressed;
 mod table;
 
@@ -58,6 +60,11 @@ impl Sink {
             Format::Table => Box::new(table::TableRender::new(options)),
             Format::Json => Box::new(json::Json),
             Format::Csv => Box::new(csv::Csv::default()),
+            Format::Prometheus => Box::new(prometheus::Prometheus::new(
+                prometheus::Exposition::Text,
+                options.labels,
+                options.lost,
+            )),
         };
         Self {
             name,
@@ -106,6 +113,22 @@ impl Report {
     /// Reports the running processes. `screen` is the terminal, if one shows the report.
     pub fn live(&mut self, live: &Live, screen: Option<&Screen>) -> Vec<Unwritten> {
         self.write(false, |render| render.live(live, screen))
+    }
+
+    /// Whether any of the formats measures the running processes.
+    pub fn measures(&self) -> bool {
+        self.sinks.iter().any(|sink| sink.render.measures())
+    }
+
+    /// Gives the running processes to the formats that measure them.
+    pub fn measure(&mut self, live: &Live, rows_lost: u64) -> Vec<Unwritten> {
+        self.write(false, |render| render.measure(live, rows_lost))
+    }
+
+    /// What the user must know of the report.
+    pub fn notices(&mut self) -> Vec<String> {
+        let sinks = self.sinks.iter_mut();
+        sinks.filter_map(|sink| sink.render.notice()).collect()
     }
 
     /// Reports the summary, at the end of the session.

@@ -12,6 +12,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::metrics::Labels;
 use crate::model::stack::{NamedStack, StackShare};
 
 /// Name and version of the schema of JSON and CSV.
@@ -26,6 +27,8 @@ pub enum Format {
     Json,
     /// Comma-separated values with one header.
     Csv,
+    /// Sums for Prometheus, in its text format.
+    Prometheus,
 }
 
 impl Format {
@@ -35,8 +38,14 @@ impl Format {
             "txt" => Some(Self::Table),
             "json" => Some(Self::Json),
             "csv" => Some(Self::Csv),
+            "prom" => Some(Self::Prometheus),
             _ => None,
         }
+    }
+
+    /// Whether the report is replaced as a whole, rather than appended to.
+    pub fn is_replaced(self) -> bool {
+        self == Self::Prometheus
     }
 }
 
@@ -84,6 +93,8 @@ pub struct Options {
     pub args: bool,
     /// Whether the table says what processes lost: any of them may have been scanned.
     pub lost: bool,
+    /// By which labels metrics are told apart.
+    pub labels: Labels,
 }
 
 /// A terminal on which the running processes are drawn, and what is said above them.
@@ -125,6 +136,21 @@ pub(super) trait Render: Send {
 
     /// `screen` is the terminal on which a table of running processes replaces the one before.
     fn live(&mut self, live: &Live, screen: Option<&Screen>) -> io::Result<Vec<u8>>;
+
+    /// Whether it wants to [`measure`](Self::measure).
+    fn measures(&self) -> bool {
+        false
+    }
+
+    /// What runs, at the end of each window. `rows_lost`: how many rows memleak has missed so far.
+    fn measure(&mut self, _live: &Live, _rows_lost: u64) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    /// What the user must know of the report, told once.
+    fn notice(&mut self) -> Option<String> {
+        None
+    }
 
     /// The end of the report. Called once.
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>>;

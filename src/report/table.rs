@@ -348,8 +348,8 @@ impl Render for TableRender {
             block.push_str(&self.row(LIVE_COLUMNS, cells));
             block.push('\n');
         }
-        if live.more > 0 {
-            let more = counted(live.more as u64, "more process", "more processes");
+        if !live.rest.is_empty() {
+            let more = counted(live.rest.len() as u64, "more process", "more processes");
             block.push_str(&format!("and {more}\n"));
         }
         Ok(block.into_bytes())

@@ -854,7 +854,7 @@ fn window(images: Vec<Image>) -> Window {
 }
 
 fn live() -> Live {
-    let rows = images()
+    let rows: Vec<Growing> = images()
         .into_iter()
         .zip([3_000_000, 0, -1_234])
         .zip([7, 60 * 3 + 5, 86_400 * 2 + 3_600])
@@ -868,8 +868,8 @@ fn live() -> Live {
     Live {
         time: at(1_761_153_785),
         since: at(1_761_153_780),
+        rest: vec![rows[2].clone(); 12],
         rows,
-        more: 12,
         held_bytes: 812_400_000,
         growth_bytes: 1_200_000,
     }

@@ -15,6 +15,7 @@ use crate::model::gate::Gate;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
+use crate::model::metrics::Labels;
 use crate::model::places::LeakPlaces;
 use crate::model::stack::StackShare;
 use crate::options::{ReportArgs, ShownArgs};
@@ -111,6 +112,7 @@ pub(super) enum Contents {
 /// The opened destinations of a report.
 pub(super) struct Destinations {
     outputs: Vec<(Format, Output)>,
+    labels: Labels,
 }
 
 impl Destinations {
@@ -120,7 +122,10 @@ impl Destinations {
     /// A file cannot be opened.
     pub(super) fn open(args: &ReportArgs, standard: Standard) -> Result<Self> {
         let open = |(format, file): (Format, Option<&Path>)| {
-            Ok((format, destination::open(file, standard)?))
+            Ok((
+                format,
+                destination::open(file, standard, format.is_replaced())?,
+            ))
         };
         let outputs = args.outputs().into_iter().map(open);
         let outputs: Vec<(Format, Output)> = outputs.collect::<Result<_>>()?;
@@ -131,7 +136,8 @@ impl Destinations {
                 bail!("-o {} and -o {} are the same file", other.name, output.name);
             }
         }
-        Ok(Self { outputs })
+        let labels = args.labels();
+        Ok(Self { outputs, labels })
     }
 
     /// Whether memleak needs its standard error for the report.
@@ -165,6 +171,7 @@ impl Books {
             .outputs
             .iter()
             .any(|(format, output)| refreshes(*format, output));
+        let labels = destinations.labels;
         let sinks = destinations.outputs.into_iter().map(|(format, output)| {
             let look = Options {
                 verbosity: match output.is_file {
@@ -177,6 +184,7 @@ impl Books {
                 order,
                 args,
                 lost,
+                labels,
             };
             Sink::new(format, look, output.name, output.writer)
         });
@@ -311,6 +319,20 @@ impl Books {
         self.shown = screen.map(|screen| (live, screen));
     }
 
+    /// Whether the running processes are measured in each window.
+    pub(super) fn measures(&self) -> bool {
+        self.report.measures()
+    }
+
+    /// Measures the running processes. `rows_lost`: how many rows the kernel side has lost so far.
+    pub(super) fn measure(&mut self, live: &mut Live, rows_lost: u64) {
+        for row in live.rows.iter_mut().chain(&mut live.rest) {
+            self.name_user(&mut row.image);
+        }
+        let unwritten = self.report.measure(live, rows_lost + self.failures);
+        self.check(unwritten);
+    }
+
     /// Draws the running processes that were shown last again, because the terminal has another size.
     pub(super) fn redraw(&mut self, screen: Option<Screen>) {
         let Some(((live, before), screen)) = self.shown.take().zip(screen) else {
@@ -359,5 +381,6 @@ impl Books {
                 say(&format!("cannot write the report to {to}: {error}"));
             }
         }
+        self.report.notices().iter().for_each(|notice| say(notice));
     }
 }

@@ -118,6 +118,9 @@ fn ensure_is_no_pid(interval: Interval, processes: &[Process]) -> Result<()> {
 /// rows is reported in parts, each with its own times.
 const MOST_HELD: usize = 32_768;
 
+/// What is said if there is nothing to show.
+const NOTHING: &str = "nothing to report: since memleak attached, no process that matches has ended, and none runs now";
+
 struct Watching<'a> {
     prober: Prober,
     books: Books,
@@ -172,8 +175,8 @@ impl Watching<'_> {
             }
             if Instant::now() >= due {
                 self.close_window();
-                if self.options.live {
-                    self.show();
+                if self.options.live || self.books.measures() {
+                    self.look_around();
                 }
                 // A window that was closed late is longer. The windows after it are not shorter.
                 due = (due + interval).max(Instant::now());
@@ -226,6 +229,27 @@ impl Watching<'_> {
         self.prober.collector.set_clock();
     }
 
+    /// Measures the running processes, and shows them if that was asked for.
+    fn look_around(&mut self) {
+        match self.look() {
+            Ok(mut live) => {
+                self.measure(&mut live);
+                if self.options.live {
+                    self.shown = true;
+                    self.books.show(live, self.screen());
+                }
+            }
+            Err(error) => self.books.fail(&error),
+        }
+    }
+
+    fn measure(&mut self, live: &mut Live) {
+        if self.books.measures() {
+            let losses = self.prober.collector.losses();
+            self.books.measure(live, losses.rows_lost);
+        }
+    }
+
     /// Shows the running processes.
     fn show(&mut self) {
         match self.look() {
@@ -266,21 +290,25 @@ impl Watching<'_> {
         Ok(live)
     }
 
-    /// Shows what the running processes hold, if nothing else was shown: who stops memleak wants to see a result. JSON
-    /// and CSV are for programs. For these, what a report has must not depend on what ended.
-    fn show_what_is_held(&mut self) {
+    /// Measures what the running processes hold at the end. Shows it if nothing else was shown: who stops memleak wants
+    /// to see a result. JSON and CSV are for programs. For these, what a report has must not depend on what ended.
+    fn look_back(&mut self, why: WatchEnd) {
         let outputs = self.options.report.outputs();
         let is_table = outputs.iter().any(|(format, _)| *format == Format::Table);
-        if self.shown || self.options.shown.quiet || !is_table {
+        let is_wanted = is_table && why == WatchEnd::Asked;
+        let is_shown = is_wanted && !self.shown && !self.options.shown.quiet;
+        if !is_shown && !self.books.measures() {
             return;
         }
         match self.look() {
-            Ok(live) if live.rows.is_empty() => {
-                say(
-                    "nothing to report: since memleak attached, no process that matches has ended, and none runs now",
-                );
+            Ok(mut live) => {
+                self.measure(&mut live);
+                match (is_shown, live.rows.is_empty()) {
+                    (false, _) => {}
+                    (true, true) => say(NOTHING),
+                    (true, false) => self.books.show(live, self.screen()),
+                }
             }
-            Ok(live) => self.books.show(live, self.screen()),
             Err(error) => self.books.fail(&error),
         }
     }
@@ -289,9 +317,7 @@ impl Watching<'_> {
     fn close(mut self, began: Instant, why: WatchEnd) {
         self.take();
         self.close_window();
-        if why == WatchEnd::Asked {
-            self.show_what_is_held();
-        }
+        self.look_back(why);
         let shown = &self.options.shown;
         let collector = self.prober.collector;
         if shown.verbose {

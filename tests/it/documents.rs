@@ -287,7 +287,7 @@ fn bash_completes_options_and_their_values() {
     );
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--format", ""]),
-        ["table", "json", "csv"]
+        ["table", "json", "csv", "prometheus"]
     );
     assert_eq!(
         offered_by_bash(&["memleak", "doctor", "--format", ""]),

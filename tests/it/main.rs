@@ -29,6 +29,7 @@ mod live;
 mod loading;
 mod long;
 mod losses;
+mod metrics;
 mod older;
 mod placement;
 mod private;
