@@ -125,7 +125,7 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv prometheus" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv prometheus influx" -- "${cur}"))
                     return 0
                     ;;
                 --metrics-labels)
@@ -297,7 +297,7 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv prometheus" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv prometheus influx" -- "${cur}"))
                     return 0
                     ;;
                 --metrics-labels)

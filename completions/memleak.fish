@@ -47,7 +47,8 @@ complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write t
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
-prometheus\t'Sums for Prometheus, in its text format'"
+prometheus\t'Sums for Prometheus, in its text format'
+influx\t'Points for InfluxDB, in its line protocol'"
 complete -c memleak -n "__fish_memleak_needs_command" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
 user\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
@@ -91,7 +92,8 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d '
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
-prometheus\t'Sums for Prometheus, in its text format'"
+prometheus\t'Sums for Prometheus, in its text format'
+influx\t'Points for InfluxDB, in its line protocol'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
 user\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'

@@ -485,7 +485,13 @@ pub fn events(bytes: &[u8]) {
         leak: limits,
         lost: limits,
     };
-    for format in [Format::Table, Format::Json, Format::Csv, Format::Prometheus] {
+    for format in [
+        Format::Table,
+        Format::Json,
+        Format::Csv,
+        Format::Prometheus,
+        Format::Influx,
+    ] {
         let mut ledger = Ledger::new(Gate::new(allowed, Selection::default()));
         let written = Written::default();
         let options = Options {
@@ -526,6 +532,7 @@ fn check(format: Format, report: &[u8]) {
         Format::Table => 3,
         Format::Json => 0,
         Format::Csv => 1,
+        Format::Influx => return lines.iter().for_each(|line| assert_point(line)),
         Format::Prometheus => return lines.iter().for_each(|line| assert_metric(line)),
     };
     assert_eq!(lines.len(), headings + 7, "{text}");
@@ -554,8 +561,24 @@ fn check(format: Format, report: &[u8]) {
                 assert!(!fields.iter().any(formula), "{line}");
             }
         }
-        Format::Table | Format::Prometheus => {}
+        Format::Table | Format::Prometheus | Format::Influx => {}
     }
+}
+
+/// Checks that a line is a point: a name and tags, fields, and a time, with no other space that is not escaped.
+fn assert_point(line: &str) {
+    let mut spaces = 0;
+    let mut escaped = false;
+    for c in line.chars() {
+        spaces += u32::from(c == ' ' && !escaped);
+        // A backslash does not escape another one.
+        escaped = c == '\\';
+    }
+    assert_eq!(spaces, 2, "{line}");
+    assert!(
+        line.starts_with("memleak_process,") && !line.contains("=,"),
+        "{line}"
+    );
 }
 
 /// Checks that a line is a comment or a sample: a name, labels whose quotes are balanced, and a number.

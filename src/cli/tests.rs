@@ -314,7 +314,7 @@ fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
         (&["run", "-o", "", "true"], "--output"),
         (
             &["run", "-o", "html=x", "true"],
-            "'html=x'; the formats are table, json, csv, prometheus (a file of this name is ./html=x)",
+            "'html=x'; the formats are table, json, csv, prometheus, influx (a file of this name is ./html=x)",
         ),
         (
             &["run", "-o", "json=", "true"],

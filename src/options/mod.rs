@@ -378,7 +378,7 @@ pub struct ReportArgs {
 
     /// Format where no suffix tells it
     ///
-    /// table, json, csv or prometheus.
+    /// table, json, csv, prometheus or influx.
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub format: Option<Format>,
 

@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use crate::os::identity::Identity;
 use crate::os::inherited::{self, Inherited};
+use crate::report::render::OldContent;
 use crate::report::replacing::Replacing;
 
 /// An open destination.
@@ -48,11 +49,11 @@ pub fn no_color() -> bool {
 }
 
 /// Opens the file that `-o` names, or the standard destination if it names none. Call it while memleak has one thread.
-/// `replaced`: each flush replaces what the file has. What is no regular file is written on.
+/// `old`: what becomes of what a regular file has. Anything else is written on.
 ///
 /// # Errors
 /// The name has an invalid `%` part, or the user may not create or write the file.
-pub fn open(file: Option<&Path>, standard: Standard, replaced: bool) -> Result<Output> {
+pub fn open(file: Option<&Path>, standard: Standard, old: OldContent) -> Result<Output> {
     let Some(pattern) = file else {
         return Ok(match standard {
             Standard::Output => Output {
@@ -75,7 +76,8 @@ pub fn open(file: Option<&Path>, standard: Standard, replaced: bool) -> Result<O
     };
     let path = expand(pattern, inherited::variable)?;
     let number = descriptor(&path);
-    if replaced && number.is_none() && fs::metadata(&path).map_or(true, |file| file.is_file()) {
+    let is_regular = || fs::metadata(&path).map_or(true, |file| file.is_file());
+    if old == OldContent::Replaced && number.is_none() && is_regular() {
         let user = Identity::behind_sudo()?;
         let said = cannot_open(&path, user.as_ref());
         return Ok(Output {
@@ -90,7 +92,7 @@ pub fn open(file: Option<&Path>, standard: Standard, replaced: bool) -> Result<O
     let file = match number {
         Some(fd) => duplicate(fd)
             .with_context(|| format!("cannot write the report to {} (-o)", path.display()))?,
-        None => create(&path)?,
+        None => create(&path, old == OldContent::Kept)?,
     };
     let identity = file
         .metadata()
@@ -107,12 +109,14 @@ pub fn open(file: Option<&Path>, standard: Standard, replaced: bool) -> Result<O
     })
 }
 
-fn create(path: &Path) -> Result<File> {
+/// `keep`: what the file has stays, and what is written comes behind it.
+fn create(path: &Path, keep: bool) -> Result<File> {
     let open = || -> io::Result<File> {
         // O_NOCTTY: a terminal must not become memleak's controlling terminal. O_NONBLOCK: a FIFO without a reader
         // must not block memleak, because another user may have put it there.
         let mut options = File::options();
-        options.write(true).create(true).truncate(true);
+        options.create(true).append(keep);
+        options.write(!keep).truncate(!keep);
         let file = options
             .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
             .open(path)?;

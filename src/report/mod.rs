@@ -16,6 +16,7 @@ use crate::report::render::Render;
 mod cells;
 mod closing;
 mod csv;
+mod influx;
 mod json;
 mod live;
 mod places;
@@ -30,7 +31,7 @@ pub use suppressed::{runtime_line, suppressed_lines};
 pub mod destination;
 mod render;
 
-pub use render::{Format, Options, SCHEMA, Screen, Verbosity, Window};
+pub use render::{Format, OldContent, Options, SCHEMA, Screen, Verbosity, Window};
 
 /// A report that is being written, to each of its sinks.
 pub struct Report {
@@ -60,6 +61,7 @@ impl Sink {
             Format::Table => Box::new(table::TableRender::new(options)),
             Format::Json => Box::new(json::Json),
             Format::Csv => Box::new(csv::Csv::default()),
+            Format::Influx => Box::new(influx::Influx::default()),
             Format::Prometheus => Box::new(prometheus::Prometheus::new(
                 prometheus::Exposition::Text,
                 options.labels,

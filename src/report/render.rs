@@ -29,6 +29,8 @@ pub enum Format {
     Csv,
     /// Sums for Prometheus, in its text format.
     Prometheus,
+    /// Points for InfluxDB, in its line protocol.
+    Influx,
 }
 
 impl Format {
@@ -43,10 +45,25 @@ impl Format {
         }
     }
 
-    /// Whether the report is replaced as a whole, rather than appended to.
-    pub fn is_replaced(self) -> bool {
-        self == Self::Prometheus
+    /// What becomes of the content that a report's file has.
+    pub fn old_content(self) -> OldContent {
+        match self {
+            Self::Table | Self::Json | Self::Csv => OldContent::Removed,
+            Self::Influx => OldContent::Kept,
+            Self::Prometheus => OldContent::Replaced,
+        }
     }
+}
+
+/// What becomes of the content that a report's file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldContent {
+    /// It is removed at once.
+    Removed,
+    /// It stays, and the report comes behind it.
+    Kept,
+    /// Each part of the report is the whole content, in place of what was there before.
+    Replaced,
 }
 
 /// How much is shown.

@@ -124,7 +124,7 @@ impl Destinations {
         let open = |(format, file): (Format, Option<&Path>)| {
             Ok((
                 format,
-                destination::open(file, standard, format.is_replaced())?,
+                destination::open(file, standard, format.old_content())?,
             ))
         };
         let outputs = args.outputs().into_iter().map(open);

@@ -287,7 +287,7 @@ fn bash_completes_options_and_their_values() {
     );
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--format", ""]),
-        ["table", "json", "csv", "prometheus"]
+        ["table", "json", "csv", "prometheus", "influx"]
     );
     assert_eq!(
         offered_by_bash(&["memleak", "doctor", "--format", ""]),

@@ -7,7 +7,9 @@ use tempfile::TempDir;
 
 use crate::common::fixture;
 use crate::common::root::require_root;
-use crate::common::scrape::{Server, assert_promtool_accepts, free_address, sample, until};
+use crate::common::scrape::{
+    Server, assert_promtool_accepts, free_address, get, sample, send, until,
+};
 use crate::common::watch::{Waiting, Watch};
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
@@ -112,4 +114,61 @@ fn metrics_that_cannot_be_written_are_said_once_and_do_not_end_the_watch() {
     let report = watch.wait();
     let said = report.stderr.matches("cannot write the report").count();
     assert_eq!(said, 1, "{}", report.stderr);
+}
+
+#[test]
+fn influxdb_takes_every_point() {
+    require_root();
+    let directory = TempDir::new().unwrap();
+    let [file, data] = ["points", "data"].map(|name| directory.path().join(name));
+    let script = r#"for i in 1 2 3; do "$0" 1 7; done; "$1" 2 1000; (kill -9 $BASHPID)"#;
+    let odd = directory.path().join(r"a b,c=d\");
+    fs::copy(fixture("holds_blocks"), &odd).unwrap();
+    // A second run appends.
+    for _ in 0..2 {
+        Command::new(MEMLEAK)
+            .args(["run", "-q", "-o"])
+            .arg(format!("influx={}", file.display()))
+            .args(["bash", "-c", script])
+            .args([&odd, &fixture("holds_blocks")])
+            .output()
+            .unwrap();
+    }
+    let points = fs::read_to_string(&file).unwrap();
+    assert_eq!(points.lines().count(), 12, "{points}");
+
+    let [address, rpc] = [free_address(), free_address()];
+    let influxd =
+        |name: &str, value: &dyn std::fmt::Display| (format!("INFLUXDB_{name}"), value.to_string());
+    let _server = Server::start(
+        Command::new("influxd")
+            .args(["run", "-config", "/dev/null"])
+            .envs([
+                influxd("BIND_ADDRESS", &rpc),
+                influxd("HTTP_BIND_ADDRESS", &address),
+                influxd("META_DIR", &data.join("meta").display()),
+                influxd("DATA_DIR", &data.join("data").display()),
+                influxd("DATA_WAL_DIR", &data.join("wal").display()),
+                influxd("REPORTING_DISABLED", &true),
+                influxd("MONITOR_STORE_ENABLED", &false),
+            ]),
+    );
+    until(address, "/query?q=SHOW%20DATABASES", |body| {
+        body.contains("results")
+    });
+    let (head, _) = send(address, "POST", "/query?q=CREATE%20DATABASE%20m", "", "").unwrap();
+    assert!(head.contains(" 200 "), "{head}");
+    let (head, body) = send(address, "POST", "/write?db=m", "", &points).unwrap();
+    assert!(head.contains(" 204 "), "{head}{body}");
+    let query = "/query?db=m&q=SELECT%20COUNT(pid),SUM(leaked_bytes)%20FROM%20memleak_process%20GROUP%20BY%20comm";
+    let (_, body) = get(address, query, "").unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let series = answer["results"][0]["series"].as_array().unwrap();
+    let found = |comm: &str| {
+        let series = series.iter().find(|series| series["tags"]["comm"] == comm);
+        let values = &series.unwrap_or_else(|| panic!("{comm}: {body}"))["values"][0];
+        (values[1].as_u64(), values[2].as_u64())
+    };
+    assert_eq!(found(r"a b,c=d\\."), (Some(6), Some(42)));
+    assert_eq!(found("holds_blocks"), (Some(2), Some(4000)));
 }

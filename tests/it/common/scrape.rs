@@ -44,10 +44,23 @@ pub fn free_address() -> SocketAddr {
 
 /// The head and the body of what a server answers to a request for a path.
 pub fn get(from: SocketAddr, path: &str, headers: &str) -> std::io::Result<(String, String)> {
-    let mut stream = TcpStream::connect(from)?;
+    send(from, "GET", path, headers, "")
+}
+
+/// The same for any method, with a body.
+pub fn send(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> std::io::Result<(String, String)> {
+    let mut stream = TcpStream::connect(to)?;
     stream.set_read_timeout(Some(*TIMEOUT))?;
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: {from}\r\n{headers}Connection: close\r\n\r\n");
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nHost: {to}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    );
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
