@@ -7,6 +7,7 @@ use crate::kernel::method::{Holds, Method};
 use crate::model::commands::CommandOrder;
 use crate::model::exit::LeakExit;
 use crate::model::limits::Limits;
+use crate::model::metrics::{Label, Labels};
 use crate::model::scan::ScanWanted;
 use crate::options::switches::Switches;
 use crate::options::{
@@ -207,6 +208,34 @@ fn a_report_goes_where_its_words_say() {
             .collect();
         assert_eq!(run.report.outputs(), expected, "{options:?}");
     }
+}
+
+#[test]
+fn metrics_are_for_this_machine_unless_an_address_is_given() {
+    for (value, address) in [
+        ("9464", "127.0.0.1:9464"),
+        (":9464", "127.0.0.1:9464"),
+        ("localhost:9464", "127.0.0.1:9464"),
+        ("0.0.0.0:80", "0.0.0.0:80"),
+        ("[::1]:9464", "[::1]:9464"),
+    ] {
+        let listen = watch(&["-a", "--listen", value]).listen;
+        assert_eq!(listen, Some(address.parse().unwrap()), "{value}");
+    }
+    for value in ["", "host:1", "1.2.3.4", "70000", "::1:9", ":localhost:9"] {
+        let said = wrong(&["-a", "--listen", value]);
+        assert!(said.contains("an address and a port"), "{value}: {said}");
+    }
+}
+
+#[test]
+fn labels_of_metrics_are_named_in_any_order_and_once() {
+    let labels = |line: &[&str]| watch(line).report.labels();
+    assert_eq!(labels(&["-a"]), Labels::of(&[Label::Comm, Label::User]));
+    let user = labels(&["-a", "--metrics-labels", "user,user"]);
+    assert_eq!(user, Labels::of(&[Label::User]));
+    let said = wrong(&["-a", "--metrics-labels", "pid"]);
+    assert!(said.contains("comm, user"), "{said}");
 }
 
 #[test]

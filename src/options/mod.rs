@@ -7,6 +7,7 @@ pub mod stacks;
 pub mod switches;
 
 use std::ffi::{OsStr, OsString};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -192,6 +193,14 @@ pub struct Watch {
 
     #[command(flatten)]
     pub report: ReportArgs,
+
+    /// Serve metrics at this address
+    ///
+    /// Over HTTP, for Prometheus: /metrics, in the text format or OpenMetrics, and /healthz. Without ADDR only on this
+    /// machine (127.0.0.1).
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = parse_listen)]
+    #[arg(help_heading = "Output")]
+    pub listen: Option<SocketAddr>,
 }
 
 impl Watch {
@@ -328,6 +337,17 @@ pub(crate) fn parse_wait(text: &str) -> Result<WaitAll, String> {
 fn parse_uid(text: &str) -> Result<u32, String> {
     let why = |_| "it is a numeric user id (--user-name takes a name)".to_owned();
     text.parse().map_err(why)
+}
+
+/// An address and a port, or only a port, which is then for this machine alone.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let mut prefixes = ["localhost:", ":"].iter();
+    let only_port = prefixes.find_map(|prefix| text.strip_prefix(prefix));
+    if let Ok(port) = only_port.unwrap_or(text).parse() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    let why = "it is a port, or an address and a port (127.0.0.1:9464, 0.0.0.0:9464, [::]:9464)";
+    text.parse().map_err(|_| why.to_owned())
 }
 
 /// The time from one report to the next.

@@ -10,6 +10,7 @@ use crate::model::bounds::Verdict;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::metrics::Labels;
 use crate::model::stack::{NamedStack, StackShare};
 use crate::report::render::Render;
 
@@ -31,6 +32,7 @@ pub use suppressed::{runtime_line, suppressed_lines};
 pub mod destination;
 mod render;
 
+pub use prometheus::Exposition;
 pub use render::{Format, OldContent, Options, SCHEMA, Screen, Verbosity, Window};
 
 /// A report that is being written, to each of its sinks.
@@ -76,6 +78,22 @@ impl Sink {
         }
     }
 
+    /// Metrics that are made anew at each interval.
+    pub fn metrics(
+        exposition: Exposition,
+        labels: Labels,
+        lost: bool,
+        name: String,
+        out: Box<dyn Write + Send>,
+    ) -> Self {
+        Self {
+            name,
+            verbosity: Verbosity::Normal,
+            render: Box::new(prometheus::Prometheus::new(exposition, labels, lost)),
+            out,
+        }
+    }
+
     fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         if lines.is_empty() {
             return Ok(());
@@ -88,6 +106,11 @@ impl Sink {
 impl Report {
     pub fn new(sinks: Vec<Sink>) -> Self {
         Self { sinks }
+    }
+
+    /// From now on, the report goes there, too.
+    pub fn add(&mut self, sink: Sink) {
+        self.sinks.push(sink);
     }
 
     /// Reports one image. `verdict` is the result of [`Ledger::record`](crate::model::ledger::Ledger::record) for this

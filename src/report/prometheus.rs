@@ -21,6 +21,42 @@ pub enum Exposition {
     OpenMetrics,
 }
 
+impl Exposition {
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// The syntax for a reader that accepts these media types, each with its parameters. OpenMetrics is for those that
+    /// name it, and do not like the other one better.
+    pub fn negotiated<'a>(accepted: impl Iterator<Item = &'a str>) -> Self {
+        let (mut text, mut open_metrics) = (0.0, 0.0);
+        for accepted in accepted {
+            let mut parts = accepted.split(';').map(str::trim);
+            let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let (mut quality, mut known) = (1.0_f64, true);
+            for (name, value) in parts.filter_map(|part| part.split_once('=')) {
+                match name.trim() {
+                    "q" => quality = value.trim().parse().unwrap_or(0.0),
+                    "version" => known = matches!(value.trim(), "1.0.0" | "0.0.1"),
+                    _ => {}
+                }
+            }
+            match &*kind {
+                "application/openmetrics-text" if known => open_metrics = quality.max(open_metrics),
+                "text/plain" | "text/*" => text = quality.max(text),
+                _ => {}
+            }
+        }
+        match open_metrics > 0.0 && open_metrics >= text {
+            true => Self::OpenMetrics,
+            false => Self::Text,
+        }
+    }
+}
+
 pub(super) struct Prometheus {
     metrics: Metrics,
     exposition: Exposition,
@@ -374,6 +410,39 @@ mod tests {
     #[test]
     fn the_metrics_in_the_syntax_of_openmetrics() {
         insta::assert_snapshot!(page(&metrics(&[]), Exposition::OpenMetrics, true));
+    }
+
+    #[test]
+    fn a_reader_gets_openmetrics_only_if_it_names_it_and_likes_it_best() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;\
+                          q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, expected) in [
+            (prometheus, Exposition::OpenMetrics),
+            ("application/openmetrics-text", Exposition::OpenMetrics),
+            (
+                "Application/OpenMetrics-Text ; charset=utf-8",
+                Exposition::OpenMetrics,
+            ),
+            (
+                "application/openmetrics-text;q=0.2, text/plain",
+                Exposition::Text,
+            ),
+            (
+                "application/openmetrics-text;version=9.0.0",
+                Exposition::Text,
+            ),
+            ("application/openmetrics-text;q=0", Exposition::Text),
+            ("application/openmetrics-text;q=x", Exposition::Text),
+            ("text/html, */*", Exposition::Text),
+            ("", Exposition::Text),
+            (";;;,=;q", Exposition::Text),
+        ] {
+            assert_eq!(
+                Exposition::negotiated(accept.split(',')),
+                expected,
+                "{accept}"
+            );
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::report::destination::{self, Output, Standard};
 use crate::report::{
     Format, Options, Report, Screen, Sink, Unwritten, Verbosity, Window, verdict_line,
 };
+use crate::session::listener::Listener;
 use crate::session::prober::Prober;
 use crate::stacks::namer::Namer;
 
@@ -87,6 +88,8 @@ pub(super) struct Books {
     users: UsersCache,
     /// The destinations of the report for which memleak has said that it could not be written. It says so once.
     unwritten: BTreeSet<String>,
+    /// What the report's formats had to say. It is said once, however many of them say it.
+    noticed: BTreeSet<String>,
     /// How often memleak itself has failed since it began.
     failures: u64,
     /// Whether memleak has said why programs under valgrind die. It says so once.
@@ -198,6 +201,7 @@ impl Books {
             kept_shares: 0,
             shares_left_out: 0,
             unwritten: BTreeSet::new(),
+            noticed: BTreeSet::new(),
             failures: 0,
             explained: false,
             refreshes: any_refreshes,
@@ -319,6 +323,25 @@ impl Books {
         self.shown = screen.map(|screen| (live, screen));
     }
 
+    /// From now on, metrics are also served at an address.
+    ///
+    /// # Errors
+    /// There is no room for a thread or a descriptor.
+    pub(super) fn serve(
+        &mut self,
+        listener: Listener,
+        every: Duration,
+        labels: Labels,
+        lost: bool,
+    ) -> Result<()> {
+        let name = listener.address.to_string();
+        for (exposition, writer) in listener.serve(every)? {
+            let sink = Sink::metrics(exposition, labels, lost, name.clone(), Box::new(writer));
+            self.report.add(sink);
+        }
+        Ok(())
+    }
+
     /// Whether the running processes are measured in each window.
     pub(super) fn measures(&self) -> bool {
         self.report.measures()
@@ -381,6 +404,11 @@ impl Books {
                 say(&format!("cannot write the report to {to}: {error}"));
             }
         }
-        self.report.notices().iter().for_each(|notice| say(notice));
+        for notice in self.report.notices() {
+            if !self.noticed.contains(&notice) {
+                say(&notice);
+                self.noticed.insert(notice);
+            }
+        }
     }
 }

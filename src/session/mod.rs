@@ -4,6 +4,7 @@
 mod books;
 pub mod filter;
 mod greeting;
+mod listener;
 pub mod prober;
 pub mod pump;
 mod requests;

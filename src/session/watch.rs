@@ -23,6 +23,7 @@ use crate::report::{Format, Screen, closing_line};
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::filter::{self, Filter};
 use crate::session::greeting::greeting;
+use crate::session::listener::Listener;
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
@@ -43,6 +44,7 @@ pub fn watch(options: &Watch) -> Result<()> {
     }
     let mut requests = Requests::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Output)?;
+    let listener = options.listen.map(Listener::bind).transpose()?;
     let clock = Instant::now();
     let mut children = 0;
     let prober = if options.all {
@@ -67,18 +69,28 @@ pub fn watch(options: &Watch) -> Result<()> {
         say(&greeting(options, &processes, children, &stop));
     }
     let lost = prober.collector.tells_lost();
+    let mut books = Books::open(
+        &options.shown,
+        Contents::Watch {
+            live: options.live,
+            lost,
+        },
+        options.args,
+        None,
+        destinations,
+    );
+    if let Some(listener) = listener {
+        if !options.shown.quiet {
+            say(&format!(
+                "metrics are at http://{}/metrics",
+                listener.address
+            ));
+        }
+        books.serve(listener, options.every(), options.report.labels(), lost)?;
+    }
     let mut watching = Watching {
         prober,
-        books: Books::open(
-            &options.shown,
-            Contents::Watch {
-                live: options.live,
-                lost,
-            },
-            options.args,
-            None,
-            destinations,
-        ),
+        books,
         filter,
         ended: Vec::new(),
         opened: began,
@@ -150,6 +162,13 @@ impl Watching<'_> {
     fn follow(&mut self, mut processes: Vec<Process>, requests: &mut Requests) -> WatchEnd {
         let interval = self.options.every();
         let mut due = Instant::now() + interval;
+        // Who reads metrics need not wait for the first interval.
+        if self.books.measures() {
+            match self.look() {
+                Ok(mut live) => self.measure(&mut live),
+                Err(error) => self.books.fail(&error),
+            }
+        }
         loop {
             let rest = due.saturating_duration_since(Instant::now());
             self.wait(rest.min(TICK), &mut processes, requests);

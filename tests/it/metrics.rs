@@ -1,7 +1,11 @@
 //! Metrics of real processes, read by the programs that collect metrics.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -171,4 +175,215 @@ fn influxdb_takes_every_point() {
     };
     assert_eq!(found(r"a b,c=d\\."), (Some(6), Some(42)));
     assert_eq!(found("holds_blocks"), (Some(2), Some(4000)));
+}
+
+// ---- over HTTP ------------------------------------------------------------------------------------------
+
+/// A memleak that watches a process and serves its metrics.
+struct Serving {
+    watch: Watch,
+    target: Waiting,
+    address: SocketAddr,
+}
+
+impl Serving {
+    #[track_caller]
+    fn start(options: &[&str]) -> Self {
+        let target = Waiting::fixture("grows_by_line", &["100"]);
+        let pid = target.pid().to_string();
+        let address = free_address();
+        let listen = address.to_string();
+        let words = [&["-p", &pid, "0.2", "--listen", &listen], options].concat();
+        let watch = Watch::start(words);
+        Self {
+            watch,
+            target,
+            address,
+        }
+    }
+
+    #[track_caller]
+    fn end(self) {
+        self.target.finish();
+        let report = self.watch.wait();
+        let address = self.address;
+        let said = format!("metrics are at http://{address}/metrics\n");
+        assert!(report.stderr.contains(&said), "{}", report.stderr);
+    }
+
+    /// How many descriptors memleak has open, and how many threads and kilobytes it has.
+    fn takes(&self) -> [u64; 3] {
+        let pid = self.watch.own_pid();
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.unwrap().split_whitespace().next().unwrap();
+            number.parse::<u64>().unwrap()
+        };
+        [open as u64, field("Threads:"), field("VmRSS:")]
+    }
+}
+
+const LIVE: &str = r#"memleak_live_bytes{comm="grows_by_line",user="root"}"#;
+
+#[test]
+fn metrics_are_served_in_the_syntax_that_is_asked_for() {
+    let mut serving = Serving::start(&[]);
+    let address = serving.address;
+    assert_eq!(serving.target.ask(), "more\n");
+    let page = until(address, "/metrics", |page| {
+        sample(page, LIVE) == Some(100.0)
+    });
+    assert_promtool_accepts(&page);
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n";
+    let (head, page) = get(address, "/metrics", accept).unwrap();
+    assert!(
+        head.contains("content-type: application/openmetrics-text; version=1.0.0"),
+        "{head}"
+    );
+    assert!(
+        page.ends_with("\n# EOF\n") && sample(&page, LIVE) == Some(100.0),
+        "{page}"
+    );
+    for (method, path, code) in [
+        ("GET", "/healthz", " 200 "),
+        ("GET", "/other", " 404 "),
+        ("POST", "/metrics", " 405 "),
+    ] {
+        let (head, _) = send(address, method, path, "", "").unwrap();
+        assert!(head.contains(code), "{method} {path}: {head}");
+    }
+    serving.end();
+}
+
+#[test]
+fn slow_and_hostile_clients_keep_nobody_else_waiting_and_take_little() {
+    let serving = Serving::start(&[]);
+    let address = serving.address;
+    until(address, "/metrics", |page| page.contains(LIVE));
+    let before = serving.takes();
+    let connect = || TcpStream::connect(address).unwrap();
+    let asks = |what: &str| {
+        let mut stream = connect();
+        // The server may have had enough before all is sent.
+        let _ = stream.write_all(what.as_bytes());
+        stream
+    };
+    let idle: Vec<TcpStream> = (0..200).map(|_| connect()).collect();
+    let slow: Vec<TcpStream> = (0..50)
+        .map(|_| asks("GET /metrics HTTP/1.1\r\nX: "))
+        .collect();
+    // Those that ask and never read.
+    let deaf: Vec<TcpStream> = (0..50)
+        .map(|_| asks("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"))
+        .collect();
+    let huge = "a".repeat(4_000_000);
+    let large = [
+        asks(&format!("GET /{huge} HTTP/1.1\r\n\r\n")),
+        asks(&format!("GET / HTTP/1.1\r\nX: {huge}\r\n\r\n")),
+        asks(&format!(
+            "POST /metrics HTTP/1.1\r\nContent-Length: 4000000\r\n\r\n{huge}"
+        )),
+        asks(&huge),
+        asks(&"X: y\r\n".repeat(500_000)),
+    ];
+    let began = Instant::now();
+    let (head, page) = get(address, "/metrics", "").unwrap();
+    let took = began.elapsed();
+    assert!(head.contains(" 200 ") && page.contains(LIVE), "{head}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let after = serving.takes();
+    // 32 connections of at most 8 kilobytes each, and what the kernel's pages round up.
+    let more: Vec<u64> = after
+        .iter()
+        .zip(before)
+        .map(|(after, before)| after.saturating_sub(before))
+        .collect();
+    assert!(
+        more[0] <= 33 && more[1] == 0 && more[2] < 4_000,
+        "{before:?} {after:?}"
+    );
+    // The connections that it has given up are closed.
+    let closed = idle.iter().filter(|stream| {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        (&mut &**stream).read(&mut [0]).is_ok_and(|read| read == 0)
+    });
+    assert_eq!(closed.count(), 200);
+    drop((slow, deaf, large));
+    serving.end();
+}
+
+#[test]
+#[ignore = "takes ten seconds: make test-long"]
+fn a_client_that_sends_a_byte_now_and_then_is_cut_off() {
+    let serving = Serving::start(&[]);
+    let mut slow = TcpStream::connect(serving.address).unwrap();
+    let began = Instant::now();
+    let words = b"GET /metrics HTTP/1.1\r\nX: "
+        .iter()
+        .chain(std::iter::repeat(&b'a'));
+    for byte in words {
+        if slow.write_all(&[*byte]).is_err() {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30));
+        thread::sleep(Duration::from_millis(100));
+    }
+    // Ten seconds, and what a busy machine adds.
+    assert!(began.elapsed() > Duration::from_secs(9));
+    serving.end();
+}
+
+#[test]
+fn an_address_that_is_taken_is_an_error_at_once() {
+    require_root();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let words = ["-p", "1", "--listen", &address];
+    let output = Command::new(MEMLEAK).args(words).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = format!("memleak: cannot listen on {address} (--listen): ");
+    assert!(
+        said.starts_with(&expected) && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
+#[test]
+fn a_prometheus_scrapes_what_memleak_serves() {
+    let mut serving = Serving::start(&[]);
+    assert_eq!(serving.target.ask(), "more\n");
+    let directory = TempDir::new().unwrap();
+    let config = directory.path().join("prometheus.yml");
+    let target = serving.address;
+    let jobs = format!(
+        "global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}\nscrape_configs:\n- job_name: memleak\n  \
+         static_configs: [{{targets: ['{target}']}}]\n"
+    );
+    fs::write(&config, jobs).unwrap();
+    let address = free_address();
+    let _prometheus = Server::start(Command::new("prometheus").args([
+        format!("--config.file={}", config.display()),
+        format!(
+            "--storage.tsdb.path={}",
+            directory.path().join("data").display()
+        ),
+        format!("--web.listen-address={address}"),
+    ]));
+    for (query, value) in [
+        ("memleak_live_bytes", r#","100"]"#),
+        (
+            "memleak_process_leaked_bytes_bucket{le=%221000.0%22}",
+            r#","0"]"#,
+        ),
+        ("memleak_build_info", r#","1"]"#),
+    ] {
+        let path = format!("/api/v1/query?query={query}");
+        until(address, &path, |answer| answer.contains(value));
+    }
+    serving.end();
 }
