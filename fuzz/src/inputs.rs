@@ -587,7 +587,7 @@ fn assert_metric(line: &str) {
         return assert!(line.starts_with("# "), "{line}");
     };
     let (series, value) = rest.rsplit_once(' ').expect("a name and a value");
-    value.parse::<u64>().expect("a number");
+    value.parse::<f64>().expect("a number");
     let Some((_, labels)) = series.split_once('{') else {
         return assert!(!series.contains([' ', '"']), "{line}");
     };

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::model::image::Image;
+use crate::model::trend::Trend;
 
 /// The running processes at one time, those that grew most first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,18 +23,27 @@ pub struct Live {
     pub growth_bytes: i64,
 }
 
-/// A running process, and the growth of its memory in bytes.
+/// A running process, and the growth of its memory in bytes since the last view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Growing {
     pub image: Image,
     pub growth: i64,
+    /// By how many bytes an hour it grows in the long run. `None` if it was not seen for long enough.
+    pub rate: Option<u64>,
 }
 
-/// Remembers how many bytes each process held at the last view.
+/// What one process held at the last view, and before.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    bytes: u64,
+    trend: Trend,
+}
+
+/// Remembers how many bytes each process held at the last views.
 #[derive(Clone, Debug)]
 pub struct Growth {
     since: Duration,
-    held: HashMap<u64, u64>,
+    held: HashMap<u64, Held>,
 }
 
 impl Growth {
@@ -58,13 +68,20 @@ impl Growth {
         let mut rows = Vec::new();
         for (id, image) in running {
             let now = image.counters.leaked_bytes;
-            held.insert(id, now);
-            let before = self.held.get(&id).copied().unwrap_or(0);
+            let before = self.held.remove(&id).unwrap_or_default();
+            let mut trend = before.trend;
+            trend.add(time, now);
             if kept(&image) {
                 // No process holds 2^63 bytes.
-                let growth = now.wrapping_sub(before).cast_signed();
-                rows.push(Growing { image, growth });
+                let growth = now.wrapping_sub(before.bytes).cast_signed();
+                let rate = trend.bytes_per_hour();
+                rows.push(Growing {
+                    image,
+                    growth,
+                    rate,
+                });
             }
+            held.insert(id, Held { bytes: now, trend });
         }
         self.held = held;
         let since = std::mem::replace(&mut self.since, time);

@@ -103,6 +103,8 @@ pub struct SeriesSums {
     pub classes: [u64; LEAK_CLASSES.len() + 1],
     /// What running processes hold.
     pub live_bytes: u64,
+    /// By how many bytes an hour the running processes grow in the long run, as far as that is known.
+    pub growth_per_hour: u64,
     /// How many processes run.
     running: u64,
     /// When something last happened, since the Unix epoch.
@@ -166,12 +168,15 @@ impl Metrics {
     pub fn measure(&mut self, live: &Live) {
         for sums in self.series.values_mut().chain(&mut self.other) {
             sums.live_bytes = 0;
+            sums.growth_per_hour = 0;
             sums.running = 0;
         }
         for row in live.rows.iter().chain(&live.rest) {
             let sums = self.sums_of(&row.image);
             sums.changed = live.time;
             sums.add_running(&row.image);
+            let rate = row.rate.unwrap_or(0);
+            sums.growth_per_hour = sums.growth_per_hour.saturating_add(rate);
         }
     }
 
@@ -242,7 +247,11 @@ mod tests {
     }
 
     fn live(images: Vec<Image>, time: Duration) -> Live {
-        let mut rows = images.into_iter().map(|image| Growing { image, growth: 0 });
+        let mut rows = images.into_iter().map(|image| Growing {
+            image,
+            growth: 0,
+            rate: Some(7),
+        });
         Live {
             time,
             since: time,
@@ -307,7 +316,8 @@ mod tests {
             vec![ended("a", 1), ended("a", 2), ended("b", 4)],
             time,
         ));
-        assert_eq!(find(&metrics, &["a"]).live_bytes, 3);
+        let sums = find(&metrics, &["a"]);
+        assert_eq!((sums.live_bytes, sums.growth_per_hour), (3, 14));
         metrics.measure(&live(vec![ended("b", 5)], time));
         assert_eq!(find(&metrics, &["a"]).live_bytes, 0);
         assert_eq!(find(&metrics, &["b"]).live_bytes, 5);

@@ -16,3 +16,4 @@ pub mod reach;
 pub mod scan;
 pub mod selection;
 pub mod stack;
+pub mod trend;

@@ -62,6 +62,7 @@ impl Render for Csv {
             .map(|row| {
                 self.lines(&CsvRow {
                     growth_bytes: Some(row.growth),
+                    growth_bytes_per_hour: row.rate,
                     ..CsvRow::image(&row.image)
                 })
             })
@@ -143,6 +144,7 @@ struct CsvRow {
     gate_total_lost_limit_bytes: Option<u64>,
     gate_failed: Option<String>,
     gate_unknown: Option<String>,
+    growth_bytes_per_hour: Option<u64>,
 }
 
 impl CsvRow {

@@ -47,6 +47,9 @@ impl Render for Influx {
             let mut point = Point::new("memleak_live", &row.image);
             point.integer("live_bytes", row.image.counters.leaked_bytes);
             point.integer("live_blocks", row.image.counters.leaked_blocks);
+            if let Some(rate) = row.rate {
+                point.integer("growth_bytes_per_hour", rate);
+            }
             point.finish(self.time(live.time))
         });
         Ok(points.collect::<String>().into_bytes())
@@ -223,7 +226,11 @@ mod tests {
             let mut image = image();
             image.pid = pid;
             image.counters.leaked_bytes = held;
-            Growing { image, growth }
+            Growing {
+                image,
+                growth,
+                rate: (pid == 3).then_some(9),
+            }
         };
         let live = Live {
             time: Duration::from_secs(7),
@@ -236,7 +243,7 @@ mod tests {
         let lines = Influx::default().measure(&live, 0).unwrap();
         let expected = "\
             memleak_live,comm=python3,user=alice pid=1i,live_bytes=5i,live_blocks=0i 7000000000\n\
-            memleak_live,comm=python3,user=alice pid=3i,live_bytes=0i,live_blocks=0i 7000000001\n";
+            memleak_live,comm=python3,user=alice pid=3i,live_bytes=0i,live_blocks=0i,growth_bytes_per_hour=9i 7000000001\n";
         assert_eq!(String::from_utf8(lines).unwrap(), expected);
     }
 

@@ -63,6 +63,7 @@ impl Render for Json {
             .map(|row| {
                 line(&ProcessLine {
                     growth_bytes: Some(row.growth),
+                    growth_bytes_per_hour: row.rate,
                     ..ProcessLine::new(&row.image)
                 })
             })
@@ -182,6 +183,8 @@ struct ProcessLine<'a> {
     reach_unknown: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     growth_bytes: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth_bytes_per_hour: Option<u64>,
     peak_live_bytes: Option<u64>,
     failed_allocs: u64,
     unknown_frees: u64,
@@ -227,6 +230,7 @@ impl<'a> ProcessLine<'a> {
             reach: reached(image).map(ReachObject::from),
             reach_unknown: reach_unknown(image),
             growth_bytes: None,
+            growth_bytes_per_hour: None,
             peak_live_bytes: counters.peak_live_bytes,
             failed_allocs: counters.failed_allocs,
             unknown_frees: counters.unknown_frees,

@@ -225,6 +225,13 @@ const LIVE: SummedFamily = SummedFamily {
     value: |sums| sums.live_bytes,
 };
 
+const GROWTH: MetricFamily = MetricFamily {
+    name: "memleak_growth_bytes_per_second",
+    kind: MetricKind::Gauge,
+    unit: "bytes_per_second",
+    help: "By how much running processes grow in the long run.",
+};
+
 const LEAKS: MetricFamily = MetricFamily {
     name: "memleak_process_leaked_bytes",
     kind: MetricKind::Histogram,
@@ -262,6 +269,12 @@ fn page(metrics: &Metrics, exposition: Exposition, lost: bool) -> String {
         for (labels, sums) in &series {
             page.value(&summed.family, labels, (summed.value)(sums));
         }
+    }
+    page.head(&GROWTH);
+    for (labels, sums) in &series {
+        #[expect(clippy::cast_precision_loss, reason = "a reader has no more digits")]
+        let rate = sums.growth_per_hour as f64 / 3600.0;
+        page.sample(&GROWTH.sample(), labels, &rate.to_string());
     }
     page.head(&LEAKS);
     for (labels, sums) in &series {
@@ -303,14 +316,13 @@ impl Page {
     }
 
     fn value(&mut self, family: &MetricFamily, labels: &str, value: u64) {
-        self.sample(&family.sample(), labels, value);
+        self.sample(&family.sample(), labels, &value.to_string());
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: u64) {
-        let value = value.to_string();
+    fn sample(&mut self, name: &str, labels: &str, value: &str) {
         match labels {
-            "" => self.line(&[name, " ", &value]),
-            labels => self.line(&[name, "{", labels, "} ", &value]),
+            "" => self.line(&[name, " ", value]),
+            labels => self.line(&[name, "{", labels, "} ", value]),
         }
     }
 
@@ -322,10 +334,16 @@ impl Page {
         for (bound, processes) in bounds.zip(sums.classes) {
             below = below.saturating_add(processes);
             let comma = if labels.is_empty() { "" } else { "," };
-            self.sample(&bucket, &format!("{labels}{comma}le=\"{bound}\""), below);
+            let labels = format!("{labels}{comma}le=\"{bound}\"");
+            self.sample(&bucket, &labels, &below.to_string());
         }
-        self.sample(&format!("{}_sum", family.name), labels, sums.leaked_bytes);
-        self.sample(&format!("{}_count", family.name), labels, below);
+        let leaked = sums.leaked_bytes.to_string();
+        self.sample(&format!("{}_sum", family.name), labels, &leaked);
+        self.sample(
+            &format!("{}_count", family.name),
+            labels,
+            &below.to_string(),
+        );
     }
 
     fn line(&mut self, parts: &[&str]) {
@@ -392,6 +410,7 @@ mod tests {
             rows: vec![Growing {
                 image: running,
                 growth: 0,
+                rate: Some(1_000_000),
             }],
             rest: Vec::new(),
             held_bytes: 0,

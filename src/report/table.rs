@@ -43,7 +43,7 @@ const WINDOW_COLUMNS: [(&str, u16); 10] =
     [UID, USER, PID, COMM, TOTAL, LEAK, LOST, BLOCKS, NOTE, ARGS];
 
 /// The columns of the running processes.
-const LIVE_COLUMNS: [(&str, u16); 10] = [
+const LIVE_COLUMNS: [(&str, u16); 11] = [
     UID,
     USER,
     PID,
@@ -51,6 +51,7 @@ const LIVE_COLUMNS: [(&str, u16); 10] = [
     TOTAL,
     ("LIVE_MB", 11),
     ("GROWTH_MB", 11),
+    ("MB/h", 7),
     ("AGE", 7),
     NOTE,
     ARGS,

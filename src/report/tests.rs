@@ -827,7 +827,9 @@ fn a_gate_over_what_is_lost_has_its_limits_and_says_which_failed() {
         let found = last(Format::Json);
         assert!(found.contains(json), "{found}");
         let found = last(Format::Csv);
-        assert!(found.ends_with(csv), "{found}");
+        // The columns behind them are empty.
+        let filled = |line: &str| line.trim_end_matches(',').to_owned();
+        assert!(filled(&found).ends_with(&filled(csv)), "{found}");
     }
 }
 
@@ -857,12 +859,20 @@ fn live() -> Live {
     let rows: Vec<Growing> = images()
         .into_iter()
         .zip([3_000_000, 0, -1_234])
-        .zip([7, 60 * 3 + 5, 86_400 * 2 + 3_600])
-        .map(|((mut image, growth), age)| {
+        .zip([
+            (7, None),
+            (60 * 3 + 5, Some(367_612_345)),
+            (86_400 * 2 + 3_600, Some(1_004_999)),
+        ])
+        .map(|((mut image, growth), (age, rate))| {
             image.end = End::Running;
             image.reach = Reach::NotJudged;
             image.start_time = at(1_761_153_785 - age);
-            Growing { image, growth }
+            Growing {
+                image,
+                growth,
+                rate,
+            }
         })
         .collect();
     Live {
@@ -1020,7 +1030,15 @@ fn the_running_processes_on_terminals_of_several_sizes() {
 
 #[test]
 fn columns_go_one_after_the_other_as_a_terminal_gets_narrower() {
-    let order = ["NOTE", "TOTAL_ALLOCS_MB", "UID", "AGE", "USER", "+5s_MB"];
+    let order = [
+        "NOTE",
+        "TOTAL_ALLOCS_MB",
+        "UID",
+        "MB/h",
+        "AGE",
+        "USER",
+        "+5s_MB",
+    ];
     let mut noted = live();
     noted.rows[0].image.from = From::Attach;
     let mut gone = 0;
