@@ -129,7 +129,7 @@ _memleak() {
                     return 0
                     ;;
                 --metrics-labels)
-                    COMPREPLY=($(compgen -W "comm user" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
                     return 0
                     ;;
                 --listen)
@@ -305,7 +305,7 @@ _memleak() {
                     return 0
                     ;;
                 --metrics-labels)
-                    COMPREPLY=($(compgen -W "comm user" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
                     return 0
                     ;;
                 *)

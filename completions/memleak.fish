@@ -50,7 +50,9 @@ csv\t'Comma-separated values with one header'
 prometheus\t'Sums for Prometheus, in its text format'
 influx\t'Points for InfluxDB, in its line protocol'"
 complete -c memleak -n "__fish_memleak_needs_command" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
-user\t''"
+user\t''
+cgroup\t''
+jobid\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -l listen -d 'Serve metrics at this address' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'
@@ -96,7 +98,9 @@ csv\t'Comma-separated values with one header'
 prometheus\t'Sums for Prometheus, in its text format'
 influx\t'Points for InfluxDB, in its line protocol'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
-user\t''"
+user\t''
+cgroup\t''
+jobid\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -s q -l quiet -d 'Print only errors and bad news'

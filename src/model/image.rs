@@ -4,8 +4,10 @@
 //! (`bpf/`) count them, `kernel` decodes them, `ledger` adds them up, and `report` prints them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::origin::Origin;
 use crate::model::reach::Reach;
 use crate::model::stack::StackShare;
 
@@ -47,6 +49,10 @@ pub struct Image {
     /// Why the image, or a part of it, was not followed.
     pub uncovered: Option<Uncovered>,
     pub losses: Losses,
+    /// The kernel's number of the control group (version 2) that the process was last in. 0 if unknown.
+    pub cgroup: u64,
+    /// Where the process belongs, as far as it was looked up.
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl Image {
@@ -220,6 +226,8 @@ pub(crate) mod samples {
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
             uncovered: None,
             losses: Losses::default(),
+            cgroup: 0,
+            origin: None,
         }
     }
 

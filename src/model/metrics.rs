@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use crate::model::bounds::Bounds;
 use crate::model::image::{End, Image};
 use crate::model::live::Live;
+use crate::model::origin::Origin;
 use crate::text::escape;
 
 /// How many combinations of label values are told apart. One takes about 400 bytes here.
@@ -29,6 +30,8 @@ const OTHER: &str = "other";
 pub enum Label {
     Comm,
     User,
+    Cgroup,
+    Jobid,
 }
 
 impl Label {
@@ -36,6 +39,8 @@ impl Label {
         match self {
             Self::Comm => "comm",
             Self::User => "user",
+            Self::Cgroup => "cgroup",
+            Self::Jobid => "jobid",
         }
     }
 
@@ -47,8 +52,17 @@ impl Label {
                 Some(user) => escape::escaped(user.as_bytes()),
                 None => image.uid.to_string(),
             },
+            Self::Cgroup => of_origin(image, |origin| origin.cgroup.as_ref()),
+            Self::Jobid => of_origin(image, |origin| origin.job.as_ref()),
         }
     }
+}
+
+/// What is known of where a process belongs, or nothing, which is as good as no label.
+fn of_origin(image: &Image, field: impl Fn(&Origin) -> Option<&String>) -> String {
+    let origin = image.origin.as_deref();
+    let value = origin.and_then(field);
+    value.map_or_else(String::new, |value| escape::escaped(value.as_bytes()))
 }
 
 /// A set of labels.
@@ -361,6 +375,18 @@ mod tests {
         let names = metrics.series();
         let is_there = |name| names.iter().any(|(values, _)| values == &[name]);
         assert!(is_there("n0") && !is_there("n1") && is_there("n2"));
+    }
+
+    #[test]
+    fn jobs_and_control_groups_are_labels_where_they_are_known() {
+        let mut metrics = Metrics::new(Labels::of(&[Label::Jobid, Label::Cgroup]));
+        let mut of_job = ended("a", 1);
+        let path = "/system.slice/slurmstepd.scope/job_7/step_0";
+        of_job.origin = Some(Origin::of_cgroup(path).into());
+        metrics.add(&of_job);
+        metrics.add(&ended("a", 2));
+        assert_eq!(find(&metrics, &[path, "7"]).leaked_bytes, 1);
+        assert_eq!(find(&metrics, &["", ""]).leaked_bytes, 2);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod live;
 pub mod lost;
 pub mod metrics;
+pub mod origin;
 pub mod places;
 pub mod reach;
 pub mod scan;

@@ -23,6 +23,7 @@ use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::lost::reached;
+use crate::model::origin::Origin;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
 use crate::report::json::{
@@ -145,6 +146,12 @@ struct CsvRow {
     gate_failed: Option<String>,
     gate_unknown: Option<String>,
     growth_bytes_per_hour: Option<u64>,
+    host: Option<String>,
+    job: Option<String>,
+    step: Option<String>,
+    rank: Option<u32>,
+    container: Option<String>,
+    pod: Option<String>,
 }
 
 impl CsvRow {
@@ -187,6 +194,7 @@ impl CsvRow {
         }
         .with(image.losses)
         .with_reach(reached(image))
+        .with_origin(image.origin.as_deref())
     }
 
     fn summary(summary: &Summary) -> Self {
@@ -226,6 +234,22 @@ impl CsvRow {
         }
         .with(summary.losses)
         .with_reach(lost.map(|_| summary.lost.known))
+    }
+
+    fn with_origin(self, origin: Option<&Origin>) -> Self {
+        let Some(origin) = origin else {
+            return self;
+        };
+        let text = |text: &Option<String>| text.as_ref().map(|text| name(text.as_bytes()));
+        Self {
+            host: text(&origin.host),
+            job: text(&origin.job),
+            step: text(&origin.step),
+            rank: origin.rank,
+            container: text(&origin.container),
+            pod: text(&origin.pod),
+            ..self
+        }
     }
 
     fn with_reach(self, reached: Option<Reached>) -> Self {

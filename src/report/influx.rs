@@ -116,6 +116,12 @@ impl Point {
             None => image.uid.to_string(),
         };
         point.tag("user", &user);
+        if let Some(origin) = image.origin.as_deref() {
+            for (key, value) in [("host", &origin.host), ("job", &origin.job)] {
+                let value = value.as_deref().unwrap_or_default();
+                point.tag(key, &escape::escaped(value.as_bytes()));
+            }
+        }
         point.integer("pid", image.pid.into());
         point
     }
@@ -163,6 +169,7 @@ mod tests {
     use super::*;
     use crate::model::image::samples::image;
     use crate::model::live::Growing;
+    use crate::model::origin::Origin;
 
     fn point(influx: &mut Influx, image: &Image) -> String {
         String::from_utf8(influx.image(image, None).unwrap()).unwrap()
@@ -190,6 +197,20 @@ mod tests {
             "memleak_process,comm=a\\ b\\,c\\=d,user=1001,end=signaled pid=12345i,allocated_bytes=7208122i,\
              leaked_bytes=9223372036854775807i,leaked_blocks=0i,signal=9i,complete=true 1761153781500000001\n"
         );
+    }
+
+    #[test]
+    fn the_host_and_the_job_are_tags() {
+        let mut image = image();
+        let origin = Origin {
+            host: Some("node 1".to_owned()),
+            job: Some("7".to_owned()),
+            ..Origin::default()
+        };
+        image.origin = Some(origin.into());
+        let line = point(&mut Influx::default(), &image);
+        let tags = r"memleak_process,comm=python3,user=alice,host=node\ 1,job=7,end=exited ";
+        assert!(line.starts_with(tags), "{line}");
     }
 
     #[test]

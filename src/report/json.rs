@@ -21,6 +21,7 @@ use crate::model::ledger::Summary;
 use crate::model::limits::Allowed;
 use crate::model::live::Live;
 use crate::model::lost::{LostSum, reached};
+use crate::model::origin::Origin;
 use crate::model::reach::{Amount, Reach, Reached};
 use crate::model::stack::{NamedStack, StackShare, WalkEnd};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
@@ -193,6 +194,38 @@ struct ProcessLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     uncovered: Option<&'static str>,
     losses: LossesObject,
+    #[serde(flatten)]
+    origin: Option<OriginFields<'a>>,
+}
+
+/// Where a process belongs. Only what is known is written.
+#[derive(Serialize)]
+struct OriginFields<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'a str>,
+}
+
+impl<'a> std::convert::From<&'a Origin> for OriginFields<'a> {
+    fn from(origin: &'a Origin) -> Self {
+        Self {
+            host: origin.host.as_deref(),
+            job: origin.job.as_deref(),
+            step: origin.step.as_deref(),
+            rank: origin.rank,
+            container: origin.container.as_deref(),
+            pod: origin.pod.as_deref(),
+        }
+    }
 }
 
 impl<'a> ProcessLine<'a> {
@@ -242,6 +275,7 @@ impl<'a> ProcessLine<'a> {
             complete: image.complete(),
             uncovered: image.uncovered.map(uncovered_name),
             losses: image.losses.into(),
+            origin: image.origin.as_deref().map(OriginFields::from),
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::report::{
     Format, Options, Report, Screen, Sink, Unwritten, Verbosity, Window, verdict_line,
 };
 use crate::session::listener::Listener;
+use crate::session::origins::Origins;
 use crate::session::prober::Prober;
 use crate::stacks::namer::Namer;
 
@@ -90,6 +91,7 @@ pub(super) struct Books {
     unwritten: BTreeSet<String>,
     /// What the report's formats had to say. It is said once, however many of them say it.
     noticed: BTreeSet<String>,
+    origins: Origins,
     /// How often memleak itself has failed since it began.
     failures: u64,
     /// Whether memleak has said why programs under valgrind die. It says so once.
@@ -161,6 +163,10 @@ impl Books {
             Contents::Run { order, lost } => (false, order, lost),
             Contents::Watch { live, lost } => (live, CommandOrder::default(), lost),
         };
+        let origins = match contents {
+            Contents::Run { .. } => Origins::of_command(),
+            Contents::Watch { .. } => Origins::of_machine(),
+        };
         // A terminal that can move its cursor shows one table of running processes, not a history of tables.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let refreshes = |format, output: &Output| {
@@ -202,6 +208,7 @@ impl Books {
             shares_left_out: 0,
             unwritten: BTreeSet::new(),
             noticed: BTreeSet::new(),
+            origins,
             failures: 0,
             explained: false,
             refreshes: any_refreshes,
@@ -213,6 +220,11 @@ impl Books {
     /// Whether every reader of the report has closed its end.
     pub(super) fn is_unread(&self) -> bool {
         self.report.is_unread()
+    }
+
+    /// Looks up where a process belongs, while its control group is still there.
+    pub(super) fn locate(&mut self, image: &mut Image) {
+        self.origins.find(image);
     }
 
     fn name_user(&self, image: &mut Image) {
@@ -235,6 +247,7 @@ impl Books {
     /// Adds and reports an image that has ended, or that is left running.
     pub(super) fn enter(&mut self, mut image: Image) {
         self.name_user(&mut image);
+        self.locate(&mut image);
         self.explain(&image);
         if self.by_path {
             // As memleak sees the path. In another root, and for a file that is gone, it may lead nowhere.

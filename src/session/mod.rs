@@ -5,6 +5,7 @@ mod books;
 pub mod filter;
 mod greeting;
 mod listener;
+mod origins;
 pub mod prober;
 pub mod pump;
 mod requests;

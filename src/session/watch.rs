@@ -224,6 +224,10 @@ impl Watching<'_> {
         match self.prober.collector.take_ended() {
             Ok(images) => {
                 let kept = images.into_iter().filter(|image| self.filter.keeps(image));
+                let kept = kept.map(|mut image| {
+                    self.books.locate(&mut image);
+                    image
+                });
                 self.ended.extend(kept);
             }
             Err(error) => self.books.fail(&error),
@@ -303,6 +307,9 @@ impl Watching<'_> {
         let mut live = self
             .growth
             .look(monotonic(), running, kept, self.options.top);
+        for row in live.rows.iter_mut().chain(&mut live.rest) {
+            self.books.locate(&mut row.image);
+        }
         let clock = self.prober.collector.clock();
         live.since = clock.unix(live.since);
         live.time = clock.unix(live.time);

@@ -31,6 +31,7 @@ mod long;
 mod losses;
 mod metrics;
 mod older;
+mod origins;
 mod placement;
 mod private;
 #[cfg(target_arch = "x86_64")]
