@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= metrics-labels= listen= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args o/output= format= metrics-labels= rotate= listen= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -53,6 +53,7 @@ complete -c memleak -n "__fish_memleak_needs_command" -l metrics-labels -d 'Labe
 user\t''
 cgroup\t''
 jobid\t''"
+complete -c memleak -n "__fish_memleak_needs_command" -l rotate -d 'Put a report file aside at SIZE' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l listen -d 'Serve metrics at this address' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'

@@ -113,6 +113,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
         None if cli.watch.filters.cgroup.len() > MAX_CGROUPS => Err(wrong(format!(
             "--cgroup can be given {MAX_CGROUPS} times at most: name a control group above them"
         ))),
+        None if cli.watch.rotates_nothing() => Err(wrong(
+            "--rotate puts a file of json or influx aside and there is none: add -o json=FILE"
+                .to_owned(),
+        )),
         None => Ok(Task::Watch(cli.watch)),
     }
 }

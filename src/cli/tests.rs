@@ -229,6 +229,21 @@ fn metrics_are_for_this_machine_unless_an_address_is_given() {
 }
 
 #[test]
+fn only_a_file_without_a_heading_is_put_aside() {
+    let rotate = |output: &str| watch(&["-a", "--rotate", "10MB", "-o", output]).rotate;
+    for output in ["a.json", "json=a", "influx=a"] {
+        assert_eq!(rotate(output), Some(10_000_000));
+    }
+    for line in [
+        &["-a", "--rotate", "1MB"][..],
+        &["-a", "--rotate", "1MB", "-o", "a.csv"],
+    ] {
+        let said = wrong(line);
+        assert!(said.contains("add -o json=FILE"), "{said}");
+    }
+}
+
+#[test]
 fn labels_of_metrics_are_named_in_any_order_and_once() {
     let labels = |line: &[&str]| watch(line).report.labels();
     assert_eq!(labels(&["-a"]), Labels::of(&[Label::Comm, Label::User]));

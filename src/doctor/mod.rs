@@ -50,7 +50,7 @@ pub fn doctor(options: &options::Doctor) -> Result<u8> {
     // The output needs its own descriptor, because memleak gives up standard output when it releases the child.
     let standard = Path::new("/dev/stdout");
     let file = options.output.as_deref().unwrap_or(standard);
-    let output = destination::open(Some(file), Standard::Output, OldContent::Removed)?;
+    let output = destination::open(Some(file), Standard::Output, OldContent::Removed, None)?;
     let diagnosis = examine(switches);
     write(options, &diagnosis, output)?;
     Ok(match diagnosis.works() {

@@ -194,6 +194,12 @@ pub struct Watch {
     #[command(flatten)]
     pub report: ReportArgs,
 
+    /// Put a report file aside at SIZE
+    ///
+    /// FILE of -o becomes FILE.1 then, and FILE.1 becomes FILE.2, up to FILE.4. Only for json and influx.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Output")]
+    pub rotate: Option<u64>,
+
     /// Serve metrics at this address
     ///
     /// Over HTTP, for Prometheus: /metrics, in the text format or OpenMetrics, and /healthz. Without ADDR only on this
@@ -222,6 +228,12 @@ impl Watch {
             },
             stacks: self.stacks.wanted(&switches),
         }
+    }
+
+    /// Whether `--rotate` has no file that it could put aside.
+    pub fn rotates_nothing(&self) -> bool {
+        let rotates = |(format, file): &(Format, Option<&Path>)| format.rotates() && file.is_some();
+        self.rotate.is_some() && !self.report.outputs().iter().any(rotates)
     }
 
     /// The command line in short, as `memleak -p 1234 5`.

@@ -20,6 +20,7 @@ use crate::os::identity::Identity;
 use crate::os::inherited::{self, Inherited};
 use crate::report::render::OldContent;
 use crate::report::replacing::Replacing;
+use crate::report::rotating::Rotating;
 
 /// An open destination.
 pub struct Output {
@@ -49,11 +50,17 @@ pub fn no_color() -> bool {
 }
 
 /// Opens the file that `-o` names, or the standard destination if it names none. Call it while memleak has one thread.
-/// `old`: what becomes of what a regular file has. Anything else is written on.
+/// `old`: what becomes of what a regular file has. `rotate`: the size at which it is put aside. Anything else is written
+/// on.
 ///
 /// # Errors
 /// The name has an invalid `%` part, or the user may not create or write the file.
-pub fn open(file: Option<&Path>, standard: Standard, old: OldContent) -> Result<Output> {
+pub fn open(
+    file: Option<&Path>,
+    standard: Standard,
+    old: OldContent,
+    rotate: Option<u64>,
+) -> Result<Output> {
     let Some(pattern) = file else {
         return Ok(match standard {
             Standard::Output => Output {
@@ -76,18 +83,10 @@ pub fn open(file: Option<&Path>, standard: Standard, old: OldContent) -> Result<
     };
     let path = expand(pattern, inherited::variable)?;
     let number = descriptor(&path);
+    let replaced = old == OldContent::Replaced;
     let is_regular = || fs::metadata(&path).map_or(true, |file| file.is_file());
-    if old == OldContent::Replaced && number.is_none() && is_regular() {
-        let user = Identity::behind_sudo()?;
-        let said = cannot_open(&path, user.as_ref());
-        return Ok(Output {
-            terminal: false,
-            writer: Box::new(Replacing::new(&path, user)?.context(said)?),
-            name: path.display().to_string(),
-            is_stderr: false,
-            is_file: true,
-            identity: None,
-        });
+    if (replaced || rotate.is_some()) && number.is_none() && is_regular() {
+        return open_renamed(&path, rotate.filter(|_| !replaced));
     }
     let file = match number {
         Some(fd) => duplicate(fd)
@@ -104,6 +103,28 @@ pub fn open(file: Option<&Path>, standard: Standard, old: OldContent) -> Result<
         writer: Box::new(file),
         name: path.display().to_string(),
         is_stderr: number == Some(libc::STDERR_FILENO),
+        is_file: true,
+        identity,
+    })
+}
+
+/// Opens a file that is renamed: at each flush, or if `rotate` is given when it has this size.
+fn open_renamed(path: &Path, rotate: Option<u64>) -> Result<Output> {
+    let user = Identity::behind_sudo()?;
+    let said = cannot_open(path, user.as_ref());
+    let (writer, identity): (Box<dyn Write + Send>, _) = match rotate {
+        Some(limit) => {
+            let file = Rotating::new(path, user, limit)?.context(said)?;
+            let identity = file.identity();
+            (Box::new(file), identity)
+        }
+        None => (Box::new(Replacing::new(path, user)?.context(said)?), None),
+    };
+    Ok(Output {
+        terminal: false,
+        writer,
+        name: path.display().to_string(),
+        is_stderr: false,
         is_file: true,
         identity,
     })

@@ -23,6 +23,7 @@ mod live;
 mod places;
 mod prometheus;
 mod replacing;
+mod rotating;
 mod suppressed;
 mod table;
 

@@ -45,6 +45,11 @@ impl Format {
         }
     }
 
+    /// Whether the report can go on in another file: it has no heading.
+    pub fn rotates(self) -> bool {
+        matches!(self, Self::Json | Self::Influx)
+    }
+
     /// What becomes of the content that a report's file has.
     pub fn old_content(self) -> OldContent {
         match self {

@@ -121,15 +121,17 @@ pub(super) struct Destinations {
 }
 
 impl Destinations {
-    /// Opens the destinations that the options name, the standard stream first.
+    /// Opens the destinations that the options name, the standard stream first. `rotate`: the size at which a file is put
+    /// aside, where the format allows that.
     ///
     /// # Errors
     /// A file cannot be opened.
-    pub(super) fn open(args: &ReportArgs, standard: Standard) -> Result<Self> {
+    pub(super) fn open(args: &ReportArgs, standard: Standard, rotate: Option<u64>) -> Result<Self> {
         let open = |(format, file): (Format, Option<&Path>)| {
+            let rotate = rotate.filter(|_| format.rotates());
             Ok((
                 format,
-                destination::open(file, standard, format.old_content())?,
+                destination::open(file, standard, format.old_content(), rotate)?,
             ))
         };
         let outputs = args.outputs().into_iter().map(open);

@@ -43,7 +43,7 @@ pub fn watch(options: &Watch) -> Result<()> {
         ensure_is_no_pid(interval, &processes)?;
     }
     let mut requests = Requests::take_over()?;
-    let destinations = Destinations::open(&options.report, Standard::Output)?;
+    let destinations = Destinations::open(&options.report, Standard::Output, options.rotate)?;
     let listener = options.listen.map(Listener::bind).transpose()?;
     let clock = Instant::now();
     let mut children = 0;

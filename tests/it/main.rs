@@ -17,6 +17,7 @@ mod documents;
 mod endings;
 mod ends;
 mod errors;
+mod examples;
 mod exceptions;
 mod faults;
 mod gate;

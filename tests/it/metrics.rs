@@ -177,6 +177,52 @@ fn influxdb_takes_every_point() {
     assert_eq!(found("holds_blocks"), (Some(2), Some(4000)));
 }
 
+#[test]
+fn a_report_that_is_put_aside_loses_no_line() {
+    require_root();
+    let target = Waiting::fixture("grows_by_line", &["100"]);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("report.json");
+    let mut memleak = Command::new(MEMLEAK)
+        .args([
+            "-p",
+            &target.pid().to_string(),
+            "0.1",
+            "--live",
+            "-q",
+            "--rotate",
+            "1500",
+            "-o",
+        ])
+        .arg(&file)
+        .spawn()
+        .unwrap();
+    let aside = |number: u32| directory.path().join(format!("report.json.{number}"));
+    let began = Instant::now();
+    while !aside(2).exists() {
+        assert!(began.elapsed() < Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(20));
+    }
+    target.finish();
+    assert!(memleak.wait().unwrap().success());
+    let mut times = Vec::new();
+    for path in [aside(2), aside(1), file] {
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.len() <= 1500, "{path:?}: {}", text.len());
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            times.extend(line["end_time"].as_f64());
+        }
+    }
+    // There is one record for each interval, and no interval is missing between two files.
+    assert!(times.is_sorted() && times.len() >= 3, "{times:?}");
+    let longest = times
+        .windows(2)
+        .map(|pair| pair[1] - pair[0])
+        .fold(0.0, f64::max);
+    assert!(longest < 10.0, "{times:?}");
+}
+
 // ---- over HTTP ------------------------------------------------------------------------------------------
 
 /// A memleak that watches a process and serves its metrics.
