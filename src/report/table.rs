@@ -13,7 +13,7 @@ use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::lost::LostSum;
-use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
+use crate::report::cells::{UNKNOWN, args, container, first_cells, job, lost, name, note};
 use crate::report::closing::{clauses, hint, reach_lines, verdict};
 use crate::report::live;
 use crate::report::places::place_lines;
@@ -38,9 +38,11 @@ const COLUMNS: [(&str, u16); 11] = [
     ARGS,
 ];
 
-/// The columns of a window. The last one has no heading if nothing is in it.
-const WINDOW_COLUMNS: [(&str, u16); 10] =
-    [UID, USER, PID, COMM, TOTAL, LEAK, LOST, BLOCKS, NOTE, ARGS];
+/// The columns of a window. JOB and CONTAINER are only there if a process of the window has one. The last column has no
+/// heading if nothing is in it.
+const WINDOW_COLUMNS: [(&str, u16); 12] = [
+    UID, USER, PID, COMM, TOTAL, LEAK, LOST, BLOCKS, JOB, CONTAINER, NOTE, ARGS,
+];
 
 /// The columns of the running processes.
 const LIVE_COLUMNS: [(&str, u16); 11] = [
@@ -65,6 +67,8 @@ const TOTAL: (&str, u16) = ("TOTAL_ALLOCS_MB", 15);
 const LEAK: (&str, u16) = ("MEM_LEAK_MB", 11);
 const LOST: (&str, u16) = ("LOST_MB", 8);
 const BLOCKS: (&str, u16) = ("LEAK_BLOCKS", 11);
+const JOB: (&str, u16) = ("JOB", 8);
+const CONTAINER: (&str, u16) = ("CONTAINER", 12);
 const NOTE: (&str, u16) = ("NOTE", 0);
 const ARGS: (&str, u16) = ("ARGS", 0);
 
@@ -128,9 +132,20 @@ impl TableRender {
 
     /// One row. A longer cell widens it.
     fn row<const N: usize>(&self, columns: [(&str, u16); N], cells: [String; N]) -> String {
+        self.row_without(&[], columns, cells)
+    }
+
+    /// The same, without the columns that nothing is in.
+    fn row_without<const N: usize>(
+        &self,
+        empty: &[(&str, u16)],
+        columns: [(&str, u16); N],
+        cells: [String; N],
+    ) -> String {
         let verbose = self.options.verbosity == Verbosity::Verbose;
         let shown = |column: &(&str, u16)| {
-            (*column != BLOCKS || verbose)
+            !empty.contains(column)
+                && (*column != BLOCKS || verbose)
                 && (*column != ARGS || self.options.args)
                 && (*column != LOST || self.options.lost)
         };
@@ -139,6 +154,7 @@ impl TableRender {
         // With another column behind it, an empty note would shift that.
         let filled = |(column, cell): (&(&str, u16), String)| match cell.is_empty() {
             true if *column == NOTE && self.options.args => "-".to_owned(),
+            true if [JOB, CONTAINER].contains(column) => "-".to_owned(),
             _ => cell,
         };
         let cells = columns
@@ -324,12 +340,20 @@ impl Render for TableRender {
                 leaked,
                 lost,
                 blocks,
+                job(image),
+                container(image),
                 note(image, self.options.lost),
                 args(image),
             ]
         });
+        let is_empty =
+            |cell: fn(&Image) -> String| images.iter().all(|image| cell(image).is_empty());
+        let empty: Vec<(&str, u16)> = [(JOB, is_empty(job)), (CONTAINER, is_empty(container))]
+            .into_iter()
+            .filter_map(|(column, is_empty)| is_empty.then_some(column))
+            .collect();
         for cells in std::iter::once(heading).chain(rows) {
-            lines.push_str(&self.row(WINDOW_COLUMNS, cells));
+            lines.push_str(&self.row_without(&empty, WINDOW_COLUMNS, cells));
             lines.push('\n');
         }
         Ok(lines.into_bytes())

@@ -11,6 +11,7 @@ use crate::model::image::{End, From, Losses, Uncovered};
 use crate::model::ledger::Ledger;
 use crate::model::limits::{Allowed, Limits};
 use crate::model::live::Growing;
+use crate::model::origin::Origin;
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 use crate::report::table::{NO_WRAP, WRAP};
 use crate::report::*;
@@ -950,6 +951,46 @@ fn with_command_lines_every_column_of_a_window_has_its_heading() {
     let lines = String::from_utf8(lines.unwrap()).unwrap();
     let heading = lines.lines().nth(1).unwrap();
     assert!(heading.ends_with("MEM_LEAK_MB NOTE ARGS"), "{lines}");
+}
+
+#[test]
+fn a_window_has_a_column_for_jobs_and_containers_if_it_has_any() {
+    let id = "3f2a9c0d1e4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1";
+    let of = |path: &str| {
+        let mut image = image();
+        image.origin = Some(Origin::of_cgroup(path).into());
+        image
+    };
+    let job = of("/system.slice/slurmstepd.scope/job_1234/step_0/user/task_0");
+    let contained = of(&format!("/system.slice/docker-{id}.scope"));
+    let machine = of("/machine.slice/systemd-nspawn@debian.service/payload");
+    let lines = |images: &[&Image]| {
+        let mut table = table::TableRender::new(options(NORMAL, false));
+        let images = images.iter().map(|image| (*image).clone()).collect();
+        String::from_utf8(table.window(&window(images)).unwrap()).unwrap()
+    };
+    let plain = lines(&[&image()]);
+    assert!(
+        !plain.contains("JOB") && !plain.contains("CONTAINER"),
+        "{plain}"
+    );
+    let words = |line: &str| -> Vec<String> {
+        let words = line.split_whitespace().skip(6);
+        words.map(str::to_owned).collect()
+    };
+    let only_job = lines(&[&job]);
+    let only_job: Vec<_> = only_job.lines().skip(1).map(words).collect();
+    assert_eq!(only_job, [["JOB"], ["1234.0"]]);
+    let both = lines(&[&job, &contained, &machine, &image()]);
+    let both: Vec<_> = both.lines().skip(1).map(words).collect();
+    let expected = [
+        ["JOB", "CONTAINER"],
+        ["1234.0", "-"],
+        ["-", "3f2a9c0d1e4b"],
+        ["-", "debian"],
+        ["-", "-"],
+    ];
+    assert_eq!(both, expected);
 }
 
 #[test]
