@@ -32,7 +32,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --help --version run doctor report"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --metrics-labels --rotate --listen --help --version run doctor report"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -155,7 +155,19 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv html collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv prometheus influx html collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    return 0
+                    ;;
+                --metrics-labels)
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
+                    return 0
+                    ;;
+                --rotate)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 *)
@@ -218,7 +230,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__report)
-            opts="-q -v -o -h -V --by --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --help --version"
+            opts="-q -v -o -h -V --by --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --metrics-labels --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -310,7 +322,11 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv html collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv prometheus influx html collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    return 0
+                    ;;
+                --metrics-labels)
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -321,7 +337,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --top --args --label-env --sort --output --format --help --version"
+            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --top --args --label-env --sort --output --format --metrics-labels --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -472,7 +488,11 @@ _memleak() {
                     return 0
                     ;;
                 --format)
-                    COMPREPLY=($(compgen -W "table json csv html collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "table json csv prometheus influx html collapsed pprof dhat junit sarif github gitlab markdown" -- "${cur}"))
+                    return 0
+                    ;;
+                --metrics-labels)
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
                     return 0
                     ;;
                 *)

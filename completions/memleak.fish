@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= suppressions= gen-suppressions= no-default-suppressions only-stack= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= h/help V/version
+    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= suppressions= gen-suppressions= no-default-suppressions only-stack= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= metrics-labels= rotate= listen= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -51,6 +51,8 @@ complete -c memleak -n "__fish_memleak_needs_command" -s o -l output -d 'Write t
 complete -c memleak -n "__fish_memleak_needs_command" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
+prometheus\t'Sums for Prometheus, in its text format'
+influx\t'Points for InfluxDB, in its line protocol'
 html\t'A page to look at in a browser'
 collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
 pprof\t'A profile for `go tool pprof` and others'
@@ -60,6 +62,12 @@ sarif\t'Results of analysis (SARIF 2.1.0), each at a line of the sources'
 github\t'Commands of GitHub\'s workflows, which annotate lines of the sources'
 gitlab\t'GitLab\'s report of code quality'
 markdown\t'Markdown, for summaries and comments'"
+complete -c memleak -n "__fish_memleak_needs_command" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
+user\t''
+cgroup\t''
+jobid\t''"
+complete -c memleak -n "__fish_memleak_needs_command" -l rotate -d 'Put a report file aside at SIZE' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l listen -d 'Serve metrics at this address' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
 complete -c memleak -n "__fish_memleak_needs_command" -l no-children -d 'Watch only the processes of -p, not those that they have started or will start'
 complete -c memleak -n "__fish_memleak_needs_command" -l live -d 'Each interval, also report the running processes: the memory that they hold, and its growth'
@@ -110,6 +118,8 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -s o -l output -d '
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
+prometheus\t'Sums for Prometheus, in its text format'
+influx\t'Points for InfluxDB, in its line protocol'
 html\t'A page to look at in a browser'
 collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
 pprof\t'A profile for `go tool pprof` and others'
@@ -119,6 +129,10 @@ sarif\t'Results of analysis (SARIF 2.1.0), each at a line of the sources'
 github\t'Commands of GitHub\'s workflows, which annotate lines of the sources'
 gitlab\t'GitLab\'s report of code quality'
 markdown\t'Markdown, for summaries and comments'"
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
+user\t''
+cgroup\t''
+jobid\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l no-default-suppressions -d 'Show what the C and C++ libraries keep as any other leak'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
@@ -164,6 +178,8 @@ complete -c memleak -n "__fish_memleak_using_subcommand report" -s o -l output -
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l format -d 'Format where no suffix tells it' -r -f -a "table\t'Columns for people'
 json\t'One JSON object a line'
 csv\t'Comma-separated values with one header'
+prometheus\t'Sums for Prometheus, in its text format'
+influx\t'Points for InfluxDB, in its line protocol'
 html\t'A page to look at in a browser'
 collapsed\t'Call stacks and what leaked by them, one a line, for flame graphs'
 pprof\t'A profile for `go tool pprof` and others'
@@ -173,6 +189,10 @@ sarif\t'Results of analysis (SARIF 2.1.0), each at a line of the sources'
 github\t'Commands of GitHub\'s workflows, which annotate lines of the sources'
 gitlab\t'GitLab\'s report of code quality'
 markdown\t'Markdown, for summaries and comments'"
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
+user\t''
+cgroup\t''
+jobid\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -s q -l quiet -d 'Print only errors and bad news'
