@@ -65,6 +65,8 @@ pub(super) struct ProcessFields<'a> {
     pub uncovered: Option<Cow<'a, str>>,
     pub losses: LossFields,
     #[serde(borrow, default)]
+    pub stack_unknown: Option<StackUnknownFields<'a>>,
+    #[serde(borrow, default)]
     pub host: Option<Word<'a>>,
     #[serde(borrow, default)]
     pub job: Option<Word<'a>>,
@@ -75,6 +77,17 @@ pub(super) struct ProcessFields<'a> {
     pub container: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub pod: Option<Cow<'a, str>>,
+}
+
+/// What is not known of call stacks. It is there if they were recorded.
+#[derive(Deserialize)]
+pub(super) struct StackUnknownFields<'a> {
+    pub alloc_bytes: u64,
+    pub alloc_count: u64,
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+    #[serde(borrow)]
+    pub walks: BTreeMap<Cow<'a, str>, u64>,
 }
 
 /// A text, or a number that stands for one.

@@ -17,9 +17,9 @@ use crate::model::exit::Outcome;
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses};
 use crate::model::origin::Origin;
 use crate::model::reach::{Amount, Reach, Reached};
-use crate::model::stack::{CallStack, FreedStacks, NamedFrame, NamedStack, StackShare, WalkEnd};
+use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, UnlistedStacks, WalkEnd};
 use crate::report::SCHEMA;
-use crate::saved::fields::{Header, ProcessFields, StackFields, SummaryFields};
+use crate::saved::fields::{Header, ProcessFields, StackFields, StackUnknownFields, SummaryFields};
 
 /// What a line says.
 #[derive(Debug)]
@@ -136,6 +136,20 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
     };
     let counted_by = names::counted_by(&fields.counted_by)
         .ok_or_else(|| odd("counted_by", &fields.counted_by.join(" ")))?;
+    let counters = Counters {
+        total_allocs_bytes: fields.total_allocs_bytes,
+        alloc_count: fields.alloc_count,
+        free_count: fields.free_count,
+        leaked_bytes: fields.leaked_bytes,
+        leaked_blocks: fields.leaked_blocks,
+        peak_live_bytes: fields.peak_live_bytes,
+        failed_allocs: fields.failed_allocs,
+        unknown_frees: fields.unknown_frees,
+    };
+    let unlisted_stacks = match fields.stack_unknown {
+        Some(unknown) => Some(known_stacks(&counters, unknown)?),
+        None => None,
+    };
     let origin = Origin {
         host: fields.host.map(Into::into),
         cgroup: None,
@@ -168,19 +182,10 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         from,
         start_time: time(fields.start_time),
         end_time: time(fields.end_time),
-        counters: Counters {
-            total_allocs_bytes: fields.total_allocs_bytes,
-            alloc_count: fields.alloc_count,
-            free_count: fields.free_count,
-            leaked_bytes: fields.leaked_bytes,
-            leaked_blocks: fields.leaked_blocks,
-            peak_live_bytes: fields.peak_live_bytes,
-            failed_allocs: fields.failed_allocs,
-            unknown_frees: fields.unknown_frees,
-        },
+        counters,
         reach,
-        stacks: None,
-        freed_stacks: FreedStacks::default(),
+        stacks: unlisted_stacks.is_some().then(Vec::new),
+        unlisted_stacks: unlisted_stacks.unwrap_or_default(),
         allocators: fields.allocators.into_iter().map(path).collect(),
         counted_by,
         uncovered,
@@ -192,6 +197,34 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         image,
         is_look: fields.growth_bytes.is_some(),
     })))
+}
+
+/// What is of known stacks: all that is not of unknown ones.
+fn known_stacks(
+    counters: &Counters,
+    unknown: StackUnknownFields<'_>,
+) -> Result<UnlistedStacks, LineError> {
+    let rest = |bytes: u64, blocks: u64, unknown: Amount| Amount {
+        bytes: bytes.saturating_sub(unknown.bytes),
+        blocks: blocks.saturating_sub(unknown.blocks),
+    };
+    let leaked = Amount {
+        bytes: unknown.leaked_bytes,
+        blocks: unknown.leaked_blocks,
+    };
+    let allocated = Amount {
+        bytes: unknown.alloc_bytes,
+        blocks: unknown.alloc_count,
+    };
+    let early = unknown.walks.into_iter().map(|(word, calls)| {
+        let end = names::walk_end(&word).ok_or_else(|| odd("stack_unknown", &word))?;
+        Ok((end, calls))
+    });
+    Ok(UnlistedStacks {
+        leaked: rest(counters.leaked_bytes, counters.leaked_blocks, leaked),
+        allocated: rest(counters.total_allocs_bytes, counters.alloc_count, allocated),
+        early: early.collect::<Result<_, _>>()?,
+    })
 }
 
 fn stack(line: &[u8]) -> Result<Record, LineError> {
