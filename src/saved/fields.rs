@@ -16,6 +16,17 @@ pub(super) struct Header<'a> {
     pub r#type: Cow<'a, str>,
 }
 
+/// What is not known of the call stacks of an image.
+#[derive(Deserialize)]
+pub(super) struct StackUnknownFields<'a> {
+    pub alloc_bytes: u64,
+    pub alloc_count: u64,
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+    #[serde(borrow)]
+    pub walks: BTreeMap<Cow<'a, str>, u64>,
+}
+
 #[derive(Deserialize)]
 pub(super) struct ProcessFields<'a> {
     pub pid: u32,
@@ -29,6 +40,8 @@ pub(super) struct ProcessFields<'a> {
     pub exe: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub args: Option<Vec<Cow<'a, str>>>,
+    #[serde(borrow, default)]
+    pub stack_unknown: Option<StackUnknownFields<'a>>,
     #[serde(borrow, default)]
     pub labels: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
     #[serde(default)]

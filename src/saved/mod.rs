@@ -17,9 +17,11 @@ use crate::model::exit::Outcome;
 use crate::model::grouping::Origin;
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses};
 use crate::model::reach::{Amount, Reach, Reached};
-use crate::model::stack::{CallStack, FreedStacks, NamedFrame, NamedStack, StackShare, WalkEnd};
+use crate::model::stack::{
+    CallStack, CodePlace, Frame, FreedStacks, NamedFrame, NamedStack, StackShare, WalkEnd,
+};
 use crate::report::SCHEMA;
-use crate::saved::fields::{Header, ProcessFields, StackFields, SummaryFields};
+use crate::saved::fields::{Header, ProcessFields, StackFields, StackUnknownFields, SummaryFields};
 
 /// What a line says.
 #[derive(Debug)]
@@ -135,6 +137,21 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         Some(word) => Some(names::uncovered(word).ok_or_else(|| odd("uncovered", word))?),
         None => None,
     };
+    let counters = Counters {
+        total_allocs_bytes: fields.total_allocs_bytes,
+        alloc_count: fields.alloc_count,
+        free_count: fields.free_count,
+        leaked_bytes: fields.leaked_bytes,
+        leaked_blocks: fields.leaked_blocks,
+        peak_live_bytes: fields.peak_live_bytes,
+        failed_allocs: fields.failed_allocs,
+        unknown_frees: fields.unknown_frees,
+    };
+    let known = match &fields.stack_unknown {
+        Some(unknown) => Some(known_stacks(counters, unknown)?),
+        None => None,
+    };
+    let (stacks, freed_stacks) = known.unzip();
     let image = Image {
         pid: fields.pid,
         ppid: fields.ppid,
@@ -158,19 +175,10 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         from,
         start_time: time(fields.start_time),
         end_time: time(fields.end_time),
-        counters: Counters {
-            total_allocs_bytes: fields.total_allocs_bytes,
-            alloc_count: fields.alloc_count,
-            free_count: fields.free_count,
-            leaked_bytes: fields.leaked_bytes,
-            leaked_blocks: fields.leaked_blocks,
-            peak_live_bytes: fields.peak_live_bytes,
-            failed_allocs: fields.failed_allocs,
-            unknown_frees: fields.unknown_frees,
-        },
+        counters,
         reach,
-        stacks: None,
-        freed_stacks: FreedStacks::default(),
+        stacks: stacks.map(|stack| vec![stack]),
+        freed_stacks: freed_stacks.unwrap_or_default(),
         allocators: fields.allocators.into_iter().map(path).collect(),
         uncovered,
         losses: fields.losses.into(),
@@ -185,6 +193,36 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         origin,
         is_look: fields.growth_bytes.is_some(),
     })))
+}
+
+/// Stands for the call stacks of an image, which have records of their own: by it, as much is known of the image.
+fn known_stacks(
+    counters: Counters,
+    unknown: &StackUnknownFields,
+) -> Result<(StackShare, FreedStacks), LineError> {
+    let leaked_bytes = counters.leaked_bytes.saturating_sub(unknown.leaked_bytes);
+    let leaked_blocks = counters.leaked_blocks.saturating_sub(unknown.leaked_blocks);
+    let known = StackShare {
+        stack: Arc::new(CallStack {
+            frames: vec![Frame {
+                place: CodePlace::Address(0),
+                interrupted: false,
+            }],
+            end: WalkEnd::Complete,
+            guessed: 0,
+        }),
+        alloc_bytes: (counters.total_allocs_bytes).saturating_sub(unknown.alloc_bytes),
+        alloc_count: counters.alloc_count.saturating_sub(unknown.alloc_count),
+        leaked_bytes,
+        leaked_blocks,
+        reached: None,
+    };
+    let mut freed = FreedStacks::default();
+    for (word, calls) in &unknown.walks {
+        let end = names::walk_end(word).ok_or_else(|| odd("walks", word))?;
+        freed.early.insert(end, *calls);
+    }
+    Ok((known, freed))
 }
 
 fn stack(line: &[u8]) -> Result<Record, LineError> {

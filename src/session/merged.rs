@@ -22,6 +22,7 @@ use crate::model::ledger::Ledger;
 use crate::model::places::{LeakPlaces, Located, PlaceShare};
 use crate::model::reach::Amount;
 use crate::model::stack::NamedStack;
+use crate::model::stack_coverage::StackCoverage;
 use crate::model::unfreed::Unfreed;
 use crate::options::DEFAULT_PLACES;
 use crate::options::merge::Merge;
@@ -112,6 +113,7 @@ struct Merger<'a> {
     /// How the command of the only file ended.
     outcome: Option<Outcome>,
     has_stacks: bool,
+    coverage: StackCoverage,
     table_on_stderr: bool,
     unwritten: Vec<String>,
 }
@@ -152,6 +154,7 @@ impl<'a> Merger<'a> {
             losses: Losses::default(),
             outcome: None,
             has_stacks: false,
+            coverage: StackCoverage::default(),
             table_on_stderr,
             unwritten: Vec::new(),
         }
@@ -216,6 +219,11 @@ impl<'a> Merger<'a> {
         let image = &saved.image;
         let verdict = self.ledger.record(image);
         state.losses += image.losses;
+        let has_ended = !matches!(image.end, End::Exec | End::Running);
+        if let Some(coverage) = StackCoverage::of(image).filter(|_| has_ended) {
+            self.has_stacks = true;
+            self.coverage += coverage;
+        }
         self.about.began = self.about.began.min(image.start_time);
         self.about.ended = self.about.ended.max(image.end_time);
         if let Some(host) = &saved.origin.host
@@ -329,6 +337,7 @@ impl<'a> Merger<'a> {
                 end: stack.end,
                 guessed: stack.guessed,
             }),
+            coverage: std::mem::take(&mut self.coverage),
             ..Located::default()
         });
         let unwritten = self.report.summary(&summary);
