@@ -116,6 +116,7 @@ static __always_inline void owner_leaves(struct task_struct *task, struct heap *
 {
 	heap->end_ns = bpf_ktime_get_ns();
 	heap->uid = BPF_CORE_READ(task, real_cred, uid.val);
+	heap->cgroup = cgroup_of(task);
 	if (is_outside(task))
 		flags |= HEAP_OUTSIDE;
 	/* Comes last: user space may read the heap at any time. */

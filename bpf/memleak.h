@@ -427,6 +427,7 @@ struct heap {
 	__u64 id;
 	__u64 start_ns;
 	__u64 end_ns;
+	__u64 cgroup;	     /* that its process was last in, of version 2 */
 	struct counters sum; /* of the threads that have left */
 	__u64 lost_blocks;   /* allocated while the table of live blocks was full */
 	__u64 lost_bytes;
@@ -459,6 +460,7 @@ struct thread_sum {
 	__u64 heap;
 	struct counters sum;
 	struct live live;
+	__u64 cgroup;
 	__u32 sole;
 	__u32 leader; /* it leads its process, so comm and uid are the process's */
 	__u32 uid;

@@ -35,6 +35,7 @@ static __always_inline bool sum_of(struct task_struct *task, struct thread_sum *
 	if (!sum->heap)
 		return false;
 	sum->uid = BPF_CORE_READ(task, real_cred, uid.val);
+	sum->cgroup = cgroup_of(task);
 	sum->outside = is_outside(task);
 	bpf_core_read(sum->comm, COMM_LEN, &task->comm);
 	return true;

@@ -30,6 +30,12 @@ static __always_inline __u64 ancestor_id(struct cgroup *group, __u64 level)
 	return id;
 }
 
+/* The control group (version 2) of a task, as its file has it for its inode. */
+static __always_inline __u64 cgroup_of(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+}
+
 /* Whether the task is in one of the control groups that were named, or below one. */
 static __always_inline bool in_wanted_cgroup(struct task_struct *task)
 {

@@ -63,6 +63,9 @@ test  | munged       | command munged        | munge                 | munge
 test  | slurmctld    | command slurmctld     | slurmctld             | slurm-slurmctld
 test  | slurmd       | command slurmd        | slurmd                | slurm-slurmd
 test  | sbatch       | command sbatch        | slurm-client          | slurm
+test  | promtool     | command promtool      | prometheus            | golang-github-prometheus
+test  | influxd      | command influxd       | influxdb              | influxdb
+test  | node_exporter | command prometheus-node-exporter | prometheus-node-exporter | node-exporter
 lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
 lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
 bench | python3      | command python3       | python3               | python3

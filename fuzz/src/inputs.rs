@@ -487,7 +487,13 @@ pub fn events(bytes: &[u8]) {
         leak: limits,
         lost: limits,
     };
-    for format in [Format::Table, Format::Json, Format::Csv] {
+    for format in [
+        Format::Table,
+        Format::Json,
+        Format::Csv,
+        Format::Prometheus,
+        Format::Influx,
+    ] {
         let mut ledger = Ledger::new(Gate::new(allowed, Selection::default()));
         let written = Written::default();
         let options = Options {
@@ -524,6 +530,8 @@ fn check(format: Format, report: &[u8]) {
         Format::Table => 3,
         Format::Json => 0,
         Format::Csv => 1,
+        Format::Influx => return lines.iter().for_each(|line| assert_point(line)),
+        Format::Prometheus => return lines.iter().for_each(|line| assert_metric(line)),
         document => panic!("{document:?} has no rows"),
     };
     assert_eq!(lines.len(), headings + 7, "{text}");
@@ -553,6 +561,46 @@ fn check(format: Format, report: &[u8]) {
             }
         }
         _ => {}
+    }
+}
+
+/// Checks that a line is a point: a name and tags, fields, and a time, with no other space that is not escaped.
+fn assert_point(line: &str) {
+    let mut spaces = 0;
+    let mut escaped = false;
+    for c in line.chars() {
+        spaces += u32::from(c == ' ' && !escaped);
+        // A backslash does not escape another one.
+        escaped = c == '\\';
+    }
+    assert_eq!(spaces, 2, "{line}");
+    assert!(
+        line.starts_with("memleak_process,") && !line.contains("=,"),
+        "{line}"
+    );
+}
+
+/// Checks that a line is a comment or a sample: a name, labels whose quotes are balanced, and a number.
+fn assert_metric(line: &str) {
+    let Some(rest) = line.strip_prefix("memleak_") else {
+        return assert!(line.starts_with("# "), "{line}");
+    };
+    let (series, value) = rest.rsplit_once(' ').expect("a name and a value");
+    value.parse::<f64>().expect("a number");
+    let Some((_, labels)) = series.split_once('{') else {
+        return assert!(!series.contains([' ', '"']), "{line}");
+    };
+    let mut labels = labels.strip_suffix('}').expect("a brace at the end");
+    while !labels.is_empty() {
+        let (_, value) = labels.split_once("=\"").expect("a name and a quote");
+        let mut escaped = false;
+        let end = value.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        let rest = &value[end.expect("a closing quote") + 1..];
+        labels = rest.strip_prefix(',').unwrap_or(rest);
     }
 }
 

@@ -133,6 +133,10 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
             "--cgroup can be given {MAX_CGROUPS} times at most: name a control group above them"
         ))),
         None if cli.watch.label_env.len() > MAX_LABELS => Err(wrong(too_many_labels())),
+        None if cli.watch.rotates_nothing() => Err(wrong(
+            "--rotate puts a file of json or influx aside and there is none: add -o json=FILE"
+                .to_owned(),
+        )),
         None => Ok(Task::Watch(cli.watch)),
     }
 }

@@ -8,6 +8,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::exit::LeakExit;
 use crate::model::grouping::Grouping;
 use crate::model::limits::Limits;
+use crate::model::metrics::{Label, MetricLabels};
 use crate::model::scan::ScanWanted;
 use crate::options::switches::Switches;
 use crate::options::{
@@ -212,6 +213,52 @@ fn a_report_goes_where_its_words_say() {
 }
 
 #[test]
+fn metrics_are_for_this_machine_unless_an_address_is_given() {
+    for (value, address) in [
+        ("9464", "127.0.0.1:9464"),
+        (":9464", "127.0.0.1:9464"),
+        ("localhost:9464", "127.0.0.1:9464"),
+        ("0.0.0.0:80", "0.0.0.0:80"),
+        ("[::1]:9464", "[::1]:9464"),
+    ] {
+        let listen = watch(&["-a", "--listen", value]).listen;
+        assert_eq!(listen, Some(address.parse().unwrap()), "{value}");
+    }
+    for value in ["", "host:1", "1.2.3.4", "70000", "::1:9", ":localhost:9"] {
+        let said = wrong(&["-a", "--listen", value]);
+        assert!(said.contains("an address and a port"), "{value}: {said}");
+    }
+}
+
+#[test]
+fn only_a_file_without_a_heading_is_put_aside() {
+    let rotate = |output: &str| watch(&["-a", "--rotate", "10MB", "-o", output]).rotate;
+    for output in ["a.json", "json=a", "influx=a"] {
+        assert_eq!(rotate(output), Some(10_000_000));
+    }
+    for line in [
+        &["-a", "--rotate", "1MB"][..],
+        &["-a", "--rotate", "1MB", "-o", "a.csv"],
+    ] {
+        let said = wrong(line);
+        assert!(said.contains("add -o json=FILE"), "{said}");
+    }
+}
+
+#[test]
+fn labels_of_metrics_are_named_in_any_order_and_once() {
+    let labels = |line: &[&str]| watch(line).report.labels();
+    assert_eq!(
+        labels(&["-a"]),
+        MetricLabels::of(&[Label::Comm, Label::User])
+    );
+    let user = labels(&["-a", "--metrics-labels", "user,user"]);
+    assert_eq!(user, MetricLabels::of(&[Label::User]));
+    let said = wrong(&["-a", "--metrics-labels", "pid"]);
+    assert!(said.contains("comm, user"), "{said}");
+}
+
+#[test]
 fn options_of_run_may_stand_before_it() {
     for line in [
         &["--fail-on-leak", "1MB", "run", "--", "true", "run"][..],
@@ -316,7 +363,7 @@ fn a_wrong_command_line_gives_one_line_that_names_the_wrong_word() {
         (&["run", "-o", "", "true"], "--output"),
         (
             &["run", "-o", "htm=x", "true"],
-            "'htm=x'; the formats are table, json, csv, html, collapsed, pprof, dhat, junit, sarif, github, gitlab, markdown (a file of this name is ./htm=x)",
+            "'htm=x'; the formats are table, json, csv, prometheus, influx, html, collapsed, pprof, dhat, junit, sarif, github, gitlab, markdown (a file of this name is ./htm=x)",
         ),
         (
             &["run", "-o", "json=", "true"],

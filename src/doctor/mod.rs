@@ -29,6 +29,7 @@ use crate::model::exit::TOOL_ERROR;
 use crate::options;
 use crate::options::switches::Switches;
 use crate::os::capabilities;
+use crate::report::OldContent;
 use crate::report::destination::{self, Filling, Output, Standard};
 use c_library::{Libc, Unusable};
 use check::Diagnosis;
@@ -49,7 +50,8 @@ pub fn doctor(options: &options::Doctor) -> Result<u8> {
     // The output needs its own descriptor, because memleak gives up standard output when it releases the child.
     let standard = Path::new("/dev/stdout");
     let file = options.output.as_deref().unwrap_or(standard);
-    let output = destination::open(Some(file), Standard::Output, Filling::Rows)?;
+    let filling = Filling::Rows(OldContent::Removed);
+    let output = destination::open(Some(file), Standard::Output, filling, None)?;
     let diagnosis = examine(switches);
     write(options, &diagnosis, output)?;
     Ok(match diagnosis.works() {

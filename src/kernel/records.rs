@@ -130,6 +130,7 @@ pub fn running_image(
         if thread.leader != 0 {
             record.uid = thread.uid;
             record.comm = thread.comm;
+            record.cgroup = thread.cgroup;
         }
     }
     // The heap's process has ended already. A task that shares the heap (CLONE_VM) has no row of its own.
@@ -210,6 +211,8 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
             calls_without_return: sum.lost_calls,
             rows_lost: 0,
         },
+        cgroup: record.cgroup,
+        origin: None,
     }
 }
 

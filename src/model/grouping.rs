@@ -39,14 +39,6 @@ impl Grouping {
     }
 }
 
-/// Where a process ran, as far as its record says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Origin {
-    pub host: Option<String>,
-    pub job: Option<String>,
-    pub rank: Option<String>,
-}
-
 /// What a record has not.
 const NONE: &str = "(none)";
 
@@ -73,23 +65,33 @@ impl Groups {
     }
 
     /// Takes a process that has exited, or died, into account. `file` stands for a node without a name.
-    pub fn image(&mut self, image: &Image, origin: &Origin, file: &str) {
+    pub fn image(&mut self, image: &Image, file: &str) {
         if !matches!(image.end, End::Exited(_) | End::Signaled { .. }) {
             return;
         }
-        let uid;
+        let origin = image.origin.as_deref();
+        let job = origin.and_then(|origin| origin.job.as_ref());
+        let host = origin.and_then(|origin| origin.host.as_deref());
+        let rank = origin.and_then(|origin| origin.rank);
+        let number;
         let name = match self.by {
             Grouping::Comm | Grouping::Process => &image.comm,
             Grouping::User => match &image.user {
                 Some(user) => user.as_bytes(),
                 None => {
-                    uid = image.uid.to_string();
-                    uid.as_bytes()
+                    number = image.uid.to_string();
+                    number.as_bytes()
                 }
             },
-            Grouping::Job => origin.job.as_deref().unwrap_or(NONE).as_bytes(),
-            Grouping::Rank => origin.rank.as_deref().unwrap_or(NONE).as_bytes(),
-            Grouping::Node => origin.host.as_deref().unwrap_or(file).as_bytes(),
+            Grouping::Job => job.map_or(NONE, String::as_str).as_bytes(),
+            Grouping::Rank => match rank {
+                Some(rank) => {
+                    number = rank.to_string();
+                    number.as_bytes()
+                }
+                None => NONE.as_bytes(),
+            },
+            Grouping::Node => host.unwrap_or(file).as_bytes(),
             Grouping::Function | Grouping::File => return,
         };
         self.sums.record_as(name, image);
@@ -176,6 +178,7 @@ mod tests {
     use super::*;
     use crate::model::finished::samples::{frame, stack};
     use crate::model::image::samples::image;
+    use crate::model::origin::Origin;
     use crate::model::stack::WalkEnd;
 
     fn amount(bytes: u64) -> Amount {
@@ -184,10 +187,15 @@ mod tests {
 
     #[test]
     fn processes_are_added_up_by_what_they_have_in_common() {
-        let origin = |host: &str, job: &str| Origin {
-            host: Some(host.to_owned()),
-            job: Some(job.to_owned()),
-            rank: None,
+        let located = |host: &str, job: &str| {
+            let mut image = image();
+            let origin = Origin {
+                host: Some(host.to_owned()),
+                job: Some(job.to_owned()),
+                ..Origin::default()
+            };
+            image.origin = Some(origin.into());
+            image
         };
         let mut nameless = image();
         nameless.user = None;
@@ -200,12 +208,12 @@ mod tests {
             (Grouping::File, &[]),
         ] {
             let mut groups = Groups::new(by);
-            groups.image(&image(), &origin("a", "7"), "file");
-            groups.image(&image(), &origin("a", "8"), "file");
-            groups.image(&nameless, &Origin::default(), "file");
+            groups.image(&located("a", "7"), "file");
+            groups.image(&located("a", "8"), "file");
+            groups.image(&nameless, "file");
             let mut running = image();
             running.end = End::Running;
-            groups.image(&running, &Origin::default(), "file");
+            groups.image(&running, "file");
             let found = groups.finish().into_iter().map(|group| {
                 let name = String::from_utf8(group.comm.unwrap()).unwrap();
                 (name, group.processes)

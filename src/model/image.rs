@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::origin::Origin;
 use crate::model::reach::Reach;
 use crate::model::stack::{FreedStacks, StackShare};
 
@@ -52,6 +54,10 @@ pub struct Image {
     /// Why the image, or a part of it, was not followed.
     pub uncovered: Option<Uncovered>,
     pub losses: Losses,
+    /// The kernel's number of the control group (version 2) that the process was last in. 0 if unknown.
+    pub cgroup: u64,
+    /// Where the process belongs, as far as it was looked up.
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl Image {
@@ -244,6 +250,8 @@ pub(crate) mod samples {
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
             uncovered: None,
             losses: Losses::default(),
+            cgroup: 0,
+            origin: None,
         }
     }
 

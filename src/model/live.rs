@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::model::image::Image;
 use crate::model::stack::{NamedStack, StackShare};
+use crate::model::trend::Trend;
 
 /// The running processes at one time, those that grew most first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,22 +14,25 @@ pub struct Live {
     pub time: Duration,
     /// The time from which the growth is measured, since the Unix epoch.
     pub since: Duration,
+    /// Those that are shown.
     pub rows: Vec<Growing>,
-    /// How many more processes there are than rows.
-    pub more: usize,
+    /// The others.
+    pub rest: Vec<Growing>,
     /// What all these processes hold, in bytes.
     pub held_bytes: u64,
     /// By how much that has grown, in bytes.
     pub growth_bytes: i64,
 }
 
-/// A running process, and the growth of its memory in bytes.
+/// A running process, and the growth of its memory in bytes since the last view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Growing {
     /// Identifies it in later views.
     pub id: u64,
     pub image: Image,
     pub growth: i64,
+    /// By how many bytes an hour it grows in the long run. `None` if it was not seen for long enough.
+    pub rate: Option<u64>,
     /// Where it has grown most, if call stacks are recorded and it is among those that grew most.
     pub places: Vec<GrowingPlace>,
 }
@@ -42,11 +46,18 @@ pub struct GrowingPlace {
     pub growth: i64,
 }
 
-/// Remembers how many bytes each process held at the last view.
+/// What one process held at the last view, and before.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    bytes: u64,
+    trend: Trend,
+}
+
+/// Remembers how many bytes each process held at the last views.
 #[derive(Clone, Debug)]
 pub struct Growth {
     since: Duration,
-    held: HashMap<u64, u64>,
+    held: HashMap<u64, Held>,
 }
 
 impl Growth {
@@ -71,18 +82,22 @@ impl Growth {
         let mut rows = Vec::new();
         for (id, image) in running {
             let now = image.counters.leaked_bytes;
-            held.insert(id, now);
-            let before = self.held.get(&id).copied().unwrap_or(0);
+            let before = self.held.remove(&id).unwrap_or_default();
+            let mut trend = before.trend;
+            trend.add(time, now);
             if kept(&image) {
                 // No process holds 2^63 bytes.
-                let growth = now.wrapping_sub(before).cast_signed();
+                let growth = now.wrapping_sub(before.bytes).cast_signed();
+                let rate = trend.bytes_per_hour();
                 rows.push(Growing {
                     id,
                     image,
                     growth,
+                    rate,
                     places: Vec::new(),
                 });
             }
+            held.insert(id, Held { bytes: now, trend });
         }
         self.held = held;
         let since = std::mem::replace(&mut self.since, time);
@@ -94,13 +109,12 @@ impl Growth {
         let held_bytes = held.fold(0, u64::saturating_add);
         let growth = rows.iter().map(|row| row.growth);
         let growth_bytes = growth.fold(0, i64::saturating_add);
-        let more = rows.len().saturating_sub(top);
-        rows.truncate(top);
+        let rest = rows.split_off(top.min(rows.len()));
         Live {
             time,
             since,
             rows,
-            more,
+            rest,
             held_bytes,
             growth_bytes,
         }
@@ -146,7 +160,7 @@ mod tests {
         let mut growth = Growth::since(Duration::ZERO);
         let live = look(&mut growth, 1, &[(1, 1), (2, 2), (3, 3), (9, 9)], 2);
         assert_eq!(rows(&live), [(3, 3), (2, 2)]);
-        assert_eq!(live.more, 1);
+        assert_eq!(live.rest.len(), 1);
         assert_eq!((live.held_bytes, live.growth_bytes), (6, 6));
     }
 

@@ -8,6 +8,7 @@ pub mod stacks;
 pub mod switches;
 
 use std::ffi::{OsStr, OsString};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::exit::{self, LeakExit};
 use crate::model::gate::Gate;
 use crate::model::limits::{Allowed, Limits};
+use crate::model::metrics::{Label, MetricLabels};
 use crate::model::scan::ScanWanted;
 use crate::model::selection::Selection;
 use crate::options::lost::LostArgs;
@@ -217,6 +219,20 @@ pub struct Watch {
 
     #[command(flatten)]
     pub report: ReportArgs,
+
+    /// Put a report file aside at SIZE
+    ///
+    /// FILE of -o becomes FILE.1 then, and FILE.1 becomes FILE.2, up to FILE.4. Only for json and influx.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = "Output")]
+    pub rotate: Option<u64>,
+
+    /// Serve metrics at this address
+    ///
+    /// Over HTTP, for Prometheus: /metrics, in the text format or OpenMetrics, and /healthz. Without ADDR only on this
+    /// machine (127.0.0.1).
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = parse_listen)]
+    #[arg(help_heading = "Output")]
+    pub listen: Option<SocketAddr>,
 }
 
 impl Watch {
@@ -249,6 +265,12 @@ impl Watch {
             },
             stacks: self.stacks.wanted(false, &switches),
         }
+    }
+
+    /// Whether `--rotate` has no file that it could put aside.
+    pub fn rotates_nothing(&self) -> bool {
+        let rotates = |(format, file): &(Format, Option<&Path>)| format.rotates() && file.is_some();
+        self.rotate.is_some() && !self.report.outputs().iter().any(rotates)
     }
 
     /// The command line in short, as `memleak -p 1234 5`.
@@ -366,6 +388,17 @@ fn parse_uid(text: &str) -> Result<u32, String> {
     text.parse().map_err(why)
 }
 
+/// An address and a port, or only a port, which is then for this machine alone.
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let mut prefixes = ["localhost:", ":"].iter();
+    let only_port = prefixes.find_map(|prefix| text.strip_prefix(prefix));
+    if let Ok(port) = only_port.unwrap_or(text).parse() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    let why = "it is a port, or an address and a port (127.0.0.1:9464, 0.0.0.0:9464, [::]:9464)";
+    text.parse().map_err(|_| why.to_owned())
+}
+
 /// The time from one report to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interval {
@@ -406,7 +439,7 @@ pub struct ReportArgs {
     /// Write the report to FILE
     ///
     /// A single FILE takes the report instead of standard error (run) or standard output (-p, -a). FORMAT=FILE, or
-    /// several -o, write it there as well. Without FORMAT the suffix tells the format (.txt, .json, .csv), else --format.
+    /// several -o, write it there as well. Without FORMAT the suffix tells the format (.txt, .json, .csv, .prom), else --format.
     /// %p in FILE is memleak's pid, %h the host name, %q{VAR} an environment variable. May be repeated.
     #[arg(short, long, value_name = "[FORMAT=]FILE", value_hint = ValueHint::FilePath)]
     #[arg(value_parser = OsStringValueParser::new().try_map(parse_output))]
@@ -416,6 +449,20 @@ pub struct ReportArgs {
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     #[arg(long_help = formats())]
     pub format: Option<Format>,
+
+    /// Labels of metrics
+    ///
+    /// Of comm, user, cgroup and jobid. By these, sums are told apart, for at most 500 combinations at a time. The rest
+    /// is 'other'.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LABEL",
+        value_delimiter = ',',
+        hide_short_help = true
+    )]
+    #[arg(default_value = "comm,user", hide_possible_values = true)]
+    pub metrics_labels: Vec<Label>,
 }
 
 /// The long help of `--format`.
@@ -427,6 +474,11 @@ fn formats() -> String {
 }
 
 impl ReportArgs {
+    /// By which labels metrics are told apart.
+    pub fn labels(&self) -> MetricLabels {
+        MetricLabels::of(&self.metrics_labels)
+    }
+
     /// The formats of the report and the files that they go to; `None` is the standard stream. A single plain FILE takes
     /// the report there. Anything else comes beside the report on the standard stream.
     pub fn outputs(&self) -> Vec<(Format, Option<&Path>)> {

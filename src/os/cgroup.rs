@@ -1,6 +1,8 @@
 //! Control groups (version 2).
 
+use std::collections::HashMap;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -65,4 +67,56 @@ fn place(path: &Path) -> Result<Option<Cgroup>> {
         id: metadata.ino(),
         level: above as u32,
     }))
+}
+
+/// How many groups are looked at. A user may have made any number.
+const MOST_PATHS: usize = 16_384;
+
+/// The paths of control groups by their numbers, as the trees have them now.
+pub fn paths() -> HashMap<u64, String> {
+    let mut found = HashMap::new();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        if let (Some(root), Some("cgroup2")) = (words.next(), words.next()) {
+            let mut path = String::new();
+            add_paths(Path::new(root), &mut path, 0, &mut found);
+        }
+    }
+    found
+}
+
+/// How deep a tree is looked at.
+const DEEPEST: usize = 64;
+
+/// Adds a group at `path` in its tree and those below it. What vanishes meanwhile is left out.
+fn add_paths(directory: &Path, path: &mut String, depth: usize, found: &mut HashMap<u64, String>) {
+    if let Ok(metadata) = fs::metadata(directory) {
+        let shown = if path.is_empty() { "/" } else { path.as_str() };
+        found
+            .entry(metadata.ino())
+            .or_insert_with(|| shown.to_owned());
+    }
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if depth == DEEPEST || found.len() >= MOST_PATHS {
+            return;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let length = path.len();
+            path.push('/');
+            path.push_str(&escape::text(entry.file_name().as_bytes()));
+            add_paths(&entry.path(), path, depth + 1, found);
+            path.truncate(length);
+        }
+    }
+}
+
+/// The paths of this process's control groups, in all trees.
+pub fn own_paths() -> Vec<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let paths = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.map(str::to_owned).collect()
 }

@@ -84,6 +84,29 @@ pub(super) fn lost(image: &Image) -> String {
     }
 }
 
+/// The Slurm job that a process belongs to, with its step: `1234.0`. Empty if there is none.
+pub(super) fn job(image: &Image) -> String {
+    let origin = image.origin.as_deref();
+    let Some(job) = origin.and_then(|origin| origin.job.as_ref()) else {
+        return String::new();
+    };
+    let step = origin.and_then(|origin| origin.step.as_ref());
+    let whole = step.map_or_else(|| job.clone(), |step| format!("{job}.{step}"));
+    escape::escaped(whole.as_bytes())
+}
+
+/// The container that a process belongs to: of an id the first digits, as container managers show it. Empty if there is
+/// none.
+pub(super) fn container(image: &Image) -> String {
+    const SHOWN: usize = 12;
+    let origin = image.origin.as_deref();
+    let container = origin.and_then(|origin| origin.container.as_deref());
+    match container.unwrap_or_default() {
+        id if id.len() == 64 && id.is_ascii() => id[..SHOWN].to_owned(),
+        name => escape::escaped(name.as_bytes()),
+    }
+}
+
 /// What is special about an image. `lost`: also why it is not known what the image lost.
 pub(super) fn note(image: &Image, lost: bool) -> String {
     let mut notes = Vec::new();

@@ -26,6 +26,7 @@ use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::lost::reached;
+use crate::model::origin::Origin;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
 use crate::report::json::{
@@ -81,6 +82,7 @@ impl Render for Csv {
             .map(|row| {
                 self.lines(&CsvRow {
                     growth_bytes: Some(row.growth),
+                    growth_bytes_per_hour: row.rate,
                     ..CsvRow::image(&row.image)
                 })
             })
@@ -198,6 +200,13 @@ struct CsvRow {
     baseline_known: Option<u64>,
     baseline_known_bytes: Option<u64>,
     baseline_gone: Option<u64>,
+    growth_bytes_per_hour: Option<u64>,
+    host: Option<String>,
+    job: Option<String>,
+    step: Option<String>,
+    rank: Option<u32>,
+    container: Option<String>,
+    pod: Option<String>,
 }
 
 impl CsvRow {
@@ -241,6 +250,7 @@ impl CsvRow {
         }
         .with(image.losses)
         .with_reach(reached(image))
+        .with_origin(image.origin.as_deref())
     }
 
     fn summary(summary: &Summary) -> Self {
@@ -286,6 +296,22 @@ impl CsvRow {
         }
         .with(summary.losses)
         .with_reach(lost.map(|_| summary.lost.known))
+    }
+
+    fn with_origin(self, origin: Option<&Origin>) -> Self {
+        let Some(origin) = origin else {
+            return self;
+        };
+        let text = |text: &Option<String>| text.as_ref().map(|text| name(text.as_bytes()));
+        Self {
+            host: text(&origin.host),
+            job: text(&origin.job),
+            step: text(&origin.step),
+            rank: origin.rank,
+            container: text(&origin.container),
+            pod: text(&origin.pod),
+            ..self
+        }
     }
 
     fn with_reach(self, reached: Option<Reached>) -> Self {

@@ -19,6 +19,9 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use crate::os::identity::Identity;
 use crate::os::inherited::{self, Inherited};
 use crate::report::renaming::Renaming;
+use crate::report::render::OldContent;
+use crate::report::replacing::Replacing;
+use crate::report::rotating::Rotating;
 
 /// An open destination.
 pub struct Output {
@@ -74,7 +77,7 @@ fn place(renaming: &Renaming) -> Option<(u64, u64, OsString)> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filling {
     /// Row by row. A reader sees each row at once.
-    Rows,
+    Rows(OldContent),
     /// As a document: the file appears under its name when the document is complete.
     Document,
 }
@@ -92,10 +95,16 @@ pub fn no_color() -> bool {
 }
 
 /// Opens the file that `-o` names, or the standard destination if it names none. Call it while memleak has one thread.
+/// `rotate`: the size at which a regular file is put aside.
 ///
 /// # Errors
 /// The name has an invalid `%` part, or the user may not create or write the file.
-pub fn open(file: Option<&Path>, standard: Standard, filling: Filling) -> Result<Output> {
+pub fn open(
+    file: Option<&Path>,
+    standard: Standard,
+    filling: Filling,
+    rotate: Option<u64>,
+) -> Result<Output> {
     let Some(pattern) = file else {
         return Ok(match standard {
             Standard::Output => Output {
@@ -111,6 +120,11 @@ pub fn open(file: Option<&Path>, standard: Standard, filling: Filling) -> Result
     };
     let path = expanded(pattern)?;
     let number = descriptor(&path);
+    let replaced = filling == Filling::Rows(OldContent::Replaced);
+    let is_regular = || fs::metadata(&path).map_or(true, |file| file.is_file());
+    if (replaced || rotate.is_some()) && number.is_none() && is_regular() {
+        return open_renamed(&path, rotate.filter(|_| !replaced));
+    }
     let opened = match number {
         Some(fd) => {
             let duplicate = duplicate(fd);
@@ -157,30 +171,62 @@ fn identity(facts: &fs::Metadata) -> Option<(u64, u64)> {
     facts.is_file().then(|| (facts.dev(), facts.ino()))
 }
 
+/// Opens a file that is renamed: at each flush, or if `rotate` is given when it has this size.
+fn open_renamed(path: &Path, rotate: Option<u64>) -> Result<Output> {
+    let user = Identity::behind_sudo()?;
+    let said = cannot_open(path, user.as_ref());
+    let (writer, identity): (Box<dyn Write + Send>, _) = match rotate {
+        Some(limit) => {
+            let file = Rotating::new(path, user, limit)?.context(said)?;
+            let identity = file.identity();
+            (Box::new(file), identity)
+        }
+        None => (Box::new(Replacing::new(path, user)?.context(said)?), None),
+    };
+    Ok(Output {
+        terminal: false,
+        writer,
+        name: path.display().to_string(),
+        is_stderr: false,
+        is_file: true,
+        identity,
+        renaming: None,
+    })
+}
+
 fn create(path: &Path, filling: Filling) -> Result<Opened> {
     let user = Identity::behind_sudo()?;
     let open = || match filling {
-        Filling::Rows => Ok(Opened::in_place(open_to_write(path, true)?)),
+        Filling::Rows(old) => Ok(Opened::in_place(open_to_write(path, Some(old))?)),
         Filling::Document => create_beside(path, user.as_ref()),
     };
+    let opened = match &user {
+        None => open(),
+        Some(user) => user.with_file_rights(open)?,
+    };
+    opened.with_context(|| cannot_open(path, user.as_ref()))
+}
+
+/// What is said if the file of a report cannot be opened with the rights of `user`, or with memleak's own.
+fn cannot_open(path: &Path, user: Option<&Identity>) -> String {
     let name = path.display();
-    match &user {
-        None => open().with_context(|| format!("cannot open {name} for the report (-o)")),
-        Some(user) => user.with_file_rights(open)?.with_context(|| {
-            format!(
-                "cannot open {name} for the report (-o) as {user} (SUDO_UID), with whose rights it is opened: \
-                 name a file that this user may write, or open it as root by `sudo env -u SUDO_UID memleak …`"
-            )
-        }),
+    match user {
+        None => format!("cannot open {name} for the report (-o)"),
+        Some(user) => format!(
+            "cannot open {name} for the report (-o) as {user} (SUDO_UID), with whose rights it is opened: \
+             name a file that this user may write, or open it as root by `sudo env -u SUDO_UID memleak …`"
+        ),
     }
 }
 
-/// Opens a file that exists, or with `create` any file, which then is empty.
-fn open_to_write(path: &Path, create: bool) -> io::Result<File> {
+/// Opens a file that exists, as it is. With `old` it opens any file, and then what the file has stays or is removed.
+fn open_to_write(path: &Path, old: Option<OldContent>) -> io::Result<File> {
     // O_NOCTTY: a terminal must not become memleak's controlling terminal. O_NONBLOCK: a FIFO without a reader
     // must not block memleak, because another user may have put it there.
     let mut options = File::options();
-    options.write(true).create(create).truncate(create);
+    let keep = old == Some(OldContent::Kept);
+    options.create(old.is_some()).append(keep);
+    options.write(!keep).truncate(old.is_some() && !keep);
     let file = options
         .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
         .open(path)?;
@@ -193,7 +239,7 @@ fn open_to_write(path: &Path, create: bool) -> io::Result<File> {
 /// Creates a file beside the one that a document goes to. Where that cannot be, the document's own file is opened: a
 /// device or a FIFO, or a file in a directory in which the user may create none.
 fn create_beside(path: &Path, user: Option<&Identity>) -> io::Result<Opened> {
-    let there = match open_to_write(path, false) {
+    let there = match open_to_write(path, None) {
         Ok(there) => Some((there.metadata()?, there)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),

@@ -19,17 +19,18 @@ use crate::model::bounds::Verdict;
 use crate::model::commands::Command;
 use crate::model::exit::Outcome;
 use crate::model::grouping::Grouping;
-use crate::model::image::{End, From, Image, Losses, Uncovered};
+use crate::model::image::{End, From, Image, Uncovered};
 use crate::model::judgement::{Judged, Judgement};
 use crate::model::ledger::Summary;
 use crate::model::limits::Allowed;
 use crate::model::live::Live;
 use crate::model::lost::{LostSum, reached};
-use crate::model::reach::{Amount, Reach, Reached};
+use crate::model::reach::{Amount, Reach};
 use crate::model::stack::WalkEnd;
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
 use crate::report::compared::BaselineObject;
+use crate::report::json_objects::{LossesObject, OriginFields, ReachObject, is_zero};
 use crate::report::render::{Render, SCHEMA, Screen, StackRow, Window, end_name};
 use crate::text::escape;
 
@@ -70,6 +71,7 @@ impl Render for Json {
         for row in &live.rows {
             lines.extend(line(&ProcessLine {
                 growth_bytes: Some(row.growth),
+                growth_bytes_per_hour: row.rate,
                 ..ProcessLine::new(&row.image)
             })?);
             for place in &row.places {
@@ -274,6 +276,8 @@ struct ProcessLine<'a> {
     reach_unknown: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     growth_bytes: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    growth_bytes_per_hour: Option<u64>,
     peak_live_bytes: Option<u64>,
     failed_allocs: u64,
     unknown_frees: u64,
@@ -284,6 +288,8 @@ struct ProcessLine<'a> {
     losses: LossesObject,
     #[serde(skip_serializing_if = "Option::is_none")]
     stack_unknown: Option<StackUnknownObject>,
+    #[serde(flatten)]
+    origin: Option<OriginFields<'a>>,
 }
 
 /// What is not known of call stacks. With `walks`, how many calls have a stack without its outermost frames, by the
@@ -374,6 +380,7 @@ impl<'a> ProcessLine<'a> {
             reach: reached(image).map(ReachObject::from),
             reach_unknown: reach_unknown(image),
             growth_bytes: None,
+            growth_bytes_per_hour: None,
             peak_live_bytes: counters.peak_live_bytes,
             failed_allocs: counters.failed_allocs,
             unknown_frees: counters.unknown_frees,
@@ -386,6 +393,7 @@ impl<'a> ProcessLine<'a> {
             uncovered: image.uncovered.map(uncovered_name),
             losses: image.losses.into(),
             stack_unknown: StackCoverage::of(image).as_ref().map(Into::into),
+            origin: image.origin.as_deref().map(OriginFields::from),
         }
     }
 }
@@ -507,40 +515,6 @@ pub(super) fn limits_that_are(wanted: Verdict, gate: &Judgement) -> Vec<&'static
     wanted.map(|(name, _)| name).collect()
 }
 
-/// How blocks that were never freed could be reached.
-#[derive(Serialize)]
-struct ReachObject {
-    definite_bytes: u64,
-    definite_blocks: u64,
-    indirect_bytes: u64,
-    indirect_blocks: u64,
-    possible_bytes: u64,
-    possible_blocks: u64,
-    reachable_bytes: u64,
-    reachable_blocks: u64,
-}
-
-impl std::convert::From<Reached> for ReachObject {
-    fn from(reached: Reached) -> Self {
-        let Reached {
-            definite,
-            indirect,
-            possible,
-            reachable,
-        } = reached;
-        Self {
-            definite_bytes: definite.bytes,
-            definite_blocks: definite.blocks,
-            indirect_bytes: indirect.bytes,
-            indirect_blocks: indirect.blocks,
-            possible_bytes: possible.bytes,
-            possible_blocks: possible.blocks,
-            reachable_bytes: reachable.bytes,
-            reachable_blocks: reachable.blocks,
-        }
-    }
-}
-
 /// Why it is not known how an image's blocks could be reached.
 pub(super) fn reach_unknown(image: &Image) -> Option<&'static str> {
     match image.reach {
@@ -552,38 +526,6 @@ pub(super) fn reach_unknown(image: &Image) -> Option<&'static str> {
 /// What is known to be lost. `None` if nothing is known.
 pub(super) fn lost(sum: &LostSum) -> Option<Amount> {
     sum.is_known().then(|| sum.known.lost())
-}
-
-/// Only losses that are not zero are written.
-#[derive(Serialize)]
-struct LossesObject {
-    #[serde(skip_serializing_if = "is_zero")]
-    blocks_not_recorded: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    bytes_not_recorded: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    calls_without_return: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    rows_lost: u64,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
-fn is_zero(count: &u64) -> bool {
-    *count == 0
-}
-
-impl std::convert::From<Losses> for LossesObject {
-    fn from(losses: Losses) -> Self {
-        Self {
-            blocks_not_recorded: losses.blocks_not_recorded,
-            bytes_not_recorded: losses.bytes_not_recorded,
-            calls_without_return: losses.calls_without_return,
-            rows_lost: losses.rows_lost,
-        }
-    }
 }
 
 pub(super) fn exit_code(end: End) -> Option<u8> {

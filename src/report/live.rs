@@ -26,12 +26,13 @@ enum Column {
     Total,
     Held,
     Growth,
+    Rate,
     Age,
     Note,
     Args,
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     Column::Uid,
     Column::User,
     Column::Pid,
@@ -39,17 +40,19 @@ const COLUMNS: [Column; 10] = [
     Column::Total,
     Column::Held,
     Column::Growth,
+    Column::Rate,
     Column::Age,
     Column::Note,
     Column::Args,
 ];
 
 /// The columns that may be left out, the least important first.
-const EXPENDABLE: [Column; 7] = [
+const EXPENDABLE: [Column; 8] = [
     Column::Args,
     Column::Note,
     Column::Total,
     Column::Uid,
+    Column::Rate,
     Column::Age,
     Column::User,
     Column::Growth,
@@ -64,13 +67,17 @@ impl Column {
             Self::Pid => 7,
             Self::Comm | Self::Total => 15,
             Self::Held => 9,
+            Self::Rate => 5,
             Self::Age => 6,
             Self::Note | Self::Args => 0,
         }
     }
 
     fn is_figure(self) -> bool {
-        matches!(self, Self::Total | Self::Held | Self::Growth | Self::Age)
+        matches!(
+            self,
+            Self::Total | Self::Held | Self::Growth | Self::Rate | Self::Age
+        )
     }
 }
 
@@ -80,7 +87,7 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
     // Beside the rows: two headings, the line that counts the others, and the line of the cursor.
     let room = screen.lines.saturating_sub(4).max(1);
     let shown = &live.rows[..live.rows.len().min(room)];
-    let more = live.more + live.rows.len() - shown.len();
+    let more = live.rest.len() + live.rows.len() - shown.len();
     let mut lines = vec![heading(live, screen)];
     let names = names(live);
     let rows = shown.iter().map(|row| {
@@ -89,7 +96,7 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
         *comm = capped(std::mem::take(comm));
         cells
     });
-    let table: Vec<[String; 10]> = std::iter::once(names).chain(rows).collect();
+    let table: Vec<[String; 11]> = std::iter::once(names).chain(rows).collect();
     lines.extend(fitted(&table, screen.columns));
     if more > 0 {
         let more = counted(more as u64, "more process", "more processes");
@@ -148,7 +155,7 @@ fn cut(line: String, columns: usize) -> String {
 /// What the whole is about: `14:02:10  memleak -a 5  142 processes  812.400 MB live  +1.200 MB  Ctrl-C ends`. Parts that
 /// have no room are left out.
 fn heading(live: &Live, screen: &Screen) -> String {
-    let processes = live.rows.len() + live.more;
+    let processes = live.rows.len() + live.rest.len();
     let parts = [
         screen.time_of_day.clone(),
         screen.command.clone(),
@@ -179,7 +186,7 @@ fn plus_or_minus(growth: i64) -> String {
     format!("{plus}{}", signed_megabytes(growth))
 }
 
-fn names(live: &Live) -> [String; 10] {
+fn names(live: &Live) -> [String; 11] {
     let period = live.time.saturating_sub(live.since).as_secs_f64();
     let tenths = (period * 10.0).round() / 10.0;
     let growth = format!("+{tenths}s_MB");
@@ -191,6 +198,7 @@ fn names(live: &Live) -> [String; 10] {
         "TOTAL_ALLOCS_MB",
         "LIVE_MB",
         &growth,
+        "MB/h",
         "AGE",
         "NOTE",
         "ARGS",
@@ -198,14 +206,30 @@ fn names(live: &Live) -> [String; 10] {
     .map(str::to_owned)
 }
 
-pub(super) fn cells(row: &Growing, live: &Live) -> [String; 10] {
-    let Growing { image, growth, .. } = row;
+pub(super) fn cells(row: &Growing, live: &Live) -> [String; 11] {
+    let image = &row.image;
     let [uid, user, pid, comm, total] = first_cells(image);
     let held = megabytes(image.counters.leaked_bytes);
     let age = age(live.time.saturating_sub(image.start_time));
-    let growth = signed_megabytes(*growth);
+    let growth = signed_megabytes(row.growth);
+    let rate = rate(row.rate);
     let (note, args) = (note(image, false), args(image));
-    [uid, user, pid, comm, total, held, growth, age, note, args]
+    [
+        uid, user, pid, comm, total, held, growth, rate, age, note, args,
+    ]
+}
+
+/// Megabytes an hour. `–` if nothing is known yet.
+fn rate(bytes: Option<u64>) -> String {
+    match bytes {
+        None => "\u{2013}".to_owned(),
+        Some(0) => "0".to_owned(),
+        #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+        Some(bytes) => match bytes as f64 / 1e6 {
+            rate if rate < 9.995 => format!("{rate:.2}"),
+            rate => format!("{rate:.0}"),
+        },
+    }
 }
 
 /// A name that takes no more room than the column has. Only a name of characters that are escaped is longer.
@@ -214,7 +238,7 @@ fn capped(name: String) -> String {
 }
 
 /// The lines of a table, the headings first, without the columns that have no room.
-fn fitted(table: &[[String; 10]], columns: usize) -> Vec<String> {
+fn fitted(table: &[[String; 11]], columns: usize) -> Vec<String> {
     let widths: Vec<usize> = (COLUMNS.iter().enumerate())
         .map(|(at, column)| {
             let cells = table.iter().map(|row| row[at].width());

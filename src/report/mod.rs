@@ -15,6 +15,7 @@ use crate::model::grouping::Grouping;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::metrics::MetricLabels;
 use crate::model::places::Located;
 use crate::report::destination::{Filling, Output};
 use crate::report::renaming::Renaming;
@@ -24,9 +25,14 @@ mod cells;
 mod closing;
 mod compared;
 mod csv;
+mod influx;
 mod json;
+mod json_objects;
 mod live;
 mod places;
+mod prometheus;
+mod replacing;
+mod rotating;
 mod suppressed;
 mod table;
 
@@ -43,7 +49,8 @@ mod saved_baseline;
 
 pub use saved_baseline::read_baseline;
 
-pub use render::{Format, Options, SCHEMA, Screen, StackRow, Verbosity, Window};
+pub use prometheus::Exposition;
+pub use render::{Format, OldContent, Options, SCHEMA, Screen, StackRow, Verbosity, Window};
 
 /// A report that is being written, to each of its sinks.
 #[derive(Default)]
@@ -87,6 +94,14 @@ impl Writer {
             Format::Table => Self::Rows(|options| Box::new(table::TableRender::new(options))),
             Format::Json => Self::Rows(|_| Box::new(json::Json)),
             Format::Csv => Self::Rows(|_| Box::new(csv::Csv::default())),
+            Format::Influx => Self::Rows(|_| Box::new(influx::Influx::default())),
+            Format::Prometheus => Self::Rows(|options| {
+                Box::new(prometheus::Prometheus::new(
+                    Exposition::Text,
+                    options.labels,
+                    options.lost,
+                ))
+            }),
             Format::Collapsed => Self::Document(documents::collapsed::collapsed),
             Format::Pprof => Self::Document(documents::pprof::pprof),
             Format::Html => Self::Document(documents::html::html),
@@ -104,7 +119,7 @@ impl Format {
     /// How a report in this format comes into its file.
     pub fn filling(self) -> Filling {
         match Writer::of(self) {
-            Writer::Rows(_) => Filling::Rows,
+            Writer::Rows(_) => Filling::Rows(self.old_content()),
             Writer::Document(_) => Filling::Document,
         }
     }
@@ -163,6 +178,23 @@ impl Report {
         !self.documents.is_empty()
     }
 
+    /// Adds metrics that are made anew at each interval. `name` is the place's name in messages.
+    pub fn add_metrics(
+        &mut self,
+        exposition: Exposition,
+        labels: MetricLabels,
+        lost: bool,
+        name: String,
+        out: Box<dyn Write + Send>,
+    ) {
+        self.sinks.push(Sink {
+            name,
+            verbosity: Verbosity::Normal,
+            render: Box::new(prometheus::Prometheus::new(exposition, labels, lost)),
+            out,
+        });
+    }
+
     /// Reports one image. `verdict` is the result of [`Ledger::record`](crate::model::ledger::Ledger::record) for this
     /// image.
     pub fn image(&mut self, image: &Image, verdict: Option<Verdict>) -> Vec<Unwritten> {
@@ -192,6 +224,22 @@ impl Report {
     /// Reports the running processes. `screen` is the terminal, if one shows the report.
     pub fn live(&mut self, live: &Live, screen: Option<&Screen>) -> Vec<Unwritten> {
         self.write(false, |render| render.live(live, screen))
+    }
+
+    /// Whether any of the formats measures the running processes.
+    pub fn measures(&self) -> bool {
+        self.sinks.iter().any(|sink| sink.render.measures())
+    }
+
+    /// Gives the running processes to the formats that measure them.
+    pub fn measure(&mut self, live: &Live, rows_lost: u64) -> Vec<Unwritten> {
+        self.write(false, |render| render.measure(live, rows_lost))
+    }
+
+    /// What the user must know of the report.
+    pub fn notices(&mut self) -> Vec<String> {
+        let sinks = self.sinks.iter_mut();
+        sinks.filter_map(|sink| sink.render.notice()).collect()
     }
 
     /// Reports the summary, at the end of the session.

@@ -14,6 +14,7 @@ use crate::model::grouping::Grouping;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
+use crate::model::metrics::MetricLabels;
 use crate::model::places::Located;
 use crate::model::reach::Amount;
 use crate::model::stack::{NamedStack, StackShare};
@@ -31,6 +32,10 @@ pub enum Format {
     Json,
     /// Comma-separated values with one header.
     Csv,
+    /// Sums for Prometheus, in its text format.
+    Prometheus,
+    /// Points for InfluxDB, in its line protocol.
+    Influx,
     /// A page to look at in a browser.
     Html,
     /// Call stacks and what leaked by them, one a line, for flame graphs.
@@ -52,10 +57,11 @@ pub enum Format {
 }
 
 /// The suffixes of files that tell a format.
-const SUFFIXES: [(&str, Format); 8] = [
+const SUFFIXES: [(&str, Format); 9] = [
     (".txt", Format::Table),
     (".json", Format::Json),
     (".csv", Format::Csv),
+    (".prom", Format::Prometheus),
     (".html", Format::Html),
     (".pb.gz", Format::Pprof),
     (".xml", Format::Junit),
@@ -71,6 +77,31 @@ impl Format {
         let found = SUFFIXES.iter().find(|(suffix, _)| has(suffix));
         found.map(|(_, format)| *format)
     }
+
+    /// Whether the report can go on in another file: it has no heading.
+    pub fn rotates(self) -> bool {
+        matches!(self, Self::Json | Self::Influx)
+    }
+
+    /// What becomes of the content that the file of a report in rows has.
+    pub(super) fn old_content(self) -> OldContent {
+        match self {
+            Self::Influx => OldContent::Kept,
+            Self::Prometheus => OldContent::Replaced,
+            _ => OldContent::Removed,
+        }
+    }
+}
+
+/// What becomes of the content that a report's file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OldContent {
+    /// It is removed at once.
+    Removed,
+    /// It stays, and the report comes behind it.
+    Kept,
+    /// Each part of the report is the whole content, in place of what was there before.
+    Replaced,
 }
 
 /// How much is shown.
@@ -119,6 +150,8 @@ pub struct Options {
     pub lost: bool,
     /// Whether call stacks could be recorded, and are not.
     pub stacks_left_out: bool,
+    /// By which labels metrics are told apart.
+    pub labels: MetricLabels,
 }
 
 /// A terminal on which the running processes are drawn, and what is said above them.
@@ -166,7 +199,9 @@ pub(super) trait Render: Send {
     }
 
     /// What is added up by something that processes have in common. Called once, and then no image has a row.
-    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>>;
+    fn groups(&mut self, _by: Grouping, _groups: &[Command]) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
 
     fn window(&mut self, window: &Window) -> io::Result<Vec<u8>>;
 
@@ -177,6 +212,21 @@ pub(super) trait Render: Send {
 
     /// `screen` is the terminal on which a table of running processes replaces the one before.
     fn live(&mut self, live: &Live, screen: Option<&Screen>) -> io::Result<Vec<u8>>;
+
+    /// Whether it wants to [`measure`](Self::measure).
+    fn measures(&self) -> bool {
+        false
+    }
+
+    /// What runs, at the end of each window. `rows_lost`: how many rows memleak has missed so far.
+    fn measure(&mut self, _live: &Live, _rows_lost: u64) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    /// What the user must know of the report, told once.
+    fn notice(&mut self) -> Option<String> {
+        None
+    }
 
     /// The end of the report. Called once.
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>>;

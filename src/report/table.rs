@@ -15,7 +15,7 @@ use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::lost::LostSum;
 use crate::model::places::Located;
-use crate::report::cells::{UNKNOWN, args, first_cells, lost, name, note};
+use crate::report::cells::{UNKNOWN, args, container, first_cells, job, lost, name, note};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::compared::baseline_lines;
 use crate::report::json::grouping_name;
@@ -42,12 +42,14 @@ const COLUMNS: [(&str, u16); 11] = [
     ARGS,
 ];
 
-/// The columns of a window. The last one has no heading if nothing is in it.
-const WINDOW_COLUMNS: [(&str, u16); 10] =
-    [UID, USER, PID, COMM, TOTAL, LEAK, LOST, BLOCKS, NOTE, ARGS];
+/// The columns of a window. JOB and CONTAINER are only there if a process of the window has one. The last column has no
+/// heading if nothing is in it.
+const WINDOW_COLUMNS: [(&str, u16); 12] = [
+    UID, USER, PID, COMM, TOTAL, LEAK, LOST, BLOCKS, JOB, CONTAINER, NOTE, ARGS,
+];
 
 /// The columns of the running processes.
-const LIVE_COLUMNS: [(&str, u16); 10] = [
+const LIVE_COLUMNS: [(&str, u16); 11] = [
     UID,
     USER,
     PID,
@@ -55,6 +57,7 @@ const LIVE_COLUMNS: [(&str, u16); 10] = [
     TOTAL,
     ("LIVE_MB", 11),
     ("GROWTH_MB", 11),
+    ("MB/h", 7),
     ("AGE", 7),
     NOTE,
     ARGS,
@@ -68,6 +71,8 @@ const TOTAL: (&str, u16) = ("TOTAL_ALLOCS_MB", 15);
 const LEAK: (&str, u16) = ("MEM_LEAK_MB", 11);
 const LOST: (&str, u16) = ("LOST_MB", 8);
 const BLOCKS: (&str, u16) = ("LEAK_BLOCKS", 11);
+const JOB: (&str, u16) = ("JOB", 8);
+const CONTAINER: (&str, u16) = ("CONTAINER", 12);
 const NOTE: (&str, u16) = ("NOTE", 0);
 const ARGS: (&str, u16) = ("ARGS", 0);
 
@@ -134,9 +139,20 @@ impl TableRender {
 
     /// One row. A longer cell widens it.
     fn row<const N: usize>(&self, columns: [(&str, u16); N], cells: [String; N]) -> String {
+        self.row_without(&[], columns, cells)
+    }
+
+    /// The same, without the columns that nothing is in.
+    fn row_without<const N: usize>(
+        &self,
+        empty: &[(&str, u16)],
+        columns: [(&str, u16); N],
+        cells: [String; N],
+    ) -> String {
         let verbose = self.options.verbosity == Verbosity::Verbose;
         let shown = |column: &(&str, u16)| {
-            (*column != BLOCKS || verbose)
+            !empty.contains(column)
+                && (*column != BLOCKS || verbose)
                 && (*column != ARGS || self.options.args)
                 && (*column != LOST || self.options.lost)
         };
@@ -145,6 +161,7 @@ impl TableRender {
         // With another column behind it, an empty note would shift that.
         let filled = |(column, cell): (&(&str, u16), String)| match cell.is_empty() {
             true if *column == NOTE && self.options.args => "-".to_owned(),
+            true if [JOB, CONTAINER].contains(column) => "-".to_owned(),
             _ => cell,
         };
         let cells = columns
@@ -359,12 +376,20 @@ impl Render for TableRender {
                 leaked,
                 lost,
                 blocks,
+                job(image),
+                container(image),
                 note(image, self.options.lost),
                 args(image),
             ]
         });
+        let is_empty =
+            |cell: fn(&Image) -> String| images.iter().all(|image| cell(image).is_empty());
+        let empty: Vec<(&str, u16)> = [(JOB, is_empty(job)), (CONTAINER, is_empty(container))]
+            .into_iter()
+            .filter_map(|(column, is_empty)| is_empty.then_some(column))
+            .collect();
         for cells in std::iter::once(heading).chain(rows) {
-            lines.push_str(&self.row(WINDOW_COLUMNS, cells));
+            lines.push_str(&self.row_without(&empty, WINDOW_COLUMNS, cells));
             lines.push('\n');
         }
         Ok(lines.into_bytes())
@@ -396,8 +421,8 @@ impl Render for TableRender {
             block.push_str(&self.row(LIVE_COLUMNS, cells));
             block.push('\n');
         }
-        if live.more > 0 {
-            let more = counted(live.more as u64, "more process", "more processes");
+        if !live.rest.is_empty() {
+            let more = counted(live.rest.len() as u64, "more process", "more processes");
             block.push_str(&format!("and {more}\n"));
         }
         let blocks = live::growth_blocks(live);

@@ -79,7 +79,12 @@ pub(super) struct ProcessFields<'a> {
     #[serde(borrow, default)]
     pub job: Option<Word<'a>>,
     #[serde(borrow, default)]
-    pub rank: Option<Word<'a>>,
+    pub step: Option<Word<'a>>,
+    pub rank: Option<u32>,
+    #[serde(borrow, default)]
+    pub container: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub pod: Option<Cow<'a, str>>,
 }
 
 /// A text, or a number that stands for one.

@@ -14,8 +14,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::model::exit::Outcome;
-use crate::model::grouping::Origin;
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses};
+use crate::model::origin::Origin;
 use crate::model::reach::{Amount, Reach, Reached};
 use crate::model::stack::{
     CallStack, CodePlace, Frame, FreedStacks, NamedFrame, NamedStack, StackShare, WalkEnd,
@@ -37,7 +37,6 @@ pub enum Record {
 #[derive(Debug)]
 pub struct SavedImage {
     pub image: Image,
-    pub origin: Origin,
     /// The process was running when a watching memleak looked at it. Such rows come again and again.
     pub is_look: bool,
 }
@@ -152,6 +151,15 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         None => None,
     };
     let (stacks, freed_stacks) = known.unzip();
+    let origin = Origin {
+        host: fields.host.map(Into::into),
+        cgroup: None,
+        job: fields.job.map(Into::into),
+        step: fields.step.map(Into::into),
+        rank: fields.rank,
+        container: fields.container.map(Into::into),
+        pod: fields.pod.map(Into::into),
+    };
     let image = Image {
         pid: fields.pid,
         ppid: fields.ppid,
@@ -182,15 +190,11 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         allocators: fields.allocators.into_iter().map(path).collect(),
         uncovered,
         losses: fields.losses.into(),
-    };
-    let origin = Origin {
-        host: fields.host.map(Into::into),
-        job: fields.job.map(Into::into),
-        rank: fields.rank.map(Into::into),
+        cgroup: 0,
+        origin: (origin != Origin::default()).then(|| Arc::new(origin)),
     };
     Ok(Record::Process(Box::new(SavedImage {
         image,
-        origin,
         is_look: fields.growth_bytes.is_some(),
     })))
 }

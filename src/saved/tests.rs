@@ -189,18 +189,22 @@ fn an_image_whose_names_are_utf_8_is_the_same_to_the_microsecond() {
 #[test]
 fn where_a_process_ran_is_read_where_it_is_said() {
     let line = json_of_image(&image());
-    assert_eq!(saved_image(&line).origin, Origin::default());
+    assert_eq!(saved_image(&line).image.origin, None);
     let more = line.replace(
         "}\n",
-        ",\"host\":\"n1\",\"job\":77,\"rank\":0,\"news\":[{}]}\n",
+        ",\"host\":\"n1\",\"job\":77,\"step\":\"batch\",\"rank\":0,\"container\":\"c\",\"pod\":\"p\",\"news\":[{}]}\n",
     );
     let text = |text: &str| Some(text.to_owned());
     let expected = Origin {
         host: text("n1"),
         job: text("77"),
-        rank: text("0"),
+        step: text("batch"),
+        rank: Some(0),
+        container: text("c"),
+        pod: text("p"),
+        cgroup: None,
     };
-    assert_eq!(saved_image(&more).origin, expected);
+    assert_eq!(saved_image(&more).image.origin.as_deref(), Some(&expected));
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::model::gathering::Gathering;
 use crate::model::image::{Image, Losses};
 use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
+use crate::model::metrics::MetricLabels;
 use crate::model::stack::StackShare;
 use crate::model::suppressed::Suppressed;
 use crate::options::{ReportArgs, ShownArgs};
@@ -27,6 +28,8 @@ use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
 use crate::report::{Format, Options, Report, Screen, Unwritten, Verbosity, Window, verdict_line};
 use crate::session::leaks::{Leaks, StackReaders};
+use crate::session::listener::Listener;
+use crate::session::origins::Origins;
 use crate::session::prober::Prober;
 
 /// With `verbose`, says by which method the probes were attached. If the start failed, prints the messages of the
@@ -75,6 +78,9 @@ pub(super) struct Books {
     users: UsersCache,
     /// The destinations of the report for which memleak has said that it could not be written. It says so once.
     unwritten: BTreeSet<String>,
+    /// What the report's formats had to say. It is said once, however many of them say it.
+    noticed: BTreeSet<String>,
+    origins: Origins,
     /// How often memleak itself has failed since it began.
     failures: u64,
     /// Whether memleak has said why programs under valgrind die. It says so once.
@@ -105,16 +111,22 @@ pub(super) enum Contents {
 /// The opened destinations of a report.
 pub(super) struct Destinations {
     outputs: Vec<(Format, Output)>,
+    labels: MetricLabels,
 }
 
 impl Destinations {
-    /// Opens the destinations that the options name, the standard stream first.
+    /// Opens the destinations that the options name, the standard stream first. `rotate`: the size at which a file is put
+    /// aside, where the format allows that.
     ///
     /// # Errors
     /// A file cannot be opened.
-    pub(super) fn open(args: &ReportArgs, standard: Standard) -> Result<Self> {
+    pub(super) fn open(args: &ReportArgs, standard: Standard, rotate: Option<u64>) -> Result<Self> {
         let open = |(format, file): (Format, Option<&Path>)| {
-            Ok((format, destination::open(file, standard, format.filling())?))
+            let rotate = rotate.filter(|_| format.rotates());
+            Ok((
+                format,
+                destination::open(file, standard, format.filling(), rotate)?,
+            ))
         };
         let outputs = args.outputs().into_iter().map(open);
         let outputs: Vec<(Format, Output)> = outputs.collect::<Result<_>>()?;
@@ -126,7 +138,13 @@ impl Destinations {
                 bail!("-o {} and -o {} are the same file", other.name, output.name);
             }
         }
-        Ok(Self { outputs })
+        let labels = args.labels();
+        Ok(Self { outputs, labels })
+    }
+
+    /// By which labels metrics are told apart.
+    pub(super) fn labels(&self) -> MetricLabels {
+        self.labels
     }
 
     pub(super) fn into_outputs(self) -> Vec<(Format, Output)> {
@@ -156,6 +174,10 @@ impl Books {
             } => (false, order, lost, stacks_left_out),
             Contents::Watch { live, lost } => (live, CommandOrder::default(), lost, false),
         };
+        let origins = match contents {
+            Contents::Run { .. } => Origins::of_command(),
+            Contents::Watch { .. } => Origins::of_machine(),
+        };
         // A terminal that can move its cursor shows one table of running processes, not a history of tables.
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let refreshes = |format, output: &Output| {
@@ -169,6 +191,7 @@ impl Books {
             .outputs
             .iter()
             .any(|(format, output)| refreshes(*format, output));
+        let labels = destinations.labels;
         let mut report = Report::default();
         for (format, output) in destinations.outputs {
             let look = Options {
@@ -183,6 +206,7 @@ impl Books {
                 args,
                 lost,
                 stacks_left_out,
+                labels,
             };
             report.add(format, look, output);
         }
@@ -197,6 +221,8 @@ impl Books {
             users: UsersCache::new(),
             leaks: None,
             unwritten: BTreeSet::new(),
+            noticed: BTreeSet::new(),
+            origins,
             failures: 0,
             explained: false,
             refreshes: any_refreshes,
@@ -208,6 +234,11 @@ impl Books {
     /// Whether every reader of the report has closed its end.
     pub(super) fn is_unread(&self) -> bool {
         self.report.is_unread()
+    }
+
+    /// Looks up where a process belongs, while its control group is still there.
+    pub(super) fn locate(&mut self, image: &mut Image) {
+        self.origins.find(image);
     }
 
     fn name_user(&self, image: &mut Image) {
@@ -230,6 +261,7 @@ impl Books {
     /// Adds and reports an image that has ended, or that is left running.
     pub(super) fn enter(&mut self, mut image: Image) {
         self.name_user(&mut image);
+        self.locate(&mut image);
         self.explain(&image);
         if self.by_path {
             // As memleak sees the path. In another root, and for a file that is gone, it may lead nowhere.
@@ -320,6 +352,39 @@ impl Books {
         self.shown = screen.map(|screen| (live, screen));
     }
 
+    /// From now on, metrics are also served at an address.
+    ///
+    /// # Errors
+    /// There is no room for a thread or a descriptor.
+    pub(super) fn serve(
+        &mut self,
+        listener: Listener,
+        every: Duration,
+        labels: MetricLabels,
+        lost: bool,
+    ) -> Result<()> {
+        let name = listener.address.to_string();
+        for (exposition, writer) in listener.serve(every)? {
+            let (name, out) = (name.clone(), Box::new(writer));
+            self.report.add_metrics(exposition, labels, lost, name, out);
+        }
+        Ok(())
+    }
+
+    /// Whether the running processes are measured in each window.
+    pub(super) fn measures(&self) -> bool {
+        self.report.measures()
+    }
+
+    /// Measures the running processes. `rows_lost`: how many rows the kernel side has lost so far.
+    pub(super) fn measure(&mut self, live: &mut Live, rows_lost: u64) {
+        for row in live.rows.iter_mut().chain(&mut live.rest) {
+            self.name_user(&mut row.image);
+        }
+        let unwritten = self.report.measure(live, rows_lost + self.failures);
+        self.check(unwritten);
+    }
+
     /// Draws the running processes that were shown last again, because the terminal has another size.
     pub(super) fn redraw(&mut self, screen: Option<Screen>) {
         let Some(((live, before), screen)) = self.shown.take().zip(screen) else {
@@ -388,6 +453,12 @@ impl Books {
         for Unwritten { to, error } in unwritten {
             if self.unwritten.insert(to.clone()) {
                 say(&format!("cannot write the report to {to}: {error}"));
+            }
+        }
+        for notice in self.report.notices() {
+            if !self.noticed.contains(&notice) {
+                say(&notice);
+                self.noticed.insert(notice);
             }
         }
     }

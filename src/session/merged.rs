@@ -48,9 +48,17 @@ pub fn merged(options: &Merge) -> Result<Finish> {
     if options.gate.baseline.is_some() {
         bail!("--baseline compares the leaks of a run: give it to memleak run");
     }
+    let mut outputs = options.report.outputs().into_iter();
+    let are_metrics = |(format, _)| matches!(format, Format::Prometheus | Format::Influx);
+    if options.grouping().is_some() && outputs.any(are_metrics) {
+        bail!(
+            "--by adds up what tables, JSON and CSV show, and metrics are made of each process: leave out --by, or \
+             prometheus and influx"
+        );
+    }
     capabilities::keep_what_is_used()?;
     spare_what_is_read(options)?;
-    let destinations = Destinations::open(&options.report, Standard::Output)?;
+    let destinations = Destinations::open(&options.report, Standard::Output, None)?;
     let mut merger = Merger::new(options, destinations, Ledger::new(gate(&options.gate)?));
     for file in &options.files {
         merger.file(file)?;
@@ -122,6 +130,7 @@ impl<'a> Merger<'a> {
     fn new(options: &'a Merge, destinations: Destinations, ledger: Ledger) -> Self {
         let mut report = Report::default();
         let mut table_on_stderr = false;
+        let labels = destinations.labels();
         for (format, output) in destinations.into_outputs() {
             let shown = &options.shown;
             table_on_stderr |= output.is_stderr && format == Format::Table;
@@ -136,6 +145,7 @@ impl<'a> Merger<'a> {
                 args: options.args,
                 lost: true,
                 stacks_left_out: false,
+                labels,
             };
             report.add(format, look, output);
         }
@@ -226,14 +236,17 @@ impl<'a> Merger<'a> {
         }
         self.about.began = self.about.began.min(image.start_time);
         self.about.ended = self.about.ended.max(image.end_time);
-        if let Some(host) = &saved.origin.host
+        if let Some(host) = image
+            .origin
+            .as_ref()
+            .and_then(|origin| origin.host.as_ref())
             && !self.about.hosts.contains(host)
             && self.about.hosts.len() < MOST_HOSTS
         {
             self.about.hosts.push(host.clone());
         }
         match &mut self.groups {
-            Some(groups) => groups.image(image, &saved.origin, &state.name),
+            Some(groups) => groups.image(image, &state.name),
             None => {
                 let unwritten = self.report.image(image, verdict);
                 self.check(unwritten);

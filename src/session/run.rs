@@ -52,7 +52,7 @@ pub fn run(options: &Run) -> Result<Finish> {
     let command = Suspended::fork(&options.command, user.as_ref(), mounts(options.probes))?;
     stages::mark("command forked");
     let mut signals = Signals::take_over()?;
-    let destinations = Destinations::open(&options.report, Standard::Error)?;
+    let destinations = Destinations::open(&options.report, Standard::Error, None)?;
     let gate = gate(&options.gate)?;
     let shown_leaks = ShownLeaks::new(&options.stacks, options.top)?;
     let comparison = comparison(&options.gate)?;

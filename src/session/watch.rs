@@ -24,6 +24,7 @@ use crate::session::books::{Books, Contents, Destinations, say_detours, started}
 use crate::session::filter::{self, Filter};
 use crate::session::greeting::greeting;
 use crate::session::leaks::{Leaks, ShownLeaks};
+use crate::session::listener::Listener;
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
@@ -44,8 +45,9 @@ pub fn watch(options: &Watch) -> Result<()> {
         ensure_is_no_pid(interval, &processes)?;
     }
     let mut requests = Requests::take_over()?;
-    let destinations = Destinations::open(&options.report, Standard::Output)?;
+    let destinations = Destinations::open(&options.report, Standard::Output, options.rotate)?;
     let shown_leaks = ShownLeaks::new(&options.stacks, options.top_places())?;
+    let listener = options.listen.map(Listener::bind).transpose()?;
     let clock = Instant::now();
     let mut children = 0;
     let prober = if options.all {
@@ -70,19 +72,29 @@ pub fn watch(options: &Watch) -> Result<()> {
         say(&greeting(options, &processes, children, &stop));
     }
     let lost = prober.collector.tells_lost();
+    let mut books = Books::open(
+        &options.shown,
+        Contents::Watch {
+            live: options.live,
+            lost,
+        },
+        options.args,
+        None,
+        destinations,
+        &[],
+    );
+    if let Some(listener) = listener {
+        if !options.shown.quiet {
+            say(&format!(
+                "metrics are at http://{}/metrics",
+                listener.address
+            ));
+        }
+        books.serve(listener, options.every(), options.report.labels(), lost)?;
+    }
     let mut watching = Watching {
         prober,
-        books: Books::open(
-            &options.shown,
-            Contents::Watch {
-                live: options.live,
-                lost,
-            },
-            options.args,
-            None,
-            destinations,
-            &[],
-        ),
+        books,
         filter,
         ended: Vec::new(),
         opened: began,
@@ -126,6 +138,9 @@ fn ensure_is_no_pid(interval: Interval, processes: &[Process]) -> Result<()> {
 /// rows is reported in parts, each with its own times.
 const MOST_HELD: usize = 32_768;
 
+/// What is said if there is nothing to show.
+const NOTHING: &str = "nothing to report: since memleak attached, no process that matches has ended, and none runs now";
+
 struct Watching<'a> {
     prober: Prober,
     books: Books,
@@ -155,6 +170,13 @@ impl Watching<'_> {
     fn follow(&mut self, mut processes: Vec<Process>, requests: &mut Requests) -> WatchEnd {
         let interval = self.options.every();
         let mut due = Instant::now() + interval;
+        // Who reads metrics need not wait for the first interval.
+        if self.books.measures() {
+            match self.look() {
+                Ok(mut live) => self.measure(&mut live),
+                Err(error) => self.books.fail(&error),
+            }
+        }
         loop {
             let rest = due.saturating_duration_since(Instant::now());
             self.wait(rest.min(TICK), &mut processes, requests);
@@ -180,8 +202,8 @@ impl Watching<'_> {
             }
             if Instant::now() >= due {
                 self.close_window();
-                if self.options.live {
-                    self.show();
+                if self.options.live || self.books.measures() {
+                    self.look_around();
                 }
                 // A window that was closed late is longer. The windows after it are not shorter.
                 due = (due + interval).max(Instant::now());
@@ -210,6 +232,10 @@ impl Watching<'_> {
         match self.prober.collector.take_ended() {
             Ok(images) => {
                 let kept = images.into_iter().filter(|image| self.filter.keeps(image));
+                let kept = kept.map(|mut image| {
+                    self.books.locate(&mut image);
+                    image
+                });
                 self.ended.extend(kept);
             }
             Err(error) => self.books.fail(&error),
@@ -232,6 +258,27 @@ impl Watching<'_> {
         self.books.enter_window(from, to, ended);
         self.opened = end;
         self.prober.collector.set_clock();
+    }
+
+    /// Measures the running processes, and shows them if that was asked for.
+    fn look_around(&mut self) {
+        match self.look() {
+            Ok(mut live) => {
+                self.measure(&mut live);
+                if self.options.live {
+                    self.shown = true;
+                    self.books.show(live, self.screen());
+                }
+            }
+            Err(error) => self.books.fail(&error),
+        }
+    }
+
+    fn measure(&mut self, live: &mut Live) {
+        if self.books.measures() {
+            let losses = self.prober.collector.losses();
+            self.books.measure(live, losses.rows_lost);
+        }
     }
 
     /// Shows the running processes.
@@ -268,6 +315,9 @@ impl Watching<'_> {
         let mut live = self
             .growth
             .look(monotonic(), running, kept, self.options.top_processes());
+        for row in live.rows.iter_mut().chain(&mut live.rest) {
+            self.books.locate(&mut row.image);
+        }
         let clock = self.prober.collector.clock();
         live.since = clock.unix(live.since);
         live.time = clock.unix(live.time);
@@ -277,21 +327,25 @@ impl Watching<'_> {
         Ok(live)
     }
 
-    /// Shows what the running processes hold, if nothing else was shown: who stops memleak wants to see a result. JSON
-    /// and CSV are for programs. For these, what a report has must not depend on what ended.
-    fn show_what_is_held(&mut self) {
+    /// Measures what the running processes hold at the end. Shows it if nothing else was shown: who stops memleak wants
+    /// to see a result. JSON and CSV are for programs. For these, what a report has must not depend on what ended.
+    fn look_back(&mut self, why: WatchEnd) {
         let outputs = self.options.report.outputs();
         let is_table = outputs.iter().any(|(format, _)| *format == Format::Table);
-        if self.shown || self.options.shown.quiet || !is_table {
+        let is_wanted = is_table && why == WatchEnd::Asked;
+        let is_shown = is_wanted && !self.shown && !self.options.shown.quiet;
+        if !is_shown && !self.books.measures() {
             return;
         }
         match self.look() {
-            Ok(live) if live.rows.is_empty() => {
-                say(
-                    "nothing to report: since memleak attached, no process that matches has ended, and none runs now",
-                );
+            Ok(mut live) => {
+                self.measure(&mut live);
+                match (is_shown, live.rows.is_empty()) {
+                    (false, _) => {}
+                    (true, true) => say(NOTHING),
+                    (true, false) => self.books.show(live, self.screen()),
+                }
             }
-            Ok(live) => self.books.show(live, self.screen()),
             Err(error) => self.books.fail(&error),
         }
     }
@@ -300,9 +354,7 @@ impl Watching<'_> {
     fn close(mut self, began: Instant, why: WatchEnd) {
         self.take();
         self.close_window();
-        if why == WatchEnd::Asked {
-            self.show_what_is_held();
-        }
+        self.look_back(why);
         let shown = &self.options.shown;
         let collector = self.prober.collector;
         if shown.verbose {

@@ -291,7 +291,7 @@ fn offered_by_bash(words: &[&str]) -> Vec<String> {
 #[test]
 fn bash_completes_options_and_their_values() {
     assert_eq!(offered_by_bash(&["memleak", "ru"]), ["run"]);
-    assert_eq!(offered_by_bash(&["memleak", "-a", "--li"]), ["--live"]);
+    assert_eq!(offered_by_bash(&["memleak", "-a", "--liv"]), ["--live"]);
     assert_eq!(
         offered_by_bash(&["memleak", "run", "--fail"]),
         [

@@ -79,6 +79,7 @@ fn every_cell_is_whole_and_columns_go_in_their_order() {
         "TOTAL_ALLOCS_MB",
         "LIVE_MB",
         "+0.3s_MB",
+        "MB/h",
         "AGE",
         "NOTE",
     ];
@@ -86,7 +87,7 @@ fn every_cell_is_whole_and_columns_go_in_their_order() {
         (40, &["PID", "COMM", "LIVE_MB"][..]),
         (
             80,
-            &["UID", "USER", "PID", "COMM", "LIVE_MB", "+0.3s_MB", "AGE"],
+            &["USER", "PID", "COMM", "LIVE_MB", "+0.3s_MB", "MB/h", "AGE"],
         ),
         (132, &wide),
     ] {
@@ -110,7 +111,7 @@ fn every_cell_is_whole_and_columns_go_in_their_order() {
 fn after_a_resize_the_table_fits_and_nothing_is_left_of_the_old_one() {
     let mut shown = Shown::new(132, 24, "");
     shown.table();
-    for (columns, lines, width) in [(50, 24, 4), (132, 10, 9), (80, 24, 7)] {
+    for (columns, lines, width) in [(50, 24, 4), (132, 10, 10), (80, 24, 7)] {
         shown.terminal.resize(columns, lines);
         // The emulator starts with what a terminal may have made of the old lines.
         shown.screen.screen_mut().set_size(lines, columns);

@@ -15,6 +15,7 @@ pub mod probes;
 pub mod proc;
 pub mod pty;
 pub mod root;
+pub mod scrape;
 pub mod side_by_side;
 pub mod slurm;
 pub mod stack_cases;
