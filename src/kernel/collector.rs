@@ -351,7 +351,7 @@ impl Collector {
         let stacks: Option<(Vec<_>, Vec<_>)> = stacks.map(|stacks| stacks.into_iter().unzip());
         let (stacks, shares) = stacks.unzip();
         image.stacks = shares;
-        image.freed_stacks = freed.unwrap_or_default();
+        image.unlisted_stacks = freed.unwrap_or_default();
         if records::was_read(record)
             && image.end != End::Exec
             && let Some(readings) = &mut self.readings

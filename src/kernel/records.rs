@@ -13,7 +13,7 @@ use crate::kernel::skeletons::types::{
 };
 use crate::model::image::{CommandLine, Counters, End, From, Image, Labels, Losses, Uncovered};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
-use crate::model::stack::FreedStacks;
+use crate::model::stack::UnlistedStacks;
 use crate::os::clock::Clock;
 
 /// What a record does not contain, but is needed to read it.
@@ -202,7 +202,7 @@ fn image(record: &heap, end: End, end_ns: u64, context: &Context) -> Image {
         },
         reach: reach(record, end, context),
         stacks: None,
-        freed_stacks: FreedStacks::default(),
+        unlisted_stacks: UnlistedStacks::default(),
         allocators: allocators(record, context),
         uncovered: uncovered(record),
         losses: Losses {

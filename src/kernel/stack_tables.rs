@@ -20,7 +20,7 @@ use crate::kernel::settings::StackSettings;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{frame_bits, stack_sum, walk_end};
 use crate::model::reach::Amount;
-use crate::model::stack::{CallStack, CodePlace, Frame, FreedStacks, StackShare, WalkEnd};
+use crate::model::stack::{CallStack, CodePlace, Frame, StackShare, UnlistedStacks, WalkEnd};
 use crate::stacks::code_files::CodeFiles;
 
 impl FirstWord for stack_sum {}
@@ -118,7 +118,11 @@ impl StackTables {
 
     /// Takes the sums of a heap that has ended, each with the number that its blocks have. `first`: the beginning of its
     /// chain.
-    pub(super) fn take(&mut self, heap: u64, first: u32) -> (Vec<(u32, StackShare)>, FreedStacks) {
+    pub(super) fn take(
+        &mut self,
+        heap: u64,
+        first: u32,
+    ) -> (Vec<(u32, StackShare)>, UnlistedStacks) {
         self.read(heap, first, true)
     }
 
@@ -129,10 +133,15 @@ impl StackTables {
     }
 
     /// Reads the sums of a heap, each with the number that its blocks have. With `take`, their entries are used again.
-    fn read(&mut self, heap: u64, first: u32, take: bool) -> (Vec<(u32, StackShare)>, FreedStacks) {
+    fn read(
+        &mut self,
+        heap: u64,
+        first: u32,
+        take: bool,
+    ) -> (Vec<(u32, StackShare)>, UnlistedStacks) {
         self.learn();
         let mut shares = Vec::new();
-        let mut freed = FreedStacks::default();
+        let mut freed = UnlistedStacks::default();
         let mut at = first as usize;
         // A chain has no circle. But it is in memory that others write to.
         for _ in 0..self.sums.count() {

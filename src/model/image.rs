@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::model::origin::Origin;
 use crate::model::reach::Reach;
-use crate::model::stack::{FreedStacks, StackShare};
+use crate::model::stack::{StackShare, UnlistedStacks};
 
 /// The life of one process image, complete once the image has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub struct Image {
     /// What it allocated by each call stack, as far as that is known. `None`: no call stacks were recorded.
     pub stacks: Option<Vec<StackShare>>,
     /// What it allocated by other stacks that are known.
-    pub freed_stacks: FreedStacks,
+    pub unlisted_stacks: UnlistedStacks,
     /// The files with a probed allocator that this image mapped.
     pub allocators: Vec<PathBuf>,
     /// Why the image, or a part of it, was not followed.
@@ -216,7 +216,7 @@ pub(crate) mod samples {
     use proptest::prelude::*;
 
     use super::{
-        Counters, Duration, End, FreedStacks, From, Image, Labels, Losses, Reach, Uncovered,
+        Counters, Duration, End, From, Image, Labels, Losses, Reach, Uncovered, UnlistedStacks,
     };
     use crate::model::reach::{Amount, ReachUnknown, Reached};
 
@@ -245,7 +245,7 @@ pub(crate) mod samples {
                 ..Counters::default()
             },
             stacks: None,
-            freed_stacks: FreedStacks::default(),
+            unlisted_stacks: UnlistedStacks::default(),
             reach: Reach::Unknown(ReachUnknown::Off),
             allocators: vec!["/lib/x86_64-linux-gnu/libc.so.6".into()],
             uncovered: None,

@@ -91,16 +91,19 @@ pub struct StackShare {
     pub reached: Option<Reached>,
 }
 
-/// What an image has allocated by known stacks of which it has freed all. They are only listed if that was asked for.
+/// What an image has allocated by known stacks that are not in its list. In a run, it has freed all that it allocated by
+/// these: they are only listed if that was asked for. An image that was saved lists none, as its stacks come after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FreedStacks {
+pub struct UnlistedStacks {
+    /// What was never freed of that.
+    pub leaked: Amount,
     pub allocated: Amount,
     /// How many calls have a stack without its outermost frames, by the reason.
     pub early: BTreeMap<WalkEnd, u64>,
 }
 
-impl FreedStacks {
-    /// Adds a stack that is not listed.
+impl UnlistedStacks {
+    /// Adds a stack that is not listed, by which nothing leaked.
     pub fn add(&mut self, stack: &CallStack, allocated: Amount) {
         // A stack without a frame says nothing.
         if stack.frames.is_empty() {

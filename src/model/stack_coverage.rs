@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::model::image::Image;
 use crate::model::reach::Amount;
-use crate::model::stack::{FreedStacks, WalkEnd};
+use crate::model::stack::{UnlistedStacks, WalkEnd};
 
 /// What is not known of the call stacks of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,11 +20,11 @@ pub struct StackCoverage {
 impl StackCoverage {
     /// Of one image. `None`: no call stacks were recorded.
     pub fn of(image: &Image) -> Option<Self> {
-        let mut leaked = Amount::default();
-        let FreedStacks {
+        let UnlistedStacks {
+            mut leaked,
             mut allocated,
             mut early,
-        } = image.freed_stacks.clone();
+        } = image.unlisted_stacks.clone();
         for share in image.stacks.as_ref()? {
             // A stack without a frame says nothing.
             if share.stack.frames.is_empty() {
@@ -110,9 +110,9 @@ mod tests {
         assert_eq!(of_image.allocated, amount(800, 16));
         assert_eq!(of_image.early, [(WalkEnd::NoRule, 2)].into());
         let freed = share(1, WalkEnd::NoRule, 0).stack;
-        image.freed_stacks.add(&freed, amount(500, 5));
+        image.unlisted_stacks.add(&freed, amount(500, 5));
         image
-            .freed_stacks
+            .unlisted_stacks
             .add(&share(0, WalkEnd::NoRule, 0).stack, amount(50, 1));
         let with_freed = StackCoverage::of(&image).unwrap();
         assert_eq!(with_freed.allocated, amount(300, 11));

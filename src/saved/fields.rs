@@ -16,17 +16,6 @@ pub(super) struct Header<'a> {
     pub r#type: Cow<'a, str>,
 }
 
-/// What is not known of the call stacks of an image.
-#[derive(Deserialize)]
-pub(super) struct StackUnknownFields<'a> {
-    pub alloc_bytes: u64,
-    pub alloc_count: u64,
-    pub leaked_bytes: u64,
-    pub leaked_blocks: u64,
-    #[serde(borrow)]
-    pub walks: BTreeMap<Cow<'a, str>, u64>,
-}
-
 #[derive(Deserialize)]
 pub(super) struct ProcessFields<'a> {
     pub pid: u32,
@@ -40,8 +29,6 @@ pub(super) struct ProcessFields<'a> {
     pub exe: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub args: Option<Vec<Cow<'a, str>>>,
-    #[serde(borrow, default)]
-    pub stack_unknown: Option<StackUnknownFields<'a>>,
     #[serde(borrow, default)]
     pub labels: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
     #[serde(default)]
@@ -75,6 +62,8 @@ pub(super) struct ProcessFields<'a> {
     pub uncovered: Option<Cow<'a, str>>,
     pub losses: LossFields,
     #[serde(borrow, default)]
+    pub stack_unknown: Option<StackUnknownFields<'a>>,
+    #[serde(borrow, default)]
     pub host: Option<Word<'a>>,
     #[serde(borrow, default)]
     pub job: Option<Word<'a>>,
@@ -85,6 +74,17 @@ pub(super) struct ProcessFields<'a> {
     pub container: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub pod: Option<Cow<'a, str>>,
+}
+
+/// What is not known of call stacks. It is there if they were recorded.
+#[derive(Deserialize)]
+pub(super) struct StackUnknownFields<'a> {
+    pub alloc_bytes: u64,
+    pub alloc_count: u64,
+    pub leaked_bytes: u64,
+    pub leaked_blocks: u64,
+    #[serde(borrow)]
+    pub walks: BTreeMap<Cow<'a, str>, u64>,
 }
 
 /// A text, or a number that stands for one.

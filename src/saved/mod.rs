@@ -17,9 +17,7 @@ use crate::model::exit::Outcome;
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses};
 use crate::model::origin::Origin;
 use crate::model::reach::{Amount, Reach, Reached};
-use crate::model::stack::{
-    CallStack, CodePlace, Frame, FreedStacks, NamedFrame, NamedStack, StackShare, WalkEnd,
-};
+use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, UnlistedStacks, WalkEnd};
 use crate::report::SCHEMA;
 use crate::saved::fields::{Header, ProcessFields, StackFields, StackUnknownFields, SummaryFields};
 
@@ -146,11 +144,10 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         failed_allocs: fields.failed_allocs,
         unknown_frees: fields.unknown_frees,
     };
-    let known = match &fields.stack_unknown {
-        Some(unknown) => Some(known_stacks(counters, unknown)?),
+    let unlisted_stacks = match fields.stack_unknown {
+        Some(unknown) => Some(known_stacks(&counters, unknown)?),
         None => None,
     };
-    let (stacks, freed_stacks) = known.unzip();
     let origin = Origin {
         host: fields.host.map(Into::into),
         cgroup: None,
@@ -185,8 +182,8 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
         end_time: time(fields.end_time),
         counters,
         reach,
-        stacks: stacks.map(|stack| vec![stack]),
-        freed_stacks: freed_stacks.unwrap_or_default(),
+        stacks: unlisted_stacks.is_some().then(Vec::new),
+        unlisted_stacks: unlisted_stacks.unwrap_or_default(),
         allocators: fields.allocators.into_iter().map(path).collect(),
         uncovered,
         losses: fields.losses.into(),
@@ -199,34 +196,32 @@ fn process(line: &[u8]) -> Result<Record, LineError> {
     })))
 }
 
-/// Stands for the call stacks of an image, which have records of their own: by it, as much is known of the image.
+/// What is of known stacks: all that is not of unknown ones.
 fn known_stacks(
-    counters: Counters,
-    unknown: &StackUnknownFields,
-) -> Result<(StackShare, FreedStacks), LineError> {
-    let leaked_bytes = counters.leaked_bytes.saturating_sub(unknown.leaked_bytes);
-    let leaked_blocks = counters.leaked_blocks.saturating_sub(unknown.leaked_blocks);
-    let known = StackShare {
-        stack: Arc::new(CallStack {
-            frames: vec![Frame {
-                place: CodePlace::Address(0),
-                interrupted: false,
-            }],
-            end: WalkEnd::Complete,
-            guessed: 0,
-        }),
-        alloc_bytes: (counters.total_allocs_bytes).saturating_sub(unknown.alloc_bytes),
-        alloc_count: counters.alloc_count.saturating_sub(unknown.alloc_count),
-        leaked_bytes,
-        leaked_blocks,
-        reached: None,
+    counters: &Counters,
+    unknown: StackUnknownFields<'_>,
+) -> Result<UnlistedStacks, LineError> {
+    let rest = |bytes: u64, blocks: u64, unknown: Amount| Amount {
+        bytes: bytes.saturating_sub(unknown.bytes),
+        blocks: blocks.saturating_sub(unknown.blocks),
     };
-    let mut freed = FreedStacks::default();
-    for (word, calls) in &unknown.walks {
-        let end = names::walk_end(word).ok_or_else(|| odd("walks", word))?;
-        freed.early.insert(end, *calls);
-    }
-    Ok((known, freed))
+    let leaked = Amount {
+        bytes: unknown.leaked_bytes,
+        blocks: unknown.leaked_blocks,
+    };
+    let allocated = Amount {
+        bytes: unknown.alloc_bytes,
+        blocks: unknown.alloc_count,
+    };
+    let early = unknown.walks.into_iter().map(|(word, calls)| {
+        let end = names::walk_end(&word).ok_or_else(|| odd("stack_unknown", &word))?;
+        Ok((end, calls))
+    });
+    Ok(UnlistedStacks {
+        leaked: rest(counters.leaked_bytes, counters.leaked_blocks, leaked),
+        allocated: rest(counters.total_allocs_bytes, counters.alloc_count, allocated),
+        early: early.collect::<Result<_, _>>()?,
+    })
 }
 
 fn stack(line: &[u8]) -> Result<Record, LineError> {

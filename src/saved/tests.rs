@@ -8,6 +8,7 @@ use crate::model::image::Uncovered;
 use crate::model::image::samples::{any_image, image};
 use crate::model::ledger::Ledger;
 use crate::model::reach::ReachUnknown;
+use crate::model::stack_coverage::StackCoverage;
 use crate::report::destination::Output;
 use crate::report::{Format, Options, Report, StackRow};
 
@@ -276,4 +277,20 @@ fn what_memleak_has_not_written_is_named() {
     assert!(error.contains("end is 'melted'"), "{error}");
     let newer = b"{\"schema\":\"memleak/1\",\"type\":\"window\"}";
     assert!(matches!(record(newer), Ok(Record::Other)));
+}
+
+#[test]
+fn how_far_stacks_are_known_is_read_where_they_were_recorded() {
+    let mut image = image();
+    image.counters.leaked_bytes = 90;
+    image.counters.leaked_blocks = 9;
+    image.stacks = Some(Vec::new());
+    image.unlisted_stacks.leaked = Amount {
+        bytes: 60,
+        blocks: 7,
+    };
+    image.unlisted_stacks.early = [(WalkEnd::NoRule, 2)].into();
+    let read = saved_image(&json_of_image(&image)).image;
+    assert!(StackCoverage::of(&image).is_some());
+    assert_eq!(StackCoverage::of(&read), StackCoverage::of(&image));
 }

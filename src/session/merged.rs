@@ -121,6 +121,7 @@ struct Merger<'a> {
     /// How the command of the only file ended.
     outcome: Option<Outcome>,
     has_stacks: bool,
+    /// How far the call stacks of the images that have ended are known.
     coverage: StackCoverage,
     table_on_stderr: bool,
     unwritten: Vec<String>,
@@ -229,10 +230,11 @@ impl<'a> Merger<'a> {
         let image = &saved.image;
         let verdict = self.ledger.record(image);
         state.losses += image.losses;
-        let has_ended = !matches!(image.end, End::Exec | End::Running);
-        if let Some(coverage) = StackCoverage::of(image).filter(|_| has_ended) {
+        if let Some(coverage) = StackCoverage::of(image) {
             self.has_stacks = true;
-            self.coverage += coverage;
+            if !matches!(image.end, End::Exec | End::Running) {
+                self.coverage += coverage;
+            }
         }
         self.about.began = self.about.began.min(image.start_time);
         self.about.ended = self.about.ended.max(image.end_time);
