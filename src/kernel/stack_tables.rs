@@ -26,7 +26,7 @@ use crate::stacks::code_files::CodeFiles;
 impl FirstWord for stack_sum {}
 
 /// How long a process waits until the rules of a large file are loaded. memleak holds it for two seconds at the most.
-const WAITED: Duration = Duration::from_millis(500);
+const WAITED: Duration = Duration::from_millis(1200);
 
 /// The tables of call stacks.
 pub(super) struct StackTables {

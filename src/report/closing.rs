@@ -147,8 +147,8 @@ pub(super) fn stack_lines(located: &Located, verbose: bool) -> Vec<String> {
     lines
 }
 
-/// What to do about what leaked, in one line: how to see where, if that can be seen and was not, and a gate, if there is
-/// none. Only what is lost counts where that is known.
+/// What to do about what leaked, in one line: how to see where, if that can be seen and was not, how to look at it in a
+/// browser, and a gate, if there is none. Only what is lost counts where that is known.
 pub(super) fn hint(summary: &Summary, options: Options) -> Option<String> {
     let lost = summary.lost.bytes.lower > 0;
     let leaks = match options.lost && summary.lost.is_known() {
@@ -156,7 +156,9 @@ pub(super) fn hint(summary: &Summary, options: Options) -> Option<String> {
         false => summary.leaked.lower > 0,
     };
     let has_gate = (summary.gate.as_ref()).is_some_and(|gate| gate.lost.is_some());
+    let has_places = (summary.located.as_ref()).is_some_and(|located| located.places.all > 0);
     let hints = [
+        has_places.then_some("browse: -o html=leaks.html"),
         (leaks && options.stacks_left_out).then_some("where: --stacks"),
         (lost && options.lost && !has_gate).then_some("gate: --fail-on-lost 0"),
     ];

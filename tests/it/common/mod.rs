@@ -540,7 +540,12 @@ impl Job {
             .arg(&json);
         // memleak without optimisation takes 0.1 s to read unwind rules, in each of two thousand runs. Where counts are
         // compared with the truth, stacks are recorded, as a user has it.
-        let chooses = |option: &OsString| option.as_bytes().starts_with(b"--stacks");
+        let chooses = |option: &OsString| {
+            let option = option.as_bytes();
+            let words: [&[u8]; 3] = [b"--stacks", b"--only-stack", b"--baseline"];
+            let is_word = words.iter().any(|word| option.starts_with(word));
+            is_word || option.ends_with(b"suppressions") || option.starts_with(b"--gen-")
+        };
         if library.is_none() && !probes::with_stacks() && !self.options.iter().any(chooses) {
             command.arg("--stacks=never");
         }
