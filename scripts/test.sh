@@ -11,7 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # The kernel attaches and removes perf-event uprobes one by one, and waits for a grace period each time. Processes that
 # memleak holds prolong a grace period, and a held process waits for at most two seconds. So these tests run first and
-# by themselves. They need a tenth of a processor.
+# by themselves. They need a tenth of a processor. The test of too little memory runs with them, because memleak must not
+# be interrupted there: the kernel kills it when it needs a page.
 one_by_one=(
 	allocators::a_function_whose_first_instruction_takes_no_probe_is_probed_further_on
 	allocators::a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method
@@ -20,6 +21,7 @@ one_by_one=(
 	args::with_the_older_programs_every_image_has_its_words_too
 	cli::every_attach_method_counts_the_same
 	doctor::doctor_reports_the_method_that_run_uses
+	faults::blocks_that_the_kernel_has_no_memory_to_record_are_counted_as_lost
 	loading::a_program_that_lacks_a_library_has_allocated_nothing_on_kernels_without_holds_either
 	loading::without_holds_a_program_with_another_c_library_does_not_pass_either
 	labels::with_the_older_programs_every_image_has_its_variables_too

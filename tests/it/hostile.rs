@@ -297,7 +297,14 @@ fn memleak_runs_on_after_the_tree_has_stopped_its_whole_group() {
 /// memleak's whole report in this format on a process that sets its own name to `name`.
 fn report_of_name(name: &[u8], format: &str) -> Vec<u8> {
     let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
-        .args(["run", "--lost=never", "--format", format, "--"])
+        .args([
+            "run",
+            "--lost=never",
+            "--stacks=never",
+            "--format",
+            format,
+            "--",
+        ])
         .arg(fixture("names_itself"))
         .arg(OsStr::from_bytes(name))
         .output()

@@ -314,7 +314,7 @@ fn a_leak_without_call_stacks_says_how_to_see_them() {
     assert!(table.ends_with(hint), "{table}");
     let (_, table) = with_table(&three_leaks().options(["--lost", "--stacks"]));
     assert!(
-        table.ends_with("memleak: gate: --fail-on-lost 0\n"),
+        table.ends_with("memleak: browse: -o html=leaks.html   gate: --fail-on-lost 0\n"),
         "{table}"
     );
     // What is only reachable is not worth a hint, and what was freed is not.
