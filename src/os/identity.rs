@@ -271,17 +271,21 @@ impl Identity {
         Ok(())
     }
 
-    /// Does `work` with this user's rights to files and no others, as a file server does. Meanwhile the calling
-    /// thread has this user's file-system ids and groups, and cannot use its capabilities.
+    /// Does `work` with a user's rights to files and no others, as a file server does. Meanwhile the calling thread has
+    /// this user's file-system ids and groups, and cannot use its capabilities. Without a user, the thread's own rights
+    /// stay.
     ///
     /// # Errors
     /// The rights cannot be taken, and `work` was not done. Or the thread's own rights cannot be restored.
-    pub fn with_file_rights<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+    pub fn with_file_rights<T>(user: Option<&Self>, work: impl FnOnce() -> T) -> Result<T> {
+        let Some(user) = user else {
+            return Ok(work());
+        };
         let own = FileRights::get().context("cannot read our own rights")?;
         let theirs = FileRights {
-            uid: self.uid.as_raw(),
-            gid: self.gid.as_raw(),
-            groups: self.groups.clone(),
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+            groups: user.groups.clone(),
             capabilities: Capabilities {
                 effective: 0,
                 ..own.capabilities
@@ -289,7 +293,7 @@ impl Identity {
         };
         let result = match theirs.set() {
             Ok(()) => Ok(work()),
-            Err(error) => Err(error).with_context(|| format!("cannot take the rights of {self}")),
+            Err(error) => Err(error).with_context(|| format!("cannot take the rights of {user}")),
         };
         own.set().context("cannot restore the rights of memleak")?;
         result

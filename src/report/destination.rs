@@ -200,10 +200,7 @@ fn create(path: &Path, filling: Filling) -> Result<Opened> {
         Filling::Rows(old) => Ok(Opened::in_place(open_to_write(path, Some(old))?)),
         Filling::Document => create_beside(path, user.as_ref()),
     };
-    let opened = match &user {
-        None => open(),
-        Some(user) => user.with_file_rights(open)?,
-    };
+    let opened = Identity::with_file_rights(user.as_ref(), open)?;
     opened.with_context(|| cannot_open(path, user.as_ref()))
 }
 

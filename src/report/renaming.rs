@@ -5,8 +5,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-
 use crate::os::identity::Identity;
 
 /// How many names are tried.
@@ -69,16 +67,11 @@ impl Renaming {
     /// # Errors
     /// The file cannot be renamed. It is then removed.
     pub fn finish(mut self) -> io::Result<()> {
-        let renamed = self.with_rights(|| fs::rename(&self.temporary, &self.path));
+        let renamed = Identity::with_file_rights(self.user.as_ref(), || {
+            fs::rename(&self.temporary, &self.path)
+        });
         self.is_done = matches!(renamed, Ok(Ok(())));
         renamed.map_err(|error| io::Error::other(format!("{error:#}")))?
-    }
-
-    fn with_rights<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
-        match &self.user {
-            Some(user) => user.with_file_rights(work),
-            None => Ok(work()),
-        }
     }
 }
 
@@ -93,7 +86,8 @@ impl Drop for Renaming {
     fn drop(&mut self) {
         if !self.is_done {
             // The file may be gone. Nothing can be done about one that cannot be removed.
-            let _ = self.with_rights(|| fs::remove_file(&self.temporary));
+            let _ =
+                Identity::with_file_rights(self.user.as_ref(), || fs::remove_file(&self.temporary));
         }
     }
 }

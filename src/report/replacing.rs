@@ -35,18 +35,11 @@ impl Replacing {
             user,
             content: Vec::new(),
         };
-        let tried = replacing.with_rights(|| {
+        let tried = Identity::with_file_rights(replacing.user.as_ref(), || {
             replacing.create()?;
             fs::remove_file(&replacing.beside)
         })?;
         Ok(tried.map(|()| replacing))
-    }
-
-    fn with_rights<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
-        match &self.user {
-            Some(user) => user.with_file_rights(work),
-            None => Ok(work()),
-        }
     }
 
     /// Creates the file beside it. One that an earlier memleak left there is removed, and a link is never followed.
@@ -78,7 +71,7 @@ impl Write for Replacing {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let replaced = self.with_rights(|| self.replace());
+        let replaced = Identity::with_file_rights(self.user.as_ref(), || self.replace());
         self.content.clear();
         replaced.map_err(|error| io::Error::other(format!("{error:#}")))?
     }

@@ -32,7 +32,7 @@ impl Rotating {
     /// # Errors
     /// The rights of the user cannot be taken, or do not allow that.
     pub fn new(path: &Path, user: Option<Identity>, limit: u64) -> Result<io::Result<Self>> {
-        let file = with_rights(user.as_ref(), || {
+        let file = Identity::with_file_rights(user.as_ref(), || {
             let is_empty = fs::metadata(path).map_or(true, |file| file.len() == 0);
             if !is_empty {
                 put_aside(path)?;
@@ -57,20 +57,13 @@ impl Rotating {
 
     fn rotate(&mut self) -> io::Result<()> {
         let path = &self.path;
-        let file = with_rights(self.user.as_ref(), || {
+        let file = Identity::with_file_rights(self.user.as_ref(), || {
             put_aside(path)?;
             create(path)
         });
         self.file = file.map_err(|error| io::Error::other(format!("{error:#}")))??;
         self.size = 0;
         Ok(())
-    }
-}
-
-fn with_rights<T>(user: Option<&Identity>, work: impl FnOnce() -> T) -> Result<T> {
-    match user {
-        Some(user) => user.with_file_rights(work),
-        None => Ok(work()),
     }
 }
 
