@@ -34,7 +34,7 @@ fn counted_by(row: &Row) -> Vec<&str> {
 fn the_code_passes_its_own_tests() {
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("test");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("inside/test.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inside/test.c");
     for compiler in ["clang", "cc"] {
         let status = Command::new(compiler)
             .args(["-O2", "-g", "-fno-builtin", "-Wall", "-Wextra", "-Werror"])

@@ -3,7 +3,7 @@
  * Tests inside.c as a part of this program, on this system's C library. Each test runs in a child,
  * whose counters begin with zeros. `test` without an argument runs all tests.
  */
-#include "inside.c"
+#include "../../inside/inside.c"
 
 #include <errno.h>
 #include <fcntl.h>
