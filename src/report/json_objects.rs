@@ -1,14 +1,14 @@
-//! Objects that are a part of several JSON lines.
+//! Objects that are a part of several JSON lines. Saved lines are read by the same names.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::image::Losses;
 use crate::model::origin::Origin;
-use crate::model::reach::Reached;
+use crate::model::reach::{Amount, Reached};
 
 /// How blocks that were never freed could be reached.
-#[derive(Serialize)]
-pub(super) struct ReachObject {
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub struct ReachObject {
     definite_bytes: u64,
     definite_blocks: u64,
     indirect_bytes: u64,
@@ -40,9 +40,22 @@ impl From<Reached> for ReachObject {
     }
 }
 
-/// Only losses that are not zero are written.
-#[derive(Serialize)]
-pub(super) struct LossesObject {
+impl From<ReachObject> for Reached {
+    fn from(object: ReachObject) -> Self {
+        let amount = |bytes, blocks| Amount { bytes, blocks };
+        Self {
+            definite: amount(object.definite_bytes, object.definite_blocks),
+            indirect: amount(object.indirect_bytes, object.indirect_blocks),
+            possible: amount(object.possible_bytes, object.possible_blocks),
+            reachable: amount(object.reachable_bytes, object.reachable_blocks),
+        }
+    }
+}
+
+/// Only losses that are not zero are written. Those that are missing are zero.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LossesObject {
     #[serde(skip_serializing_if = "is_zero")]
     blocks_not_recorded: u64,
     #[serde(skip_serializing_if = "is_zero")]
@@ -71,6 +84,18 @@ impl From<Losses> for LossesObject {
             calls_without_return: losses.calls_without_return,
             calls_in_flight: losses.calls_in_flight,
             rows_lost: losses.rows_lost,
+        }
+    }
+}
+
+impl From<LossesObject> for Losses {
+    fn from(object: LossesObject) -> Self {
+        Self {
+            blocks_not_recorded: object.blocks_not_recorded,
+            bytes_not_recorded: object.bytes_not_recorded,
+            calls_without_return: object.calls_without_return,
+            calls_in_flight: object.calls_in_flight,
+            rows_lost: object.rows_lost,
         }
     }
 }

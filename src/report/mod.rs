@@ -38,6 +38,7 @@ mod table;
 mod words;
 
 pub use closing::{closing_line, verdict_line};
+pub use json_objects::{LossesObject, ReachObject};
 pub use places::innermost_call;
 pub use suppressed::{runtime_line, suppressed_lines};
 pub use words::{counted_by_names, uncovered_name, walk_name};

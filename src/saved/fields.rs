@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::model::image::Losses;
-use crate::model::reach::{Amount, Reached};
+use crate::report::{LossesObject, ReachObject};
 
 #[derive(Deserialize)]
 pub(super) struct Header<'a> {
@@ -48,7 +47,7 @@ pub(super) struct ProcessFields<'a> {
     pub leaked_bytes: u64,
     pub leaked_blocks: u64,
     #[serde(default)]
-    pub reach: Option<ReachFields>,
+    pub reach: Option<ReachObject>,
     #[serde(borrow, default)]
     pub reach_unknown: Option<Cow<'a, str>>,
     #[serde(default)]
@@ -63,7 +62,7 @@ pub(super) struct ProcessFields<'a> {
     pub counted_by: Vec<Cow<'a, str>>,
     #[serde(borrow, default)]
     pub uncovered: Option<Cow<'a, str>>,
-    pub losses: LossFields,
+    pub losses: LossesObject,
     #[serde(borrow, default)]
     pub stack_unknown: Option<StackUnknownFields<'a>>,
     #[serde(borrow, default)]
@@ -103,53 +102,6 @@ impl From<Word<'_>> for String {
         match word {
             Word::Number(number) => number.to_string(),
             Word::Text(text) => text.into_owned(),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Deserialize)]
-pub(super) struct ReachFields {
-    definite_bytes: u64,
-    definite_blocks: u64,
-    indirect_bytes: u64,
-    indirect_blocks: u64,
-    possible_bytes: u64,
-    possible_blocks: u64,
-    reachable_bytes: u64,
-    reachable_blocks: u64,
-}
-
-impl From<ReachFields> for Reached {
-    fn from(fields: ReachFields) -> Self {
-        let amount = |bytes, blocks| Amount { bytes, blocks };
-        Self {
-            definite: amount(fields.definite_bytes, fields.definite_blocks),
-            indirect: amount(fields.indirect_bytes, fields.indirect_blocks),
-            possible: amount(fields.possible_bytes, fields.possible_blocks),
-            reachable: amount(fields.reachable_bytes, fields.reachable_blocks),
-        }
-    }
-}
-
-/// Those that are missing are zero.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-pub(super) struct LossFields {
-    blocks_not_recorded: u64,
-    bytes_not_recorded: u64,
-    calls_without_return: u64,
-    calls_in_flight: u64,
-    rows_lost: u64,
-}
-
-impl From<LossFields> for Losses {
-    fn from(fields: LossFields) -> Self {
-        Self {
-            blocks_not_recorded: fields.blocks_not_recorded,
-            bytes_not_recorded: fields.bytes_not_recorded,
-            calls_without_return: fields.calls_without_return,
-            calls_in_flight: fields.calls_in_flight,
-            rows_lost: fields.rows_lost,
         }
     }
 }
@@ -211,5 +163,5 @@ pub(super) struct SummaryFields<'a> {
     pub signal: Option<u8>,
     #[serde(default)]
     pub core: bool,
-    pub losses: LossFields,
+    pub losses: LossesObject,
 }
