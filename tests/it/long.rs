@@ -8,6 +8,7 @@ use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
 use crate::endings::{deaths, killed_while_it_holds, moving_pointers};
 use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
+use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
 
 /// Runs `run` and prints how long it took.
@@ -60,6 +61,15 @@ fn all_rows_of_ten_thousand_forks_are_exact() {
         found.sort();
         expected.sort();
         assert!(found == expected, "{} rows", found.len());
+    });
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn forty_thousand_short_processes_leave_a_row_each_in_flat_memory() {
+    // Pids are used again during the run: there are 32,768 by default.
+    timed("40,000 short processes", || {
+        short_processes_in_flat_memory(40_000);
     });
 }
 

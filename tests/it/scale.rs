@@ -163,7 +163,7 @@ fn code_of(pid: u32, file: &Path) -> (Vec<u8>, Vec<u8>) {
 #[test]
 fn repeated_starts_and_stops_leave_the_workload_unharmed_and_no_probe_behind() {
     let _one = one();
-    let starts = setting("MEMLEAK_SCALE_STARTS", 20);
+    let starts = setting("MEMLEAK_SCALE_STARTS", 8);
     let place = Place::new();
     let libc = Libc::new(&place);
     let start = |rate: &str| libc.start("works_until_told", &[rate, "10"]);
