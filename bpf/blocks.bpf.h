@@ -81,6 +81,11 @@ static __always_inline struct slot *slot_of(__u64 heap, __u64 address)
 	return bpf_map_lookup_elem(&slots, &index);
 }
 
+static __always_inline bool is_full(__u32 state)
+{
+	return (state & ((1 << BORN_IN_STATE) - 1)) == SLOT_FULL;
+}
+
 /* Whether this program made the change. */
 static __always_inline bool slot_changes(struct slot *slot, __u32 from, __u32 to)
 {
@@ -95,11 +100,13 @@ static __always_inline bool slot_changes(struct slot *slot, __u32 from, __u32 to
 static __always_inline bool put_in_slot(__u64 heap, __u64 address, struct block *block)
 {
 	struct slot *slot = slot_of(heap, address);
+	__u32 state;
 
 	if (!slot)
 		return false;
 	if (!slot_changes(slot, SLOT_EMPTY, SLOT_BUSY)) {
-		if (slot->state != SLOT_FULL)
+		state = slot->state;
+		if (!is_full(state))
 			return false;
 		/*
 		 * The old block may go if its heap has ended, or if it is the same block, whose
@@ -107,10 +114,10 @@ static __always_inline bool put_in_slot(__u64 heap, __u64 address, struct block 
 		 */
 		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap))
 			return false;
-		if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+		if (!slot_changes(slot, state, SLOT_BUSY))
 			return false;
 		if (slot->heap == heap ? slot->address != address : !heap_is_dead(slot->heap)) {
-			slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+			slot_changes(slot, SLOT_BUSY, state);
 			return false;
 		}
 		if (slot->heap != heap)
@@ -120,23 +127,26 @@ static __always_inline bool put_in_slot(__u64 heap, __u64 address, struct block 
 	slot->address = address;
 	slot->size = block->size;
 	slot->stack = block->stack;
-	slot_changes(slot, SLOT_BUSY, SLOT_FULL);
+	slot_changes(slot, SLOT_BUSY, block->born << BORN_IN_STATE | SLOT_FULL);
 	return true;
 }
 
 static __always_inline bool take_from_slot(__u64 heap, __u64 address, struct block *block)
 {
 	struct slot *slot = slot_of(heap, address);
+	__u32 state;
 	bool ours;
 
 	if (!slot || slot->address != address || slot->heap != heap)
 		return false;
-	if (!slot_changes(slot, SLOT_FULL, SLOT_BUSY))
+	state = slot->state;
+	if (!is_full(state) || !slot_changes(slot, state, SLOT_BUSY))
 		return false;
 	ours = slot->address == address && slot->heap == heap;
 	block->size = slot->size;
 	block->stack = slot->stack;
-	slot_changes(slot, SLOT_BUSY, ours ? SLOT_EMPTY : SLOT_FULL);
+	block->born = state >> BORN_IN_STATE;
+	slot_changes(slot, SLOT_BUSY, ours ? SLOT_EMPTY : state);
 	return ours;
 }
 

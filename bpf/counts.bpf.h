@@ -10,13 +10,18 @@
 #include "memleak.h"
 #include "stacks.bpf.h"
 
+static __always_inline __u32 time_of_birth(void)
+{
+	return dated ? bpf_ktime_get_ns() >> BORN_SHIFT : 0;
+}
+
 /*
  * `stack`: as in struct block. A global function is verified once, and not for each way that leads
  * to it.
  */
 SUBPROGRAM int count_allocation(struct thread *thread, __u64 address, __u64 size, __u32 stack)
 {
-	struct block block = {.size = size, .stack = stack};
+	struct block block = {.size = size, .stack = stack, .born = time_of_birth()};
 	struct heap *heap;
 
 	if (!thread)

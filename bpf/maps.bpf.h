@@ -207,6 +207,7 @@ struct {
 /* Set by user space before loading. */
 const volatile __u64 max_blocks = 1;  /* max_entries of `blocks` */
 const volatile __u32 slot_mask = 0;   /* max_entries of `slots`, a power of two, minus one */
+const volatile bool dated = false;    /* blocks have `born` */
 const volatile bool all_late = false; /* every new thread goes to `late_threads` */
 const volatile __u32 misses = 0; /* tests: how many of the two programs ignore half of the events */
 

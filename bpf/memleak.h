@@ -257,12 +257,17 @@ struct sleeper {
 struct block {
 	__u64 size;
 	__u32 stack; /* index in `stack_sums` of the stack that allocated it; 0: unknown */
-	__u32 pad;
+	__u32 born;  /* CLOCK_MONOTONIC in units of 1 << BORN_SHIFT ns; 0: not recorded */
+};
+
+enum birth {
+	BORN_SHIFT = 27,   /* a unit is 134 ms; 30 bits are more than four years */
+	BORN_IN_STATE = 2, /* the bit of `state` in struct slot where it begins */
 };
 
 /* A place for one live block. */
 struct slot {
-	__u32 state; /* enum slot_state */
+	__u32 state; /* enum slot_state, and in the bits above it `born` of struct block */
 	__u32 stack; /* as in struct block */
 	__u64 heap;
 	__u64 address;
@@ -561,6 +566,7 @@ struct vocabulary {
 	struct arrival arrival;
 	struct sleeper sleeper;
 	enum slot_state slot_state;
+	enum birth birth;
 	enum reach_state reach_state;
 	enum frame_bits frame_bits;
 	enum walk_end walk_end;

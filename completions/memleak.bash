@@ -32,7 +32,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --metrics-labels --rotate --listen --help --version run doctor report"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --older --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --metrics-labels --rotate --listen --help --version run doctor report"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -43,6 +43,10 @@ _memleak() {
                     return 0
                     ;;
                 -p)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --older)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

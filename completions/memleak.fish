@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live top= max-allocs= allocator= lost= lost-timeout= stacks= suppressions= gen-suppressions= no-default-suppressions only-stack= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= metrics-labels= rotate= listen= h/help V/version
+    string join \n p/pid= a/all no-children live older= top= max-allocs= allocator= lost= lost-timeout= stacks= suppressions= gen-suppressions= no-default-suppressions only-stack= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= metrics-labels= rotate= listen= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -25,6 +25,7 @@ function __fish_memleak_using_subcommand
 end
 
 complete -c memleak -n "__fish_memleak_needs_command" -s p -l pid -d 'Watch this process and its children, those that run already and those to come, and all that they start; several: -p 1,2 or -p 1 -p 2' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l older -d 'Of the running processes, show where they hold blocks that are at least so old' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l top -d 'How many running processes to report, those that grew most [default: 20], and with --stacks how many places of each interval, where most leaked [default: 10]' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l max-allocs -d 'Live blocks to track' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l allocator -d 'Count a program\'s own allocator' -r

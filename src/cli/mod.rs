@@ -16,7 +16,8 @@ use crate::cli::wrong::what_is_wrong;
 use crate::kernel::settings::{MAX_CGROUPS, MAX_LABELS};
 use crate::model::exit;
 use crate::options::merge::Merge;
-use crate::options::{Doctor, GateArgs, Run, Watch};
+use crate::options::watch::Watch;
+use crate::options::{Doctor, GateArgs, Run};
 
 /// A leak monitor for Linux: counts what processes allocate and never free.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -110,7 +111,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Task, Stop> {
     let stacks = match &cli.mode {
         Some(Mode::Run(run)) => run.stacks.without_effect(),
         Some(Mode::Doctor(_) | Mode::Report(_)) => None,
-        None => cli.watch.stacks.without_effect(),
+        None => cli.watch.without_stacks(),
     };
     if let Some(option) = stacks {
         return Err(wrong(format!(

@@ -11,9 +11,9 @@ use crate::model::limits::Limits;
 use crate::model::metrics::{Label, MetricLabels};
 use crate::model::scan::ScanWanted;
 use crate::options::switches::Switches;
+use crate::options::watch::{DEFAULT_TOP, Filters};
 use crate::options::{
-    Color, DEFAULT_MAX_ALLOCS, DEFAULT_PLACES, DEFAULT_TOP, DoctorFormat, Filters, WaitAll,
-    parse_wait,
+    Color, DEFAULT_MAX_ALLOCS, DEFAULT_PLACES, DoctorFormat, WaitAll, parse_wait,
 };
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};

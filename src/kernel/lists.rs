@@ -1,4 +1,4 @@
-//! BlockLists of the blocks that a heap still has, for heaps whose processes have been read at their ends.
+//! Lists of the blocks that a heap still has, for heaps whose processes have been read at their ends.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::kernel::error::LoadError;
 use crate::kernel::rings::call_with;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::look_up;
-use crate::kernel::slots::{CandidateTable, Slots};
+use crate::kernel::slots::{CandidateTable, LiveBlock, Slots};
 use crate::lost::{Block, Snapshot, candidates};
 
 /// How many entries of the hash table are read at once.
@@ -104,26 +104,45 @@ impl BlockLists {
     }
 
     fn add_hashed(&self, heap: u64, blocks: &mut Vec<Block>) -> nix::Result<()> {
-        let word = |bytes: &[u8], at: usize| {
-            let word = bytes.get(at..).and_then(<[u8]>::first_chunk);
-            word.map_or(0, |word| u64::from_ne_bytes(*word))
-        };
-        let half = |bytes: &[u8], at: usize| {
-            let half = bytes.get(at..).and_then(<[u8]>::first_chunk);
-            half.map_or(0, |half| u32::from_ne_bytes(*half))
-        };
-        let mut walk = BatchWalk::new(AT_ONCE);
-        while let Some(batch) = walk.next(&self.blocks)? {
-            let own = batch.keys.zip(batch.values);
-            let own = own.filter(|(key, _)| word(key, 0) == heap);
-            blocks.extend(own.map(|(key, block)| Block {
-                address: word(key, 8),
-                size: word(block, 0),
-                stack: half(block, 8),
-            }));
-        }
-        Ok(())
+        for_each_hashed(&self.blocks, |live| {
+            if live.heap == heap {
+                blocks.push(live.block);
+            }
+        })
     }
+}
+
+/// Reads the hash table of blocks, of all heaps.
+///
+/// # Errors
+/// The kernel cannot read it.
+pub(super) fn for_each_hashed(
+    blocks: &MapHandle,
+    mut each: impl FnMut(LiveBlock),
+) -> nix::Result<()> {
+    let word = |bytes: &[u8], at: usize| {
+        let word = bytes.get(at..).and_then(<[u8]>::first_chunk);
+        word.map_or(0, |word| u64::from_ne_bytes(*word))
+    };
+    let half = |bytes: &[u8], at: usize| {
+        let half = bytes.get(at..).and_then(<[u8]>::first_chunk);
+        half.map_or(0, |half| u32::from_ne_bytes(*half))
+    };
+    let mut walk = BatchWalk::new(AT_ONCE);
+    while let Some(batch) = walk.next(blocks)? {
+        for (key, block) in batch.keys.zip(batch.values) {
+            each(LiveBlock {
+                heap: word(key, 0),
+                block: Block {
+                    address: word(key, 8),
+                    size: word(block, 0),
+                    stack: half(block, 8),
+                },
+                born: half(block, 12),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Looks candidates up. Returns those that are blocks, in the same order.

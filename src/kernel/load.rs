@@ -368,6 +368,7 @@ fn load_newer(
         }
         if let Some(stacks) = stacks {
             rodata.stacks = true;
+            rodata.dated = stacks.older.is_some();
             rodata.stack_mask = stacks.table - 1;
             rodata.walk_mask = walks() - 1;
             rodata.stack_seed = random()?;

@@ -1,6 +1,7 @@
 //! The kernel side at work: loads the programs, attaches them, decodes their records and hands out images that have
 //! ended. Only these modules touch libbpf. What the figures mean is left to `model`.
 
+mod ages;
 mod apart;
 mod args;
 mod arrivals;

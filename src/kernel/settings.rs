@@ -56,6 +56,8 @@ pub struct StackSettings {
     pub required: bool,
     /// Whether stacks are reported by which nothing leaked.
     pub all: bool,
+    /// Of running processes, only blocks that are at least so old are of interest. Their times are recorded.
+    pub older: Option<Duration>,
     /// Rules of this kind are left out. For tests.
     pub left_out: Option<RuleKind>,
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use libbpf_rs::MapCore;
 
 use crate::kernel::mapped::{MapAccess, MappedArray};
-use crate::kernel::skeletons::types::{candidate, slot, slot_state};
+use crate::kernel::skeletons::types::{birth, candidate, slot, slot_state};
 use crate::lost::Block;
 
 /// The mapped slots.
@@ -24,23 +24,34 @@ impl Slots {
 
     /// The blocks of a heap. If its process runs, its slots may change meanwhile.
     pub(super) fn blocks_of(&self, heap: u64) -> Vec<Block> {
-        let mut blocks = Vec::new();
-        for at in 0..self.0.count() {
-            // A slot that changes while it is read is not this heap's.
-            if let Some(slot) = self.0.get(at)
-                && slot.heap == heap
-                && slot.state == slot_state::SLOT_FULL.0
-            {
-                let (address, size, stack) = (slot.address, slot.size, slot.stack);
-                blocks.push(Block {
-                    address,
-                    size,
-                    stack,
-                });
-            }
-        }
-        blocks
+        // A slot that changes while it is read is not this heap's.
+        let own = self.blocks().filter(|live| live.heap == heap);
+        own.map(|live| live.block).collect()
     }
+
+    /// The blocks of all heaps.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = LiveBlock> {
+        const STATES: u32 = (1 << birth::BORN_IN_STATE.0) - 1;
+        let slots = (0..self.0.count()).filter_map(|at| self.0.get(at));
+        let full = slots.filter(|slot| slot.state & STATES == slot_state::SLOT_FULL.0);
+        full.map(|slot| LiveBlock {
+            heap: slot.heap,
+            block: Block {
+                address: slot.address,
+                size: slot.size,
+                stack: slot.stack,
+            },
+            born: slot.state >> birth::BORN_IN_STATE.0,
+        })
+    }
+}
+
+/// A block that a heap has.
+pub(super) struct LiveBlock {
+    pub(super) heap: u64,
+    pub(super) block: Block,
+    /// When it was allocated: CLOCK_MONOTONIC in units of 1 << `BORN_SHIFT` ns. 0: not recorded.
+    pub(super) born: u32,
 }
 
 /// A half of the candidates, mapped, for a thread of its own.

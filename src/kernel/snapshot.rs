@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore, MapFlags, ProgramMut};
 
+use crate::kernel::ages::{DatedBlocks, OldBlocks};
 use crate::kernel::collector::Collector;
 use crate::kernel::live_counters;
 use crate::kernel::object::iterate;
@@ -66,14 +67,30 @@ impl Collector {
         Ok(oldest_first(running))
     }
 
-    /// What a running image has allocated by each call stack. `id` is that of its heap. `None`: the image has ended, or no
-    /// call stacks are recorded.
-    pub fn stacks_of(&mut self, id: u64) -> Option<Vec<StackShare>> {
+    /// The blocks that are old enough. `None`: the age of blocks does not matter.
+    ///
+    /// # Errors
+    /// The kernel's tables cannot be read.
+    pub fn old_blocks(&self) -> Result<Option<OldBlocks>> {
+        let old = self.dated.as_ref().map(DatedBlocks::old).transpose();
+        old.context("cannot read the table of live blocks")
+    }
+
+    /// What a running image has allocated by each call stack. `id` is that of its heap. With `old`, it holds only those
+    /// blocks. `None`: the image has ended, or no call stacks are recorded.
+    pub fn stacks_of(&mut self, id: u64, old: Option<&OldBlocks>) -> Option<Vec<StackShare>> {
         let key = id.to_ne_bytes();
         let record = self.object.heaps().lookup(&key, MapFlags::ANY).ok()??;
         let record = records::heap_from_bytes(&record)?;
         let tables = self.stacks.as_mut()?;
-        Some(tables.look(id, record.stacks))
+        let mut shares = tables.look(id, record.stacks);
+        if let Some(old) = old {
+            for (number, share) in &mut shares {
+                let held = old.of(id, *number);
+                (share.leaked_bytes, share.leaked_blocks) = (held.bytes, held.blocks);
+            }
+        }
+        Some(shares.into_iter().map(|(_, share)| share).collect())
     }
 
     /// Reads the running images. Returns false if a thread or process came or went during the reading. Images whose

@@ -126,10 +126,9 @@ impl StackTables {
         self.read(heap, first, true)
     }
 
-    /// The sums of a heap as they are now.
-    pub(super) fn look(&mut self, heap: u64, first: u32) -> Vec<StackShare> {
-        let (shares, _) = self.read(heap, first, false);
-        shares.into_iter().map(|(_, share)| share).collect()
+    /// The sums of a heap as they are now, each with the number that its blocks have.
+    pub(super) fn look(&mut self, heap: u64, first: u32) -> Vec<(u32, StackShare)> {
+        self.read(heap, first, false).0
     }
 
     /// Reads the sums of a heap, each with the number that its blocks have. With `take`, their entries are used again.

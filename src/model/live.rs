@@ -22,6 +22,8 @@ pub struct Live {
     pub held_bytes: u64,
     /// By how much that has grown, in bytes.
     pub growth_bytes: i64,
+    /// Places have only blocks that are at least so old. `None`: blocks of any age.
+    pub older: Option<Duration>,
 }
 
 /// A running process, and the growth of its memory in bytes since the last view.
@@ -33,7 +35,8 @@ pub struct Growing {
     pub growth: i64,
     /// By how many bytes an hour it grows in the long run. `None` if it was not seen for long enough.
     pub rate: Option<u64>,
-    /// Where it has grown most, if call stacks are recorded and it is among those that grew most.
+    /// Where it has grown most, if call stacks are recorded and it is among those that grew most. Where only old blocks
+    /// are of interest: where it holds most of them.
     pub places: Vec<GrowingPlace>,
 }
 
@@ -117,6 +120,7 @@ impl Growth {
             rest,
             held_bytes,
             growth_bytes,
+            older: None,
         }
     }
 }

@@ -275,6 +275,7 @@ mod tests {
             rest: rows.collect(),
             held_bytes: 0,
             growth_bytes: 0,
+            older: None,
         }
     }
 

@@ -79,6 +79,7 @@ impl StackArgs {
             table: switches.stack_table.unwrap_or(TABLE).next_power_of_two(),
             required: self.stacks == StacksWhen::Always || self.needed_by().is_some(),
             all: self.stacks == StacksWhen::Always,
+            older: None,
             left_out: switches.without_rules,
         })
     }

@@ -262,6 +262,7 @@ mod tests {
             rest: vec![row(3, 0, -5)],
             held_bytes: 5,
             growth_bytes: 0,
+            older: None,
         };
         let lines = Influx::default().measure(&live, 0).unwrap();
         let expected = "\

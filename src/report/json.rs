@@ -86,6 +86,7 @@ impl Render for Json {
                 };
                 lines.extend(line(&StackLine {
                     growth_bytes: Some(place.growth),
+                    older_seconds: live.older.map(|older| older.as_secs_f64()),
                     ..StackLine::new(&held)
                 })?);
             }
@@ -143,6 +144,9 @@ struct StackLine<'a> {
     leaked_blocks: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     growth_bytes: Option<i64>,
+    /// What leaked is what blocks of this age hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    older_seconds: Option<f64>,
     #[serde(flatten)]
     reach: Option<ReachObject>,
     walk: &'static str,
@@ -208,6 +212,7 @@ impl<'a> StackLine<'a> {
             leaked_bytes: share.leaked_bytes,
             leaked_blocks: share.leaked_blocks,
             growth_bytes: None,
+            older_seconds: None,
             reach: share.reached.map(ReachObject::from),
             walk: walk_name(stack.end),
             guessed: stack.guessed.into(),

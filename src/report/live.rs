@@ -114,7 +114,7 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
     lines
 }
 
-/// A block of lines for each place where the processes have grown that grew most, with an empty line before each.
+/// A block of lines for each place where the processes have grown that grew most, or hold old blocks, with an empty line before each.
 pub(super) fn growth_blocks(live: &Live) -> Vec<Vec<String>> {
     let mut blocks = Vec::new();
     for row in &live.rows {
@@ -124,9 +124,12 @@ pub(super) fn growth_blocks(live: &Live) -> Vec<Vec<String>> {
                 blocks: place.share.leaked_blocks,
             });
             let of = format!("{}[{}]", name(&row.image.comm), row.image.pid);
-            let head = match u64::try_from(place.growth) {
-                Ok(0) | Err(_) => format!("HOLDS {held}, {of}"),
-                Ok(growth) => format!("GREW by {} bytes to {held}, {of}", grouped(growth)),
+            let head = match (live.older, u64::try_from(place.growth)) {
+                (Some(older), _) => {
+                    format!("HOLDS {held} for {} s or longer, {of}", older.as_secs_f64())
+                }
+                (None, Ok(0) | Err(_)) => format!("HOLDS {held}, {of}"),
+                (None, Ok(growth)) => format!("GREW by {} bytes to {held}, {of}", grouped(growth)),
             };
             let mut block = vec![String::new(), head];
             let frames = frame_lines(&place.stack, FEW_FRAMES);

@@ -417,6 +417,7 @@ mod tests {
             rest: Vec::new(),
             held_bytes: 0,
             growth_bytes: 0,
+            older: None,
         });
         metrics.rows_lost = 1;
         metrics

@@ -888,6 +888,7 @@ fn live() -> Live {
         rows,
         held_bytes: 812_400_000,
         growth_bytes: 1_200_000,
+        older: None,
     }
 }
 
@@ -950,6 +951,20 @@ fn where_a_process_grows_is_below_the_table_and_fits_the_terminal() {
         assert!(text.iter().all(is_narrow), "{shown}");
         assert_eq!(shown.matches("12 more calls").count(), blocks);
     }
+}
+
+#[test]
+fn of_old_blocks_it_is_said_how_long_they_are_held() {
+    let live = Live {
+        older: Some(Duration::from_millis(1500)),
+        ..live_with_places(&["first"], 1)
+    };
+    let to = Written::default();
+    let mut report = report(Format::Table, options(NORMAL, false), &to);
+    assert!(report.live(&live, Some(&screen(80, 24))).is_empty());
+    let shown = to.writes.lock().unwrap().concat();
+    let expected = "\nHOLDS 7,000 bytes in 7 blocks for 1.5 s or longer, ";
+    assert!(shown.contains(expected), "{shown}");
 }
 
 fn screen(columns: usize, lines: usize) -> Screen {

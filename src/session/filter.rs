@@ -9,7 +9,7 @@ use nix::unistd::User;
 use crate::kernel::automaton::NameAutomaton;
 use crate::kernel::settings::Wanted;
 use crate::model::image::Image;
-use crate::options::Filters;
+use crate::options::watch::Filters;
 use crate::os::cgroup::{self, Cgroup};
 use crate::text::escape;
 use crate::text::globs::CommNames;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::options::{Filters, Watch};
+use crate::options::watch::{Filters, Watch};
 use crate::os::processes::Process;
 use crate::text::escape;
 use crate::text::units::counted;

@@ -302,7 +302,8 @@ impl Leaks {
         unwritten
     }
 
-    /// Adds where the processes have grown that grew most, since they were last shown. `stacks` has those of a process.
+    /// Adds where the processes have grown that grew most, since they were last shown, or where they hold old blocks.
+    /// `stacks` has those of a process.
     pub(super) fn add_growth(
         &mut self,
         live: &mut Live,
@@ -330,17 +331,31 @@ impl Leaks {
                     (growth, share)
                 })
                 .collect();
-            if at < GROWING_PROCESSES && row.growth > 0 {
-                of_row.sort_by_key(|(growth, share)| Reverse((*growth, share.leaked_bytes)));
+            let held_now = |of_row: &[(i64, StackShare)]| {
+                let held = of_row.iter().map(|(_, share)| share.leaked_bytes);
+                held.fold(0, u64::saturating_add).cast_signed()
+            };
+            // What is old need not have grown.
+            let rank = match live.older {
+                Some(_) => held_now(&of_row),
+                None => row.growth,
+            };
+            if rank > 0 {
+                of_row.sort_by_key(|(growth, share)| {
+                    let growth = live.older.is_none().then_some(*growth);
+                    Reverse((growth, share.leaked_bytes))
+                });
                 of_row.truncate(GROWING_PLACES);
-                grown.push((at, of_row));
+                grown.push((rank, at, of_row));
             }
         }
+        grown.sort_by_key(|(rank, at, _)| (Reverse(*rank), *at));
+        grown.truncate(GROWING_PROCESSES);
         self.held = held;
-        let shares = grown.iter().flat_map(|(_, shares)| shares);
+        let shares = grown.iter().flat_map(|(_, _, shares)| shares);
         let stacks = shares.map(|(_, share)| &*share.stack);
         self.namer.look_up(stacks, Instant::now() + AT_ONCE_WITHIN);
-        for (at, shares) in grown {
+        for (_, at, shares) in grown {
             let mut maps = PerfMaps::default();
             let made = match shares
                 .iter()

@@ -12,7 +12,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::model::exit::Outcome;
 use crate::model::image::Image;
 use crate::model::live::{Growth, Live};
-use crate::options::{Interval, Watch};
+use crate::options::watch::{Interval, Watch};
 use crate::os::capabilities;
 use crate::os::clock::monotonic;
 use crate::os::processes::{self, Process};
@@ -321,9 +321,11 @@ impl Watching<'_> {
         let clock = self.prober.collector.clock();
         live.since = clock.unix(live.since);
         live.time = clock.unix(live.time);
+        live.older = self.options.older;
         let collector = &mut self.prober.collector;
+        let old = collector.old_blocks()?;
         self.books
-            .add_growth(&mut live, |id| collector.stacks_of(id));
+            .add_growth(&mut live, |id| collector.stacks_of(id, old.as_ref()));
         Ok(live)
     }
 

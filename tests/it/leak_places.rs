@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -369,6 +371,45 @@ fn a_watch_shows_where_a_process_grows_and_where_it_has_leaked() {
     });
     let expected = [(2_000, Some(0)), (3_000, Some(1_000)), (3_000, None)];
     assert_eq!(found.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_watch_shows_who_holds_blocks_for_long() {
+    const OLD: Duration = Duration::from_secs(4);
+    let place = TempDir::new().expect("a temporary directory");
+    let table = place.path().join("table.txt");
+    let output = format!("table={}", table.display());
+    let mut grows = Waiting::fixture("grows_by_line", &["1000"]);
+    let pid = grows.pid();
+    let options = ["-o", &output, "--live", "--older=4"];
+    let watch = Watch::pid(pid, &options);
+    assert_eq!(grows.ask(), "more\n");
+    assert_eq!(grows.ask(), "more\n");
+    watch.signal(Signal::SIGUSR1);
+    watch.until(|rows| !rows.is_empty());
+    // Times of blocks have eighths of seconds.
+    sleep(OLD + Duration::from_millis(500));
+    assert_eq!(grows.ask(), "more\n");
+    watch.signal(Signal::SIGUSR1);
+    watch.until(|rows| rows.len() >= 2);
+    grows.finish();
+    let report = watch.wait();
+    let table = fs::read_to_string(table).expect("memleak has written it");
+    let held: Vec<&str> = table
+        .lines()
+        .filter(|line| line.starts_with("HOLDS "))
+        .collect();
+    let expected = format!("HOLDS 2,000 bytes in 2 blocks for 4 s or longer, grows_by_line[{pid}]");
+    assert_eq!(held, [expected], "{table}");
+    let live = report.stacks.iter();
+    let old = live.filter_map(|stack| Some((stack.others.get("older_seconds")?, stack)));
+    let old: Vec<_> = old
+        .map(|(older, stack)| (older.as_f64(), stack.leaked_bytes, stack.leaked_blocks))
+        .collect();
+    assert_eq!(old, [(Some(OLD.as_secs_f64()), 2_000, 2)]);
+    // At the end, blocks of any age have leaked.
+    let last = report.rows.last().expect("a row");
+    assert_eq!(last.counts.leaked_bytes, 3_000);
 }
 
 #[test]
