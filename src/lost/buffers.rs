@@ -63,22 +63,10 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.size / 8) }
     }
 
-    /// Lets the processor fetch a word into its cache. It does nothing else, wherever that word is.
+    /// Says that a word will be read soon. It may be outside of the buffer.
     #[inline(always)]
     pub fn fetch(&self, word: usize) {
-        let at = self.start.as_ptr().wrapping_add(word);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: this is a hint. It reads nothing, and the address need not be one.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-        }
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: as above.
-        unsafe {
-            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, readonly));
-        }
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        let _ = at;
+        fetch(self.start.as_ptr().wrapping_add(word));
     }
 
     /// All of the buffer, to be written.
@@ -93,6 +81,23 @@ impl Drop for Buffer {
         // SAFETY: the range was mapped in `new`, and no reference to it is left.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.size) };
     }
+}
+
+/// Lets the processor fetch what is at an address into its cache. It does nothing else, wherever that is.
+#[inline(always)]
+pub fn fetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: this is a hint. It reads nothing, and the address need not be one.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nostack, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
 }
 
 /// Asks for huge pages for memory that is not used yet. Then looking at a word takes the processor one miss of its cache

@@ -150,18 +150,33 @@ impl BlockIndex {
         word.wrapping_sub(self.lowest) < self.extent
     }
 
+    /// The cell that an address belongs to, and its place in the part.
+    #[inline]
+    fn place_of(&self, address: u64) -> Option<(usize, u64)> {
+        let part = self.parts.partition_point(|part| part.start <= address);
+        let part = &self.parts[part.checked_sub(1)?];
+        let place = (address - part.start) >> self.distance;
+        // Behind the last cell, only the last block can reach so far.
+        let cell = (place / PLACES).min(part.cells as u64) as usize;
+        Some((part.first_cell + cell, place))
+    }
+
+    /// Says that the block of an address will be looked for soon.
+    #[inline]
+    pub fn fetch(&self, address: u64) {
+        if let Some((cell, _)) = self.place_of(address) {
+            buffers::fetch(&raw const self.cells[cell]);
+        }
+    }
+
     /// The block that an address is in.
     #[inline]
     pub fn find(&self, address: u64) -> Option<FoundBlock> {
         if !self.may_be(address) {
             return None;
         }
-        let part = self.parts.partition_point(|part| part.start <= address);
-        let part = &self.parts[part.checked_sub(1)?];
-        let place = (address - part.start) >> self.distance;
-        // Behind the last cell, only the last block can reach so far.
-        let cell = (place / PLACES).min(part.cells as u64) as usize;
-        let cell = self.cells[part.first_cell + cell];
+        let (cell, place) = self.place_of(address)?;
+        let cell = self.cells[cell];
         let up_to = cell.starts << (PLACES - 1 - place % PLACES);
         let at = (cell.first + up_to.count_ones()).checked_sub(1)?;
         // The last place is the address's own.

@@ -5,17 +5,18 @@
 //! otherwise is possibly lost. Among the others, those that are reached from another one of them are indirectly lost.
 
 use super::block::Level;
-use super::buffers;
 use super::copies::Snapshot;
 use super::heuristics;
 use super::index::{BlockIndex, FoundBlock};
+use super::marks::{Mark, Pointers, Trails, marks};
 
 /// Blocks on their way to a state.
 pub struct Marking<'a> {
     snapshot: &'a Snapshot,
     index: &'a BlockIndex,
     marks: Vec<Mark>,
-    /// Blocks whose content is to be searched, with their addresses. A block is there once at most.
+    trails: Trails,
+    /// Blocks that are to be searched, with their addresses, or 0 where the mark says all. A block is there once at most.
     work: Vec<(u32, u64)>,
     hint: usize,
 }
@@ -23,54 +24,23 @@ pub struct Marking<'a> {
 /// How many words are looked at before the blocks are looked up that they point to.
 const AT_ONCE: usize = 16;
 
-/// What a search needs to know of a block, in one place: each look at another one is a miss of the cache.
-#[derive(Clone, Copy, Default)]
-struct Mark(u64);
-
-impl Mark {
-    const LEVEL: u64 = 3;
-    /// The block is in `work`.
-    const WAITS: u64 = 4;
-    /// The bytes that may be pointers, from here on.
-    const LENGTH: u32 = 3;
-
-    fn new(length: u64) -> Self {
-        // Nobody has as much memory as the highest bits would say.
-        Self(length.min(u64::MAX >> Self::LENGTH) << Self::LENGTH)
-    }
-
-    fn level(self) -> Level {
-        match self.0 & Self::LEVEL {
-            0 => Level::Unreached,
-            1 => Level::Indirect,
-            2 => Level::Possible,
-            _ => Level::Reachable,
-        }
-    }
-
-    fn set_level(&mut self, level: Level) {
-        self.0 = self.0 & !Self::LEVEL | level as u64;
-    }
-
-    fn is_lost(self) -> bool {
-        self.0 & Self::LEVEL == Level::Unreached as u64
-    }
-
-    fn length(self) -> u64 {
-        self.0 >> Self::LENGTH
-    }
+/// A pointer to the start of a block, or into it.
+#[derive(Clone, Copy)]
+struct FoundPointer {
+    to: FoundBlock,
+    /// `None`: it is the address of the block.
+    word: Option<u64>,
 }
 
 impl<'a> Marking<'a> {
     pub fn new(snapshot: &'a Snapshot, index: &'a BlockIndex) -> Self {
-        let count = index.blocks().len();
-        let mut marks = Vec::with_capacity(count);
-        buffers::prefer_huge_pages(marks.spare_capacity_mut());
-        marks.extend(index.lengths().map(Mark::new));
+        let mut marks = marks(snapshot, index);
+        let trails = Trails::find(&mut marks);
         Self {
             snapshot,
             index,
             marks,
+            trails,
             work: Vec::new(),
             hint: 0,
         }
@@ -79,56 +49,79 @@ impl<'a> Marking<'a> {
     /// A word of a root.
     #[inline(always)]
     pub fn root(&mut self, word: u64) {
-        if self.index.may_be(word) {
-            self.meet(word, Level::Reachable);
+        if let Some(to) = self.index.find(word) {
+            let word = Some(word);
+            let pointer = FoundPointer { to, word };
+            if self.meet(pointer, Level::Reachable) {
+                self.push(pointer);
+            }
         }
     }
 
-    /// A word in a root, or in a block of this level.
-    fn meet(&mut self, word: u64, from: Level) {
-        let Some(FoundBlock { at, is_start }) = self.index.find(word) else {
-            return;
-        };
+    /// A pointer in a root, or in a block of this level. Returns whether its block has another level now.
+    #[inline]
+    fn meet(&mut self, pointer: FoundPointer, from: Level) -> bool {
+        let FoundBlock { at, is_start } = pointer.to;
         let level = self.marks[at as usize].level();
         // What is reached already can only become reachable, and only by way of reachable blocks.
         if level == Level::Reachable || (level == Level::Possible && from == Level::Possible) {
-            return;
+            return false;
         }
-        let block = || self.index.blocks()[at as usize];
-        let counts = || is_start || heuristics::counts_as_start(self.snapshot, block(), word);
+        let counts = |word| {
+            let block = self.index.blocks()[at as usize];
+            heuristics::counts_as_start(self.snapshot, block, word)
+        };
         let reached = match from {
-            Level::Reachable if counts() => Level::Reachable,
+            Level::Reachable if is_start || pointer.word.is_some_and(counts) => Level::Reachable,
             _ => Level::Possible,
         };
-        if reached != level {
-            let address = if is_start { word } else { block().address };
-            self.marks[at as usize].set_level(reached);
-            self.push(at, address);
-        }
+        self.marks[at as usize].set_level(reached);
+        reached != level
     }
 
-    fn push(&mut self, at: u32, address: u64) {
-        let mark = &mut self.marks[at as usize];
-        if mark.0 & Mark::WAITS == 0 {
-            mark.0 |= Mark::WAITS;
-            self.work.push((at, address));
+    /// The block that a pointer leads to is to be searched.
+    fn push(&mut self, FoundPointer { to, word }: FoundPointer) {
+        let mark = &mut self.marks[to.at as usize];
+        let address = match (mark.pointers(), word) {
+            (Pointers::Unknown(0), _) => return,
+            (Pointers::Unknown(_), Some(word)) if to.is_start => word,
+            (Pointers::Unknown(_), _) => self.index.blocks()[to.at as usize].address,
+            _ => 0,
+        };
+        if !mark.waits() {
+            mark.set_waits(true);
+            self.work.push((to.at, address));
         }
     }
 
     fn pop(&mut self) -> Option<(u32, u64)> {
         let (at, address) = self.work.pop()?;
-        self.marks[at as usize].0 &= !Mark::WAITS;
+        self.marks[at as usize].set_waits(false);
         Some((at, address))
     }
 
-    /// Calls `each` with the words of a block that may be pointers.
+    /// Follows the pointers in a block. `takes` says whether it was right to come to a block: then that one is to be
+    /// searched, too.
     #[inline]
-    fn search(&mut self, (at, address): (u32, u64), mut each: impl FnMut(&mut Self, u64)) {
+    fn search(
+        &mut self,
+        (at, address): (u32, u64),
+        mut takes: impl FnMut(&mut Self, FoundPointer) -> bool,
+    ) {
+        let length = match self.marks[at as usize].pointers() {
+            Pointers::Unknown(length) => length,
+            Pointers::One(at) => return self.walk(&[at], takes),
+            Pointers::Trail(number) => {
+                let trails = std::mem::take(&mut self.trails);
+                self.walk(trails.get(number), takes);
+                self.trails = trails;
+                return;
+            }
+        };
         let snapshot = self.snapshot;
         let mut hint = self.hint;
-        let range = address..address + self.marks[at as usize].length();
         let at = hint;
-        snapshot.scan(range, &mut hint, |_, words| {
+        snapshot.scan(address..address + length, &mut hint, |_, words| {
             for words in words.chunks(AT_ONCE) {
                 // Most of the time is spent waiting for memory. So the processor gets what comes next before it is needed.
                 for &word in words {
@@ -137,8 +130,12 @@ impl<'a> Marking<'a> {
                     }
                 }
                 for &word in words {
-                    if self.index.may_be(word) {
-                        each(self, word);
+                    if let Some(to) = self.index.find(word) {
+                        let word = Some(word);
+                        let pointer = FoundPointer { to, word };
+                        if takes(self, pointer) {
+                            self.push(pointer);
+                        }
                     }
                 }
             }
@@ -146,11 +143,28 @@ impl<'a> Marking<'a> {
         self.hint = hint;
     }
 
+    /// Takes the blocks of a trail in turn. The last one is to be searched.
+    #[inline]
+    fn walk(&mut self, trail: &[u32], mut takes: impl FnMut(&mut Self, FoundPointer) -> bool) {
+        let pointers = trail.iter().map(|&at| FoundPointer {
+            to: FoundBlock { at, is_start: true },
+            word: None,
+        });
+        let mut last = None;
+        for pointer in pointers {
+            if !takes(self, pointer) {
+                return;
+            }
+            last = Some(pointer);
+        }
+        last.into_iter().for_each(|last| self.push(last));
+    }
+
     /// Follows the pointers in the blocks that were reached.
     pub fn follow(&mut self) {
         while let Some(block) = self.pop() {
             let level = self.marks[block.0 as usize].level();
-            self.search(block, |marking, word| marking.meet(word, level));
+            self.search(block, |marking, pointer| marking.meet(pointer, level));
         }
     }
 
@@ -165,23 +179,19 @@ impl<'a> Marking<'a> {
             if !self.marks[leader].is_lost() {
                 continue;
             }
-            let leader = leader as u32;
-            self.push(leader, self.index.blocks()[leader as usize].address);
+            let at = leader as u32;
+            let to = FoundBlock { at, is_start: true };
+            self.push(FoundPointer { to, word: None });
             while let Some(block) = self.pop() {
-                self.search(block, |marking, word| {
-                    let Some(FoundBlock { at, is_start }) = marking.index.find(word) else {
-                        return;
-                    };
-                    let mark = &mut marking.marks[at as usize];
-                    if at != leader && mark.is_lost() {
-                        let address = match is_start {
-                            true => word,
-                            false => marking.index.blocks()[at as usize].address,
-                        };
+                self.search(block, |marking, pointer| {
+                    let at = pointer.to.at as usize;
+                    let mark = &mut marking.marks[at];
+                    let takes = at != leader && mark.is_lost();
+                    if takes {
                         mark.set_level(Level::Indirect);
-                        owners[at as usize] = leader;
-                        marking.push(at, address);
+                        owners[at] = leader as u32;
                     }
+                    takes
                 });
             }
         }
@@ -288,5 +298,95 @@ mod tests {
             states(content, &[]),
             [Definite, owned_by(0), Definite, Definite]
         );
+    }
+
+    /// The states of many blocks of two words each. The first word of block `n` leads to block `links[n]`, if there is
+    /// one. A link behind the last block has two pointers, to both of its neighbours.
+    fn many(links: &[usize], roots: &[u64]) -> Vec<State> {
+        let at = |block: usize| AT + 16 * block as u64;
+        let blocks = (0..links.len()).map(|block| Block {
+            address: at(block),
+            size: 16,
+            ..Block::default()
+        });
+        let words: Vec<u64> = (0..)
+            .zip(links)
+            .flat_map(|(block, &link)| match link {
+                NONE => [0, 1],
+                BOTH => [at(block - 1), at(block + 1)],
+                link => [at(link), 1],
+            })
+            .collect();
+        let snapshot = Memory::default().anonymous(AT, &words).snapshot();
+        let index = BlockIndex::new(blocks.collect());
+        let mut marking = Marking::new(&snapshot, &index);
+        roots.iter().for_each(|&word| marking.root(word));
+        let (levels, owners) = marking.finish();
+        let judged = JudgedBlocks::new(index.into_blocks(), levels, owners);
+        judged.states().map(|(_, state)| state).collect()
+    }
+
+    const NONE: usize = usize::MAX;
+    const BOTH: usize = usize::MAX - 1;
+    /// So many that lists are followed from several places.
+    const COUNT: usize = 40_000;
+    /// Has no divisor in common with `COUNT`: this is how far the next block of a list is.
+    const STEP: usize = 12_347;
+
+    /// A list of all blocks that begins with the first one.
+    fn list() -> Vec<usize> {
+        let mut links: Vec<usize> = (0..COUNT).map(|block| (block + STEP) % COUNT).collect();
+        links[COUNT - STEP] = NONE;
+        links
+    }
+
+    #[test]
+    fn a_long_list_is_followed_to_its_end() {
+        let links = list();
+        let nth = |n: usize| n * STEP % COUNT;
+        let address = |block: usize| AT + 16 * block as u64;
+        let states = many(&links, &[address(0)]);
+        assert!(states.iter().all(|state| *state == Reachable));
+        let states = many(&links, &[address(0) + 8]);
+        assert!(states.iter().all(|state| *state == Possible));
+        // From the middle on. What comes before is lost.
+        let middle = 1234;
+        let states = many(
+            &links,
+            &[address(nth(middle)) + 8, address(nth(2 * middle))],
+        );
+        for n in 0..COUNT {
+            let expected = match n {
+                0 => Definite,
+                n if n < middle => State::Indirect { owner: AT },
+                n if n < 2 * middle => Possible,
+                _ => Reachable,
+            };
+            assert_eq!(states[nth(n)], expected, "{n}");
+        }
+    }
+
+    #[test]
+    fn long_lists_may_end_in_one_another() {
+        let owned = State::Indirect { owner: AT };
+        // A circle.
+        let mut links = list();
+        links[COUNT - STEP] = 0;
+        let states = many(&links, &[]);
+        assert_eq!(
+            (states[0], states[1], states[COUNT - 1]),
+            (Definite, owned, owned)
+        );
+        let states = many(&links, &[AT + 16 * 77]);
+        assert!(states.iter().all(|state| *state == Reachable));
+        // A block that leads to two others, and so to both ends of what was a list.
+        let mut links = list();
+        links[STEP] = BOTH;
+        let states = many(&links, &[AT + 16 * STEP as u64]);
+        let reached = states.iter().filter(|state| **state == Reachable).count();
+        let position = |block: usize| (0..COUNT).position(|n| n * STEP % COUNT == block);
+        let (before, behind) = (position(STEP - 1), position(STEP + 1));
+        let first = before.min(behind).expect("all are in the list");
+        assert_eq!(reached, COUNT - first + 1);
     }
 }

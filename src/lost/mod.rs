@@ -19,6 +19,7 @@ mod freed;
 mod heuristics;
 mod index;
 mod marking;
+mod marks;
 mod memory;
 mod plan;
 mod roots;

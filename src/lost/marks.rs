@@ -1,0 +1,231 @@
+//! What is known of each block while blocks are marked, and what their contents say before anything is followed. Pure.
+//!
+//! A search that follows pointers waits for memory at each step. So small blocks are looked into first, in the order of
+//! their addresses, which takes a tenth of the time. Most have no pointer, or one to the start of another block. Of
+//! these, nothing is read again. In a list, each block must still be read before the next one is known. So lists are
+//! followed from several places at once, and where each leads is remembered (`Trails`).
+
+use std::thread;
+
+use super::block::Level;
+use super::buffers;
+use super::copies::Snapshot;
+use super::index::BlockIndex;
+
+/// The most bytes of a block that are looked into.
+const MOST_LOOKED_INTO: u64 = 512;
+
+/// How many blocks are worth a second thread, and are more than the processor's cache holds.
+const MANY: usize = 32768;
+
+/// How many blocks are looked into before what they point to is looked up.
+const TOGETHER: usize = 64;
+
+/// How many lists are followed at once: about as many words as a processor waits for at once.
+const AT_ONCE: usize = 16;
+
+/// How many blocks of a list in a row are worth to be remembered.
+const LONG: usize = 16;
+
+/// What is known of a block's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pointers {
+    /// So many bytes may be pointers.
+    Unknown(u64),
+    /// Its only pointer is to the start of the block with this index.
+    One(u32),
+    /// The same, and the trail with this number begins there.
+    Trail(u32),
+}
+
+/// What a search needs to know of a block, in one place: each look at another one is a miss of the cache.
+#[derive(Clone, Copy, Default)]
+pub struct Mark(u64);
+
+impl Mark {
+    const LEVEL: u64 = 3;
+    const WAITS: u64 = 4;
+    const WAS_SEEN: u64 = 8;
+    const KIND: u64 = 0x30;
+    const ONE: u64 = 0x10;
+    const TRAIL: u64 = 0x20;
+    /// What the kind of content is about is in the bits from here on.
+    const CONTENT: u32 = 6;
+
+    /// Of a block that nobody has reached.
+    fn new(pointers: Pointers) -> Self {
+        let (kind, value) = match pointers {
+            // Nobody has as much memory as the highest bits would say.
+            Pointers::Unknown(length) => (0, length.min(u64::MAX >> Self::CONTENT)),
+            Pointers::One(to) => (Self::ONE, to.into()),
+            Pointers::Trail(trail) => (Self::TRAIL, trail.into()),
+        };
+        Self(value << Self::CONTENT | kind)
+    }
+
+    pub fn pointers(self) -> Pointers {
+        let value = self.0 >> Self::CONTENT;
+        match self.0 & Self::KIND {
+            0 => Pointers::Unknown(value),
+            // These were made from 32 bits.
+            Self::ONE => Pointers::One(value as u32),
+            _ => Pointers::Trail(value as u32),
+        }
+    }
+
+    pub fn level(self) -> Level {
+        match self.0 & Self::LEVEL {
+            0 => Level::Unreached,
+            1 => Level::Indirect,
+            2 => Level::Possible,
+            _ => Level::Reachable,
+        }
+    }
+
+    pub fn set_level(&mut self, level: Level) {
+        self.0 = self.0 & !Self::LEVEL | level as u64;
+    }
+
+    pub fn is_lost(self) -> bool {
+        self.0 & Self::LEVEL == Level::Unreached as u64
+    }
+
+    /// The block waits to be searched.
+    pub fn waits(self) -> bool {
+        self.0 & Self::WAITS != 0
+    }
+
+    pub fn set_waits(&mut self, waits: bool) {
+        match waits {
+            true => self.0 |= Self::WAITS,
+            false => self.0 &= !Self::WAITS,
+        }
+    }
+
+    /// The block to which its only pointer leads, unless it was asked for that before.
+    fn see(&mut self) -> Option<u32> {
+        match self.pointers() {
+            Pointers::One(to) if self.0 & Self::WAS_SEEN == 0 => {
+                self.0 |= Self::WAS_SEEN;
+                Some(to)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The marks of all blocks, before anything is reached.
+pub fn marks(snapshot: &Snapshot, index: &BlockIndex) -> Vec<Mark> {
+    let count = index.blocks().len();
+    let mut marks = Vec::with_capacity(count);
+    buffers::prefer_huge_pages(marks.spare_capacity_mut());
+    marks.extend(index.lengths().map(Pointers::Unknown).map(Mark::new));
+    let first = if count < MANY { count } else { count / 2 };
+    let (own, others) = marks.split_at_mut(first);
+    thread::scope(|scope| {
+        if !others.is_empty() {
+            let helper = thread::Builder::new().name("memleak-judge".to_owned());
+            let work = || look_into(snapshot, index, first, others);
+            // If there is no other thread to be had, these blocks are searched when they are reached.
+            let _ = helper.spawn_scoped(scope, work);
+        }
+        look_into(snapshot, index, 0, own);
+    });
+    marks
+}
+
+/// Looks into small blocks. `first` is the index of the first block of `marks`.
+fn look_into(snapshot: &Snapshot, index: &BlockIndex, first: usize, marks: &mut [Mark]) {
+    let mut hint = 0;
+    // The only word of a block that may be a pointer, and the place of the block's mark.
+    let mut single = Vec::with_capacity(TOGETHER);
+    let blocks = index.blocks()[first..].chunks(TOGETHER);
+    for (blocks, marks) in blocks.zip(marks.chunks_mut(TOGETHER)) {
+        single.clear();
+        for (at, (block, mark)) in blocks.iter().zip(&mut *marks).enumerate() {
+            let Pointers::Unknown(length @ 1..=MOST_LOOKED_INTO) = mark.pointers() else {
+                continue;
+            };
+            let range = block.address..block.address + length;
+            let (mut count, mut last) = (0, 0);
+            snapshot.scan(range, &mut hint, |_, words| {
+                for &word in words.iter().filter(|&&word| index.may_be(word)) {
+                    (count, last) = (count + 1, word);
+                }
+            });
+            match count {
+                0 => *mark = Mark::new(Pointers::Unknown(0)),
+                1 => {
+                    index.fetch(last);
+                    single.push((at, last));
+                }
+                _ => {}
+            }
+        }
+        for &(at, word) in &single {
+            match index.find(word) {
+                Some(to) if to.is_start => marks[at] = Mark::new(Pointers::One(to.at)),
+                Some(_) => {}
+                None => marks[at] = Mark::new(Pointers::Unknown(0)),
+            }
+        }
+    }
+}
+
+/// Blocks each of which leads to the next one, and nowhere else. The content of the last one is not known, or another
+/// trail goes on there. No block but a last one is in two trails.
+#[derive(Debug, Default)]
+pub struct Trails(Vec<Vec<u32>>);
+
+/// A trail that is being followed.
+struct OpenTrail {
+    start: u32,
+    /// The blocks behind the start.
+    blocks: Vec<u32>,
+}
+
+impl Trails {
+    /// Finds the long ones, and enters where each begins.
+    pub fn find(marks: &mut [Mark]) -> Self {
+        let mut trails = Self::default();
+        if marks.len() < MANY {
+            return trails;
+        }
+        let mut next = 0..marks.len() as u32;
+        let mut open: Vec<OpenTrail> = Vec::with_capacity(AT_ONCE);
+        loop {
+            while open.len() < AT_ONCE
+                && let Some(start) = next.next()
+            {
+                if let Some(to) = marks[start as usize].see() {
+                    let blocks = vec![to];
+                    open.push(OpenTrail { start, blocks });
+                }
+            }
+            if open.is_empty() {
+                return trails;
+            }
+            open.retain_mut(|trail| {
+                let last = trail.blocks.last().copied().unwrap_or(trail.start);
+                let to = marks[last as usize].see();
+                match to {
+                    Some(to) => trail.blocks.push(to),
+                    None => trails.add(std::mem::take(&mut trail.blocks), trail.start, marks),
+                }
+                to.is_some()
+            });
+        }
+    }
+
+    fn add(&mut self, blocks: Vec<u32>, start: u32, marks: &mut [Mark]) {
+        if blocks.len() >= LONG {
+            marks[start as usize] = Mark::new(Pointers::Trail(self.0.len() as u32));
+            self.0.push(blocks);
+        }
+    }
+
+    /// The blocks of a trail behind the one with which it begins.
+    pub fn get(&self, number: u32) -> &[u32] {
+        self.0.get(number as usize).map_or(&[], Vec::as_slice)
+    }
+}
