@@ -12,7 +12,7 @@ use crate::kernel::rings::call_with;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::look_up;
 use crate::kernel::slots::{CandidateTable, LiveBlock, Slots};
-use crate::lost::{Block, Snapshot, candidates};
+use crate::lost::{Block, Snapshot, candidates, large_vec};
 
 /// How many entries of the hash table are read at once.
 const AT_ONCE: u32 = 65536;
@@ -62,7 +62,8 @@ impl BlockLists {
         }
         // Looking up what the memory names is much faster than reading the table.
         let known = blocks.len();
-        self.look_up(heap, snapshot, &mut blocks);
+        let candidates = candidates(snapshot, known as u64 + hashed);
+        blocks = self.look_up(heap, &candidates, blocks);
         if ((blocks.len() - known) as u64) < hashed {
             blocks.truncate(known);
             self.add_hashed(heap, &mut blocks)?;
@@ -70,12 +71,13 @@ impl BlockLists {
         Ok(blocks)
     }
 
-    /// Adds those of the candidates that are blocks in the hash table. Nearly all of that time is spent waiting for memory.
-    /// So where there are many, two threads look them up.
-    fn look_up(&mut self, heap: u64, snapshot: &Snapshot, blocks: &mut Vec<Block>) {
+    /// Adds to the known blocks those of the candidates that are in the hash table. Nearly all of that time is spent waiting
+    /// for memory. So where there are many, two threads look them up.
+    fn look_up(&mut self, heap: u64, candidates: &[u64], known: Vec<Block>) -> Vec<Block> {
         // All lists share the table.
         static ONE: Mutex<()> = Mutex::new(());
-        let candidates = candidates(snapshot);
+        let mut blocks = large_vec(known.len() + candidates.len());
+        blocks.extend(known);
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let program = &self.look_up_blocks;
         let [own, others] = &mut self.candidates;
@@ -85,16 +87,21 @@ impl BlockLists {
             false => candidates.len(),
         });
         thread::scope(|scope| {
-            let work = || find_blocks(program, others, heap, second);
+            let work = || {
+                let mut blocks = large_vec(second.len());
+                find_blocks(program, others, heap, second, &mut blocks);
+                blocks
+            };
             let helper = thread::Builder::new().name("memleak-judge".to_owned());
             let helper = is_worth_it.then(|| helper.spawn_scoped(scope, work));
-            blocks.extend(find_blocks(program, own, heap, first));
+            find_blocks(program, own, heap, first, &mut blocks);
             match helper {
                 Some(Ok(helper)) => blocks.extend(helper.join().unwrap_or_default()),
                 // There is no other thread to be had.
-                _ => blocks.extend(find_blocks(program, own, heap, second)),
+                _ => find_blocks(program, own, heap, second, &mut blocks),
             }
         });
+        blocks
     }
 
     /// The blocks of a heap that has ended may be dropped.
@@ -145,14 +152,14 @@ pub(super) fn for_each_hashed(
     Ok(())
 }
 
-/// Looks candidates up. Returns those that are blocks, in the same order.
+/// Looks candidates up. Adds those that are blocks, in the same order.
 fn find_blocks(
     program: &OwnedFd,
     table: &mut CandidateTable,
     heap: u64,
     candidates: &[u64],
-) -> Vec<Block> {
-    let mut blocks = Vec::with_capacity(candidates.len());
+    blocks: &mut Vec<Block>,
+) {
     for some in candidates.chunks(table.size().max(1)) {
         table.put(some);
         let mut look_up = look_up {
@@ -166,5 +173,4 @@ fn find_blocks(
             blocks.extend(table.found(some.len()));
         }
     }
-    blocks
 }

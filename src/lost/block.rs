@@ -93,10 +93,17 @@ impl JudgedBlocks {
 
     /// The sums of the blocks of each call stack. Blocks of which the stack is not known are in none.
     pub fn by_stack(&self) -> HashMap<u32, Reached> {
-        let mut stacks = HashMap::new();
-        for (block, level) in self.blocks.iter().zip(&self.levels) {
-            if block.stack != 0 {
-                add(stacks.entry(block.stack).or_default(), block, *level);
+        let mut stacks = HashMap::<u32, Reached>::new();
+        let mut pairs = self.blocks.iter().zip(&self.levels).peekable();
+        while let Some((first, level)) = pairs.next() {
+            let mut run = Reached::default();
+            add(&mut run, first, *level);
+            // Neighbours are often of the same stack.
+            while let Some((block, level)) = pairs.next_if(|(next, _)| next.stack == first.stack) {
+                add(&mut run, block, *level);
+            }
+            if first.stack != 0 {
+                *stacks.entry(first.stack).or_default() += run;
             }
         }
         stacks

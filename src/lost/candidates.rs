@@ -3,17 +3,22 @@
 
 use super::area::{Area, Backing};
 use super::arenas::Arenas;
+use super::buffers::large_vec;
 use super::chunks;
 use super::copies::Snapshot;
 use super::index::BlockIndex;
-use super::roots::walked;
+use super::roots::walk;
 
 /// The addresses of glibc's chunks that look as if they were in use, in order. Blocks of other allocators, and blocks
-/// whose neighbours were overwritten, are missing. Freed blocks may be among them.
-pub fn candidates(snapshot: &Snapshot) -> Vec<u64> {
-    let none = BlockIndex::new(Vec::new());
-    let walked = walked(snapshot, &none, &Arenas::find(snapshot));
-    let mut found: Vec<u64> = walked.unknown.iter().map(|chunk| chunk.block).collect();
+/// whose neighbours were overwritten, are missing. Freed blocks may be among them. `expected`: about how many there are.
+pub fn candidates(snapshot: &Snapshot, expected: u64) -> Vec<u64> {
+    let none = BlockIndex::default();
+    // There cannot be more.
+    let expected = expected.min(snapshot.bytes() / chunks::SMALLEST);
+    let mut found = large_vec(expected as usize);
+    walk(snapshot, &none, &Arenas::find(snapshot), |chunk| {
+        found.push(chunk.block);
+    });
     let alone = snapshot.areas.iter().filter(|area| may_be_alone(area));
     for area in alone {
         found.extend(chunks::mapped_in(snapshot, area.range()));
@@ -40,11 +45,11 @@ mod tests {
         words[1] = 0x1002;
         words[512 + 1] = 0x2002;
         let snapshot = Memory::default().anonymous(START, &words).snapshot();
-        assert_eq!(candidates(&snapshot), [START + 0x10, START + 0x1010]);
+        assert_eq!(candidates(&snapshot, 1), [START + 0x10, START + 0x1010]);
         // The program's own mapping.
         let snapshot = Memory::default()
             .anonymous(START, &[START, START, 3])
             .snapshot();
-        assert!(candidates(&snapshot).is_empty());
+        assert!(candidates(&snapshot, 1000).is_empty());
     }
 }

@@ -16,7 +16,8 @@ const BITS: u64 = 7;
 
 /// From a chunk's address to its block.
 pub const HEADER: u64 = 16;
-const SMALLEST: u64 = 32;
+/// The size of the smallest chunk.
+pub const SMALLEST: u64 = 32;
 
 /// The headers of the block with a thread's lists, by version (see `freed`).
 const FIRST_HEADERS: [u64; 4] = [0x251, 0x291, 0x301, 0x311];
@@ -43,15 +44,23 @@ impl Unknown {
     }
 }
 
-/// What walks over heaps have found.
-#[derive(Debug, Default)]
-pub struct Walked {
+/// Walks over heaps.
+#[derive(Debug)]
+pub struct HeapWalk<F> {
     /// Ranges that are malloc's, in the order of the walks.
     pub covered: Vec<Range<u64>>,
-    pub unknown: Vec<Unknown>,
+    /// Is called with each chunk that looks as if it were in use, and whose block is not known.
+    unknown: F,
 }
 
-impl Walked {
+impl<F: FnMut(Unknown)> HeapWalk<F> {
+    pub fn new(unknown: F) -> Self {
+        Self {
+            covered: Vec::new(),
+            unknown,
+        }
+    }
+
     fn cover(&mut self, range: Range<u64>) {
         match self.covered.last_mut() {
             Some(last) if last.end == range.start => last.end = range.end,
@@ -113,7 +122,7 @@ impl Walked {
             header = reader.header(end);
             let in_use = header.is_none_or(|next| next & PREVIOUS_IN_USE != 0);
             if in_use && !is_own {
-                self.unknown.push(Unknown { block, size });
+                (self.unknown)(Unknown { block, size });
             }
             self.cover(chunk..end);
             chunk = end;
@@ -274,7 +283,8 @@ mod tests {
         words
     }
 
-    fn walk(chunks: &[(u64, u64)], blocks: &[u64], top: u64) -> Walked {
+    /// What of a heap is malloc's, and the unknown chunks.
+    fn walk(chunks: &[(u64, u64)], blocks: &[u64], top: u64) -> (Vec<Range<u64>>, Vec<Unknown>) {
         let words = heap(chunks);
         let end = HEAP + words.len() as u64 * 8;
         let snapshot = Memory::default().heap(HEAP, &words).snapshot();
@@ -284,42 +294,43 @@ mod tests {
             ..Block::default()
         });
         let index = BlockIndex::new(blocks.collect());
-        let mut walked = Walked::default();
-        walked.walk(&snapshot, &index, HEAP..end, HEAP + top);
-        walked
+        let mut unknown = Vec::new();
+        let mut walk = HeapWalk::new(|chunk| unknown.push(chunk));
+        walk.walk(&snapshot, &index, HEAP..end, HEAP + top);
+        (walk.covered, unknown)
     }
 
     #[test]
     fn a_chain_covers_the_heap_up_to_its_last_chunk() {
         // In use and known, free, in use and unknown, last.
         let chunks = [(32, 1), (48, 1), (64, 0), (96, 1), (0, 0)];
-        let walked = walk(&chunks, &[16], 144);
+        let (covered, found) = walk(&chunks, &[16], 144);
         let ours: Range<u64> = HEAP..HEAP + 240;
-        assert_eq!(walked.covered, [ours]);
+        assert_eq!(covered, [ours]);
         let unknown = Unknown {
             block: HEAP + 96,
             size: 64,
         };
-        assert_eq!(walked.unknown, [unknown]);
+        assert_eq!(found, [unknown]);
         assert_eq!(unknown.content(), HEAP + 96..HEAP + 152);
     }
 
     #[test]
     fn what_the_program_took_by_sbrk_is_not_covered() {
         let chunks = [(32, 1), (16, 1), (16, 1), (0, 0), (32, 1), (96, 1)];
-        let walked = walk(&chunks, &[16, 144], 160);
-        assert_eq!(walked.covered, [HEAP..HEAP + 64, HEAP + 128..HEAP + 256]);
-        assert!(walked.unknown.is_empty());
+        let (covered, unknown) = walk(&chunks, &[16, 144], 160);
+        assert_eq!(covered, [HEAP..HEAP + 64, HEAP + 128..HEAP + 256]);
+        assert!(unknown.is_empty());
     }
 
     #[test]
     fn a_chain_may_begin_behind_what_the_program_took() {
         let chunks = [(0, 0), (0x290, 1), (32, 1), (64, 1)];
-        let walked = walk(&chunks, &[], 0x2f0);
-        assert_eq!(walked.covered, vec![HEAP + 64..HEAP + 0x330]);
+        let (covered, _) = walk(&chunks, &[], 0x2f0);
+        assert_eq!(covered, vec![HEAP + 64..HEAP + 0x330]);
         // It leads nowhere.
-        assert!(walk(&chunks, &[], 0x2e0).covered.len() <= 1);
-        assert_eq!(walk(&chunks, &[0x50], 0x2f0).covered[0].start, HEAP + 64);
+        assert!(walk(&chunks, &[], 0x2e0).0.len() <= 1);
+        assert_eq!(walk(&chunks, &[0x50], 0x2f0).0[0].start, HEAP + 64);
     }
 
     #[test]
@@ -331,10 +342,10 @@ mod tests {
         let walk = |tls| {
             let memory = Memory::default().heap(HEAP, &words);
             let snapshot = memory.thread(0, tls, &[]).snapshot();
-            let mut walked = Walked::default();
+            let mut walk = HeapWalk::new(|_| {});
             let index = BlockIndex::new(Vec::new());
-            walked.walk(&snapshot, &index, range.clone(), range.end - 64);
-            walked.covered[0].start
+            walk.walk(&snapshot, &index, range.clone(), range.end - 64);
+            walk.covered[0].start
         };
         assert_eq!(walk(HEAP + 0x20), HEAP + 0x840);
         // Elsewhere, only the block that malloc takes for itself is sure.
@@ -345,12 +356,12 @@ mod tests {
     fn a_broken_chain_goes_on_at_a_known_block() {
         // The second chunk has lost its size.
         let chunks = [(32, 1), (0, 0), (32, 1), (64, 1)];
-        let walked = walk(&chunks, &[16, 48, 112], 128);
-        assert_eq!(walked.covered, [HEAP..HEAP + 32, HEAP + 96..HEAP + 192]);
-        let walked = walk(&chunks, &[16], 128);
-        assert_eq!(walked.covered, [HEAP..HEAP + 32, HEAP + 128..HEAP + 192]);
+        let (covered, _) = walk(&chunks, &[16, 48, 112], 128);
+        assert_eq!(covered, [HEAP..HEAP + 32, HEAP + 96..HEAP + 192]);
+        let (covered, _) = walk(&chunks, &[16], 128);
+        assert_eq!(covered, [HEAP..HEAP + 32, HEAP + 128..HEAP + 192]);
         // No chain at all.
-        assert!(walk(&[(0, 0), (0, 0)], &[], 0x1000).covered.is_empty());
+        assert!(walk(&[(0, 0), (0, 0)], &[], 0x1000).0.is_empty());
     }
 
     #[test]

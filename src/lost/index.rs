@@ -75,11 +75,12 @@ impl BlockIndex {
             blocks.sort_by_key(key);
         }
         blocks.dedup_by_key(|block| block.address);
-        let (Some(first), Some(end)) = (blocks.first(), blocks.iter().map(Block::end).max()) else {
+        let Some(lowest) = blocks.first().map(|first| first.address) else {
             return Self::default();
         };
-        let lowest = first.address;
-        let addresses = blocks.iter().fold(0, |all, block| all | block.address);
+        let (addresses, end) = blocks.iter().fold((0, 0), |(all, end), block| {
+            (all | block.address, end.max(block.end()))
+        });
         let mut index = Self {
             distance: addresses.trailing_zeros().min(MOST_DISTANCE),
             lowest,
@@ -99,16 +100,15 @@ impl BlockIndex {
     fn fill(&mut self, blocks: &[Block]) {
         let bytes = self.cell_bytes();
         let most = CELLS_PER_BLOCK * blocks.len() as u64 + FREE_CELLS;
-        let fits = |gap: &u64| {
-            let cells: u64 = parts(blocks, *gap * bytes)
-                .map(|part| cells_of(part, bytes))
-                .sum();
-            cells <= most
+        let with_cells = |gap| {
+            let parts = parts(blocks, gap * bytes);
+            (gap * bytes, parts.map(|part| cells_of(part, bytes)).sum())
         };
-        let gap = GAPS.into_iter().find(fits).unwrap_or(1) * bytes;
-        let cells = parts(blocks, gap).map(|part| cells_of(part, bytes) + 1);
-        self.cells.reserve(cells.sum::<u64>() as usize);
-        buffers::prefer_huge_pages(self.cells.spare_capacity_mut());
+        let mut choices = GAPS.into_iter().map(with_cells);
+        let (gap, cells) = choices
+            .find(|(gap, cells): &(u64, u64)| *cells <= most || *gap == bytes)
+            .unwrap_or((bytes, 0));
+        self.cells = buffers::large_vec(cells as usize);
         let mut before = 0_u32;
         for part in parts(blocks, gap) {
             let start = part[0].address & !(bytes - 1);
@@ -205,10 +205,11 @@ fn parts(blocks: &[Block], gap: u64) -> impl Iterator<Item = &[Block]> {
     blocks.chunk_by(move |one, next| next.address - one.address <= gap)
 }
 
+/// How many cells a part has at the most, with the one behind its last.
 fn cells_of(part: &[Block], bytes: u64) -> u64 {
     match part {
-        [first, .., last] => (last.address - first.address) / bytes + 2,
-        _ => 1,
+        [first, .., last] => (last.address - first.address) / bytes + 3,
+        _ => 2,
     }
 }
 

@@ -8,7 +8,7 @@
 use std::thread;
 
 use super::block::Level;
-use super::buffers;
+use super::buffers::large_vec;
 use super::copies::Snapshot;
 use super::index::BlockIndex;
 
@@ -117,8 +117,7 @@ impl Mark {
 /// The marks of all blocks, before anything is reached.
 pub fn marks(snapshot: &Snapshot, index: &BlockIndex) -> Vec<Mark> {
     let count = index.blocks().len();
-    let mut marks = Vec::with_capacity(count);
-    buffers::prefer_huge_pages(marks.spare_capacity_mut());
+    let mut marks = large_vec(count);
     marks.extend(index.lengths().map(Pointers::Unknown).map(Mark::new));
     let first = if count < MANY { count } else { count / 2 };
     let (own, others) = marks.split_at_mut(first);

@@ -29,7 +29,7 @@ mod stacks;
 
 pub use area::{Area, Backing};
 pub use block::{Block, JudgedBlocks, State};
-pub use buffers::{Buffer, Buffers};
+pub use buffers::{Buffer, Buffers, large_vec};
 pub use candidates::candidates;
 pub use copies::{Copied, Snapshot, Thread};
 pub use exit_frames::ExitFrame;

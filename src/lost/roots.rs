@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::area::{Area, Backing};
 use super::arenas::Arenas;
-use super::chunks::{self, Walked};
+use super::chunks::{self, HeapWalk, Unknown};
 use super::copies::Snapshot;
 use super::exit_frames::{self, ExitFrame};
 use super::freed::Freed;
@@ -116,11 +116,8 @@ fn glibc(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>
         // What is before the first chunk, and at the end, is the arena's in any case.
         left_out.push(heap.start..heap.first_chunk.min(heap.end));
     }
-    let Walked {
-        covered,
-        mut unknown,
-    } = walked(snapshot, index, &arenas);
-    let covered = merged(covered);
+    let mut unknown = Vec::new();
+    let covered = merged(walk(snapshot, index, &arenas, |chunk| unknown.push(chunk)));
     unknown.sort_unstable_by_key(|chunk| chunk.block);
     let freed = Freed::find(snapshot, &arenas, &unknown);
     let in_use = unknown
@@ -132,20 +129,26 @@ fn glibc(snapshot: &Snapshot, index: &BlockIndex, left_out: &mut Vec<Range<u64>>
     subtract(covered, in_use, left_out);
 }
 
-/// What walks over all heaps of glibc's find.
-pub(super) fn walked(snapshot: &Snapshot, index: &BlockIndex, arenas: &Arenas) -> Walked {
-    let mut walked = Walked::default();
+/// Walks over all heaps of glibc's. Returns what is malloc's. Calls `unknown` with each chunk that looks as if it were in
+/// use, and whose block is not known.
+pub(super) fn walk(
+    snapshot: &Snapshot,
+    index: &BlockIndex,
+    arenas: &Arenas,
+    unknown: impl FnMut(Unknown),
+) -> Vec<Range<u64>> {
+    let mut walk = HeapWalk::new(unknown);
     for heap in &arenas.heaps {
-        walked.walk(snapshot, index, heap.first_chunk..heap.end, heap.top);
+        walk.walk(snapshot, index, heap.first_chunk..heap.end, heap.top);
     }
     for heap in heaps(&snapshot.areas) {
         let mut tops = arenas.main.iter().filter_map(|main| main.top(snapshot));
         // If no arena has its last chunk here, this memory is not glibc's.
         if let Some(top) = tops.find(|top| heap.contains(top)) {
-            walked.walk(snapshot, index, heap, top);
+            walk.walk(snapshot, index, heap, top);
         }
     }
-    walked
+    walk.covered
 }
 
 /// Leaves out the mappings that glibc made for single blocks.
