@@ -5,6 +5,7 @@
 //! these, nothing is read again. In a list, each block must still be read before the next one is known. So lists are
 //! followed from several places at once, and where each leads is remembered (`Trails`).
 
+use std::ops::Range;
 use std::thread;
 
 use super::block::Level;
@@ -176,48 +177,63 @@ fn look_into(snapshot: &Snapshot, index: &BlockIndex, first: usize, marks: &mut 
 #[derive(Debug, Default)]
 pub struct Trails(Vec<Vec<u32>>);
 
-/// A trail that is being followed.
-struct OpenTrail {
+/// Follows one trail after the other.
+struct Follower {
+    /// Where further trails may begin.
+    starts: Range<u32>,
     start: u32,
-    /// The blocks behind the start.
+    /// The blocks behind the start. Empty if no trail is being followed.
     blocks: Vec<u32>,
+}
+
+impl Follower {
+    /// Comes to the next block. `false` if there is none.
+    fn step(&mut self, marks: &mut [Mark], trails: &mut Trails) -> bool {
+        if let Some(last) = self.blocks.last() {
+            match marks[*last as usize].see() {
+                Some(to) => self.blocks.push(to),
+                None => trails.add(std::mem::take(&mut self.blocks), self.start, marks),
+            }
+            return true;
+        }
+        let next = self.starts.find_map(|start| {
+            let to = marks[start as usize].see()?;
+            Some((start, to))
+        });
+        if let Some((start, to)) = next {
+            self.start = start;
+            self.blocks.push(to);
+        }
+        next.is_some()
+    }
 }
 
 impl Trails {
     /// Finds the long ones, and enters where each begins.
     pub fn find(marks: &mut [Mark]) -> Self {
         let mut trails = Self::default();
-        if marks.len() < MANY {
+        let count = marks.len();
+        if count < MANY {
             return trails;
         }
-        let mut next = 0..marks.len() as u32;
-        let mut open: Vec<OpenTrail> = Vec::with_capacity(AT_ONCE);
-        loop {
-            while open.len() < AT_ONCE
-                && let Some(start) = next.next()
-            {
-                if let Some(to) = marks[start as usize].see() {
-                    let blocks = vec![to];
-                    open.push(OpenTrail { start, blocks });
-                }
-            }
-            if open.is_empty() {
-                return trails;
-            }
-            open.retain_mut(|trail| {
-                let last = trail.blocks.last().copied().unwrap_or(trail.start);
-                let to = marks[last as usize].see();
-                match to {
-                    Some(to) => trail.blocks.push(to),
-                    None => trails.add(std::mem::take(&mut trail.blocks), trail.start, marks),
-                }
-                to.is_some()
-            });
+        // Each has its own part of the memory, so that they do not meet at once.
+        let bounds = |part: usize| (count * part / AT_ONCE) as u32;
+        let mut followers: Vec<Follower> = (0..AT_ONCE)
+            .map(|part| Follower {
+                starts: bounds(part)..bounds(part + 1),
+                start: 0,
+                blocks: Vec::new(),
+            })
+            .collect();
+        while !followers.is_empty() {
+            followers.retain_mut(|follower| follower.step(marks, &mut trails));
         }
+        trails
     }
 
-    fn add(&mut self, blocks: Vec<u32>, start: u32, marks: &mut [Mark]) {
+    fn add(&mut self, mut blocks: Vec<u32>, start: u32, marks: &mut [Mark]) {
         if blocks.len() >= LONG {
+            blocks.shrink_to_fit();
             marks[start as usize] = Mark::new(Pointers::Trail(self.0.len() as u32));
             self.0.push(blocks);
         }
@@ -226,5 +242,95 @@ impl Trails {
     /// The blocks of a trail behind the one with which it begins.
     pub fn get(&self, number: u32) -> &[u32] {
         self.0.get(number as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::block::Block;
+    use super::super::samples::Memory;
+    use super::*;
+
+    const AT: u64 = 0x7000_0000;
+
+    /// What is known of blocks side by side, with this content.
+    fn known(contents: &[Vec<u64>]) -> Vec<Pointers> {
+        let mut address = AT;
+        let blocks = contents.iter().map(|words| {
+            let block = Block {
+                address,
+                size: words.len() as u64 * 8,
+                ..Block::default()
+            };
+            address += block.size;
+            block
+        });
+        let index = BlockIndex::new(blocks.collect());
+        let snapshot = Memory::default()
+            .anonymous(AT, &contents.concat())
+            .snapshot();
+        let marks = marks(&snapshot, &index);
+        marks.iter().map(|mark| mark.pointers()).collect()
+    }
+
+    #[test]
+    fn a_small_block_with_one_pointer_to_a_start_is_known() {
+        let large = |first| [vec![first], vec![0; 64]].concat();
+        let contents = [
+            vec![0, AT],
+            vec![AT + 16, 7],
+            // No pointer.
+            vec![AT - 8, 1],
+            // Into a block, two, and a large block.
+            vec![AT + 8, 0],
+            vec![AT, AT],
+            large(AT),
+        ];
+        let expected = [
+            Pointers::One(0),
+            Pointers::One(1),
+            Pointers::Unknown(0),
+            Pointers::Unknown(16),
+            Pointers::Unknown(16),
+            Pointers::Unknown(65 * 8),
+        ];
+        assert_eq!(known(&contents), expected);
+    }
+
+    /// The trails of blocks each of which leads to the next one, except for the last.
+    fn trails(count: u32) -> (Trails, Vec<Mark>) {
+        let pointers = (1..=count).map(|next| match next {
+            next if next == count => Pointers::Unknown(8),
+            next => Pointers::One(next),
+        });
+        let mut marks: Vec<Mark> = pointers.map(Mark::new).collect();
+        (Trails::find(&mut marks), marks)
+    }
+
+    #[test]
+    fn a_trail_leads_where_the_pointers_lead() {
+        let count = MANY as u32;
+        let (trails, marks) = trails(count);
+        let mut at = 0;
+        let mut steps = 0;
+        while at < count - 1 {
+            at = match marks[at as usize].pointers() {
+                Pointers::One(to) => to,
+                Pointers::Trail(number) => {
+                    let blocks = trails.get(number);
+                    assert!(blocks.iter().copied().eq(at + 1..=at + blocks.len() as u32));
+                    *blocks.last().expect("it is long")
+                }
+                Pointers::Unknown(_) => panic!("{at}"),
+            };
+            steps += 1;
+        }
+        assert!(steps < AT_ONCE * 2, "{steps}");
+        assert!(trails.get(count).is_empty());
+    }
+
+    #[test]
+    fn of_few_blocks_no_trails_are_kept() {
+        assert!(trails(1000).0.0.is_empty());
     }
 }
