@@ -434,6 +434,13 @@ struct linux_binprm {
 	const char *filename;
 };
 
+/* kernel/bpf/hashtab.c: a hash table. */
+struct bpf_htab {
+	void *buckets;
+	unsigned int n_buckets; /* a power of two */
+	unsigned int hashrnd;
+};
+
 #pragma clang attribute pop
 
 /* Context of a task iterator (include/linux/bpf.h, bpf_iter__task). */

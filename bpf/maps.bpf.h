@@ -231,6 +231,7 @@ const volatile bool read_all = false;	      /* each that has a block */
 const volatile __u64 read_over = ~0ULL;	      /* each that has more bytes */
 const volatile __u64 read_total_over = ~0ULL; /* those that go unread must not have more in all */
 const volatile __u64 read_within_ns = 0;      /* how long a process may be held while it is read */
+const volatile bool reads_ahead = false;      /* buckets of `blocks` may be read before a look-up */
 
 const volatile bool inside = false; /* copies of the C library count, too */
 

@@ -7,6 +7,7 @@
 #include "endings.bpf.h"
 #include "holds.bpf.h"
 #include "kernels.bpf.h"
+#include "lookups.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
 #include "pids.bpf.h"
@@ -274,42 +275,6 @@ static __always_inline void stop_threads(struct stop *stop, bool stops)
 		stop->is_held = heap->reach == REACH_READING;
 	}
 	bpf_task_release(task);
-}
-
-/* Addresses to look up, and the answers. Mapped into user space. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, MAX_CANDIDATES);
-	__type(key, __u32);
-	__type(value, struct candidate);
-} candidates SEC(".maps");
-
-static long look_up_one(__u32 i, struct look_up *look_up)
-{
-	__u32 index = look_up->first + i;
-	struct candidate *candidate = bpf_map_lookup_elem(&candidates, &index);
-	struct block_key key = {.heap = look_up->heap};
-	struct block *block;
-
-	if (!candidate)
-		return 1;
-	key.address = candidate->address;
-	block = bpf_map_lookup_elem(&blocks, &key);
-	candidate->size = block ? block->size : NOT_A_BLOCK;
-	candidate->stack = block ? block->stack : 0;
-	if (block)
-		look_up->found++;
-	return 0;
-}
-
-static __always_inline void look_up_all(struct look_up *asked)
-{
-	struct look_up look_up = *asked;
-
-	look_up.found = 0;
-	bpf_loop(look_up.count, look_up_one, &look_up, 0);
-	asked->found = look_up.found;
 }
 
 /* A process ends at once when it was read. If something keeps it, its other threads go on then. */

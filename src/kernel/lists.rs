@@ -1,5 +1,6 @@
 //! Lists of the blocks that a heap still has, for heaps whose processes have been read at their ends.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -86,21 +87,26 @@ impl BlockLists {
             true => candidates.len() / 2,
             false => candidates.len(),
         });
-        thread::scope(|scope| {
-            let work = || {
-                let mut blocks = large_vec(second.len());
-                find_blocks(program, others, heap, second, &mut blocks);
-                blocks
-            };
+        let room = &mut blocks.spare_capacity_mut()[..candidates.len()];
+        let (to, others_to) = room.split_at_mut(first.len());
+        let (count, helped) = thread::scope(|scope| {
+            let work = || find_blocks(program, others, heap, second, others_to);
             let helper = thread::Builder::new().name("memleak-judge".to_owned());
             let helper = is_worth_it.then(|| helper.spawn_scoped(scope, work));
-            find_blocks(program, own, heap, first, &mut blocks);
-            match helper {
-                Some(Ok(helper)) => blocks.extend(helper.join().unwrap_or_default()),
-                // There is no other thread to be had.
-                _ => find_blocks(program, own, heap, second, &mut blocks),
-            }
+            let count = find_blocks(program, own, heap, first, to);
+            let helped = helper.and_then(Result::ok);
+            (
+                count,
+                helped.map(|helper| helper.join().unwrap_or_default()),
+            )
         });
+        // If there is no other thread to be had, this one does it.
+        let more = helped
+            .unwrap_or_else(|| find_blocks(program, own, heap, second, &mut room[first.len()..]));
+        room.copy_within(first.len()..first.len() + more, count);
+        let all = blocks.len() + count + more;
+        // SAFETY: so many blocks behind those that were there have been written.
+        unsafe { blocks.set_len(all) };
         blocks
     }
 
@@ -152,14 +158,16 @@ pub(super) fn for_each_hashed(
     Ok(())
 }
 
-/// Looks candidates up. Adds those that are blocks, in the same order.
+/// Looks candidates up. Writes those that are blocks to the beginning of `to`, in the same order, and returns how many
+/// these are. There must be room for all.
 fn find_blocks(
     program: &OwnedFd,
     table: &mut CandidateTable,
     heap: u64,
     candidates: &[u64],
-    blocks: &mut Vec<Block>,
-) {
+    to: &mut [MaybeUninit<Block>],
+) -> usize {
+    let mut count = 0;
     for some in candidates.chunks(table.size().max(1)) {
         table.put(some);
         let mut look_up = look_up {
@@ -170,7 +178,11 @@ fn find_blocks(
         };
         call_with(program, &mut look_up);
         if look_up.found > 0 {
-            blocks.extend(table.found(some.len()));
+            for block in table.found(some.len()) {
+                to[count].write(block);
+                count += 1;
+            }
         }
     }
+    count
 }

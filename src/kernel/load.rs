@@ -374,6 +374,8 @@ fn load_newer(
             rodata.stack_seed = random()?;
         }
         rodata.read_within_ns = settings.recorded.reads.timeout.as_nanos() as u64;
+        // Kernels that call back in a task's context (6.18) have what that takes (6.17).
+        rodata.reads_ahead = holds == Holds::Everywhere;
         limit_to!(rodata, settings);
     }
     choose_allocating(&mut open, method);

@@ -21,6 +21,7 @@ const LEVELS: [&[&str]; 14] = [
         "inside.bpf.h",
         "labels.bpf.h",
         "loading.bpf.h",
+        "lookups.bpf.h",
         "misses.bpf.h",
         "pids.bpf.h",
         "timers.bpf.h",

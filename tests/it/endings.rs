@@ -16,6 +16,7 @@ use crate::common::group::Group;
 use crate::common::proc::{self, Process};
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
+use crate::common::watch::{Waiting, Watch};
 use crate::common::{Job, Report, Row, Running, code, fixture};
 
 /// How long memleak holds a process here, where that matters.
@@ -214,6 +215,64 @@ fn no_process_is_held_that_cannot_exceed_the_limit() {
         assert_eq!(code(report.status), 23, "{}", report.stderr);
         assert_eq!(lost(report.only_row()), Ok(LOST));
     }
+}
+
+#[test]
+fn nobody_in_a_tree_is_held_where_nothing_exceeds_the_limit() {
+    // If one was held, it would be read, and its end would come much later.
+    let delay = switch("read-delay", "60000");
+    let began = Instant::now();
+    let tree = format!("{}; perl -e 1; git --version", together(8));
+    for limit in ["--fail-on-lost=10MB", "--fail-on-total-lost=1GB"] {
+        let options = ["--lost=never", limit, "--lost-timeout=90", "-v", &delay];
+        let report = Job::shell(&tree).options(options).run();
+        assert_eq!(code(report.status), 0, "{}", report.stderr);
+        assert!(report.rows.len() > 10);
+        for row in report.rows.iter().filter(|row| row.reach.is_none()) {
+            assert!(
+                matches!(row.reach_unknown.as_deref(), None | Some("off")),
+                "{row:#?}"
+            );
+        }
+        let read = "processes were read at their ends";
+        assert!(!report.stderr.contains(read), "{}", report.stderr);
+    }
+    assert!(began.elapsed() < PATIENCE);
+}
+
+#[test]
+fn watched_processes_are_read_if_asked_for() {
+    let script = format!(
+        "echo ready $$; read -r line; {} return 0; exit 0",
+        fixture("ends").display()
+    );
+    let shell = || Waiting::start(Command::new("sh").args(["-c", &script]));
+    for (option, expected) in [
+        ("--lost=always", Ok(LOST)),
+        ("--lost=auto", Err("off".to_owned())),
+    ] {
+        let report = shell().watched(&[option]);
+        let lost_by_one: Vec<_> = ended(&report).into_iter().map(lost).collect();
+        assert_eq!(lost_by_one, [expected.clone()], "-p {option}");
+        let watch = Watch::all(&[option, "--comm", "ends"]);
+        shell().finish();
+        let report = watch.stop();
+        let lost_by_one: Vec<_> = ended(&report).into_iter().map(lost).collect();
+        assert_eq!(lost_by_one, [expected], "-a {option}");
+    }
+}
+
+#[test]
+fn of_a_process_from_before_the_attach_only_later_blocks_are_judged() {
+    let program = Waiting::fixture("joined_midway", &["5", "6"]);
+    let report = program.watched(&["--lost=always"]);
+    let row = report.only_row();
+    let known = row.reach.as_ref().expect("it was read");
+    let judged = known.definite_blocks
+        + known.indirect_blocks
+        + known.possible_blocks
+        + known.reachable_blocks;
+    assert_eq!(judged, row.counts.leaked_blocks);
 }
 
 // ---- what a hold does not change --------------------------------------------------------------------------
