@@ -149,6 +149,56 @@ SUBPROGRAM int abandon_calls(struct thread *thread, __u32 calls)
 }
 
 /*
+ * Whether a function is called from within its file without its symbol. A C library calls its
+ * allocator by the symbol, which an interposed allocator could take, except for what is part of the
+ * allocator. When a thread ends, glibc frees the thread's cache so: blocks that the program freed
+ * long ago.
+ */
+SUBPROGRAM int is_called_directly(struct pt_regs *ctx __arg_ctx, __u64 cookie)
+{
+	__u32 index = cookie >> COOKIE_SITE;
+	struct site *site = bpf_map_lookup_elem(&sites, &index);
+	__u64 back, ip;
+#if defined(__TARGET_ARCH_x86)
+	struct {
+		__u8 unused[3];
+		__u8 opcode;
+		__s32 relative;
+	} call = {};
+#else
+	__u32 call = 0;
+#endif
+
+	if (!ctx || !site)
+		return 0;
+	back = return_address(ctx);
+	ip = PT_REGS_IP(ctx);
+	if (!in_text(back, ip, cookie))
+		return 0;
+#if defined(__TARGET_ARCH_x86)
+	bpf_probe_read_user(&call.opcode, 5, (void *)(back - 5));
+	return call.opcode == 0xe8 && back + call.relative == ip - site->entry_before;
+#else
+	bpf_probe_read_user(&call, sizeof(call), (void *)(back - 4));
+	/* bl: six bits of opcode, a signed distance of 26 bits in instructions */
+	return call >> 26 == 0x25 &&
+	       back - 4 + ((__s64)(__s32)(call << 6) >> 4) == ip - site->entry_before;
+#endif
+}
+
+/*
+ * Whether a call that will return to `back` comes from the allocator of the file whose function's
+ * probe is at `ip`. The other functions of a C library allocate as a program does, in a signal
+ * handler, too. And a handler may end with a jump to an allocator, whose call then returns to the
+ * library: to the code that ends handlers.
+ */
+static __always_inline bool comes_from(struct pt_regs *ctx, __u64 back, __u64 ip, __u64 cookie)
+{
+	return in_text(back, ip, cookie) &&
+	       (in_allocator(back, ip, cookie) || is_called_directly(ctx, probe_cookie(ctx)));
+}
+
+/*
  * Whether a call that is being entered is part of one already open, so that counting it would count
  * twice. It is if it is a tail call of the open one, or comes from within the same file. If a
  * signal handler interrupted an allocator, its calls come from elsewhere.
@@ -192,7 +242,7 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 		 */
 		if (back == trampoline_of(current_task()))
 			return 1;
-		if (in_text(back, outer->ip, outer->cookie)) {
+		if (comes_from(ctx, back, outer->ip, outer->cookie)) {
 			/*
 			 * The outer allocator wraps another one. Calls from the wrapped one are
 			 * part of the outer call, too.
@@ -201,7 +251,8 @@ SUBPROGRAM int is_nested(struct pt_regs *ctx __arg_ctx, struct thread *thread, _
 			outer->inner_cookie = probe_cookie(ctx);
 			return 1;
 		}
-		return outer->inner_ip && in_text(back, outer->inner_ip, outer->inner_cookie);
+		return outer->inner_ip &&
+		       comes_from(ctx, back, outer->inner_ip, outer->inner_cookie);
 	}
 	return 0;
 }

@@ -61,6 +61,15 @@ static __always_inline bool in_text(__u64 address, __u64 ip, __u64 cookie)
 	return site && address >= ip - site->text_before && address < ip + site->text_after;
 }
 
+/* The same for the code of the file's allocator. */
+static __always_inline bool in_allocator(__u64 address, __u64 ip, __u64 cookie)
+{
+	__u32 index = cookie >> COOKIE_SITE;
+	struct site *site = bpf_map_lookup_elem(&sites, &index);
+
+	return site && address >= ip - site->own_before && address < ip + site->own_after;
+}
+
 static __always_inline bool on_signal_stack(struct task_struct *task, __u64 sp)
 {
 	return sp - task_field(task, sas_ss_sp) < task_field(task, sas_ss_size);

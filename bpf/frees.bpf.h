@@ -16,42 +16,6 @@
 #include "memleak.h"
 
 /*
- * When a thread ends, glibc frees the thread's cache: it calls its own free for blocks that the
- * program freed long ago. Such a call goes directly to the function. All other calls go by the
- * symbol, which an interposed allocator could take.
- */
-static __always_inline bool is_called_directly(struct pt_regs *ctx, __u64 cookie)
-{
-#if defined(__TARGET_ARCH_x86)
-	__u32 index = cookie >> COOKIE_SITE;
-	__u64 back = user_word(PT_REGS_SP(ctx)), ip = PT_REGS_IP(ctx);
-	struct site *site = bpf_map_lookup_elem(&sites, &index);
-	struct {
-		__u8 unused[3];
-		__u8 opcode;
-		__s32 relative;
-	} call = {};
-
-	if (!site || !in_text(back, ip, cookie))
-		return false;
-	bpf_probe_read_user(&call.opcode, 5, (void *)(back - 5));
-	return call.opcode == 0xe8 && back + call.relative == ip - site->entry_before;
-#else
-	__u32 index = cookie >> COOKIE_SITE;
-	__u64 back = PT_REGS_RET(ctx), ip = PT_REGS_IP(ctx);
-	struct site *site = bpf_map_lookup_elem(&sites, &index);
-	__u32 call = 0;
-
-	if (!site || !in_text(back, ip, cookie))
-		return false;
-	bpf_probe_read_user(&call, sizeof(call), (void *)(back - 4));
-	/* bl: six bits of opcode, a signed distance of 26 bits in instructions */
-	return call >> 26 == 0x25 &&
-	       back - 4 + ((__s64)(__s32)(call << 6) >> 4) == ip - site->entry_before;
-#endif
-}
-
-/*
  * Whether a free does the work of the one before it, for the same block. cfree may jump to free,
  * operator delete may call it, and a free may begin again.
  */

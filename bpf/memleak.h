@@ -147,8 +147,11 @@ enum placeholder {
  * others.
  */
 struct site {
-	__u64 text_before;  /* from the start of the executable segment to the probe */
-	__u64 text_after;   /* from the probe to the end of the segment */
+	__u64 text_before; /* from the start of the executable segment to the probe */
+	__u64 text_after;  /* from the probe to the end of the segment */
+	/* The same within the allocator's functions, which in a C library are a part of it. */
+	__u64 own_before;
+	__u64 own_after;
 	__u64 entry_before; /* from the function's entry to the probe */
 };
 

@@ -137,7 +137,7 @@ pub fn find_sites(file: &File, path: &Path, root: &Root, table: &Table) -> Resul
     let cpp = found.functions.iter().filter(|found| found.name == CPP);
     let exceptions = Exceptions::new(&elf, cpp.map(|found| found.address).collect());
     Ok(Findings {
-        sites: sites::place(&elf, path, role, functions, &table, &exceptions)?,
+        sites: sites::place(&elf, path, role, is_libc, functions, &table, &exceptions)?,
         missing,
         user_missing,
         allocates,

@@ -48,10 +48,14 @@ pub struct ProbeSite {
     pub text_before: u64,
     /// Bytes of the allocator's own code from the probe on.
     pub text_after: u64,
+    /// The same within the allocator's functions, from the first of them to the last. A C library has other functions,
+    /// which allocate like a program does (strdup), and the code that a signal handler returns to.
+    pub own_before: u64,
+    pub own_after: u64,
 }
 
 /// The places to probe for these functions. The keys are the functions' addresses. `exceptions` tells which of them no
-/// exception leaves.
+/// exception leaves. `is_libc`: the file is a C library, of which the allocator is only a part.
 ///
 /// # Errors
 /// The file is damaged.
@@ -59,6 +63,7 @@ pub fn place(
     elf: &ElfFile<'_>,
     path: &Path,
     role: Role,
+    is_libc: bool,
     mut functions: BTreeMap<u64, FoundFunction>,
     table: &FileTable<'_>,
     exceptions: &Exceptions<'_>,
@@ -68,6 +73,9 @@ pub fn place(
         functions.retain(|_, found| found.row.family != Family::Operators);
     }
     let mut placer = Placer::new(elf, path, role, &functions, table, exceptions);
+    if is_libc && role == Role::Library {
+        placer.allocator = Range::of_functions(&functions);
+    }
     for (&address, found) in &functions {
         placer.add_function(address, found)?;
     }
@@ -94,6 +102,8 @@ struct Placer<'a> {
     text: FileText<'a>,
     exceptions: &'a Exceptions<'a>,
     is_library: bool,
+    /// The part of the file that is its allocator, if it is known to have others.
+    allocator: Option<Range>,
     /// Whether the file has more than one function. A single free has no other function to leave its work to.
     has_several: bool,
     /// Whether the file bundles an allocator under names that the C library does not have.
@@ -130,6 +140,7 @@ impl<'a> Placer<'a> {
             text: FileText::new(elf, actions, table),
             exceptions,
             is_library: role == Role::Library,
+            allocator: None,
             has_several: functions.len() > 1,
             bundles: functions.values().any(|found| {
                 !matches!(found.row.family, Family::Prefix("") | Family::User(_))
@@ -299,6 +310,7 @@ impl<'a> Placer<'a> {
             action: Action { verb, ..*action },
             ..found.row.clone()
         };
+        let allocator = self.allocator.as_ref().unwrap_or(own);
         let key = (at, row.action.program());
         self.sites.entry(key).or_insert_with(|| ProbeSite {
             row,
@@ -306,6 +318,8 @@ impl<'a> Placer<'a> {
             file_offset: segment.offset + (at - segment.address),
             text_before: at.saturating_sub(own.start),
             text_after: own.end.saturating_sub(at),
+            own_before: at.saturating_sub(allocator.start),
+            own_after: allocator.end.saturating_sub(at),
             placement,
         });
     }
@@ -329,6 +343,18 @@ impl Range {
             start: address,
             end: address.saturating_add(size),
         }
+    }
+
+    /// From the first of the functions that allocate or free to the end of the last one.
+    fn of_functions(functions: &BTreeMap<u64, FoundFunction>) -> Option<Self> {
+        let of_allocator =
+            |found: &FoundFunction| found.row.action.allocates() || found.row.action.frees();
+        let ranges = functions.iter().filter(|(_, found)| of_allocator(found));
+        let ranges = ranges.map(|(&address, found)| Range::of_function(address, found.size));
+        ranges.reduce(|all, next| Range {
+            start: all.start.min(next.start),
+            end: all.end.max(next.end),
+        })
     }
 
     /// Extends the range to calls and to their return addresses.

@@ -325,6 +325,8 @@ impl Collector {
             let value = site {
                 text_before: found.text_before,
                 text_after: found.text_after,
+                own_before: found.own_before,
+                own_after: found.own_after,
                 entry_before: found.placement.offset,
             };
             self.object

@@ -124,6 +124,8 @@ fn probe_less(file: &mut Examined, copy: Edited, switches: &Switches) -> Result<
         },
         text_before: 0,
         text_after: 0,
+        own_before: 0,
+        own_after: 0,
     };
     announced.text_after = copy.bytes.len() as u64 - announced.file_offset;
     sites.push(announced);
@@ -136,4 +138,5 @@ fn move_to(site: &mut ProbeSite, entry: u64, copy: &Edited) {
     site.placement.offset = 0;
     site.text_before = entry;
     site.text_after = copy.bytes.len() as u64 - entry;
+    (site.own_before, site.own_after) = (site.text_before, site.text_after);
 }

@@ -137,6 +137,8 @@ exact! {
         "handler_mallocs timer altstack", "handler_mallocs thread altstack";
     calls_of_a_signal_handler_inside_calloc_are_counted:
         "handler_mallocs_inside_calloc stack", "handler_mallocs_inside_calloc altstack";
+    calls_that_a_signal_handler_makes_by_the_c_library_inside_calloc_are_counted:
+        "handler_enters_by_libc stack", "handler_enters_by_libc altstack";
     a_call_left_by_siglongjmp_is_a_loss_and_other_calls_are_counted:
         "jumps_out_of_calloc stack", "jumps_out_of_calloc altstack";
     forks_in_threads_are_counted: "forks_in_threads";

@@ -231,6 +231,12 @@ fn inside_calloc(name: &'static str, stack: &str) -> Case {
     })
 }
 
+fn by_libc(name: &'static str, stack: &str) -> Case {
+    tree(name, "handler_enters_by_libc", &[stack], 0, |_| {
+        vec![ends(0, End::Exit(0), counts(4_001_180, 100, 60, 520, 40))]
+    })
+}
+
 fn jumps(name: &'static str, stack: &str) -> Case {
     let case = tree(name, "jumps_out_of_calloc", &[stack], 0, |_| {
         vec![ends(
@@ -348,6 +354,8 @@ pub fn cases() -> Vec<Case> {
         handler("handler_mallocs thread altstack", "thread", "altstack"),
         inside_calloc("handler_mallocs_inside_calloc stack", "stack"),
         inside_calloc("handler_mallocs_inside_calloc altstack", "altstack"),
+        by_libc("handler_enters_by_libc stack", "stack"),
+        by_libc("handler_enters_by_libc altstack", "altstack"),
         jumps("jumps_out_of_calloc stack", "stack"),
         jumps("jumps_out_of_calloc altstack", "altstack"),
         tree("forks_in_threads", "forks_in_threads", &[], 0, |_| {
