@@ -14,6 +14,7 @@ use crate::find::notation::{Action, Verb};
 use crate::find::sites::ProbeSite;
 use crate::inside::{Edited, Unfit, edit, uses_own_word};
 use crate::kernel::features::tells_before_memory_goes;
+use crate::kernel::method::Method;
 use crate::options::Run;
 use crate::options::switches::Switches;
 use crate::os::say::say;
@@ -28,6 +29,10 @@ pub(super) fn check(options: &Run) -> Result<()> {
         tells_before_memory_goes(),
         "--probes=inside needs Linux 6.16: older kernels tell of the end of a process when its memory, and with it what \
          was counted there, has gone. Use --probes=private"
+    );
+    ensure!(
+        options.probing.test.switches().method != Some(Method::Separate),
+        "--probes=inside cannot do method=separate (a test): the programs for older kernels read no counters"
     );
     Ok(())
 }
@@ -132,11 +137,14 @@ fn probe_less(file: &mut Examined, copy: Edited, switches: &Switches) -> Result<
     Ok(copy.bytes)
 }
 
-/// Puts a probe at the entry of what a function's symbol leads to in a copy. All code of the copy is the allocator's own.
+/// Puts a probe at the entry of what a function's symbol leads to in a copy. The code that was added is the allocator's
+/// own. It is behind the library's.
 fn move_to(site: &mut ProbeSite, entry: u64, copy: &Edited) {
     site.file_offset = entry;
     site.placement.offset = 0;
     site.text_before = entry;
     site.text_after = copy.bytes.len() as u64 - entry;
-    (site.own_before, site.own_after) = (site.text_before, site.text_after);
+    let first = copy.counted.iter().map(|&(_, entry)| entry).min();
+    site.own_before = entry - first.unwrap_or(entry);
+    site.own_after = site.text_after;
 }

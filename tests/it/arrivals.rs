@@ -12,6 +12,7 @@ use std::process::Command;
 use crate::common::counter::Image;
 use crate::common::expected::{End, counts};
 use crate::common::newcomers::{Kind, Place, life, mapped, own, plus, run, same_file, start};
+use crate::common::probes::{self, run_words};
 use crate::common::switches::switch;
 use crate::common::{Counted, Counts, Job, Losses, Report, Row, code, compile, fixture};
 
@@ -374,6 +375,18 @@ fn an_interpreter_registered_with_binfmt_misc_is_exact() {
 
 // ---- libraries opened at run time ----------------------------------------------------------------------
 
+/// Runs a job under memleak and the counter. Where the C library counts by itself, the counter has a run of its own.
+#[track_caller]
+fn beside_the_counter(job: &Job) -> Counted {
+    match probes::are_inside() {
+        false => job.run_counted(),
+        true => Counted {
+            report: job.run(),
+            images: job.count().0,
+        },
+    }
+}
+
 /// The part of memleak's counts of the image of `exe` that the interposing counter does not have. The counter was not
 /// called for these allocations.
 #[track_caller]
@@ -382,7 +395,8 @@ fn beyond_the_counter(counted: &Counted, exe: &Path) -> Counts {
     assert_eq!(code(report.status), 0, "{}{}", report.stdout, report.stderr);
     assert_covered(report);
     let row = row_of(report, exe);
-    let is_it = |image: &&Image| image.pid == row.pid && image.exe == exe;
+    let is_run = |image: &Image| image.pid == row.pid || probes::are_inside();
+    let is_it = |image: &&Image| is_run(image) && image.exe == exe;
     let image = images
         .iter()
         .find(is_it)
@@ -447,7 +461,7 @@ fn an_allocator_opened_at_run_time_and_called_by_address_is_exact() {
     let jemalloc = place.copy(Path::new(jemalloc.trim_end()), "libjemalloc.so.2");
     let bump = place.copy(&bump(), "libbump.so");
     for allocator in [jemalloc, bump] {
-        let counted = opens("malloc", &allocator, 3000).run_counted();
+        let counted = beside_the_counter(&opens("malloc", &allocator, 3000));
         let exe = fixture("opens_libraries");
         assert_eq!(
             beyond_the_counter(&counted, &exe),
@@ -480,7 +494,7 @@ fn a_constructor_of_an_opened_library_with_its_own_allocator_is_counted() {
     ];
     let library = library(&place, "brings_its_allocator", &links);
     let exe = fixture("opens_libraries");
-    let counted = opens("deepbind", &library, 3000).run_counted();
+    let counted = beside_the_counter(&opens("deepbind", &library, 3000));
     assert_eq!(beyond_the_counter(&counted, &exe), by_library(3000));
     let row = row_of(&counted.report, &exe);
     assert!(
@@ -488,7 +502,7 @@ fn a_constructor_of_an_opened_library_with_its_own_allocator_is_counted() {
         "{row:#?}"
     );
     // Without RTLD_DEEPBIND the program's own allocator comes first.
-    let counted = opens("open", &library, 3000).run_counted();
+    let counted = beside_the_counter(&opens("open", &library, 3000));
     assert_eq!(beyond_the_counter(&counted, &exe), Counts::default());
 }
 
@@ -497,7 +511,7 @@ fn a_library_in_its_own_linker_namespace_is_counted() {
     let place = Place::new();
     let library = library(&place, "allocates", &["-O1"]);
     let exe = fixture("opens_libraries");
-    let counted = opens("newlm", &library, 3000).run_counted();
+    let counted = beside_the_counter(&opens("newlm", &library, 3000));
     assert_eq!(beyond_the_counter(&counted, &exe), by_library(3000));
 }
 
@@ -508,7 +522,7 @@ fn a_library_in_its_own_linker_namespace_may_bring_another_libc() {
     let links = ["-O1", "-Wl,-rpath,$ORIGIN"];
     let library = library(&place, "prefers_its_directory", &links);
     let exe = fixture("opens_libraries");
-    let counted = opens("newlm", &library, 3000).run_counted();
+    let counted = beside_the_counter(&opens("newlm", &library, 3000));
     assert_eq!(beyond_the_counter(&counted, &exe), by_library(3000));
     let row = row_of(&counted.report, &exe);
     assert!(
@@ -524,7 +538,7 @@ fn other_threads_keep_running_while_one_thread_opens_an_allocator() {
     let exe = fixture("opens_beside_threads");
     let words = [bump.as_os_str(), "3000".as_ref()];
     let job = Job::new(&exe, words).options([switch("hold-delay", "300")]);
-    let counted = job.run_counted();
+    let counted = beside_the_counter(&job);
     assert_eq!(
         beyond_the_counter(&counted, &exe),
         counts(3000, 1, 0, 3000, 1)
@@ -542,7 +556,7 @@ fn an_allocator_opened_after_the_main_thread_has_ended_is_exact() {
     let bump = place.copy(&bump(), "libbump.so");
     let exe = fixture("opens_without_its_leader");
     let words = [bump.as_os_str(), "3000".as_ref()];
-    let counted = Job::new(&exe, words).run_counted();
+    let counted = beside_the_counter(&Job::new(&exe, words));
     assert_eq!(
         beyond_the_counter(&counted, &exe),
         counts(3000, 1, 0, 3000, 1)
@@ -1073,7 +1087,10 @@ fn assert_uncovered(program: &Path, exit: i32, reason: &str, note: &str) {
     let verdict = gated.summary.gate.map(|gate| gate.verdict);
     assert_eq!(verdict.as_deref(), Some("unknown"));
 
-    let (_, table) = job.run_under(env!("CARGO_BIN_EXE_memleak"), &["run", "--"]);
+    let (_, table) = job.run_under(
+        env!("CARGO_BIN_EXE_memleak"),
+        &[run_words(), &["--"]].concat(),
+    );
     let name = program.file_name().expect("a name").to_string_lossy();
     let line = table.lines().find(|line| line.contains(&*name));
     assert!(line.is_some_and(|line| line.ends_with(note)), "{table}");
@@ -1115,8 +1132,10 @@ fn the_row_of_a_32_bit_program_says_so() {
 fn the_last_line_omits_coverage_if_every_process_is_covered() {
     let place = Place::new();
     let program = place.newcomer(Kind::Static, "newcomer");
-    let (status, table) = shell(&program.display().to_string())
-        .run_under(env!("CARGO_BIN_EXE_memleak"), &["run", "--"]);
+    let (status, table) = shell(&program.display().to_string()).run_under(
+        env!("CARGO_BIN_EXE_memleak"),
+        &[run_words(), &["--"]].concat(),
+    );
     assert!(status.success(), "{table}");
     let row = table.lines().find(|line| line.contains("newcomer"));
     assert!(

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::common;
 use crate::common::expected::case;
-use crate::common::{Counts, Job, compile, fixture};
+use crate::common::probes::run_words;
+use crate::common::proc::{children, within};
+use crate::common::{Counts, Job, TIMEOUT, compile, fixture};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 const MEMLEAK: &str = env!("CARGO_BIN_EXE_memleak");
@@ -115,7 +118,8 @@ fn case_16_losses_make_a_gate_unknown_and_are_reported_without_a_gate() {
     assert_eq!(report.status.code(), Some(125));
     assert_eq!(verdict(&report), "unknown");
     let output = Command::new(MEMLEAK)
-        .args(["run", "--"])
+        .args(run_words())
+        .arg("--")
         .arg(fixture("jumps_out_of_calloc"))
         .arg("stack")
         .output()
@@ -133,7 +137,8 @@ fn case_31_a_memleak_killed_at_any_moment_leaves_no_process_held() {
     let done = |round: u32| directory.path().join(round.to_string());
     let start = |round| {
         Command::new(MEMLEAK)
-            .args(["run", "-q", "--", "sh", "-c", "sleep 0.1; : >\"$0\""])
+            .args(run_words())
+            .args(["-q", "--", "sh", "-c", "sleep 0.1; : >\"$0\""])
             .arg(done(round))
             .spawn()
             .unwrap()
@@ -145,34 +150,31 @@ fn case_31_a_memleak_killed_at_any_moment_leaves_no_process_held() {
     let patience = whole.max(Duration::from_secs(1));
     for round in 0..ROUNDS {
         let mut memleak = start(round);
-        let children = format!("/proc/{0}/task/{0}/children", memleak.id());
-        // The delays grow up to twice the time of the undisturbed run.
+        let memleaks = Pid::from_raw(memleak.id().cast_signed());
+        // A process that has ended has no command line.
+        let is_held = |child: Pid| {
+            std::fs::read(format!("/proc/{child}/cmdline"))
+                .is_ok_and(|line| line.starts_with(MEMLEAK.as_bytes()))
+        };
+        // The delays grow up to twice the time of the undisturbed run. The last memleak has started its command.
         let part = f64::from(round) / f64::from(ROUNDS - 1);
         sleep(whole.mul_f64(2.0 * part * part));
-        let child = std::fs::read_to_string(children).unwrap_or_default();
+        let is_last = round == ROUNDS - 1;
+        let runs = || children(memleaks).into_iter().any(|child| !is_held(child));
+        let starts = || done(round).exists() || runs();
+        assert!(!is_last || within(*TIMEOUT, starts), "it never starts");
+        let children = children(memleaks);
         memleak.kill().unwrap();
         memleak.wait().unwrap();
-        let Some(child) = child.split_whitespace().next() else {
-            continue;
-        };
-        // Soon the child must run on or be gone. A process that has ended has no command line.
-        let command_line = Path::new("/proc").join(child).join("cmdline");
-        let is_held =
-            || std::fs::read(&command_line).is_ok_and(|line| line.starts_with(MEMLEAK.as_bytes()));
-        let deadline = Instant::now() + patience;
-        while is_held() {
-            assert!(
-                Instant::now() < deadline,
-                "the child is still held after round {round}"
-            );
-            sleep(Duration::from_millis(5));
-        }
+        // Soon the children must run on or be gone.
+        let go = || !children.iter().any(|&child| is_held(child));
+        assert!(
+            within(patience, go),
+            "a child is still held after round {round}"
+        );
     }
-    sleep(patience);
-    assert!(
-        done(ROUNDS - 1).exists(),
-        "the last memleak was killed before its command could run"
-    );
+    let runs_on = || done(ROUNDS - 1).exists();
+    assert!(within(*TIMEOUT, runs_on), "the last command does not end");
 }
 
 /// Checks that the constructor's block is counted on top of the C library's own allocations at the start.
@@ -257,7 +259,8 @@ fn case_37_a_thousand_vforks_leave_one_exact_row_of_the_parent() {
 /// A run with a gate and -q. Returns its exit code and all that was said.
 fn quiet_gate(options: &[&str], command: &[&str], directory: &Path) -> (Option<i32>, String) {
     let output = Command::new(MEMLEAK)
-        .args(["run", "-q", "--fail-on-leak", "100"])
+        .args(run_words())
+        .args(["-q", "--fail-on-leak", "100"])
         .args(options)
         .arg("--")
         .args(command)
@@ -337,7 +340,8 @@ fn a_failed_or_unknown_gate_says_so_on_standard_error_wherever_the_report_goes()
     let json = format!("json={file}");
     let run = |options: &[&str], limit: &str| {
         let output = Command::new(MEMLEAK)
-            .args(["run", "--fail-on-leak", limit])
+            .args(run_words())
+            .args(["--fail-on-leak", limit])
             .args(options)
             .args(["--", leaks])
             .output()

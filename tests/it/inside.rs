@@ -9,9 +9,9 @@ use std::process::Command;
 use crate::common::expected::{assert_counted, cases, counts};
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
-use crate::common::{Job, Losses, Report, Row, code, fixture};
+use crate::common::{Job, Losses, Report, Row, code, compare_inside, compile, fixture};
 
-const INSIDE: &str = "--probes=inside";
+pub const INSIDE: &str = "--probes=inside";
 
 fn inside() -> Vec<String> {
     vec![INSIDE.to_owned()]
@@ -20,7 +20,7 @@ fn inside() -> Vec<String> {
 /// Probes count the same calls, and a row is complete only if both have the same counts.
 fn compared() -> Vec<String> {
     let mut options = inside();
-    options.push(switch("compare", "yes"));
+    options.push(compare_inside());
     options
 }
 
@@ -61,7 +61,7 @@ fn the_counts_are_those_of_probes() {
 }
 
 #[track_caller]
-fn assert_both_count_the_same(report: &Report) {
+pub fn assert_both_count_the_same(report: &Report) {
     assert_eq!(code(report.status), 0, "{}", report.stderr);
     report.assert_complete();
     let both = |row: &&Row| counted_by(row) == ["uprobes", "inside"];
@@ -113,6 +113,48 @@ fn a_row_says_by_what_it_was_counted() {
     assert_eq!(probed.only_row().counted_by, ["uprobes"]);
 }
 
+#[track_caller]
+fn assert_uncovered(job: Job, why: &str) {
+    let report = job.options(inside()).run();
+    let row = report.rows.last().expect("a row");
+    assert_eq!(row.uncovered.as_deref(), Some(why), "{row:?}");
+    assert!(!row.complete && !report.summary.complete);
+}
+
+#[test]
+fn a_pool_on_top_of_malloc_is_said() {
+    let pool = format!(
+        "{}:alloc=pool_alloc(_, size),free=pool_free(_, block)",
+        fixture("pool").display()
+    );
+    let job = Job::fixture("pool", &[]).options(["--allocator", &pool]);
+    assert_uncovered(job, "twice");
+}
+
+#[test]
+fn a_second_copy_of_the_library_is_said() {
+    // dlmopen brings it.
+    let directory = tempfile::tempdir().unwrap();
+    let source = "fixtures/library_that_allocates.c";
+    let built = compile(source, "liballocates.so", &["-O1"]);
+    let library = directory.path().join("liballocates.so");
+    std::fs::copy(built, &library).unwrap();
+    let library = library.to_str().unwrap();
+    let job = Job::fixture("opens_libraries", &["newlm", library, "3000"]);
+    assert_uncovered(job, "unread");
+}
+
+#[test]
+fn programs_for_older_kernels_are_refused() {
+    let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
+        .args(["run", INSIDE, &switch("method", "separate"), "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(code(output.status), 125);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("method=separate"), "{said}");
+}
+
 #[test]
 fn a_jump_out_of_a_call_is_said() {
     let report = Job::fixture("jumps_out_of_calloc", &["stack"])
@@ -124,9 +166,15 @@ fn a_jump_out_of_a_call_is_said() {
 
 #[test]
 fn killed_processes_lose_at_most_the_call_in_flight() {
+    assert_killed(60);
+}
+
+/// Kills so many processes while they allocate. Fails if one of them lost more than a call. Returns how many were in the
+/// middle of a call.
+pub fn assert_killed(kills: usize) -> usize {
     const SCRIPT: &str = r#"
         mkfifo told && exec 3<> told
-        for i in $(seq 60); do
+        for i in $(seq "$1"); do
             rm -f begun
             "$0" 100000000 10 <&3 > begun & pid=$!
             until [ -s begun ]; do sleep 0.001; done
@@ -137,14 +185,15 @@ fn killed_processes_lose_at_most_the_call_in_flight() {
         exit 0"#;
     let directory = tempfile::tempdir().unwrap();
     let program = fixture("works_until_told");
-    let job = Job::new("sh", ["-c", SCRIPT, program.to_str().unwrap()]);
+    let words = [program.to_str().unwrap(), &kills.to_string()];
+    let job = Job::new("sh", [&["-c", SCRIPT][..], &words].concat());
     let job = job.in_directory(directory.path());
     let report = job.options(inside()).run();
     let killed = report
         .rows
         .iter()
         .filter(|row| row.signal == Some(libc::SIGKILL));
-    let mut counted = 0;
+    let (mut counted, mut in_flight) = (0, 0);
     for row in killed {
         assert_eq!(row.uncovered, None, "{row:?}");
         assert!(row.losses.calls_in_flight <= 1, "{row:?}");
@@ -152,8 +201,10 @@ fn killed_processes_lose_at_most_the_call_in_flight() {
         let frees = counts.alloc_count - counts.leaked_blocks;
         assert_eq!(frees, counts.free_count, "{row:?}");
         counted += usize::from(counts.alloc_count > 0);
+        in_flight += usize::from(row.losses.calls_in_flight > 0);
     }
-    assert_eq!(counted, 60);
+    assert_eq!(counted, kills);
+    in_flight
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
 
 /// Runs `run` and prints how long it took.
-fn timed(what: &str, run: impl FnOnce()) {
+pub fn timed(what: &str, run: impl FnOnce()) {
     let began = Instant::now();
     run();
     println!("{what}: {:.1} s", began.elapsed().as_secs_f64());

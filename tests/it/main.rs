@@ -35,6 +35,7 @@ mod links;
 mod live;
 mod loading;
 mod long;
+mod long_inside;
 mod loss_records;
 mod losses;
 mod metrics;

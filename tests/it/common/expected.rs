@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Counts, Job, Losses, Row, code, fixture};
+use super::{Counts, Job, Losses, Row, code, fixture, probes};
 
 /// How an image ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -245,13 +245,18 @@ fn jumps(name: &'static str, stack: &str) -> Case {
             counts(20_013_200, 1400, 200, 13_200, 1200),
         )]
     });
-    Case {
-        losses: Losses {
+    // Inside, a call that was jumped out of looks like one that is still under way.
+    let losses = match probes::are_inside() {
+        false => Losses {
             calls_without_return: 200,
             ..Losses::default()
         },
-        ..case
-    }
+        true => Losses {
+            calls_in_flight: 200,
+            ..Losses::default()
+        },
+    };
+    Case { losses, ..case }
 }
 
 /// All cases. Each has the name of its fixture. Where a fixture has several cases, their names also have the arguments.

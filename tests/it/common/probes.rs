@@ -12,6 +12,11 @@ pub fn run_words() -> &'static [&'static str] {
     }
 }
 
+/// Whether the C library counts by itself.
+pub fn are_inside() -> bool {
+    run_words().contains(&"--probes=inside")
+}
+
 /// The same, for a line of a shell.
 pub fn run_line() -> String {
     run_words().join(" ")
