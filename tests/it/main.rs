@@ -27,6 +27,7 @@ mod holds;
 mod hostile;
 #[cfg(target_arch = "x86_64")]
 mod inside;
+mod inside_tools;
 mod labels;
 mod launch;
 mod layout;
