@@ -335,8 +335,9 @@ impl Render for TableRender {
             let gap = if lines.ends_with("\n\n") { "" } else { "\n" };
             lines.push_str(&format!("{gap}{text}\n\n"));
         }
-        let line = clauses(summary, gate, self.options.lost).join("; ");
-        lines.push_str(&format!("memleak: {line}\n"));
+        for line in clauses(summary, gate, self.options.lost) {
+            lines.push_str(&format!("memleak: {line}\n"));
+        }
         if let Some(hint) = hint(summary, self.options) {
             lines.push_str(&format!("memleak: {hint}\n"));
         }

@@ -551,14 +551,14 @@ fn a_closing_line_only_says_what_is_known() {
     bounded.losses.bytes_not_recorded = 2_000;
     assert_eq!(
         closing(bounded.clone()),
-        "memleak: 1 process, 7.208 MB allocated, 0 bytes to 0.002 MB leaked; \
-         incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs)\n"
+        "memleak: 1 process, 7.208 MB allocated, 0 bytes to 0.002 MB leaked\n\
+         memleak: incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs)\n"
     );
     bounded.losses.rows_lost = 3;
     assert_eq!(
         closing(bounded),
-        "memleak: 1 process, 7.208 MB allocated, at least 0 bytes leaked; \
-         incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows missed\n"
+        "memleak: 1 process, 7.208 MB allocated, at least 0 bytes leaked\n\
+         memleak: incomplete: 0 of 1 process fully covered, 1 block of 2000 bytes not recorded (raise --max-allocs), 3 rows missed\n"
     );
 }
 
