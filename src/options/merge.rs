@@ -6,7 +6,8 @@ use clap::{Args, ValueHint};
 
 use crate::model::commands::CommandOrder;
 use crate::model::grouping::Grouping;
-use crate::options::{GateArgs, ReportArgs, ShownArgs};
+use crate::options::stacks::LeakArgs;
+use crate::options::{DEFAULT_PLACES, GateArgs, ReportArgs, ShownArgs};
 
 /// The options of `memleak report`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -26,7 +27,16 @@ pub struct Merge {
     pub gate: GateArgs,
 
     #[command(flatten)]
+    pub leaks: LeakArgs,
+
+    #[command(flatten)]
     pub shown: ShownArgs,
+
+    /// Places in programs to show
+    ///
+    /// How many of those where processes leaked, the largest first.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PLACES, help_heading = "Show")]
+    pub top: usize,
 
     /// Show command lines
     ///

@@ -27,12 +27,8 @@ pub struct StackArgs {
     #[arg(hide_possible_values = true)]
     pub stacks: StacksWhen,
 
-    /// Ignore leaks that FILE names
-    ///
-    /// FILE has suppressions in the syntax of LeakSanitizer or of valgrind. What they match counts for no gate, and is
-    /// not shown. How much that is, is always said. May be repeated. Implies --stacks.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub suppressions: Vec<PathBuf>,
+    #[command(flatten)]
+    pub leaks: LeakArgs,
 
     /// Print a suppression for each place that is shown
     ///
@@ -40,6 +36,18 @@ pub struct StackArgs {
     #[arg(long, value_name = "SYNTAX", hide_short_help = true)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "valgrind")]
     pub gen_suppressions: Option<Generated>,
+}
+
+/// Which leaks count for gates, and which are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct LeakArgs {
+    /// Ignore leaks that FILE names
+    ///
+    /// FILE has suppressions in the syntax of LeakSanitizer or of valgrind. What they match counts for no gate, and is
+    /// not shown. How much that is, is always said. May be repeated. Implies --stacks. A saved report must have call
+    /// stacks.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub suppressions: Vec<PathBuf>,
 
     /// Show what the C and C++ libraries keep as any other leak
     ///
@@ -52,7 +60,7 @@ pub struct StackArgs {
     ///
     /// GLOB is compared with the functions, with and without their parameters, and with the paths and names of programs
     /// and libraries. * and ? are wildcards. Gates judge all leaks. May be repeated: one of them must match. Implies
-    /// --stacks.
+    /// --stacks. A saved report must have call stacks.
     #[arg(long, value_name = "GLOB", value_parser = parse_stack_glob, hide_short_help = true)]
     pub only_stack: Vec<Wildcard>,
 }
@@ -86,11 +94,11 @@ impl StackArgs {
 
     /// The option that needs call stacks, if there is one.
     pub fn needed_by(&self) -> Option<&'static str> {
-        if !self.suppressions.is_empty() {
+        if !self.leaks.suppressions.is_empty() {
             Some("--suppressions")
         } else if self.gen_suppressions.is_some() {
             Some("--gen-suppressions")
-        } else if !self.only_stack.is_empty() {
+        } else if !self.leaks.only_stack.is_empty() {
             Some("--only-stack")
         } else {
             None

@@ -168,6 +168,9 @@ struct StackLine<'a> {
 #[derive(Serialize)]
 struct FrameObject<'a> {
     function: Option<Cow<'a, str>>,
+    /// Only where it is another name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    linkage: Option<Cow<'a, str>>,
     module: Option<Cow<'a, str>>,
     build_id: Option<String>,
     offset: u64,
@@ -193,6 +196,9 @@ impl<'a> StackLine<'a> {
             function: frame
                 .function
                 .as_ref()
+                .map(|name| escape::text(name.as_bytes())),
+            linkage: (frame.linkage.as_ref())
+                .filter(|linkage| frame.function.as_ref() != Some(linkage))
                 .map(|name| escape::text(name.as_bytes())),
             module: path(&frame.module),
             build_id: frame.build_id.as_ref().map(|id| escape::hexadecimal(id)),

@@ -47,9 +47,6 @@ pub mod destination;
 mod documents;
 mod renaming;
 mod render;
-mod saved_baseline;
-
-pub use saved_baseline::read_baseline;
 
 pub use prometheus::Exposition;
 pub use render::{Format, OldContent, Options, SCHEMA, Screen, StackRow, Verbosity, Window};

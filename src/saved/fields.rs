@@ -117,6 +117,8 @@ pub(super) struct StackFields<'a> {
     pub leaked_bytes: u64,
     pub leaked_blocks: u64,
     #[serde(default)]
+    pub growth_bytes: Option<i64>,
+    #[serde(default)]
     pub definite_bytes: Option<u64>,
     #[serde(default)]
     pub definite_blocks: Option<u64>,
@@ -144,6 +146,8 @@ pub(super) struct StackFields<'a> {
 pub(super) struct FrameFields<'a> {
     #[serde(borrow)]
     pub function: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub linkage: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub module: Option<Cow<'a, str>>,
     #[serde(borrow)]

@@ -1,13 +1,20 @@
+use std::ffi::OsString;
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::record::{PROCESS, STACK};
 use super::*;
+use crate::model::exit::Outcome;
 use crate::model::image::samples::{any_image, image};
-use crate::model::image::{CountedBy, Uncovered};
+use crate::model::image::{CommandLine, CountedBy, Image, Losses, Uncovered};
 use crate::model::ledger::Ledger;
-use crate::model::reach::ReachUnknown;
+use crate::model::origin::Origin;
+use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
+use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, WalkEnd};
 use crate::model::stack_coverage::StackCoverage;
 use crate::report::destination::Output;
 use crate::report::{Format, Options, Report, StackRow};
@@ -79,13 +86,14 @@ fn any_name() -> impl Strategy<Value = Vec<u8>> {
 
 fn any_frame() -> impl Strategy<Value = NamedFrame> {
     let path = || prop::option::of(any_name());
-    let name = prop::option::of("\\PC{0,12}");
+    let name = || prop::option::of("\\PC{0,12}");
     let build_id = prop::option::of(prop::collection::vec(any::<u8>(), 0..20));
     let numbers = (any::<u64>(), prop::option::of(any::<u32>()), any::<bool>());
-    (name, path(), build_id, path(), numbers).prop_map(
-        |(function, module, build_id, file, (offset, line, inlined))| NamedFrame {
+    let names = (name(), name());
+    (names, path(), build_id, path(), numbers).prop_map(
+        |((function, linkage), module, build_id, file, (offset, line, inlined))| NamedFrame {
             function,
-            linkage: None,
+            linkage,
             module: module.map(as_path),
             build_id,
             offset,

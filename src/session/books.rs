@@ -11,7 +11,7 @@ use users::{Users, UsersCache};
 
 use crate::kernel::collector::Collector;
 use crate::kernel::error;
-use crate::model::baseline::{Comparison, LeakSize};
+use crate::model::baseline::Comparison;
 use crate::model::commands::CommandOrder;
 use crate::model::exit::Outcome;
 use crate::model::finished::About;
@@ -22,7 +22,6 @@ use crate::model::ledger::{Ledger, Summary};
 use crate::model::live::Live;
 use crate::model::metrics::MetricLabels;
 use crate::model::stack::StackShare;
-use crate::model::suppressed::Suppressed;
 use crate::options::{ReportArgs, ShownArgs};
 use crate::os::say::say;
 use crate::report::destination::{self, Output, Standard};
@@ -31,6 +30,7 @@ use crate::session::leaks::{Leaks, StackReaders};
 use crate::session::listener::Listener;
 use crate::session::origins::Origins;
 use crate::session::prober::Prober;
+use crate::session::sifting::enter;
 
 /// With `verbose`, says by which method the probes were attached. If the start failed, prints the messages of the
 /// kernel and of libbpf instead.
@@ -273,22 +273,7 @@ impl Books {
         // Until its stacks have names, nobody knows what is suppressed, and what is new.
         let waits = (self.leaks.as_ref())
             .is_some_and(|leaks| judged && leaks.may_suppress(&image) || may_judge && by_stack);
-        let verdict = match &mut self.comparison {
-            _ if waits => {
-                self.ledger.add(&image);
-                None
-            }
-            Some(comparison) if may_judge => {
-                self.ledger.add(&image);
-                let known = comparison.image(&image, LeakSize::of(&image), None);
-                let suppressed = Suppressed {
-                    known,
-                    ..Suppressed::default()
-                };
-                self.ledger.judge(&image, suppressed)
-            }
-            Some(_) | None => self.ledger.record(&image),
-        };
+        let verdict = enter(&image, waits, self.comparison.as_mut(), &mut self.ledger);
         let unwritten = self.report.image(&image, verdict);
         self.check(unwritten);
         self.gather(&image);

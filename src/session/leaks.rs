@@ -8,30 +8,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-
-use crate::model::baseline::{Comparison, LeakSize, StackLeak};
+use crate::model::baseline::Comparison;
 use crate::model::gathering::{Gathering, SiteShare};
 use crate::model::image::{End, Image, Labels};
-use crate::model::leak_kind::{LeakKind, LeakKinds};
 use crate::model::ledger::Ledger;
 use crate::model::live::{GrowingPlace, Live};
-use crate::model::lost::reached;
-use crate::model::places::{LargestPlaces, LeakPlace, LeakPlaces, Located, PlaceShare};
+use crate::model::places::Located;
 use crate::model::reach::Amount;
 use crate::model::stack::{NamedStack, StackShare};
 use crate::model::stack_coverage::StackCoverage;
-use crate::model::suppressed::{Suppressed, SuppressedShares, SuppressionUse};
+use crate::model::suppressed::SuppressionUse;
 use crate::model::unfreed::Unfreed;
-use crate::options::stacks::StackArgs;
 use crate::os::say::say;
-use crate::report::{Report, StackRow, Unwritten, innermost_call};
+use crate::report::{Report, Unwritten};
+use crate::session::sifting::{ImageLeaks, LeakOwner, ShownLeaks, Sifted, Sifter};
 use crate::stacks::namer::Namer;
 use crate::stacks::perf_map::{MapOwner, PerfMap, PerfMaps};
-use crate::stacks::{
-    Generated, LeakFilter, SiftedLeak, Suppressions, generate_for, known, passes_any,
-};
-use crate::text::wildcards::Wildcard;
 
 /// Of the stacks beyond so many, only those that leaked are kept, and no more than as many again. One takes some 130
 /// bytes.
@@ -47,45 +39,6 @@ const AT_ONCE_WITHIN: Duration = Duration::from_secs(1);
 /// In how many running processes, and in how many places of each, growth is shown.
 const GROWING_PROCESSES: usize = 3;
 const GROWING_PLACES: usize = 3;
-
-/// Which leaks are shown, and how.
-pub(super) struct ShownLeaks {
-    users: Suppressions,
-    known: Suppressions,
-    only: Vec<Wildcard>,
-    generated: Option<Generated>,
-    top: usize,
-}
-
-impl ShownLeaks {
-    /// Reads the files of suppressions.
-    ///
-    /// # Errors
-    /// A file cannot be read, or a line of it is wrong.
-    pub(super) fn new(args: &StackArgs, top: usize) -> Result<Self> {
-        let mut users = Suppressions::default();
-        for file in &args.suppressions {
-            let text = std::fs::read(file)
-                .with_context(|| format!("cannot read the suppressions of {}", file.display()))?;
-            users.add(&file.to_string_lossy(), &text)?;
-        }
-        Ok(Self {
-            users,
-            known: match args.no_default_suppressions {
-                true => Suppressions::default(),
-                false => known()?,
-            },
-            only: args.only_stack.clone(),
-            generated: args.gen_suppressions,
-            top,
-        })
-    }
-
-    /// Whether leaks by a stack are shown, if they are not suppressed.
-    fn shows(&self, stack: &NamedStack) -> bool {
-        self.only.is_empty() || passes_any(stack, &self.only)
-    }
-}
 
 /// An image that has call stacks.
 struct StackOwner {
@@ -117,8 +70,8 @@ impl StackOwner {
         }
     }
 
-    /// What documents get of a stack. `counts`: what leaked by it, without what is suppressed.
-    fn share(&self, share: &StackShare, counts: Unfreed) -> SiteShare<'_> {
+    /// What documents get of a stack.
+    fn share(&self, share: &StackShare, sifted: &Sifted) -> SiteShare<'_> {
         SiteShare {
             image: (self.pid, self.image),
             exe: self.exe.as_deref(),
@@ -129,8 +82,8 @@ impl StackOwner {
                 bytes: share.alloc_bytes,
                 blocks: share.alloc_count,
             },
-            leaked: counts.sum(),
-            reached: (counts.unknown == Amount::default()).then_some(counts.reached),
+            leaked: sifted.leaked(),
+            reached: sifted.reached(),
         }
     }
 }
@@ -181,7 +134,7 @@ impl Leaks {
 
     /// Whether a gate has to wait for the names of the stacks of an image: something that it leaked may be suppressed.
     pub(super) fn may_suppress(&self, image: &Image) -> bool {
-        !self.shown.users.is_empty() && image.counters.leaked_blocks > 0
+        self.shown.may_suppress(image)
     }
 
     /// Keeps the call stacks of an image. `judged`: a gate judges it. `waits`: it has not done so yet.
@@ -190,7 +143,9 @@ impl Leaks {
         if let Some(coverage) = StackCoverage::of(&image).filter(|_| owner.has_ended) {
             self.coverage += coverage;
         }
-        let mut shares = image.stacks.take().unwrap_or_default();
+        let mut shares = (image.stacks.as_mut())
+            .map(std::mem::take)
+            .unwrap_or_default();
         if self.kept_shares + shares.len() > MOST_SHARES {
             shares.retain(|share| share.leaked_blocks > 0);
         }
@@ -217,35 +172,21 @@ impl Leaks {
         let stacks = shares.map(|share| &*share.stack);
         self.namer.look_up(stacks, Instant::now() + NAMED_WITHIN);
         let mut listing = Listing::new(&self.namer, &self.shown);
+        let compares = readers.comparison.is_some();
         for kept in &self.kept {
-            let mut sums = SuppressedShares::default();
-            let mut leaks = Vec::new();
+            let mut leaks = ImageLeaks::default();
             for share in &kept.shares {
-                let listed = listing.add(&kept.owner, share, report);
-                if !share.stack.frames.is_empty() {
-                    sums.add(listed.unfreed, listed.suppressed);
-                }
+                let (stack, sifted) = listing.add(&kept.owner, share, report);
                 if let Some(gathering) = &mut readers.gathering {
-                    gathering.stack(kept.owner.share(share, listed.counts), &listed.stack);
+                    gathering.stack(kept.owner.share(share, &sifted), &stack);
                 }
-                if kept.waits.is_some() && listed.counts.sum().blocks > 0 {
-                    leaks.push(listed.leak());
+                if kept.waits.is_some() {
+                    leaks.add(&stack, &sifted, compares);
                 }
             }
             if let Some(image) = &kept.waits {
-                let all = LeakSize::of(image);
-                let mut suppressed = match self.shown.users.is_empty() {
-                    true => Suppressed::default(),
-                    false => sums.of_image(all.leaked, reached(image)),
-                };
-                if let Some(comparison) = &mut readers.comparison {
-                    let all = all.less(LeakSize {
-                        leaked: suppressed.leaked,
-                        lost: Some(suppressed.lost),
-                    });
-                    suppressed.known = comparison.image(image, all, Some(&leaks));
-                }
-                ledger.judge(image, suppressed);
+                let comparison = readers.comparison.as_deref_mut();
+                leaks.judge(image, &self.shown, comparison, ledger);
             }
         }
         if self.left_out > 0 {
@@ -375,37 +316,10 @@ impl Leaks {
     }
 }
 
-/// What an image has allocated by one stack, as it was reported.
-struct Listed {
-    /// What it never freed of that.
-    unfreed: Unfreed,
-    suppressed: Unfreed,
-    /// What of it is not suppressed.
-    counts: Unfreed,
-    stack: NamedStack,
-}
-
-impl Listed {
-    /// To be compared with a baseline.
-    fn leak(&self) -> StackLeak {
-        let is_known = self.counts.unknown == Amount::default();
-        StackLeak {
-            identity: self.stack.identity,
-            size: LeakSize {
-                leaked: self.counts.sum().bytes,
-                lost: is_known.then(|| self.counts.reached.lost().bytes),
-            },
-            place: innermost_call(&self.stack),
-        }
-    }
-}
-
 /// A list of leaks that is being made.
 struct Listing<'a> {
     namer: &'a Namer,
-    shown: &'a ShownLeaks,
-    filter: LeakFilter<'a>,
-    places: LeakPlaces,
+    sifter: Sifter<'a>,
     maps: PerfMaps,
     unwritten: Vec<Unwritten>,
 }
@@ -414,16 +328,19 @@ impl<'a> Listing<'a> {
     fn new(namer: &'a Namer, shown: &'a ShownLeaks) -> Self {
         Self {
             namer,
-            shown,
-            filter: LeakFilter::new(&shown.users, &shown.known),
-            places: LeakPlaces::default(),
+            sifter: Sifter::new(shown),
             maps: PerfMaps::default(),
             unwritten: Vec::new(),
         }
     }
 
     /// Reports what an image has allocated by one stack.
-    fn add(&mut self, owner: &StackOwner, share: &StackShare, report: &mut Report) -> Listed {
+    fn add(
+        &mut self,
+        owner: &StackOwner,
+        share: &StackShare,
+        report: &mut Report,
+    ) -> (NamedStack, Sifted) {
         let is_made = share.stack.has_code_without_file();
         let stack = match is_made {
             true => self
@@ -431,60 +348,23 @@ impl<'a> Listing<'a> {
                 .name_with(&share.stack, self.maps.of(owner.map_owner)),
             false => self.namer.name(&share.stack),
         };
-        let unfreed = Unfreed::of(share);
-        let is_shown = self.shown.shows(&stack);
-        // What did not leak is nothing that a suppression could match.
-        let sifted = match owner.has_ended {
-            true => self.filter.sift(&stack, unfreed),
-            false => SiftedLeak::default(),
-        };
-        let place = PlaceShare {
-            left: sifted.left,
-            kept: sifted.kept,
+        let owner = LeakOwner {
+            pid: owner.pid,
+            image: owner.image,
+            comm: &owner.comm,
+            has_ended: owner.has_ended,
             judged: owner.judged,
-            shown: is_shown,
         };
-        let named = Some(&stack).filter(|_| is_made);
-        self.places
-            .add(&owner.comm, stack.identity, &share.stack, named, place);
-        if is_shown {
-            let by = sifted
-                .by
-                .and_then(|number| self.shown.users.list().get(number));
-            self.unwritten.extend(report.stack(&StackRow {
-                pid: owner.pid,
-                image: owner.image,
-                share,
-                stack: &stack,
-                suppressed_by: by.map(|suppression| &*suppression.name),
-                suppressed: sifted.suppressed.sum(),
-                kept: sifted.kept.sum(),
-            }));
-        }
-        let mut counts = sifted.left;
-        counts += sifted.kept;
-        Listed {
-            unfreed,
-            suppressed: sifted.suppressed,
-            counts,
-            stack,
-        }
+        let (sifted, unwritten) = self
+            .sifter
+            .add(&owner, share, &stack, is_made, Some(report));
+        self.unwritten.extend(unwritten);
+        (stack, sifted)
     }
 
     fn finish(self, coverage: StackCoverage) -> (Located, Vec<Unwritten>) {
-        let ShownLeaks { users, known, .. } = self.shown;
-        let places = self
-            .places
-            .largest(self.shown.top, |stack| self.namer.name(stack));
-        let [reachable, otherwise] = self.filter.by_known(known);
-        let located = Located {
-            generated: generated(self.shown.generated, &places),
-            places,
-            coverage,
-            suppressions: self.filter.by_users(users).uses(users),
-            kept_reachable: reachable.uses(known),
-            kept_otherwise: otherwise.uses(known),
-        };
+        let namer = self.namer;
+        let located = self.sifter.finish(coverage, |stack| namer.name(stack));
         (located, self.unwritten)
     }
 }
@@ -512,28 +392,4 @@ fn add_uses(sums: &mut Vec<SuppressionUse>, uses: &[SuppressionUse]) {
         sum.amount += used.amount;
         sum.places += used.places;
     }
-}
-
-/// A suppression of each place that is shown.
-fn generated(syntax: Option<Generated>, places: &LargestPlaces) -> Vec<String> {
-    let Some(syntax) = syntax else {
-        return Vec::new();
-    };
-    let texts = places.shown.iter();
-    let texts = texts.filter_map(|place| generate_for(syntax, &place.stack, kinds(place)));
-    texts.collect()
-}
-
-/// What the blocks of a place are, as far as they are listed.
-fn kinds(place: &LeakPlace) -> LeakKinds {
-    let mut unfreed = place.unfreed;
-    let listed = [LeakKind::Definite, LeakKind::Indirect, LeakKind::Possible];
-    if unfreed.unknown.blocks > 0 {
-        // Only a suppression for all kinds matches these.
-        return LeakKinds::NONE;
-    }
-    let listed = listed.into_iter();
-    listed
-        .filter(|kind| unfreed.of_kind(*kind).blocks > 0)
-        .collect()
 }

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufReader;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,42 +12,33 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::model::baseline::Comparison;
 use crate::model::commands;
 use crate::model::exit::{Finish, Outcome};
 use crate::model::finished::About;
 use crate::model::gathering::{Gathering, SiteShare};
-use crate::model::grouping::Groups;
+use crate::model::grouping::{Grouping, Groups};
 use crate::model::image::{End, Image, Labels, Losses};
 use crate::model::ledger::Ledger;
-use crate::model::places::{LeakPlaces, Located, PlaceShare};
 use crate::model::reach::Amount;
 use crate::model::stack::NamedStack;
 use crate::model::stack_coverage::StackCoverage;
-use crate::model::unfreed::Unfreed;
-use crate::options::DEFAULT_PLACES;
 use crate::options::merge::Merge;
 use crate::os::capabilities;
 use crate::os::say::say;
 use crate::report::destination::{self, Standard};
-use crate::report::{Format, Options, Report, StackRow, Unwritten, Verbosity, verdict_line};
-use crate::saved::{Record, SavedImage, SavedStack, SavedSummary, record};
+use crate::report::{Format, Options, Report, Unwritten, Verbosity, verdict_line};
+use crate::saved::{Record, SavedLines, SavedProcesses, SavedStack, SavedSummary};
 use crate::session::books::Destinations;
-use crate::session::run::{ending, gate};
-
-/// The longest line that is read. A record of a call stack with the most frames is far shorter.
-const LONGEST_LINE: u64 = 16 << 20;
-
-/// Of how many processes of one file the names are remembered for their call stacks, which come after them.
-const MOST_OWNERS: usize = 1 << 20;
+use crate::session::run::{comparison, ending, gate};
+use crate::session::sifting::{ImageLeaks, LeakOwner, ShownLeaks, Sifter, enter};
+use crate::text::units::counted;
 
 /// Reads the files and reports them. Returns how memleak must end.
 ///
 /// # Errors
 /// A file cannot be read, or is none of memleak's.
 pub fn merged(options: &Merge) -> Result<Finish> {
-    if options.gate.baseline.is_some() {
-        bail!("--baseline compares the leaks of a run: give it to memleak run");
-    }
     let mut outputs = options.report.outputs().into_iter();
     let are_metrics = |(format, _)| matches!(format, Format::Prometheus | Format::Influx);
     if options.grouping().is_some() && outputs.any(are_metrics) {
@@ -58,8 +49,12 @@ pub fn merged(options: &Merge) -> Result<Finish> {
     }
     capabilities::keep_what_is_used()?;
     spare_what_is_read(options)?;
+    let shown = ShownLeaks::new(&options.leaks, None, options.top)?;
+    let comparison = comparison(&options.gate)?;
+    let ledger = Ledger::new(gate(&options.gate)?);
     let destinations = Destinations::open(&options.report, Standard::Output, None)?;
-    let mut merger = Merger::new(options, destinations, Ledger::new(gate(&options.gate)?));
+    let mut merger = Merger::new(options, &shown, destinations, ledger);
+    merger.comparison = comparison;
     for file in &options.files {
         merger.file(file)?;
     }
@@ -72,12 +67,16 @@ fn spare_what_is_read(options: &Merge) -> Result<()> {
         let facts = fs::metadata(path).ok()?;
         facts.is_file().then(|| (facts.dev(), facts.ino()))
     };
+    let read = || {
+        let files = options.files.iter().chain(&options.gate.baseline);
+        files.chain(&options.leaks.suppressions)
+    };
     for (_, output) in options.report.outputs() {
         let Some(output) = output else { continue };
         let output = destination::expanded(output)?;
         let written = identity(&output);
         let same = |file: &&PathBuf| written.is_some() && identity(file) == written;
-        if let Some(file) = options.files.iter().find(same) {
+        if let Some(file) = read().find(same) {
             bail!(
                 "{} is to be read and, by -o {}, to be written: name another file for -o",
                 file.display(),
@@ -89,10 +88,20 @@ fn spare_what_is_read(options: &Merge) -> Result<()> {
 }
 
 /// Whose a call stack is: the executable and the command name of its process.
-struct Owner {
+struct OwnerProgram {
     exe: Option<PathBuf>,
     comm: Vec<u8>,
     labels: Labels,
+}
+
+/// A process whose call stacks have yet to come.
+struct SavedOwner {
+    program: Arc<OwnerProgram>,
+    end: End,
+    /// Whether a gate judges it.
+    judged: bool,
+    /// The image and what it leaked, if the gate waits for its call stacks.
+    waits: Option<Box<(Image, ImageLeaks)>>,
 }
 
 /// What is known of a file so far.
@@ -103,9 +112,10 @@ struct SavedFile {
     /// The losses of its images.
     losses: Losses,
     summary: Option<SavedSummary>,
-    programs: HashMap<(Option<PathBuf>, Vec<u8>, Labels), Arc<Owner>>,
-    /// The images, by pid and number, and whether a gate judges them.
-    owners: HashMap<(u32, u32), (Arc<Owner>, End, bool)>,
+    programs: HashMap<(Option<PathBuf>, Vec<u8>, Labels), Arc<OwnerProgram>>,
+    owners: SavedProcesses<SavedOwner>,
+    /// How many processes have leaked, and have no call stacks.
+    without_stacks: u64,
 }
 
 struct Merger<'a> {
@@ -114,7 +124,9 @@ struct Merger<'a> {
     report: Report,
     gathering: Option<Gathering>,
     groups: Option<Groups>,
-    places: LeakPlaces,
+    shown: &'a ShownLeaks,
+    sifter: Sifter<'a>,
+    comparison: Option<Comparison>,
     about: About,
     /// The losses that belong to no image.
     losses: Losses,
@@ -128,19 +140,24 @@ struct Merger<'a> {
 }
 
 impl<'a> Merger<'a> {
-    fn new(options: &'a Merge, destinations: Destinations, ledger: Ledger) -> Self {
+    fn new(
+        options: &'a Merge,
+        shown: &'a ShownLeaks,
+        destinations: Destinations,
+        ledger: Ledger,
+    ) -> Self {
         let mut report = Report::default();
         let mut table_on_stderr = false;
         let labels = destinations.labels();
         for (format, output) in destinations.into_outputs() {
-            let shown = &options.shown;
+            let look = &options.shown;
             table_on_stderr |= output.is_stderr && format == Format::Table;
             let look = Options {
                 verbosity: match output.is_file {
-                    true => Verbosity::of(false, shown.verbose),
-                    false => shown.verbosity(),
+                    true => Verbosity::of(false, look.verbose),
+                    false => look.verbosity(),
                 },
-                color: shown.color.wanted(output.terminal, destination::no_color()),
+                color: look.color.wanted(output.terminal, destination::no_color()),
                 refresh: false,
                 order: options.sort,
                 args: options.args,
@@ -156,7 +173,9 @@ impl<'a> Merger<'a> {
             gathering: report.has_documents().then(Gathering::default),
             report,
             groups: options.grouping().map(Groups::new),
-            places: LeakPlaces::default(),
+            shown,
+            sifter: Sifter::new(shown),
+            comparison: None,
             about: About {
                 directory: std::env::current_dir().ok(),
                 began: Duration::MAX,
@@ -174,32 +193,27 @@ impl<'a> Merger<'a> {
     fn file(&mut self, path: &Path) -> Result<()> {
         let name = path.display();
         let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
-        let mut file = BufReader::with_capacity(1 << 18, file);
+        let file = BufReader::with_capacity(1 << 18, file);
         let stem = path.file_stem().unwrap_or_default();
         let mut state = SavedFile {
             name: stem.to_string_lossy().into_owned(),
             ..SavedFile::default()
         };
-        let mut line = Vec::new();
-        for number in 1_u64.. {
-            line.clear();
-            let mut part = (&mut file).take(LONGEST_LINE);
-            let read = part.read_until(b'\n', &mut line);
-            if read.with_context(|| format!("cannot read {name}"))? == 0 {
-                break;
-            }
-            let is_whole = line.last() == Some(&b'\n');
-            match record(line.trim_ascii()) {
+        for line in SavedLines::new(file) {
+            let line = line.with_context(|| format!("cannot read {name}"))?;
+            let number = line.number;
+            match line.record {
                 Ok(record) => self.record(record, &mut state),
-                Err(_) if !is_whole && number > 1 && (line.len() as u64) < LONGEST_LINE => {
+                Err(_) if line.is_cut && number > 1 => {
                     say(&format!(
                         "{name}:{number}: the line is cut off, and left out"
                     ));
                 }
-                Err(_) if line.trim_ascii().is_empty() => {}
                 Err(error) => bail!("{name}:{number}: {error}"),
             }
         }
+        self.settle(state.owners.take());
+        self.say_what_is_missing(path, &state);
         match state.summary {
             Some(summary) => {
                 self.losses += of_session(summary.losses, state.losses);
@@ -218,23 +232,35 @@ impl<'a> Merger<'a> {
 
     fn record(&mut self, record: Record, state: &mut SavedFile) {
         match record {
-            Record::Process(saved) if saved.is_look => {}
-            Record::Process(saved) => self.image(&saved, state),
+            Record::Process(saved) => {
+                self.settle(state.owners.complete());
+                if !saved.is_look {
+                    self.image(saved.image, state);
+                }
+            }
+            Record::Stack(saved) if saved.is_look => {}
             Record::Stack(saved) => self.stack(&saved, state),
             Record::Summary(summary) => state.summary = Some(summary),
             Record::Other => {}
         }
     }
 
-    fn image(&mut self, saved: &SavedImage, state: &mut SavedFile) {
-        let image = &saved.image;
-        let verdict = self.ledger.record(image);
+    fn image(&mut self, image: Image, state: &mut SavedFile) {
+        let (judged, may_judge) = (self.ledger.judges(&image), self.ledger.may_judge(&image));
+        let by_stack = (self.comparison.as_ref()).is_some_and(Comparison::is_by_stack);
+        let has_leaked = has_ended(image.end) && image.counters.leaked_blocks > 0;
+        let waits = has_leaked
+            && (judged && self.shown.may_suppress(&image)
+                || may_judge && by_stack && image.stacks.is_some());
+        let verdict = enter(&image, waits, self.comparison.as_mut(), &mut self.ledger);
         state.losses += image.losses;
-        if let Some(coverage) = StackCoverage::of(image) {
+        if let Some(coverage) = StackCoverage::of(&image) {
             self.has_stacks = true;
-            if !matches!(image.end, End::Exec | End::Running) {
+            if has_ended(image.end) {
                 self.coverage += coverage;
             }
+        } else if has_leaked {
+            state.without_stacks += 1;
         }
         self.about.began = self.about.began.min(image.start_time);
         self.about.ended = self.about.ended.max(image.end_time);
@@ -248,77 +274,110 @@ impl<'a> Merger<'a> {
             self.about.hosts.push(host.clone());
         }
         match &mut self.groups {
-            Some(groups) => groups.image(image, &state.name),
+            Some(groups) => groups.image(&image, &state.name),
             None => {
-                let unwritten = self.report.image(image, verdict);
+                let unwritten = self.report.image(&image, verdict);
                 self.check(unwritten);
             }
         }
         if let Some(gathering) = &mut self.gathering {
-            gathering.image(image);
+            gathering.image(&image);
         }
-        if self.wants_owners() {
-            state.own(image, self.ledger.judges(image));
+        if self.wants_stacks() {
+            let without_room = state.own(image, judged, waits);
+            self.settle(without_room);
         }
     }
 
-    /// Whether it matters whose a call stack is.
-    fn wants_owners(&self) -> bool {
-        self.groups.is_none() || self.gathering.is_some()
+    /// Whether it matters what is in call stacks.
+    fn wants_stacks(&self) -> bool {
+        let groups = self.groups.as_ref().map(Groups::by);
+        groups.is_none_or(Grouping::is_of_stacks)
+            || self.gathering.is_some()
+            || self.comparison.is_some()
+            || self.shown.suppresses()
     }
 
-    fn stack(&mut self, saved: &SavedStack, state: &SavedFile) {
+    /// Lets the gate judge the processes that have waited for their call stacks.
+    fn settle(&mut self, owners: impl IntoIterator<Item = SavedOwner>) {
+        for owner in owners {
+            if let Some(waits) = owner.waits {
+                let (image, leaks) = &*waits;
+                let comparison = self.comparison.as_mut();
+                leaks.judge(image, self.shown, comparison, &mut self.ledger);
+            }
+        }
+    }
+
+    fn stack(&mut self, saved: &SavedStack, state: &mut SavedFile) {
         self.has_stacks = true;
+        if !self.wants_stacks() {
+            return;
+        }
         let id = (saved.pid, saved.image);
-        let share = &saved.share;
-        let amount = |bytes, blocks| Amount { bytes, blocks };
-        let allocated = amount(share.alloc_bytes, share.alloc_count);
-        let leaked = amount(share.leaked_bytes, share.leaked_blocks);
-        match &mut self.groups {
-            Some(groups) => {
-                groups.stack(id, &saved.stack, [allocated, leaked], share.reached);
-            }
-            None => {
-                let owner = state.owners.get(&id);
-                let comm = owner.map_or(&b""[..], |(program, ..)| &program.comm);
-                // Only an image that has ended has leaked.
-                if owner.is_some_and(|(_, end, _)| !matches!(end, End::Exec | End::Running)) {
-                    let place = PlaceShare {
-                        left: Unfreed::of(share),
-                        judged: owner.is_some_and(|(.., judged)| *judged),
-                        shown: true,
-                        ..PlaceShare::default()
-                    };
-                    let (identity, named) = (saved.stack.identity, Some(&saved.stack));
-                    self.places.add(comm, identity, &share.stack, named, place);
-                }
-                let unwritten = self.report.stack(&StackRow {
-                    pid: saved.pid,
-                    image: saved.image,
-                    share,
-                    stack: &saved.stack,
-                    suppressed_by: None,
-                    suppressed: Amount::default(),
-                    kept: Amount::default(),
-                });
-                self.check(unwritten);
-            }
+        let mut owner = state.owners.of_stack(id, saved.leaked());
+        let whose = LeakOwner {
+            pid: saved.pid,
+            image: saved.image,
+            comm: owner.as_ref().map_or(b"", |owner| &owner.program.comm),
+            has_ended: owner.as_ref().is_some_and(|owner| has_ended(owner.end)),
+            judged: owner.as_ref().is_some_and(|owner| owner.judged),
+        };
+        let report = Some(&mut self.report).filter(|_| self.groups.is_none());
+        let (share, stack) = (&saved.share, &saved.stack);
+        let (sifted, unwritten) = self.sifter.add(&whose, share, stack, true, report);
+        if let Some((_, leaks)) = owner.as_mut().and_then(|owner| owner.waits.as_deref_mut()) {
+            leaks.add(stack, &sifted, self.comparison.is_some());
+        }
+        let allocated = Amount {
+            bytes: share.alloc_bytes,
+            blocks: share.alloc_count,
+        };
+        if let Some(groups) = self.groups.as_mut().filter(|_| sifted.is_shown) {
+            let amounts = [allocated, sifted.leaked()];
+            groups.stack(id, stack, amounts, sifted.reached());
         }
         if let Some(gathering) = &mut self.gathering {
-            let owner = state.owners.get(&id);
-            let program = owner.map(|(program, ..)| program);
+            let program = owner.as_ref().map(|owner| &owner.program);
             let no_labels = Labels::default();
             let share = SiteShare {
                 image: id,
                 exe: program.and_then(|program| program.exe.as_deref()),
                 comm: program.map_or(b"", |program| &program.comm),
                 labels: program.map_or(&no_labels, |program| &program.labels),
-                end: owner.map_or(End::Running, |(_, end, _)| *end),
+                end: owner.as_ref().map_or(End::Running, |owner| owner.end),
                 allocated,
-                leaked,
-                reached: share.reached,
+                leaked: sifted.leaked(),
+                reached: sifted.reached(),
             };
-            gathering.stack(share, &saved.stack);
+            gathering.stack(share, stack);
+        }
+        self.check(unwritten);
+    }
+
+    /// Says what cannot be done with a file without call stacks.
+    fn say_what_is_missing(&self, path: &Path, state: &SavedFile) {
+        if state.without_stacks == 0 {
+            return;
+        }
+        let without = counted(state.without_stacks, "process", "processes");
+        let name = path.display();
+        let by_stack = (self.comparison.as_ref()).is_some_and(Comparison::is_by_stack);
+        let mut said = Vec::new();
+        if by_stack {
+            said.push("they are compared with the baseline by executable");
+        }
+        if self.shown.suppresses() {
+            said.push("no suppression can match them");
+        }
+        if self.shown.chooses() {
+            said.push("--only-stack shows none of them");
+        }
+        if !said.is_empty() {
+            say(&format!(
+                "{name}: the leaks of {without} have no call stacks: {} (record them by memleak run --stacks)",
+                said.join(", ")
+            ));
         }
     }
 
@@ -343,18 +402,19 @@ impl<'a> Merger<'a> {
             let unwritten = self.report.groups(by, &groups);
             self.check(unwritten);
         }
-        let places = std::mem::take(&mut self.places);
-        summary.located = self.has_stacks.then(|| Located {
+        let sifter = std::mem::replace(&mut self.sifter, Sifter::new(self.shown));
+        let coverage = std::mem::take(&mut self.coverage);
+        summary.located = (self.has_stacks || self.shown.suppresses()).then(|| {
             // All of them have their names.
-            places: places.largest(DEFAULT_PLACES, |stack| NamedStack {
+            sifter.finish(coverage, |stack| NamedStack {
                 identity: 0,
                 frames: Vec::new(),
                 end: stack.end,
                 guessed: stack.guessed,
-            }),
-            coverage: std::mem::take(&mut self.coverage),
-            ..Located::default()
+            })
         });
+        let comparison = self.comparison.take();
+        summary.baseline = comparison.map(|comparison| comparison.finish(&selection));
         let unwritten = self.report.summary(&summary);
         self.check(unwritten);
         if !self.table_on_stderr
@@ -387,21 +447,35 @@ impl<'a> Merger<'a> {
 const MOST_HOSTS: usize = 64;
 
 impl SavedFile {
-    fn own(&mut self, image: &Image, judged: bool) {
-        if self.owners.len() >= MOST_OWNERS {
-            return;
-        }
+    /// Keeps whose the call stacks of an image are. Without room for that, returns it.
+    fn own(&mut self, image: Image, judged: bool, waits: bool) -> Option<SavedOwner> {
         let key = (image.exe.clone(), image.comm.clone(), image.labels.clone());
         let program = self.programs.entry(key).or_insert_with(|| {
-            Arc::new(Owner {
+            Arc::new(OwnerProgram {
                 exe: image.exe.clone(),
                 comm: image.comm.clone(),
                 labels: image.labels.clone(),
             })
         });
-        let owner = (program.clone(), image.end, judged);
-        self.owners.insert((image.pid, image.image), owner);
+        let owner = |waits| SavedOwner {
+            program: Arc::clone(program),
+            end: image.end,
+            judged,
+            waits,
+        };
+        match waits {
+            false => self.owners.add(&image, owner(None)).err(),
+            true => {
+                let waits = Box::new((image.clone(), ImageLeaks::default()));
+                self.owners.add(&image, owner(Some(waits))).err()
+            }
+        }
     }
+}
+
+/// Whether an image that ended so has leaked what it never freed.
+fn has_ended(end: End) -> bool {
+    !matches!(end, End::Exec | End::Running)
 }
 
 /// What a session has missed beside what its images have.

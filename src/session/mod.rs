@@ -13,6 +13,7 @@ pub mod prober;
 pub mod pump;
 mod requests;
 mod run;
+mod sifting;
 mod watch;
 
 pub use merged::merged;

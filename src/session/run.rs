@@ -24,12 +24,13 @@ use crate::os::ptrace::Access;
 use crate::os::say::say;
 use crate::os::stages;
 use crate::report::destination::Standard;
-use crate::report::read_baseline;
+use crate::saved::read_baseline;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::inside;
-use crate::session::leaks::{Leaks, ShownLeaks};
+use crate::session::leaks::Leaks;
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
+use crate::session::sifting::ShownLeaks;
 use crate::stacks::namer::Namer;
 
 /// The environment variable in which Slurm says which of its scripts it runs.
@@ -58,7 +59,11 @@ pub fn run(options: &Run) -> Result<Finish> {
     let mut signals = Signals::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Error, None)?;
     let gate = gate(&options.gate)?;
-    let shown_leaks = ShownLeaks::new(&options.stacks, options.top)?;
+    let shown_leaks = ShownLeaks::new(
+        &options.stacks.leaks,
+        options.stacks.gen_suppressions,
+        options.top,
+    )?;
     let comparison = comparison(&options.gate)?;
     let verbose = options.shown.verbose;
     let barrier = Access::of_memleak().barrier(user.as_ref().map(Identity::uid));
@@ -150,7 +155,7 @@ pub(super) fn gate(options: &GateArgs) -> Result<Option<Gate>> {
 }
 
 /// What leaks are compared with, if the user named a baseline.
-fn comparison(options: &GateArgs) -> Result<Option<Comparison>> {
+pub(super) fn comparison(options: &GateArgs) -> Result<Option<Comparison>> {
     let Some(file) = &options.baseline else {
         return Ok(None);
     };

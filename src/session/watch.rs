@@ -23,11 +23,12 @@ use crate::report::{Format, Screen, closing_line, suppressed_lines};
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::filter::{self, Filter};
 use crate::session::greeting::greeting;
-use crate::session::leaks::{Leaks, ShownLeaks};
+use crate::session::leaks::Leaks;
 use crate::session::listener::Listener;
 use crate::session::prober::Prober;
 use crate::session::pump::{TICK, pump};
 use crate::session::requests::{Request, Requests};
+use crate::session::sifting::ShownLeaks;
 use crate::stacks::namer::Namer;
 use crate::text::escape;
 use crate::text::units::megabytes;
@@ -46,7 +47,11 @@ pub fn watch(options: &Watch) -> Result<()> {
     }
     let mut requests = Requests::take_over()?;
     let destinations = Destinations::open(&options.report, Standard::Output, options.rotate)?;
-    let shown_leaks = ShownLeaks::new(&options.stacks, options.top_places())?;
+    let shown_leaks = ShownLeaks::new(
+        &options.stacks.leaks,
+        options.stacks.gen_suppressions,
+        options.top_places(),
+    )?;
     let listener = options.listen.map(Listener::bind).transpose()?;
     let clock = Instant::now();
     let mut children = 0;

@@ -58,6 +58,20 @@ impl Builds {
         (output.status.code().unwrap(), said)
     }
 
+    /// `memleak report` of what a run has saved.
+    fn report(&self, options: &[&str]) -> (i32, String, String) {
+        let mut memleak = Command::new(MEMLEAK);
+        let output = memleak.arg("report").args(options).current_dir(self.path());
+        let output = output.output().unwrap();
+        let [out, err] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code().unwrap(), out, err)
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.path().join(file)).unwrap()
+    }
+
     fn summary(&self, file: &str) -> Value {
         let text = fs::read_to_string(self.path().join(file)).unwrap();
         serde_json::from_str(text.lines().last().unwrap()).unwrap()
@@ -189,6 +203,178 @@ fn documents_tell_new_leaks_from_known_ones() {
     );
 }
 
+/// The baseline and the suppressions of a run, tried on what another run without them has saved.
+#[test]
+fn a_saved_report_is_compared_and_suppressed_as_its_run_is() {
+    let builds = Builds::new();
+    let old = builds.build("old", &["-g"]);
+    let more = builds.build("more", &["-g", "-DMOVED", "-DMORE"]);
+    builds.run(&["--stacks", "-q", "-o", "json=base.json"], &old);
+    builds.run(&["--stacks", "-q", "-o", "json=plain.json"], &more);
+    let file = |name: &str, text: &str| fs::write(builds.path().join(name), text).unwrap();
+    file("new.supp", "leak:decorate\n");
+    file(
+        "all.supp",
+        "{\nall\nMemcheck:Leak\nfun:*\n...\nfun:main\n}\nleak:stale\n",
+    );
+    let baseline = &["--baseline", "base.json"][..];
+    let new = &["--suppressions", "new.supp"][..];
+    let all = &["--suppressions", "all.supp"][..];
+    for (options, code, said) in [
+        (
+            baseline.to_vec(),
+            23,
+            "baseline: 1 new leak (33 bytes), 1 known (700 bytes), 0 gone",
+        ),
+        (
+            [baseline, new].concat(),
+            0,
+            "baseline: 0 new leaks (0 bytes), 1 known",
+        ),
+        (
+            new.to_vec(),
+            23,
+            "suppressed: 33 bytes in 1 block at 1 place, by 1 of 1 suppression",
+        ),
+        (
+            all.to_vec(),
+            0,
+            "1 suppression unused: leak:stale (all.supp:8)",
+        ),
+        (["--only-stack", "decorate"].to_vec(), 23, "LOST 33 bytes"),
+        (["--top", "1"].to_vec(), 23, "1 more place: --top 2"),
+        (["--no-default-suppressions"].to_vec(), 23, "gate failed"),
+    ] {
+        let gate = ["--fail-on-leak", "0", "--lost=always"];
+        let outputs = [
+            "-o",
+            "json=now.json",
+            "-o",
+            "now.xml",
+            "-o",
+            "csv=now.csv",
+            "--stacks",
+        ];
+        let run = builds.run(&[&gate[..], &outputs, &options].concat(), &more);
+        assert_eq!(run.status.code(), Some(code), "{options:?} {run:?}");
+        let table = String::from_utf8(run.stderr).unwrap();
+        assert!(table.contains(said), "{options:?} {table}");
+        let gate = &gate[..2];
+        // Of a run without them, the verdict is the same.
+        let (saved, out, _) = builds.report(&[gate, &options, &["plain.json"]].concat());
+        assert_eq!(
+            (saved, out.contains(said)),
+            (code, true),
+            "{options:?} {out}"
+        );
+        // However the report adds up.
+        let by = ["--by", "function"];
+        let (grouped, out, _) = builds.report(&[gate, &by, &options, &["plain.json"]].concat());
+        assert_eq!(grouped, code, "{options:?} {out}");
+        // What is not shown is not saved either.
+        if options.contains(&"--only-stack") {
+            continue;
+        }
+        // Of a run with the same options, all is the same again.
+        let outputs = [
+            "-o",
+            "json=again.json",
+            "-o",
+            "again.xml",
+            "-o",
+            "csv=again.csv",
+        ];
+        let (again, out, err) = builds.report(&[gate, &outputs, &options, &["now.json"]].concat());
+        assert_eq!(again, code, "{options:?} {out} {err}");
+        for (now, again) in [("now.json", "again.json"), ("now.csv", "again.csv")] {
+            assert_eq!(builds.read(again), builds.read(now), "{options:?}");
+        }
+        let cases = |file| {
+            builds
+                .read(file)
+                .split_once("<failure")
+                .map(|(_, rest)| rest.to_owned())
+        };
+        assert_eq!(cases("again.xml"), cases("now.xml"));
+        // The places, sums and verdicts that follow the row of the process.
+        let below = |table: &str| table.lines().skip(2).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(below(&out), below(&table), "{options:?}");
+    }
+}
+
+/// What a saved report without call stacks cannot tell is said.
+#[test]
+fn a_saved_report_without_call_stacks_is_compared_by_executable_and_says_so() {
+    let builds = Builds::new();
+    let old = builds.build("old", &[]);
+    let more = builds.build("more", &["-DMORE"]);
+    builds.run(&["--stacks", "-q", "-o", "json=base.json"], &old);
+    builds.run(&["--stacks=never", "-q", "-o", "json=plain.json"], &more);
+    fs::write(builds.path().join("new.supp"), "leak:decorate\n").unwrap();
+    let gate = [
+        "--fail-on-leak",
+        "0",
+        "--baseline",
+        "base.json",
+        "plain.json",
+    ];
+    let (code, out, err) = builds.report(&gate);
+    assert_eq!(code, 23, "{out}");
+    assert!(out.contains("    new: 33 bytes more, shelf\n"), "{out}");
+    assert!(
+        err.contains("plain.json: the leaks of 1 process have no call stacks: they are compared with the baseline by executable (record them by memleak run --stacks)\n"),
+        "{err}"
+    );
+    // What may be suppressed is not known.
+    let supp = ["--suppressions", "new.supp", "plain.json"];
+    let (code, out, err) = builds.report(&[&["--fail-on-leak", "0"], &supp[..]].concat());
+    assert_eq!(code, 125, "{out}");
+    assert!(out.contains("stack unknown, maybe suppressed: 1"), "{out}");
+    assert!(
+        out.contains("suppressed: nothing, none of 1 suppression matched"),
+        "{out}"
+    );
+    assert!(err.contains("no suppression can match them"), "{err}");
+    let refused = builds.report(&[
+        "-o",
+        "json=base.json",
+        "--baseline",
+        "base.json",
+        "plain.json",
+    ]);
+    assert!(
+        refused.2.contains("base.json is to be read and, by -o"),
+        "{refused:?}"
+    );
+}
+
+/// Names as the linker has them are saved, too: suppressions in valgrind's syntax have these.
+#[test]
+fn a_suppression_with_a_mangled_name_matches_a_saved_stack() {
+    let builds = Builds::new();
+    let source = builds.path().join("shelf.cpp");
+    let text = "__attribute__((noinline)) void fill(int n) { int *volatile p = new int(n); p = nullptr; }\n\
+                int main(int n, char **) { fill(n); }\n";
+    fs::write(&source, text).unwrap();
+    let program = builds.path().join("shelf");
+    let gcc = Command::new("g++")
+        .arg("-O0")
+        .arg(&source)
+        .arg("-o")
+        .arg(&program)
+        .status();
+    assert!(gcc.unwrap().success());
+    builds.run(&["--stacks", "-q", "-o", "json=now.json"], &program);
+    let supp = "{\nfill\nMemcheck:Leak\nfun:_Znwm\nfun:_Z4filli\nfun:main\n}\n";
+    fs::write(builds.path().join("fill.supp"), supp).unwrap();
+    let (code, out, err) = builds.report(&["--suppressions", "fill.supp", "now.json"]);
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    assert!(
+        out.contains("suppressed: 4 bytes in 1 block at 1 place"),
+        "{out}"
+    );
+}
+
 #[test]
 fn a_baseline_that_is_none_stops_the_start() {
     let builds = Builds::new();
@@ -196,15 +382,15 @@ fn a_baseline_that_is_none_stops_the_start() {
         ("", "it is empty (write a baseline by -o json=FILE)"),
         (
             "UID USER\n",
-            "line 1 is none of memleak's JSON (write a baseline by -o json=FILE)",
+            "line 1: this is no JSON of memleak: give files that `-o json=FILE` has written",
         ),
         (
-            "{\"schema\":\"other/1\",\"type\":\"process\"}\n",
-            "line 1 has the schema 'other/1', not memleak/1",
+            "\n{\"schema\":\"other/1\",\"type\":\"process\"}\n",
+            "line 2: this has the schema other/1, and not memleak/1",
         ),
         (
             "{\"schema\":\"memleak/1\",\"type\":\"stack\",\"stack\":\"x\"}\n",
-            "line 1 is none",
+            "line 1: this is no JSON",
         ),
     ] {
         fs::write(builds.path().join("base.json"), text).unwrap();
