@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
 use crate::model::bounds::Bounds;
 use crate::model::image::{End, From, Image, Uncovered};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
@@ -170,4 +172,35 @@ pub(super) fn args(image: &Image) -> String {
         words.push("\u{2026}".to_owned());
     }
     words.join(" ")
+}
+
+/// A text that is at most so many columns wide.
+pub(super) fn cut(text: String, columns: usize) -> String {
+    if text.width() <= columns {
+        return text;
+    }
+    let mut kept = String::new();
+    for c in text.chars() {
+        if kept.width() + c.width().unwrap_or(0) >= columns {
+            break;
+        }
+        kept.push(c);
+    }
+    kept + "\u{2026}"
+}
+
+/// The same with the end of the text, as paths have their names there.
+pub(super) fn cut_front(text: String, columns: usize) -> String {
+    if text.width() <= columns {
+        return text;
+    }
+    let mut kept = text.as_str();
+    while kept.width() >= columns {
+        let mut chars = kept.chars();
+        if chars.next().is_none() {
+            break;
+        }
+        kept = chars.as_str();
+    }
+    format!("\u{2026}{kept}")
 }

@@ -29,6 +29,7 @@ use crate::model::lost::reached;
 use crate::model::origin::Origin;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
+use crate::report::json_objects::GroupRow;
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::report::words::{
     counted_by_names, exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name,
@@ -52,7 +53,7 @@ impl Render for Csv {
         let by = grouping_name(by);
         let mut writer = WriterBuilder::new().from_writer(Vec::new());
         for group in groups {
-            writer.serialize(GroupRow::new(&by, group))?;
+            writer.serialize(GroupRow::new(&by, group, |bytes| name(bytes).into()))?;
         }
         let lines = writer.into_inner();
         lines.map_err(|error| io::Error::other(error.to_string()))
@@ -101,36 +102,6 @@ impl Csv {
         writer
             .into_inner()
             .map_err(|error| io::Error::other(error.to_string()))
-    }
-}
-
-/// A row of processes with something in common.
-#[derive(Serialize)]
-struct GroupRow<'a> {
-    by: &'a str,
-    name: Option<String>,
-    processes: u64,
-    total_allocs_bytes: u64,
-    leaked_bytes: u64,
-    leaked_blocks: u64,
-    lost_bytes: Option<u64>,
-    worst_pid: Option<u32>,
-    worst_bytes: Option<u64>,
-}
-
-impl<'a> GroupRow<'a> {
-    fn new(by: &'a str, group: &Command) -> Self {
-        Self {
-            by,
-            name: group.comm.as_deref().map(self::name),
-            processes: group.processes,
-            total_allocs_bytes: group.total_allocs_bytes,
-            leaked_bytes: group.leaked_bytes,
-            leaked_blocks: group.leaked_blocks,
-            lost_bytes: lost(&group.lost).map(|lost| lost.bytes),
-            worst_pid: group.worst.map(|(pid, _)| pid),
-            worst_bytes: group.worst.map(|(_, bytes)| bytes),
-        }
     }
 }
 

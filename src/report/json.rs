@@ -26,7 +26,7 @@ use crate::model::reach::Amount;
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
 use crate::report::compared::BaselineObject;
-use crate::report::json_objects::{LossesObject, OriginFields, ReachObject, is_zero};
+use crate::report::json_objects::{GroupRow, LossesObject, OriginFields, ReachObject, is_zero};
 use crate::report::render::{Render, SCHEMA, Screen, StackRow, Window, end_name};
 use crate::report::words::{
     counted_by_names, exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name,
@@ -46,10 +46,15 @@ impl Render for Json {
     }
 
     fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
-        let lines: io::Result<Vec<_>> = groups
-            .iter()
-            .map(|group| line(&GroupLine::new(by, group)))
-            .collect();
+        let by = grouping_name(by);
+        let group_line = |group| {
+            line(&GroupLine {
+                schema: SCHEMA,
+                r#type: "group",
+                row: GroupRow::new(&by, group, escape::text),
+            })
+        };
+        let lines: io::Result<Vec<_>> = groups.iter().map(group_line).collect();
         Ok(lines?.concat())
     }
 
@@ -100,34 +105,8 @@ impl Render for Json {
 struct GroupLine<'a> {
     schema: &'static str,
     r#type: &'static str,
-    by: String,
-    /// `None`: those for which there was no room.
-    name: Option<Cow<'a, str>>,
-    processes: u64,
-    total_allocs_bytes: u64,
-    leaked_bytes: u64,
-    leaked_blocks: u64,
-    lost_bytes: Option<u64>,
-    worst_pid: Option<u32>,
-    worst_bytes: Option<u64>,
-}
-
-impl<'a> GroupLine<'a> {
-    fn new(by: Grouping, group: &'a Command) -> Self {
-        Self {
-            schema: SCHEMA,
-            r#type: "group",
-            by: grouping_name(by),
-            name: group.comm.as_deref().map(escape::text),
-            processes: group.processes,
-            total_allocs_bytes: group.total_allocs_bytes,
-            leaked_bytes: group.leaked_bytes,
-            leaked_blocks: group.leaked_blocks,
-            lost_bytes: lost(&group.lost).map(|lost| lost.bytes),
-            worst_pid: group.worst.map(|(pid, _)| pid),
-            worst_bytes: group.worst.map(|(_, bytes)| bytes),
-        }
-    }
+    #[serde(flatten)]
+    row: GroupRow<'a>,
 }
 
 /// What an image has allocated by one call stack.

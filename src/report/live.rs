@@ -1,11 +1,11 @@
 //! The table of running processes on a terminal. It is drawn again and again, and fits the terminal: columns that have
 //! no room are left out, and no cell is cut.
 
-use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::model::live::{Growing, Live};
 use crate::model::reach::Amount;
-use crate::report::cells::{age, args, first_cells, in_blocks, name, note, signed_megabytes};
+use crate::report::cells::{age, args, cut, first_cells, in_blocks, name, note, signed_megabytes};
 use crate::report::places::frame_lines;
 use crate::report::render::Screen;
 use crate::text::units::{counted, grouped, megabytes};
@@ -138,21 +138,6 @@ pub(super) fn growth_blocks(live: &Live) -> Vec<Vec<String>> {
         }
     }
     blocks
-}
-
-/// A line that is at most as wide as the screen.
-fn cut(line: String, columns: usize) -> String {
-    if line.width() <= columns {
-        return line;
-    }
-    let mut kept = String::new();
-    for c in line.chars() {
-        if kept.width() + c.width().unwrap_or(0) >= columns {
-            break;
-        }
-        kept.push(c);
-    }
-    kept + "\u{2026}"
 }
 
 /// What the whole is about: `14:02:10  memleak -a 5  142 processes  812.400 MB live  +1.200 MB  Ctrl-C ends`. Parts that

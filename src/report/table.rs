@@ -15,7 +15,9 @@ use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::lost::LostSum;
 use crate::model::places::Located;
-use crate::report::cells::{UNKNOWN, args, container, first_cells, job, lost, name, note};
+use crate::report::cells::{
+    UNKNOWN, args, container, cut, cut_front, first_cells, job, lost, name, note,
+};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::compared::baseline_lines;
 use crate::report::live;
@@ -79,6 +81,12 @@ const ARGS: (&str, u16) = ("ARGS", 0);
 /// From how many processes on the table ends with a block by command, and how many commands it has at the most.
 const MANY_PROCESSES: u64 = 10;
 const MOST_COMMANDS: usize = 20;
+
+/// How wide a line of groups is at the most, as far as its figures leave room for that.
+const NARROW: usize = 80;
+
+/// The width of a column of names in which command names have room.
+const SHORT_NAME: usize = 16;
 
 const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
@@ -187,7 +195,7 @@ impl TableRender {
         commands::sort(&mut commands, self.options.order);
         let more = commands.len().saturating_sub(MOST_COMMANDS);
         commands.truncate(MOST_COMMANDS);
-        let mut lines = format!("\n{}", self.block("COMMAND", &commands));
+        let mut lines = format!("\n{}", self.block(None, &commands));
         if more > 0 {
             let more = counted(more as u64, "more command", "more commands");
             lines.push_str(&format!("and {more}\n"));
@@ -195,10 +203,13 @@ impl TableRender {
         lines
     }
 
-    /// A line for each command or group, under a heading.
-    fn block(&self, what: &str, commands: &[Command]) -> String {
+    /// A line for each command or group, under a heading. The figures are aligned at the right.
+    fn block(&self, by: Option<Grouping>, commands: &[Command]) -> String {
+        let what = by.map_or_else(
+            || "COMMAND".to_owned(),
+            |by| grouping_name(by).to_uppercase(),
+        );
         let heading = [
-            what,
             "PROCESSES",
             "ALLOCS_MB",
             "LEAK_MB",
@@ -206,40 +217,64 @@ impl TableRender {
             "LEAK_BLOCKS",
             "WORST_PID",
         ];
-        let mut lines = self.command_row(heading.map(str::to_owned));
+        // A stack has no process that is its worst.
+        let has_worst = !by.is_some_and(Grouping::is_of_stacks);
+        let mut rows = vec![(what, self.figures(heading.map(str::to_owned), has_worst))];
         for command in commands {
             let comm = command.comm.as_ref();
             let worst = match self.options.lost && command.lost.is_known() {
                 true => command.worst_lost,
                 false => command.worst,
             };
-            lines.push_str(&self.command_row([
-                comm.map_or_else(|| "(others)".to_owned(), |comm| name(comm)),
+            let figures = [
                 command.processes.to_string(),
                 megabytes(command.total_allocs_bytes),
                 megabytes(command.leaked_bytes),
                 lost_sum(&command.lost),
                 command.leaked_blocks.to_string(),
                 worst.map_or_else(|| "\u{2013}".to_owned(), |(pid, _)| pid.to_string()),
-            ]));
+            ];
+            rows.push((
+                comm.map_or_else(|| "(others)".to_owned(), |comm| name(comm)),
+                self.figures(figures, has_worst),
+            ));
+        }
+        let room = NARROW.saturating_sub(rows[0].1.width()).max(SHORT_NAME);
+        let longest = rows.iter().map(|(name, _)| name.width()).max();
+        let column = match by {
+            None => SHORT_NAME,
+            Some(_) => longest.unwrap_or_default().clamp(SHORT_NAME, room),
+        };
+        let mut lines = String::new();
+        for (name, figures) in rows {
+            let name = match (self.options.verbosity, by) {
+                // Whole names, which move the figures of their own rows.
+                (Verbosity::Verbose, _) | (_, None) => name,
+                (_, Some(Grouping::File)) => cut_front(name, column),
+                (_, Some(_)) => cut(name, column),
+            };
+            // Names may have wide characters, which the padding of format! would count as one column.
+            let pad = " ".repeat(column.saturating_sub(name.width()));
+            lines.push_str(&format!("{name}{pad}{figures}\n"));
         }
         lines
     }
 
-    /// A line of the block by command. Its figures are aligned at the right.
-    fn command_row(&self, cells: [String; 7]) -> String {
-        let [comm, processes, allocs, leak, lost, blocks, worst] = cells;
-        let lost = match self.options.lost {
-            true => format!(" {lost:>11}"),
-            false => String::new(),
-        };
-        let blocks = match self.options.verbosity {
-            Verbosity::Verbose => format!(" {blocks:>11}"),
-            Verbosity::Normal | Verbosity::Quiet => String::new(),
-        };
-        // Names may have wide characters, which the padding of format! would count as one column.
-        let pad = " ".repeat(16_usize.saturating_sub(comm.width()));
-        format!("{comm}{pad} {processes:>9} {allocs:>11} {leak:>11}{lost}{blocks} {worst:>9}\n")
+    /// What is behind the name in a line of a block.
+    fn figures(&self, cells: [String; 6], has_worst: bool) -> String {
+        let [processes, allocs, leak, lost, blocks, worst] = cells;
+        let verbose = self.options.verbosity == Verbosity::Verbose;
+        let mut figures = format!(" {processes:>9} {allocs:>11} {leak:>11}");
+        if self.options.lost {
+            figures.push_str(&format!(" {lost:>11}"));
+        }
+        if verbose {
+            figures.push_str(&format!(" {blocks:>11}"));
+        }
+        if has_worst {
+            figures.push_str(&format!(" {worst:>9}"));
+        }
+        figures
     }
 
     fn painted(&self, line: String, verdict: Option<Verdict>) -> String {
@@ -282,8 +317,7 @@ impl Render for TableRender {
 
     fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
         self.is_grouped = true;
-        let what = grouping_name(by).to_uppercase();
-        Ok(self.block(&what, groups).into_bytes())
+        Ok(self.block(Some(by), groups).into_bytes())
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {

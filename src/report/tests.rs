@@ -1257,3 +1257,57 @@ fn processes_with_something_in_common_in_every_format() {
     }
     insta::assert_snapshot!(shown);
 }
+
+#[test]
+fn groups_with_long_names_are_in_columns_and_fit_on_eighty_columns() {
+    use crate::model::grouping::Groups;
+    let long =
+        "std::vector<shop::Shelf<int>, std::allocator<shop::Shelf<int> > >::reserve(unsigned long)";
+    let mut shown = String::new();
+    for (by, verbosity) in [
+        (Grouping::Function, Verbosity::Normal),
+        (Grouping::File, Verbosity::Normal),
+        (Grouping::Function, Verbosity::Verbose),
+    ] {
+        let mut groups = Groups::new(by);
+        for (name, file) in [
+            (
+                long,
+                "/home/alice/checkouts/shop/include/shop/shelves/shelf.hpp",
+            ),
+            ("倉庫に追加する関数の長い長い長い名前", "src/list.c"),
+            ("main", "main.c"),
+        ] {
+            let frame = NamedFrame {
+                function: Some(name.to_owned()),
+                file: Some(file.into()),
+                ..NamedFrame::default()
+            };
+            let stack = NamedStack {
+                identity: 1,
+                frames: vec![frame],
+                end: WalkEnd::Complete,
+                guessed: 0,
+            };
+            let amounts =
+                [[1 << 34, 9], [7_050, 3]].map(|[bytes, blocks]| Amount { bytes, blocks });
+            groups.stack((1, 0), &stack, amounts, None);
+        }
+        let to = Written::default();
+        let look = Options {
+            lost: true,
+            ..options(verbosity, false)
+        };
+        let mut report = report(Format::Table, look, &to);
+        assert!(report.groups(by, &groups.finish()).is_empty());
+        let table = to.writes.lock().unwrap().concat();
+        let widths = table.lines().map(UnicodeWidthStr::width);
+        let fits = widths
+            .clone()
+            .all(|width| width == widths.clone().next().unwrap() && width <= 80);
+        assert_eq!(fits, verbosity == Verbosity::Normal, "{table}");
+        shown += &table;
+        shown += "\n";
+    }
+    insta::assert_snapshot!(shown);
+}
