@@ -118,8 +118,8 @@ bench: ## Compare with other tools that are installed; WRITE=1 writes the tables
 	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write) $(ONLY)
 
 .PHONY: docs
-docs: ## Write the manual page and the completions again, after a change of the command line
-	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it documents::
+docs: ## Write the manual page, the completions and the shown output again (root, or sudo)
+	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it -- documents:: shown::
 
 .PHONY: check-tools
 check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long|readers)

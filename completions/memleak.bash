@@ -32,7 +32,7 @@ _memleak() {
 
     case "${cmd}" in
         memleak)
-            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --older --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --metrics-labels --rotate --listen --help --version run doctor report"
+            opts="-p -a -q -v -o -h -V --pid --all --no-children --live --older --top --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --no-default-suppressions --only-stack --gen-suppressions --uid --user-name --comm --cgroup --min-leak --quiet --verbose --color --args --label-env --output --format --metrics-labels --rotate --listen --help --version run doctor report"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -89,11 +89,11 @@ _memleak() {
                     fi
                     return 0
                     ;;
-                --gen-suppressions)
+                --only-stack)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --only-stack)
+                --gen-suppressions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -234,7 +234,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__report)
-            opts="-q -v -o -h -V --by --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --args --sort --output --format --metrics-labels --help --version"
+            opts="-q -v -o -h -V --by --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --suppressions --no-default-suppressions --only-stack --quiet --verbose --color --top --args --sort --output --format --metrics-labels --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -287,8 +287,31 @@ _memleak() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --suppressions)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
+                    fi
+                    return 0
+                    ;;
+                --only-stack)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                --top)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --sort)
@@ -341,7 +364,7 @@ _memleak() {
             return 0
             ;;
         memleak__subcmd__run)
-            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --gen-suppressions --no-default-suppressions --only-stack --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --top --args --label-env --sort --output --format --metrics-labels --help --version"
+            opts="-q -v -o -h -V --wait-all --user --probes --max-allocs --allocator --lost --lost-timeout --stacks --suppressions --no-default-suppressions --only-stack --gen-suppressions --fail-on-leak --fail-on-total-leak --fail-on-lost --fail-on-total-lost --baseline --gate-comm --gate-exe --leak-exitcode --leak-exitcode-wins --allow-drain --quiet --verbose --color --top --args --label-env --sort --output --format --metrics-labels --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -394,11 +417,11 @@ _memleak() {
                     fi
                     return 0
                     ;;
-                --gen-suppressions)
+                --only-stack)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --only-stack)
+                --gen-suppressions)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

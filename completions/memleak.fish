@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_memleak_global_optspecs
-    string join \n p/pid= a/all no-children live older= top= max-allocs= allocator= lost= lost-timeout= stacks= suppressions= gen-suppressions= no-default-suppressions only-stack= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= metrics-labels= rotate= listen= h/help V/version
+    string join \n p/pid= a/all no-children live older= top= max-allocs= allocator= lost= lost-timeout= stacks= suppressions= no-default-suppressions only-stack= gen-suppressions= uid= user-name= comm= cgroup= min-leak= q/quiet v/verbose color= args label-env= o/output= format= metrics-labels= rotate= listen= h/help V/version
 end
 
 function __fish_memleak_needs_command
@@ -37,8 +37,8 @@ complete -c memleak -n "__fish_memleak_needs_command" -l stacks -d 'Tell which c
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -l suppressions -d 'Ignore leaks that FILE names' -r -F
-complete -c memleak -n "__fish_memleak_needs_command" -l gen-suppressions -d 'Print a suppression for each place that is shown' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l only-stack -d 'Show only leaks with such a function or file on their stack' -r
+complete -c memleak -n "__fish_memleak_needs_command" -l gen-suppressions -d 'Print a suppression for each place that is shown' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l uid -d 'Only processes with this real user id; several: --uid 1,2 or --uid 1 --uid 2' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l user-name -d 'Only processes of this user; may be repeated' -r -f -a "(__fish_complete_users)"
 complete -c memleak -n "__fish_memleak_needs_command" -l comm -d 'Only processes whose command name matches (!GLOB: does not match); may be repeated' -r
@@ -96,8 +96,8 @@ complete -c memleak -n "__fish_memleak_using_subcommand run" -l stacks -d 'Tell 
 always\t''
 never\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l suppressions -d 'Ignore leaks that FILE names' -r -F
-complete -c memleak -n "__fish_memleak_using_subcommand run" -l gen-suppressions -d 'Print a suppression for each place that is shown' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l only-stack -d 'Show only leaks with such a function or file on their stack' -r
+complete -c memleak -n "__fish_memleak_using_subcommand run" -l gen-suppressions -d 'Print a suppression for each place that is shown' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-leak -d 'Fail if a process leaks more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-total-leak -d 'Fail if all together leak more than SIZE' -r
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l fail-on-lost -d 'Fail if a process loses more than SIZE' -r
@@ -168,9 +168,12 @@ complete -c memleak -n "__fish_memleak_using_subcommand report" -l baseline -d '
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l gate-comm -d 'Judge only processes of these names' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l gate-exe -d 'Judge only processes of these paths' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l leak-exitcode -d 'Exit code of a failed gate [default: 23]' -r
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l suppressions -d 'Ignore leaks that FILE names' -r -F
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l only-stack -d 'Show only leaks with such a function or file on their stack' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l color -d 'When to use colour' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l top -d 'Places in programs to show' -r
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l sort -d 'Order of the block by command, and of --by' -r -f -a "leak\t''
 lost\t''
 allocs\t''
@@ -196,6 +199,7 @@ cgroup\t''
 jobid\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
+complete -c memleak -n "__fish_memleak_using_subcommand report" -l no-default-suppressions -d 'Show what the C and C++ libraries keep as any other leak'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -s q -l quiet -d 'Print only errors and bad news'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -s v -l verbose -d 'Print more'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l args -d 'Show command lines'

@@ -9,6 +9,6 @@ collect_parts() { # collect_parts DIRECTORY
 	mkdir -p "$1/docs" "$1/slurm"
 	gzip -9nc man/memleak.1 >"$1/memleak.1.gz"
 	cp --no-preserve=mode completions/* LICENSE README.md CHANGELOG.md "$1/"
-	cp --no-preserve=mode docs/*.md "$1/docs/"
+	cp --no-preserve=mode docs/*.md docs/*.svg "$1/docs/"
 	cp --no-preserve=mode examples/slurm/* "$1/slurm/"
 }

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::model::reach::Amount;
@@ -53,6 +54,8 @@ pub struct Located {
     pub kept_otherwise: Vec<SuppressionUse>,
     /// A suppression of each place, if that was asked for.
     pub generated: Vec<String>,
+    /// The directory in which memleak was started. Paths of sources below it are shown without it.
+    pub directory: Option<PathBuf>,
 }
 
 /// What is added to a place.

@@ -45,7 +45,8 @@ pub(super) fn verdict(summary: &Summary, gate: String) -> Vec<String> {
 /// Where the processes that made a gate fail leaked or lost most.
 fn worst(summary: &Summary) -> Option<String> {
     let gate = summary.gate.as_ref()?;
-    let places = &summary.located.as_ref()?.places;
+    let located = summary.located.as_ref()?;
+    let places = &located.places;
     let failed = |judged: &Option<Judged>| {
         let verdicts = judged.as_ref().map(|judged| [judged.process, judged.total]);
         verdicts.is_some_and(|verdicts| verdicts.contains(&Some(Verdict::Failed)))
@@ -59,7 +60,7 @@ fn worst(summary: &Summary) -> Option<String> {
     } else {
         return None;
     };
-    let at = in_short(&place.stack)?;
+    let at = in_short(&place.stack, located.directory.as_deref())?;
     Some(format!("largest leak: {at}, {}", in_blocks(amount)))
 }
 

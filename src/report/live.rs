@@ -114,7 +114,8 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
     lines
 }
 
-/// A block of lines for each place where the processes have grown that grew most, or hold old blocks, with an empty line before each.
+/// A block of lines for each place where the processes have grown that grew most, or hold old blocks. An empty line is
+/// before each.
 pub(super) fn growth_blocks(live: &Live) -> Vec<Vec<String>> {
     let mut blocks = Vec::new();
     for row in &live.rows {
@@ -132,7 +133,7 @@ pub(super) fn growth_blocks(live: &Live) -> Vec<Vec<String>> {
                 (None, Ok(growth)) => format!("GREW by {} bytes to {held}, {of}", grouped(growth)),
             };
             let mut block = vec![String::new(), head];
-            let frames = frame_lines(&place.stack, FEW_FRAMES);
+            let frames = frame_lines(&place.stack, FEW_FRAMES, None);
             block.extend(frames.into_iter().map(|line| format!("    {line}")));
             blocks.push(block);
         }

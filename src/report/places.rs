@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use crate::model::places::{LargestPlaces, LeakPlace};
+use crate::model::places::{LeakPlace, Located};
 use crate::model::stack::{NamedFrame, NamedStack, WalkEnd};
 use crate::model::unfreed::Unfreed;
 use crate::report::cells::{direct_and_indirect, in_blocks, name};
@@ -21,11 +21,12 @@ const FEW: usize = 10;
 const WIDEST: usize = 44;
 
 /// A block of lines for each place, with an empty line before each. `alone`: there is only one process.
-pub(super) fn place_lines(places: &LargestPlaces, alone: bool) -> String {
+pub(super) fn place_lines(located: &Located, alone: bool) -> String {
+    let (places, directory) = (&located.places, located.directory.as_deref());
     let mut lines = String::new();
     for place in &places.shown {
         lines.push_str(&format!("\n{}\n", head(place, alone)));
-        for line in frame_lines(&place.stack, MOST_FRAMES) {
+        for line in frame_lines(&place.stack, MOST_FRAMES, directory) {
             lines.push_str(&format!("    {line}\n"));
         }
     }
@@ -73,8 +74,12 @@ fn head(place: &LeakPlace, alone: bool) -> String {
     format!("{leaked}, {}{processes}", name(&place.comm))
 }
 
-/// A line for each call, at most `most`.
-pub(super) fn frame_lines(stack: &NamedStack, most: usize) -> Vec<String> {
+/// A line for each call, at most `most`. Paths of sources below `directory` are shown without it.
+pub(super) fn frame_lines(
+    stack: &NamedStack,
+    most: usize,
+    directory: Option<&Path>,
+) -> Vec<String> {
     // What calls `main` is the same in all programs.
     let is_main = |frame: &NamedFrame| !frame.inlined && frame.function.as_deref() == Some("main");
     let main = stack.frames.iter().position(is_main);
@@ -85,7 +90,7 @@ pub(super) fn frame_lines(stack: &NamedStack, most: usize) -> Vec<String> {
     let frames = &stack.frames[..count.min(most)];
     let cells: Vec<_> = frames
         .iter()
-        .map(|frame| (function(frame), location(frame)))
+        .map(|frame| (function(frame), location(frame, directory)))
         .collect();
     let widths = cells.iter().map(|(function, _)| function.chars().count());
     let width = widths.filter(|width| *width <= WIDEST).max().unwrap_or(0);
@@ -109,9 +114,9 @@ pub(super) fn frame_lines(stack: &NamedStack, most: usize) -> Vec<String> {
 
 /// Where a place is, in a few words: `make(int) at src/leak.cpp:7`. The function is the first that is not one of the C or
 /// C++ libraries.
-pub(super) fn in_short(stack: &NamedStack) -> Option<String> {
+pub(super) fn in_short(stack: &NamedStack, directory: Option<&Path>) -> Option<String> {
     let frame = own_frame(stack)?;
-    let (function, location) = (function(frame), location(frame));
+    let (function, location) = (function(frame), location(frame, directory));
     Some(match (location.is_empty(), frame.line) {
         (true, _) => function,
         (false, Some(_)) => format!("{function} at {location}"),
@@ -128,10 +133,12 @@ fn function(frame: &NamedFrame) -> String {
 }
 
 /// The source line, else the file with the code.
-fn location(frame: &NamedFrame) -> String {
+fn location(frame: &NamedFrame, directory: Option<&Path>) -> String {
     match (&frame.file, frame.line, &frame.module) {
         (Some(file), Some(line), _) => {
             let file = plain(file);
+            let below = directory.and_then(|directory| file.strip_prefix(directory).ok());
+            let file = below.unwrap_or(&file);
             let file = escape::escaped(file.as_os_str().as_bytes());
             format!("{file}:{line}")
         }
@@ -218,7 +225,7 @@ mod tests {
             end,
             guessed: 0,
         };
-        frame_lines(&stack, MOST_FRAMES)
+        frame_lines(&stack, MOST_FRAMES, Some(Path::new("/home/a/parser")))
     }
 
     #[test]
@@ -237,6 +244,16 @@ mod tests {
             at("make(int)", "src/list.cpp:7"),
             at("main", "src/list.cpp:8"),
         ];
+        assert_eq!(lines(frames, WalkEnd::Complete), expected);
+    }
+
+    #[test]
+    fn a_path_below_the_directory_is_shown_without_it() {
+        let frames = vec![
+            frame(Some("a"), Some(("/home/a/parser/src/../a.c", 1))),
+            frame(Some("b"), Some(("/home/a/parser.c", 2))),
+        ];
+        let expected = ["a  a.c:1", "b  /home/a/parser.c:2"];
         assert_eq!(lines(frames, WalkEnd::Complete), expected);
     }
 

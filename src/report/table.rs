@@ -342,7 +342,7 @@ impl Render for TableRender {
         }
         let mut lines = self.by_command(summary);
         let located = summary.located.as_ref();
-        let places = located.map(|located| place_lines(&located.places, summary.processes == 1));
+        let places = located.map(|located| place_lines(located, summary.processes == 1));
         lines.push_str(places.as_deref().unwrap_or_default());
         let mut below = match self.options.lost {
             true => reach_lines(summary),
@@ -431,7 +431,7 @@ impl Render for TableRender {
     }
 
     fn places(&mut self, located: &Located, alone: bool) -> io::Result<Vec<u8>> {
-        let mut lines = place_lines(&located.places, alone);
+        let mut lines = place_lines(located, alone);
         let below = stack_lines(located, false);
         if !below.is_empty() {
             lines.push_str(&format!("\n{}\n", below.join("\n")));

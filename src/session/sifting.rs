@@ -192,6 +192,7 @@ impl<'a> Sifter<'a> {
             suppressions: self.filter.by_users(users).uses(users),
             kept_reachable: reachable.uses(known),
             kept_otherwise: otherwise.uses(known),
+            directory: std::env::current_dir().ok(),
         }
     }
 }

@@ -19,7 +19,7 @@ use memleak::report::Format;
 
 /// Fails unless a file of this tree has the wanted content. With WRITE_DOCS, as in `make docs`, writes the file first.
 #[track_caller]
-fn assert_matches(path: &str, wanted: &[u8]) {
+pub fn assert_matches(path: &str, wanted: &[u8]) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("WRITE_DOCS").is_some() {
         fs::create_dir_all(path.parent().expect("in a directory")).unwrap();
@@ -27,7 +27,7 @@ fn assert_matches(path: &str, wanted: &[u8]) {
     }
     assert!(
         fs::read(&path).unwrap_or_default() == wanted,
-        "{} does not match the command line's definitions: run `make docs`",
+        "{} does not match what it is made from: run `make docs`",
         path.display()
     );
 }

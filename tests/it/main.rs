@@ -55,6 +55,8 @@ mod resists;
 mod rights;
 mod runners;
 mod scale;
+mod sentences;
+mod shown;
 mod slurm;
 mod stacks;
 mod stripped;

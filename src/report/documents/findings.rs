@@ -99,7 +99,7 @@ impl Finding<'_> {
 
     /// A line for each call, the innermost first.
     pub(super) fn calls(&self) -> Vec<String> {
-        let lines = frame_lines(self.stack, MOST_FRAMES).into_iter();
+        let lines = frame_lines(self.stack, MOST_FRAMES, None).into_iter();
         lines.map(|line| shortened(&line)).collect()
     }
 
@@ -110,7 +110,7 @@ impl Finding<'_> {
                 frames: vec![frame.clone()],
                 ..*self.stack
             };
-            let call = frame_lines(&stack, 1)
+            let call = frame_lines(&stack, 1, None)
                 .into_iter()
                 .next()
                 .unwrap_or_default();
