@@ -2,8 +2,8 @@
 //!
 //! A small run (`trial`) decides. Its command is a child whose allocations are known (`patient`). The other checks
 //! explain the result. `machine`, `c_library` and `price` determine each fact separately. If a fact cannot be
-//! determined because of another one, its check says so. Pure functions over plain values (`judge`, `verdict`, `lost`) decide
-//! what the facts mean, and `output` prints the checks (`check`).
+//! determined because of another one, its check says so. Pure functions over plain values (`judge`, `verdict`, `lost`, `stacks`)
+//! decide what the facts mean, and `output` prints the checks (`check`).
 
 mod c_library;
 mod check;
@@ -13,6 +13,7 @@ mod machine;
 mod output;
 mod patient;
 mod price;
+mod stacks;
 mod trial;
 mod verdict;
 
@@ -80,6 +81,7 @@ fn diagnose(
     checks.extend(verdict::trial(trial));
     checks.push(verdict::return_probes(trial, machine));
     checks.push(lost::lost(trial, machine));
+    checks.push(stacks::stacks(trial));
     checks.push(match trial {
         Trial::Ran(ran) => verdict::price(&measure(ran.method)),
         Trial::Refused(refusal) => verdict::not_tried(verdict::PRICE, refusal),

@@ -3,15 +3,18 @@
 //! Two of the images are executed in the same way. Only one of them allocates on purpose, so their difference does not
 //! contain what a program allocates at its start. The last image allocates under a seccomp filter. The filter kills the
 //! image if its return probes make system calls. It ends with blocks that are lost and one that is not, and is held and
-//! read then. What the counts mean is decided in `verdict`.
+//! read then. One of its blocks has a call stack that is not easy to walk up. What the counts mean is decided in
+//! `verdict`.
 
 use std::ffi::CStr;
 use std::hint::black_box;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use libc::{c_int, c_void};
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::unistd::execv;
 
 use crate::options::switches::Patient;
@@ -24,15 +27,19 @@ pub const BLOCK: u64 = 64;
 /// The size of a block that the last image keeps, in bytes. Its blocks that are lost are smaller together.
 pub const KEPT: u64 = 100_000;
 
+/// The size of the block that the last image allocates in a handler of a signal, in bytes.
+pub const IN_HANDLER: u64 = 4321;
+
 /// The images that are compared, counted from 0.
 pub const BARE: u32 = 1;
 pub const MORE: u32 = 2;
 /// The image under a seccomp filter.
 pub const SEAL: u32 = 3;
 
-/// The exit codes of a patient that could not execute its next image, or that could not set its filter.
+/// The exit codes of a patient that could not execute its next image, set its filter, or send itself a signal.
 pub const NOT_EXECUTED: u8 = 3;
 pub const NOT_FILTERED: u8 = 4;
+pub const NOT_SIGNALED: u8 = 5;
 
 /// The program of all images: memleak itself.
 pub const PROGRAM: &CStr = c"/proc/self/exe";
@@ -57,7 +64,10 @@ pub fn live(part: Patient) -> u8 {
             }
             allocate();
             keep();
-            return 0;
+            return match allocate_in_handler() {
+                Ok(()) => 0,
+                Err(_) => NOT_SIGNALED,
+            };
         }
     };
     if part == Patient::More {
@@ -82,10 +92,30 @@ fn allocate() {
 
 /// Allocates a block that can still be freed when the process ends.
 fn keep() {
-    static KEEPER: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
+    static KEEPER: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     // SAFETY: nothing uses the block, and it is never freed.
     let block = unsafe { libc::malloc(KEPT as usize) };
     KEEPER.store(block, Ordering::Relaxed);
+}
+
+/// Allocates where the way up the stack leads through a function that the C library calls, and through the handler of a
+/// signal.
+fn allocate_in_handler() -> nix::Result<()> {
+    extern "C" fn compare(_: *const c_void, _: *const c_void) -> c_int {
+        // SAFETY: nothing uses the block, and it is never freed.
+        black_box(unsafe { libc::malloc(IN_HANDLER as usize) });
+        0
+    }
+    extern "C" fn handle(_: c_int) {
+        let one = 0_u8;
+        let one = (&raw const one).cast();
+        // SAFETY: `one` is an array of one element of one byte, and `compare` does not look at it.
+        black_box(unsafe { libc::bsearch(one, one, 1, 1, Some(compare)) });
+    }
+    SigSet::from(Signal::SIGUSR1).thread_unblock()?;
+    // SAFETY: the signal comes below, when this thread is in no function of the allocator.
+    unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(handle)) }?;
+    raise(Signal::SIGUSR1)
 }
 
 /// Sets a seccomp filter that kills this process, without a core file, when it makes this system call.
@@ -126,7 +156,6 @@ fn kill_at(system_call: u32) -> nix::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::signal::Signal;
     use nix::sys::wait::{WaitStatus, waitpid};
     use nix::unistd::{ForkResult, fork};
 

@@ -1,19 +1,22 @@
 //! Tests of `judge` and `verdict` with facts made by hand.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::doctor::c_library::{Libc, Unusable};
 use crate::doctor::check::{COUNT, Check, Diagnosis, Status};
 use crate::doctor::machine::{Lockdown, Machine};
-use crate::doctor::patient::{BLOCK, BLOCKS, FREED, KEPT, NOT_EXECUTED, NOT_FILTERED};
+use crate::doctor::patient::{BLOCK, BLOCKS, FREED, IN_HANDLER, KEPT, NOT_EXECUTED, NOT_FILTERED};
 use crate::doctor::price::Price;
 use crate::doctor::trial::{Cause, LOOK, Ran, Refusal, Stage, Trial};
-use crate::doctor::{diagnose, judge, lost, output, verdict};
+use crate::doctor::{diagnose, judge, lost, output, stacks, verdict};
 use crate::kernel::method::{Holds, Method};
+use crate::kernel::settings::NoStacks;
 use crate::launch::running::Ended;
 use crate::model::image::samples::image;
 use crate::model::image::{Image, Losses, Uncovered};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
+use crate::model::stack::{CallStack, CodePlace, Frame, StackShare, WalkEnd};
 use crate::options::DoctorFormat;
 use crate::os::capabilities::{CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Capabilities};
 use crate::os::ptrace::Access;
@@ -71,12 +74,33 @@ fn images() -> Vec<Image> {
         reachable: amount(KEPT + 700, 6),
         ..Reached::default()
     });
+    last.stacks = Some(vec![in_handler()]);
     vec![
         with_more(0, 0, 0),
         with_more(1, 0, 0),
         with_more(2, BLOCKS, FREED),
         last,
     ]
+}
+
+/// The block that is allocated in a handler: by a function that the C library calls.
+fn in_handler() -> StackShare {
+    let frame = |offset| Frame {
+        place: CodePlace::File { module: 1, offset },
+        interrupted: offset == 4,
+    };
+    StackShare {
+        stack: Arc::new(CallStack {
+            frames: (1..=6).map(frame).collect(),
+            end: WalkEnd::Complete,
+            guessed: 0,
+        }),
+        alloc_bytes: IN_HANDLER,
+        alloc_count: 1,
+        leaked_bytes: IN_HANDLER,
+        leaked_blocks: 1,
+        reached: None,
+    }
 }
 
 fn ran() -> Ran {
@@ -86,6 +110,7 @@ fn ran() -> Ran {
         kernel_bytes: 43_041_032,
         descriptors: 49,
         images: images(),
+        no_stacks: None,
         ended: Ok(Ended::Exited(0)),
     }
 }
@@ -439,6 +464,47 @@ fn what_the_child_lost_must_be_told_from_what_it_kept() {
     let killed = |ran: &mut Ran| ran.ended = Ok(Ended::Exited(NOT_FILTERED));
     assert_check(&check(&killed, &all), Status::Unknown, &["its end"]);
     let not_tried = lost::lost(&without_rights(), &all);
+    assert_check(&not_tried, Status::Unknown, &["could not be loaded"]);
+}
+
+#[test]
+fn the_stack_of_a_block_that_a_handler_allocates_must_be_whole() {
+    let check = |change: &dyn Fn(&mut Ran)| {
+        let mut ran = ran();
+        change(&mut ran);
+        stacks::stacks(&Trial::Ran(ran))
+    };
+    assert_check(&check(&|_| ()), Status::Ok, &["is whole"]);
+    // A walk that ends at the handler, one that has missed it, and one that has guessed.
+    let wrong: [fn(&mut CallStack); 4] = [
+        |stack| stack.end = WalkEnd::NoRule,
+        |stack| {
+            stack
+                .frames
+                .iter_mut()
+                .for_each(|frame| frame.interrupted = false)
+        },
+        |stack| stack.frames.truncate(4),
+        |stack| stack.guessed = 1,
+    ];
+    for change in wrong {
+        let change = |ran: &mut Ran| {
+            let share = &mut ran.images[3].stacks.as_mut().unwrap()[0];
+            change(Arc::make_mut(&mut share.stack));
+        };
+        assert_check(&check(&change), Status::Warn, &["report this"]);
+    }
+    let kernel = |ran: &mut Ran| ran.no_stacks = Some(NoStacks::Kernel);
+    assert_check(&check(&kernel), Status::Warn, &["cannot unwind", "6.1"]);
+    let memory = |ran: &mut Ran| ran.no_stacks = Some(NoStacks::Memory);
+    assert_check(
+        &check(&memory),
+        Status::Warn,
+        &["too little", "control group"],
+    );
+    let none = |ran: &mut Ran| ran.images[3].stacks = Some(Vec::new());
+    assert_check(&check(&none), Status::Unknown, &["no child"]);
+    let not_tried = stacks::stacks(&without_rights());
     assert_check(&not_tried, Status::Unknown, &["could not be loaded"]);
 }
 

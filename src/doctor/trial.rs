@@ -11,14 +11,14 @@ use nix::sys::signal::{Signal, kill};
 use crate::doctor::patient::{FIRST, PROGRAM};
 use crate::kernel::error::{self, LoadError, ran_out_of_descriptors};
 use crate::kernel::method::{Holds, Method};
-use crate::kernel::settings::{Reads, Recorded};
+use crate::kernel::settings::{NoStacks, Reads, Recorded};
 use crate::launch::descriptors::Stderr;
 use crate::launch::running::{Ended, Running};
 use crate::launch::{Mounts, Suspended};
 use crate::model::image::Image;
 use crate::model::scan::ScanWanted;
 use crate::options::switches::Switches;
-use crate::options::{Probes, Probing};
+use crate::options::{Probes, Probing, stacks};
 use crate::session::prober::Prober;
 use crate::session::pump::pump;
 
@@ -85,6 +85,8 @@ pub struct Ran {
     /// Open descriptors while the probes are attached.
     pub descriptors: u64,
     pub images: Vec<Image>,
+    /// Why no call stacks were recorded.
+    pub no_stacks: Option<NoStacks>,
     pub ended: Result<Ended, String>,
 }
 
@@ -127,7 +129,7 @@ pub fn run(switches: Switches) -> Trial {
         args: false,
         labels: Vec::new(),
         reads,
-        stacks: None,
+        stacks: Some(stacks::settings(&switches)),
     };
     match Prober::start(
         &probing,
@@ -152,6 +154,8 @@ fn cause(error: &anyhow::Error) -> Cause {
 }
 
 fn follow(command: Suspended, mut prober: Prober) -> Ran {
+    // The child is over before a thread has read the rules of memleak's own file.
+    prober.collector.await_rules(PATIENCE);
     let ended = match command.release(Stderr::Keep) {
         Ok(mut running) => {
             let ended = wait(&mut running, &mut prober);
@@ -181,6 +185,7 @@ fn follow(command: Suspended, mut prober: Prober) -> Ran {
         // Without the descriptor that is open to count them.
         descriptors: descriptors.saturating_sub(1) as u64,
         images,
+        no_stacks: prober.collector.no_stacks,
         ended: ended.map_err(|error| format!("{error:#}")),
     }
 }

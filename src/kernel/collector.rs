@@ -211,6 +211,13 @@ impl Collector {
         self.stacks.as_ref().map(StackTables::files)
     }
 
+    /// Waits until call stacks are whole in all files that were examined, for at most this time for each of the large ones.
+    pub fn await_rules(&mut self, time: Duration) {
+        if let Some(stacks) = &mut self.stacks {
+            stacks.load_rules(time);
+        }
+    }
+
     /// Whether this kernel could record call stacks, and that was not asked for.
     pub fn leaves_out_stacks(&self) -> bool {
         self.stacks.is_none() && self.no_stacks.is_none() && self.object.newer().is_some()

@@ -99,16 +99,21 @@ impl StackTables {
         &self.ring
     }
 
-    /// Takes the new stacks off their ring, and loads the rules that were read meanwhile.
-    pub(super) fn learn(&mut self) {
+    /// Loads the rules of large files. Waits for each that is still being read, for at most this time.
+    pub(super) fn load_rules(&mut self, wait: Duration) {
         for reading in std::mem::take(&mut self.readings) {
             let number = reading.number;
-            match reading.within(Duration::ZERO) {
+            match reading.within(wait) {
                 // Without memory for them, walks go on saying that they are missing.
                 Ok(rules) => drop(self.rules.load(number, &rules)),
                 Err(reading) => self.readings.push(reading),
             }
         }
+    }
+
+    /// Takes the new stacks off their ring, and loads the rules that were read meanwhile.
+    pub(super) fn learn(&mut self) {
+        self.load_rules(Duration::ZERO);
         // What cannot be read now is read the next time.
         let _ = self.ring.consume();
         for (hash, stack) in self.arrived.take() {

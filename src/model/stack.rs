@@ -77,6 +77,21 @@ impl WalkEnd {
         Self::NoCall,
         Self::Busy,
     ];
+
+    /// Why callers are missing, for people.
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Self::Complete => "the outermost function",
+            Self::TooDeep => "the stack is deeper",
+            Self::NoRule => "code without unwind rules",
+            Self::OddRule => "an unwind rule of an unknown kind",
+            Self::Pending => "unwind rules that were not loaded yet",
+            Self::Unreadable => "the stack could not be read",
+            Self::NoCode => "a return address that leads to no code",
+            Self::NoCall => "a return address that another probe has replaced",
+            Self::Busy => "the mappings were being changed",
+        }
+    }
 }
 
 /// What an image has allocated by one call stack, and never freed. Sizes are in bytes.

@@ -84,11 +84,9 @@ impl StackArgs {
             StacksWhen::Never => false,
         };
         wanted.then(|| StackSettings {
-            table: switches.stack_table.unwrap_or(TABLE).next_power_of_two(),
             required: self.stacks == StacksWhen::Always || self.needed_by().is_some(),
             all: self.stacks == StacksWhen::Always,
-            older: None,
-            left_out: switches.without_rules,
+            ..settings(switches)
         })
     }
 
@@ -109,6 +107,17 @@ impl StackArgs {
     pub fn without_effect(&self) -> Option<&'static str> {
         self.needed_by()
             .filter(|_| self.stacks == StacksWhen::Never)
+    }
+}
+
+/// How call stacks are recorded where no option says more.
+pub fn settings(switches: &Switches) -> StackSettings {
+    StackSettings {
+        table: switches.stack_table.unwrap_or(TABLE).next_power_of_two(),
+        required: false,
+        all: false,
+        older: None,
+        left_out: switches.without_rules,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
 use crate::report::cells::{direct_and_indirect, in_blocks, name, uncovered};
 use crate::report::compared::baseline_clause;
-use crate::report::places::{in_short, why};
+use crate::report::places::in_short;
 use crate::report::render::Options;
 use crate::report::suppressed::{self, runtime_line, suppressed_lines};
 use crate::text::units::{amount, counted, grouped};
@@ -141,7 +141,7 @@ pub(super) fn stack_lines(located: &Located, verbose: bool) -> Vec<String> {
         lines.push(format!("stack unknown of {calls}"));
         for (end, calls) in early {
             let calls = counted(*calls, "allocation", "allocations");
-            lines.push(format!("stack incomplete of {calls}: {}", why(*end)));
+            lines.push(format!("stack incomplete of {calls}: {}", end.phrase()));
         }
     }
     lines.extend(suppressed_lines(&located.suppressions));

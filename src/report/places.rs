@@ -107,7 +107,7 @@ pub(super) fn frame_lines(
     }
     let is_whole = count < stack.frames.len() || stack.end == WalkEnd::Complete;
     if !is_whole {
-        lines.push(format!("? {}", why(stack.end)));
+        lines.push(format!("? {}", stack.end.phrase()));
     }
     lines
 }
@@ -185,21 +185,6 @@ pub(super) fn plain(path: &Path) -> PathBuf {
 fn base(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     escape::escaped(name.as_bytes())
-}
-
-/// Why callers are missing.
-pub(super) fn why(end: WalkEnd) -> &'static str {
-    match end {
-        WalkEnd::Complete => "the outermost function",
-        WalkEnd::TooDeep => "the stack is deeper",
-        WalkEnd::NoRule => "code without unwind rules",
-        WalkEnd::OddRule => "an unwind rule of an unknown kind",
-        WalkEnd::Pending => "unwind rules that were not loaded yet",
-        WalkEnd::Unreadable => "the stack could not be read",
-        WalkEnd::NoCode => "a return address that leads to no code",
-        WalkEnd::NoCall => "a return address that another probe has replaced",
-        WalkEnd::Busy => "the mappings were being changed",
-    }
 }
 
 #[cfg(test)]
