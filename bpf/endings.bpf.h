@@ -58,22 +58,12 @@ static __always_inline bool is_reading_wanted(struct thread *thread, struct heap
 /* memleak's ancestors must end whether or not it answers. */
 static __always_inline bool is_ancestor_of_memleak(struct task_struct *task)
 {
-	struct task_struct *memleak, *parent;
-	bool found = false;
-	int i;
-
 	if (scope == SCOPE_TREE)
 		return false;
-	memleak = bpf_task_from_pid(memleak_tgid);
-	if (!memleak)
-		return false;
-	parent = memleak;
-	for (i = 0; i < 32 && !found; i++) {
-		parent = BPF_CORE_READ(parent, real_parent);
-		found = BPF_CORE_READ(parent, tgid) == task->tgid;
-	}
-	bpf_task_release(memleak);
-	return found;
+	for (int i = 0; i < MOST_ANCESTORS; i++)
+		if (memleak_ancestors[i] == task->tgid)
+			return true;
+	return false;
 }
 
 static __always_inline bool is_realtime(struct task_struct *task)

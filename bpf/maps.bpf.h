@@ -251,8 +251,14 @@ struct pid_namespace *own_ns = 0;
 __u32 own_level = 0;
 __u32 proc_level = 0; /* level of the namespace that /proc shows; may be above memleak's */
 
-__u32 memleak_tgid = 0;	  /* memleak's tgid in the initial pid namespace, found by `identify` */
-__u32 nobody_answers = 0; /* memleak has exited, or is about to */
+__u32 memleak_tgid = 0; /* memleak's tgid in the initial pid namespace, found by `identify` */
+/*
+ * The tgids of its parent, of that one's parent, and so on, found by `identify`. If one ends, one
+ * of the others takes its place.
+ */
+enum { MOST_ANCESTORS = 32 };
+__u32 memleak_ancestors[MOST_ANCESTORS] = {};
+__u32 nobody_answers = 0;	/* memleak has exited, or is about to */
 struct arrival identified = {}; /* what `identify_file` found */
 __u64 answers = 0;		/* raised by user space after it has put an answer into `files` */
 __u64 waited_in_vain = ~0ULL;	/* value of `answers` when a wait for them took too long */

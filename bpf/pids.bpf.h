@@ -12,8 +12,13 @@ static __always_inline void find_own_namespace(void)
 {
 	struct task_struct *task = current_task();
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	struct task_struct *parent = task;
 
 	memleak_tgid = task_field(task, tgid);
+	for (int i = 0; i < MOST_ANCESTORS; i++) {
+		parent = BPF_CORE_READ(parent, real_parent);
+		memleak_ancestors[i] = BPF_CORE_READ(parent, tgid);
+	}
 	own_level = BPF_CORE_READ(pid, level);
 	/* User space has stored in it how many levels /proc is above memleak. */
 	proc_level = own_level - proc_level;
