@@ -403,8 +403,8 @@ impl Collector {
         }
     }
 
-    /// The images that were put aside, once there is a verdict on each.
-    pub(super) fn wait_for_verdicts(&mut self) -> Vec<(u64, Image)> {
+    /// The images that were put aside, once there is a verdict on each, with the id of each image's heap.
+    pub fn wait_for_verdicts(&mut self) -> Vec<(u64, Image)> {
         let Some(readings) = &mut self.readings else {
             return Vec::new();
         };

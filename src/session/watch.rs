@@ -235,20 +235,22 @@ impl Watching<'_> {
     /// Takes the rows of the images that have ended.
     fn take(&mut self) {
         match self.prober.collector.take_ended() {
-            Ok(images) => {
-                let kept = images.into_iter().filter(|image| self.filter.keeps(image));
-                let kept = kept.map(|mut image| {
-                    self.books.locate(&mut image);
-                    image
-                });
-                self.ended.extend(kept);
-            }
+            Ok(images) => self.keep(images),
             Err(error) => self.books.fail(&error),
         }
         // Reports the window in parts, so that memory use stays bounded.
         if self.ended.len() >= MOST_HELD {
             self.close_window();
         }
+    }
+
+    fn keep(&mut self, images: impl IntoIterator<Item = Image>) {
+        let kept = images.into_iter().filter(|image| self.filter.keeps(image));
+        let kept = kept.map(|mut image| {
+            self.books.locate(&mut image);
+            image
+        });
+        self.ended.extend(kept);
     }
 
     fn close_window(&mut self) {
@@ -360,6 +362,9 @@ impl Watching<'_> {
     /// Reports the window that is still open, and says the closing messages.
     fn close(mut self, began: Instant, why: WatchEnd) {
         self.take();
+        // Of a process that has just ended, the verdict may not be there yet.
+        let judged = self.prober.collector.wait_for_verdicts();
+        self.keep(judged.into_iter().map(|(_, image)| image));
         self.close_window();
         self.look_back(why);
         let shown = &self.options.shown;
