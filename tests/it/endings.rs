@@ -242,31 +242,39 @@ fn nobody_in_a_tree_is_held_where_nothing_exceeds_the_limit() {
 
 #[test]
 fn watched_processes_are_read_if_asked_for() {
+    let ends = fixture("ends");
     let script = format!(
-        "echo ready $$; read -r line; {} return 0; exit 0",
-        fixture("ends").display()
+        "echo ready $$; read -r line; exec {} return 0",
+        ends.display()
     );
     let shell = || Waiting::start(Command::new("sh").args(["-c", &script]));
+    // Other processes have this name, too.
+    let said = |report: &Report, pid| -> Vec<_> {
+        let rows = ended(report).into_iter().filter(|row| row.pid == pid);
+        rows.map(lost).collect()
+    };
     for (option, expected) in [
         ("--lost=always", Ok(LOST)),
         ("--lost=auto", Err("off".to_owned())),
     ] {
-        let report = shell().watched(&[option]);
-        let lost_by_one: Vec<_> = ended(&report).into_iter().map(lost).collect();
-        assert_eq!(lost_by_one, [expected.clone()], "-p {option}");
+        let shell_of_p = shell();
+        let pid = shell_of_p.pid();
+        let report = shell_of_p.watched(&[option]);
+        assert_eq!(said(&report, pid), [expected.clone()], "-p {option}");
         let watch = Watch::all(&[option, "--comm", "ends"]);
-        shell().finish();
-        let report = watch.stop();
-        let lost_by_one: Vec<_> = ended(&report).into_iter().map(lost).collect();
-        assert_eq!(lost_by_one, [expected], "-a {option}");
+        let shell = shell();
+        let pid = shell.pid();
+        shell.finish();
+        assert_eq!(said(&watch.stop(), pid), [expected], "-a {option}");
     }
 }
 
 #[test]
 fn of_a_process_from_before_the_attach_only_later_blocks_are_judged() {
     let program = Waiting::fixture("joined_midway", &["5", "6"]);
+    let pid = program.pid();
     let report = program.watched(&["--lost=always"]);
-    let row = report.only_row();
+    let row = report.row_of(pid);
     let known = row.reach.as_ref().expect("it was read");
     let judged = known.definite_blocks
         + known.indirect_blocks
@@ -582,7 +590,7 @@ fn a_traced_process_is_read_unless_a_signal_ends_it() {
 fn nobody_waits_for_memleak_to_write() {
     // The reader of memleak's output takes nothing, and then ends: it is held at its own end meanwhile.
     let script = format!(
-        "{} -a 1 --lost=always --format=json -o /dev/stdout | (sleep 2; {} return 0); echo ended",
+        "{} -a 1 -v --lost=always --format=json -o /dev/stdout | (sleep 2; {} return 0); echo ended",
         env!("CARGO_BIN_EXE_memleak"),
         fixture("ends").display()
     );
@@ -593,6 +601,8 @@ fn nobody_waits_for_memleak_to_write() {
         .expect("a shell can be started");
     assert!(began.elapsed() < PATIENCE / 2, "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("ended"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("attached by"), "{said}");
 }
 
 #[test]
