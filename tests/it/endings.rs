@@ -260,7 +260,11 @@ fn watched_processes_are_read_if_asked_for() {
         let shell_of_p = shell();
         let pid = shell_of_p.pid();
         let report = shell_of_p.watched(&[option]);
-        assert_eq!(said(&report, pid), [expected.clone()], "-p {option}");
+        assert_eq!(
+            said(&report, pid),
+            std::slice::from_ref(&expected),
+            "-p {option}"
+        );
         let watch = Watch::all(&[option, "--comm", "ends"]);
         let shell = shell();
         let pid = shell.pid();
