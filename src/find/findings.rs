@@ -249,6 +249,43 @@ mod tests {
         assert!(musl.is_loader && musl.is_allocator());
     }
 
+    /// The library's other functions allocate as a program does.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_allocator_is_a_small_part_of_a_c_library() {
+        for path in [
+            "/lib64/libc.so.6",
+            "/lib/x86_64-linux-gnu/libc.so.6",
+            "/lib/ld-musl-x86_64.so.1",
+        ] {
+            let path = Path::new(path);
+            if !path.exists() && path.ends_with("libc.so.6") {
+                // A system has it in one of these directories.
+                continue;
+            }
+            let sites = findings(path).unwrap().sites;
+            let of_allocator = sites
+                .iter()
+                .filter(|site| site.row.action.verb != Verb::Start);
+            let parts: BTreeSet<_> = of_allocator
+                .map(|site| {
+                    assert!(
+                        site.own_before <= site.text_before && site.own_after <= site.text_after
+                    );
+                    (
+                        site.file_offset - site.own_before,
+                        site.file_offset + site.own_after,
+                    )
+                })
+                .collect();
+            let [(start, end)] = parts.into_iter().collect::<Vec<_>>()[..] else {
+                panic!("the functions have one part: {}", path.display());
+            };
+            let text = sites[0].text_before + sites[0].text_after;
+            assert!((end - start) * 10 < text, "{} of {text}", end - start);
+        }
+    }
+
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn a_file_full_of_calls_is_examined_within_ten_seconds() {
