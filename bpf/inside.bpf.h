@@ -79,8 +79,8 @@ static __always_inline void end_beside_inside(__u64 heap_id, __u64 allocs)
 
 /* A reading of the lines. */
 struct line_reading {
-	__u64 at; /* of the first */
-	__u64 failed;
+	__u64 at;     /* of the first */
+	__u64 failed; /* whether one could not be read */
 	struct inside_sums sums;
 };
 
@@ -91,7 +91,8 @@ static long read_line(__u32 number, struct line_reading *reading)
 
 	if (bpf_probe_read_user(&line, sizeof(line),
 				(void *)(reading->at + number * sizeof(line)))) {
-		reading->failed++;
+		/* Not a count: the verifier would follow the loop as often as it can be run. */
+		reading->failed = true;
 		return 1;
 	}
 	sums->alloc_bytes += line.alloc_bytes;
