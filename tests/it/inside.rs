@@ -142,6 +142,8 @@ fn a_second_copy_of_the_library_is_said() {
     let library = library.to_str().unwrap();
     let job = Job::fixture("opens_libraries", &["newlm", library, "3000"]);
     assert_uncovered(job, "unread");
+    // It goes again, while threads have used it.
+    assert_uncovered(Job::fixture("opens_namespaces", &["30"]), "unread");
 }
 
 #[test]
