@@ -7,11 +7,12 @@
 //!
 //! `cargo bench --bench overhead` prints the result and writes `target/tmp/bench.md`. With `-- --write`
 //! it also replaces the blocks between the markers of docs/benchmarks.md. With `-- lost` only the search for
-//! lost blocks is measured. `BENCH_ROUNDS` sets the
+//! lost blocks is measured, and with `-- inside` only counting inside. `BENCH_ROUNDS` sets the
 //! number of rounds, `MEMLEAK_BIN` another binary to measure.
 
 mod crowd;
 mod floor;
+mod inside;
 mod latency;
 mod lost;
 mod machine;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
-    match run(has("--write"), has("lost")) {
+    match run(has("--write"), has("lost"), has("inside")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(write: bool, only_lost: bool) -> Result<()> {
+fn run(write: bool, only_lost: bool, only_inside: bool) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("loading BPF programs needs root: run `make bench`, which uses sudo");
     }
@@ -67,6 +68,9 @@ fn run(write: bool, only_lost: bool) -> Result<()> {
 
     if only_lost {
         return measure_lost(&toolbox, rounds, write);
+    }
+    if only_inside {
+        return measure_inside(&toolbox, rounds, write);
     }
     let results: Vec<_> = workload::all()
         .iter()
@@ -95,6 +99,7 @@ fn run(write: bool, only_lost: bool) -> Result<()> {
         write_page(&table::ALL, &text)?;
     }
     measure_lost(&toolbox, rounds, write)?;
+    measure_inside(&toolbox, rounds, write)?;
 
     let failures: Vec<_> = results
         .iter()
@@ -112,6 +117,16 @@ fn measure_lost(toolbox: &Toolbox, rounds: usize, write: bool) -> Result<()> {
     println!("\n{text}");
     match write {
         true => write_page(&table::LOST, &text),
+        false => Ok(()),
+    }
+}
+
+/// Measures counting inside.
+fn measure_inside(toolbox: &Toolbox, rounds: usize, write: bool) -> Result<()> {
+    let text = table::inside(rounds, &inside::measure(toolbox, rounds)?);
+    println!("\n{text}");
+    match write {
+        true => write_page(&table::INSIDE, &text),
         false => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! Turns the measurements into Markdown. This module takes values and returns text.
 
 use crate::crowd::{self, Crowd};
+use crate::inside::{self, How, Inside};
 use crate::latency::Latency;
 use crate::lost::{Lost, Spread};
 use crate::machine;
@@ -23,6 +24,11 @@ pub const ALL: Block = Block {
 pub const LOST: Block = Block {
     begin: "<!-- lost:begin -->",
     end: "<!-- lost:end -->",
+};
+
+pub const INSIDE: Block = Block {
+    begin: "<!-- inside:begin -->",
+    end: "<!-- inside:end -->",
 };
 
 pub fn markdown(
@@ -110,6 +116,46 @@ pub fn lost(rounds: usize, lost: &Lost) -> String {
         let ratio = cell(ratio, " ×");
         text += &format!("| {title} | {never} | `{option}` {other} | {ratio} |\n");
     }
+    text
+}
+
+/// What counting inside costs.
+pub fn inside(rounds: usize, inside: &Inside) -> String {
+    let mut text = format!(
+        "{} In brackets: how many times bare.\n\n| | bare | `--probes=inside` | `--probes=private` | heaptrack |\n\
+         |---|--:|--:|--:|--:|\n",
+        machine::caption(rounds)
+    );
+    for (title, times) in &inside.times {
+        let of = |how| times.iter().find(|(of, _)| *of == how).map(|found| found.1);
+        let bare = of(How::Bare);
+        text += &format!("| {title} |");
+        for how in inside::ALL {
+            let cell = match of(how) {
+                Some(taken) if how == How::Bare => time(taken),
+                Some(taken) => against(taken, bare),
+                None => "–".to_owned(),
+            };
+            text += &format!(" {cell} |");
+        }
+        text.push('\n');
+    }
+    for (index, what) in ["resident memory", "address space"].into_iter().enumerate() {
+        text += &format!("| {what} with 100,000 live blocks of up to 1,000 bytes |");
+        for how in inside::ALL {
+            let found = inside.memory.iter().find(|(of, _)| *of == how);
+            let cell = found.map_or("–".to_owned(), |(_, kilobytes)| {
+                format!("{:.1} MB", kilobytes[index] as f64 / 1e3)
+            });
+            text += &format!(" {cell} |");
+        }
+        text.push('\n');
+    }
+    let [shared, counted] = inside.starts;
+    text += &format!(
+        "\n`memleak run -- true` takes {shared:.0} ms with shared probes, and {counted:.0} ms inside, both without call \
+         stacks.\n"
+    );
     text
 }
 

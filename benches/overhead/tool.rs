@@ -282,7 +282,7 @@ pub fn output_of(line: &[OsString]) -> Result<Output> {
         .with_context(|| format!("cannot run {}", program.display()))
 }
 
-fn timing_of(output: &Output) -> Result<Timing> {
+pub fn timing_of(output: &Output) -> Result<Timing> {
     let text = String::from_utf8_lossy(&output.stdout);
     match text.lines().find_map(parse) {
         Some(timing) if output.status.success() => Ok(timing),
@@ -316,7 +316,7 @@ fn version(program: &str) -> State {
 }
 
 /// The path of the libc that this process has mapped. The workloads load the same one.
-fn own_libc() -> Result<String> {
+pub fn own_libc() -> Result<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").context("cannot read /proc/self/maps")?;
     maps.lines()
         .filter_map(|line| line.split_ascii_whitespace().nth(5))

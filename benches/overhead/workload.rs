@@ -10,7 +10,9 @@ use crate::tool::{Tool, Toolbox, first_line, output_of};
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/bench");
 const BUILT: &str = env!("CARGO_TARGET_TMPDIR");
-const PROGRAMS: [&str; 6] = ["pairs", "grow", "hold", "list", "spawn", "starts"];
+const PROGRAMS: [&str; 7] = [
+    "pairs", "grow", "hold", "list", "replace", "spawn", "starts",
+];
 /// Number of files in a small C project, which also has a Makefile.
 const PROJECT_FILES: usize = 30;
 
