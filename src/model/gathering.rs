@@ -15,7 +15,8 @@ use crate::model::stack::NamedStack;
 /// How many images are kept at the end. One takes about half a kilobyte.
 const MOST_IMAGES: usize = 10_000;
 
-/// How many frames the kept call stacks have at the end. A frame takes about a quarter of a kilobyte.
+/// How many frames the kept call stacks have at the end. A frame takes about a quarter of a kilobyte, or 8 bytes if it is in
+/// several stacks.
 const MOST_FRAMES: usize = 1 << 20;
 
 /// What was gathered so far.
@@ -198,17 +199,19 @@ fn weight(site: &Site) -> (Reverse<[u64; 4]>, u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::exit::Outcome;
     use crate::model::image::Losses;
     use crate::model::image::samples::image;
     use crate::model::ledger::Ledger;
-    use crate::model::stack::{NamedFrame, WalkEnd};
+    use crate::model::stack::WalkEnd;
 
     fn stack(identity: u64, frames: usize) -> NamedStack {
         NamedStack {
             identity,
-            frames: vec![NamedFrame::default(); frames],
+            frames: vec![Arc::default(); frames],
             end: WalkEnd::Complete,
             guessed: 0,
         }

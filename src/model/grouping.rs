@@ -106,7 +106,7 @@ impl Groups {
         reached: Option<Reached>,
     ) {
         let name = match self.by {
-            Grouping::Function => stack.frames.first().map(function),
+            Grouping::Function => stack.frames().next().map(function),
             Grouping::File => {
                 let with_file = stack.frames.iter().find_map(|frame| frame.file.as_ref());
                 with_file.map(|file| file.to_string_lossy().into_owned())

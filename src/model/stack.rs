@@ -136,9 +136,17 @@ impl UnlistedStacks {
 pub struct NamedStack {
     /// The same in every run and for every build, as long as the functions have the same names.
     pub identity: u64,
-    pub frames: Vec<NamedFrame>,
+    /// The innermost first. Stacks share frames.
+    pub frames: Vec<Arc<NamedFrame>>,
     pub end: WalkEnd,
     pub guessed: u16,
+}
+
+impl NamedStack {
+    /// The frames, the innermost first.
+    pub fn frames(&self) -> impl DoubleEndedIterator<Item = &NamedFrame> + ExactSizeIterator {
+        self.frames.iter().map(Arc::as_ref)
+    }
 }
 
 /// A frame with what is known of it.

@@ -5,10 +5,12 @@
 //! name that is not UTF-8, each invalid byte becomes the text `\xNN`, and each backslash becomes `\\`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -23,6 +25,7 @@ use crate::model::limits::Allowed;
 use crate::model::live::Live;
 use crate::model::lost::reached;
 use crate::model::reach::Amount;
+use crate::model::stack::NamedFrame;
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
 use crate::report::compared::BaselineObject;
@@ -34,7 +37,10 @@ use crate::report::words::{
 };
 use crate::text::escape;
 
-pub(super) struct Json;
+#[derive(Default)]
+pub(super) struct Json {
+    frames: FrameTexts,
+}
 
 impl Render for Json {
     fn image(&mut self, image: &Image, _verdict: Option<Verdict>) -> io::Result<Vec<u8>> {
@@ -42,7 +48,7 @@ impl Render for Json {
     }
 
     fn stack(&mut self, row: &StackRow<'_>) -> io::Result<Vec<u8>> {
-        line(&StackLine::new(row))
+        self.stack_line(&StackLine::new(row), &row.stack.frames)
     }
 
     fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
@@ -89,14 +95,68 @@ impl Render for Json {
                     suppressed: Amount::default(),
                     kept: Amount::default(),
                 };
-                lines.extend(line(&StackLine {
+                let held = StackLine {
                     growth_bytes: Some(place.growth),
                     older_seconds: live.older.map(|older| older.as_secs_f64()),
                     ..StackLine::new(&held)
-                })?);
+                };
+                lines.extend(self.stack_line(&held, &place.stack.frames)?);
             }
         }
         Ok(lines)
+    }
+}
+
+impl Json {
+    /// The frames come last: they are many, and most are in several stacks.
+    fn stack_line(&mut self, head: &StackLine, frames: &[Arc<NamedFrame>]) -> io::Result<Vec<u8>> {
+        let mut line = object(head)?;
+        let end = line.pop();
+        line.extend_from_slice(b",\"frames\":[");
+        for (at, frame) in frames.iter().enumerate() {
+            if at > 0 {
+                line.push(b',');
+            }
+            self.frames.write(frame, &mut line)?;
+        }
+        line.push(b']');
+        line.extend(end);
+        line.push(b'\n');
+        Ok(line)
+    }
+}
+
+/// Frames as they are written, so that a frame of many stacks is made only once.
+#[derive(Default)]
+struct FrameTexts {
+    /// By the frame's address, where its text is. The frame is kept, so that no other one gets its address.
+    places: HashMap<usize, (Arc<NamedFrame>, Range<usize>)>,
+    text: Vec<u8>,
+}
+
+impl FrameTexts {
+    /// Some 50,000 frames.
+    const MOST_TEXT: usize = 16 << 20;
+
+    fn write(&mut self, frame: &Arc<NamedFrame>, line: &mut Vec<u8>) -> io::Result<()> {
+        let address = Arc::as_ptr(frame) as usize;
+        if let Some((_, place)) = self.places.get(&address) {
+            line.extend_from_slice(&self.text[place.clone()]);
+            return Ok(());
+        }
+        let text = object(&FrameObject::new(frame))?;
+        line.extend_from_slice(&text);
+        // Of a saved report, each stack has frames of its own.
+        if Arc::strong_count(frame) > 1 {
+            if self.text.len() > Self::MOST_TEXT {
+                *self = Self::default();
+            }
+            let start = self.text.len();
+            self.text.extend_from_slice(&text);
+            let place = (Arc::clone(frame), start..self.text.len());
+            self.places.insert(address, place);
+        }
+        Ok(())
     }
 }
 
@@ -140,7 +200,6 @@ struct StackLine<'a> {
     kept_bytes: u64,
     #[serde(skip_serializing_if = "is_zero")]
     kept_blocks: u64,
-    frames: Vec<FrameObject<'a>>,
 }
 
 /// The innermost frame comes first.
@@ -158,6 +217,30 @@ struct FrameObject<'a> {
     inlined: bool,
 }
 
+impl<'a> FrameObject<'a> {
+    fn new(frame: &'a NamedFrame) -> Self {
+        let text = |name: &'a String| escape::text(name.as_bytes());
+        let path = |path: &'a Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(escape::text(path.as_os_str().as_bytes()))
+        };
+        let function = frame.function.as_ref();
+        let linkage = frame.linkage.as_ref();
+        Self {
+            function: function.map(text),
+            linkage: linkage
+                .filter(|linkage| function != Some(linkage))
+                .map(text),
+            module: path(&frame.module),
+            build_id: frame.build_id.as_ref().map(|id| escape::hexadecimal(id)),
+            offset: frame.offset,
+            file: path(&frame.file),
+            line: frame.line,
+            inlined: frame.inlined,
+        }
+    }
+}
+
 impl<'a> StackLine<'a> {
     fn new(row: &StackRow<'a>) -> Self {
         let StackRow {
@@ -167,25 +250,6 @@ impl<'a> StackLine<'a> {
             stack,
             ..
         } = *row;
-        let path = |path: &'a Option<PathBuf>| {
-            let path = path.as_ref()?;
-            Some(escape::text(path.as_os_str().as_bytes()))
-        };
-        let frames = stack.frames.iter().map(|frame| FrameObject {
-            function: frame
-                .function
-                .as_ref()
-                .map(|name| escape::text(name.as_bytes())),
-            linkage: (frame.linkage.as_ref())
-                .filter(|linkage| frame.function.as_ref() != Some(linkage))
-                .map(|name| escape::text(name.as_bytes())),
-            module: path(&frame.module),
-            build_id: frame.build_id.as_ref().map(|id| escape::hexadecimal(id)),
-            offset: frame.offset,
-            file: path(&frame.file),
-            line: frame.line,
-            inlined: frame.inlined,
-        });
         Self {
             schema: SCHEMA,
             r#type: "stack",
@@ -206,7 +270,6 @@ impl<'a> StackLine<'a> {
             suppressed_blocks: row.suppressed.blocks,
             kept_bytes: row.kept.bytes,
             kept_blocks: row.kept.blocks,
-            frames: frames.collect(),
         }
     }
 }
@@ -480,12 +543,17 @@ impl GateObject {
 }
 
 fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut line = Vec::with_capacity(512);
-    value.serialize(&mut serde_json::Serializer::with_formatter(
-        &mut line, Harmless,
-    ))?;
+    let mut line = object(value)?;
     line.push(b'\n');
     Ok(line)
+}
+
+fn object(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(512);
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut text, Harmless,
+    ))?;
+    Ok(text)
 }
 
 /// Writes compact JSON whose strings contain no character on which a terminal would act. serde_json itself only escapes
@@ -497,6 +565,10 @@ impl Formatter for Harmless {
     where
         W: ?Sized + Write,
     {
+        // Almost all are, and that is told quickly.
+        if fragment.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut rest = fragment;
         while let Some(at) = rest.find(|c| !escape::is_printable(c)) {
             let (plain, from) = rest.split_at(at);

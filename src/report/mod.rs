@@ -91,7 +91,7 @@ impl Writer {
     fn of(format: Format) -> Self {
         match format {
             Format::Table => Self::Rows(|options| Box::new(table::TableRender::new(options))),
-            Format::Json => Self::Rows(|_| Box::new(json::Json)),
+            Format::Json => Self::Rows(|_| Box::new(json::Json::default())),
             Format::Csv => Self::Rows(|_| Box::new(csv::Csv::default())),
             Format::Influx => Self::Rows(|_| Box::new(influx::Influx::default())),
             Format::Prometheus => Self::Rows(|options| {

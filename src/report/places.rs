@@ -82,9 +82,9 @@ pub(super) fn frame_lines(
 ) -> Vec<String> {
     // What calls `main` is the same in all programs.
     let is_main = |frame: &NamedFrame| !frame.inlined && frame.function.as_deref() == Some("main");
-    let main = stack.frames.iter().position(is_main);
+    let main = stack.frames().position(is_main);
     let is_start = |frame: &NamedFrame| frame.function.as_deref() == Some("__libc_start_call_main");
-    let start = stack.frames.iter().position(is_start);
+    let start = stack.frames().position(is_start);
     let count = main.map(|main| main + 1).or(start);
     let count = count.unwrap_or(stack.frames.len());
     let frames = &stack.frames[..count.min(most)];
@@ -189,6 +189,8 @@ fn base(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::reach::{Amount, Reached};
 
@@ -206,7 +208,7 @@ mod tests {
     fn lines(frames: Vec<NamedFrame>, end: WalkEnd) -> Vec<String> {
         let stack = NamedStack {
             identity: 1,
-            frames,
+            frames: frames.into_iter().map(Arc::new).collect(),
             end,
             guessed: 0,
         };

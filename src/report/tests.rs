@@ -909,13 +909,13 @@ fn live_with_places(functions: &[&str], depth: usize) -> Live {
         },
         stack: NamedStack {
             identity: 7,
-            frames: vec![
-                NamedFrame {
+            frames: {
+                let frame = Arc::new(NamedFrame {
                     function: Some((*function).to_owned()),
                     ..NamedFrame::default()
-                };
-                depth
-            ],
+                });
+                std::iter::repeat_n(frame, depth).collect()
+            },
             end: WalkEnd::Complete,
             guessed: 0,
         },
@@ -1285,7 +1285,7 @@ fn groups_with_long_names_are_in_columns_and_fit_on_eighty_columns() {
             };
             let stack = NamedStack {
                 identity: 1,
-                frames: vec![frame],
+                frames: vec![Arc::new(frame)],
                 end: WalkEnd::Complete,
                 guessed: 0,
             };

@@ -17,6 +17,7 @@ use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, Unliste
 use crate::report::SCHEMA;
 use crate::saved::fields::{Header, ProcessFields, StackFields, StackUnknownFields, SummaryFields};
 use crate::saved::names;
+use crate::text::escape;
 
 /// What a line says.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ pub fn record(line: &[u8]) -> Result<Record, LineError> {
     }
     let Header { schema, r#type } = read(line)?;
     if schema != SCHEMA {
-        return Err(LineError::OtherSchema(schema.into_owned()));
+        return Err(LineError::OtherSchema(escape::line(&schema)));
     }
     match &*r#type {
         "process" => process(line),
@@ -109,7 +110,8 @@ pub fn record(line: &[u8]) -> Result<Record, LineError> {
 }
 
 fn read<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, LineError> {
-    serde_json::from_slice(line).map_err(|error| LineError::NoRecord(error.to_string()))
+    serde_json::from_slice(line)
+        .map_err(|error| LineError::NoRecord(escape::line(&error.to_string())))
 }
 
 /// A word that memleak does not write.
@@ -243,19 +245,21 @@ fn stack(line: &[u8]) -> Result<Record, LineError> {
     let fields: StackFields = read(line)?;
     let end = names::walk_end(&fields.walk).ok_or_else(|| odd("walk", &fields.walk))?;
     let identity = u64::from_str_radix(&fields.stack, 16);
-    let frames = fields.frames.into_iter().map(|frame| NamedFrame {
-        // It is only written where it is another name.
-        linkage: match (&frame.linkage, &frame.function) {
-            (Some(linkage), _) => Some(linkage.clone().into_owned()),
-            (None, function) => function.clone().map(std::borrow::Cow::into_owned),
-        },
-        function: frame.function.map(std::borrow::Cow::into_owned),
-        module: frame.module.map(path),
-        build_id: frame.build_id.as_deref().and_then(bytes),
-        offset: frame.offset,
-        file: frame.file.map(path),
-        line: frame.line,
-        inlined: frame.inlined,
+    let frames = fields.frames.into_iter().map(|frame| {
+        Arc::new(NamedFrame {
+            // It is only written where it is another name.
+            linkage: match (&frame.linkage, &frame.function) {
+                (Some(linkage), _) => Some(linkage.clone().into_owned()),
+                (None, function) => function.clone().map(std::borrow::Cow::into_owned),
+            },
+            function: frame.function.map(std::borrow::Cow::into_owned),
+            module: frame.module.map(path),
+            build_id: frame.build_id.as_deref().and_then(bytes),
+            offset: frame.offset,
+            file: frame.file.map(path),
+            line: frame.line,
+            inlined: frame.inlined,
+        })
     });
     let amount = |bytes: Option<u64>, blocks: Option<u64>| {
         Some(Amount {

@@ -154,6 +154,7 @@ proptest! {
         [alloc_bytes, alloc_count, leaked_bytes, leaked_blocks] in any::<[u64; 4]>(),
         reached in prop::option::of(any::<[u64; 8]>()),
     ) {
+        let frames = frames.into_iter().map(Arc::new).collect();
         let stack = NamedStack { identity, frames, end, guessed };
         let reached = reached.map(|[a, b, c, d, e, f, g, h]| {
             let amount = |bytes, blocks| Amount { bytes, blocks };

@@ -340,12 +340,13 @@ impl<'a> Listing<'a> {
         owner: &StackOwner,
         share: &StackShare,
         report: &mut Report,
-    ) -> (NamedStack, Sifted) {
+    ) -> (Arc<NamedStack>, Sifted) {
         let is_made = share.stack.has_code_without_file();
         let stack = match is_made {
-            true => self
-                .namer
-                .name_with(&share.stack, self.maps.of(owner.map_owner)),
+            true => {
+                let made = self.maps.of(owner.map_owner);
+                Arc::new(self.namer.name_with(&share.stack, made))
+            }
             false => self.namer.name(&share.stack),
         };
         let owner = LeakOwner {
@@ -364,7 +365,9 @@ impl<'a> Listing<'a> {
 
     fn finish(self, coverage: StackCoverage) -> (Located, Vec<Unwritten>) {
         let namer = self.namer;
-        let located = self.sifter.finish(coverage, |stack| namer.name(stack));
+        let located = self.sifter.finish(coverage, |stack| {
+            namer.name_with(stack, &PerfMap::default())
+        });
         (located, self.unwritten)
     }
 }

@@ -50,7 +50,7 @@ impl<'a> StackText<'a> {
 
 /// The frames of a stack as text. A path that is not UTF-8 counts as unknown.
 pub(super) fn frame_texts(stack: &NamedStack) -> Vec<FrameText<'_>> {
-    stack.frames.iter().map(frame_text).collect()
+    stack.frames().map(frame_text).collect()
 }
 
 fn frame_text(frame: &NamedFrame) -> FrameText<'_> {

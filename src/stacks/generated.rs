@@ -210,8 +210,8 @@ pub fn own_frame(stack: &NamedStack) -> Option<&NamedFrame> {
     let texts = frame_texts(stack);
     let own = |frame: &FrameText| frame.shown().is_some() && !is_runtime(frame);
     stack
-        .frames
-        .get(texts.iter().position(own).unwrap_or_default())
+        .frames()
+        .nth(texts.iter().position(own).unwrap_or_default())
 }
 
 fn is_c_library(frame: &FrameText) -> bool {

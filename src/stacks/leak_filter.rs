@@ -130,6 +130,8 @@ fn sums(suppressions: &Suppressions, matches: &BTreeMap<u64, Matches>) -> Suppre
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::model::reach::Reached;
     use crate::model::stack::{NamedFrame, WalkEnd};
@@ -144,7 +146,7 @@ mod tests {
         };
         NamedStack {
             identity,
-            frames: functions.iter().map(frame).collect(),
+            frames: functions.iter().map(frame).map(Arc::new).collect(),
             end: WalkEnd::Complete,
             guessed: 0,
         }

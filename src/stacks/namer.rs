@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::model::stack::{CallStack, CodePlace, Frame, NamedFrame, NamedStack};
@@ -14,10 +15,13 @@ use crate::stacks::identity::{FrameKey, StackIdentity};
 use crate::stacks::perf_map::PerfMap;
 use crate::stacks::symbols::{FrameName, Symbolizer};
 
+/// How many frames the stacks have whose names are kept. Each takes 8 bytes, as stacks share frames.
+const MOST_SHARED: usize = 1 << 21;
+
 /// What is known of a physical frame.
 struct KnownFrame {
     /// The functions that the compiler has put into it, the innermost first. The physical function is last.
-    frames: Vec<NamedFrame>,
+    frames: Vec<Arc<NamedFrame>>,
     /// The name in the file's own symbol table.
     own_name: Option<String>,
 }
@@ -27,6 +31,15 @@ pub struct Namer {
     files: Rc<RefCell<CodeFiles>>,
     symbolizer: Symbolizer,
     known: HashMap<Frame, KnownFrame>,
+    shared: RefCell<SharedNames>,
+}
+
+/// The names of stacks that several processes may share. A stack is kept as long as its names are, so that no other one
+/// gets its address.
+#[derive(Default)]
+struct SharedNames {
+    stacks: HashMap<usize, (Arc<CallStack>, Arc<NamedStack>)>,
+    frames: usize,
 }
 
 impl Namer {
@@ -35,12 +48,15 @@ impl Namer {
             files,
             symbolizer: Symbolizer::default(),
             known: HashMap::new(),
+            shared: RefCell::default(),
         }
     }
 
     /// Looks up the frames of these stacks that are not known yet, those of one file at a time. After the deadline, frames
     /// get no source lines.
     pub fn look_up<'a>(&mut self, stacks: impl Iterator<Item = &'a CallStack>, deadline: Instant) {
+        // Stacks may have frames that were not known before.
+        self.shared.take();
         let files = self.files.borrow();
         let mut wanted: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
         for frame in stacks.flat_map(|stack| &stack.frames) {
@@ -72,17 +88,19 @@ impl Namer {
                 };
                 let own = names.last().filter(|name| name.in_file);
                 let own_name = own.map(|name| name.linkage.clone());
-                let named = |name: FrameName| NamedFrame {
-                    function: Some(name.function),
-                    linkage: Some(name.linkage),
-                    file: name.file,
-                    line: name.line,
-                    inlined: name.inlined,
-                    ..plain.clone()
+                let named = |name: FrameName| {
+                    Arc::new(NamedFrame {
+                        function: Some(name.function),
+                        linkage: Some(name.linkage),
+                        file: name.file,
+                        line: name.line,
+                        inlined: name.inlined,
+                        ..plain.clone()
+                    })
                 };
                 let frames: Vec<_> = names.into_iter().map(named).collect();
                 let frames = match frames.is_empty() {
-                    true => vec![std::mem::take(&mut plain)],
+                    true => vec![Arc::new(std::mem::take(&mut plain))],
                     false => frames,
                 };
                 self.known.insert(frame, KnownFrame { frames, own_name });
@@ -90,12 +108,27 @@ impl Namer {
         }
     }
 
-    /// A stack with the names that were looked up.
-    pub fn name(&self, stack: &CallStack) -> NamedStack {
-        self.name_with(stack, &PerfMap::default())
+    /// A stack with the names that were looked up. For all processes that have the stack, it is named once.
+    pub fn name(&self, stack: &Arc<CallStack>) -> Arc<NamedStack> {
+        let address = Arc::as_ptr(stack) as usize;
+        let mut shared = self.shared.borrow_mut();
+        if let Some((_, named)) = shared.stacks.get(&address) {
+            return Arc::clone(named);
+        }
+        let named = Arc::new(self.name_with(stack, &PerfMap::default()));
+        shared.frames += named.frames.len();
+        if shared.frames > MOST_SHARED {
+            *shared = SharedNames {
+                frames: named.frames.len(),
+                ..SharedNames::default()
+            };
+        }
+        let kept = (Arc::clone(stack), Arc::clone(&named));
+        shared.stacks.insert(address, kept);
+        named
     }
 
-    /// The same with the names of code that the process made at run time.
+    /// A stack with the names that were looked up, and with those of code that the process made at run time.
     pub fn name_with(&self, stack: &CallStack, made: &PerfMap) -> NamedStack {
         let made = |frame: &Frame| match frame.place {
             CodePlace::Address(address) => made.name(called(frame, address)),
@@ -108,12 +141,12 @@ impl Namer {
             match (self.known.get(frame), frame.place) {
                 (Some(known), _) => frames.extend_from_slice(&known.frames),
                 (None, CodePlace::Address(offset) | CodePlace::File { offset, .. }) => {
-                    frames.push(NamedFrame {
+                    frames.push(Arc::new(NamedFrame {
                         linkage: function.clone(),
                         function: function.clone(),
                         offset,
                         ..NamedFrame::default()
-                    });
+                    }));
                 }
             }
         }

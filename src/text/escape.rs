@@ -52,7 +52,10 @@ pub fn escaped(bytes: &[u8]) -> String {
 
 /// Each byte as two hexadecimal digits, as build IDs are written.
 pub fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits =
+        |byte: &u8| [byte >> 4, byte & 15].map(|digit| char::from(DIGITS[usize::from(digit)]));
+    bytes.iter().flat_map(digits).collect()
 }
 
 /// A message as one line on which no terminal acts, even if it contains an unescaped path or argument. Printable

@@ -2,6 +2,7 @@
 //! followed, names that a hostile process can choose, and call stacks of which parts are not known.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::exit::Outcome;
@@ -40,7 +41,7 @@ pub(crate) fn frame(function: &str, module: &str, file: Option<(&str, u32)>) -> 
 pub(crate) fn stack(identity: u64, end: WalkEnd, frames: Vec<NamedFrame>) -> NamedStack {
     NamedStack {
         identity,
-        frames,
+        frames: frames.into_iter().map(Arc::new).collect(),
         end,
         guessed: u16::from(end != WalkEnd::Complete),
     }

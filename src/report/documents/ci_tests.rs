@@ -1,6 +1,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -76,7 +77,7 @@ fn site(image: &Image, identity: u64, reached: Reached, frames: &[NamedFrame]) -
         labels: image.labels.clone(),
         stack: NamedStack {
             identity,
-            frames: frames.to_vec(),
+            frames: frames.iter().cloned().map(Arc::new).collect(),
             end: WalkEnd::Complete,
             guessed: 0,
         },
@@ -564,7 +565,7 @@ proptest! {
         for site in &mut finished.sites {
             site.exe = Some(exe.clone());
             site.comm = bytes.clone();
-            for frame in &mut site.stack.frames {
+            for frame in site.stack.frames.iter_mut().map(Arc::make_mut) {
                 frame.function = Some(String::from_utf8_lossy(&bytes).into_owned());
                 frame.file = Some(exe.clone());
                 frame.line = Some(1);

@@ -29,7 +29,7 @@ fn names(row: &ProfileRow, has_stacks: bool) -> String {
     match row.stack {
         Some(stack) => {
             names.extend(missing_callers(stack).map(str::to_owned));
-            names.extend(stack.frames.iter().rev().map(function));
+            names.extend(stack.frames().rev().map(function));
         }
         None if has_stacks => names.push(STACK_UNKNOWN.to_owned()),
         None => {}

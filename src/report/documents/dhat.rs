@@ -114,7 +114,7 @@ pub(in crate::report) fn dhat(finished: &Finished) -> Vec<u8> {
 fn names(row: &ProfileRow, has_stacks: bool) -> Vec<String> {
     let mut names = Vec::new();
     if let Some(stack) = row.stack {
-        names.extend(stack.frames.iter().map(frame));
+        names.extend(stack.frames().map(frame));
         names.extend(missing_callers(stack).map(no_code));
     } else if has_stacks {
         names.push(no_code(STACK_UNKNOWN));

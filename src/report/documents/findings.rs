@@ -238,7 +238,7 @@ impl<'a> Merged<'a> {
 /// The innermost line of sources below `directory`. Everything is below the root directory, so that one tells nothing.
 fn own_line(stack: &NamedStack, directory: Option<&Path>) -> Option<OwnLine> {
     let directory = directory.filter(|directory| directory.parent().is_some())?;
-    stack.frames.iter().find_map(|frame| {
+    stack.frames().find_map(|frame| {
         let file = plain(frame.file.as_deref()?);
         let file = file.strip_prefix(directory).ok()?.to_owned();
         let line = frame.line.filter(|line| *line > 0)?;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::model::finished::Finished;
 use crate::model::stack::NamedFrame;
@@ -81,7 +82,7 @@ fn main_file(finished: &Finished) -> Option<&NamedFrame> {
         let module = frame.module.as_deref();
         module.and_then(Path::file_name) == Some(exe)
     };
-    site.stack.frames.iter().find(is_in)
+    site.stack.frames().find(is_in)
 }
 
 /// What is said of the whole profile.
@@ -201,7 +202,7 @@ impl Profile {
     }
 
     /// A physical frame, with the frames in it.
-    fn location(&mut self, frames: &[NamedFrame]) -> u64 {
+    fn location(&mut self, frames: &[Arc<NamedFrame>]) -> u64 {
         let lines: Vec<_> = frames.iter().map(|frame| self.line(frame)).collect();
         let physical = frames.last();
         let mapping = physical.map_or(0, |frame| self.mapping(frame));

@@ -112,7 +112,7 @@ fn result(finding: &Finding) -> Option<Value> {
         Weight::Warning => "warning",
         Weight::Note => "note",
     };
-    let frames = finding.stack.frames.iter().take(MOST_FRAMES);
+    let frames = finding.stack.frames().take(MOST_FRAMES);
     let frames: Vec<_> = frames.map(frame).collect();
     Some(json!({
         "ruleId": rule_id(finding.fate),
