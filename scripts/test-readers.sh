@@ -103,21 +103,65 @@ fi
 
 # ---- the page ------------------------------------------------------------------------------------------------------
 
+use() { # use PAGE SCRIPT NAME AT_LEAST: runs a script in a page, on a desk and on a telephone
+	local page=$1 script=$2 name=$3 least=$4 size found verdict what
+	for size in 1280,800 390,844; do
+		{
+			sed '/^<\/body>$/,$d' "$page"
+			printf '<script>\n%s\n</script>\n</body>\n</html>\n' "$(cat "$script")"
+		} >"$work/used.html"
+		found=$(dom "file://$work/used.html" --window-size="$size" --dump-dom | sed -n '/id="results"/,/<\/pre>/p' | grep -E '^(ok|FAILED) ') ||
+			die "the $name has no results at $size"
+		while read -r verdict what; do
+			printf '%s %s %s: %s\n' "$verdict" "$name" "$size" "$what"
+		done <<<"$found"
+		[[ $found != *FAILED* && $(grep -c '^ok ' <<<"$found") -ge $least ]] || failed=1
+	done
+}
+
+use "$work/leaks.html" tests/readers/page.js page 20
 for size in 1280,800 390,844; do
-	{
-		sed '/^<\/body>$/,$d' "$work/leaks.html"
-		printf '<script>\n%s\n</script>\n</body>\n</html>\n' "$(cat tests/readers/page.js)"
-	} >"$work/used.html"
-	found=$(dom "file://$work/used.html" --window-size="$size" --dump-dom | sed -n '/id="results"/,/<\/pre>/p' | grep -E '^(ok|FAILED) ') ||
-		die "the page has no results at $size"
-	while read -r verdict what; do
-		printf '%s page %s: %s\n' "$verdict" "$size" "$what"
-	done <<<"$found"
-	[[ $found != *FAILED* && $(grep -c '^ok ' <<<"$found") -ge 20 ]] || failed=1
 	for scheme in 0 1; do
 		[[ -n ${SHOTS-} ]] || continue
 		dom "file://$work/leaks.html" --window-size="$size" --hide-scrollbars "--blink-settings=preferredColorScheme=$scheme" \
 			--screenshot="$SHOTS/page-${size%,*}-$scheme.png" >/dev/null
 	done
 done
+
+# 60,000 stacks of 20 frames, which share their outer frames as those of a program do. That is more than a page has room for.
+awk 'BEGIN {
+	amounts = "\"alloc_bytes\":%d,\"alloc_count\":20,\"leaked_bytes\":%d,\"leaked_blocks\":10,"
+	stacks = 60000
+	for (s = 1; s <= stacks; s++) all += s % 9973 + 1
+	printf "{\"schema\":\"memleak/1\",\"type\":\"process\",\"pid\":7,\"ppid\":1,\"uid\":0,\"user\":\"root\",\"comm\":\"app\","
+	printf "\"exe\":\"/opt/app/bin/app\",\"image\":0,\"end\":\"exited\",\"exit_code\":0,\"signal\":null,\"from\":\"start\","
+	printf "\"start_time\":1761153780.0,\"end_time\":1761153781.0,\"total_allocs_bytes\":%d,\"alloc_count\":%d,", 3 * all, 20 * stacks
+	printf "\"free_count\":%d,\"leaked_bytes\":%d,\"leaked_blocks\":%d,\"reach\":null,", 10 * stacks, all, 10 * stacks
+	printf "\"reach_unknown\":\"off\",\"peak_live_bytes\":%d,\"failed_allocs\":0,\"unknown_frees\":0,\"allocators\":[],", all
+	printf "\"complete\":true,\"losses\":{},\"stack_unknown\":{\"alloc_bytes\":0,\"alloc_count\":0,\"leaked_bytes\":0,"
+	printf "\"leaked_blocks\":0,\"walks\":{}}}\n"
+	for (s = 1; s <= stacks; s++) {
+		leaked = s % 9973 + 1
+		printf "{\"schema\":\"memleak/1\",\"type\":\"stack\",\"pid\":7,\"image\":0,\"stack\":\"%016x\",", s
+		printf amounts "\"walk\":\"complete\",\"frames\":[", 3 * leaked, leaked
+		x = s
+		for (depth = 0; depth < 19; depth++) {
+			number = (x * 31 + depth * 977) % 40000
+			printf "{\"function\":\"shop::Shelf<%d>::fill_%d(unsigned long)\",\"module\":\"/opt/app/bin/app\",", number % 97, number
+			printf "\"build_id\":\"ab\",\"offset\":%d,\"file\":\"src/shelf%d.cpp\",\"line\":%d,\"inlined\":false},", number, number % 900, number % 5000
+			x = int(x / 3)
+		}
+		printf "{\"function\":\"main\",\"module\":\"/opt/app/bin/app\",\"build_id\":\"ab\",\"offset\":1,\"file\":\"main.c\","
+		printf "\"line\":3,\"inlined\":false}]}\n"
+	}
+	printf "{\"schema\":\"memleak/1\",\"type\":\"summary\",\"outcome\":\"exited\",\"code\":0,\"signal\":null,\"losses\":{}}\n"
+}' >"$work/many.json"
+"$memleak" report -q -o "$work/many.html" "$work/many.json" 2>&1 |
+	expect 'many call stacks' 'have no room for all call stacks'
+use "$work/many.html" tests/readers/large.js 'large page' 7
+# How long a reader waits, with the start of Chromium. The limit is for a machine with other work.
+SECONDS=0
+timeout 60 chromium --headless=new --no-sandbox --user-data-dir="$work/profile" --dump-dom "file://$work/many.html" 2>/dev/null |
+	grep -o '<p id="left-out-stacks">[^<]*' | expect 'the large page within a minute' 'have no room here'
+printf 'the large page was there after %s s\n' "$SECONDS"
 exit "$failed"

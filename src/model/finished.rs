@@ -23,6 +23,8 @@ pub struct Finished {
     pub more_images: u64,
     /// What was allocated where, the site with the largest leak first. Empty if no call stacks were recorded.
     pub sites: Vec<Site>,
+    /// There were more sites, by which less leaked. The summary contains them.
+    pub has_more_sites: bool,
     /// Whom the gates judge, if there are any.
     pub selection: Selection,
     pub summary: Summary,

@@ -29,6 +29,7 @@ pub struct Gathering {
     seen_images: u64,
     sites: HashMap<SiteKey, Gathered>,
     frames: usize,
+    has_more_sites: bool,
 }
 
 #[derive(Debug)]
@@ -72,6 +73,7 @@ impl Gathering {
             seen_images: 0,
             sites: HashMap::new(),
             frames: 0,
+            has_more_sites: false,
         }
     }
 
@@ -154,10 +156,12 @@ impl Gathering {
         let mut sites: Vec<_> = sites.into_iter().collect();
         sites.sort_unstable_by_key(|(_, gathered)| weight(&gathered.site));
         let mut frames = 0;
+        let all = sites.len();
         sites.retain(|(_, gathered)| {
             frames += gathered.site.stack.frames.len();
             frames <= self.most_frames
         });
+        self.has_more_sites |= sites.len() < all;
         self.sites = sites.into_iter().collect();
         let kept = self.sites.values();
         self.frames = kept.map(|kept| kept.site.stack.frames.len()).sum();
@@ -181,6 +185,7 @@ impl Gathering {
             more_images: self.seen_images - images.len() as u64,
             images,
             sites,
+            has_more_sites: self.has_more_sites,
             selection,
             summary,
         }
@@ -323,6 +328,7 @@ mod tests {
         let pids = finished.images.iter().map(|image| image.pid);
         assert_eq!(pids.collect::<Vec<_>>(), [9, 19, 29]);
         assert_eq!(finished.more_images, 97);
+        assert!(finished.has_more_sites);
         let leaked = finished.sites.iter().map(|site| site.leaked.bytes);
         assert_eq!(leaked.collect::<Vec<_>>(), [49, 49, 48, 48, 47]);
     }

@@ -14,7 +14,7 @@ use crate::kernel::error;
 use crate::model::baseline::Comparison;
 use crate::model::commands::CommandOrder;
 use crate::model::exit::Outcome;
-use crate::model::finished::About;
+use crate::model::finished::{About, Finished};
 use crate::model::gate::Gate;
 use crate::model::gathering::Gathering;
 use crate::model::image::{Image, Losses};
@@ -428,6 +428,7 @@ impl Books {
             ..std::mem::take(&mut self.about)
         };
         let finished = gathering.finish(about, selection, summary);
+        say_more_sites(&finished);
         let unwritten = self.report.documents(&finished);
         self.check(unwritten);
         finished.summary
@@ -446,6 +447,13 @@ impl Books {
                 self.noticed.insert(notice);
             }
         }
+    }
+}
+
+/// Says if documents do not have all call stacks.
+pub(super) fn say_more_sites(finished: &Finished) {
+    if finished.has_more_sites {
+        say("pages, profiles and results of tests have no room for all call stacks: those that leaked least are left out");
     }
 }
 

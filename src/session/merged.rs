@@ -29,7 +29,7 @@ use crate::os::say::say;
 use crate::report::destination::{self, Standard};
 use crate::report::{Format, Options, Report, Unwritten, Verbosity, verdict_line};
 use crate::saved::{Record, SavedLines, SavedProcesses, SavedStack, SavedSummary};
-use crate::session::books::Destinations;
+use crate::session::books::{Destinations, say_more_sites};
 use crate::session::run::{comparison, ending, gate};
 use crate::session::sifting::{ImageLeaks, LeakOwner, ShownLeaks, Sifter, enter};
 use crate::text::units::counted;
@@ -426,6 +426,7 @@ impl<'a> Merger<'a> {
             let mut about = std::mem::take(&mut self.about);
             about.began = about.began.min(about.ended);
             let finished = gathering.finish(about, selection, summary);
+            say_more_sites(&finished);
             let unwritten = self.report.documents(&finished);
             self.check(unwritten);
         }

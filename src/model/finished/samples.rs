@@ -297,6 +297,7 @@ pub(crate) fn finished() -> Finished {
         },
         images,
         more_images: 0,
+        has_more_sites: false,
         sites: sites(),
         selection: Selection::default(),
         summary: ledger.finish(Losses::default(), Outcome::Exited(2)),

@@ -108,6 +108,7 @@ fn finished(images: Vec<Image>, sites: Vec<Site>, allowed: Allowed, paths: &[&st
         },
         images,
         more_images: 0,
+        has_more_sites: false,
         sites,
         selection,
         summary: ledger.finish(Losses::default(), Outcome::Exited(0)),

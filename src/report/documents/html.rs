@@ -87,6 +87,7 @@ fn data(finished: &Finished) -> String {
         allocated: summary.total_allocs_bytes,
         count: summary.processes,
         more: finished.more_images,
+        more_stacks: finished.has_more_sites,
         processes,
         rows,
         frames: frames.in_order,
@@ -111,6 +112,8 @@ struct Page {
     allocated: u64,
     count: u64,
     more: u64,
+    #[serde(rename = "moreStacks")]
+    more_stacks: bool,
     processes: Vec<ProcessCells>,
     rows: Vec<PageRow>,
     frames: Vec<FrameCells>,

@@ -446,6 +446,9 @@
       figure.append(element("dt", label), element("dd", text));
       by("figures").append(figure);
     }
+    if (data.moreStacks) {
+      say("left-out-stacks", "Call stacks by which less leaked have no room here. What they allocated is [stack unknown].");
+    }
     if (data.more) say("left-out", `${grouped(data.more)} more that leaked less are not listed.`);
   };
 
