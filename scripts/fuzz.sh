@@ -12,14 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 duration=${1:?usage: scripts/fuzz.sh SECONDS [TARGET…]}
 shift
 targets=("$@")
-((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach suppressions symbols edited)
+((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach suppressions symbols edited saved)
 
 work=target/fuzz
 tools=target/tools
 PATH=$PWD/$tools/bin:$PATH
 
 # The maximum size of an input in bytes: as much as the code under test looks at.
-declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [suppressions]=8192 [symbols]=65536 [edited]=600)
+declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [suppressions]=8192 [symbols]=65536 [edited]=600 [saved]=16384)
 
 # Collects seeds: real files of this machine, no longer than an input may be.
 seed() { # seed TARGET: into $work/seeds/TARGET
@@ -82,6 +82,11 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 		for at in 24 32 54 120 400 1000; do
 			{ perl -e 'print pack "V", shift' "$at" && tail -c +$((at + 1)) "$libc" | head -c 8; } >"$into/at$at"
 		done
+		;;
+	saved)
+		# The lines of a report, alone and together.
+		head -c "$limit" tests/readers/saved.json >"$into/whole"
+		split -l 1 -a 3 tests/readers/saved.json "$into/line"
 		;;
 	symbols)
 		files_with_lines "$into"

@@ -27,6 +27,7 @@ use memleak::kernel::skeletons::types::arrival;
 use memleak::lost::{
     self, Allocators, Area, Backing, Block, Buffer, Copied, ExitFrame, Snapshot, Thread,
 };
+use memleak::model::baseline::{Comparison, LeakSize};
 use memleak::model::exit::Outcome;
 use memleak::model::gate::Gate;
 use memleak::model::image::{Image, Losses};
@@ -38,7 +39,10 @@ use memleak::os::clock::Clock;
 use memleak::os::root::Root;
 use memleak::os::{maps, memory_file};
 use memleak::report::destination::Output;
-use memleak::report::{Format, Options, Report, Verbosity, Window, suppressed_lines};
+use memleak::report::{
+    Format, Options, Report, StackRow, Verbosity, Window, innermost_call, suppressed_lines,
+};
+use memleak::saved::{Record, SavedLines, SavedProcesses, read_baseline};
 use memleak::stacks::demangle::demangled;
 use memleak::stacks::identity;
 use memleak::stacks::module::Module;
@@ -478,6 +482,76 @@ pub fn suppressions(bytes: &[u8]) {
         let found = Matcher::new(&list).find(&stack, LeakKind::Definite);
         assert_eq!(found, Some(0), "{made}");
     }
+}
+
+/// What memleak has saved: reads its records, writes them again, and compares them with the baseline that they make.
+pub fn saved(bytes: &[u8]) {
+    let baseline = read_baseline(bytes);
+    if let Err(error) = &baseline {
+        assert_one_line(&format!("{error:#}"));
+    }
+    let mut comparison = Comparison::new(baseline.unwrap_or_default(), true);
+    let mut ledger = Ledger::new(None);
+    let mut processes = SavedProcesses::default();
+    let mut numbers = 0;
+    for line in SavedLines::new(bytes) {
+        let line = line.expect("the bytes are in memory");
+        assert!(line.number > numbers);
+        numbers = line.number;
+        let record = match line.record {
+            Ok(record) => record,
+            Err(error) => {
+                assert_one_line(&error.to_string());
+                continue;
+            }
+        };
+        let written = Written::default();
+        let mut report = Report::default();
+        let memory = Output::new("memory", Box::new(written.clone()));
+        report.add(Format::Json, Options::default(), memory);
+        match record {
+            Record::Process(saved) => {
+                let image = &saved.image;
+                ledger.record(image);
+                comparison.image(image, LeakSize::of(image), None);
+                let _ = processes.complete();
+                let id = (image.pid, image.image);
+                assert_eq!(processes.add(image, id), Ok(()));
+                assert!(report.image(image, None).is_empty());
+            }
+            Record::Stack(saved) => {
+                let id = (saved.pid, saved.image);
+                let found = processes.of_stack(id, saved.leaked());
+                assert!(found.is_none_or(|found| *found == id));
+                assert_one_line(&innermost_call(&saved.stack));
+                let row = StackRow {
+                    pid: saved.pid,
+                    image: saved.image,
+                    share: &saved.share,
+                    stack: &saved.stack,
+                    suppressed_by: None,
+                    suppressed: Amount::default(),
+                    kept: Amount::default(),
+                };
+                assert!(report.stack(&row).is_empty());
+            }
+            Record::Summary(_) | Record::Other => continue,
+        }
+        // What was read can be written, and is the same then.
+        let line = written.take();
+        let text = std::str::from_utf8(&line).expect("JSON is text");
+        assert_one_line(text.trim_end_matches('\n'));
+        for line in SavedLines::new(&*line) {
+            let read = line.expect("it is in memory").record;
+            match read.expect("memleak has written it") {
+                Record::Process(saved) => assert!(report.image(&saved.image, None).is_empty()),
+                Record::Stack(saved) => assert!(!saved.is_look),
+                other => panic!("{other:?} was written"),
+            }
+        }
+    }
+    ledger.finish(Losses::default(), Outcome::Saved);
+    comparison.finish(&Selection::default());
 }
 
 /// What the BPF programs send, up to the report in every format.

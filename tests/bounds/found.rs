@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 11] = [
+const TARGETS: [(&str, Target); 12] = [
     ("elf", inputs::elf),
     ("code", inputs::code),
     ("handlers", inputs::handlers),
@@ -32,6 +32,7 @@ const TARGETS: [(&str, Target); 11] = [
     ("suppressions", inputs::suppressions),
     ("symbols", inputs::symbols),
     ("edited", inputs::edited),
+    ("saved", inputs::saved),
 ];
 
 /// Reads an input. The error names the fault of the reader.
@@ -157,6 +158,28 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
         let text = b"=1+1\x1b[2J\n-2\t@x\r\0";
         [&[0], &text.repeat(60)[..]].concat()
     }));
+
+    // A record of a stack, whose frames are these.
+    let stack = |frames: &str| {
+        let amounts = r#""alloc_bytes":1,"alloc_count":1,"leaked_bytes":1,"leaked_blocks":1"#;
+        let head = r#"{"schema":"memleak/1","type":"stack","pid":1,"image":0,"stack":"1","#;
+        format!("{head}{amounts},\"walk\":\"complete\",\"frames\":[{frames}]}}\n")
+    };
+    let frame = r#"{"function":"\u001b[2J","module":"/\u009b","build_id":"é","offset":1,"file":"\ud800","line":1,"inlined":true}"#;
+    for (name, text) in [
+        ("lists in lists", format!("{{\"a\":{}", "[".repeat(200_000))),
+        ("objects in objects", "{\"a\":".repeat(100_000)),
+        ("a line that does not end", "x".repeat(20 << 20)),
+        ("lines without anything", "\n".repeat(200_000)),
+        ("frames in one stack", stack(&vec![frame; 5_000].join(","))),
+        (
+            "a schema that repaints",
+            "{\"schema\":\"\\u001b[2J\\n\",\"type\":\"process\"}".to_owned(),
+        ),
+        ("stacks of nobody", stack("").repeat(5_000)),
+    ] {
+        inputs.push((name, inputs::saved, text.into_bytes()));
+    }
     inputs
 }
 
