@@ -150,7 +150,7 @@ impl NamedStack {
 }
 
 /// A frame with what is known of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NamedFrame {
     /// As in the source.
     pub function: Option<String>,

@@ -3,12 +3,14 @@
 
 mod baseline;
 mod fields;
+mod frames;
 mod lines;
 mod names;
 mod processes;
 mod record;
 
 pub use baseline::read_baseline;
+pub use frames::SharedFrames;
 pub use lines::{SavedLine, SavedLines};
 pub use processes::SavedProcesses;
 pub use record::{LineError, Record, SavedImage, SavedStack, SavedSummary, record};

@@ -453,7 +453,9 @@ impl Books {
 /// Says if documents do not have all call stacks.
 pub(super) fn say_more_sites(finished: &Finished) {
     if finished.has_more_sites {
-        say("pages, profiles and results of tests have no room for all call stacks: those that leaked least are left out");
+        say(
+            "pages, profiles and results of tests have no room for all call stacks: those that leaked least are left out",
+        );
     }
 }
 

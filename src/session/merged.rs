@@ -1,6 +1,7 @@
 //! `memleak report`: reads what sessions have saved, adds it up, and reports and judges it as one session.
 //!
-//! It reads one line at a time. What it keeps is bounded, except for the places where processes leaked.
+//! It reads one line at a time. What it keeps is bounded, except for the places where processes leaked, and with suppressions or
+//! a baseline for the processes of one file that leaked, until their call stacks have come.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -28,7 +29,7 @@ use crate::os::capabilities;
 use crate::os::say::say;
 use crate::report::destination::{self, Standard};
 use crate::report::{Format, Options, Report, Unwritten, Verbosity, verdict_line};
-use crate::saved::{Record, SavedLines, SavedProcesses, SavedStack, SavedSummary};
+use crate::saved::{Record, SavedLines, SavedProcesses, SavedStack, SavedSummary, SharedFrames};
 use crate::session::books::{Destinations, say_more_sites};
 use crate::session::run::{comparison, ending, gate};
 use crate::session::sifting::{ImageLeaks, LeakOwner, ShownLeaks, Sifter, enter};
@@ -127,6 +128,7 @@ struct Merger<'a> {
     shown: &'a ShownLeaks,
     sifter: Sifter<'a>,
     comparison: Option<Comparison>,
+    frames: SharedFrames,
     about: About,
     /// The losses that belong to no image.
     losses: Losses,
@@ -176,6 +178,7 @@ impl<'a> Merger<'a> {
             shown,
             sifter: Sifter::new(shown),
             comparison: None,
+            frames: SharedFrames::default(),
             about: About {
                 directory: std::env::current_dir().ok(),
                 began: Duration::MAX,
@@ -239,7 +242,10 @@ impl<'a> Merger<'a> {
                 }
             }
             Record::Stack(saved) if saved.is_look => {}
-            Record::Stack(saved) => self.stack(&saved, state),
+            Record::Stack(mut saved) => {
+                self.frames.share(&mut saved.stack);
+                self.stack(&saved, state);
+            }
             Record::Summary(summary) => state.summary = Some(summary),
             Record::Other => {}
         }
