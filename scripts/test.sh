@@ -59,7 +59,7 @@ count() { # count ARGUMENT…: the number of tests that `cargo test ARGUMENT…`
 }
 first=$(count --test it -- --exact "${one_by_one[@]}")
 all=$(count --)
-parts=$((first + $(count "${pure[@]}") + $(count --test it -- "${held[@]}") + $(count --test it -- "${rest[@]}")))
+parts=$((first + $(count "${pure[@]}" --) + $(count --test it -- "${held[@]}") + $(count --test it -- "${rest[@]}")))
 if ((first != ${#one_by_one[@]} || parts != all)); then
 	echo "scripts/test.sh: its groups have $parts of $all tests, and $first of ${#one_by_one[@]} listed ones" >&2
 	exit 1
