@@ -12,8 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # The kernel attaches and removes perf-event uprobes one by one, and waits for a grace period each time. Processes that
 # memleak holds prolong a grace period, and a held process waits for at most two seconds. So these tests run first and
 # by themselves. They need a tenth of a processor. The test of too little memory runs with them, because memleak must not
-# be interrupted there: the kernel kills it when it needs a page. The tests that start no memleak run meanwhile, at a lower
-# priority.
+# be interrupted there: the kernel kills it when it needs a page.
 one_by_one=(
 	allocators::a_function_whose_first_instruction_takes_no_probe_is_probed_further_on
 	allocators::a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method
@@ -36,9 +35,6 @@ one_by_one=(
 held=(arrivals:: holds::)
 held_threads=2
 
-# These start no memleak.
-pure=(--lib --test bounds --test exit_codes)
-
 read -ra harness <<<"${HARNESS-}"
 test=("${CARGO:-cargo}" test --locked --no-fail-fast)
 if (($# > 0)); then
@@ -59,19 +55,14 @@ count() { # count ARGUMENT…: the number of tests that `cargo test ARGUMENT…`
 }
 first=$(count --test it -- --exact "${one_by_one[@]}")
 all=$(count --)
-parts=$((first + $(count "${pure[@]}" --) + $(count --test it -- "${held[@]}") + $(count --test it -- "${rest[@]}")))
+parts=$((first + $(count --test it -- "${held[@]}") + $(count -- "${rest[@]}")))
 if ((first != ${#one_by_one[@]} || parts != all)); then
 	echo "scripts/test.sh: its groups have $parts of $all tests, and $first of ${#one_by_one[@]} listed ones" >&2
 	exit 1
 fi
 
 status=0
-said=$(mktemp)
-trap 'rm -f "$said"' EXIT
-RUST_TEST_THREADS=2 nice -n 10 "${test[@]}" "${pure[@]}" -- "${harness[@]}" >"$said" 2>&1 &
-RUST_TEST_THREADS=4 "${test[@]}" --test it -- "${harness[@]}" --exact "${one_by_one[@]}" || status=1
-wait $! || status=1
-cat "$said"
+RUST_TEST_THREADS=8 "${test[@]}" --test it -- "${harness[@]}" --exact "${one_by_one[@]}" || status=1
 RUST_TEST_THREADS=$held_threads "${test[@]}" --test it -- "${harness[@]}" "${held[@]}" || status=1
-RUST_TEST_THREADS=${TEST_THREADS:-4} "${test[@]}" --test it -- "${harness[@]}" "${rest[@]}" || status=1
+RUST_TEST_THREADS=${TEST_THREADS:-4} "${test[@]}" -- "${harness[@]}" "${rest[@]}" || status=1
 exit "$status"

@@ -191,10 +191,12 @@ fn a_program_that_catches_bad_alloc_continues() {
 
 #[test]
 fn operators_are_counted_by_every_method() {
-    let libraries = ["jemalloc", "tcmalloc_minimal"];
-    let all = methods().into_iter();
-    let all = all.flat_map(|method| libraries.map(|name| (method, name)));
-    side_by_side(all, |(method, name)| {
+    // The kernel removes the probes of the older methods one by one. One library has to be enough there.
+    let tries = methods().into_iter().flat_map(|method| match method {
+        "session" | "multi" => vec![(method, "jemalloc"), (method, "tcmalloc_minimal")],
+        _ => vec![(method, "jemalloc")],
+    });
+    side_by_side(tries, |(method, name)| {
         let job = |what| {
             let job = Job::new(operators(&[]), [what]).env("LD_PRELOAD", library(name));
             job.options([switch("method", method)])

@@ -52,11 +52,11 @@ fn the_code_passes_its_own_tests() {
 
 #[test]
 fn the_counts_are_those_of_probes() {
-    // A call that is jumped out of is another loss inside.
+    // A call that is jumped out of is another loss inside. `make test-long` has all cases.
     let cases = cases().into_iter();
     let without_losses = cases.filter(|case| case.losses == Losses::default());
-    let names: Vec<_> = without_losses.map(|case| case.name).collect();
-    assert!(names.len() > 30, "{names:?}");
+    let names: Vec<_> = without_losses.map(|case| case.name).step_by(4).collect();
+    assert!(names.len() > 8, "{names:?}");
     side_by_side(names, |name| assert_counted(name, &inside()));
 }
 

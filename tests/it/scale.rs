@@ -39,7 +39,7 @@ fn rate(said: &str) -> (u64, u64) {
 #[test]
 fn every_exit_is_reported_once_and_exactly_under_full_load() {
     let _one = one();
-    let seconds = setting("MEMLEAK_SCALE_SECONDS", 5);
+    let seconds = setting("MEMLEAK_SCALE_SECONDS", 3);
     // Leaves room for the blocks of the machine's other processes.
     let watch = Watch::start(["-a", "1", "--max-allocs", "6000000"]);
     let mut holder = Waiting::fixture("works_until_told", &["0", "2000000", "7"]);

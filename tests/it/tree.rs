@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::common::stack_programs::python;
 use crate::common::{Counted, Job, code, files, probes, valgrind_totals};
 use tempfile::TempDir;
 
@@ -132,7 +133,7 @@ assert out == b'100\\n'
 subprocess.run([sys.executable, '-c', 'print(sum(range(1000)))'], check=True)
 ";
     let counted = assert_exact_tree(
-        &Job::new("python3", ["-c", script]),
+        &Job::new(python(), ["-c", script]),
         6,
         &["python3", "ls", "tail"],
     );
@@ -158,7 +159,7 @@ if __name__ == '__main__':
     // With `spawn` the children read the script again, so it must be a file.
     let directory = TempDir::new().expect("a temporary directory");
     write(directory.path(), "pool.py", script);
-    let job = Job::new("python3", ["pool.py"]).in_directory(directory.path());
+    let job = Job::new(python(), ["pool.py"]).in_directory(directory.path());
     assert_exact_tree(&job, 5, &["python3"]);
 }
 

@@ -63,13 +63,17 @@ fn program(name: &'static str, job: Job, at_least: u64) -> StackProgram {
     }
 }
 
-/// `python3` may be a script that searches for the program.
-fn python3(amount: Amount) -> StackProgram {
+/// The path of Python. `python3` may be a script that searches for the program.
+pub fn python() -> String {
     let output = Command::new("python3")
         .args(["-c", "import sys; print(sys.executable)"])
         .output()
         .expect("python3 is needed: `make install-deps`");
-    let python = String::from_utf8_lossy(&output.stdout).trim().to_string();
+    String::from_utf8_lossy(&output.stdout).trim().to_string()
+}
+
+fn python3(amount: Amount) -> StackProgram {
+    let python = python();
     let (items, at_least) = amount.of(((300, 30_000), (20_000, 200_000)));
     let script = format!(
         "import json; print(len(json.dumps({{str(i): [i] * 5 for i in range({items})}}, indent=1)))"
