@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::common::expected::{End, counts};
 use crate::common::machine;
 use crate::common::newcomers::{Place, mapped, run};
+use crate::common::proc::within;
 use crate::common::watch::{Waiting, Watch};
 use crate::common::{Losses, fixture};
 use nix::sys::signal::Signal;
@@ -216,7 +217,9 @@ fn a_memleak_killed_while_it_stops_leaves_no_probe_behind() {
         let delay = Duration::from_micros(250 * round);
         sleep(delay);
         watch.kill();
-        assert!(unprobed(), "killed {delay:?} after the report");
+        // The kernel removes the last one some milliseconds after memleak's end.
+        let soon = within(Duration::from_secs(1), unprobed);
+        assert!(soon, "killed {delay:?} after the report");
     }
     for process in processes {
         let (status, _) = process.finish();
