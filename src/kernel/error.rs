@@ -133,7 +133,7 @@ impl LoadError {
                 max_blocks,
                 source: error,
             },
-            _ if ran_out_of_descriptors(&error) || messages().contains(NO_TABLE) => {
+            _ if ran_out_of_descriptors(&error) || says_so(&messages()) => {
                 LoadError::Descriptors(error)
             }
             _ => LoadError::Kernel {
@@ -162,6 +162,13 @@ pub fn ran_out_of_descriptors(error: &dyn std::error::Error) -> bool {
     errno_of(error) == Some(libc::EMFILE)
 }
 
+/// Whether messages of libbpf say so, although its error does not.
+fn says_so(messages: &str) -> bool {
+    [NO_TABLE, NO_DESCRIPTOR]
+        .iter()
+        .any(|text| messages.contains(text))
+}
+
 /// The messages of libbpf and the verifier, for `-v`.
 static MESSAGES: Mutex<String> = Mutex::new(String::new());
 
@@ -171,6 +178,9 @@ const VERIFIER_LOG: &str = "BEGIN PROG LOAD LOG";
 /// What the kernel says of a program whose table was not created. If the last descriptor is needed for libbpf's trial of
 /// tables of variables, libbpf takes it that the kernel has none.
 const NO_TABLE: &str = "is not pointing to valid bpf_map";
+
+/// libbpf's message if there was no descriptor for something that it looks up. It then takes it that the kernel has none.
+const NO_DESCRIPTOR: &str = "-EMFILE";
 
 pub(super) fn messages() -> MutexGuard<'static, String> {
     MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)

@@ -170,15 +170,15 @@ fn doctor_counts_and_measures_its_figures() {
         assert_eq!(details.iter().filter(of_function).count(), 1, "{function}");
     }
     assert!(number("memory", "kernel_bytes") > 30 << 20);
-    // Fewer descriptors than `used` are too few. With some more, `used` stays the same, but for those that are open only
-    // while a process's memory is read.
+    // Half of the descriptors that were `used` are too few. With some fewer, memleak may do without call stacks. With some
+    // more, `used` stays the same, but for those that are open only while a process's memory is read.
     const FOR_A_MOMENT: u64 = 3;
     let used = number("descriptors", "used");
     let limited = |limit: u64| {
         let limit = format!("--nofile={limit}:{limit}");
         doctor(&["prlimit", &limit, "--"], &[])
     };
-    limited(used - 1 - FOR_A_MOMENT).assert_check("descriptors", "fail", &["too few"]);
+    limited(used / 2).assert_check("descriptors", "fail", &["too few"]);
     let enough = limited(used + 20);
     assert_eq!(enough.code, 0, "{enough:#?}");
     let again = enough.check("descriptors")["used"].as_u64();
