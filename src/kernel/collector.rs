@@ -14,7 +14,6 @@ use libbpf_rs::{Link, MapCore, RingBuffer};
 use nix::errno::Errno;
 use nix::unistd::{Pid, getpid};
 
-use crate::kernel::ages::DatedBlocks;
 use crate::kernel::args::Args;
 use crate::kernel::attach::{Attached, Target};
 use crate::kernel::batch::BatchWalk;
@@ -78,8 +77,6 @@ pub struct Collector {
     pub(super) readings: Option<Readings>,
     /// `None`: allocations are not attributed to call stacks.
     pub(super) stacks: Option<StackTables>,
-    /// `None`: it is not recorded when blocks were allocated.
-    pub(super) dated: Option<DatedBlocks>,
     /// Why they are not, though they were wanted where that is possible.
     pub no_stacks: Option<NoStacks>,
     /// Images whose memory was read, and on which there is no verdict yet.
@@ -133,13 +130,6 @@ impl Collector {
             (Some(skel), Some(stacks)) => Some(StackTables::open(skel, stacks)?),
             _ => None,
         };
-        let dated = match (loaded.object.newer(), loaded.stacks) {
-            (Some(skel), Some(stacks)) => stacks
-                .older
-                .map(|least| DatedBlocks::open(skel, least))
-                .transpose()?,
-            _ => None,
-        };
         Ok(Collector {
             object: loaded.object,
             apart: loaded.apart,
@@ -167,7 +157,6 @@ impl Collector {
             targets: Vec::new(),
             readings,
             stacks,
-            dated,
             no_stacks: loaded.no_stacks,
             unjudged: Vec::new(),
             rows_taken_from_map: 0,

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore, MapFlags, ProgramMut};
 
-use crate::kernel::ages::{DatedBlocks, OldBlocks};
+use crate::kernel::ages::OldBlocks;
 use crate::kernel::collector::Collector;
 use crate::kernel::live_counters;
 use crate::kernel::object::iterate;
 use crate::kernel::records;
 use crate::kernel::rings::bytes_of;
 use crate::kernel::skeletons::types::{heap, heap_flags, limits, live_cell, thread_sum};
+use crate::kernel::stack_tables::StackTables;
 use crate::model::image::Image;
 use crate::model::stack::StackShare;
 use crate::os::clock::monotonic;
@@ -72,8 +73,11 @@ impl Collector {
     /// # Errors
     /// The kernel's tables cannot be read.
     pub fn old_blocks(&self) -> Result<Option<OldBlocks>> {
-        let old = self.dated.as_ref().map(DatedBlocks::old).transpose();
-        old.context("cannot read the table of live blocks")
+        let old = self.stacks.as_ref().map(StackTables::old_blocks);
+        let old = old
+            .transpose()
+            .context("cannot read the table of live blocks");
+        old.map(Option::flatten)
     }
 
     /// What a running image has allocated by each call stack. `id` is that of its heap. With `old`, it holds only those
@@ -83,14 +87,7 @@ impl Collector {
         let record = self.object.heaps().lookup(&key, MapFlags::ANY).ok()??;
         let record = records::heap_from_bytes(&record)?;
         let tables = self.stacks.as_mut()?;
-        let mut shares = tables.look(id, record.stacks);
-        if let Some(old) = old {
-            for (number, share) in &mut shares {
-                let held = old.of(id, *number);
-                (share.leaked_bytes, share.leaked_blocks) = (held.bytes, held.blocks);
-            }
-        }
-        Some(shares.into_iter().map(|(_, share)| share).collect())
+        Some(tables.look(id, record.stacks, old))
     }
 
     /// Reads the running images. Returns false if a thread or process came or went during the reading. Images whose

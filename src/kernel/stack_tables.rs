@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use libbpf_rs::RingBuffer;
 
+use crate::kernel::ages::{DatedBlocks, OldBlocks};
 use crate::kernel::error::LoadError;
 use crate::kernel::mapped::{FirstWord, MapAccess, MappedArray};
 use crate::kernel::rings::{Taken, ring};
@@ -41,6 +42,8 @@ pub(super) struct StackTables {
     readings: Vec<RuleReading>,
     /// Whether stacks are reported by which nothing leaked.
     all: bool,
+    /// `None`: the age of blocks does not matter.
+    dated: Option<DatedBlocks>,
 }
 
 impl StackTables {
@@ -61,6 +64,9 @@ impl StackTables {
             files: Rc::default(),
             readings: Vec::new(),
             all: settings.all,
+            dated: (settings.older)
+                .map(|least| DatedBlocks::open(skel, least))
+                .transpose()?,
         })
     }
 
@@ -131,9 +137,30 @@ impl StackTables {
         self.read(heap, first, true)
     }
 
-    /// The sums of a heap as they are now, each with the number that its blocks have.
-    pub(super) fn look(&mut self, heap: u64, first: u32) -> Vec<(u32, StackShare)> {
-        self.read(heap, first, false).0
+    /// The blocks that are old enough. `None`: the age of blocks does not matter.
+    ///
+    /// # Errors
+    /// The kernel cannot read its table.
+    pub(super) fn old_blocks(&self) -> nix::Result<Option<OldBlocks>> {
+        self.dated.as_ref().map(DatedBlocks::old).transpose()
+    }
+
+    /// The sums of a heap as they are now. With `old`, these blocks are all that has leaked.
+    pub(super) fn look(
+        &mut self,
+        heap: u64,
+        first: u32,
+        old: Option<&OldBlocks>,
+    ) -> Vec<StackShare> {
+        let (shares, _) = self.read(heap, first, false);
+        let shares = shares.into_iter().map(|(number, mut share)| {
+            if let Some(old) = old {
+                let held = old.of(heap, number);
+                (share.leaked_bytes, share.leaked_blocks) = (held.bytes, held.blocks);
+            }
+            share
+        });
+        shares.collect()
     }
 
     /// Reads the sums of a heap, each with the number that its blocks have. With `take`, their entries are used again.
