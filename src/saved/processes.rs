@@ -4,6 +4,7 @@
 //! A pid may come again meanwhile. The stacks of the two processes then come in the order of the processes.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::model::image::Image;
 use crate::model::reach::Amount;
@@ -15,10 +16,18 @@ const MOST: usize = 1 << 20;
 #[derive(Debug)]
 pub struct SavedProcesses<T> {
     kept: Vec<AwaitingStacks<T>>,
-    /// Whose stacks come next, by pid and number of the image.
-    current: HashMap<(u32, u32), usize>,
+    /// By pid and number of the image.
+    queues: HashMap<(u32, u32), Queue>,
     /// Stacks have come of those that are kept.
     has_stacks: bool,
+}
+
+/// The images with one pid and number: places in `kept`.
+#[derive(Debug)]
+struct Queue {
+    /// Whose stacks come next.
+    current: usize,
+    last: usize,
 }
 
 #[derive(Debug)]
@@ -34,7 +43,7 @@ impl<T> Default for SavedProcesses<T> {
     fn default() -> Self {
         Self {
             kept: Vec::new(),
-            current: HashMap::new(),
+            queues: HashMap::new(),
             has_stacks: false,
         }
     }
@@ -65,13 +74,17 @@ impl<T> SavedProcesses<T> {
             left: stacks.map_or(0, |_| image.unlisted_stacks.leaked.blocks),
             next: None,
         });
-        let first = *self.current.entry((image.pid, image.image)).or_insert(at);
-        let mut last = first;
-        while let Some(next) = self.kept[last].next {
-            last = next;
-        }
-        if last != at {
-            self.kept[last].next = Some(at);
+        match self.queues.entry((image.pid, image.image)) {
+            Entry::Occupied(mut queue) => {
+                let last = std::mem::replace(&mut queue.get_mut().last, at);
+                self.kept[last].next = Some(at);
+            }
+            Entry::Vacant(place) => {
+                place.insert(Queue {
+                    current: at,
+                    last: at,
+                });
+            }
         }
         Ok(())
     }
@@ -79,7 +92,7 @@ impl<T> SavedProcesses<T> {
     /// What was kept of the image that allocated by a stack. `leaked`: by that stack, if it is known.
     pub fn of_stack(&mut self, id: (u32, u32), leaked: Amount) -> Option<&mut T> {
         self.has_stacks = true;
-        let current = self.current.get_mut(&id)?;
+        let current = &mut self.queues.get_mut(&id)?.current;
         if leaked.blocks > 0 {
             while self.kept[*current].left == 0
                 && let Some(next) = self.kept[*current].next
@@ -95,7 +108,7 @@ impl<T> SavedProcesses<T> {
     /// All that is kept, in the order in which it came.
     pub fn take(&mut self) -> Vec<T> {
         self.has_stacks = false;
-        self.current.clear();
+        self.queues.clear();
         let kept = std::mem::take(&mut self.kept);
         kept.into_iter().map(|kept| kept.value).collect()
     }

@@ -256,7 +256,7 @@ impl Leaks {
         for (at, row) in live.rows.iter().enumerate() {
             let shares = stacks(row.id).unwrap_or_default();
             let is_known = before.contains(&row.id);
-            let mut of_row: Vec<_> = shares
+            let of_row: Vec<_> = shares
                 .into_iter()
                 .filter(|share| share.leaked_blocks > 0)
                 .map(|share| {
@@ -272,26 +272,27 @@ impl Leaks {
                     (growth, share)
                 })
                 .collect();
-            let held_now = |of_row: &[(i64, StackShare)]| {
-                let held = of_row.iter().map(|(_, share)| share.leaked_bytes);
-                held.fold(0, u64::saturating_add).cast_signed()
-            };
             // What is old need not have grown.
             let rank = match live.older {
-                Some(_) => held_now(&of_row),
+                Some(_) => {
+                    let held = of_row.iter().map(|(_, share)| share.leaked_bytes);
+                    held.fold(0, u64::saturating_add).cast_signed()
+                }
                 None => row.growth,
             };
             if rank > 0 {
-                of_row.sort_by_key(|(growth, share)| {
-                    let growth = live.older.is_none().then_some(*growth);
-                    Reverse((growth, share.leaked_bytes))
-                });
-                of_row.truncate(GROWING_PLACES);
                 grown.push((rank, at, of_row));
             }
         }
         grown.sort_by_key(|(rank, at, _)| (Reverse(*rank), *at));
         grown.truncate(GROWING_PROCESSES);
+        for (_, _, of_row) in &mut grown {
+            of_row.sort_by_key(|(growth, share)| {
+                let growth = live.older.is_none().then_some(*growth);
+                Reverse((growth, share.leaked_bytes))
+            });
+            of_row.truncate(GROWING_PLACES);
+        }
         self.held = held;
         let shares = grown.iter().flat_map(|(_, _, shares)| shares);
         let stacks = shares.map(|(_, share)| &*share.stack);
