@@ -4,6 +4,8 @@
 //! `cargo bench --bench names` looks at the C library. With `-- FILE…` it looks at other files. Files are in the page
 //! cache. Each file is looked at by a process of its own.
 
+mod common;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,7 +35,7 @@ fn main() {
     let mut files: Vec<PathBuf> = arguments.iter().map(PathBuf::from).collect();
     files.retain(|path| path.is_file());
     if files.is_empty() {
-        files.extend(c_library());
+        files.extend(common::c_library());
     }
     println!("  first  others    again  named  inlined  lines    peak  file   (ms, MB)");
     for file in files {
@@ -41,16 +43,6 @@ fn main() {
         let status = Command::new(own).arg(ONE).arg(file).status();
         assert!(status.expect("this program can be started").success());
     }
-}
-
-fn c_library() -> Option<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").expect("maps can be read");
-    let paths = maps
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(5));
-    paths
-        .map(PathBuf::from)
-        .find(|path| path.ends_with("libc.so.6"))
 }
 
 fn look(path: &Path) {

@@ -3,9 +3,10 @@
 //!
 //! `cargo bench --bench stacks`. Other counts: `-- STACKS PROCESSES`.
 
+mod common;
+
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ fn main() {
     let numbers: Vec<usize> = numbers.collect();
     let stacks = numbers.first().copied().unwrap_or(13_000);
     let processes = numbers.get(1).copied().unwrap_or(200);
-    let path = c_library().expect("this program has mapped the C library");
+    let path = common::c_library().expect("this program has mapped the C library");
     let file = File::open(&path).expect("the file can be opened");
     let files = Rc::new(RefCell::new(CodeFiles::default()));
     files.borrow_mut().add(&path, &file, None);
@@ -108,16 +109,6 @@ fn shares(file: &File, stacks: usize) -> Vec<StackShare> {
         reached: None,
     };
     (0..stacks).map(share).collect()
-}
-
-fn c_library() -> Option<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").expect("maps can be read");
-    let paths = maps
-        .lines()
-        .filter_map(|line| line.split_whitespace().nth(5));
-    paths
-        .map(PathBuf::from)
-        .find(|path| Path::new(path).ends_with("libc.so.6"))
 }
 
 /// The most memory that this process had, in kB.

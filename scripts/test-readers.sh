@@ -108,7 +108,7 @@ use() { # use PAGE SCRIPT NAME AT_LEAST: runs a script in a page, on a desk and 
 	for size in 1280,800 390,844; do
 		{
 			sed '/^<\/body>$/,$d' "$page"
-			printf '<script>\n%s\n</script>\n</body>\n</html>\n' "$(cat "$script")"
+			printf '<script>\n%s\n</script>\n</body>\n</html>\n' "$(cat tests/readers/reader.js "$script")"
 		} >"$work/used.html"
 		found=$(dom "file://$work/used.html" --window-size="$size" --dump-dom | sed -n '/id="results"/,/<\/pre>/p' | grep -E '^(ok|FAILED) ') ||
 			die "the $name has no results at $size"

@@ -221,13 +221,18 @@ mod tests {
             .iter()
             .flat_map(|block| [*block, [0; 4]].concat())
             .collect();
-        let snapshot = Memory::default().anonymous(AT, &words).snapshot();
         let blocks = (0..4).map(|n| Block {
-            address: AT + n * 64,
+            address: at(n),
             size: 32,
             ..Block::default()
         });
-        let index = BlockIndex::new(blocks.collect());
+        judged(&words, blocks.collect(), roots)
+    }
+
+    /// Marks blocks in memory that begins at `AT`, and judges them.
+    fn judged(words: &[u64], blocks: Vec<Block>, roots: &[u64]) -> Vec<State> {
+        let snapshot = Memory::default().anonymous(AT, words).snapshot();
+        let index = BlockIndex::new(blocks);
         let mut marking = Marking::new(&snapshot, &index);
         roots.iter().for_each(|&word| marking.root(word));
         let (levels, owners) = marking.finish();
@@ -317,13 +322,7 @@ mod tests {
                 link => [at(link), 1],
             })
             .collect();
-        let snapshot = Memory::default().anonymous(AT, &words).snapshot();
-        let index = BlockIndex::new(blocks.collect());
-        let mut marking = Marking::new(&snapshot, &index);
-        roots.iter().for_each(|&word| marking.root(word));
-        let (levels, owners) = marking.finish();
-        let judged = JudgedBlocks::new(index.into_blocks(), levels, owners);
-        judged.states().map(|(_, state)| state).collect()
+        judged(&words, blocks.collect(), roots)
     }
 
     const NONE: usize = usize::MAX;

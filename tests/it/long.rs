@@ -18,6 +18,21 @@ pub fn timed(what: &str, run: impl FnOnce()) {
     println!("{what}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
+/// Runs a process that forks so often.
+#[track_caller]
+pub fn forks_are_exact(forks: u64, options: &[&str]) {
+    let job = Job::fixture("fork_storm", &[&forks.to_string()]).options(options);
+    let report = job.run();
+    report.assert_complete();
+    let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
+    let child = |c: u64| ends(0, End::Exit(0), counts(1000 + c % 100, 2, 1, c % 100, 1));
+    let parent = ends(0, End::Exit(0), counts(1, 1, 0, 1, 1));
+    let mut expected: Vec<_> = (0..forks).map(child).chain([parent]).collect();
+    found.sort();
+    expected.sort();
+    assert!(found == expected, "{} rows", found.len());
+}
+
 #[test]
 #[ignore = "takes a minute: make test-long"]
 fn all_256_exit_codes_are_passed_on() {
@@ -50,18 +65,7 @@ fn a_realloc_raced_by_other_threads_loses_no_block_in_ten_runs() {
 #[test]
 #[ignore = "takes a minute: make test-long"]
 fn all_rows_of_ten_thousand_forks_are_exact() {
-    const FORKS: u64 = 10_000;
-    timed("10,000 forks", || {
-        let report = Job::fixture("fork_storm", &[&FORKS.to_string()]).run();
-        report.assert_complete();
-        let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
-        let child = |c: u64| ends(0, End::Exit(0), counts(1000 + c % 100, 2, 1, c % 100, 1));
-        let parent = ends(0, End::Exit(0), counts(1, 1, 0, 1, 1));
-        let mut expected: Vec<_> = (0..FORKS).map(child).chain([parent]).collect();
-        found.sort();
-        expected.sort();
-        assert!(found == expected, "{} rows", found.len());
-    });
+    timed("10,000 forks", || forks_are_exact(10_000, &[]));
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Tests of `--probes=inside` that take minutes. `make test-long` runs them, as those in `long.rs`.
 
-use crate::common::expected::{End, Expected, assert_counted, counts, ends};
+use crate::common::expected::{assert_counted, counts};
 use crate::common::{Job, compare_inside};
 use crate::hostile::fork_bomb;
 use crate::inside::{INSIDE, assert_both_count_the_same, assert_killed};
-use crate::long::timed;
+use crate::long::{forks_are_exact, timed};
 
 fn compared(job: Job) -> Job {
     job.options([INSIDE.to_owned(), compare_inside()])
@@ -13,19 +13,7 @@ fn compared(job: Job) -> Job {
 #[test]
 #[ignore = "takes minutes: make test-long"]
 fn a_hundred_thousand_processes_are_exact_inside() {
-    const FORKS: u64 = 100_000;
-    timed("100,000 forks", || {
-        let job = Job::fixture("fork_storm", &[&FORKS.to_string()]).options([INSIDE]);
-        let report = job.run();
-        report.assert_complete();
-        let mut found: Vec<_> = report.rows.iter().map(Expected::of).collect();
-        let child = |c: u64| ends(0, End::Exit(0), counts(1000 + c % 100, 2, 1, c % 100, 1));
-        let parent = ends(0, End::Exit(0), counts(1, 1, 0, 1, 1));
-        let mut expected: Vec<_> = (0..FORKS).map(child).chain([parent]).collect();
-        found.sort();
-        expected.sort();
-        assert!(found == expected, "{} rows", found.len());
-    });
+    timed("100,000 forks", || forks_are_exact(100_000, &[INSIDE]));
 }
 
 #[test]

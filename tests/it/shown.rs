@@ -76,25 +76,20 @@ fn picture(text: &str) -> String {
          <rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#1e1e1e\"/>\n"
     );
     for (at, line) in text.lines().enumerate() {
-        let (class, line) = match line {
-            _ if line.starts_with("$ ") => ("prompt", escaped(line)),
-            _ if line.starts_with("LOST ") => ("lost", escaped(line)),
-            _ if line.starts_with("memleak: gate failed") => ("failed", escaped(line)),
-            _ => match line.rsplit_once("  ").filter(|_| line.starts_with("    ")) {
-                Some((call, place)) => (
-                    "call",
-                    format!(
-                        "{}  <tspan class=\"line\">{}</tspan>",
-                        escaped(call),
-                        escaped(place)
-                    ),
-                ),
-                None => ("", escaped(line)),
-            },
+        let class = match line {
+            _ if line.starts_with("$ ") => " class=\"prompt\"",
+            _ if line.starts_with("LOST ") => " class=\"lost\"",
+            _ if line.starts_with("memleak: gate failed") => " class=\"failed\"",
+            _ => "",
         };
-        let class = match class {
-            "" | "call" => String::new(),
-            class => format!(" class=\"{class}\""),
+        let call = line.rsplit_once("  ").filter(|_| line.starts_with("    "));
+        let line = match call {
+            Some((call, place)) => format!(
+                "{}  <tspan class=\"line\">{}</tspan>",
+                escaped(call),
+                escaped(place)
+            ),
+            None => escaped(line),
         };
         if !line.is_empty() {
             let y = (at + 2) * LINE;
