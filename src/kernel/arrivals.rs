@@ -174,6 +174,12 @@ impl Collector {
         self.globals.answers.add(1);
     }
 
+    /// One of many probes is in place, each of which takes its time. The waiting processes wait on.
+    fn attached_one(&self) {
+        threads::sleep(self.attach_delay);
+        self.globals.answers.add(1);
+    }
+
     /// From now on no process waits for answers.
     pub(super) fn stop_answering(&mut self) {
         self.globals.nobody_answers.set(1);
@@ -365,13 +371,14 @@ impl Collector {
                 throwing: &skel.progs.throwing,
             },
         };
-        attach(self.how(), &programs, target, file)
+        attach(self.how(&|| self.attached_one()), &programs, target, file)
     }
 
-    fn how(&self) -> How<'_> {
+    fn how<'a>(&'a self, progress: &'a dyn Fn()) -> How<'a> {
         How {
             method: self.method,
             only: &self.only,
+            progress,
         }
     }
 
@@ -391,11 +398,17 @@ impl Collector {
             Holds::Everywhere => &skel.progs.at_end,
             _ => &skel.progs.at_end_waits,
         };
-        attach_at(self.how(), program, file, exits)
+        attach_at(self.how(&|| self.attached_one()), program, file, exits)
     }
 
     fn attach_hooks(&self, path: &Path, file: &File, hooks: &[Hook]) -> Result<Vec<Attached>> {
         let program = self.object.at_loader(self.holds);
-        attach_hooks(self.how(), program, path, file, hooks)
+        attach_hooks(
+            self.how(&|| self.attached_one()),
+            program,
+            path,
+            file,
+            hooks,
+        )
     }
 }

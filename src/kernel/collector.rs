@@ -84,6 +84,7 @@ pub struct Collector {
     rows_taken_from_map: u64,
     sweep: Option<Sweep>,
     max_blocks: u64,
+    pub(super) attach_delay: Duration,
 }
 
 /// An image whose memory was read.
@@ -162,6 +163,7 @@ impl Collector {
             rows_taken_from_map: 0,
             sweep: None,
             max_blocks: u64::from(settings.max_blocks),
+            attach_delay: settings.attach_delay,
         })
     }
 

@@ -21,6 +21,8 @@ pub struct Settings {
     pub all_late: bool,
     /// How many of the two programs for each event of a task ignore half of the events: 0 to 2. For tests.
     pub misses: u32,
+    /// How much longer each probe takes that is attached by itself. For tests.
+    pub attach_delay: Duration,
     /// The most places where processes are held. Fewer places are used if this kernel cannot hold there.
     pub holds: Holds,
     pub scope: Scope,

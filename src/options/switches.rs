@@ -33,6 +33,8 @@ pub struct Switches {
     pub holds: Holds,
     /// `hold-delay=MILLISECONDS`: hold processes for this much longer.
     pub hold_delay: Duration,
+    /// `attach-delay=MILLISECONDS`: take so much longer for each probe that is attached by itself.
+    pub attach_delay: Duration,
     /// `read-delay=MILLISECONDS`: hold processes at their ends for this much longer.
     pub read_delay: Duration,
     /// `missed-events=TIMES`: let the BPF programs ignore half of all forks, execs and exits. They ignore the first
@@ -62,6 +64,7 @@ impl Default for Switches {
             method: None,
             holds: Holds::Everywhere,
             hold_delay: Duration::ZERO,
+            attach_delay: Duration::ZERO,
             read_delay: Duration::ZERO,
             missed_events: 0,
             late_threads: false,
@@ -91,6 +94,7 @@ enum Switch {
     Method(Method),
     Holds(Holds),
     HoldDelay(Duration),
+    AttachDelay(Duration),
     ReadDelay(Duration),
     MissedEvents(u32),
     LateThreads,
@@ -109,6 +113,7 @@ impl Switches {
             Switch::Method(method) => self.method = Some(method),
             Switch::Holds(holds) => self.holds = holds,
             Switch::HoldDelay(delay) => self.hold_delay = delay,
+            Switch::AttachDelay(delay) => self.attach_delay = delay,
             Switch::ReadDelay(delay) => self.read_delay = delay,
             Switch::MissedEvents(times) => self.missed_events = times,
             Switch::LateThreads => self.late_threads = true,
@@ -130,6 +135,7 @@ fn parse(word: &str) -> Result<Switch, String> {
         "method" => one_of(value).map(Switch::Method),
         "holds" => one_of(value).map(Switch::Holds),
         "hold-delay" => number(value).map(|ms| Switch::HoldDelay(Duration::from_millis(ms))),
+        "attach-delay" => number(value).map(|ms| Switch::AttachDelay(Duration::from_millis(ms))),
         "read-delay" => number(value).map(|ms| Switch::ReadDelay(Duration::from_millis(ms))),
         "missed-events" => match number(value)? {
             times @ 0..=2 => Ok(Switch::MissedEvents(times as u32)),
@@ -153,7 +159,7 @@ fn parse(word: &str) -> Result<Switch, String> {
         },
         "without-rules" => one_of(value).map(Switch::WithoutRules),
         "patient" => patient(value).map(Switch::Patient),
-        _ => Err("the keys are method, holds, hold-delay, missed-events, late-threads, without-probe, stages, mount-groups, compare, stack-table, without-rules, patient".to_owned()),
+        _ => Err("the keys are method, holds, hold-delay, attach-delay, read-delay, missed-events, late-threads, without-probe, stages, mount-groups, compare, stack-table, without-rules, patient".to_owned()),
     }
 }
 
@@ -195,6 +201,7 @@ mod tests {
             "method=separate",
             "holds=loader",
             "hold-delay=250",
+            "attach-delay=450",
             "read-delay=350",
             "missed-events=2",
             "late-threads=yes",
@@ -214,6 +221,7 @@ mod tests {
             method: Some(Method::Separate),
             holds: Holds::Loader,
             hold_delay: Duration::from_millis(250),
+            attach_delay: Duration::from_millis(450),
             read_delay: Duration::from_millis(350),
             missed_events: 2,
             late_threads: true,

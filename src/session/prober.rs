@@ -488,6 +488,7 @@ fn settings(probing: &Probing, switches: &Switches, recorded: Recorded) -> Setti
         method: switches.method,
         all_late: switches.late_threads,
         misses: switches.missed_events,
+        attach_delay: switches.attach_delay,
         holds: switches.holds,
         scope: Scope::Tree,
         only: Vec::new(),

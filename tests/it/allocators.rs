@@ -537,3 +537,19 @@ fn a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method() {
         job.run_counted().assert_equal_counts();
     });
 }
+
+/// The kernel attaches perf-event uprobes one by one. On a busy machine, all those of a file take longer than a process
+/// waits for an answer.
+#[test]
+fn a_process_waits_as_long_as_perf_event_uprobes_are_attached() {
+    let (library, program) = (library("jemalloc"), fixture("leak_known"));
+    let preload = format!("LD_PRELOAD={}", library.display());
+    let script = format!("{preload} {}; exit 3", program.display());
+    let options = [switch("method", "perf-event"), switch("attach-delay", "70")];
+    let report = Job::shell(&script).options(options).run();
+    assert_eq!(code(report.status), 3, "{}", report.stderr);
+    report.assert_complete();
+    let lives = report.rows.iter().map(|row| row.end_time - row.start_time);
+    let longest = lives.fold(0.0, f64::max);
+    assert!(longest > 2.2, "the longest wait took {longest} s only");
+}
