@@ -29,7 +29,8 @@ pub fn measure(toolbox: &Toolbox) -> Result<Crowd> {
     let report = toolbox.report();
     let began = Instant::now();
     let mut memleak = Command::new(&toolbox.memleak)
-        .args(["run", "--format", "json", "-o"])
+        // Call stacks are kept until the end.
+        .args(["run", "--stacks=never", "--format", "json", "-o"])
         .arg(&report)
         .arg("--")
         .arg(built("spawn"))

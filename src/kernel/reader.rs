@@ -35,6 +35,9 @@ const MOST_COPIED: u64 = 2 << 30;
 /// How many bytes a block takes while it is judged, at the most.
 const BYTES_A_BLOCK: u64 = 128;
 
+/// The most copies that are not judged yet. Each takes a huge page at least.
+const MOST_AHEAD: usize = 32;
+
 /// How often a process is read whose threads run on. Two readings in a row must find the same blocks lost.
 const MOST_READINGS: u32 = 3;
 
@@ -245,7 +248,8 @@ pub(super) struct Copies {
     buffers: Buffers,
     /// Copies that were judged come back here.
     judged: Receiver<Snapshot>,
-    /// The bytes of copies that have not come back.
+    /// The copies that have not come back, and the memory that they take.
+    ahead: usize,
     out: u64,
 }
 
@@ -254,6 +258,7 @@ impl Copies {
         Self {
             buffers: Buffers::default(),
             judged,
+            ahead: 0,
             out: 0,
         }
     }
@@ -272,6 +277,10 @@ impl Copies {
             while let Ok(snapshot) = self.judged.try_recv() {
                 self.take_back(snapshot);
             }
+            if self.ahead >= MOST_AHEAD {
+                self.await_judged(deadline).ok_or(Unread::TooLong)?;
+                continue;
+            }
             let read = |bytes, buffers: &mut Buffers| {
                 let budget = Budget { bytes, deadline };
                 Snapshot::read(tid, ending.proc_tid, threads, &budget, buffers)
@@ -286,18 +295,26 @@ impl Copies {
                 // There will be room.
                 Err(Unread::Memory) if self.out > 0 => {}
                 read => {
-                    self.out += read.as_ref().map_or(0, Snapshot::bytes);
+                    self.ahead += usize::from(read.is_ok());
+                    self.out += read.as_ref().map_or(0, Snapshot::memory);
                     return read;
                 }
             }
-            let rest = deadline.saturating_duration_since(Instant::now());
-            let snapshot = self.judged.recv_timeout(rest);
-            self.take_back(snapshot.map_err(|_| Unread::Memory)?);
+            self.await_judged(deadline).ok_or(Unread::Memory)?;
         }
     }
 
+    /// Waits until another copy was judged. `None`: none was.
+    fn await_judged(&mut self, deadline: Instant) -> Option<()> {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let snapshot = self.judged.recv_timeout(rest).ok()?;
+        self.take_back(snapshot);
+        Some(())
+    }
+
     fn take_back(&mut self, snapshot: Snapshot) {
-        self.out = self.out.saturating_sub(snapshot.bytes());
+        self.ahead = self.ahead.saturating_sub(1);
+        self.out = self.out.saturating_sub(snapshot.memory());
         snapshot.recycle(&mut self.buffers);
     }
 }

@@ -57,6 +57,11 @@ impl Buffer {
         Ok(Self { start, size })
     }
 
+    /// Its size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.size
+    }
+
     /// All of the buffer, in words.
     pub fn words(&self) -> &[u64] {
         // SAFETY: the pages are mapped for as long as the buffer lives, and they begin at a page, so they are aligned.

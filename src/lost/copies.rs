@@ -80,6 +80,11 @@ impl Snapshot {
         buffers.give_back(self.buffer);
     }
 
+    /// The bytes of memory that the copy takes.
+    pub fn memory(&self) -> u64 {
+        self.buffer.bytes() as u64
+    }
+
     /// The bytes that were copied.
     pub fn bytes(&self) -> u64 {
         self.copies.iter().map(Copied::bytes).sum()

@@ -154,6 +154,8 @@ impl Leaks {
             shares.clear();
         }
         self.kept_shares += shares.len();
+        // They stay until the end.
+        shares.shrink_to_fit();
         self.kept.push(KeptStacks {
             owner,
             waits: waits.then(|| Box::new(image)),

@@ -15,7 +15,7 @@ use crate::common::machine;
 use crate::common::newcomers::{Place, mapped, run};
 use crate::common::proc::within;
 use crate::common::watch::{Waiting, Watch};
-use crate::common::{Losses, fixture};
+use crate::common::{Job, Losses, fixture};
 use nix::sys::signal::Signal;
 
 /// Lets one test run at a time: each needs the whole machine, and probes all of its processes.
@@ -225,4 +225,20 @@ fn a_memleak_killed_while_it_stops_leaves_no_probe_behind() {
         let (status, _) = process.finish();
         assert!(status.success(), "{status}");
     }
+}
+
+/// More processes end than can be judged meanwhile. Copies of their memory must not pile up.
+#[test]
+fn memleak_stays_small_while_many_processes_lose_blocks() {
+    const MOST_KB: u64 = 400 << 10;
+    let _one = one();
+    let storm = fixture("fork_storm");
+    let script = format!("{} 1000; grep VmHWM /proc/$PPID/status", storm.display());
+    let job = Job::shell(&script).options(["--lost=always", "--stacks=never"]);
+    let report = job.run();
+    report.assert_complete();
+    assert!(report.rows.len() > 1000, "{} rows", report.rows.len());
+    let most = report.stdout.split_whitespace().nth(1);
+    let most: u64 = most.expect("a figure").parse().expect("a number");
+    assert!(most < MOST_KB, "memleak took {most} kB");
 }
