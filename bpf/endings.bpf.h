@@ -7,6 +7,7 @@
 #define MEMLEAK_ENDINGS_H
 
 #include "core.h"
+#include "inside.bpf.h"
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
@@ -44,9 +45,13 @@ static __always_inline bool is_reading_wanted(struct thread *thread, struct heap
 {
 	struct live *shared = shared_live(thread);
 	__u64 bytes = heap->lost_bytes + (shared ? shared->bytes : thread->live.bytes);
+	struct inside_live counted = {};
 
+	if (inside)
+		count_inside(heap, &counted);
+	bytes += counted.bytes;
 	if (read_all)
-		return has_blocks(thread, heap, bytes);
+		return counted.blocks || has_blocks(thread, heap, bytes);
 	if (!bytes || bytes > read_over)
 		return bytes;
 	if (__sync_fetch_and_add(&unread_bytes, bytes) + bytes <= read_total_over)

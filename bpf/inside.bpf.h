@@ -136,6 +136,27 @@ static __noinline bool read_inside(__u64 at, struct line_reading *reading)
 	return !reading->failed;
 }
 
+/* What a process has not freed, as far as it counts inside. */
+struct inside_live {
+	__u64 bytes;
+	__u64 blocks;
+};
+
+/* Counts what the current process has not freed yet. 0 if its counters cannot be read. */
+SUBPROGRAM int count_inside(struct heap *heap, struct inside_live *live)
+{
+	struct line_reading reading = {};
+	struct inside_sums *sums = &reading.sums;
+
+	if (!heap || !live || !heap->inside_at || !read_inside(heap->inside_at, &reading))
+		return 0;
+	live->bytes = sums->unrecorded_bytes;
+	if (sums->live > 0)
+		live->bytes += sums->live;
+	live->blocks = sums->alloc_count - sums->free_count;
+	return 0;
+}
+
 /* The counters become final. The current task has the heap's memory, and no other one runs in it.
  */
 SUBPROGRAM int take_inside(struct heap *heap)

@@ -384,6 +384,7 @@ struct stop {
 	__u32 file_count; /* as in struct heap */
 	__u16 files[HEAP_FILES];
 	__u32 has_unseen; /* it may have blocks that are in no list */
+	__u64 inside_at;  /* as in struct heap; 0, too, if its counters cannot be read */
 };
 
 /* Asks which of these addresses are blocks of a heap in the hash table. */

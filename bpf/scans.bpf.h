@@ -270,6 +270,7 @@ static __always_inline void stop_threads(struct stop *stop, bool stops)
 		bpf_rcu_read_unlock();
 		stop->threads = number;
 		stop->has_unseen = heap->lost_blocks || heap->flags & HAVE_UNSEEN;
+		stop->inside_at = heap->inside_flags & INSIDE_UNREAD ? 0 : heap->inside_at;
 		stop->file_count = heap->file_count;
 		__builtin_memcpy(stop->files, heap->files, sizeof(stop->files));
 		stop->is_held = heap->reach == REACH_READING;

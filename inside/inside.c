@@ -263,12 +263,7 @@ RARE void check_header(__u64 block)
 		set_flag(CHUNKS_ODD);
 }
 
-/*
- * An entry in the table of leaves has the number of the page that the leaf begins at, above the
- * number of the zone. No address has more than 47 bits, unless a program asks for it.
- */
-enum { ZONE_NUMBER_BITS = 47 - ZONE_BITS, PAGE_BITS = 12 };
-
+/* No address has more than 47 bits, unless a program asks for it. */
 OFTEN __u64 leaf_entry(__u64 leaf, __u64 zone)
 {
 	return leaf >> PAGE_BITS << ZONE_NUMBER_BITS | zone;
@@ -356,9 +351,12 @@ OFTEN __u8 *cell_of(__u64 block, int make)
 
 /*
  * A cell holds the block's slack, plus 1: the bytes that are usable beyond those that were asked
- * for. If that is too much for a byte, the cells behind it hold the slack.
+ * for. It also says in which half the block begins, so that blocks can be found by their cells.
  */
-enum { LONG_SLACK = 255, SLACK_BYTES = 6 };
+OFTEN __u8 half_of(__u64 block)
+{
+	return block << 3 & SECOND_HALF;
+}
 
 RARE int record_long(__u8 *cell, __u64 block, __u64 slack)
 {
@@ -367,9 +365,23 @@ RARE int record_long(__u8 *cell, __u64 block, __u64 slack)
 
 	if (in_leaf + SLACK_BYTES >= LEAF_SIZE || slack >> 8 * SLACK_BYTES)
 		return 0;
+	/* The cells must be the block's own. glibc leaves no small block so much. */
+	if (usable(block) < (SLACK_BYTES + 1) << CELL_BITS)
+		return 0;
 	for (i = 0; i < SLACK_BYTES; i++)
 		((volatile __u8 *)cell)[1 + i] = slack >> 8 * i;
-	*(volatile __u8 *)cell = LONG_SLACK;
+	*(volatile __u8 *)cell = LONG_SLACK | half_of(block);
+	return 1;
+}
+
+/* Returns whether there was room. */
+OFTEN int record_in(__u8 *cell, __u64 block, __u64 slack)
+{
+	if (unlikely(!cell))
+		return 0;
+	if (unlikely(slack + 1 >= LONG_SLACK))
+		return record_long(cell, block, slack);
+	*(volatile __u8 *)cell = (slack + 1) | half_of(block);
 	return 1;
 }
 
@@ -380,6 +392,9 @@ RARE __u64 take_long(__u8 *cell)
 
 	for (i = 0; i < SLACK_BYTES; i++)
 		slack |= (__u64)cell[1 + i] << 8 * i;
+	/* No block begins there. */
+	for (i = 0; i < SLACK_BYTES; i++)
+		((volatile __u8 *)cell)[1 + i] = 0;
 	return slack;
 }
 
@@ -396,7 +411,6 @@ RARE int record_large(__u64 block, __u64 slack)
 {
 	struct large *large = bucket_of(block);
 	__u64 none;
-	__u8 *cell;
 	int i;
 
 	if (is_mapped(block))
@@ -410,30 +424,17 @@ RARE int record_large(__u64 block, __u64 slack)
 		__atomic_store_n(&large[i].block, block, __ATOMIC_RELEASE);
 		return 1;
 	}
-	cell = cell_of(block, 1);
-	if (!cell)
-		return 0;
-	if (slack + 1 >= LONG_SLACK)
-		return record_long(cell, block, slack);
-	*(volatile __u8 *)cell = slack + 1;
-	return 1;
+	return record_in(cell_of(block, 1), block, slack);
 }
 
 /* Records a block. Returns whether there was room. */
 OFTEN int record(__u64 block, __u64 size)
 {
 	__u64 slack = usable(block) - size;
-	__u8 *cell;
 
 	if (unlikely(header(block) >= LARGE))
 		return record_large(block, slack);
-	cell = cell_of(block, 1);
-	if (unlikely(!cell))
-		return 0;
-	if (unlikely(slack + 1 >= LONG_SLACK))
-		return record_long(cell, block, slack);
-	*(volatile __u8 *)cell = slack + 1;
-	return 1;
+	return record_in(cell_of(block, 1), block, slack);
 }
 
 /* The size that a cell says its block has; -1 if the block is not recorded. Forgets the block. */
@@ -443,7 +444,7 @@ OFTEN __s64 take_cell(__u8 *cell, __u64 block)
 
 	if (unlikely(!cell || !*(volatile __u8 *)cell))
 		return -1;
-	slack = *(volatile __u8 *)cell - 1;
+	slack = (*(volatile __u8 *)cell & SLACK_MASK) - 1;
 	if (unlikely(slack + 1 == LONG_SLACK))
 		slack = take_long(cell);
 	*(volatile __u8 *)cell = 0;

@@ -29,6 +29,16 @@ enum inside_limits {
 	/* Buckets for large blocks: a power of two. */
 	BUCKETS = 1024,
 	IN_BUCKET = 4,
+	/* Of a cell: the block's slack plus 1; 0 if no block begins there. */
+	SLACK_MASK = 127,
+	/* The next SLACK_BYTES cells hold the slack. */
+	LONG_SLACK = 127,
+	SLACK_BYTES = 6,
+	/* Of a cell: the block begins in its second half. */
+	SECOND_HALF = 128,
+	/* An entry in the table of leaves: the number of the leaf's first page, above the zone's. */
+	ZONE_NUMBER_BITS = 47 - ZONE_BITS,
+	PAGE_BITS = 12,
 };
 
 #define INSIDE_MAGIC 0x316b61656c6d656dULL /* "memleak1" */

@@ -124,6 +124,7 @@ impl Collector {
                 skel,
                 loaded.holds,
                 settings.recorded.reads,
+                settings.compares,
             )?),
             _ => None,
         };

@@ -10,13 +10,19 @@ use libbpf_rs::{MapCore as _, MapHandle};
 use crate::kernel::batch::BatchWalk;
 use crate::kernel::error::LoadError;
 use crate::kernel::rings::call_with;
+use crate::kernel::shadow::Shadow;
 use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::look_up;
 use crate::kernel::slots::{CandidateTable, LiveBlock, Slots};
-use crate::lost::{Block, Snapshot, candidates, large_vec};
+use crate::lost::{Block, LiveBlocks, Snapshot, candidates, large_vec};
+use crate::model::reach::ReachUnknown;
+use crate::os::room::memory_left;
 
 /// How many entries of the hash table are read at once.
 const AT_ONCE: u32 = 65536;
+
+/// How many bytes a block takes while it is judged, at the most.
+pub(super) const BYTES_A_BLOCK: u64 = 128;
 
 /// How many candidates are worth a second thread. The look-up of so many takes some milliseconds.
 const WORTH_A_THREAD: usize = 32768;
@@ -29,12 +35,28 @@ pub(super) struct BlockLists {
     unlisted: MapHandle,
     candidates: [CandidateTable; 2],
     look_up_blocks: OwnedFd,
+    /// What is counted inside is counted by probes, too.
+    compares: bool,
+}
+
+/// Which blocks are to be listed.
+#[derive(Clone, Copy)]
+pub(super) struct Listed {
+    pub(super) heap: u64,
+    /// How many of them are in the hash table, or more.
+    pub(super) hashed: u64,
+    /// Where the process remembers blocks itself. 0: nowhere.
+    pub(super) inside_at: u64,
+    /// Whether there may be blocks that are in no list.
+    pub(super) has_unseen: bool,
 }
 
 impl BlockLists {
+    /// `compares`: blocks that processes remember are in the tables, too.
+    ///
     /// # Errors
     /// There is no address space, or no descriptor, left.
-    pub(super) fn open(skel: &MemleakSkel<'static>) -> Result<Self, LoadError> {
+    pub(super) fn open(skel: &MemleakSkel<'static>, compares: bool) -> Result<Self, LoadError> {
         let program = skel.progs.look_up_blocks.as_fd();
         Ok(Self {
             slots: Slots::map(&skel.maps.slots).map_err(LoadError::mapping)?,
@@ -43,20 +65,38 @@ impl BlockLists {
             look_up_blocks: program.try_clone_to_owned().map_err(LoadError::mapping)?,
             blocks: MapHandle::try_from(&skel.maps.blocks).map_err(LoadError::ring)?,
             unlisted: MapHandle::try_from(&skel.maps.unlisted).map_err(LoadError::ring)?,
+            compares,
         })
     }
 
-    /// The blocks of a heap. `hashed`: how many of them are in the hash table, or more. `snapshot`: the memory of its
-    /// process. If its process runs, some may be missing.
+    /// The blocks of a heap, and whether there may be further ones. `snapshot`: the memory of its process. If its process
+    /// runs, some may be missing.
     ///
     /// # Errors
-    /// The kernel cannot read the table.
+    /// The tables cannot be read, or what the process remembers makes no sense, or is too much.
     pub(super) fn read(
         &mut self,
-        heap: u64,
-        hashed: u64,
+        listed: Listed,
         snapshot: &Snapshot,
-    ) -> nix::Result<Vec<Block>> {
+    ) -> Result<(LiveBlocks, bool), ReachUnknown> {
+        let blocks = self.recorded(listed.heap, listed.hashed, snapshot);
+        let blocks = blocks.map_err(|_| ReachUnknown::Unsure)?;
+        if listed.inside_at == 0 {
+            return Ok((blocks.into(), listed.has_unseen));
+        }
+        let most = memory_left() / 2 / BYTES_A_BLOCK;
+        let shadow = Shadow::read(snapshot, listed.inside_at, most as usize)?;
+        let mut live = shadow.live;
+        match self.compares {
+            false => live.blocks.extend(blocks),
+            true if !are_equal(&mut live.blocks, blocks) => return Err(ReachUnknown::Unsure),
+            true => {}
+        }
+        Ok((live, listed.has_unseen || shadow.is_incomplete))
+    }
+
+    /// The blocks of a heap that probes have recorded.
+    fn recorded(&mut self, heap: u64, hashed: u64, snapshot: &Snapshot) -> nix::Result<Vec<Block>> {
         let mut blocks = self.slots.blocks_of(heap);
         if hashed == 0 {
             return Ok(blocks);
@@ -123,6 +163,14 @@ impl BlockLists {
             }
         })
     }
+}
+
+/// Whether these are the same blocks, wherever they were allocated.
+fn are_equal(blocks: &mut [Block], mut others: Vec<Block>) -> bool {
+    let key = |block: &Block| (block.address, block.size);
+    blocks.sort_unstable_by_key(key);
+    others.sort_unstable_by_key(key);
+    blocks.iter().map(key).eq(others.iter().map(key))
 }
 
 /// Reads the hash table of blocks, of all heaps.

@@ -46,8 +46,7 @@ fn read(pid: u32, at: u64) -> Option<inside_sums> {
         (length == Ok(size)).then_some(bytes)
     };
     let state: state = plain_from_bytes(&read(at, size_of::<state>())?)?;
-    let unsure = state_flags::LINES_NOT_WIPED.0 | state_flags::CHUNKS_ODD.0;
-    if state.magic != MAGIC || state.flags & unsure != 0 {
+    if !is_whole(&state) {
         return None;
     }
     let at = at.wrapping_add(offset_of!(memory, wiped) as u64);
@@ -57,6 +56,12 @@ fn read(pid: u32, at: u64) -> Option<inside_sums> {
         lines + inside_limits::LINES.0 as usize * size_of::<line>(),
     )?;
     sums(&bytes[..lines], &bytes[lines..])
+}
+
+/// Whether what a process keeps can be what it has counted.
+pub(super) fn is_whole(state: &state) -> bool {
+    let unsure = state_flags::LINES_NOT_WIPED.0 | state_flags::CHUNKS_ODD.0;
+    state.magic == MAGIC && state.flags & unsure == 0
 }
 
 /// The sums of all lines. Those that are not in use are zero.

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::kernel::error::LoadError;
-use crate::kernel::lists::BlockLists;
+use crate::kernel::lists::{BYTES_A_BLOCK, BlockLists, Listed};
 use crate::kernel::records;
 use crate::kernel::rings::{Taken, call_with, ring};
 use crate::kernel::settings::Reads;
@@ -31,9 +31,6 @@ const LOOK_AGAIN: Duration = Duration::from_micros(20);
 /// The most bytes of processes that are copied, and not judged yet. It is less if half of the memory that is left is
 /// less: memleak may share its limit of memory with the processes that it watches.
 const MOST_COPIED: u64 = 2 << 30;
-
-/// How many bytes a block takes while it is judged, at the most.
-const BYTES_A_BLOCK: u64 = 128;
 
 /// The most copies that are not judged yet. Each takes a huge page at least.
 const MOST_AHEAD: usize = 32;
@@ -142,12 +139,10 @@ impl MemoryReader {
                 .fetch_max(snapshot.bytes(), Ordering::Relaxed);
         }
         let about = ReadHeap {
-            heap: ending.heap,
+            listed: listed(&stop),
             began,
-            hashed: stop.hashed,
             threads: threads.map_or(0, |threads| threads.len()),
             files: files(&stop).to_vec(),
-            has_unseen: stop.has_unseen != 0,
             was_held,
         };
         let unread = |why| Memory::Judged(ReachUnknown::from(why).into());
@@ -213,9 +208,11 @@ impl MemoryReader {
         for _ in 0..MOST_READINGS {
             let threads = self.stop(stop, rings, deadline)?;
             let snapshot = self.copies.copy(ending, stop.hashed, &threads, deadline)?;
-            let blocks = self.lists.read(ending.heap, stop.hashed, &snapshot);
-            let (allocators, frames) = self.heaps.of(files(stop), stop.has_unseen != 0);
-            let judged = blocks.map(|blocks| judge(&snapshot, blocks, allocators, &frames));
+            let live = self.lists.read(listed(stop), &snapshot);
+            let judged = live.map(|(live, has_unseen)| {
+                let (allocators, frames) = self.heaps.of(files(stop), has_unseen);
+                judge(&snapshot, live, allocators, &frames)
+            });
             self.copies.take_back(snapshot);
             let Ok(judged) = judged else {
                 break;
@@ -235,6 +232,16 @@ fn lost(judged: &JudgedBlocks) -> Vec<u64> {
     let is_lost = |state| matches!(state, State::Definite | State::Indirect { .. });
     let lost = judged.states().filter(|(_, state)| is_lost(*state));
     lost.map(|(block, _)| block.address).collect()
+}
+
+/// The blocks of a process that is stopped.
+fn listed(stop: &stop) -> Listed {
+    Listed {
+        heap: stop.heap,
+        hashed: stop.hashed,
+        inside_at: stop.inside_at,
+        has_unseen: stop.has_unseen != 0,
+    }
 }
 
 /// The indexes of the files whose allocators the process has used.

@@ -35,7 +35,7 @@ pub(super) struct Readings {
 }
 
 impl Readings {
-    /// Starts both threads.
+    /// Starts both threads. `compares`: what is counted inside is counted by probes, too.
     ///
     /// # Errors
     /// A ring or a table cannot be mapped, or no thread can be started.
@@ -43,6 +43,7 @@ impl Readings {
         skel: &MemleakSkel<'static>,
         holds: Holds,
         reads: Reads,
+        compares: bool,
     ) -> Result<Self, LoadError> {
         let program = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(LoadError::mapping);
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
@@ -63,7 +64,7 @@ impl Readings {
             stops_threads,
             release_process: program(skel.progs.release_process.as_fd())?,
             reads,
-            lists: BlockLists::open(skel)?,
+            lists: BlockLists::open(skel, compares)?,
             heaps: heaps.clone(),
             copies: Copies::new(judged),
             cases,
@@ -71,7 +72,7 @@ impl Readings {
         };
         let judge = Judge {
             cases: to_judge,
-            lists: BlockLists::open(skel)?,
+            lists: BlockLists::open(skel, compares)?,
             heaps: heaps.clone(),
             back,
             said,

@@ -10,7 +10,7 @@ use std::time::Instant;
 use nix::sys::eventfd::EventFd;
 
 use crate::find::heaps;
-use crate::kernel::lists::BlockLists;
+use crate::kernel::lists::{BlockLists, Listed};
 use crate::lost::{Allocators, ExitFrame, JudgedBlocks, Snapshot, judge};
 use crate::model::image::Image;
 use crate::model::reach::{Reach, ReachUnknown, Reached};
@@ -120,16 +120,12 @@ pub(super) struct Case {
 
 /// What is known of a heap whose process was read.
 pub(super) struct ReadHeap {
-    pub(super) heap: u64,
+    pub(super) listed: Listed,
     /// When its reading began.
     pub(super) began: Instant,
-    /// How many blocks are in the hash table, or more.
-    pub(super) hashed: u64,
     pub(super) threads: usize,
     /// The indexes of the files whose allocators the process has used.
     pub(super) files: Vec<u16>,
-    /// Whether it may have blocks that are in no list.
-    pub(super) has_unseen: bool,
     /// Whether the process was held until all was read. Otherwise its record says why.
     pub(super) was_held: bool,
 }
@@ -179,10 +175,14 @@ impl Judge {
             let took = about.began.elapsed().as_micros() as u64;
             let longest = &self.costs.longest_verdict_us;
             longest.fetch_max(took, Ordering::Relaxed);
-            self.lists.release(about.heap);
+            self.lists.release(about.listed.heap);
             if about.was_held {
                 let threads = about.threads;
-                if (self.said.send((about.heap, HeapVerdict { found, threads }))).is_err() {
+                if (self
+                    .said
+                    .send((about.listed.heap, HeapVerdict { found, threads })))
+                .is_err()
+                {
                     return;
                 }
                 let _ = self.wake.write(1);
@@ -194,12 +194,12 @@ impl Judge {
     }
 
     fn judge(&mut self, about: &ReadHeap, snapshot: &Snapshot) -> HeapReach {
-        match self.lists.read(about.heap, about.hashed, snapshot) {
-            Ok(blocks) => {
-                let (allocators, frames) = self.heaps.of(&about.files, about.has_unseen);
-                judge(snapshot, blocks, allocators, &frames).into()
+        match self.lists.read(about.listed, snapshot) {
+            Ok((live, has_unseen)) => {
+                let (allocators, frames) = self.heaps.of(&about.files, has_unseen);
+                judge(snapshot, live, allocators, &frames).into()
             }
-            Err(_) => ReachUnknown::Unsure.into(),
+            Err(why) => why.into(),
         }
     }
 }

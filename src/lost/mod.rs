@@ -18,13 +18,14 @@ mod exit_frames;
 mod freed;
 mod heuristics;
 mod index;
+mod live;
 mod marking;
 mod marks;
 mod memory;
 mod plan;
 mod roots;
 #[cfg(test)]
-mod samples;
+pub mod samples;
 mod stacks;
 
 pub use area::{Area, Backing};
@@ -33,6 +34,7 @@ pub use buffers::{Buffer, Buffers, large_vec};
 pub use candidates::candidates;
 pub use copies::{Copied, Snapshot, Thread};
 pub use exit_frames::ExitFrame;
+pub use live::LiveBlocks;
 pub use memory::{Budget, Unread};
 pub use roots::Allocators;
 
@@ -40,19 +42,19 @@ use index::BlockIndex;
 use marking::Marking;
 use roots::Roots;
 
-/// Judges the blocks that a process never freed. `blocks` are those that it allocated itself, not those that it
-/// inherited by a fork, in any order. `frames` are those of the files that it has used.
+/// Judges the blocks that a process never freed. `frames` are those of the files that it has used.
 pub fn judge(
     snapshot: &Snapshot,
-    blocks: Vec<Block>,
+    live: impl Into<LiveBlocks>,
     allocators: Allocators,
     frames: &[ExitFrame],
 ) -> JudgedBlocks {
+    let LiveBlocks { blocks, lists } = live.into();
     let index = BlockIndex::new(blocks);
     if index.blocks().is_empty() {
         return JudgedBlocks::default();
     }
-    let roots = Roots::find(snapshot, &index, allocators, frames);
+    let roots = Roots::find(snapshot, &index, allocators, frames, lists);
     let mut marking = Marking::new(snapshot, &index);
     let registers = snapshot.threads.iter().flat_map(|thread| &thread.registers);
     for &word in registers.chain(&roots.starts) {

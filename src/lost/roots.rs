@@ -41,14 +41,17 @@ pub struct Roots {
 }
 
 impl Roots {
+    /// `lists`: where others than the program keep the addresses of blocks.
     pub fn find(
         snapshot: &Snapshot,
         index: &BlockIndex,
         allocators: Allocators,
         frames: &[ExitFrame],
+        lists: Vec<Range<u64>>,
     ) -> Self {
         let stacks = Stacks::find(snapshot);
-        let mut left_out = stacks.unused;
+        let mut left_out = lists;
+        left_out.extend(stacks.unused);
         left_out.extend(exit_frames::not_the_programs(snapshot, frames));
         match allocators {
             Allocators::Glibc => glibc(snapshot, index, &mut left_out),

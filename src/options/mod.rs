@@ -26,7 +26,7 @@ use crate::model::limits::{Allowed, Limits};
 use crate::model::metrics::{Label, MetricLabels};
 use crate::model::scan::ScanWanted;
 use crate::model::selection::Selection;
-use crate::options::lost::{Lost, LostArgs};
+use crate::options::lost::LostArgs;
 use crate::options::stacks::{StackArgs, StacksWhen};
 use crate::options::switches::TestArgs;
 use crate::os::identity::UserSpec;
@@ -71,7 +71,7 @@ pub struct Run {
     /// shared: the system's files, so every process that uses them pays for the probes. private: copies that only the
     /// command sees, in a mount namespace of its own. Then nobody else pays. That takes root. inside: the same, and the
     /// copy of the C library counts by itself, in the processes. That is many times faster. It takes Linux 6.16, and tells
-    /// neither what was lost nor by which calls.
+    /// nothing of call stacks.
     #[arg(long, value_enum, value_name = "FILES", default_value_t)]
     #[arg(hide_possible_values = true)]
     pub probes: Probes,
@@ -131,17 +131,8 @@ pub struct Run {
 impl Run {
     /// An option that was given and does not go with counting inside, if it is asked for.
     pub fn against_inside(&self) -> Option<&'static str> {
-        let given = [
-            (self.lost.lost == Lost::Always, "--lost=always"),
-            (self.stacks.stacks == StacksWhen::Always, "--stacks=always"),
-            (self.gate.fail_on_lost.is_some(), "--fail-on-lost"),
-            (
-                self.gate.fail_on_total_lost.is_some(),
-                "--fail-on-total-lost",
-            ),
-        ];
-        let given = given.into_iter().find(|(given, _)| *given);
-        let given = given.map(|given| given.1).or(self.stacks.needed_by());
+        let always = (self.stacks.stacks == StacksWhen::Always).then_some("--stacks=always");
+        let given = always.or(self.stacks.needed_by());
         given.filter(|_| self.probes == Probes::Inside)
     }
 
@@ -158,14 +149,11 @@ impl Run {
         Recorded {
             args: self.args,
             labels: self.label_env.clone(),
-            reads: match inside {
-                true => Reads::NONE,
-                false => Reads {
-                    unseen: self.scan_wanted(may_read),
-                    elsewhere: self.scan_wanted(false),
-                    timeout: self.lost.lost_timeout,
-                    delay: switches.read_delay,
-                },
+            reads: Reads {
+                unseen: self.scan_wanted(may_read),
+                elsewhere: self.scan_wanted(false),
+                timeout: self.lost.lost_timeout,
+                delay: switches.read_delay,
             },
             stacks: match inside {
                 true => None,

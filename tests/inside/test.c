@@ -250,14 +250,42 @@ static void a_free_of_another_block_is_unknown(void)
 static void a_long_slack_is_remembered(void)
 {
 	__u64 block = (__u64)inside_malloc(5000);
+	__u64 small;
 	__u8 *cell = cell_of(block, 1);
+	int i;
 
 	CHECK(record_long(cell, block, 4321));
+	CHECK((*cell & SLACK_MASK) == LONG_SLACK);
 	CHECK(take(block) == (__s64)usable(block) - 4321);
 	CHECK(take(block) == -1);
+	/* Whoever looks for blocks finds none. */
+	for (i = 0; i <= SLACK_BYTES; i++)
+		CHECK(!cell[i]);
+	/* The cells behind a small block belong to others. */
+	small = (__u64)inside_malloc(100);
+	CHECK(!record_long(cell_of(small, 1), small, LONG_SLACK));
 	/* The cells behind the last ones of a leaf belong to another zone. */
 	CHECK(!record_long(cell, (1ULL << ZONE_BITS) - 64, 4321));
 	CHECK(!record_long(cell, block, 1ULL << 48));
+}
+
+static void a_cell_says_where_its_block_begins(void)
+{
+	static void *blocks[100];
+	__u64 block;
+	int i, halves = 0;
+
+	for (i = 0; i < 100; i++) {
+		blocks[i] = inside_malloc(40);
+		block = (__u64)blocks[i];
+		CHECK(!(*cell_of(block, 0) & SECOND_HALF) == !(block & 16));
+		halves += !(block & 16);
+	}
+	/* Both occur: chunks of 48 bytes take turns. */
+	CHECK(halves > 0 && halves < 100);
+	for (i = 0; i < 100; i++)
+		inside_free(blocks[i]);
+	check_counts(100, 4000, 100, 0);
 }
 
 static void many_zones_have_cells(void)
@@ -475,6 +503,7 @@ static const struct {
     TEST(errno_stays),
     TEST(a_free_of_another_block_is_unknown),
     TEST(a_long_slack_is_remembered),
+    TEST(a_cell_says_where_its_block_begins),
     TEST(many_zones_have_cells),
     TEST(without_memory_a_block_is_unrecorded),
     TEST(threads_count_for_themselves),

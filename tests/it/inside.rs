@@ -234,15 +234,64 @@ fn a_process_that_still_runs_is_read() {
     assert!(row.complete && counted_by(row) == ["inside"], "{row:?}");
 }
 
+// ---- what was lost -------------------------------------------------------------------------------------
+
+/// The verdicts on all processes of a command that ended, with their counts.
+#[track_caller]
+fn verdicts(command: &str, options: &[String]) -> Vec<String> {
+    let job = Job::shell(command).options(["--lost=always"]);
+    let report = job.options(options).run();
+    report.assert_complete();
+    let ended = report.rows.iter().filter(|row| row.end == "exited");
+    let mut verdicts: Vec<_> = ended
+        .map(|row| {
+            assert!(row.reach.is_some(), "{command}: {row:?}");
+            format!("{} {:?} {:?}", row.comm, row.counts, row.reach)
+        })
+        .collect();
+    verdicts.sort();
+    verdicts
+}
+
+/// The blocks that processes remember are those that probes have recorded, or there is no verdict.
+#[test]
+fn what_was_lost_is_told_by_the_same_blocks() {
+    let scripts = [
+        "ls -lR /etc | sort > /dev/null",
+        "echo 'int main(void) { return 0; }' | gcc -O2 -x c -c -o /dev/null -",
+        "python3 -c 'import json, decimal, email.message'",
+    ];
+    side_by_side(scripts, |script| {
+        assert!(!verdicts(script, &compared()).is_empty());
+    });
+}
+
+#[test]
+fn the_verdicts_are_those_of_probes() {
+    let fixtures = ["loses_blocks", "keeps_blocks", "frees_what_points"];
+    let fixtures = fixtures.map(|name| format!("{}; true", fixture(name).display()));
+    let perl = "PERL_HASH_SEED=0 perl -e 'my %h; $h{$_} = [1 .. 5] for 1 .. 2000'";
+    let commands = fixtures.iter().map(String::as_str).chain([perl]);
+    side_by_side(commands, |command| {
+        assert_eq!(verdicts(command, &inside()), verdicts(command, &[]));
+    });
+}
+
+#[test]
+fn a_gate_on_what_is_lost_judges_what_is_counted_inside() {
+    for (limit, status) in [("99KB", 23), ("2MB", 0)] {
+        let gate = format!("--fail-on-lost={limit}");
+        let job = Job::fixture("leaks_2mb", &[]).options([INSIDE, &gate]);
+        assert_eq!(code(job.run().status), status, "{limit}");
+    }
+}
+
 // ---- what is refused -----------------------------------------------------------------------------------
 
 #[test]
 fn what_counting_inside_cannot_do_is_refused_before_the_command_starts() {
     for option in [
-        "--lost",
         "--stacks",
-        "--fail-on-lost=0",
-        "--fail-on-total-lost=0",
         "--suppressions=/dev/null",
         "--gen-suppressions",
         "--only-stack=main",

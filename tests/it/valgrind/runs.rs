@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use super::list::Program;
 use super::scratch::Scratch;
 use super::verdict::{End, Judged, Reached};
+use crate::common::probes::run_words;
 use crate::common::unprobed::Unprobed;
 use crate::common::{DEFAULT_SIGNALS, TIMEOUT, newcomers};
 
@@ -286,16 +287,16 @@ struct Process {
 pub fn judge(memleak: &Path, scratch: &Scratch, program: &Program) -> Result<Judged, String> {
     let directory = TempDir::new().expect("a temporary directory can be created");
     let report = directory.path().join("report.json");
-    let prefix = [
-        memleak.to_str().expect("the path is UTF-8"),
-        "run",
+    let mut prefix = vec![memleak.to_str().expect("the path is UTF-8")];
+    prefix.extend(run_words());
+    prefix.extend([
         "--lost=always",
         "--format",
         "json",
         "-o",
         report.to_str().expect("the path is UTF-8"),
         "--",
-    ];
+    ]);
     let (_, status, stderr) = run(scratch, program, &prefix, &valgrinds_variables());
     let text = fs::read_to_string(&report).unwrap_or_default();
     read_report(&text, program.tree)
