@@ -12,14 +12,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 duration=${1:?usage: scripts/fuzz.sh SECONDS [TARGET…]}
 shift
 targets=("$@")
-((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach suppressions symbols edited saved)
+((${#targets[@]} > 0)) || targets=(elf code handlers ld_cache maps allocators_toml events reach shadow suppressions symbols edited saved)
 
 work=target/fuzz
 tools=target/tools
 PATH=$PWD/$tools/bin:$PATH
 
 # The maximum size of an input in bytes: as much as the code under test looks at.
-declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [suppressions]=8192 [symbols]=65536 [edited]=600 [saved]=16384)
+declare -A longest=([elf]=262144 [code]=4096 [handlers]=8192 [ld_cache]=131072 [maps]=65536 [allocators_toml]=8192 [events]=2048 [reach]=8192 [shadow]=8192 [suppressions]=8192 [symbols]=65536 [edited]=600 [saved]=16384)
 
 # Collects seeds: real files of this machine, no longer than an input may be.
 seed() { # seed TARGET: into $work/seeds/TARGET
@@ -68,7 +68,7 @@ seed() { # seed TARGET: into $work/seeds/TARGET
 			head -c "$size" /bin/ls >"$into/file$size"
 		done
 		;;
-	reach) cp fuzz/found/reach/* "$into" ;;
+	reach | shadow) cp fuzz/found/"$target"/* "$into" ;;
 	suppressions)
 		# The lists are long, so they are cut into pieces of whole suppressions.
 		for file in src/stacks/known.supp /usr/libexec/valgrind/default.supp /usr/lib/valgrind/*.supp; do

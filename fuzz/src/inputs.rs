@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::mem::{offset_of, size_of};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -23,7 +24,8 @@ use memleak::find::{Examined, ld_cache};
 use memleak::inside;
 use memleak::kernel::records::{self, Context};
 use memleak::kernel::settings::Reading;
-use memleak::kernel::skeletons::types::arrival;
+use memleak::kernel::shadow::Shadow;
+use memleak::kernel::skeletons::types::{arrival, inside_limits, memory};
 use memleak::lost::{
     self, Allocators, Area, Backing, Block, Buffer, Copied, ExitFrame, Snapshot, Thread,
 };
@@ -392,6 +394,64 @@ pub fn reach(bytes: &[u8]) {
         let all = sums.lost() + sums.possible + sums.reachable;
         assert_eq!(all.blocks, judged.states().count() as u64);
         assert!(all.blocks <= blocks.len() as u64);
+    }
+}
+
+/// Where the process of [`shadow`] keeps what it remembers, and where its heap is: a zone of its own.
+const REMEMBERED: u64 = 0x7f00_0000_0000;
+const ZONE: u64 = 0x5555_5540_0000;
+
+/// An entry of the table of leaves: the first leaf of the process covers its heap.
+pub fn first_leaf() -> u64 {
+    let leaf = REMEMBERED + offset_of!(memory, pool) as u64;
+    let zone = ZONE >> inside_limits::ZONE_BITS.0;
+    leaf >> inside_limits::PAGE_BITS.0 << inside_limits::ZONE_NUMBER_BITS.0 | zone
+}
+
+/// The blocks that a process remembers itself. The input has changes of 12 bytes: what is changed (0 to 4), nothing, the
+/// place, and a word.
+pub fn shadow(bytes: &[u8]) {
+    const HEAP_SIZE: usize = 1 << 19;
+    const MOST: usize = 10_000;
+    let mut remembered = vec![0_u64; size_of::<memory>() / 8];
+    let mut heap = vec![0_u64; HEAP_SIZE / 8];
+    remembered[0] = u64::from_le_bytes(*b"memleak1");
+    for change in bytes.chunks_exact(12) {
+        let place = usize::from(u16::from_le_bytes([change[2], change[3]]));
+        let word = u64::from_le_bytes(change[4..].try_into().expect("there are eight bytes"));
+        let (words, from) = match change[0] % 5 {
+            0 => (&mut remembered, 0),
+            1 => (&mut remembered, offset_of!(memory, leaves)),
+            2 => (&mut remembered, offset_of!(memory, pool)),
+            3 => (&mut remembered, offset_of!(memory, wiped)),
+            _ => (&mut heap, 0),
+        };
+        if let Some(at) = words.get_mut(from / 8 + place) {
+            *at = word;
+        }
+    }
+    let mut buffer = Buffer::new((remembered.len() + heap.len()) * 8).expect("there is memory");
+    let words = heap.iter().chain(&remembered);
+    for (to, word) in buffer.bytes_mut().chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    let copy = |start: u64, words: &[u64], at: usize| Copied {
+        start,
+        end: start + words.len() as u64 * 8,
+        at,
+        is_files: false,
+    };
+    let copies = vec![
+        copy(ZONE, &heap, 0),
+        copy(REMEMBERED, &remembered, heap.len()),
+    ];
+    let snapshot = Snapshot::new(Vec::new(), copies, Vec::new(), buffer);
+    if let Ok(found) = Shadow::read(&snapshot, REMEMBERED, MOST) {
+        assert!(found.live.blocks.len() <= MOST);
+        let judged = lost::judge(&snapshot, found.live, Allocators::Glibc, &[]);
+        let sums = judged.reached;
+        let all = sums.lost() + sums.possible + sums.reachable;
+        assert_eq!(all.blocks, judged.states().count() as u64);
     }
 }
 

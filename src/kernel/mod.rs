@@ -38,7 +38,7 @@ mod rule_reading;
 mod rule_tables;
 pub mod separate;
 pub mod settings;
-mod shadow;
+pub mod shadow;
 pub mod skeletons;
 mod slots;
 mod snapshot;

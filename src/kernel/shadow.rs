@@ -27,10 +27,10 @@ const NO_LARGE: Range<u64> = 0..2;
 
 /// What a process remembers.
 #[derive(Debug)]
-pub(super) struct Shadow {
-    pub(super) live: LiveBlocks,
+pub struct Shadow {
+    pub live: LiveBlocks,
     /// It had no room for some blocks.
-    pub(super) is_incomplete: bool,
+    pub is_incomplete: bool,
 }
 
 impl Shadow {
@@ -38,7 +38,7 @@ impl Shadow {
     ///
     /// # Errors
     /// What is there makes no sense (`Unsure`), or there are too many blocks (`Memory`).
-    pub(super) fn read(snapshot: &Snapshot, at: u64, most: usize) -> Result<Self, ReachUnknown> {
+    pub fn read(snapshot: &Snapshot, at: u64, most: usize) -> Result<Self, ReachUnknown> {
         let end = at.checked_add(size_of::<memory>() as u64);
         let end = end.ok_or(ReachUnknown::Unsure)?;
         let state: Option<state> = plain(snapshot, at + offset_of!(memory, state) as u64);

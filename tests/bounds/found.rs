@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(5);
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 12] = [
+const TARGETS: [(&str, Target); 13] = [
     ("elf", inputs::elf),
     ("code", inputs::code),
     ("handlers", inputs::handlers),
@@ -29,6 +29,7 @@ const TARGETS: [(&str, Target); 12] = [
     ("allocators_toml", inputs::allocators_toml),
     ("events", inputs::events),
     ("reach", inputs::reach),
+    ("shadow", inputs::shadow),
     ("suppressions", inputs::suppressions),
     ("symbols", inputs::symbols),
     ("edited", inputs::edited),
@@ -55,6 +56,20 @@ fn judge(target: Target, bytes: Vec<u8>, long: Duration) -> Result<(), String> {
         most if most > ENOUGH => Err(format!("reading takes {most} bytes")),
         _ => Ok(()),
     }
+}
+
+/// A process that remembers a block in each cell of a leaf.
+fn full_leaf() -> Vec<u8> {
+    let change = |kind: u8, place: u16, word: u64| {
+        let [low, high] = place.to_le_bytes();
+        [&[kind, 0, low, high], &word.to_le_bytes()[..]].concat()
+    };
+    let mut changes = change(1, 0, inputs::first_leaf());
+    for place in 0..1 << 14 {
+        changes.extend(change(2, place, u64::MAX / 255));
+        changes.extend(change(4, place, 0x21));
+    }
+    changes
 }
 
 /// Inputs made to cause a fault, too long for files in the tree: for each its name, its reader and its bytes.
@@ -103,6 +118,7 @@ fn nasty() -> Vec<(&'static str, Target, Vec<u8>)> {
         .collect();
     inputs.push(("addresses of everything", inputs::reach, mixed));
     inputs.push(("blocks at one place", inputs::reach, vec![0x41; 1 << 19]));
+    inputs.push(("a block in each cell", inputs::shadow, full_leaf()));
 
     for (name, text) in [
         ("brackets in brackets", "[".repeat(20_000)),

@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::allocators::operators_are_counted;
 use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
 use crate::endings::{deaths, killed_while_it_holds, moving_pointers};
 use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
 use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
+use crate::older::all_are_counted_by_older_programs;
 
 /// Runs `run` and prints how long it took.
 pub fn timed(what: &str, run: impl FnOnce()) {
@@ -50,6 +52,18 @@ fn all_256_exit_codes_are_passed_on() {
         });
     });
     assert!(next.into_inner() >= 256);
+}
+
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn operators_are_counted_by_every_method_with_every_library() {
+    timed("operators", operators_are_counted);
+}
+
+#[test]
+#[ignore = "takes a minute: make test-long"]
+fn the_other_fixtures_are_counted_by_the_programs_for_older_kernels() {
+    timed("older programs", all_are_counted_by_older_programs);
 }
 
 #[test]
