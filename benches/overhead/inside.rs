@@ -1,4 +1,5 @@
-//! What counting inside costs, against the bare command, probes on private copies, and heaptrack.
+//! What counting inside costs, against the bare command, probes on private copies, and other tools that see each
+//! allocation.
 
 use std::ffi::OsString;
 use std::fs;
@@ -22,9 +23,89 @@ pub enum How {
     Inside,
     Private,
     Heaptrack,
+    /// Of each allocation, as of the two below. Usually jemalloc takes samples.
+    JemallocProfiler,
+    TcmallocProfiler,
+    Memray,
+    Valgrind,
 }
 
-pub const ALL: [How; 4] = [How::Bare, How::Inside, How::Private, How::Heaptrack];
+pub const ALL: [How; 8] = [
+    How::Bare,
+    How::Inside,
+    How::Private,
+    How::Heaptrack,
+    How::JemallocProfiler,
+    How::TcmallocProfiler,
+    How::Memray,
+    How::Valgrind,
+];
+
+impl How {
+    /// The head of its column.
+    pub fn name(self) -> &'static str {
+        match self {
+            How::Bare => "bare",
+            How::Inside => "`--probes=inside`",
+            How::Private => "`--probes=private`",
+            How::Heaptrack => "heaptrack",
+            How::JemallocProfiler => "jemalloc's profiler",
+            How::TcmallocProfiler => "tcmalloc's profiler",
+            How::Memray => "memray, native",
+            How::Valgrind => "valgrind",
+        }
+    }
+
+    /// Whether a case can be run so.
+    fn can_run(self, case: &Case, toolbox: &Toolbox) -> bool {
+        match self {
+            How::Bare | How::Inside | How::Private => true,
+            How::Heaptrack => case.is_single && toolbox.has(Tool::Heaptrack),
+            How::Valgrind => case.is_single && toolbox.has(Tool::Valgrind),
+            How::JemallocProfiler | How::TcmallocProfiler => case.is_single && self.is_there(&[]),
+            How::Memray => case.command[0] == "python3" && self.is_there(&["--version"]),
+        }
+    }
+
+    /// Whether a tool that is not in the toolbox is installed.
+    fn is_there(self, words: &[&str]) -> bool {
+        let true_command = [OsString::from("true")];
+        let command: Vec<_> = match words {
+            [] => self.profiled(&true_command),
+            _ => memray(words),
+        };
+        let output = output_of(&command);
+        output.is_ok_and(|output| output.status.success() && output.stderr.is_empty())
+    }
+
+    /// The command with a preloaded allocator that records each allocation.
+    fn profiled(self, command: &[OsString]) -> Vec<OsString> {
+        let profile = |name: &str| built(name).display().to_string();
+        let words = match self {
+            How::JemallocProfiler => [
+                "LD_PRELOAD=libjemalloc.so.2".to_owned(),
+                format!(
+                    "MALLOC_CONF=prof:true,lg_prof_sample:0,prof_prefix:{}",
+                    profile("jemalloc")
+                ),
+            ],
+            _ => [
+                "LD_PRELOAD=libtcmalloc.so.4".to_owned(),
+                format!("HEAPPROFILE={}", profile("tcmalloc")),
+            ],
+        };
+        let words = words.into_iter().map(OsString::from);
+        let env = [OsString::from("env")].into_iter();
+        env.chain(words).chain(command.iter().cloned()).collect()
+    }
+}
+
+fn memray(words: &[&str]) -> Vec<OsString> {
+    let line = ["python3", "-m", "memray"]
+        .into_iter()
+        .chain(words.iter().copied());
+    line.map(OsString::from).collect()
+}
 
 struct Case {
     title: &'static str,
@@ -98,17 +179,14 @@ pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Inside> {
     let mut times = Vec::new();
     let mut memory = Vec::new();
     for case in CASES {
-        let hows = ALL.into_iter().filter(|how| match how {
-            How::Heaptrack => case.is_single && toolbox.has(Tool::Heaptrack),
-            _ => true,
-        });
+        let hows = ALL.into_iter().filter(|how| how.can_run(&case, toolbox));
         let hows: Vec<_> = hows.collect();
         let mut samples = vec![Vec::new(); hows.len()];
         for _ in 0..rounds {
             for (how, samples) in hows.iter().zip(&mut samples) {
                 let (timing, kilobytes) = run(toolbox, &clean, *how, &case)?;
                 samples.push(timing.each());
-                if let Some(kilobytes) = kilobytes.filter(|_| *how != How::Heaptrack) {
+                if let Some(kilobytes) = kilobytes {
                     memory.retain(|(of, _)| of != how);
                     memory.push((*how, kilobytes));
                 }
@@ -176,8 +254,8 @@ fn run(
     how: How,
     case: &Case,
 ) -> Result<(Timing, Option<[u64; 2]>)> {
-    let traps = matches!(how, How::Private | How::Heaptrack);
-    let operations = case.operations[usize::from(traps)];
+    let is_fast = matches!(how, How::Bare | How::Inside);
+    let operations = case.operations[usize::from(!is_fast)];
     let command = line(case.command, operations)?;
     let words = match how {
         How::Bare => {
@@ -188,6 +266,14 @@ fn run(
         How::Inside => under(toolbox, INSIDE, &command),
         How::Private => under(toolbox, PRIVATE, &command),
         How::Heaptrack => toolbox.wrap(Tool::Heaptrack, &command)?,
+        How::JemallocProfiler | How::TcmallocProfiler => how.profiled(&command),
+        How::Memray => {
+            let record = built("memray").display().to_string();
+            let mut words = memray(&["run", "--native", "-q", "-f", "-o", &record]);
+            words.extend_from_slice(&command[1..]);
+            words
+        }
+        How::Valgrind => toolbox.wrap(Tool::Valgrind, &command)?,
     };
     let output = output_of(&words)?;
     let timing = timing_of(&output)?;

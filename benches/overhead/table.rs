@@ -121,10 +121,12 @@ pub fn lost(rounds: usize, lost: &Lost) -> String {
 
 /// What counting inside costs.
 pub fn inside(rounds: usize, inside: &Inside) -> String {
+    let heads: Vec<_> = inside::ALL.iter().map(|how| how.name()).collect();
     let mut text = format!(
-        "{} In brackets: how many times bare.\n\n| | bare | `--probes=inside` | `--probes=private` | heaptrack |\n\
-         |---|--:|--:|--:|--:|\n",
-        machine::caption(rounds)
+        "{} In brackets: how many times bare.\n\n| | {} |\n|---|{}\n",
+        machine::caption(rounds),
+        heads.join(" | "),
+        "--:|".repeat(heads.len())
     );
     for (title, times) in &inside.times {
         let of = |how| times.iter().find(|(of, _)| *of == how).map(|found| found.1);
