@@ -9,6 +9,7 @@ use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
 use crate::endings::{deaths, killed_while_it_holds, moving_pointers};
 use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
+use crate::endurance::endures;
 use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
 use crate::older::all_are_counted_by_older_programs;
@@ -52,6 +53,12 @@ fn all_256_exit_codes_are_passed_on() {
         });
     });
     assert!(next.into_inner() >= 256);
+}
+
+#[test]
+#[ignore = "takes 20 minutes: make test-long"]
+fn memleaks_memory_stays_what_it_is_for_twenty_minutes() {
+    endures(1200, 100);
 }
 
 #[test]

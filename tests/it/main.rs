@@ -18,6 +18,7 @@ mod doctor;
 mod documents;
 mod endings;
 mod ends;
+mod endurance;
 mod errors;
 mod examples;
 mod exceptions;
