@@ -255,8 +255,9 @@ pub(crate) fn parse_wait(text: &str) -> Result<WaitAll, String> {
 pub struct ReportArgs {
     /// Write the report to FILE
     ///
-    /// A single FILE takes the report instead of standard error (run) or standard output (-p, -a). FORMAT=FILE, or
-    /// several -o, write it there as well. Without FORMAT the suffix tells the format (.txt, .json, .csv, .prom), else --format.
+    /// A single FILE takes the report instead of standard error (run) or standard output (-p, -a, report). FORMAT=FILE,
+    /// or several -o, write it there as well. Without FORMAT the suffix tells the format (.txt .json .csv .prom .html .pb.gz .xml
+    /// .sarif .md), else --format.
     /// %p in FILE is memleak's pid, %h the host name, %q{VAR} an environment variable. May be repeated.
     #[arg(short, long, value_name = "[FORMAT=]FILE", value_hint = ValueHint::FilePath)]
     #[arg(value_parser = OsStringValueParser::new().try_map(parse_output))]

@@ -1,6 +1,7 @@
 //! `memleak -a --listen` over many short processes, while somebody reads its metrics: its memory stays what it is, and
 //! no process is missed. `make test-long` does that for twenty minutes.
 
+use std::collections::HashMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -46,11 +47,15 @@ fn kernel_kb(pid: u32) -> u64 {
     let infos = infos
         .flatten()
         .filter_map(|entry| fs::read_to_string(entry.path()).ok());
-    let bytes = infos.filter_map(|info| {
-        let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-        line?.trim().parse::<u64>().ok()
-    });
-    bytes.sum::<u64>() / 1024
+    // A map may have several descriptors.
+    let bytes: HashMap<String, u64> = infos
+        .filter_map(|info| {
+            let value = |name| info.lines().find_map(|line| line.strip_prefix(name));
+            let id = value("map_id:").or(value("prog_id:"))?;
+            Some((id.to_owned(), value("memlock:")?.trim().parse().ok()?))
+        })
+        .collect();
+    bytes.values().sum::<u64>() / 1024
 }
 
 fn cpu_seconds(pid: u32) -> f64 {
