@@ -112,6 +112,7 @@ static __always_inline struct open_call *open_call_at(struct thread *thread, __u
 SUBPROGRAM int abandon_call(struct thread *thread)
 {
 	struct open_call *call;
+	struct block old;
 
 	if (!thread)
 		return 0;
@@ -126,8 +127,11 @@ SUBPROGRAM int abandon_call(struct thread *thread)
 	else
 		thread->sum.lost_calls++;
 	/* It is not known whether the old block was freed. If it was not, its free will come. */
-	if (call->old == OLD_RECORDED)
-		record_block(thread, call->old_block, &call->old_content);
+	if (call->old == OLD_RECORDED) {
+		/* Before 6.2 the value of a map's entry cannot come from an argument. */
+		old = call->old_content;
+		record_block(thread, call->old_block, &old);
+	}
 	thread->depth--;
 	return 0;
 }

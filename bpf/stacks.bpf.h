@@ -60,7 +60,7 @@ SUBPROGRAM int tell_stack(struct stack_walk *walk, struct stack_sum *sum)
 	__u64 size, *told;
 	__u32 index;
 
-	if (!walk || !sum)
+	if (!stacks || !walk || !sum)
 		return 0;
 	index = walk->record.hash * GOLDEN_RATIO >> (64 - TOLD_BITS);
 	told = bpf_map_lookup_elem(&told_stacks, &index);
@@ -142,7 +142,7 @@ SUBPROGRAM int enter_stack(struct stack_walk *walk, __u64 heap)
 	struct entry_search search = {.walk = walk, .heap = heap};
 	struct chaining chaining = {};
 
-	if (!walk)
+	if (!stacks || !walk)
 		return 0;
 	search.first = mix(walk->record.hash, heap);
 	/* Mostly it is the first. */
@@ -181,7 +181,7 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 	struct stack_walk *walk;
 	int i, entry = 0;
 
-	if (!ctx || !thread)
+	if (!stacks || !ctx || !thread)
 		return 0;
 	walk = begin_walk();
 	if (walk) {

@@ -154,11 +154,15 @@ static __always_inline void begin_layout(__u64 heap)
 
 SUBPROGRAM int note_code(__u64 heap, __u64 offset, struct arrival *arrival)
 {
-	struct layout *layout = bpf_map_lookup_elem(&layouts, &heap);
 	struct code_range *range;
+	struct layout *layout;
 	__u32 at;
 
-	if (!layout || !arrival)
+	/* Before 6.8 this is verified although nobody calls it, and the map is not there. */
+	if (!stacks || !arrival)
+		return 0;
+	layout = bpf_map_lookup_elem(&layouts, &heap);
+	if (!layout)
 		return 0;
 	at = layout->count;
 	if (at >= MAX_CODE_RANGES)

@@ -258,7 +258,7 @@ SUBPROGRAM long surveyed_place(struct stack_walk *walk, __u64 address)
 	struct range_search search = {.address = address, .place = PLACE_BUSY};
 	__u64 heap;
 
-	if (!walk)
+	if (!stacks || !walk)
 		return PLACE_BUSY;
 	heap = walk->heap;
 	search.layout = bpf_map_lookup_elem(&layouts, &heap);
@@ -287,7 +287,7 @@ SUBPROGRAM long find_place(struct stack_walk *walk, __u64 address)
 	struct cached *entry;
 	__u32 index;
 
-	if (!walk)
+	if (!stacks || !walk)
 		return PLACE_NOT_CODE;
 	mapped = &walk->mapped;
 	mapped->address = address;
@@ -392,9 +392,12 @@ SUBPROGRAM long find_rule(__u64 place)
 {
 	struct row_search search = {.offset = place & ((1ULL << FRAME_MODULE) - 1)};
 	__u32 number = (place >> FRAME_MODULE) & (MAX_MODULES - 1), index;
-	struct module *module = bpf_map_lookup_elem(&modules, &number);
 	__u64 *rule, value = RULE_MISSING;
+	struct module *module;
 
+	if (!stacks)
+		return RULE_MISSING;
+	module = bpf_map_lookup_elem(&modules, &number);
 	if (!module)
 		return RULE_MISSING;
 	if (!module->loaded)
