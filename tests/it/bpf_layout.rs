@@ -178,6 +178,35 @@ fn forward_declarations(source: &str) -> Vec<String> {
     found
 }
 
+/// The maps that are not made where no call stacks are recorded.
+fn maps_of_stacks() -> Vec<String> {
+    let source = include_str!("../../src/kernel/newer.rs");
+    let (_, body) = source
+        .split_once("fn leave_out_stacks")
+        .expect("it is there");
+    let (body, _) = body.split_once("set_autocreate").expect("it is there");
+    let names = body.split("&mut maps.").skip(1);
+    names
+        .map(|name| name.split(',').next().unwrap_or_default().to_owned())
+        .collect()
+}
+
+/// The global functions that use one of these maps before they look whether stacks are recorded. Linux before 6.8
+/// verifies each global function, also where nobody calls it, and the map may not be there.
+fn unguarded(source: &str, maps: &[String]) -> Vec<String> {
+    let code = code(source);
+    let functions = code.split("\nSUBPROGRAM ").skip(1);
+    let bodies = functions.map(|function| function.split("\n}").next().unwrap_or_default());
+    let is_unguarded = |body: &&str| {
+        let is_used = |before: &str| maps.iter().any(|map| before.contains(&format!("&{map},")));
+        is_used(body.split("!stacks").next().unwrap_or_default())
+    };
+    let names = bodies.filter(is_unguarded);
+    names
+        .map(|body| body.split('(').next().unwrap_or_default().to_owned())
+        .collect()
+}
+
 fn sources() -> Sources {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf");
     let entries = fs::read_dir(&directory).unwrap();
@@ -224,6 +253,21 @@ fn no_function_of_bpf_is_declared_before_its_definition() {
     for (file, source) in sources() {
         assert_eq!(forward_declarations(&source), [""; 0], "in {file}");
     }
+}
+
+#[test]
+fn global_functions_use_the_maps_of_stacks_only_where_they_are() {
+    let maps = maps_of_stacks();
+    assert!(
+        maps.len() > 8 && maps.contains(&"layouts".to_owned()),
+        "{maps:?}"
+    );
+    for (file, source) in sources() {
+        assert_eq!(unguarded(&source, &maps), [""; 0], "in {file}");
+    }
+    let source = "\nSUBPROGRAM int f(int a)\n{\n\tg(&layouts, a);\n\tif (!stacks)\n\t\treturn 0;\n}\n\
+                  \nSUBPROGRAM int h(int a)\n{\n\tif (!stacks)\n\t\treturn 0;\n\tg(&layouts, a);\n}\n";
+    assert_eq!(unguarded(source, &maps), ["int f"]);
 }
 
 fn sources_of<const N: usize>(files: [(&str, &str); N]) -> Sources {
