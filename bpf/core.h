@@ -151,6 +151,11 @@ struct hrtimer {
 	struct hrtimer_clock_base *base;
 };
 
+/* Since 7.2 a timer says itself whether it is in a tree. */
+struct hrtimer___queued {
+	_Bool is_queued;
+};
+
 struct hlist_node {
 	struct hlist_node *next;
 };

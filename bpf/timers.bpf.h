@@ -15,12 +15,22 @@
 /* include/uapi/linux/time.h: clocks that wake the machine. Their timers are of another kind. */
 enum { CLOCK_REALTIME_ALARM = 8, CLOCK_BOOTTIME_ALARM = 9 };
 
+/* Whether a timer waits for its time. */
+static __always_inline bool is_queued(struct hrtimer *timer)
+{
+	struct hrtimer___queued *newer = (void *)timer;
+
+	if (bpf_core_field_exists(newer->is_queued))
+		return BPF_CORE_READ(newer, is_queued);
+	return BPF_CORE_READ(timer, node.node.__rb_parent_color) !=
+	       (unsigned long)timer + bpf_core_field_offset(timer->node.node);
+}
+
 static __always_inline bool is_due(struct hrtimer *timer, __u64 until_ns)
 {
-	unsigned long parent = BPF_CORE_READ(timer, node.node.__rb_parent_color);
 	__s64 expires, offset;
 
-	if (parent == (unsigned long)timer + bpf_core_field_offset(timer->node.node))
+	if (!is_queued(timer))
 		return false;
 	expires = BPF_CORE_READ(timer, node.expires);
 	offset = BPF_CORE_READ(timer, base, offset);

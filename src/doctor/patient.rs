@@ -95,7 +95,8 @@ fn keep() {
     static KEEPER: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     // SAFETY: nothing uses the block, and it is never freed.
     let block = unsafe { libc::malloc(KEPT as usize) };
-    KEEPER.store(block, Ordering::Relaxed);
+    // Nothing reads it, so that the compiler would leave it out.
+    black_box(&KEEPER).store(block, Ordering::Relaxed);
 }
 
 /// Allocates where the way up the stack leads through a function that the C library calls, and through the handler of a

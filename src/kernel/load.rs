@@ -132,6 +132,8 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
                 }
                 if attempt == tried && attempt.stacks.is_some() {
                     attempt.stacks = None;
+                } else if attempt == tried && attempt.holds != Holds::Nowhere {
+                    attempt.holds = attempt.holds.fewer();
                 } else if attempt == tried {
                     match attempt.method.next_best() {
                         Some(next) if settings.method.is_none() => attempt.method = next,

@@ -50,3 +50,13 @@ pub enum Holds {
     /// At the dynamic loader, and after every exec.
     Everywhere,
 }
+
+impl Holds {
+    /// The next fewer places.
+    pub(super) fn fewer(self) -> Self {
+        match self {
+            Self::Everywhere => Self::Loader,
+            Self::Loader | Self::Nowhere => Self::Nowhere,
+        }
+    }
+}

@@ -13,6 +13,7 @@ use crate::endurance::endures;
 use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
 use crate::older::all_are_counted_by_older_programs;
+use crate::stacks::programs_at_work_have_the_stacks_of_libgcc;
 
 /// Runs `run` and prints how long it took.
 pub fn timed(what: &str, run: impl FnOnce()) {
@@ -59,6 +60,15 @@ fn all_256_exit_codes_are_passed_on() {
 #[ignore = "takes 20 minutes: make test-long"]
 fn memleaks_memory_stays_what_it_is_for_twenty_minutes() {
     endures(1200, 100);
+}
+
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn the_stacks_of_programs_at_work_are_those_of_libgcc() {
+    timed(
+        "programs at work",
+        programs_at_work_have_the_stacks_of_libgcc,
+    );
 }
 
 #[test]

@@ -110,9 +110,8 @@ fn the_stacks_of_programs_are_those_of_libgcc() {
     }
 }
 
-#[test]
-#[ignore = "takes minutes: make test-long"]
-fn the_stacks_of_programs_at_work_are_those_of_libgcc() {
+/// All programs, with more work.
+pub fn programs_at_work_have_the_stacks_of_libgcc() {
     for program in stack_programs(Amount::Much) {
         let (_, comparison) = compared(&program.job.options([STACKS]));
         println!("{}: {comparison}", program.name);
