@@ -1,5 +1,6 @@
 //! Events that the kernel missed, and events that took a slower way.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -109,14 +110,13 @@ impl Collector {
     /// How many bytes of kernel memory the maps take, as far as the kernel reports it.
     pub fn kernel_memory(&self) -> u64 {
         let entries = fs::read_dir("/proc/self/fdinfo").into_iter().flatten();
-        let of_map = |info: String| {
-            let is_map = info.contains("map_type:");
-            is_map.then(|| field::<u64>(&info, "memlock:")).flatten()
-        };
-        entries
+        // A map may have several descriptors.
+        let maps: HashMap<u64, u64> = entries
             .filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok())
-            .filter_map(of_map)
-            .sum()
+            .filter(|info| info.contains("map_type:"))
+            .filter_map(|info| Some((field(&info, "map_id:")?, field(&info, "memlock:")?)))
+            .collect();
+        maps.values().sum()
     }
 }
 

@@ -169,7 +169,12 @@ fn doctor_counts_and_measures_its_figures() {
         let of_function = |detail: &&Value| detail.as_str().unwrap().starts_with(function);
         assert_eq!(details.iter().filter(of_function).count(), 1, "{function}");
     }
-    assert!(number("memory", "kernel_bytes") > 30 << 20);
+    // No map counts twice, though it may have several descriptors. `doctor` is not tested on older kernels.
+    let kernel_bytes = number("memory", "kernel_bytes");
+    assert!(
+        (30 << 20..120 << 20).contains(&kernel_bytes),
+        "{kernel_bytes}"
+    );
     // Half of the descriptors that were `used` are too few. With some fewer, memleak may do without call stacks. With some
     // more, `used` stays the same, but for those that are open only while a process's memory is read.
     const FOR_A_MOMENT: u64 = 3;
