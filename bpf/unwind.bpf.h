@@ -431,7 +431,7 @@ SUBPROGRAM int read_window(struct stack_walk *walk, __u64 address)
 {
 	__u64 length = WINDOW_BYTES;
 
-	if (!walk)
+	if (!stacks || !walk)
 		return 0;
 	/* Most stacks are short, and mostly this is the end of the last walk, too. */
 	if (walk->top > address && walk->top - address < length)
@@ -515,6 +515,8 @@ SUBPROGRAM long replaced_address(__u64 address)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct call_search search = {.stack = address};
 
+	if (!stacks)
+		return 0;
 	search.call = BPF_CORE_READ(task, utask, return_instances);
 	bpf_loop(MAX_REPLACED, look_at_call, &search, 0);
 	return search.address;
@@ -544,7 +546,7 @@ SUBPROGRAM int leave_signal_frame(struct stack_walk *walk)
 {
 	__u64 sp;
 
-	if (!walk)
+	if (!stacks || !walk)
 		return 1;
 	sp = walk->sp;
 
@@ -610,7 +612,7 @@ SUBPROGRAM int guess(struct stack_walk *walk)
 {
 	__u64 frame;
 
-	if (!walk)
+	if (!stacks || !walk)
 		return 1;
 	frame = frame_pointer_of(walk);
 	walk->record.end = WALK_NO_RULE;
@@ -629,7 +631,7 @@ SUBPROGRAM int apply(struct stack_walk *walk, __u64 rule)
 	__s64 distance = signed_bits(rule, RULE_DISTANCE, 24) * 8;
 	__u64 end;
 
-	if (!walk)
+	if (!stacks || !walk)
 		return 1;
 	if (base == BASE_STACK_POINTER) {
 		end = walk->sp;
@@ -682,7 +684,7 @@ SUBPROGRAM int leave_linkage(struct stack_walk *walk, __u64 rule)
 {
 	__u64 end;
 
-	if (!walk)
+	if (!stacks || !walk)
 		return 1;
 	end = walk->sp + 8;
 	if ((walk->ip & 15) >= byte_of(rule, RULE_PLUS))
@@ -790,7 +792,7 @@ SUBPROGRAM int walk_stack(struct pt_regs *ctx __arg_ctx, struct thread *thread,
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	if (!ctx || !thread || !walk)
+	if (!stacks || !ctx || !thread || !walk)
 		return 0;
 	if (walk->heap != thread->heap || !walk->trampoline) {
 		walk->heap = thread->heap;
