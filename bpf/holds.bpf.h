@@ -146,9 +146,13 @@ static __always_inline void leave_loader(enum moment moment)
 
 	if (moment == HANDOVER && runs)
 		unmark_heap(HEAP_LOADING);
+	if (moment != EXEC)
+		return;
 	/* Its loader may have got its probes meanwhile. */
-	if (moment == EXEC && (!runs || begins_in_loader()))
+	if (!runs || begins_in_loader())
 		mark_heap(HEAP_LOADING);
+	else
+		unmark_heap(HEAP_LOADING);
 }
 
 static __always_inline void begin_hold(struct hold *hold, enum moment moment)
@@ -203,7 +207,7 @@ static __always_inline bool is_arrival_over(struct hold *hold)
 	int unknown;
 
 	/* User space is answering: the next answer may be the one that is needed. */
-	if (hold->surveyed && now_answered != hold->answers)
+	if (hold->surveyed && (now_answered != hold->answers || *(volatile __u32 *)&attaching))
 		hold->until_ns = bpf_ktime_get_ns() + HOLD_SECONDS * SECOND_NS;
 	if (!hold->surveyed || hold->unread || now_answered != hold->answers) {
 		hold->surveyed = true;
@@ -520,6 +524,9 @@ static __always_inline void hold_on_return(struct task_struct *task, enum moment
 {
 	struct hold hold = {};
 
+	/* If it is killed before the chain begins, it has run nothing. */
+	if (moment == EXEC)
+		mark_heap(HEAP_LOADING);
 	begin_hold(&hold, moment);
 	if (begin_chain(task, &hold, hold_awake))
 		return;

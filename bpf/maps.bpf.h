@@ -261,6 +261,7 @@ __u32 memleak_ancestors[MOST_ANCESTORS] = {};
 __u32 nobody_answers = 0;	/* memleak has exited, or is about to */
 struct arrival identified = {}; /* what `identify_file` found */
 __u64 answers = 0;		/* raised by user space after it has put an answer into `files` */
+__u32 attaching = 0;		/* user space attaches probes, which may take seconds */
 __u64 waited_in_vain = ~0ULL;	/* value of `answers` when a wait for them took too long */
 __u32 keeper = 0;	 /* the keeper's tgid in the initial pid namespace, once it was asked */
 __u64 sleeping = 0;	 /* processes that the keeper lets sleep */

@@ -36,7 +36,8 @@ enum inside_limits {
 	SLACK_BYTES = 6,
 	/* Of a cell: the block begins in its second half. */
 	SECOND_HALF = 128,
-	/* An entry in the table of leaves: the number of the leaf's first page, above the zone's. */
+	/* An entry in the table of leaves: the number of the leaf's first page, above the zone's.
+	 */
 	ZONE_NUMBER_BITS = 47 - ZONE_BITS,
 	PAGE_BITS = 12,
 };

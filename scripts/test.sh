@@ -15,7 +15,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # be interrupted there: the kernel kills it when it needs a page.
 one_by_one=(
 	allocators::a_function_whose_first_instruction_takes_no_probe_is_probed_further_on
-	allocators::a_process_waits_as_long_as_perf_event_uprobes_are_attached
 	allocators::a_tail_call_within_a_wrapped_allocator_counts_once_by_every_method
 	allocators::an_allocator_that_throws_is_counted_and_the_program_continues
 	allocators::operators_are_counted_by_every_method

@@ -174,10 +174,13 @@ impl Collector {
         self.globals.answers.add(1);
     }
 
-    /// One of many probes is in place, each of which takes its time. The waiting processes wait on.
-    fn attached_one(&self) {
+    /// Attaches probes, which may take seconds where the kernel does so one by one. The waiting processes wait on.
+    fn attaching<T>(&self, attach: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.globals.attaching.set(1);
         threads::sleep(self.attach_delay);
-        self.globals.answers.add(1);
+        let attached = attach();
+        self.globals.attaching.set(0);
+        attached
     }
 
     /// From now on no process waits for answers.
@@ -371,14 +374,13 @@ impl Collector {
                 throwing: &skel.progs.throwing,
             },
         };
-        attach(self.how(&|| self.attached_one()), &programs, target, file)
+        self.attaching(|| attach(self.how(), &programs, target, file))
     }
 
-    fn how<'a>(&'a self, progress: &'a dyn Fn()) -> How<'a> {
+    fn how(&self) -> How<'_> {
         How {
             method: self.method,
             only: &self.only,
-            progress,
         }
     }
 
@@ -398,17 +400,11 @@ impl Collector {
             Holds::Everywhere => &skel.progs.at_end,
             _ => &skel.progs.at_end_waits,
         };
-        attach_at(self.how(&|| self.attached_one()), program, file, exits)
+        self.attaching(|| attach_at(self.how(), program, file, exits))
     }
 
     fn attach_hooks(&self, path: &Path, file: &File, hooks: &[Hook]) -> Result<Vec<Attached>> {
         let program = self.object.at_loader(self.holds);
-        attach_hooks(
-            self.how(&|| self.attached_one()),
-            program,
-            path,
-            file,
-            hooks,
-        )
+        self.attaching(|| attach_hooks(self.how(), program, path, file, hooks))
     }
 }

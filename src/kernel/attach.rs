@@ -47,18 +47,12 @@ pub struct How<'a> {
     /// The only processes that the probes are for, by their pids as memleak sees them. Empty: they are for every process.
     /// Only for a method with which [`can_filter`](super::features::can_filter) says so.
     pub only: &'a [u32],
-    /// Called after each probe that is attached by itself, because that may take some 50 ms.
-    pub progress: &'a dyn Fn(),
 }
 
 impl How<'_> {
     /// In every process.
     pub fn everywhere(method: Method) -> Self {
-        Self {
-            method,
-            only: &[],
-            progress: &|| {},
-        }
+        Self { method, only: &[] }
     }
 }
 
@@ -198,7 +192,7 @@ fn attach_one(
     probes: &[(u64, u64)],
 ) -> Result<Vec<Attached>> {
     if kind.how.method == Method::Separate {
-        let events = separate::attach(program, file, kind.retprobe, probes, kind.how.progress)?;
+        let events = separate::attach(program, file, kind.retprobe, probes)?;
         return Ok(events.into_iter().map(Attached::Event).collect());
     }
     // The kernel follows this link to the very file that was examined.
@@ -214,7 +208,6 @@ fn attach_one(
                 };
                 let link =
                     program.attach_uprobe_with_opts(EVERY_PROCESS, &path, offset as usize, opts)?;
-                (kind.how.progress)();
                 Ok(Attached::Link(link))
             })
             .collect();

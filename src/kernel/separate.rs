@@ -27,8 +27,7 @@ pub(super) const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 const UPROBE: &str = "/sys/bus/event_source/devices/uprobe";
 
 /// Puts a program of its own on each of these offsets in a file, with its cookie. With `at_return`, the program runs
-/// where the function returns. The programs run until the returned descriptors are closed. Calls `progress` after each
-/// probe.
+/// where the function returns. The programs run until the returned descriptors are closed.
 ///
 /// # Errors
 /// The kernel refuses. Nothing stays attached.
@@ -37,7 +36,6 @@ pub fn attach(
     file: &File,
     at_return: bool,
     probes: &[(u64, u64)],
-    progress: &dyn Fn(),
 ) -> Result<Vec<OwnedFd>> {
     let uprobe = Uprobe::of_this_kernel(at_return)?;
     probes
@@ -51,7 +49,6 @@ pub fn attach(
             control(&event, PERF_EVENT_IOC_SET_BPF, program.as_raw_fd())
                 .and_then(|()| control(&event, PERF_EVENT_IOC_ENABLE, 0))
                 .context("the event refuses the program")?;
-            progress();
             Ok(event)
         })
         .collect()

@@ -21,7 +21,7 @@ pub struct Settings {
     pub all_late: bool,
     /// How many of the two programs for each event of a task ignore half of the events: 0 to 2. For tests.
     pub misses: u32,
-    /// How much longer each probe takes that is attached by itself. For tests.
+    /// How much longer it takes to attach probes of a kind to a file. For tests.
     pub attach_delay: Duration,
     /// The most places where processes are held. Fewer places are used if this kernel cannot hold there.
     pub holds: Holds,

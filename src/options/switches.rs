@@ -33,7 +33,7 @@ pub struct Switches {
     pub holds: Holds,
     /// `hold-delay=MILLISECONDS`: hold processes for this much longer.
     pub hold_delay: Duration,
-    /// `attach-delay=MILLISECONDS`: take so much longer for each probe that is attached by itself.
+    /// `attach-delay=MILLISECONDS`: take so much longer to attach probes of a kind to a file.
     pub attach_delay: Duration,
     /// `read-delay=MILLISECONDS`: hold processes at their ends for this much longer.
     pub read_delay: Duration,
