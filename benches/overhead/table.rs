@@ -248,7 +248,7 @@ fn clauses(tool: Tool, results: &[Measured]) -> Vec<String> {
     }
     let mut clauses = Vec::new();
     if !fewer.is_empty() {
-        clauses.push(format!("ran only {}", fewer.join(", ")));
+        clauses.push(format!("ran only {}", fewer.join("; ")));
     }
     if !not_tried.is_empty() {
         clauses.push(format!("{} would take too long", not_tried.join(", ")));
