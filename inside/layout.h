@@ -36,8 +36,7 @@ enum inside_limits {
 	SLACK_BYTES = 6,
 	/* Of a cell: the block begins in its second half. */
 	SECOND_HALF = 128,
-	/* An entry in the table of leaves: the number of the leaf's first page, above the zone's.
-	 */
+	/* Of an entry in the table of leaves: the leaf's page is above the zone's number. */
 	ZONE_NUMBER_BITS = 47 - ZONE_BITS,
 	PAGE_BITS = 12,
 };

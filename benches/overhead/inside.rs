@@ -62,22 +62,11 @@ impl How {
             How::Bare | How::Inside | How::Private => true,
             How::Heaptrack => case.is_single && toolbox.has(Tool::Heaptrack),
             How::Valgrind => case.is_single && toolbox.has(Tool::Valgrind),
-            How::JemallocProfiler | How::TcmallocProfiler => case.is_single && self.is_there(&[]),
-            How::Memray => case.command[0] == "python3" && self.is_there(&["--version"]),
+            How::JemallocProfiler | How::TcmallocProfiler => {
+                case.is_single && is_there(&self.profiled(&[OsString::from("true")]))
+            }
+            How::Memray => case.command[0] == "python3" && is_there(&memray(&["--version"])),
         }
-    }
-
-    /// Whether a tool that is not in the toolbox is installed.
-    fn is_there(self, words: &[&str]) -> bool {
-        let true_command = [OsString::from("true")];
-        let command: Vec<_> = match words {
-            [] => self.profiled(&true_command),
-            _ => memray(words),
-        };
-        let output = output_of(&command);
-        // tcmalloc says on standard error that it has begun.
-        let is_missing = |said: &[u8]| String::from_utf8_lossy(said).contains("cannot");
-        output.is_ok_and(|output| output.status.success() && !is_missing(&output.stderr))
     }
 
     /// The command with a preloaded allocator that records each allocation.
@@ -100,6 +89,13 @@ impl How {
         let env = [OsString::from("env")].into_iter();
         env.chain(words).chain(command.iter().cloned()).collect()
     }
+}
+
+/// Whether this runs: a tool that is not in the toolbox may be missing.
+fn is_there(command: &[OsString]) -> bool {
+    // tcmalloc says on standard error that it has begun.
+    let is_missing = |said: &[u8]| String::from_utf8_lossy(said).contains("cannot");
+    output_of(command).is_ok_and(|output| output.status.success() && !is_missing(&output.stderr))
 }
 
 fn memray(words: &[&str]) -> Vec<OsString> {

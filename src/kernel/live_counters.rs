@@ -19,7 +19,7 @@ impl Plain for state {}
 impl Plain for wiped_head {}
 
 /// "memleak1"
-const MAGIC: u64 = u64::from_le_bytes(*b"memleak1");
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"memleak1");
 
 /// Puts what a running process has counted so far into its record. If that cannot be read, the record says so.
 pub(super) fn fill(record: &mut heap) {

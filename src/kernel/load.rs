@@ -130,11 +130,14 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
                     }
                     has_looked_up = true;
                 }
-                if attempt == tried && attempt.stacks.is_some() {
+                if attempt != tried {
+                    continue;
+                }
+                if attempt.stacks.is_some() {
                     attempt.stacks = None;
-                } else if attempt == tried && attempt.holds != Holds::Nowhere {
+                } else if attempt.holds != Holds::Nowhere {
                     attempt.holds = attempt.holds.fewer();
-                } else if attempt == tried {
+                } else {
                     match attempt.method.next_best() {
                         Some(next) if settings.method.is_none() => attempt.method = next,
                         _ => return Err(error),

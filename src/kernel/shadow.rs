@@ -207,6 +207,7 @@ fn plain<T: Plain>(snapshot: &Snapshot, at: u64) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::live_counters::MAGIC;
     use crate::lost::samples::Memory;
 
     const AT: u64 = 0x7f00_0000_0000;
@@ -231,7 +232,7 @@ mod tests {
                 memory: vec![0; size_of::<memory>()],
                 heap: vec![0; 1 << 16],
             };
-            put(&mut process.memory, 0, u64::from_le_bytes(*b"memleak1"));
+            put(&mut process.memory, 0, MAGIC);
             process.leaf(0, POOL, HEAP);
             process
         }

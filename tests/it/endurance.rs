@@ -3,16 +3,18 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::common::files;
 use crate::common::fixture;
+use crate::common::proc::resident_kb;
 use crate::common::root::require_root;
-use crate::common::scrape::{free_address, get, sample, until};
+use crate::common::scrape::{Server, free_address, get, sample, until};
 
 /// How often metrics are read.
 const SCRAPED_EACH: Duration = Duration::from_millis(500);
@@ -33,15 +35,8 @@ struct Seen {
     ended: f64,
 }
 
-fn status_kb(pid: u32, name: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("memleak runs");
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let value = line.and_then(|line| line.split_whitespace().next());
-    value.expect("the line is there").parse().expect("a number")
-}
-
 /// The kernel's memory for the BPF maps and programs that a process has open.
-fn kernel_kb(pid: u32) -> u64 {
+fn kernel_kb(pid: Pid) -> u64 {
     let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("memleak runs");
     // Descriptors may be closed meanwhile.
     let infos = infos
@@ -58,7 +53,7 @@ fn kernel_kb(pid: u32) -> u64 {
     bytes.values().sum::<u64>() / 1024
 }
 
-fn cpu_seconds(pid: u32) -> f64 {
+fn cpu_seconds(pid: Pid) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("memleak runs");
     let (_, rest) = stat.rsplit_once(") ").expect("a name in brackets");
     let ticks = rest.split(' ').skip(11).take(2);
@@ -68,32 +63,23 @@ fn cpu_seconds(pid: u32) -> f64 {
     ticks as f64 / 100.0
 }
 
-/// A memleak that is killed when this is dropped.
-struct Memleak(Child);
-
-impl Drop for Memleak {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Watches so many processes a second for so long. Prints what was seen of memleak at ten moments.
 pub fn endures(seconds: u64, rate: u64) {
     require_root();
-    // They execute /proc/self/exe, and the kernel names them so.
-    const ENDED: &str = "memleak_processes_ended_total{comm=\"exe\",user=\"root\"}";
+    // A name that no process of another test has.
+    const ENDED: &str = "memleak_processes_ended_total{comm=\"endures\",user=\"root\"}";
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let program = directory.path().join("endures");
+    files::copy(fixture("lives_at_a_rate"), &program);
     let address = free_address();
-    let memleak = Command::new(env!("CARGO_BIN_EXE_memleak"))
-        .args(["-a", "1", "-q", "--comm", "exe", "--listen"])
-        .arg(address.to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn();
-    let mut memleak = Memleak(memleak.expect("memleak can be run"));
-    let pid = memleak.0.id();
+    let mut memleak = Server::start(
+        Command::new(env!("CARGO_BIN_EXE_memleak"))
+            .args(["-a", "1", "-q", "--comm", "endures", "--listen"])
+            .arg(address.to_string()),
+    );
+    let pid = memleak.pid();
     until(address, "/healthz", |_| true);
-    let lives = Command::new(fixture("lives_at_a_rate"))
+    let lives = Command::new(program)
         .args([&seconds.to_string(), &rate.to_string()])
         .env_remove("LD_LIBRARY_PATH")
         .stdout(Stdio::null())
@@ -106,19 +92,20 @@ pub fn endures(seconds: u64, rate: u64) {
         let page = answer.expect("memleak answers").1;
         seen.push(Seen {
             seconds: began.elapsed().as_secs_f64(),
-            resident_kb: status_kb(pid, "VmRSS:"),
+            resident_kb: resident_kb(pid).expect("memleak runs"),
             kernel_kb: kernel_kb(pid),
             cpu_seconds: cpu_seconds(pid),
             ended: sample(&page, ENDED).unwrap_or(0.0),
         });
         sleep(SCRAPED_EACH);
     }
-    let all = (seconds * rate) as f64;
+    // The one that starts the others, too.
+    let all = (seconds * rate + 1) as f64;
     let page = until(address, "/metrics", |page| sample(page, ENDED) >= Some(all));
     assert_eq!(sample(&page, ENDED), Some(all));
     assert_eq!(sample(&page, "memleak_rows_lost_total"), Some(0.0));
-    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).expect("memleak runs");
-    assert!(memleak.0.wait().expect("memleak ends").success());
+    kill(pid, Signal::SIGINT).expect("memleak runs");
+    assert!(memleak.wait().success());
 
     println!("   second  resident kB  kernel kB  processor  processes ended");
     for seen in seen.iter().step_by(seen.len().div_ceil(10).max(1)) {

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use crate::common;
 use crate::common::expected::{End, Expected, case, counts, ends, thread_bytes};
 use crate::common::files;
+use crate::common::proc::resident_kb;
 use crate::common::switches::switch;
 use crate::common::{Counts, DEFAULT_SIGNALS, Job, Losses, Report, Row, code, fixture};
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// Fails unless nothing was lost and the report has exactly these images, in any order.
@@ -58,13 +58,6 @@ fn public_copy(name: &str) -> (TempDir, PathBuf) {
     let copy = directory.path().join(name);
     files::copy(fixture(name), &copy);
     (directory, copy)
-}
-
-/// VmRSS in kB. `None` once the process has ended.
-fn resident_kb(pid: Pid) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Runs a job. Fails if memleak's memory grows by more than two megabytes after a quarter of the report is written.

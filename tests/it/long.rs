@@ -12,7 +12,7 @@ use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
 use crate::endurance::endures;
 use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
-use crate::older::all_are_counted_by_older_programs;
+use crate::older::others_are_counted_by_older_programs;
 use crate::stacks::programs_at_work_have_the_stacks_of_libgcc;
 
 /// Runs `run` and prints how long it took.
@@ -80,7 +80,7 @@ fn operators_are_counted_by_every_method_with_every_library() {
 #[test]
 #[ignore = "takes a minute: make test-long"]
 fn the_other_fixtures_are_counted_by_the_programs_for_older_kernels() {
-    timed("older programs", all_are_counted_by_older_programs);
+    timed("older programs", others_are_counted_by_older_programs);
 }
 
 #[test]

@@ -74,8 +74,7 @@ fn every_exit_is_reported_once_and_exactly_under_full_load() {
     let program = fixture("lives_at_a_rate");
     let mut found: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     for row in &report.rows {
-        let child = expected.contains_key(&row.pid)
-            && row.exe.as_deref() == Some("/proc/self/exe".as_ref());
+        let child = expected.contains_key(&row.pid) && row.exe.as_deref() == Some(&*program);
         if child {
             let bytes = row.counts.leaked_bytes;
             assert_eq!(row.counts, counts(bytes, 1, 0, bytes, 1), "{row:#?}");

@@ -75,3 +75,10 @@ pub fn within(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
         sleep(Duration::from_millis(5));
     }
 }
+
+/// VmRSS in kB. `None` once the process has ended.
+pub fn resident_kb(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}

@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
 
 use super::TIMEOUT;
 
@@ -93,6 +95,15 @@ impl Server {
         let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
         let started = quiet.stdin(Stdio::null()).spawn();
         Self(started.unwrap_or_else(|error| panic!("cannot run {command:?}: {error}")))
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.0.wait().expect("it can be waited for")
     }
 }
 
