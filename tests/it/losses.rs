@@ -182,24 +182,29 @@ fn blocks_of_heaps_that_ended_do_not_fill_the_table() {
 #[test]
 fn no_row_is_lost_while_memleak_does_not_run() {
     const CHILDREN: u64 = 5_000;
-    // Otherwise the first process that ends waits for memleak.
-    let running = Job::fixture("overlapping_lives", &[&CHILDREN.to_string()])
+    let place = tempfile::tempdir().expect("a directory can be made");
+    let file = place.path().join("go-on");
+    let arguments = [&CHILDREN.to_string(), file.to_str().expect("a plain path")];
+    let running = Job::fixture("overlapping_lives", &arguments)
+        // With verdicts, the first process that ends would wait for memleak.
         .options(["-v", "--lost=never"])
         .start_counted();
     let named = |pid: &Pid| {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         comm == "overlapping_liv\n"
     };
-    // Once it has children, memleak has examined it, and no later process waits to be examined.
-    let mut command = None;
-    let works = within(*TIMEOUT, || {
-        command = proc::children(running.pid()).into_iter().find(named);
-        command.is_some_and(|pid| !proc::children(pid).is_empty())
-    });
-    assert!(works, "the command never starts a child");
+    // Once it has had children, memleak has examined it, and no later process waits to be examined.
+    if !within(*TIMEOUT, || file.exists()) {
+        kill(running.pid(), Signal::SIGTERM).ok();
+        let said = running.wait_counted().report.stderr;
+        panic!("the command never starts four children: {said}");
+    }
+    let command = proc::children(running.pid()).into_iter().find(named);
+    let command = command.expect("the command waits for the file");
     kill(running.pid(), Signal::SIGSTOP).expect("memleak can be stopped");
+    fs::remove_file(&file).expect("the file can be removed");
     // It has reaped its children then. Only memleak reaps it.
-    let ended = within(*TIMEOUT, || !command.is_some_and(Process::is_alive));
+    let ended = within(*TIMEOUT, || !Process::is_alive(command));
     assert!(ended, "the command never ends");
     kill(running.pid(), Signal::SIGCONT).expect("memleak can be continued");
     let counted = running.wait_counted();
