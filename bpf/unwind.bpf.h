@@ -122,15 +122,15 @@ struct {
 } modules SEC(".maps");
 
 /*
- * Two caches without locks. An entry is two words, which are written one after the other. `check`
- * is the key, combined with the value. So an entry that is only half written has no key at all.
+ * Caches without locks. The words of an entry are written one after the other. `check` is the key,
+ * combined with the other words. So an entry that is only half written has no key at all.
  */
 struct cached {
 	__u64 check;
 	__u64 value;
 };
 
-enum { PAGE_CACHE_BITS = 14, RULE_CACHE_BITS = 16 };
+enum { FRAME_CACHE_BITS = 14, PAGE_CACHE_BITS = 14, RULE_CACHE_BITS = 16 };
 
 /* Which code a page of an address space is. */
 struct {
@@ -150,6 +150,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct cached);
 } last_pages SEC(".maps");
+
+/* What is known of an address in an address space, so that mostly one look-up does for a frame. */
+struct known_frame {
+	__u64 check;
+	__u64 place;
+	__u64 rule;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << FRAME_CACHE_BITS);
+	__type(key, __u32);
+	__type(value, struct known_frame);
+} frame_cache SEC(".maps");
 
 /* The rules for places in files. */
 struct {
@@ -625,14 +639,12 @@ SUBPROGRAM int guess(struct stack_walk *walk)
 }
 
 /* Applies a rule that reads words at fixed distances. Returns 1 at the end. */
-SUBPROGRAM int apply(struct stack_walk *walk, __u64 rule)
+static __always_inline int apply(struct stack_walk *walk, __u64 rule)
 {
 	__u32 base = (rule >> RULE_BASE) & 3, below;
 	__s64 distance = signed_bits(rule, RULE_DISTANCE, 24) * 8;
 	__u64 end;
 
-	if (!stacks || !walk)
-		return 1;
 	if (base == BASE_STACK_POINTER) {
 		end = walk->sp;
 	} else if (base == BASE_FRAME_POINTER) {
@@ -692,12 +704,33 @@ SUBPROGRAM int leave_linkage(struct stack_walk *walk, __u64 rule)
 	return return_to(walk, end - 8, end);
 }
 
+/*
+ * Makes one of two words. Addresses and places resemble each other, so they are not combined as
+ * they are: a half written entry could have the key of another one.
+ */
+static __always_inline __u64 combined(__u64 place, __u64 rule)
+{
+	return place * GOLDEN_RATIO ^ rule * 0xd1b54a32d192ed03ULL;
+}
+
 /* Records a frame, and goes on to its caller. Returns 1 at the end. */
 static long walk_one(__u64 index, struct stack_walk **context)
 {
 	struct stack_walk *walk = *context;
-	__u64 address = walk->ip - !walk->is_exact, place = place_of(walk, address), frame, rule;
+	__u64 address = walk->ip - !walk->is_exact, place, frame, rule;
+	__u64 key = walk->space ^ address;
+	__u32 slot = key * GOLDEN_RATIO >> (64 - FRAME_CACHE_BITS);
+	struct known_frame *known = bpf_map_lookup_elem(&frame_cache, &slot);
 
+	if (!known)
+		return 1;
+	place = known->place;
+	rule = known->rule;
+	if ((known->check ^ combined(place, rule)) == key) {
+		frame = place + !walk->is_exact;
+		goto found;
+	}
+	place = place_of(walk, address);
 	if (place == PLACE_NOT_CODE) {
 		walk->record.end = walk->record.guessed ? WALK_NO_RULE : WALK_NO_CODE;
 		return 1;
@@ -712,7 +745,14 @@ static long walk_one(__u64 index, struct stack_walk **context)
 	} else {
 		frame = place + !walk->is_exact;
 		rule = rule_of(place);
+		if (rule != RULE_PENDING) {
+			known->check = key ^ combined(place, rule);
+			barrier();
+			known->place = place;
+			known->rule = rule;
+		}
 	}
+found:
 	if (walk->is_exact)
 		frame |= 1ULL << FRAME_EXACT;
 	walk->record.frames[index & (MAX_FRAMES - 1)] = frame;

@@ -38,6 +38,7 @@ pub(super) fn leave_out_stacks(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Res
         &mut maps.rows,
         &mut maps.rules,
         &mut maps.modules,
+        &mut maps.frame_cache,
         &mut maps.page_cache,
         &mut maps.last_pages,
         &mut maps.layouts,
