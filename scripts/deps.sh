@@ -92,6 +92,8 @@ dist  | rpm          | command rpm           | rpm                   | rpm
 dist  | find-requires | command /usr/lib/rpm/find-requires | rpm      | rpm-build
 dist  | rpm2archive  | command rpm2archive   | rpm                   | rpm
 dist  | unshare      | command unshare       | util-linux            | util-linux
+dist  | setpriv      | command setpriv       | util-linux            | util-linux
+dist  | curl         | command curl          | curl                  | curl
 dist  | qemu-user    | command qemu-aarch64-static | qemu-user-static | qemu-user-static-aarch64
 readers | go          | command go            | golang-go             | golang
 readers | chromium    | command chromium      | chromium              | chromium
