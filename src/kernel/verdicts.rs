@@ -13,7 +13,7 @@ use crate::find::heaps;
 use crate::kernel::lists::{BlockLists, Listed};
 use crate::lost::{Allocators, ExitFrame, JudgedBlocks, Snapshot, judge};
 use crate::model::image::Image;
-use crate::model::reach::{Reach, ReachUnknown, Reached};
+use crate::model::reach::{Reach, ReachUnknown, StackReached};
 
 /// What the judge says of a heap.
 pub(super) struct HeapVerdict {
@@ -26,7 +26,7 @@ pub(super) struct HeapVerdict {
 pub(super) struct HeapReach {
     reach: Reach,
     /// The same of the blocks of each call stack, by the stack's number.
-    stacks: HashMap<u32, Reached>,
+    stacks: HashMap<u32, StackReached>,
 }
 
 impl std::convert::From<JudgedBlocks> for HeapReach {
@@ -63,7 +63,7 @@ impl HeapVerdict {
         let Reach::Known(reached) = image.reach else {
             return;
         };
-        let read = reached.lost() + reached.possible + reached.reachable;
+        let read = reached.sum();
         let missing = image.counters.leaked_blocks.checked_sub(read.blocks);
         if missing.is_none_or(|missing| missing > self.threads as u64) {
             image.reach = Reach::Unknown(ReachUnknown::Unsure);

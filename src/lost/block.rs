@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::model::reach::{Amount, Reached};
+use crate::model::reach::{Amount, Reached, StackReached};
 
 /// A live block of the process that is judged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl JudgedBlocks {
             .map(|(at, level)| match level {
                 Level::Unreached => State::Definite,
                 Level::Indirect => State::Indirect {
-                    owner: self.owner(at),
+                    owner: self.owner(at).map_or(0, |owner| owner.address),
                 },
                 Level::Possible => State::Possible,
                 Level::Reachable => State::Reachable,
@@ -92,8 +92,8 @@ impl JudgedBlocks {
     }
 
     /// The sums of the blocks of each call stack. Blocks of which the stack is not known are in none.
-    pub fn by_stack(&self) -> HashMap<u32, Reached> {
-        let mut stacks = HashMap::<u32, Reached>::new();
+    pub fn by_stack(&self) -> HashMap<u32, StackReached> {
+        let mut stacks = HashMap::<u32, StackReached>::new();
         let mut pairs = self.blocks.iter().zip(&self.levels).peekable();
         while let Some((first, level)) = pairs.next() {
             let mut run = Reached::default();
@@ -103,32 +103,53 @@ impl JudgedBlocks {
                 add(&mut run, block, *level);
             }
             if first.stack != 0 {
-                *stacks.entry(first.stack).or_default() += run;
+                stacks.entry(first.stack).or_default().blocks += run;
             }
+        }
+        let levels = self.levels.iter().enumerate();
+        let indirect = levels.filter(|&(_, level)| *level == Level::Indirect);
+        let mut owned = indirect.filter_map(|(at, _)| {
+            let owner = self.owner(at)?.stack;
+            (owner != 0).then(|| (owner, amount(&self.blocks[at])))
+        });
+        let mut next = owned.next();
+        while let Some((owner, mut run)) = next {
+            // Neighbours often have the same owner.
+            next = owned.find(|&(other, block)| {
+                let is_other = other != owner;
+                if !is_other {
+                    run += block;
+                }
+                is_other
+            });
+            stacks.entry(owner).or_default().owned += run;
         }
         stacks
     }
 
-    fn owner(&self, at: usize) -> u64 {
-        let owner = self.owners.get(at).copied().unwrap_or_default();
-        self.blocks
-            .get(owner as usize)
-            .map_or(0, |block| block.address)
+    /// The definitely lost block that an indirectly lost one is lost with.
+    fn owner(&self, at: usize) -> Option<&Block> {
+        let owner = self.owners.get(at)?;
+        self.blocks.get(*owner as usize)
     }
 }
 
 /// Adds a block to the amount that its level belongs to.
 fn add(reached: &mut Reached, block: &Block, level: Level) {
-    let amount = match level {
+    let sum = match level {
         Level::Unreached => &mut reached.definite,
         Level::Indirect => &mut reached.indirect,
         Level::Possible => &mut reached.possible,
         Level::Reachable => &mut reached.reachable,
     };
-    *amount += Amount {
+    *sum += amount(block);
+}
+
+fn amount(block: &Block) -> Amount {
+    Amount {
         bytes: block.size,
         blocks: 1,
-    };
+    }
 }
 
 /// Lets each indirectly lost block name the definitely lost one at the end of its chain of owners.
@@ -193,6 +214,12 @@ mod tests {
             ..Reached::default()
         };
         // The stack of the first block is not known.
-        assert_eq!(judged.by_stack(), [(1, second), (2, third)].into());
+        let owned = Amount {
+            bytes: 3,
+            blocks: 2,
+        };
+        let of = |blocks, owned| StackReached { blocks, owned };
+        let expected = [(1, of(second, owned)), (2, of(third, Amount::default()))];
+        assert_eq!(judged.by_stack(), expected.into());
     }
 }

@@ -37,6 +37,36 @@ impl Reached {
     pub fn lost(&self) -> Amount {
         self.definite + self.indirect
     }
+
+    /// All blocks.
+    pub fn sum(&self) -> Amount {
+        self.lost() + self.possible + self.reachable
+    }
+}
+
+/// How the blocks could be reached that an image allocated by one call stack, and never freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackReached {
+    pub blocks: Reached,
+    /// What is lost with the definitely lost ones: indirectly lost blocks of any stack to which only these lead.
+    pub owned: Amount,
+}
+
+impl StackReached {
+    /// The same with each indirectly lost block under its owner: whoever mends the owner's leak mends both.
+    pub fn under_owners(self) -> Reached {
+        Reached {
+            indirect: self.owned,
+            ..self.blocks
+        }
+    }
+}
+
+impl std::ops::AddAssign for StackReached {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks += other.blocks;
+        self.owned += other.owned;
+    }
 }
 
 /// Some blocks.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::model::reach::{Amount, Reached};
+use crate::model::reach::{Amount, StackReached};
 
 /// The calls that led to an allocation, as they were found on the stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub struct StackShare {
     pub leaked_bytes: u64,
     pub leaked_blocks: u64,
     /// How these blocks could be reached. `None`: it is not known.
-    pub reached: Option<Reached>,
+    pub reached: Option<StackReached>,
 }
 
 /// What an image has allocated by known stacks that are not in its list. In a run, it has freed all that it allocated by

@@ -4,7 +4,8 @@ use crate::model::leak_kind::LeakKind;
 use crate::model::reach::{Amount, Reached};
 use crate::model::stack::StackShare;
 
-/// Blocks that were never freed. Each is in one of the amounts.
+/// Blocks that were never freed. Each is in one of the amounts. Those of a call stack are the ones that it allocated,
+/// but for indirectly lost ones: these are with their owners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unfreed {
     pub reached: Reached,
@@ -16,17 +17,16 @@ impl Unfreed {
     /// What an image never freed of what it allocated by one stack.
     pub fn of(share: &StackShare) -> Self {
         let reached = share.reached.unwrap_or_default();
-        let known = Self {
-            reached,
-            unknown: Amount::default(),
-        };
-        let known = known.sum();
+        let known = reached.blocks.sum();
         // A verdict may lack blocks that the threads were about to replace by others.
         let unknown = Amount {
             bytes: share.leaked_bytes.saturating_sub(known.bytes),
             blocks: share.leaked_blocks.saturating_sub(known.blocks),
         };
-        Self { reached, unknown }
+        Self {
+            reached: reached.under_owners(),
+            unknown,
+        }
     }
 
     /// The amount of one kind.
@@ -42,13 +42,7 @@ impl Unfreed {
 
     /// All blocks.
     pub fn sum(&self) -> Amount {
-        let Reached {
-            definite,
-            indirect,
-            possible,
-            reachable,
-        } = self.reached;
-        definite + indirect + possible + reachable + self.unknown
+        self.reached.sum() + self.unknown
     }
 
     /// Those that a list of leaks is about: all that are not known to be reachable.
@@ -69,6 +63,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::model::reach::StackReached;
     use crate::model::stack::{CallStack, WalkEnd};
 
     #[test]
@@ -89,20 +84,24 @@ mod tests {
         let unfreed = Unfreed::of(&share);
         assert_eq!(unfreed.unknown, amount(60, 6));
         assert_eq!(unfreed.alarming(), unfreed.sum());
-        share.reached = Some(Reached {
+        let blocks = Reached {
             definite: amount(10, 1),
             indirect: amount(9, 1),
             possible: amount(1, 1),
             reachable: amount(33, 2),
-        });
+        };
+        // Another stack's block is lost with these, and one of theirs with another stack's.
+        let owned = amount(12, 2);
+        share.reached = Some(StackReached { blocks, owned });
         let mut unfreed = Unfreed::of(&share);
         assert_eq!(unfreed.unknown, amount(7, 1));
-        assert_eq!(unfreed.sum(), amount(60, 6));
-        assert_eq!(unfreed.alarming(), amount(27, 4));
+        assert_eq!(unfreed.reached.indirect, owned);
+        assert_eq!(unfreed.sum(), amount(63, 7));
+        assert_eq!(unfreed.alarming(), amount(30, 5));
         let mut sum = Amount::default();
         for kind in LeakKind::ALL {
             sum += std::mem::take(unfreed.of_kind(kind));
         }
-        assert_eq!((sum, unfreed), (amount(60, 6), Unfreed::default()));
+        assert_eq!((sum, unfreed), (amount(63, 7), Unfreed::default()));
     }
 }

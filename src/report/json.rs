@@ -188,6 +188,10 @@ struct StackLine<'a> {
     older_seconds: Option<f64>,
     #[serde(flatten)]
     reach: Option<ReachObject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owned_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owned_blocks: Option<u64>,
     walk: &'static str,
     #[serde(skip_serializing_if = "is_zero")]
     guessed: u64,
@@ -262,7 +266,9 @@ impl<'a> StackLine<'a> {
             leaked_blocks: share.leaked_blocks,
             growth_bytes: None,
             older_seconds: None,
-            reach: share.reached.map(ReachObject::from),
+            reach: share.reached.map(|reached| reached.blocks.into()),
+            owned_bytes: share.reached.map(|reached| reached.owned.bytes),
+            owned_blocks: share.reached.map(|reached| reached.owned.blocks),
             walk: walk_name(stack.end),
             guessed: stack.guessed.into(),
             suppressed_by: row.suppressed_by,

@@ -127,6 +127,10 @@ pub(super) struct StackFields<'a> {
     #[serde(default)]
     pub indirect_blocks: Option<u64>,
     #[serde(default)]
+    pub owned_bytes: Option<u64>,
+    #[serde(default)]
+    pub owned_blocks: Option<u64>,
+    #[serde(default)]
     pub possible_bytes: Option<u64>,
     #[serde(default)]
     pub possible_blocks: Option<u64>,

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::model::exit::Outcome;
 use crate::model::image::{CommandLine, Counters, End, From, Image, Losses};
 use crate::model::origin::Origin;
-use crate::model::reach::{Amount, Reach, Reached};
+use crate::model::reach::{Amount, Reach, Reached, StackReached};
 use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, UnlistedStacks, WalkEnd};
 use crate::report::SCHEMA;
 use crate::saved::fields::{Header, ProcessFields, StackFields, StackUnknownFields, SummaryFields};
@@ -267,7 +267,7 @@ fn stack(line: &[u8]) -> Result<Record, LineError> {
             blocks: blocks?,
         })
     };
-    let reached = || {
+    let blocks = || {
         Some(Reached {
             definite: amount(fields.definite_bytes, fields.definite_blocks)?,
             indirect: amount(fields.indirect_bytes, fields.indirect_blocks)?,
@@ -292,7 +292,11 @@ fn stack(line: &[u8]) -> Result<Record, LineError> {
         alloc_count: fields.alloc_count,
         leaked_bytes: fields.leaked_bytes,
         leaked_blocks: fields.leaked_blocks,
-        reached: reached(),
+        reached: blocks().map(|blocks| StackReached {
+            blocks,
+            // Where owners were not saved, each block stays with those of its own stack.
+            owned: amount(fields.owned_bytes, fields.owned_blocks).unwrap_or(blocks.indirect),
+        }),
     };
     Ok(Record::Stack(Box::new(SavedStack {
         pid: fields.pid,

@@ -13,7 +13,7 @@ use crate::model::image::samples::{any_image, image};
 use crate::model::image::{CommandLine, CountedBy, Image, Losses, Uncovered};
 use crate::model::ledger::Ledger;
 use crate::model::origin::Origin;
-use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
+use crate::model::reach::{Amount, Reach, ReachUnknown, Reached, StackReached};
 use crate::model::stack::{CallStack, NamedFrame, NamedStack, StackShare, WalkEnd};
 use crate::model::stack_coverage::StackCoverage;
 use crate::report::destination::Output;
@@ -152,18 +152,19 @@ proptest! {
         end in prop::sample::select(&WalkEnd::ALL),
         guessed in any::<u16>(),
         [alloc_bytes, alloc_count, leaked_bytes, leaked_blocks] in any::<[u64; 4]>(),
-        reached in prop::option::of(any::<[u64; 8]>()),
+        reached in prop::option::of(any::<[u64; 10]>()),
     ) {
         let frames = frames.into_iter().map(Arc::new).collect();
         let stack = NamedStack { identity, frames, end, guessed };
-        let reached = reached.map(|[a, b, c, d, e, f, g, h]| {
+        let reached = reached.map(|[a, b, c, d, e, f, g, h, i, j]| {
             let amount = |bytes, blocks| Amount { bytes, blocks };
-            Reached {
+            let blocks = Reached {
                 definite: amount(a, b),
                 indirect: amount(c, d),
                 possible: amount(e, f),
                 reachable: amount(g, h),
-            }
+            };
+            StackReached { blocks, owned: amount(i, j) }
         });
         let call_stack = CallStack { frames: Vec::new(), end: WalkEnd::Complete, guessed: 0 };
         let share = StackShare {
@@ -223,16 +224,20 @@ fn where_a_process_ran_is_read_where_it_is_said() {
 fn how_a_stack_is_reached_is_read_where_it_is_said() {
     let share = saved_stack(
         r#"{"schema":"memleak/1","type":"stack","pid":1,"image":0,"stack":"00ff","alloc_bytes":9,"alloc_count":2,
-            "leaked_bytes":9,"leaked_blocks":2,"definite_bytes":1,"definite_blocks":1,"indirect_bytes":0,
-            "indirect_blocks":0,"possible_bytes":0,"possible_blocks":0,"reachable_bytes":8,"reachable_blocks":1,
+            "leaked_bytes":9,"leaked_blocks":2,"definite_bytes":1,"definite_blocks":1,"indirect_bytes":4,
+            "indirect_blocks":1,"possible_bytes":0,"possible_blocks":0,"reachable_bytes":8,"reachable_blocks":1,
             "walk":"complete","suppressed_by":null,"frames":[]}"#,
     );
     let amount = |bytes, blocks| Amount { bytes, blocks };
-    let expected = Reached {
+    let blocks = Reached {
         definite: amount(1, 1),
+        indirect: amount(4, 1),
         reachable: amount(8, 1),
         ..Reached::default()
     };
+    // It was saved before owners were known.
+    let owned = blocks.indirect;
+    let expected = StackReached { blocks, owned };
     assert_eq!(
         (share.share.reached, share.stack.identity),
         (Some(expected), 255)

@@ -286,7 +286,8 @@ fn generated(syntax: Option<Generated>, places: &LargestPlaces) -> Vec<String> {
 /// What the blocks of a place are, as far as they are listed.
 fn kinds(place: &LeakPlace) -> LeakKinds {
     let mut unfreed = place.unfreed;
-    let listed = [LeakKind::Definite, LeakKind::Indirect, LeakKind::Possible];
+    // An indirectly lost block goes with its owner.
+    let listed = [LeakKind::Definite, LeakKind::Possible];
     if unfreed.unknown.blocks > 0 {
         // Only a suppression for all kinds matches these.
         return LeakKinds::NONE;

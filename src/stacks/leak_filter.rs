@@ -62,11 +62,16 @@ impl<'a> LeakFilter<'a> {
             if amount.blocks == 0 {
                 continue;
             }
-            let part = if let Some(number) = self.users.find(&text, kind) {
+            // What is lost indirectly is lost with the owner's blocks, which are these.
+            let kind_of_owner = match kind {
+                LeakKind::Indirect => LeakKind::Definite,
+                other => other,
+            };
+            let part = if let Some(number) = self.users.find(&text, kind_of_owner) {
                 sifted.by.get_or_insert(number);
                 add(&mut self.by_users, stack.identity, number, amount);
                 &mut sifted.suppressed
-            } else if let Some(number) = self.known.find(&text, kind) {
+            } else if let Some(number) = self.known.find(&text, kind_of_owner) {
                 let sums = match kind {
                     LeakKind::Reachable => &mut self.kept_reachable,
                     _ => &mut self.kept_otherwise,
@@ -170,7 +175,8 @@ mod tests {
 
     #[test]
     fn each_kind_is_sifted_by_itself_and_what_is_unknown_by_rules_for_all_kinds() {
-        let text = "{\nlost\nMemcheck:Leak\nmatch-leak-kinds: definite,indirect\nfun:calloc\nfun:f\n}\nleak:^g$\n";
+        let text =
+            "{\nlost\nMemcheck:Leak\nmatch-leak-kinds: definite\nfun:calloc\nfun:f\n}\nleak:^g$\n";
         let mut users = Suppressions::default();
         users.add("a.supp", text.as_bytes()).unwrap();
         let known = known().unwrap();

@@ -23,6 +23,8 @@ pub struct LossFrame {
 pub struct LossRecord {
     pub kind: LeakKind,
     pub amount: Amount,
+    /// The bytes that are lost with these, and have records of their own.
+    pub owned_bytes: u64,
     /// The first is the allocator.
     pub frames: Vec<LossFrame>,
 }
@@ -120,12 +122,15 @@ pub fn valgrind(command: &[&str], options: &[&str]) -> (Vec<LossRecord>, String)
             line: text(frame, "line").map(|line| line.parse().expect("a number")),
             module: text(frame, "obj").unwrap_or_default(),
         });
+        let bytes = number("leakedbytes");
+        let direct = direct.unwrap_or(bytes);
         LossRecord {
             kind,
             amount: Amount {
-                bytes: direct.unwrap_or_else(|| number("leakedbytes")),
+                bytes: direct,
                 blocks: number("leakedblocks"),
             },
+            owned_bytes: bytes - direct,
             frames: frames.collect(),
         }
     });
