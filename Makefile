@@ -111,7 +111,7 @@ test-dist: dist ## Install the release's packages in clean roots, run memleak th
 	scripts/as-root.sh scripts/test-dist.sh
 
 .PHONY: bench
-bench: ## Compare with other tools that are installed; WRITE=1 writes the tables to docs/benchmarks.md (ONLY=lost, ONLY=inside: only these)
+bench: ## Compare with other tools that are installed; WRITE=1 writes the tables to docs/benchmarks.md (ONLY=lost, inside or stacks: only these)
 	@scripts/deps.sh check build >/dev/null || { scripts/deps.sh check build; exit 1; }
 	@scripts/as-root.sh
 	$(CARGO) bench $(CARGO_FLAGS) --bench overhead --no-run

@@ -16,9 +16,12 @@ use memleak::launch::{Mounts, Suspended};
 /// The word that makes this program run a command so; the command's words follow.
 pub const WORD: &str = "--floor";
 
+/// The same with programs that ask the kernel for the stack of each call.
+pub const WALKING: &str = "--floor-walking";
+
 /// Runs the command as `memleak run` does, with empty programs and no report. Its exit code.
-pub fn main(command: &[OsString]) -> ExitCode {
-    match run(command) {
+pub fn main(command: &[OsString], walks: bool) -> ExitCode {
+    match run(command, walks) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("floor: {error:#}");
@@ -27,7 +30,7 @@ pub fn main(command: &[OsString]) -> ExitCode {
     }
 }
 
-fn run(command: &[OsString]) -> Result<u8> {
+fn run(command: &[OsString], walks: bool) -> Result<u8> {
     let command = Suspended::fork(command, None, Mounts::Callers)?;
     let table = Table::new(Vec::new())?;
     let environment = Environment::of_the_command();
@@ -42,7 +45,7 @@ fn run(command: &[OsString]) -> Result<u8> {
                  file,
                  findings,
                  ..
-             }| { EmptyProbes::on_allocator(path, &file, findings.sites) },
+             }| { EmptyProbes::on_allocator(path, &file, findings.sites, walks) },
         )
         .collect::<Result<Vec<_>>>()?;
     ensure!(!probes.is_empty(), "the command has no allocator");

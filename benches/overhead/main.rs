@@ -7,8 +7,8 @@
 //!
 //! `cargo bench --bench overhead` prints the result and writes `target/tmp/bench.md`. With `-- --write`
 //! it also replaces the blocks between the markers of docs/benchmarks.md. With `-- lost` only the search for
-//! lost blocks is measured, and with `-- inside` only counting inside. `BENCH_ROUNDS` sets the
-//! number of rounds, `MEMLEAK_BIN` another binary to measure.
+//! lost blocks is measured, with `-- inside` only counting inside, and with `-- stacks` only call stacks.
+//! `BENCH_ROUNDS` sets the number of rounds, `MEMLEAK_BIN` another binary to measure.
 
 mod crowd;
 mod floor;
@@ -18,6 +18,7 @@ mod lost;
 mod machine;
 mod neighbours;
 mod outside;
+mod stacks;
 mod table;
 mod tool;
 mod workload;
@@ -34,8 +35,11 @@ const OUTPUT: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/bench.md");
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|word| word == floor::WORD) {
-        return floor::main(&words.collect::<Vec<_>>());
+    let first = words.next();
+    for (word, walks) in [(floor::WORD, false), (floor::WALKING, true)] {
+        if first.as_deref().is_some_and(|first| first == word) {
+            return floor::main(&words.collect::<Vec<_>>(), walks);
+        }
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // `cargo test --benches` also starts this program, without --bench. It has no tests.
@@ -43,7 +47,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
-    match run(has("--write"), has("lost"), has("inside")) {
+    let only = ["lost", "inside", "stacks"]
+        .into_iter()
+        .find(|part| has(part));
+    match run(has("--write"), only) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -52,7 +59,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(write: bool, only_lost: bool, only_inside: bool) -> Result<()> {
+fn run(write: bool, only: Option<&str>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("loading BPF programs needs root: run `make bench`, which uses sudo");
     }
@@ -66,11 +73,11 @@ fn run(write: bool, only_lost: bool, only_inside: bool) -> Result<()> {
         println!("  {:<10} {}", tool.name(), toolbox.state(tool));
     }
 
-    if only_lost {
-        return measure_lost(&toolbox, rounds, write);
-    }
-    if only_inside {
-        return measure_inside(&toolbox, rounds, write);
+    match only {
+        Some("lost") => return measure_lost(&toolbox, rounds, write),
+        Some("inside") => return measure_inside(&toolbox, rounds, write),
+        Some(_) => return measure_stacks(&toolbox, rounds, write),
+        None => {}
     }
     let results: Vec<_> = workload::all()
         .iter()
@@ -98,6 +105,7 @@ fn run(write: bool, only_lost: bool, only_inside: bool) -> Result<()> {
     if write {
         write_page(&table::ALL, &text)?;
     }
+    measure_stacks(&toolbox, rounds, write)?;
     measure_lost(&toolbox, rounds, write)?;
     measure_inside(&toolbox, rounds, write)?;
 
@@ -109,6 +117,16 @@ fn run(write: bool, only_lost: bool, only_inside: bool) -> Result<()> {
         bail!("memleak failed: {}", failures.join("; "));
     }
     Ok(())
+}
+
+/// Measures call stacks.
+fn measure_stacks(toolbox: &Toolbox, rounds: usize, write: bool) -> Result<()> {
+    let text = table::stacks(rounds, &stacks::measure(toolbox, rounds)?);
+    println!("\n{text}");
+    match write {
+        true => write_page(&table::STACKS, &text),
+        false => Ok(()),
+    }
 }
 
 /// Measures the search for lost blocks.

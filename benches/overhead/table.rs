@@ -7,6 +7,7 @@ use crate::lost::{Lost, Spread};
 use crate::machine;
 use crate::neighbours::Neighbours;
 use crate::outside::Outside;
+use crate::stacks::{self, How as Walk, Stacks};
 use crate::tool::{Tool, Toolbox};
 use crate::workload::{Cell, Measured};
 
@@ -24,6 +25,11 @@ pub const ALL: Block = Block {
 pub const LOST: Block = Block {
     begin: "<!-- lost:begin -->",
     end: "<!-- lost:end -->",
+};
+
+pub const STACKS: Block = Block {
+    begin: "<!-- stacks:begin -->",
+    end: "<!-- stacks:end -->",
 };
 
 pub const INSIDE: Block = Block {
@@ -116,6 +122,40 @@ pub fn lost(rounds: usize, lost: &Lost) -> String {
         let ratio = cell(ratio, " ×");
         text += &format!("| {title} | {never} | `{option}` {other} | {ratio} |\n");
     }
+    text
+}
+
+/// What call stacks cost.
+pub fn stacks(rounds: usize, stacks: &Stacks) -> String {
+    let heads = stacks::ALL.iter().map(|how| how.name());
+    let mut text = format!(
+        "{} In brackets: how many times bare.\n\n| | {} | call stacks / counting |\n|---|{}\n",
+        machine::caption(rounds),
+        heads.collect::<Vec<_>>().join(" | "),
+        "--:|".repeat(stacks::ALL.len() + 1)
+    );
+    for (title, times) in &stacks.times {
+        let of = |how| times.iter().find(|(of, _)| *of == how).map(|found| found.1);
+        let bare = of(Walk::Bare);
+        text += &format!("| {title} |");
+        for how in stacks::ALL {
+            let cell = match of(how) {
+                Some(taken) if how == Walk::Bare => time(taken),
+                Some(taken) => against(taken, bare),
+                None => "–".to_owned(),
+            };
+            text += &format!(" {cell} |");
+        }
+        let ratio = of(Walk::Stacks).zip(of(Walk::Counting));
+        let ratio = ratio.map_or(f64::NAN, |(stacks, counting)| stacks / counting);
+        text += &format!(" {ratio:.2} |\n");
+    }
+    let [counting, with] = stacks.starts;
+    text += &format!(
+        "\nA frame costs {:.0} ns. `memleak run -- true` takes {counting:.0} ms if it only counts, and {with:.0} ms with \
+         call stacks.\n",
+        stacks.frame
+    );
     text
 }
 

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::tool::{Tool, Toolbox, first_line, output_of};
 
-const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/bench");
+pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/bench");
 const BUILT: &str = env!("CARGO_TARGET_TMPDIR");
-const PROGRAMS: [&str; 7] = [
-    "pairs", "grow", "hold", "list", "replace", "spawn", "starts",
+const PROGRAMS: [&str; 8] = [
+    "pairs", "grow", "hold", "list", "replace", "spawn", "starts", "deep",
 ];
 /// Number of files in a small C project, which also has a Makefile.
 const PROJECT_FILES: usize = 30;

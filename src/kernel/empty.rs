@@ -25,16 +25,27 @@ pub struct EmptyProbes {
 
 impl EmptyProbes {
     /// Attaches programs that do nothing to an allocator, as memleak attaches those that count. Takes session
-    /// uprobes (Linux 6.13).
+    /// uprobes (Linux 6.13). If it `walks`, they ask the kernel twice for each call's stack (`bpf_get_stackid`), at its
+    /// entry and at its return.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn on_allocator(path: PathBuf, file: &File, sites: Vec<ProbeSite>) -> Result<Self> {
+    pub fn on_allocator(
+        path: PathBuf,
+        file: &File,
+        sites: Vec<ProbeSite>,
+        walks: bool,
+    ) -> Result<Self> {
         let context = "cannot load programs that do nothing";
         // Loaded once, needed until the process ends.
-        let open = FloorSkelBuilder::default()
+        let mut open = FloorSkelBuilder::default()
             .open(Box::leak(Box::new(MaybeUninit::uninit())))
             .context(context)?;
+        let rodata = open.maps.rodata_data.as_deref_mut();
+        rodata.context("the programs have no settings")?.walks = walks;
+        if !walks {
+            open.maps.found_stacks.set_autocreate(false)?;
+        }
         let skel = open.load().context(context)?;
         let programs = Programs {
             alloc: &skel.progs.alloc_session,
@@ -67,6 +78,7 @@ impl EmptyProbes {
             .open(Box::leak(Box::new(MaybeUninit::uninit())))
             .context(context)?;
         open.progs.alloc_session.set_autoload(false);
+        open.maps.found_stacks.set_autocreate(false)?;
         // The program needs no cookie.
         let method = method.min(Method::PerfEvent);
         if method == Method::PerfEvent {

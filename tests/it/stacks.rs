@@ -207,7 +207,7 @@ fn a_full_table_of_stacks_costs_attribution_and_no_sum() {
 fn entries_of_ended_processes_are_used_again() {
     // memleak has some time to take the entries back.
     let script =
-        "for i in 1 2 3 4 5 6; do perl -e 'my %h; $h{$_} = [1..3] for 1..200'; sleep 0.3; done";
+        "for i in 1 2 3 4 5 6 7 8; do perl -e 'my %h; $h{$_} = [1..3] for 1..200'; sleep 0.3; done";
     let words = [STACKS.to_owned(), switch("stack-table", "1024")];
     let report = Job::new("sh", ["-c", script]).options(words).run();
     assert_adds_up(&report);

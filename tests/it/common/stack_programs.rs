@@ -78,7 +78,10 @@ fn python3(amount: Amount) -> StackProgram {
     let script = format!(
         "import json; print(len(json.dumps({{str(i): [i] * 5 for i in range({items})}}, indent=1)))"
     );
-    let job = Job::new(python, ["-S", "-c", &script]).env("PYTHONMALLOC", "malloc");
+    // Otherwise a first run on a fresh machine allocates more than the next one.
+    let job = Job::new(python, ["-S", "-c", &script])
+        .env("PYTHONMALLOC", "malloc")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     program("python3", job, at_least)
 }
 
