@@ -7,6 +7,9 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
+/* As in memleak.bpf.c. */
+extern bool bpf_session_is_return(void) __ksym __weak;
+
 /* Whether the kernel is asked for call stacks, by frame pointers. Only benchmarks want that. */
 const volatile bool walks = false;
 
@@ -20,7 +23,7 @@ struct {
 SEC("uprobe.session")
 int alloc_session(struct pt_regs *ctx)
 {
-	if (walks)
+	if (walks && bpf_session_is_return())
 		bpf_get_stackid(ctx, &found_stacks, BPF_F_USER_STACK | BPF_F_FAST_STACK_CMP);
 	return 0;
 }

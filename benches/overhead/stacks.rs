@@ -78,7 +78,7 @@ impl How {
             How::Heaptrack | How::HeaptrackWhole => {
                 let mut line = toolbox.wrap(Tool::Heaptrack, command)?;
                 if self == How::Heaptrack {
-                    line.insert(1, "--record-only".into());
+                    line.insert(1, "--raw".into());
                 }
                 line
             }
@@ -132,16 +132,16 @@ const CASES: [Case; 9] = [
         says: true,
     },
     Case {
-        title: "`git log --stat -p` of 2,000 commits, a commit",
+        title: "`git log --stat -p` of 10,000 commits, a commit",
         command: &["git", "-C", "commits", "--no-pager", "log", "--stat", "-p"],
-        operations: 2_000,
-        allocations: 10_000,
+        operations: COMMITS,
+        allocations: 50_000,
         is_single: true,
         says: false,
     },
     Case {
         title: "a C++ program with containers, streams and exceptions",
-        command: &["ordinary", "100"],
+        command: &["ordinary", "600"],
         operations: 1,
         allocations: 100_000,
         is_single: true,
@@ -149,7 +149,7 @@ const CASES: [Case; 9] = [
     },
     Case {
         title: "cc1plus on one file",
-        command: &["cc1plus", "-quiet", "-O1", "objects.cc", "-o", "/dev/null"],
+        command: &["cc1plus", "-quiet", "-O1", "objects.ii", "-o", "/dev/null"],
         operations: 1,
         allocations: 100_000,
         is_single: true,
@@ -172,6 +172,8 @@ const CASES: [Case; 9] = [
         says: true,
     },
 ];
+
+const COMMITS: u64 = 10_000;
 
 /// The case by which the cost of a frame is found, and how many frames it has more than the one before.
 const DEEPEST: &str = "malloc+free 45 calls below main, a pair";
@@ -242,13 +244,17 @@ fn prepare() -> Result<()> {
         .arg(built("ordinary"));
     compiler.arg(format!("{SOURCES}/../stacks/program.cc"));
     succeeds(&mut compiler, "c++")?;
+    let mut preprocessor = Command::new("c++");
+    preprocessor.args(["-E", "-o"]).arg(built("objects.ii"));
+    preprocessor.arg(format!("{SOURCES}/objects.cc"));
+    succeeds(&mut preprocessor, "c++")?;
 
     let repository = built("commits");
     // It is made anew, as an older one may have other commits.
     let _ = fs::remove_dir_all(&repository);
     let mut stream = String::new();
-    for number in 0..2_000 {
-        let text = format!("line {number}\n").repeat(number % 50 + 1);
+    for number in 0..COMMITS {
+        let text = format!("line {number}\n").repeat((number % 50 + 1) as usize);
         stream += &format!(
             "commit refs/heads/main\ncommitter A <a@example.org> {} +0000\ndata 4\nnews\n\
              M 644 inline file{}\ndata {}\n{text}\n",
@@ -280,7 +286,7 @@ fn starts(toolbox: &Toolbox, rounds: usize) -> Result<Vec<(How, f64)>> {
     let mut samples: Vec<(How, Vec<f64>)> = hows.map(|how| (how, Vec::new())).collect();
     for _ in 0..rounds * 3 {
         for (how, samples) in &mut samples {
-            samples.push(whole_run(&how.wrap(toolbox, &["true".into()])?)?);
+            samples.push(whole_run(&how.wrap(toolbox, &["/bin/true".into()])?)?);
         }
     }
     let medians = samples
@@ -321,7 +327,7 @@ fn words(case: &Case) -> Result<Vec<OsString>> {
     for word in &mut words {
         match word.to_str() {
             Some("cc1plus") => *word = compiler_proper()?,
-            Some(name @ ("commits" | "ordinary")) => *word = built(name).into(),
+            Some(name @ ("commits" | "ordinary" | "objects.ii")) => *word = built(name).into(),
             _ => {}
         }
     }

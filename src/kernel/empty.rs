@@ -25,8 +25,8 @@ pub struct EmptyProbes {
 
 impl EmptyProbes {
     /// Attaches programs that do nothing to an allocator, as memleak attaches those that count. Takes session
-    /// uprobes (Linux 6.13). If it `walks`, they ask the kernel twice for each call's stack (`bpf_get_stackid`), at its
-    /// entry and at its return.
+    /// uprobes (Linux 6.13). If it `walks`, they ask the kernel for the stack to which each call returns
+    /// (`bpf_get_stackid`).
     ///
     /// # Errors
     /// The kernel refuses.
