@@ -62,13 +62,6 @@ impl StackReached {
     }
 }
 
-impl std::ops::AddAssign for StackReached {
-    fn add_assign(&mut self, other: Self) {
-        self.blocks += other.blocks;
-        self.owned += other.owned;
-    }
-}
-
 /// Some blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
