@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Tests the release in target/dist: its content, that its programs run on Debian 11, and that its packages leave nothing
 # behind. It installs each package in a root of its own, made by debootstrap, and runs memleak there on this machine's
-# kernel. It needs root. The files for the other architecture are inspected, and the program is started under qemu.
+# kernel: on the command line, as on a node of Kubernetes, and in a job of GitHub's. It needs root, and a network for the
+# packages of Debian 11. The files for the other architecture are inspected, and the program is started under qemu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -194,6 +195,37 @@ on_a_node() {
 	passed "a node: all is counted from a root that cannot be written, with $capabilities"
 }
 
+# Runs the step of examples/ci/github as a runner's user does, who is not root and may call sudo, on a project that loses
+# memory. The root has the tools of a runner's image that the step and the project need.
+in_a_job() {
+	local said home=$root/home/runner
+	cp /etc/resolv.conf "$root/etc/"
+	in_root sh -c 'apt-get -qq update && apt-get -qq install --no-install-recommends sudo make gcc libc6-dev' \
+		>"$work/apt.log" 2>&1 || die "apt-get install: $(tail -n 5 "$work/apt.log")"
+	in_root useradd --create-home runner
+	echo 'runner ALL=(ALL) NOPASSWD:ALL' >"$root/etc/sudoers.d/runner"
+	mkdir "$home/temp"
+	cp -r examples/ci/c "$home/project"
+	cp -r examples/ci/github "$home/action"
+	cat >"$home/job.sh" <<-'JOB'
+		set -e
+		cd ~/project
+		make -s CFLAGS=-g tidy messy
+		export RUNNER_TEMP=$HOME/temp GITHUB_STEP_SUMMARY=$HOME/summary GITHUB_OUTPUT=$HOME/output
+		MEMLEAK_RUN='make check' MEMLEAK_OPTIONS="--stacks --fail-on-lost 0 --gate-exe './**'" ~/action/run.sh
+	JOB
+	in_root chown -R runner: /home/runner
+	! said=$(in_root su runner -c 'bash ~/job.sh' 2>&1) || die "the job passes: $said"
+	[[ $said == *'::error file=messy.c,line=8,'* ]] || die "the job names no line: $said"
+	grep -q 'gate failed' "$home/summary" || die "the job's summary: $(cat "$home/summary")"
+	while IFS='=' read -r _ file; do
+		[[ -s $root$file && $(stat -c %U "$root$file") == "$(stat -c %U "$home/project")" ]] ||
+			die "the job has not written $file as the runner's user"
+	done <"$home/output"
+	same 'outputs of the job' junit,sarif "$(cut -d = -f 1 "$home/output" | paste -sd ,)"
+	passed "a job of GitHub's: the step fails, names the line, and leaves its reports to the runner's user"
+}
+
 test_deb() {
 	local deb before after
 	deb=memleak_$version-1_$(debian_name "$native").deb
@@ -216,6 +248,7 @@ test_deb() {
 	in_root dpkg -i "/$deb" >"$work/apt.log"
 	foreign_user
 	on_a_node
+	in_a_job
 }
 
 # Debian's rpm knows no package that provides the C library. A test above checks that rpm would find it.

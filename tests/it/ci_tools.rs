@@ -215,7 +215,7 @@ fn the_action_and_the_job_are_yaml_and_the_script_of_the_job_runs() {
         );
     }
     let workflow = read("github/workflow.yml");
-    let used = workflow["jobs"]["leaks"]["steps"][2]["with"]
+    let used = workflow["jobs"]["leaks"]["steps"][3]["with"]
         .as_object()
         .unwrap();
     let inputs = action["inputs"].as_object().unwrap();

@@ -8,6 +8,10 @@ files=$(mktemp -d "${RUNNER_TEMP:-/tmp}/memleak.XXXXXX")
 declare -a options=()
 mapfile -d '' -t options < <(xargs printf '%s\0' <<<"$MEMLEAK_OPTIONS")
 memleak=${MEMLEAK-memleak}
+if ! command -v "$memleak" >/dev/null; then
+	echo "::error title=memleak::$memleak is not installed: install it in a step before this one"
+	exit 127
+fi
 root=()
 user=()
 if ((EUID != 0)); then
