@@ -113,8 +113,9 @@ fn exit_frames(path: &Path) -> Vec<ExitFrame> {
 fn libc_path() -> PathBuf {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mut paths = maps.lines().filter_map(|line| line.split(' ').next_back());
+    // Before 2.34 it was named after its version.
     paths
-        .find(|path| path.contains("/libc.so"))
+        .find(|path| path.contains("/libc.so") || path.contains("/libc-2"))
         .expect("a C library")
         .into()
 }
