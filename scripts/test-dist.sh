@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Tests the release in target/dist: its content, that its programs run on Debian 11, and that its packages leave nothing
 # behind. It installs each package in a root of its own, made by debootstrap, and runs memleak there on this machine's
-# kernel: on the command line, as on a node of Kubernetes, and in a job of GitHub's. It needs root, and a network for the
-# packages of Debian 11. The files for the other architecture are inspected, and the program is started under qemu.
+# kernel: on the command line, as on a node of Kubernetes, and in a job of GitHub's and GitLab's. It needs root, and a
+# network for the packages of Debian 11. The files for the other architecture are inspected, and the program is started
+# under qemu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -224,6 +225,18 @@ in_a_job() {
 	done <"$home/output"
 	same 'outputs of the job' junit,sarif "$(cut -d = -f 1 "$home/output" | paste -sd ,)"
 	passed "a job of GitHub's: the step fails, names the line, and leaves its reports to the runner's user"
+
+	# The lines of GitLab's job: the last of them is folded.
+	awk '/^  script:/ { on = 1; next } /^  artifacts:/ { on = 0 }
+		on { sub(/^ +/, ""); if ($0 == "- >-") { fold = 1; next } sub(/^- /, ""); printf "%s%s", $0, fold ? " " : "\n" }' \
+		examples/ci/gitlab/gitlab-ci.yml >"$home/gitlab.sh"
+	! said=$(in_root su runner -c 'cd ~/project && bash -e ~/gitlab.sh' 2>&1) || die "GitLab's job passes: $said"
+	[[ $said == *'gate failed: 1 of 2 processes'* ]] || die "GitLab's job: $said"
+	for file in memleak.xml memleak-quality.json; do
+		[[ -s $home/project/$file && $(stat -c %U "$home/project/$file") == "$(stat -c %U "$home/project")" ]] ||
+			die "GitLab's job has not written $file as the runner's user"
+	done
+	passed "a job of GitLab's: the same"
 }
 
 test_deb() {
