@@ -196,6 +196,12 @@ on_a_node() {
 	passed "a node: all is counted from a root that cannot be written, with $capabilities"
 }
 
+# Checks that a job has written a file of the root as its own user.
+written_by_runner() { # written_by_runner FILE
+	[[ -s $root$1 && $(stat -c %U "$root$1") == "$(stat -c %U "$root/home/runner")" ]] ||
+		die "the job has not written $1 as the runner's user"
+}
+
 # Runs the step of examples/ci/github as a runner's user does, who is not root and may call sudo, on a project that loses
 # memory. The root has the tools of a runner's image that the step and the project need.
 in_a_job() {
@@ -220,8 +226,7 @@ in_a_job() {
 	[[ $said == *'::error file=messy.c,line=8,'* ]] || die "the job names no line: $said"
 	grep -q 'gate failed' "$home/summary" || die "the job's summary: $(cat "$home/summary")"
 	while IFS='=' read -r _ file; do
-		[[ -s $root$file && $(stat -c %U "$root$file") == "$(stat -c %U "$home/project")" ]] ||
-			die "the job has not written $file as the runner's user"
+		written_by_runner "$file"
 	done <"$home/output"
 	same 'outputs of the job' junit,sarif "$(cut -d = -f 1 "$home/output" | paste -sd ,)"
 	passed "a job of GitHub's: the step fails, names the line, and leaves its reports to the runner's user"
@@ -233,8 +238,7 @@ in_a_job() {
 	! said=$(in_root su runner -c 'cd ~/project && bash -e ~/gitlab.sh' 2>&1) || die "GitLab's job passes: $said"
 	[[ $said == *'gate failed: 1 of 2 processes'* ]] || die "GitLab's job: $said"
 	for file in memleak.xml memleak-quality.json; do
-		[[ -s $home/project/$file && $(stat -c %U "$home/project/$file") == "$(stat -c %U "$home/project")" ]] ||
-			die "GitLab's job has not written $file as the runner's user"
+		written_by_runner "/home/runner/project/$file"
 	done
 	passed "a job of GitLab's: the same"
 }

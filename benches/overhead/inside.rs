@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use crate::tool::{
     PRIVATE, SHARED, Timing, Tool, Toolbox, first_line, output_of, own_libc, timing_of,
 };
-use crate::workload::{built, line, median};
+use crate::workload::{built, line, median, medians};
 
 const INSIDE: &str = "--probes=inside";
 
@@ -178,20 +178,14 @@ pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Inside> {
     let mut memory = Vec::new();
     for case in CASES {
         let hows = ALL.into_iter().filter(|how| how.can_run(&case, toolbox));
-        let hows: Vec<_> = hows.collect();
-        let mut samples = vec![Vec::new(); hows.len()];
-        for _ in 0..rounds {
-            for (how, samples) in hows.iter().zip(&mut samples) {
-                let (timing, kilobytes) = run(toolbox, &clean, *how, &case)?;
-                samples.push(timing.each());
-                if let Some(kilobytes) = kilobytes {
-                    memory.retain(|(of, _)| of != how);
-                    memory.push((*how, kilobytes));
-                }
+        let medians = medians(hows, rounds, |how| {
+            let (timing, kilobytes) = run(toolbox, &clean, how, &case)?;
+            if let Some(kilobytes) = kilobytes {
+                memory.retain(|(of, _)| *of != how);
+                memory.push((how, kilobytes));
             }
-        }
-        let medians = samples.iter_mut().map(|samples| median(samples));
-        let medians: Vec<_> = hows.into_iter().zip(medians).collect();
+            Ok(timing.each())
+        })?;
         println!(
             "  {}: {:?}",
             case.title,
@@ -228,19 +222,7 @@ fn clean_library() -> Result<PathBuf> {
 }
 
 fn under(toolbox: &Toolbox, option: &str, command: &[OsString]) -> Vec<OsString> {
-    let mut line: Vec<OsString> = vec![toolbox.memleak.clone().into(), "run".into()];
-    line.extend(
-        [
-            option,
-            "--stacks=never",
-            "--lost=never",
-            "--format",
-            "json",
-            "-o",
-        ]
-        .map(OsString::from),
-    );
-    line.extend([toolbox.report().into(), "--".into()]);
+    let mut line = toolbox.memleak_run(&[option, "--stacks=never", "--lost=never"]);
     line.extend_from_slice(command);
     line
 }

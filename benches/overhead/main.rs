@@ -122,29 +122,26 @@ fn run(write: bool, only: Option<&str>) -> Result<()> {
 /// Measures call stacks.
 fn measure_stacks(toolbox: &Toolbox, rounds: usize, write: bool) -> Result<()> {
     let text = table::stacks(rounds, &stacks::measure(toolbox, rounds)?);
-    println!("\n{text}");
-    match write {
-        true => write_page(&table::STACKS, &text),
-        false => Ok(()),
-    }
+    show(&table::STACKS, &text, write)
 }
 
 /// Measures the search for lost blocks.
 fn measure_lost(toolbox: &Toolbox, rounds: usize, write: bool) -> Result<()> {
     let text = table::lost(rounds, &lost::measure(toolbox, rounds)?);
-    println!("\n{text}");
-    match write {
-        true => write_page(&table::LOST, &text),
-        false => Ok(()),
-    }
+    show(&table::LOST, &text, write)
 }
 
 /// Measures counting inside.
 fn measure_inside(toolbox: &Toolbox, rounds: usize, write: bool) -> Result<()> {
     let text = table::inside(rounds, &inside::measure(toolbox, rounds)?);
+    show(&table::INSIDE, &text, write)
+}
+
+/// Prints the text of a block, and writes it to the page if that is wanted.
+fn show(block: &table::Block, text: &str, write: bool) -> Result<()> {
     println!("\n{text}");
     match write {
-        true => write_page(&table::INSIDE, &text),
+        true => write_page(block, text),
         false => Ok(()),
     }
 }

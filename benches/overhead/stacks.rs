@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::floor;
 use crate::tool::{SHARED, Tool, Toolbox, first_line, output_of, timing_of};
-use crate::workload::{SOURCES, built, line, median};
+use crate::workload::{SOURCES, built, line, medians, taken};
 
 /// How a program is run. What was lost is looked for in none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +60,7 @@ impl How {
 
     fn wrap(self, toolbox: &Toolbox, command: &[OsString]) -> Result<Vec<OsString>> {
         let under_memleak = |stacks: &str| {
-            let mut line: Vec<OsString> = vec![toolbox.memleak.clone().into(), "run".into()];
-            line.extend([SHARED, stacks, "--lost=never", "-q"].map(OsString::from));
-            line.extend(["--format", "json", "-o"].map(OsString::from));
-            line.extend([toolbox.report().into(), "--".into()]);
+            let mut line = toolbox.memleak_run(&[SHARED, stacks, "--lost=never", "-q"]);
             line.extend_from_slice(command);
             line
         };
@@ -195,29 +192,16 @@ pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Stacks> {
     let mut times = Vec::new();
     for case in &CASES {
         let hows = ALL.into_iter().filter(|how| how.can_run(case, toolbox));
-        let hows: Vec<_> = hows.collect();
-        let mut samples = vec![Vec::new(); hows.len()];
-        for _ in 0..rounds {
-            for (how, samples) in hows.iter().zip(&mut samples) {
-                let start = of_true.iter().find(|(of, _)| of == how);
-                let start = start.map_or(0.0, |(_, start)| *start);
-                samples.push(run(toolbox, *how, case, start)?);
-            }
-        }
-        let medians = samples.iter_mut().map(|samples| median(samples));
-        let medians: Vec<_> = hows.into_iter().zip(medians).collect();
+        let medians = medians(hows, rounds, |how| {
+            let start = taken(&of_true, how).unwrap_or_default();
+            run(toolbox, how, case, start)
+        })?;
         println!("  {}: {medians:?}", case.title);
         times.push((case.title, medians));
     }
-    let stacks_of = |at: usize| {
-        let found = times[at].1.iter().find(|(how, _)| *how == How::Stacks);
-        found.map_or(f64::NAN, |(_, taken)| *taken)
-    };
+    let stacks_of = |at: usize| taken(&times[at].1, How::Stacks).unwrap_or(f64::NAN);
     let frame = (stacks_of(1) - stacks_of(0)) / MORE_FRAMES;
-    let start_of = |how| {
-        let found = of_true.iter().find(|(of, _)| *of == how);
-        found.map_or(f64::NAN, |(_, start)| start / 1e6)
-    };
+    let start_of = |how| taken(&of_true, how).map_or(f64::NAN, |start| start / 1e6);
     Ok(Stacks {
         frame,
         starts: [How::Counting, How::Stacks].map(start_of),
@@ -283,16 +267,9 @@ fn starts(toolbox: &Toolbox, rounds: usize) -> Result<Vec<(How, f64)>> {
         How::StackId => toolbox.has(Tool::Floor),
         How::Heaptrack | How::HeaptrackWhole => toolbox.has(Tool::Heaptrack),
     });
-    let mut samples: Vec<(How, Vec<f64>)> = hows.map(|how| (how, Vec::new())).collect();
-    for _ in 0..rounds * 3 {
-        for (how, samples) in &mut samples {
-            samples.push(whole_run(&how.wrap(toolbox, &["/bin/true".into()])?)?);
-        }
-    }
-    let medians = samples
-        .iter_mut()
-        .map(|(how, samples)| (*how, median(samples)));
-    Ok(medians.collect())
+    medians(hows, rounds * 3, |how| {
+        whole_run(&how.wrap(toolbox, &["/bin/true".into()])?)
+    })
 }
 
 /// Nanoseconds of a whole run.

@@ -1,7 +1,7 @@
 //! Turns the measurements into Markdown. This module takes values and returns text.
 
 use crate::crowd::{self, Crowd};
-use crate::inside::{self, How, Inside};
+use crate::inside::{self, Inside};
 use crate::latency::Latency;
 use crate::lost::{Lost, Spread};
 use crate::machine;
@@ -9,7 +9,7 @@ use crate::neighbours::Neighbours;
 use crate::outside::Outside;
 use crate::stacks::{self, How as Walk, Stacks};
 use crate::tool::{Tool, Toolbox};
-use crate::workload::{Cell, Measured};
+use crate::workload::{Cell, Measured, taken};
 
 /// Where a page has what one of the parts prints.
 pub struct Block {
@@ -125,6 +125,20 @@ pub fn lost(rounds: usize, lost: &Lost) -> String {
     text
 }
 
+/// The cells of a row, one for each way to run the program. The first way is without any tool.
+fn cells<How: Copy + PartialEq>(all: &[How], times: &[(How, f64)]) -> String {
+    let bare = all.first().and_then(|first| taken(times, *first));
+    let cells = all.iter().enumerate().map(|(at, how)| {
+        let cell = match taken(times, *how) {
+            Some(taken) if at == 0 => time(taken),
+            Some(taken) => against(taken, bare),
+            None => "–".to_owned(),
+        };
+        format!(" {cell} |")
+    });
+    cells.collect()
+}
+
 /// What call stacks cost.
 pub fn stacks(rounds: usize, stacks: &Stacks) -> String {
     let heads = stacks::ALL.iter().map(|how| how.name());
@@ -135,18 +149,8 @@ pub fn stacks(rounds: usize, stacks: &Stacks) -> String {
         "--:|".repeat(stacks::ALL.len() + 1)
     );
     for (title, times) in &stacks.times {
-        let of = |how| times.iter().find(|(of, _)| *of == how).map(|found| found.1);
-        let bare = of(Walk::Bare);
-        text += &format!("| {title} |");
-        for how in stacks::ALL {
-            let cell = match of(how) {
-                Some(taken) if how == Walk::Bare => time(taken),
-                Some(taken) => against(taken, bare),
-                None => "–".to_owned(),
-            };
-            text += &format!(" {cell} |");
-        }
-        let ratio = of(Walk::Stacks).zip(of(Walk::Counting));
+        text += &format!("| {title} |{}", cells(&stacks::ALL, times));
+        let ratio = taken(times, Walk::Stacks).zip(taken(times, Walk::Counting));
         let ratio = ratio.map_or(f64::NAN, |(stacks, counting)| stacks / counting);
         text += &format!(" {ratio:.2} |\n");
     }
@@ -169,17 +173,7 @@ pub fn inside(rounds: usize, inside: &Inside) -> String {
         "--:|".repeat(heads.len())
     );
     for (title, times) in &inside.times {
-        let of = |how| times.iter().find(|(of, _)| *of == how).map(|found| found.1);
-        let bare = of(How::Bare);
-        text += &format!("| {title} |");
-        for how in inside::ALL {
-            let cell = match of(how) {
-                Some(taken) if how == How::Bare => time(taken),
-                Some(taken) => against(taken, bare),
-                None => "–".to_owned(),
-            };
-            text += &format!(" {cell} |");
-        }
+        text += &format!("| {title} |{}", cells(&inside::ALL, times));
         text.push('\n');
     }
     for (index, what) in ["resident memory", "address space"].into_iter().enumerate() {

@@ -168,7 +168,7 @@ impl Toolbox {
                 let own = std::env::current_exe().context("this program has no path")?;
                 line.extend([own.into(), floor::WORD.into()]);
             }
-            Tool::Memleak => line = self.memleak_run(SHARED),
+            Tool::Memleak => line = self.memleak_run(&[SHARED]),
             Tool::Valgrind => line.extend(
                 [
                     "valgrind",
@@ -205,10 +205,11 @@ impl Toolbox {
         Ok(line)
     }
 
-    /// The beginning of a command line that runs a command under memleak, with an option.
-    fn memleak_run(&self, option: &str) -> Vec<OsString> {
-        let mut line: Vec<OsString> = vec![self.memleak.clone().into()];
-        line.extend(["run", option, "--format", "json", "-o"].map(OsString::from));
+    /// The beginning of a command line that runs a command under memleak, with options.
+    pub fn memleak_run(&self, options: &[&str]) -> Vec<OsString> {
+        let mut line: Vec<OsString> = vec![self.memleak.clone().into(), "run".into()];
+        line.extend(options.iter().map(OsString::from));
+        line.extend(["--format", "json", "-o"].map(OsString::from));
         line.push(self.report().into());
         line.push("--".into());
         line
@@ -236,7 +237,7 @@ impl Toolbox {
 
     /// The same under memleak, with an option.
     pub fn run_under_memleak(&self, option: &str, command: &[OsString]) -> Result<Timing> {
-        let mut line = self.memleak_run(option);
+        let mut line = self.memleak_run(&[option]);
         line.extend_from_slice(command);
         timing_of(&output_of(&line)?)
     }

@@ -242,6 +242,30 @@ fn python() -> Result<OsString> {
     Ok(first_line(&output.stdout).into())
 }
 
+/// What an operation takes for each way to run a program: the median of the rounds, in which the ways take turns.
+pub fn medians<How: Copy>(
+    hows: impl Iterator<Item = How>,
+    rounds: usize,
+    mut run: impl FnMut(How) -> Result<f64>,
+) -> Result<Vec<(How, f64)>> {
+    let mut samples: Vec<(How, Vec<f64>)> = hows.map(|how| (how, Vec::new())).collect();
+    for _ in 0..rounds {
+        for (how, samples) in &mut samples {
+            samples.push(run(*how)?);
+        }
+    }
+    let medians = samples.iter_mut();
+    Ok(medians
+        .map(|(how, samples)| (*how, median(samples)))
+        .collect())
+}
+
+/// What it takes to run a program in one way, if that was measured.
+pub fn taken<How: PartialEq>(times: &[(How, f64)], how: How) -> Option<f64> {
+    let found = times.iter().find(|(of, _)| *of == how);
+    found.map(|(_, taken)| *taken)
+}
+
 /// The results of one workload.
 pub struct Measured {
     pub title: &'static str,

@@ -108,20 +108,15 @@ impl JudgedBlocks {
         }
         let levels = self.levels.iter().enumerate();
         let indirect = levels.filter(|&(_, level)| *level == Level::Indirect);
-        let mut owned = indirect.filter_map(|(at, _)| {
+        let owned = indirect.filter_map(|(at, _)| {
             let owner = self.owner(at)?.stack;
             (owner != 0).then(|| (owner, amount(&self.blocks[at])))
         });
-        let mut next = owned.next();
-        while let Some((owner, mut run)) = next {
-            // Neighbours often have the same owner.
-            next = owned.find(|&(other, block)| {
-                let is_other = other != owner;
-                if !is_other {
-                    run += block;
-                }
-                is_other
-            });
+        let mut owned = owned.peekable();
+        while let Some((owner, mut run)) = owned.next() {
+            while let Some((_, block)) = owned.next_if(|(next, _)| *next == owner) {
+                run += block;
+            }
             stacks.entry(owner).or_default().owned += run;
         }
         stacks
