@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use libbpf_cargo::SkeletonBuilder;
 
-const OBJECTS: [&str; 3] = ["memleak", "memleak_old", "floor"];
+const OBJECTS: [&str; 4] = ["memleak", "memleak_old", "empty", "floor"];
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set by cargo")?);

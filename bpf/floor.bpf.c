@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
- * Programs that do nothing, attached in the same way as the counting ones. With them, a call costs
- * only what the kernel needs. Any tool with probes at these places costs at least as much.
+ * A program that does nothing, for functions that allocate (empty.bpf.c has the one for others).
+ * Attached in the same way as those that count. With it, a call costs only what the kernel needs.
+ * Any tool with probes at these places costs at least as much.
  */
 #include "core.h"
 
@@ -25,11 +26,5 @@ int alloc_session(struct pt_regs *ctx)
 {
 	if (walks && bpf_session_is_return())
 		bpf_get_stackid(ctx, &found_stacks, BPF_F_USER_STACK | BPF_F_FAST_STACK_CMP);
-	return 0;
-}
-
-SEC("uprobe.multi")
-int entry_only(struct pt_regs *ctx)
-{
 	return 0;
 }

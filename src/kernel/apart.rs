@@ -1,119 +1,201 @@
-//! The programs that run where functions allocate. They are the largest, and the verifier takes most of a start. So a
-//! thread loads them, in an object of their own with the same maps, while the others are loaded.
+//! The programs at probes. The verifier takes most of a start. So when libbpf has made an object's maps and the final code
+//! of its programs, a thread loads these programs, while libbpf loads the others.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::fs::File;
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::thread::{Builder, JoinHandle, available_parallelism};
+use std::{io, ptr, slice};
 
-use libbpf_rs::AsRawLibbpf as _;
-use libbpf_rs::libbpf_sys::{bpf_map__fd, bpf_object__prepare};
+use libbpf_rs::libbpf_sys::{
+    bpf_attach_type, bpf_func_info, bpf_insn, bpf_object__btf_fd, bpf_object__prepare,
+    bpf_prog_load, bpf_prog_load_opts, bpf_prog_type, bpf_program__expected_attach_type,
+    bpf_program__func_info, bpf_program__func_info_cnt, bpf_program__type,
+};
 use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::{AsRawLibbpf as _, OpenProgramMut};
 
+use crate::kernel::attach::Attachable;
+use crate::kernel::error::add_log;
 use crate::kernel::method::Method;
-use crate::kernel::newer::{choose_allocating, leave_out_stacks, open_with};
-use crate::kernel::skeletons::{MemleakSkel, OpenMemleakSkel};
+use crate::kernel::skeletons::{OpenMemleakSkel, Program};
 
-type LoadedApart = libbpf_rs::Result<MemleakSkel<'static>>;
+/// Bytes of the verifier's log that are kept.
+const LOG: u32 = 1 << 20;
 
-/// Maps by their names.
-type Maps = HashMap<OsString, OwnedFd>;
-
-/// These programs, before their maps are there.
-pub(super) struct Apart {
-    maps: Sender<Maps>,
-    thread: JoinHandle<LoadedApart>,
-}
+/// Programs by their names.
+#[derive(Default)]
+pub(super) struct Apart(HashMap<OsString, OwnedFd>);
 
 impl Apart {
-    /// Begins to read the object. `None`: nothing would be gained, or there can be no thread.
-    pub(super) fn begin(types: &File, method: Method, stacks: bool) -> Option<Self> {
-        let is_useful =
-            method <= Method::Multi && available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
-        if !is_useful {
-            return None;
+    /// A program of the object, whoever has loaded it.
+    pub(super) fn or<'a, 'obj>(&'a self, program: &'a Program<'obj>) -> Attachable<'a, 'obj> {
+        match self.0.get(program.name()) {
+            Some(fd) => Attachable {
+                program,
+                fd: fd.as_fd(),
+            },
+            None => program.into(),
         }
-        let types = types.try_clone().ok()?;
-        let (maps, given) = channel();
-        let thread = Builder::new().spawn(move || load(&types, &given, method, stacks));
-        let thread = thread.ok()?;
-        Some(Self { maps, thread })
     }
+}
 
-    /// Leaves these programs out of an object, makes the object's maps, and loads the programs with them. Returns what
-    /// waits for the programs.
+/// The programs, while the verifier works.
+pub(super) struct Loading(JoinHandle<io::Result<Apart>>);
+
+impl Loading {
+    /// Makes the object's maps, and begins to load the programs. Loading the object leaves them out. `None`: nothing would
+    /// be gained, or there can be no thread.
     ///
     /// # Errors
     /// The maps cannot be made.
-    pub(super) fn load(self, open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Result<Loading> {
-        let progs = &mut open.progs;
-        for program in [
-            &mut progs.alloc_session,
-            &mut progs.alloc_enter,
-            &mut progs.alloc_return,
-            &mut progs.throwing,
-        ] {
+    pub(super) fn begin(
+        open: &mut OpenMemleakSkel<'_>,
+        method: Method,
+        stacks: bool,
+    ) -> io::Result<Option<Self>> {
+        let is_useful =
+            method <= Method::Multi && available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
+        if !is_useful {
+            return Ok(None);
+        }
+        let object = open.open_object().as_libbpf_object();
+        // SAFETY: the object is open, and nobody else uses it.
+        let prepared = unsafe { bpf_object__prepare(object.as_ptr()) };
+        if prepared < 0 {
+            return Err(io::Error::from_raw_os_error(-prepared));
+        }
+        // SAFETY: the object has type information now, and keeps it until it is closed.
+        let types = unsafe { BorrowedFd::borrow_raw(bpf_object__btf_fd(object.as_ptr())) };
+        let types = types.try_clone_to_owned()?;
+        let mut programs = at_probes(open, stacks);
+        let codes: Vec<_> = programs
+            .iter()
+            .map(|program| FinalCode::of(program))
+            .collect();
+        let load = move || {
+            let loaded = codes.iter().map(|code| code.load(types.as_fd()));
+            Ok(Apart(loaded.collect::<io::Result<_>>()?))
+        };
+        let thread = Builder::new().spawn(load);
+        let Ok(thread) = thread else {
+            return Ok(None);
+        };
+        for program in &mut programs {
             program.set_autoload(false);
         }
-        let object = open.open_object();
-        // SAFETY: the object is open, and nobody else uses it.
-        let prepared = unsafe { bpf_object__prepare(object.as_libbpf_object().as_ptr()) };
-        if prepared < 0 {
-            return Err(libbpf_rs::Error::from_raw_os_error(-prepared));
-        }
-        let mut maps = Maps::new();
-        for map in object.maps().filter(|map| map.autocreate()) {
-            // SAFETY: the map belongs to the object.
-            let number = unsafe { bpf_map__fd(map.as_libbpf_object().as_ptr()) };
-            if number >= 0 {
-                // SAFETY: the object keeps the descriptor open.
-                let fd = unsafe { BorrowedFd::borrow_raw(number) };
-                maps.insert(map.name().to_owned(), fd.try_clone_to_owned()?);
-            }
-        }
-        // A thread that has already failed says why when it is waited for.
-        let _ = self.maps.send(maps);
-        Ok(Loading(self.thread))
+        Ok(Some(Self(thread)))
     }
-}
 
-/// These programs, while the verifier works.
-pub(super) struct Loading(JoinHandle<LoadedApart>);
-
-impl Loading {
     /// Waits for the programs.
     ///
     /// # Errors
     /// The kernel refuses them.
-    pub(super) fn wait(self) -> LoadedApart {
+    pub(super) fn wait(self) -> io::Result<Apart> {
         let loaded = self.0.join();
-        loaded.unwrap_or_else(|_| Err(io::Error::other("a thread of memleak failed").into()))
+        loaded.unwrap_or_else(|_| Err(io::Error::other("a thread of memleak failed")))
     }
 }
 
-/// Loads the programs as soon as their maps are there.
-fn load(types: &File, given: &Receiver<Maps>, method: Method, stacks: bool) -> LoadedApart {
-    // Needed until memleak exits.
-    let place = Box::leak(Box::new(MaybeUninit::uninit()));
-    let mut open = open_with(types, place)?;
-    for mut program in open.open_object_mut().progs_mut() {
-        program.set_autoload(false);
-    }
-    choose_allocating(&mut open, method);
-    open.progs.throwing.set_autoload(true);
+/// The programs of the object that the thread is to load.
+fn at_probes<'a, 'obj>(
+    open: &'a mut OpenMemleakSkel<'obj>,
+    stacks: bool,
+) -> Vec<&'a mut OpenProgramMut<'obj>> {
+    let progs = &mut open.progs;
+    let mut programs = vec![
+        &mut progs.alloc_session,
+        &mut progs.alloc_enter,
+        &mut progs.alloc_return,
+        &mut progs.throwing,
+        &mut progs.entry_only,
+    ];
+    // With the code for call stacks, those above take as long as all others together.
     if !stacks {
-        leave_out_stacks(&mut open)?;
+        programs.extend([&mut progs.loader_holds, &mut progs.at_end]);
     }
-    let maps = given.recv();
-    let maps = maps.map_err(|_| io::Error::other("the other programs could not be loaded"))?;
-    for mut map in open.open_object_mut().maps_mut() {
-        if let Some(fd) = maps.get(map.name()) {
-            map.reuse_fd(fd.as_fd())?;
+    programs.retain(|program| program.autoload());
+    programs
+}
+
+/// What the kernel is to load. None of these programs may sleep.
+struct FinalCode {
+    name: OsString,
+    kind: bpf_prog_type,
+    attached_as: bpf_attach_type,
+    instructions: Vec<bpf_insn>,
+    functions: Vec<bpf_func_info>,
+}
+
+impl FinalCode {
+    /// The code of a program of an object whose maps are made.
+    fn of(program: &OpenProgramMut<'_>) -> Self {
+        let raw = program.as_libbpf_object().as_ptr();
+        // SAFETY: the program's object is open, so all of this stays where it is.
+        let functions = unsafe {
+            let first = bpf_program__func_info(raw);
+            match first.is_null() {
+                true => &[][..],
+                false => slice::from_raw_parts(first, bpf_program__func_info_cnt(raw) as usize),
+            }
+        };
+        Self {
+            name: program.name().to_owned(),
+            // SAFETY: reads a number.
+            kind: unsafe { bpf_program__type(raw) },
+            // SAFETY: reads a number.
+            attached_as: unsafe { bpf_program__expected_attach_type(raw) },
+            instructions: program.insns().to_vec(),
+            functions: functions.to_vec(),
         }
     }
-    open.load()
+
+    fn load(&self, types: BorrowedFd<'_>) -> io::Result<(OsString, OwnedFd)> {
+        let loaded = self.load_with(types, &mut []).or_else(|_| {
+            // Once more, for the verifier's log.
+            let mut log = vec![0; LOG as usize];
+            let loaded = self.load_with(types, &mut log);
+            if loaded.is_err() {
+                add_log(&self.name, &log);
+            }
+            loaded
+        });
+        Ok((self.name.clone(), loaded?))
+    }
+
+    fn load_with(&self, types: BorrowedFd<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+        let name = CString::new(OsStr::as_bytes(&self.name))?;
+        let mut options = bpf_prog_load_opts {
+            sz: size_of::<bpf_prog_load_opts>() as _,
+            expected_attach_type: self.attached_as,
+            prog_btf_fd: types.as_raw_fd().cast_unsigned(),
+            func_info: self.functions.as_ptr().cast(),
+            func_info_cnt: self.functions.len() as u32,
+            func_info_rec_size: size_of::<bpf_func_info>() as u32,
+            log_level: u32::from(!log.is_empty()),
+            log_size: log.len() as u32,
+            log_buf: match log {
+                [] => ptr::null_mut(),
+                log => log.as_mut_ptr().cast(),
+            },
+            ..bpf_prog_load_opts::default()
+        };
+        // SAFETY: all that the options point to outlives the call, and the log is as long as they say.
+        let fd = unsafe {
+            bpf_prog_load(
+                self.kind,
+                name.as_ptr(),
+                c"GPL".as_ptr(),
+                self.instructions.as_ptr(),
+                self.instructions.len() as _,
+                &raw mut options,
+            )
+        };
+        match fd {
+            // SAFETY: the kernel has just opened the descriptor, and it has no other owner.
+            0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => Err(io::Error::from_raw_os_error(-fd)),
+        }
+    }
 }

@@ -17,7 +17,7 @@ use crate::elf::file::Class;
 use crate::find::Examined;
 use crate::find::hooks::{Hook, LoaderHooks};
 use crate::find::sites::ProbeSite;
-use crate::kernel::attach::{Attached, How, Programs, Target, attach, attach_at, attach_hooks};
+use crate::kernel::attach::{Attached, How, Target, attach, attach_at, attach_hooks};
 use crate::kernel::collector::Collector;
 use crate::kernel::detach;
 use crate::kernel::error::errno_of;
@@ -353,27 +353,7 @@ impl Collector {
     }
 
     fn attach(&self, target: &Target, file: &File) -> Result<Vec<Attached>> {
-        let programs = match &self.object {
-            Object::Newer(skel) => {
-                let apart = self.apart.as_ref().unwrap_or(skel);
-                Programs {
-                    alloc: match self.method {
-                        Method::Session => &apart.progs.alloc_session,
-                        _ => &apart.progs.alloc_enter,
-                    },
-                    alloc_return: (self.method != Method::Session)
-                        .then_some(&apart.progs.alloc_return),
-                    entry: &skel.progs.entry_only,
-                    throwing: &apart.progs.throwing,
-                }
-            }
-            Object::Older(skel) => Programs {
-                alloc: &skel.progs.alloc_enter,
-                alloc_return: Some(&skel.progs.alloc_return),
-                entry: &skel.progs.entry_only,
-                throwing: &skel.progs.throwing,
-            },
-        };
+        let programs = self.object.programs(self.method);
         self.attaching(|| attach(self.how(), &programs, target, file))
     }
 
@@ -393,12 +373,8 @@ impl Collector {
     }
 
     fn attach_exits(&self, file: &File, exits: &[u64]) -> Result<Vec<Attached>> {
-        let Some(skel) = self.object.newer() else {
+        let Some(program) = self.object.at_end(self.holds) else {
             return Ok(Vec::new());
-        };
-        let program = match self.holds {
-            Holds::Everywhere => &skel.progs.at_end,
-            _ => &skel.progs.at_end_waits,
         };
         self.attaching(|| attach_at(self.how(), program, file, exits))
     }

@@ -4,12 +4,19 @@
 //! Which files and sites are probed is decided in `find`. Which kind of uprobe is used is decided by trying (`load`),
 //! not by the kernel's version, because distributions backport features into older kernels.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
+use libbpf_rs::libbpf_sys::{
+    BPF_F_UPROBE_MULTI_RETURN, BPF_TRACE_UPROBE_MULTI, BPF_TRACE_UPROBE_SESSION, bpf_link_create,
+    bpf_link_create_opts, bpf_link_create_opts__bindgen_ty_1,
+    bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3,
+};
+use libbpf_rs::{Link, UprobeOpts};
 
 use crate::find::functions::ProbeProgram;
 use crate::find::hooks::Hook;
@@ -30,14 +37,29 @@ pub struct Target {
     pub first_site: u32,
 }
 
+/// A program to attach.
+#[derive(Clone, Copy)]
+pub struct Attachable<'a, 'obj> {
+    pub program: &'a Program<'obj>,
+    /// The program in the kernel, which libbpf need not have loaded.
+    pub fd: BorrowedFd<'a>,
+}
+
+impl<'a, 'obj> From<&'a Program<'obj>> for Attachable<'a, 'obj> {
+    fn from(program: &'a Program<'obj>) -> Self {
+        let fd = program.as_fd();
+        Self { program, fd }
+    }
+}
+
 /// The programs to attach, as far as the method needs them.
 pub struct Programs<'a, 'obj> {
     /// For functions that have a return probe.
-    pub alloc: &'a Program<'obj>,
+    pub alloc: Attachable<'a, 'obj>,
     /// For the returns of these functions. `None` if `alloc` runs there as well.
-    pub alloc_return: Option<&'a Program<'obj>>,
-    pub entry: &'a Program<'obj>,
-    pub throwing: &'a Program<'obj>,
+    pub alloc_return: Option<Attachable<'a, 'obj>>,
+    pub entry: Attachable<'a, 'obj>,
+    pub throwing: Attachable<'a, 'obj>,
 }
 
 /// How probes are attached.
@@ -59,7 +81,8 @@ impl How<'_> {
 /// Keeps a probe in place until it is dropped. Dropping takes some 50 ms.
 pub enum Attached {
     Link(Link),
-    Event(OwnedFd),
+    /// A link or a perf event.
+    Fd(OwnedFd),
 }
 
 /// The error of the kernel on x86_64 for an instruction that cannot carry a probe. No C library has a name for it.
@@ -138,7 +161,7 @@ pub fn attach(
 /// As for [`attach`].
 pub fn attach_hooks(
     how: How<'_>,
-    program: &Program<'_>,
+    program: Attachable<'_, '_>,
     loader: &Path,
     file: &File,
     hooks: &[Hook],
@@ -157,7 +180,7 @@ pub fn attach_hooks(
 /// As for [`attach`].
 pub fn attach_at(
     how: How<'_>,
-    program: &Program<'_>,
+    program: Attachable<'_, '_>,
     file: &File,
     offsets: &[u64],
 ) -> Result<Vec<Attached>> {
@@ -187,13 +210,13 @@ impl<'a> UprobeKind<'a> {
 /// Attaches a program to offsets in a file, each with its cookie. Processes that have ended get none.
 fn attach_one(
     kind: UprobeKind<'_>,
-    program: &Program<'_>,
+    loaded: Attachable<'_, '_>,
     file: &File,
     probes: &[(u64, u64)],
 ) -> Result<Vec<Attached>> {
     if kind.how.method == Method::Separate {
-        let events = separate::attach(program, file, kind.retprobe, probes)?;
-        return Ok(events.into_iter().map(Attached::Event).collect());
+        let events = separate::attach(loaded.program, file, kind.retprobe, probes)?;
+        return Ok(events.into_iter().map(Attached::Fd).collect());
     }
     // The kernel follows this link to the very file that was examined.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -206,33 +229,72 @@ fn attach_one(
                     retprobe: kind.retprobe,
                     ..UprobeOpts::default()
                 };
+                let program = loaded.program;
                 let link =
                     program.attach_uprobe_with_opts(EVERY_PROCESS, &path, offset as usize, opts)?;
                 Ok(Attached::Link(link))
             })
             .collect();
     }
-    let attach_in = |pid| {
-        let opts = UprobeMultiOpts {
-            offsets: probes.iter().map(|&(offset, _)| offset as usize).collect(),
-            cookies: probes.iter().map(|&(_, cookie)| cookie).collect(),
-            retprobe: kind.retprobe,
-            session: kind.session,
-            ..UprobeMultiOpts::default()
-        };
-        program.attach_uprobe_multi_with_opts(pid, &path, "", opts)
-    };
+    let path = CString::new(path)?;
     if kind.how.only.is_empty() {
-        return Ok(vec![Attached::Link(attach_in(EVERY_PROCESS)?)]);
+        let link = attach_multi(kind, loaded.fd, 0, &path, probes)?;
+        return Ok(vec![Attached::Fd(link)]);
     }
     let mut links = Vec::new();
     for pid in kind.how.only {
-        match attach_in(pid.cast_signed()) {
-            Ok(link) => links.push(Attached::Link(link)),
+        match attach_multi(kind, loaded.fd, *pid, &path, probes) {
+            Ok(link) => links.push(Attached::Fd(link)),
             // The process has ended.
-            Err(error) if errno_of(&error) == Some(libc::ESRCH) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
             Err(error) => return Err(error.into()),
         }
     }
     Ok(links)
+}
+
+/// Makes one link for all offsets, in one process, or with 0 in every process.
+fn attach_multi(
+    kind: UprobeKind<'_>,
+    program: BorrowedFd<'_>,
+    pid: u32,
+    path: &CStr,
+    probes: &[(u64, u64)],
+) -> io::Result<OwnedFd> {
+    let (offsets, cookies): (Vec<u64>, Vec<u64>) = probes.iter().copied().unzip();
+    let mut uprobe_multi = bpf_link_create_opts__bindgen_ty_1__bindgen_ty_3 {
+        path: path.as_ptr(),
+        offsets: offsets.as_ptr(),
+        cookies: cookies.as_ptr(),
+        cnt: probes.len() as u32,
+        pid,
+        ..Default::default()
+    };
+    if kind.retprobe {
+        uprobe_multi.flags = BPF_F_UPROBE_MULTI_RETURN;
+    }
+    let options = bpf_link_create_opts {
+        sz: size_of::<bpf_link_create_opts>() as _,
+        __bindgen_anon_1: bpf_link_create_opts__bindgen_ty_1 { uprobe_multi },
+        ..Default::default()
+    };
+    let attach_type = match kind.session {
+        true => BPF_TRACE_UPROBE_SESSION,
+        false => BPF_TRACE_UPROBE_MULTI,
+    };
+    const NO_FILE: i32 = 0;
+    // SAFETY: the path, the offsets and the cookies outlive the call, and there are as many as the options say.
+    let fd = unsafe {
+        bpf_link_create(
+            program.as_raw_fd(),
+            NO_FILE,
+            attach_type,
+            &raw const options,
+        )
+    };
+    match fd {
+        // SAFETY: the kernel has just opened the descriptor, and it has no other owner.
+        0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::from_raw_os_error(-fd)),
+    }
 }

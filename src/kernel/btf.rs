@@ -280,15 +280,12 @@ impl<'a> Kept<'a> {
 
 #[cfg(test)]
 mod tests {
+    use libbpf_rs::skel::OpenSkel;
     use std::fs;
-    use std::mem::MaybeUninit;
-
-    use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
     use super::*;
     use crate::kernel::features::BTF;
-    use crate::kernel::newer::open_with;
-    use crate::kernel::skeletons::MemleakSkelBuilder;
+    use crate::kernel::newer::open;
     use crate::os::memory_file::file_of;
 
     #[test]
@@ -340,13 +337,8 @@ mod tests {
 
     /// The programs' instructions, without the numbers of maps and functions, which differ from load to load.
     fn instructions(types: Option<&[u8]>) -> Vec<Instructions> {
-        let place = Box::leak(Box::new(MaybeUninit::uninit()));
         let types = types.map(|types| file_of(c"types", types).unwrap());
-        let open = match &types {
-            Some(types) => open_with(types, place).unwrap(),
-            None => MemleakSkelBuilder::default().open(place).unwrap(),
-        };
-        let skel = open.load().unwrap();
+        let skel = open(types.as_ref()).unwrap().load().unwrap();
         let programs = libbpf_rs::skel::Skel::object(&skel).progs();
         let all = programs.map(|program| {
             let instructions = program.insns().iter().map(|one| {

@@ -26,7 +26,6 @@ use crate::kernel::readings::Readings;
 use crate::kernel::records::{self, Context};
 use crate::kernel::rings::{Taken, ring};
 use crate::kernel::settings::{NoStacks, Reading, Settings};
-use crate::kernel::skeletons::MemleakSkel;
 use crate::kernel::skeletons::types::{arrival, heap, heap_flags};
 use crate::kernel::stack_tables::StackTables;
 use crate::kernel::sweep::Sweep;
@@ -50,8 +49,6 @@ const AT_ONCE: usize = 64;
 /// Loaded programs, their links, and the ring of ended images.
 pub struct Collector {
     pub(super) object: Object,
-    /// The programs that run where functions allocate, if they are in an object of their own.
-    pub(super) apart: Option<Box<MemleakSkel<'static>>>,
     pub(super) globals: Globals,
     pub(super) method: Method,
     pub(super) holds: Holds,
@@ -134,7 +131,6 @@ impl Collector {
         };
         Ok(Collector {
             object: loaded.object,
-            apart: loaded.apart,
             globals: loaded.globals,
             method: loaded.method,
             holds: loaded.holds,

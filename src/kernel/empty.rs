@@ -14,13 +14,14 @@ use crate::find::sites::ProbeSite;
 use crate::kernel::attach::{self, Attached, How, Programs, Target};
 use crate::kernel::method::Method;
 use crate::kernel::pins::Pins;
-use crate::kernel::skeletons::{FloorSkel, FloorSkelBuilder};
+use crate::kernel::skeletons::{EmptySkel, EmptySkelBuilder, FloorSkel, FloorSkelBuilder};
 
 /// Probes that stay attached until this is dropped. Dropping takes some 50 ms.
 pub struct EmptyProbes {
     method: Method,
     links: Vec<Attached>,
-    skel: FloorSkel<'static>,
+    skel: EmptySkel<'static>,
+    _allocating: Option<FloorSkel<'static>>,
 }
 
 impl EmptyProbes {
@@ -37,7 +38,7 @@ impl EmptyProbes {
         walks: bool,
     ) -> Result<Self> {
         let context = "cannot load programs that do nothing";
-        // Loaded once, needed until the process ends.
+        // Loaded once, and needed until memleak exits.
         let mut open = FloorSkelBuilder::default()
             .open(Box::leak(Box::new(MaybeUninit::uninit())))
             .context(context)?;
@@ -46,12 +47,13 @@ impl EmptyProbes {
         if !walks {
             open.maps.found_stacks.set_autocreate(false)?;
         }
-        let skel = open.load().context(context)?;
+        let floor = open.load().context(context)?;
+        let skel = load(Method::Session)?;
         let programs = Programs {
-            alloc: &skel.progs.alloc_session,
+            alloc: (&floor.progs.alloc_session).into(),
             alloc_return: None,
-            entry: &skel.progs.entry_only,
-            throwing: &skel.progs.entry_only,
+            entry: (&skel.progs.entry_only).into(),
+            throwing: (&skel.progs.entry_only).into(),
         };
         let target = Target {
             path,
@@ -64,6 +66,7 @@ impl EmptyProbes {
             method: Method::Session,
             links,
             skel,
+            _allocating: Some(floor),
         })
     }
 
@@ -72,24 +75,13 @@ impl EmptyProbes {
     /// # Errors
     /// The kernel refuses.
     pub fn attach(method: Method, file: &File, offsets: &[u64]) -> Result<Self> {
-        let context = "cannot load a program that does nothing";
-        // Loaded once, and needed until memleak exits.
-        let mut open = FloorSkelBuilder::default()
-            .open(Box::leak(Box::new(MaybeUninit::uninit())))
-            .context(context)?;
-        open.progs.alloc_session.set_autoload(false);
-        open.maps.found_stacks.set_autocreate(false)?;
         // The program needs no cookie.
         let method = method.min(Method::PerfEvent);
-        if method == Method::PerfEvent {
-            let program = &mut open.progs.entry_only;
-            program.set_attach_type(ProgramAttachType::CgroupInetIngress);
-        }
-        let skel = open.load().context(context)?;
         let mut probes = Self {
             method,
             links: Vec::new(),
-            skel,
+            skel: load(method)?,
+            _allocating: None,
         };
         probes.attach_again(file, offsets)?;
         Ok(probes)
@@ -100,7 +92,7 @@ impl EmptyProbes {
         for link in self.links.drain(..) {
             match link {
                 Attached::Link(link) => pins.keep(link.as_fd())?,
-                Attached::Event(event) => drop(event),
+                Attached::Fd(fd) => pins.keep(fd.as_fd())?,
             }
         }
         Ok(())
@@ -112,9 +104,22 @@ impl EmptyProbes {
     /// The kernel refuses.
     pub fn attach_again(&mut self, file: &File, offsets: &[u64]) -> Result<()> {
         let program = &self.skel.progs.entry_only;
-        let links = attach::attach_at(How::everywhere(self.method), program, file, offsets)
+        let links = attach::attach_at(How::everywhere(self.method), program.into(), file, offsets)
             .context("cannot attach a program that does nothing")?;
         self.links.extend(links);
         Ok(())
     }
+}
+
+fn load(method: Method) -> Result<EmptySkel<'static>> {
+    let context = "cannot load a program that does nothing";
+    // Loaded once, and needed until memleak exits.
+    let mut open = EmptySkelBuilder::default()
+        .open(Box::leak(Box::new(MaybeUninit::uninit())))
+        .context(context)?;
+    if method == Method::PerfEvent {
+        let program = &mut open.progs.entry_only;
+        program.set_attach_type(ProgramAttachType::CgroupInetIngress);
+    }
+    open.load().context(context)
 }

@@ -1,5 +1,6 @@
 //! Reasons why the BPF programs cannot be loaded, with their remedies.
 
+use std::ffi::{CStr, OsStr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
@@ -181,6 +182,17 @@ const NO_TABLE: &str = "is not pointing to valid bpf_map";
 
 /// libbpf's message if there was no descriptor for something that it looks up. It then takes it that the kernel has none.
 const NO_DESCRIPTOR: &str = "-EMFILE";
+
+/// Adds what the verifier says of a program that libbpf has not loaded.
+pub(super) fn add_log(program: &OsStr, log: &[u8]) {
+    let log = CStr::from_bytes_until_nul(log).unwrap_or_default();
+    if !log.is_empty() {
+        let (program, log) = (program.display(), log.to_string_lossy());
+        let mut messages = messages();
+        *messages +=
+            &format!("program '{program}': -- {VERIFIER_LOG} --\n{log}-- END PROG LOAD LOG --\n");
+    }
+}
 
 pub(super) fn messages() -> MutexGuard<'static, String> {
     MESSAGES.lock().unwrap_or_else(PoisonError::into_inner)

@@ -20,7 +20,7 @@ impl Collector {
     pub fn follow(&mut self, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<()> {
         let context = "cannot tell the kernel which process to follow";
         match &self.object {
-            Object::Newer(skel) => {
+            Object::Newer { skel, .. } => {
                 self.globals.living_tasks.add(1);
                 let pidfd = pidfd.as_raw_fd().to_ne_bytes();
                 let nothing = thread::default();
@@ -45,7 +45,7 @@ impl Collector {
     pub fn choose(&self, process: &Process) -> Result<()> {
         let context = || format!("cannot follow process {}: it may have ended", process.pid);
         match &self.object {
-            Object::Newer(skel) => {
+            Object::Newer { skel, .. } => {
                 let chosen = types::process {
                     chosen: 1,
                     ..types::process::default()

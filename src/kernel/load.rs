@@ -1,7 +1,5 @@
 //! Loads the BPF objects with the best method that this kernel accepts. Attaching to files is left to `attach`.
 
-use std::cell::OnceCell;
-use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
 use std::path::Path;
@@ -12,24 +10,23 @@ use libbpf_rs::{
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
-use crate::kernel::apart::Apart;
+use crate::kernel::apart::{Apart, Loading};
 use crate::kernel::args;
 use crate::kernel::block_table::BlockTable;
-use crate::kernel::btf;
 use crate::kernel::error::{LoadError, messages};
 use crate::kernel::features::{BTF, Best, can_filter, is_older};
 use crate::kernel::method::{Holds, Method};
-use crate::kernel::newer::{choose_allocating, leave_out_stacks, open_with};
+use crate::kernel::newer::{self, choose_allocating, leave_out_stacks, read_kernel_types};
 use crate::kernel::object::{Globals, Object};
+use crate::kernel::own_types::OwnTypes;
 use crate::kernel::settings::{
     MAX_CGROUPS, MAX_LABELS, NoStacks, Scope, Settings, StackSettings, Wanted,
 };
 use crate::kernel::skeletons::types::scope as scopes;
-use crate::kernel::skeletons::{MemleakSkel, MemleakSkelBuilder, OlderSkel, OlderSkelBuilder};
+use crate::kernel::skeletons::{MemleakSkel, OlderSkel, OlderSkelBuilder};
 use crate::kernel::warmth::Warmth;
 use crate::model::limits::Limits;
 use crate::model::scan::ScanWanted;
-use crate::os::memory_file::file_of;
 use crate::os::processes::levels_of_proc_above;
 use crate::os::release;
 use crate::os::room::memory_left;
@@ -37,8 +34,6 @@ use crate::os::stages;
 
 pub(super) struct Loaded {
     pub object: Object,
-    /// The programs that run where functions allocate, if they are in an object of their own.
-    pub apart: Option<Box<MemleakSkel<'static>>>,
     pub globals: Globals,
     pub method: Method,
     pub holds: Holds,
@@ -103,7 +98,9 @@ pub(super) fn load(settings: &Settings) -> Result<Loaded, LoadError> {
         is_ample,
         table: (attempt.method != Method::Separate && is_ample)
             .then(|| BlockTable::begin(settings.max_blocks)),
-        types: OnceCell::new(),
+        types: (attempt.method != Method::Separate)
+            .then(OwnTypes::begin)
+            .flatten(),
     };
     // Ends when this function does.
     let _warmth = (attempt.method <= Method::Multi).then(Warmth::begin);
@@ -165,8 +162,7 @@ struct Beside {
     /// Whether threads may take memory of their own to be quicker.
     is_ample: bool,
     table: Option<BlockTable>,
-    /// Type information of the programs' own, or `None` if there is none.
-    types: OnceCell<Option<File>>,
+    types: Option<OwnTypes>,
 }
 
 fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Loaded, LoadError> {
@@ -174,14 +170,14 @@ fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Lo
     let stacks = attempt.stacks.filter(|_| method != Method::Separate);
     let fail = |error| LoadError::of(error, settings.max_blocks);
     let told_twice = settings.misses > 0 || release::may_miss_events();
-    let (mut object, apart) = match method {
-        Method::Separate => {
-            let skel = load_older(settings).map_err(fail)?;
-            (Object::Older(Box::new(skel)), None)
-        }
+    let mut object = match method {
+        Method::Separate => Object::Older(Box::new(load_older(settings).map_err(fail)?)),
         _ => {
             let (skel, apart) = load_newer(attempt, told_twice, settings, beside).map_err(fail)?;
-            (Object::Newer(Box::new(skel)), apart.map(Box::new))
+            Object::Newer {
+                skel: Box::new(skel),
+                apart,
+            }
         }
     };
     stages::mark("object loaded");
@@ -216,7 +212,6 @@ fn load_for(attempt: Attempt, settings: &Settings, beside: &Beside) -> Result<Lo
     stages::mark("tracepoints attached");
     Ok(Loaded {
         object,
-        apart,
         globals,
         method,
         holds,
@@ -309,23 +304,21 @@ fn load_newer(
     told_twice: bool,
     settings: &Settings,
     beside: &Beside,
-) -> libbpf_rs::Result<(MemleakSkel<'static>, Option<MemleakSkel<'static>>)> {
+) -> libbpf_rs::Result<(MemleakSkel<'static>, Apart)> {
     let Attempt {
         method,
         holds,
         stacks,
     } = attempt;
-    let types = beside.types.get_or_init(own_types).as_ref();
-    let apart = types
-        .filter(|_| beside.is_ample)
-        .and_then(|types| Apart::begin(types, method, stacks.is_some()));
-    // Loaded once, and needed until memleak exits.
-    let place = Box::leak(Box::new(MaybeUninit::uninit()));
-    let mut open = match types {
-        Some(types) => open_with(types, place)?,
-        None => MemleakSkelBuilder::default().open(place)?,
-    };
+    let types = beside.types.as_ref();
+    let mut open = newer::open(types.map(OwnTypes::file))?;
     stages::mark("object opened");
+    read_kernel_types(&mut open)?;
+    stages::mark("kernel's types read");
+    if types.is_some_and(|types| !types.are_written()) {
+        open = newer::open(None)?;
+    }
+    stages::mark("own types written");
     match beside.table.as_ref().and_then(BlockTable::fd) {
         Some(table) => open.maps.blocks.reuse_fd(table)?,
         None => open.maps.blocks.set_max_entries(settings.max_blocks)?,
@@ -428,13 +421,13 @@ fn load_newer(
             }
         }
     }
-    let Some(apart) = apart else {
-        return Ok((open.load()?, None));
+    let loading = match beside.is_ample {
+        true => Loading::begin(&mut open, method, stacks.is_some())?,
+        false => None,
     };
-    let loading = apart.load(&mut open)?;
     let skel = open.load();
-    let probes = loading.wait();
-    Ok((skel?, Some(probes?)))
+    let apart = loading.map(Loading::wait).transpose();
+    Ok((skel?, apart?.unwrap_or_default()))
 }
 
 /// How many walks up stacks there is room for at one time: a power of two. A walk holds its room while it is preempted.
@@ -452,12 +445,6 @@ fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-fn own_types() -> Option<File> {
-    let types = btf::of_programs(&fs::read(BTF).ok()?)?;
-    stages::mark("types read");
-    file_of(c"memleak-types", &types).ok()
 }
 
 /// Raises the limit of locked memory. Before Linux 5.11, programs and their maps count as locked memory. The command

@@ -28,6 +28,7 @@ mod mapped;
 pub mod method;
 mod newer;
 pub(super) mod object;
+mod own_types;
 mod pins;
 mod reader;
 mod readings;

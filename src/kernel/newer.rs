@@ -6,19 +6,22 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd as _;
 
+use libbpf_rs::ProgramAttachType;
 use libbpf_rs::libbpf_sys::bpf_object_open_opts;
 use libbpf_rs::skel::SkelBuilder as _;
-use libbpf_rs::{OpenObject, ProgramAttachType};
 
 use crate::kernel::method::Method;
 use crate::kernel::skeletons::{MemleakSkelBuilder, OpenMemleakSkel};
 
-/// Opens the object for newer kernels with the type information that its programs need. libbpf would search the
-/// kernel's own for a third of the time that loading takes. It reads the file when it loads the object.
-pub(super) fn open_with(
-    types: &File,
-    place: &'static mut MaybeUninit<OpenObject>,
-) -> libbpf_rs::Result<OpenMemleakSkel<'static>> {
+/// Opens the object for newer kernels. If there are `types`, libbpf looks up the types that the programs read there,
+/// and not in the kernel's own, which would take a third of the time that loading takes. It reads the file only when it
+/// loads the object.
+pub(super) fn open(types: Option<&File>) -> libbpf_rs::Result<OpenMemleakSkel<'static>> {
+    // Loaded once, and needed until memleak exits.
+    let place = Box::leak(Box::new(MaybeUninit::uninit()));
+    let Some(types) = types else {
+        return MemleakSkelBuilder::default().open(place);
+    };
     let path = CString::new(format!("/proc/self/fd/{}", types.as_raw_fd()));
     let path = path.map_err(|error| libbpf_rs::Error::from(io::Error::from(error)))?;
     let options = bpf_object_open_opts {
@@ -27,6 +30,14 @@ pub(super) fn open_with(
         ..bpf_object_open_opts::default()
     };
     MemleakSkelBuilder::default().open_opts(options, place)
+}
+
+/// Reads the kernel's own types, in which libbpf looks up tracepoints and kernel functions. It would read them when it
+/// loads the object. There may be something to wait for until then.
+pub(super) fn read_kernel_types(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Result<()> {
+    // As in the program's section. Naming the tracepoint is what makes libbpf read.
+    let program = &mut open.progs.sched_process_exit;
+    program.set_attach_target(0, Some("sched_process_exit".to_owned()))
 }
 
 /// Makes none of the maps that only call stacks need. The programs' code for call stacks is not verified then.

@@ -7,12 +7,18 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libbpf_rs::{Iter, MapMut, ProgramInput, ProgramMut};
 
-use crate::kernel::method::Holds;
+use crate::kernel::apart::Apart;
+use crate::kernel::attach::{Attachable, Programs};
+use crate::kernel::method::{Holds, Method};
 use crate::kernel::skeletons::types::arrival;
 use crate::kernel::skeletons::{MemleakSkel, OlderSkel, older_types};
 
 pub(super) enum Object {
-    Newer(Box<MemleakSkel<'static>>),
+    Newer {
+        skel: Box<MemleakSkel<'static>>,
+        /// The programs of `skel` that libbpf has not loaded.
+        apart: Apart,
+    },
     Older(Box<OlderSkel<'static>>),
 }
 
@@ -20,7 +26,7 @@ pub(super) enum Object {
 macro_rules! either {
     ($object:expr, $skel:ident => $value:expr) => {
         match $object {
-            Object::Newer($skel) => $value,
+            Object::Newer { skel: $skel, .. } => $value,
             Object::Older($skel) => $value,
         }
     };
@@ -114,7 +120,7 @@ impl Object {
     /// Lets the kernel side find memleak's own process and its pid namespace. To be called once.
     pub(super) fn identify(&self) -> libbpf_rs::Result<()> {
         match self {
-            Object::Newer(skel) => {
+            Object::Newer { skel, .. } => {
                 let identify = &skel.progs.identify;
                 identify.test_run(ProgramInput::default()).map(drop)
             }
@@ -132,7 +138,7 @@ impl Object {
         address: u64,
     ) -> libbpf_rs::Result<arrival> {
         let error = match self {
-            Object::Newer(skel) => {
+            Object::Newer { skel, .. } => {
                 let mut arguments = address.to_ne_bytes();
                 let run = skel.progs.identify_file.test_run(ProgramInput {
                     context_in: Some(&mut arguments),
@@ -156,19 +162,60 @@ impl Object {
     }
 
     /// The program that holds a process where its dynamic loader reports what it has mapped.
-    pub(super) fn at_loader(&self, holds: Holds) -> &ProgramMut<'static> {
-        match (self, holds) {
-            (Object::Newer(skel), Holds::Everywhere) => &skel.progs.loader_holds,
-            (Object::Newer(skel), Holds::Loader) => &skel.progs.loader_waits,
-            (Object::Newer(skel), Holds::Nowhere) => &skel.progs.loader_reports,
-            (Object::Older(skel), _) => &skel.progs.loader_reports,
+    pub(super) fn at_loader(&self, holds: Holds) -> Attachable<'_, 'static> {
+        match self {
+            Object::Newer { skel, apart } => apart.or(match holds {
+                Holds::Everywhere => &skel.progs.loader_holds,
+                Holds::Loader => &skel.progs.loader_waits,
+                Holds::Nowhere => &skel.progs.loader_reports,
+            }),
+            Object::Older(skel) => (&skel.progs.loader_reports).into(),
+        }
+    }
+
+    /// The program that reads a process where it ends itself. There is none for older kernels.
+    pub(super) fn at_end(&self, holds: Holds) -> Option<Attachable<'_, 'static>> {
+        match self {
+            Object::Newer { skel, apart } => Some(apart.or(match holds {
+                Holds::Everywhere => &skel.progs.at_end,
+                Holds::Loader | Holds::Nowhere => &skel.progs.at_end_waits,
+            })),
+            Object::Older(_) => None,
+        }
+    }
+
+    /// The programs for functions that allocate and free.
+    pub(super) fn programs(&self, method: Method) -> Programs<'_, 'static> {
+        match self {
+            Object::Newer { skel, apart } => {
+                let progs = &skel.progs;
+                let (alloc, alloc_return) = match method {
+                    Method::Session => (&progs.alloc_session, None),
+                    _ => (&progs.alloc_enter, Some(&progs.alloc_return)),
+                };
+                Programs {
+                    alloc: apart.or(alloc),
+                    alloc_return: alloc_return.map(|program| apart.or(program)),
+                    entry: apart.or(&progs.entry_only),
+                    throwing: apart.or(&progs.throwing),
+                }
+            }
+            Object::Older(skel) => {
+                let progs = &skel.progs;
+                Programs {
+                    alloc: (&progs.alloc_enter).into(),
+                    alloc_return: Some((&progs.alloc_return).into()),
+                    entry: (&progs.entry_only).into(),
+                    throwing: (&progs.throwing).into(),
+                }
+            }
         }
     }
 
     /// The object for newer kernels, for what only that has.
     pub(super) fn newer(&self) -> Option<&MemleakSkel<'static>> {
         match self {
-            Object::Newer(skel) => Some(skel),
+            Object::Newer { skel, .. } => Some(skel),
             Object::Older(_) => None,
         }
     }
@@ -176,7 +223,7 @@ impl Object {
     /// The object for older kernels, for what only that has.
     pub(super) fn older(&self) -> Option<&OlderSkel<'static>> {
         match self {
-            Object::Newer(_) => None,
+            Object::Newer { .. } => None,
             Object::Older(skel) => Some(skel),
         }
     }
@@ -216,7 +263,9 @@ impl Object {
         // Declared once, in bpf/memleak.h.
         const { assert!(size_of::<arrival>() == size_of::<older_types::arrival>()) };
         match self {
-            Object::Newer(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| globals!(bss)),
+            Object::Newer { skel, .. } => {
+                skel.maps.bss_data.as_deref_mut().map(|bss| globals!(bss))
+            }
             Object::Older(skel) => skel.maps.bss_data.as_deref_mut().map(|bss| Globals {
                 older: Some(OlderGlobals {
                     wanted_pid: Shared::of(&mut bss.wanted_pid),

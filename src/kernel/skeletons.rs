@@ -14,12 +14,19 @@ mod memleak_old {
     include!(concat!(env!("OUT_DIR"), "/memleak_old.skel.rs"));
 }
 
-/// Programs that do nothing, to measure against.
+/// A program that does nothing.
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, dead_code, unused)]
+mod empty {
+    include!(concat!(env!("OUT_DIR"), "/empty.skel.rs"));
+}
+
+/// A program that does nothing where functions allocate, to measure against.
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, dead_code, unused)]
 mod floor {
     include!(concat!(env!("OUT_DIR"), "/floor.skel.rs"));
 }
 
+pub use empty::{EmptySkel, EmptySkelBuilder};
 pub use floor::{FloorSkel, FloorSkelBuilder};
 pub use memleak::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
 pub use memleak_old::{

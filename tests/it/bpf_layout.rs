@@ -46,7 +46,12 @@ const LEVELS: [&[&str]; 14] = [
         "signals.bpf.h",
     ],
     &["again.bpf.h", "probes.bpf.h", "tasks.bpf.h"],
-    &["memleak.bpf.c", "memleak_old.bpf.c", "floor.bpf.c"],
+    &[
+        "memleak.bpf.c",
+        "memleak_old.bpf.c",
+        "empty.bpf.c",
+        "floor.bpf.c",
+    ],
 ];
 
 type Sources = BTreeMap<String, String>;
