@@ -7,6 +7,8 @@
 # has of other tests stays.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/long-record.sh
+source scripts/long-record.sh
 
 host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 export "CARGO_TARGET_${host}_RUNNER=scripts/as-root.sh"
@@ -16,7 +18,7 @@ if [[ ${1-} == --write ]]; then
 	shift
 fi
 printed=$(mktemp)
-trap 'rm -f "$printed" "$printed".*' EXIT
+trap 'rm -f "$printed"' EXIT
 
 # The tests run one after the other, because each test alone loads the machine. scripts/test-valgrind.sh runs those that
 # compare with valgrind.
@@ -24,17 +26,8 @@ cargo test --quiet --locked --test it -- "$@" --ignored --skip valgrind:: --show
 	tee "$printed"
 [[ $write ]] || exit 0
 
-where="$(date -u +%F), Linux $(uname -r), $(nproc) CPUs, commit $(git rev-parse --short HEAD)"
-awk -v where="$where" '
+awk -v where="$(where_and_when)" '
 	/^---- .* stdout ----$/ { print "\n" $2 " (" where ")"; inside = 1; next }
 	/^$/ { inside = 0 }
 	inside { print "    " $0 }
-' "$printed" >"$printed.new"
-touch tests/long.txt
-# A paragraph for each test, sorted. Of two with the same name the first stays.
-cat "$printed.new" <(echo) tests/long.txt |
-	awk 'BEGIN { RS = "" } !seen[$1]++ { gsub(/\n/, "\1"); print }' |
-	LC_ALL=C sort |
-	tr '\1' '\n' |
-	sed '1!s/^[^ ]/\n&/' >"$printed.all"
-cat "$printed.all" >tests/long.txt
+' "$printed" | record
