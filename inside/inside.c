@@ -42,6 +42,9 @@ extern HIDDEN void *libc_pvalloc(size_t size);
 extern HIDDEN int libc_posix_memalign(void **out, size_t align, size_t size);
 extern HIDDEN void libc_free(void *block);
 extern HIDDEN size_t libc_malloc_usable_size(void *block);
+/* The library's own code, up to its end. */
+extern HIDDEN char libc_code[];
+extern HIDDEN char libc_code_end[];
 /* __libc_single_threaded */
 extern HIDDEN char libc_single_threaded;
 
@@ -128,6 +131,17 @@ __attribute__((noinline, used)) HIDDEN void inside_announce(struct state *state,
 		     : "memory");
 }
 
+/*
+ * If there is a probe in a segment of a file, the kernel puts the whole segment into core dumps.
+ * Debuggers read it from the file.
+ */
+static void keep_code_out_of_cores(void)
+{
+	__u64 start = (__u64)libc_code >> PAGE_BITS << PAGE_BITS;
+
+	system_call(SYS_MADVISE, start, (__u64)libc_code_end - start, NOT_IN_CORES, 0);
+}
+
 /* Once in a program, before its forks. */
 RARE void prepare(void)
 {
@@ -139,6 +153,7 @@ RARE void prepare(void)
 	advise(&W, sizeof(W) + sizeof(inside_memory.pool));
 	system_call(SYS_MADVISE, (long)inside_memory.leaves, sizeof(inside_memory.leaves),
 		    NOT_IN_CORES, 0);
+	keep_code_out_of_cores();
 	__atomic_compare_exchange_n(&S.pool, &none, pool, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 }
 

@@ -48,7 +48,7 @@ pub fn edit(bytes: &[u8]) -> Result<Edited, Unfit> {
     let libc = CLibrary::read(bytes)?;
     let recognised = recognise(&libc)?;
     let plan = Plan::new(&libc, &counting)?;
-    let placed = counting.place(plan.code, plan.memory, &needed(&recognised))?;
+    let placed = counting.place(plan.code, plan.memory, &needed(&libc, &recognised)?)?;
     let index = plan
         .index
         .with(plan.index_at, placed.unwind(), placed.unwind_at)?;
@@ -68,7 +68,10 @@ pub fn edit(bytes: &[u8]) -> Result<Edited, Unfit> {
 }
 
 /// The addresses of what the code needs of the library.
-fn needed(recognised: &Recognised) -> HashMap<&'static str, u64> {
+fn needed(
+    libc: &CLibrary<'_>,
+    recognised: &Recognised,
+) -> Result<HashMap<&'static str, u64>, Unfit> {
     const NEEDED: [&str; FUNCTIONS.len()] = [
         "libc_malloc",
         "libc_free",
@@ -81,14 +84,17 @@ fn needed(recognised: &Recognised) -> HashMap<&'static str, u64> {
         "libc_pvalloc",
         "libc_posix_memalign",
     ];
+    let code = libc.code()?;
+    let (code, content) = code.first().ok_or(Unfit::Layout)?;
     let functions = NEEDED.iter().zip(&recognised.functions);
-    functions
-        .map(|(name, function)| (*name, function.value))
-        .chain([
-            ("libc_malloc_usable_size", recognised.usable_size),
-            ("libc_single_threaded", recognised.single_threaded),
-        ])
-        .collect()
+    let functions = functions.map(|(name, function)| (*name, function.value));
+    let others = [
+        ("libc_malloc_usable_size", recognised.usable_size),
+        ("libc_single_threaded", recognised.single_threaded),
+        ("libc_code", *code),
+        ("libc_code_end", code + content.len() as u64),
+    ];
+    Ok(functions.chain(others).collect())
 }
 
 fn own_symbol(placed: &Placed, name: &str) -> Result<OwnSymbol, Unfit> {

@@ -22,6 +22,11 @@
 #include <unistd.h>
 
 char libc_single_threaded = 1;
+asm(".data\n"
+    ".globl libc_code, libc_code_end\n"
+    "libc_code: .zero 1\n"
+    "libc_code_end:\n"
+    ".text\n");
 
 /* What a test does in the middle of libc's malloc. */
 static void (*volatile in_malloc)(void);

@@ -123,9 +123,8 @@ fn sanitizers_say_what_they_say_without() {
     });
 }
 
-/// A probe in the library's code brings the code into the dump, whichever probe it is.
 #[test]
-fn a_core_dump_is_larger_by_the_librarys_code() {
+fn a_core_dump_is_hardly_larger() {
     const ABORTS: &str = "import os; x = [bytes(50) for _ in range(200000)]; os.abort()";
     let size = |run: &mut Command| {
         let directory = tempfile::tempdir().unwrap();
@@ -155,7 +154,8 @@ fn a_core_dump_is_larger_by_the_librarys_code() {
         return;
     }
     let (bare, inside) = (bare.unwrap(), inside.unwrap());
-    let most = bare + (2 << 20);
+    println!("{bare} bytes, inside {inside}");
+    let most = bare + (1 << 20);
     assert!(inside < most, "{bare} bytes, inside {inside}");
 }
 
