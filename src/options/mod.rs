@@ -106,7 +106,8 @@ pub struct Run {
     /// Record this variable of each process's environment
     ///
     /// As it was when the process executed its program, in JSON, CSV and the cases of junit: VAR may be the variable in which
-    /// a test runner names the test. Of its value, the first 511 bytes are kept. May be given four times.
+    /// a test runner names the test. Of its value, the first 511 bytes are kept. May be given four times. PMI_RANK and its
+    /// like become the rank of the record.
     #[arg(long, value_name = "VAR", hide_short_help = true)]
     pub label_env: Vec<LabelName>,
 

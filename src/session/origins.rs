@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::model::image::Image;
+use crate::model::image::{Image, Labels};
 use crate::model::origin::Origin;
 use crate::os::{cgroup, inherited};
 
@@ -73,7 +73,11 @@ impl Origins {
             self.look_up(number);
         }
         let found = self.found.get(&number).cloned();
-        image.origin = Some(found.unwrap_or_else(|| Arc::new(self.origin(Origin::default()))));
+        let found = found.unwrap_or_else(|| Arc::new(self.origin(Origin::default())));
+        image.origin = Some(match image.labels.is_empty() {
+            true => found,
+            false => Arc::new(with_labels(&found, &image.labels)),
+        });
     }
 
     /// Remembers all control groups that there are, and that there is none of this number if it is not among them.
@@ -100,5 +104,15 @@ impl Origins {
     /// What is known of a process, with what its control group says.
     fn origin(&self, of_cgroup: Origin) -> Origin {
         self.all.clone().or(of_cgroup).or(self.default.clone())
+    }
+}
+
+/// With what a process's own environment says, as far as it was recorded (`--label-env`). Its rank is closer to it than
+/// memleak's. A control group is believed first, because a process may set its variables as it likes.
+fn with_labels(origin: &Origin, labels: &Labels) -> Origin {
+    let own = Origin::of_environment(|name| String::from_utf8(labels.get(name)?.clone()).ok());
+    Origin {
+        rank: own.rank.or(origin.rank),
+        ..origin.clone().or(own)
     }
 }

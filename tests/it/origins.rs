@@ -25,12 +25,23 @@ impl Drop for Inner {
 /// Runs a script under memleak, in this environment. Returns the records of its processes named `holds_blocks`.
 #[track_caller]
 fn leakers(script: &str, words: &[&str], environment: &[(&str, &str)]) -> Vec<Value> {
+    leakers_with(&[], script, words, environment)
+}
+
+#[track_caller]
+fn leakers_with(
+    options: &[&str],
+    script: &str,
+    words: &[&str],
+    environment: &[(&str, &str)],
+) -> Vec<Value> {
     require_root();
     let directory = TempDir::new().unwrap();
     let json = directory.path().join("report.json");
     let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
         .args(["run", "-q", "-o"])
         .arg(&json)
+        .args(options)
         .args(["sh", "-c", script])
         .arg(fixture("holds_blocks"))
         .args(words)
@@ -85,4 +96,18 @@ fn a_rank_of_an_mpi_program_has_its_job_step_and_rank() {
     assert_eq!(row["rank"], 7);
     let found = leakers(r#""$0" 1 10"#, &[], &[]);
     assert!(found[0]["rank"].is_null());
+}
+
+#[test]
+fn each_process_has_the_rank_of_its_own_environment_if_that_is_recorded() {
+    let script = r#"for rank in 0 1 2; do PMI_RANK=$rank "$0" 1 1$rank; done; "$0" 1 20"#;
+    let slurm = [("SLURM_JOB_ID", "1234"), ("SLURM_PROCID", "9")];
+    let options = ["--label-env=PMI_RANK", "--label-env=SLURM_JOB_ID"];
+    let ranks = |options: &[&str]| -> Vec<Value> {
+        let found = leakers_with(options, script, &[], &slurm);
+        assert!(found.iter().all(|row| row["job"] == "1234"), "{found:#?}");
+        found.iter().map(|row| row["rank"].clone()).collect()
+    };
+    assert_eq!(ranks(&options), [0, 1, 2, 9]);
+    assert_eq!(ranks(&[]), [9, 9, 9, 9]);
 }

@@ -222,6 +222,21 @@ fn processes_are_selected_by_user_id_and_by_user_name() {
 }
 
 #[test]
+fn the_tasks_of_a_job_have_their_ranks_if_these_are_recorded() {
+    let leaker = Leaker::new("ranked");
+    let names = ["PMI_RANK", "SLURM_PROCID"].map(|name| format!("--label-env={name}"));
+    let watch = Watch::all(&[&names[0], &names[1], "--comm=ranked"]);
+    let pids = [
+        leaker.leak_by(&["env", "SLURM_PROCID=0"], 10),
+        leaker.leak_by(&["env", "SLURM_PROCID=0", "PMI_RANK=5"], 11),
+        leaker.leak_by(&["env", "-u", "SLURM_PROCID"], 12),
+    ];
+    let report = watch.stop();
+    let ranks = pids.map(|pid| last(&report, pid).rank);
+    assert_eq!(ranks, [Some(0), Some(5), None]);
+}
+
+#[test]
 fn processes_are_selected_by_command_name() {
     let [one, two, other] = ["one-leaker", "two-leaker", "another"].map(Leaker::new);
     let watches = [
