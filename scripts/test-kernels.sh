@@ -27,6 +27,9 @@ die() {
 }
 say() { printf '%s\n' "$*" >&2; }
 
+# A test's program knows the project's directory, and the emulated machine has its own /tmp there.
+[[ $PWD/ != /tmp/* ]] || die "the tests cannot run from $PWD: put the project elsewhere than below /tmp"
+
 # ---- the tested programs -----------------------------------------------------------------------------
 
 native=$(uname -m)
