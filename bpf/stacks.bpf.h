@@ -7,6 +7,7 @@
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
+#include "known_walks.bpf.h"
 #include "unwind.bpf.h"
 
 #ifdef OLDER_KERNELS
@@ -25,18 +26,6 @@ static __always_inline void stack_frees(struct block *block)
 }
 
 #else
-
-/*
- * The sums of each stack of each heap. An entry is found by the hash of both. User space gives the
- * entries of a heap back when it has ended. User space sets max_entries.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct stack_sum);
-} stack_sums SEC(".maps");
 
 /* New stacks on their way to user space: about 20,000 of 45 frames. */
 struct {
@@ -184,15 +173,22 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 	if (!stacks || !ctx || !thread)
 		return 0;
 	walk = begin_walk();
-	if (walk) {
-		walk_stack(ctx, thread, walk, at_ret);
+	if (!walk)
+		return 0;
+	start_walk(ctx, thread->heap, walk, at_ret);
+	entry = known_entry(walk);
+	if (!entry) {
+		walk->is_unreadable = 0;
+		walk_stack(walk);
 		for (i = 0; i < ENTRY_TRIES; i++) {
 			entry = enter_stack(walk, thread->heap);
 			if (entry >= 0)
 				break;
 		}
-		end_walk(walk);
+		if (entry > 0)
+			remember_walk(walk, entry);
 	}
+	end_walk(walk);
 	return entry > 0 ? entry : 0;
 }
 

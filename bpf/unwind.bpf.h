@@ -38,6 +38,23 @@
 /* The stack is read in pieces of this size, because a read costs as much as a walk of 20 frames. */
 enum { WINDOW_BYTES = 4096, WINDOW_WORDS = WINDOW_BYTES / 8 };
 
+/* Words that a walk remembers to have read: a power of two. */
+enum { MAX_READS = 128 };
+
+/* What a walk depends on, beside the mappings. The same again leads to the same stack. */
+struct walk_inputs {
+	__u64 space, ip, sp;
+	__u64 frame_pointer, third;
+	__u32 uses;	     /* which of these two registers (enum own_registers) */
+	__u32 is_odd;	     /* it depends on more than all this */
+	__u32 reads;	     /* of the stack */
+	__u32 at[MAX_READS]; /* the distances of the words read from sp */
+	__u64 words[MAX_READS];
+};
+
+/* Registers that still have the values that they had at the start of a walk. */
+enum own_registers { OWN_FRAME_POINTER = 1, OWN_THIRD = 2 };
+
 /* What is mapped at an address. */
 struct mapped {
 	struct arrival arrival;
@@ -66,7 +83,10 @@ struct stack_walk {
 	__u32 is_exact;	 /* ip is not behind a call: a signal came there */
 	__u32 is_third_lost;
 	__u32 is_unreadable;
+	__u32 own; /* enum own_registers */
+	__u32 pad;
 	struct mapped mapped;
+	struct walk_inputs inputs;
 	struct stack_record record;
 	__u64 words[WINDOW_WORDS];
 };
@@ -466,8 +486,8 @@ SUBPROGRAM int read_window(struct stack_walk *walk, __u64 address)
 	return 1;
 }
 
-/* A word of the stack. */
-static __always_inline __u64 stack_word(struct stack_walk *walk, __u64 address)
+/* A word of the stack, or 0 where it cannot be read. */
+static __always_inline __u64 word_at(struct stack_walk *walk, __u64 address)
 {
 	__u64 at = (address - walk->window) >> 3;
 
@@ -481,12 +501,26 @@ static __always_inline __u64 stack_word(struct stack_walk *walk, __u64 address)
 	return walk->words[at & (WINDOW_WORDS - 1)];
 }
 
+/* The same, and remembers it. */
+static __always_inline __u64 stack_word(struct stack_walk *walk, __u64 address)
+{
+	__u64 word = word_at(walk, address);
+	__u32 number = walk->inputs.reads & (MAX_READS - 1);
+
+	walk->inputs.words[number] = word;
+	walk->inputs.at[number] = address - walk->inputs.sp;
+	walk->inputs.reads++;
+	return word;
+}
+
 static __always_inline __u64 frame_pointer_of(struct stack_walk *walk)
 {
 	if (walk->frame_pointer_at) {
 		walk->frame_pointer = stack_word(walk, walk->frame_pointer_at);
 		walk->frame_pointer_at = 0;
+		walk->own &= ~OWN_FRAME_POINTER;
 	}
+	walk->inputs.uses |= walk->own & OWN_FRAME_POINTER;
 	return walk->frame_pointer;
 }
 
@@ -495,7 +529,9 @@ static __always_inline __u64 third_of(struct stack_walk *walk)
 	if (walk->third_at) {
 		walk->third = stack_word(walk, walk->third_at);
 		walk->third_at = 0;
+		walk->own &= ~OWN_THIRD;
 	}
+	walk->inputs.uses |= walk->own & OWN_THIRD;
 	return walk->third;
 }
 
@@ -564,6 +600,7 @@ SUBPROGRAM int leave_signal_frame(struct stack_walk *walk)
 		return 1;
 	sp = walk->sp;
 
+	walk->own = 0;
 	walk->frame_pointer = stack_word(walk, sp + SIGNAL_FRAME_POINTER);
 	walk->frame_pointer_at = 0;
 #if defined(__TARGET_ARCH_x86)
@@ -602,6 +639,7 @@ static __always_inline int return_to(struct stack_walk *walk, __u64 address_at, 
 		return 1;
 	}
 	if (address == walk->trampoline && address) {
+		walk->inputs.is_odd = 1;
 		address = replaced_address(address_at);
 		if (!address) {
 			walk->record.end = WALK_NO_CALL;
@@ -769,6 +807,7 @@ found:
 	case RULE_LINKAGE:
 		return leave_linkage(walk, rule) != 0;
 	case RULE_MISSING:
+		walk->inputs.is_odd = 1;
 		if (is_sigreturn(walk->ip))
 			return leave_signal_frame(walk) != 0;
 		return guess(walk) != 0;
@@ -826,20 +865,19 @@ static __always_inline void end_walk(struct stack_walk *walk)
 	__sync_lock_test_and_set(&walk->owner, 0);
 }
 
-/* Walks up the stack of the function that has just returned, or that is at its `ret`. */
-SUBPROGRAM int walk_stack(struct pt_regs *ctx __arg_ctx, struct thread *thread,
-			  struct stack_walk *walk, int at_ret)
+/* Begins a walk at the function that has just returned, or that is at its `ret`. */
+static __always_inline void start_walk(struct pt_regs *ctx, __u64 heap, struct stack_walk *walk,
+				       int at_ret)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	struct walk_inputs *inputs = &walk->inputs;
 
-	if (!stacks || !ctx || !thread || !walk)
-		return 0;
-	if (walk->heap != thread->heap || !walk->trampoline) {
-		walk->heap = thread->heap;
+	if (walk->heap != heap || !walk->trampoline) {
+		walk->heap = heap;
 		walk->trampoline = trampoline_of(task);
 		walk->top = 0;
 	}
-	walk->space = mix(mix(stack_seed, walk->heap), version_of_mappings(task));
+	walk->space = mix(mix(stack_seed, heap), version_of_mappings(task));
 	walk->in_window = 0;
 	walk->is_exact = 0;
 	walk->is_unreadable = 0;
@@ -847,22 +885,39 @@ SUBPROGRAM int walk_stack(struct pt_regs *ctx __arg_ctx, struct thread *thread,
 	walk->sp = PT_REGS_SP(ctx);
 	walk->frame_pointer_at = 0;
 	walk->third_at = 0;
+	inputs->uses = 0;
+	inputs->is_odd = 0;
 #if defined(__TARGET_ARCH_x86)
 	walk->frame_pointer = ctx->bp;
 	walk->third = ctx->bx;
+	walk->own = OWN_FRAME_POINTER | OWN_THIRD;
 	walk->is_third_lost = 0;
 	if (at_ret) {
-		walk->ip = stack_word(walk, walk->sp);
+		walk->ip = word_at(walk, walk->sp);
 		if (walk->ip == walk->trampoline)
 			walk->ip = replaced_address(walk->sp);
 		walk->sp += 8;
 	}
 #else
 	walk->frame_pointer = ctx->regs[29];
+	walk->own = OWN_FRAME_POINTER;
 	walk->is_third_lost = 1;
 	if (at_ret)
 		walk->ip = ctx->regs[30] & ADDRESS_BITS;
 #endif
+	inputs->space = walk->space;
+	inputs->ip = walk->ip;
+	inputs->sp = walk->sp;
+	inputs->frame_pointer = walk->frame_pointer;
+	inputs->third = walk->third;
+	inputs->reads = 0;
+}
+
+/* Walks up the stack. */
+SUBPROGRAM int walk_stack(struct stack_walk *walk)
+{
+	if (!stacks || !walk)
+		return 0;
 	walk->record.hash = stack_seed;
 	walk->record.depth = 0;
 	walk->record.end = WALK_TOO_DEEP;

@@ -50,6 +50,7 @@ pub(super) fn leave_out_stacks(open: &mut OpenMemleakSkel<'_>) -> libbpf_rs::Res
         &mut maps.rules,
         &mut maps.modules,
         &mut maps.frame_cache,
+        &mut maps.known_walks,
         &mut maps.page_cache,
         &mut maps.last_pages,
         &mut maps.layouts,

@@ -112,6 +112,14 @@ const CALLBACKS: &[Site] = &[
     site(1306, 1, "allocates ends * _start"),
 ];
 
+const CALLERS_IN_TURN: &[Site] = &[
+    site(2401, 200, "allocates^11 first main * _start"),
+    site(2402, 200, "allocates^11 second main * _start"),
+    site(2403, 200, "allocates^11 third main * _start"),
+    site(2404, 200, "allocates^11 fourth main * _start"),
+    site(2405, 200, "allocates^11 fifth main * _start"),
+];
+
 const FRAMES: &[Site] = &[
     site(1401, 1, "allocates by_alloca main * _start"),
     site(1402, 1, "allocates by_array main * _start"),
@@ -321,6 +329,7 @@ pub fn stack_cases() -> Vec<StackCase> {
         simple("signals", SIGNALS),
         simple("threads", THREADS),
         simple("callbacks", CALLBACKS),
+        simple("callers_in_turn", CALLERS_IN_TURN),
         simple("frames", FRAMES),
         exceptions(),
         simple("vforks", VFORKS),
