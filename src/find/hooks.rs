@@ -55,9 +55,10 @@ const STATE: u64 = 24;
 
 /// Where a loader reports that it has mapped libraries and has called none of them yet.
 ///
-/// glibc's SystemTap probes are taken if the build has them. Otherwise the loader's calls of [`DEBUG_STATE`] are taken,
-/// which come before and after each change. The calls are better than the function itself: the function is a single
-/// `ret`, which the kernel must single-step, and a call is emulated.
+/// glibc's SystemTap probes are taken if the build has them. Otherwise the loader's calls of [`DEBUG_STATE`] are taken.
+/// They come before and after each change. Those before are left out if the code says which they are: each process that
+/// maps the loader has a copy of each page with a probe. The calls are better than the function itself: the function is
+/// a single `ret`, which the kernel must single-step, and a call is emulated.
 ///
 /// `debug_state` is the address of [`DEBUG_STATE`], if the file exports it.
 pub fn loader_hooks(elf: &ElfFile, debug_state: Option<u64>) -> LoaderHooks {
@@ -73,8 +74,16 @@ pub fn loader_hooks(elf: &ElfFile, debug_state: Option<u64>) -> LoaderHooks {
     if cheap.is_empty()
         && let Some(debug_state) = debug_state
     {
-        let calls = calls_of(elf, debug_state);
-        cheap = calls.into_iter().filter_map(hook).collect();
+        cheap = match calls_of(elf, debug_state) {
+            Calls::Complete(calls) => {
+                let complete = |address| {
+                    let offset = offset_of(elf, address)?;
+                    Some(Hook { offset, state: 0 })
+                };
+                calls.into_iter().filter_map(complete).collect()
+            }
+            Calls::All(calls) => calls.into_iter().filter_map(hook).collect(),
+        };
     }
     if cheap.is_empty() {
         cheap.clone_from(&few);
@@ -86,18 +95,76 @@ pub fn loader_hooks(elf: &ElfFile, debug_state: Option<u64>) -> LoaderHooks {
     LoaderHooks { cheap, few }
 }
 
-/// The addresses of the direct calls of a function in its own file.
-fn calls_of(elf: &ElfFile, address: u64) -> Vec<u64> {
+/// The addresses of direct calls of [`DEBUG_STATE`].
+enum Calls {
+    /// Of those at which everything is mapped.
+    Complete(Vec<u64>),
+    /// Of all. The code does not tell what they report.
+    All(Vec<u64>),
+}
+
+/// The direct calls of [`DEBUG_STATE`], which is at an address of its own file.
+fn calls_of(elf: &ElfFile, address: u64) -> Calls {
+    let none = Calls::All(Vec::new());
     let Some(segment) = elf.text_segment(address) else {
-        return Vec::new();
+        return none;
     };
     if !cfg!(target_arch = "x86_64") {
-        return Vec::new();
+        return none;
     }
     let text = elf.read(segment.offset, segment.size.min(SEARCHED));
-    let found = calls(&text.unwrap_or_default(), address - segment.address);
-    let addresses = found.into_iter().map(|at| segment.address + at);
-    addresses.collect()
+    let text = text.unwrap_or_default();
+    let found = calls(&text, address - segment.address);
+    let states: Option<Vec<u32>> = found.iter().map(|at| reported(&text, *at)).collect();
+    let address_of = |at: &u64| segment.address + at;
+    match states {
+        Some(states) if states.contains(&CONSISTENT) => {
+            let complete = found.iter().zip(states);
+            let complete = complete.filter(|(_, state)| *state == CONSISTENT);
+            Calls::Complete(complete.map(|(at, _)| address_of(at)).collect())
+        }
+        _ => Calls::All(found.iter().map(address_of).collect()),
+    }
+}
+
+/// `RT_CONSISTENT` of link.h: everything is mapped.
+const CONSISTENT: u32 = 0;
+
+/// The state that a call of [`DEBUG_STATE`] reports: what the instruction before it stores into `r_state`. `None` if the
+/// instruction is another one, or if code may jump behind it.
+fn reported(text: &[u8], call: u64) -> Option<u32> {
+    /// Bytes of `movl $imm32, disp8(%reg)`.
+    const STORE: usize = 7;
+    let at = usize::try_from(call).ok()?;
+    let store = text.get(at.checked_sub(STORE)?..)?;
+    let &[0xc7, place, distance, state @ ..] = store.first_chunk::<STORE>()? else {
+        return None;
+    };
+    // A register other than %rsp, which would take one more byte.
+    let is_store = place & 0xf8 == 0x40 && place != 0x44 && u64::from(distance) == STATE;
+    (is_store && !is_jumped_to(text, at)).then(|| u32::from_le_bytes(state))
+}
+
+/// Whether bytes look like a direct jump (x86_64) to an offset.
+fn is_jumped_to(text: &[u8], to: usize) -> bool {
+    let leads = |next: usize, distance: i32| {
+        next.checked_add_signed(distance as isize)
+            .is_some_and(|target| target == to)
+    };
+    text.windows(2).enumerate().any(|(at, window)| {
+        let near = |behind: usize| {
+            let distance = text.get(at + behind..).and_then(|rest| rest.first_chunk());
+            distance.is_some_and(|bytes| leads(at + behind + 4, i32::from_le_bytes(*bytes)))
+        };
+        match *window {
+            [0xeb | 0x70..=0x7f, distance] if leads(at + 2, i32::from(distance.cast_signed())) => {
+                true
+            }
+            [0xe9, _] => near(1),
+            [0x0f, 0x80..=0x8f] => near(2),
+            _ => false,
+        }
+    })
 }
 
 /// The offsets in `text` of the direct calls (x86_64) of the function at the offset `function`. Compares bytes and
@@ -189,6 +256,39 @@ mod tests {
     #[test]
     fn text_shorter_than_a_call_has_no_calls() {
         assert!(calls(&[0xe8, 0, 0, 0], 4).is_empty());
+    }
+
+    /// `movl $state, 0x18(%rax)` and a call.
+    fn report(state: u8) -> Vec<u8> {
+        vec![0xc7, 0x40, 0x18, state, 0, 0, 0, 0xe8, 0, 0, 0, 0]
+    }
+
+    #[test]
+    fn a_call_reports_what_is_stored_before_it() {
+        assert_eq!(reported(&report(2), 7), Some(2));
+        assert_eq!(reported(&report(0), 7), Some(CONSISTENT));
+        assert_eq!(reported(&report(0), 6), None);
+        assert_eq!(reported(&report(0)[1..], 6), None);
+        for (at, other) in [(0, 0xc6), (1, 0x44), (1, 0x80), (2, 0x10)] {
+            let mut text = report(0);
+            text[at] = other;
+            assert_eq!(reported(&text, 7), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_code_jumps_to_reports_nothing_known() {
+        let jumps: [&[u8]; 4] = [
+            &[0xeb, 0xf9],
+            &[0x75, 0xf9],
+            &[0xe9, 0xf6, 0xff, 0xff, 0xff],
+            &[0x0f, 0x84, 0xf5, 0xff, 0xff, 0xff],
+        ];
+        for jump in jumps {
+            assert_eq!(reported(&[&report(0), jump].concat(), 7), None, "{jump:x?}");
+            let elsewhere = [&report(0), &[0x90][..], jump].concat();
+            assert_eq!(reported(&elsewhere, 7), Some(CONSISTENT), "{jump:x?}");
+        }
     }
 
     fn all_hooks(path: impl AsRef<Path>) -> LoaderHooks {
