@@ -159,7 +159,7 @@ pub(super) fn hint(summary: &Summary, options: Options) -> Option<String> {
     let has_gate = (summary.gate.as_ref()).is_some_and(|gate| gate.lost.is_some());
     let has_places = (summary.located.as_ref()).is_some_and(|located| located.places.all > 0);
     let hints = [
-        has_places.then_some("browse: -o html=leaks.html"),
+        (has_places && !options.has_page).then_some("browse: -o html=leaks.html"),
         (leaks && options.stacks_left_out).then_some("where: --stacks"),
         (lost && options.lost && !has_gate).then_some("gate: --fail-on-lost 0"),
     ];

@@ -150,6 +150,8 @@ pub struct Options {
     pub lost: bool,
     /// Whether call stacks could be recorded, and are not.
     pub stacks_left_out: bool,
+    /// Whether the report also becomes a page to look at.
+    pub has_page: bool,
     /// By which labels metrics are told apart.
     pub labels: MetricLabels,
 }

@@ -151,6 +151,13 @@ impl Destinations {
         self.outputs
     }
 
+    /// Whether one of them is a page to look at.
+    pub(super) fn have_page(&self) -> bool {
+        self.outputs
+            .iter()
+            .any(|(format, _)| *format == Format::Html)
+    }
+
     /// Whether memleak needs its standard error for the report.
     pub(super) fn need_stderr(&self) -> bool {
         self.outputs.iter().any(|(_, output)| output.is_stderr)
@@ -191,6 +198,7 @@ impl Books {
             .outputs
             .iter()
             .any(|(format, output)| refreshes(*format, output));
+        let has_page = destinations.have_page();
         let labels = destinations.labels;
         let mut report = Report::default();
         for (format, output) in destinations.outputs {
@@ -206,6 +214,7 @@ impl Books {
                 args,
                 lost,
                 stacks_left_out,
+                has_page,
                 labels,
             };
             report.add(format, look, output);

@@ -151,6 +151,7 @@ impl<'a> Merger<'a> {
         let mut report = Report::default();
         let mut table_on_stderr = false;
         let labels = destinations.labels();
+        let has_page = destinations.have_page();
         for (format, output) in destinations.into_outputs() {
             let look = &options.shown;
             table_on_stderr |= output.is_stderr && format == Format::Table;
@@ -165,6 +166,7 @@ impl<'a> Merger<'a> {
                 args: options.args,
                 lost: true,
                 stacks_left_out: false,
+                has_page,
                 labels,
             };
             report.add(format, look, output);

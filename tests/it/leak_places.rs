@@ -319,6 +319,10 @@ fn a_leak_without_call_stacks_says_how_to_see_them() {
         table.ends_with("memleak: browse: -o html=leaks.html   gate: --fail-on-lost 0\n"),
         "{table}"
     );
+    let place = TempDir::new().expect("a temporary directory");
+    let page = format!("html={}", place.path().join("leaks").display());
+    let (_, table) = with_table(&three_leaks().options(["--lost", "--stacks", "-o", &page]));
+    assert!(!table.contains("browse:"), "{table}");
     // What is only reachable is not worth a hint, and what was freed is not.
     for job in [Job::new("true", [""; 0]), Job::fixture("frees_all", &[])] {
         let (_, table) = with_table(&job.options(["--lost", "--stacks=never"]));
