@@ -504,11 +504,14 @@ static __always_inline __u64 word_at(struct stack_walk *walk, __u64 address)
 /* The same, and remembers it. */
 static __always_inline __u64 stack_word(struct stack_walk *walk, __u64 address)
 {
-	__u64 word = word_at(walk, address);
+	__u64 word = word_at(walk, address), distance = address - walk->inputs.sp;
 	__u32 number = walk->inputs.reads & (MAX_READS - 1);
 
+	/* On another stack, or below sp. */
+	if (distance >> 32)
+		walk->inputs.is_odd = 1;
 	walk->inputs.words[number] = word;
-	walk->inputs.at[number] = address - walk->inputs.sp;
+	walk->inputs.at[number] = distance;
 	walk->inputs.reads++;
 	return word;
 }

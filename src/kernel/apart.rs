@@ -46,7 +46,7 @@ pub(super) struct Loading(JoinHandle<io::Result<Apart>>);
 
 impl Loading {
     /// Makes the object's maps, and begins to load the programs. Loading the object leaves them out. `None`: nothing would
-    /// be gained, or there can be no thread.
+    /// be gained, there can be no thread, or the kernel takes no types of programs.
     ///
     /// # Errors
     /// The maps cannot be made.
@@ -66,8 +66,13 @@ impl Loading {
         if prepared < 0 {
             return Err(io::Error::from_raw_os_error(-prepared));
         }
-        // SAFETY: the object has type information now, and keeps it until it is closed.
-        let types = unsafe { BorrowedFd::borrow_raw(bpf_object__btf_fd(object.as_ptr())) };
+        // SAFETY: reads a number.
+        let types = unsafe { bpf_object__btf_fd(object.as_ptr()) };
+        if types < 0 {
+            return Ok(None);
+        }
+        // SAFETY: the object keeps the descriptor open.
+        let types = unsafe { BorrowedFd::borrow_raw(types) };
         let types = types.try_clone_to_owned()?;
         let mut programs = at_probes(open, stacks);
         let codes: Vec<_> = programs
