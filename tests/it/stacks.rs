@@ -179,9 +179,12 @@ fn a_kind_of_rule_that_is_left_out_is_missed() {
 #[test]
 fn a_full_table_of_stacks_costs_attribution_and_no_sum() {
     let programs = stack_programs(Amount::Little);
-    let plain = programs[0].job.clone().run();
+    // It allocates the same in each run. python3 may not.
+    let program = programs.iter().find(|program| program.name == "sqlite3");
+    let job = &program.expect("there is such a program").job;
+    let plain = job.clone().run();
     let words = [STACKS.to_owned(), switch("stack-table", "128")];
-    let report = programs[0].job.clone().options(words).run();
+    let report = job.clone().options(words).run();
     let sums = |report: &Report| -> Vec<_> {
         let rows = report.rows.iter();
         rows.map(|row| (row.counts.alloc_count, row.counts.leaked_blocks))
