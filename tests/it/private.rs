@@ -406,7 +406,7 @@ fn a_copy_is_mounted_with_the_flags_of_its_file_and_cannot_be_written() {
 fn what_inspects_the_library_inside_finds_it_as_ever() {
     let inspect = format!(
         "ldd /bin/true | sed 's/ (0x.*//'; readelf -n {libc} | grep Build; cksum < {libc}
-         ls -l {libc}; ldconfig -p | grep libc.so.6; ! command -v dpkg > /dev/null || dpkg -V libc6; echo $?",
+         stat -c '%A %U %G %s %y' {libc}; ldconfig -p | grep libc.so.6; ! command -v dpkg > /dev/null || dpkg -V libc6; echo $?",
         libc = mapped("libc").display(),
     );
     let outside = run(Command::new("sh").args(["-c", &inspect]).env("LC_ALL", "C"));
