@@ -12,21 +12,10 @@
 #include "kernels.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
+#include "stack_sums.bpf.h"
 #include "unwind.bpf.h"
 
 #ifndef OLDER_KERNELS
-
-/*
- * The sums of each stack of each heap. An entry is found by the hash of both. User space gives the
- * entries of a heap back when it has ended. User space sets max_entries.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct stack_sum);
-} stack_sums SEC(".maps");
 
 /* Walks with the same registers and other words share a set. */
 enum { KNOWN_SET_BITS = 9, KNOWN_IN_SET = 4 };
@@ -134,7 +123,7 @@ SUBPROGRAM int known_entry(struct stack_walk *walk)
 			continue;
 		set->last = number;
 		entry = known->entry;
-		sum = bpf_map_lookup_elem(&stack_sums, &entry);
+		sum = stack_sum_of(entry);
 		/* The entry may be another stack's by now. */
 		if (!sum || sum->heap != walk->heap || sum->stack != known->hash || !sum->told)
 			entry = known->entry = 0;

@@ -5,9 +5,10 @@
 
 #include "core.h"
 #include "kernels.bpf.h"
+#include "known_walks.bpf.h"
 #include "maps.bpf.h"
 #include "memleak.h"
-#include "known_walks.bpf.h"
+#include "stack_sums.bpf.h"
 #include "unwind.bpf.h"
 
 #ifdef OLDER_KERNELS
@@ -190,11 +191,6 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 	}
 	end_walk(walk);
 	return entry > 0 ? entry : 0;
-}
-
-static __always_inline struct stack_sum *stack_sum_of(__u32 stack)
-{
-	return stacks && stack ? bpf_map_lookup_elem(&stack_sums, &stack) : 0;
 }
 
 static __always_inline void stack_allocates(struct block *block)

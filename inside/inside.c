@@ -109,12 +109,17 @@ static void set_flag(__u32 flag)
 	__atomic_fetch_or(&S.flags, flag, __ATOMIC_RELAXED);
 }
 
+static void keep_out_of_cores(void *start, __u64 size)
+{
+	system_call(SYS_MADVISE, (long)start, size, NOT_IN_CORES, 0);
+}
+
 /* What is kept here is of no use to a child, nor in a core dump. */
 static void advise(void *start, __u64 size)
 {
 	if (system_call(SYS_MADVISE, (long)start, size, WIPE_ON_FORK, 0))
 		set_flag(LINES_NOT_WIPED);
-	system_call(SYS_MADVISE, (long)start, size, NOT_IN_CORES, 0);
+	keep_out_of_cores(start, size);
 	system_call(SYS_MADVISE, (long)start, size, NO_HUGE_PAGES, 0);
 }
 
@@ -139,7 +144,7 @@ static void keep_code_out_of_cores(void)
 {
 	__u64 start = (__u64)libc_code >> PAGE_BITS << PAGE_BITS;
 
-	system_call(SYS_MADVISE, start, (__u64)libc_code_end - start, NOT_IN_CORES, 0);
+	keep_out_of_cores((void *)start, (__u64)libc_code_end - start);
 }
 
 /* Once in a program, before its forks. */
@@ -151,8 +156,7 @@ RARE void prepare(void)
 		return;
 	S.magic = INSIDE_MAGIC;
 	advise(&W, sizeof(W) + sizeof(inside_memory.pool));
-	system_call(SYS_MADVISE, (long)inside_memory.leaves, sizeof(inside_memory.leaves),
-		    NOT_IN_CORES, 0);
+	keep_out_of_cores(inside_memory.leaves, sizeof(inside_memory.leaves));
 	keep_code_out_of_cores();
 	__atomic_compare_exchange_n(&S.pool, &none, pool, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
 }

@@ -7,10 +7,10 @@ rows() { # rows KIND: prints the table's lines of that kind, without the first w
 	sed -n "s/^$1[[:space:]]\+//p" "$conf"
 }
 
-# Prints the suites to run: all suites of the table, or only those that SUITES names.
-suites() {
+# Prints the suites to run: all that the table has in lines of a kind, or only those that SUITES names.
+suites() { # suites KIND
 	local suite
-	for suite in $(rows suite); do
+	for suite in $(rows "$1"); do
 		if [[ -z ${SUITES-} || " $SUITES " == *" $suite "* ]]; then
 			printf '%s\n' "$suite"
 		fi

@@ -70,7 +70,7 @@ cross_compile() { # cross_compile MACHINE
 
 plan() { # plan KERNEL MACHINE: prints a line for each suite
 	local suite test options
-	for suite in $(suites); do
+	for suite in $(suites suite); do
 		# Tests that pass also print output: where the probes of a C library are, and their cost.
 		options="$suite:: --show-output"
 		while read -r test; do
@@ -293,7 +293,7 @@ judge() { # judge KERNEL METHOD SECONDS
 	release=$(sed -n 's/^@kernel //p' <<<"$log")
 	method=$(sed -n 's/^@method //p' <<<"$log")
 	method=${method:-none}
-	for suite in $(suites); do
+	for suite in $(suites suite); do
 		local result counts=(0 0 0) excepted left_out
 		excepted=$(unrun "$kernel" "$suite")
 		if [[ $'\n'$excepted$'\n' == *$'\n*\n'* ]]; then
@@ -336,7 +336,7 @@ check_reasons
 chosen=" $* "
 build "$native"
 names=$("${program_of[$native]}" --list)
-for suite in $(suites); do
+for suite in $(suites suite); do
 	tests_in[$suite]=$(grep -c "^$suite::.*: test\$" <<<"$names") || die "the suite $suite has no tests"
 done
 while read -r kernel machine method cpu suite package; do

@@ -77,7 +77,7 @@ while read -r libc debian; do
 	debian "$debian"
 	began=$SECONDS
 	results=()
-	for suite in $(suites); do
+	for suite in $(suites suite); do
 		log=$work/$libc-$suite.log
 		options=()
 		while read -r test; do

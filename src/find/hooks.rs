@@ -115,7 +115,10 @@ fn calls_of(elf: &ElfFile, address: u64) -> Calls {
     let text = elf.read(segment.offset, segment.size.min(SEARCHED));
     let text = text.unwrap_or_default();
     let found = calls(&text, address - segment.address);
-    let states: Option<Vec<u32>> = found.iter().map(|at| reported(&text, *at)).collect();
+    let states: Option<Vec<u32>> = match is_jumped_to(&text, &found) {
+        true => None,
+        false => found.iter().map(|at| reported(&text, *at)).collect(),
+    };
     let address_of = |at: &u64| segment.address + at;
     match states {
         Some(states) if states.contains(&CONSISTENT) => {
@@ -131,7 +134,7 @@ fn calls_of(elf: &ElfFile, address: u64) -> Calls {
 const CONSISTENT: u32 = 0;
 
 /// The state that a call of [`DEBUG_STATE`] reports: what the instruction before it stores into `r_state`. `None` if the
-/// instruction is another one, or if code may jump behind it.
+/// instruction is another one.
 fn reported(text: &[u8], call: u64) -> Option<u32> {
     /// Bytes of `movl $imm32, disp8(%reg)`.
     const STORE: usize = 7;
@@ -142,14 +145,14 @@ fn reported(text: &[u8], call: u64) -> Option<u32> {
     };
     // A register other than %rsp, which would take one more byte.
     let is_store = place & 0xf8 == 0x40 && place != 0x44 && u64::from(distance) == STATE;
-    (is_store && !is_jumped_to(text, at)).then(|| u32::from_le_bytes(state))
+    is_store.then(|| u32::from_le_bytes(state))
 }
 
-/// Whether bytes look like a direct jump (x86_64) to an offset.
-fn is_jumped_to(text: &[u8], to: usize) -> bool {
+/// Whether bytes look like a direct jump (x86_64) to one of these offsets.
+fn is_jumped_to(text: &[u8], places: &[u64]) -> bool {
     let leads = |next: usize, distance: i32| {
-        next.checked_add_signed(distance as isize)
-            .is_some_and(|target| target == to)
+        let target = (next as u64).checked_add_signed(distance.into());
+        target.is_some_and(|target| places.contains(&target))
     };
     text.windows(2).enumerate().any(|(at, window)| {
         let near = |behind: usize| {
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_code_jumps_to_reports_nothing_known() {
+    fn jumps_to_a_call_are_found() {
         let jumps: [&[u8]; 4] = [
             &[0xeb, 0xf9],
             &[0x75, 0xf9],
@@ -285,9 +288,12 @@ mod tests {
             &[0x0f, 0x84, 0xf5, 0xff, 0xff, 0xff],
         ];
         for jump in jumps {
-            assert_eq!(reported(&[&report(0), jump].concat(), 7), None, "{jump:x?}");
+            assert!(
+                is_jumped_to(&[&report(0), jump].concat(), &[100, 7]),
+                "{jump:x?}"
+            );
             let elsewhere = [&report(0), &[0x90][..], jump].concat();
-            assert_eq!(reported(&elsewhere, 7), Some(CONSISTENT), "{jump:x?}");
+            assert!(!is_jumped_to(&elsewhere, &[100, 7]), "{jump:x?}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::thread::{Builder, JoinHandle, available_parallelism};
 use std::{io, ptr, slice};
@@ -19,6 +19,7 @@ use libbpf_rs::{AsRawLibbpf as _, OpenProgramMut};
 use crate::kernel::attach::Attachable;
 use crate::kernel::error::add_log;
 use crate::kernel::method::Method;
+use crate::kernel::separate::descriptor;
 use crate::kernel::skeletons::{OpenMemleakSkel, Program};
 
 /// Bytes of the verifier's log that are kept.
@@ -187,7 +188,7 @@ impl FinalCode {
             ..bpf_prog_load_opts::default()
         };
         // SAFETY: all that the options point to outlives the call, and the log is as long as they say.
-        let fd = unsafe {
+        let program = unsafe {
             bpf_prog_load(
                 self.kind,
                 name.as_ptr(),
@@ -197,10 +198,6 @@ impl FinalCode {
                 &raw mut options,
             )
         };
-        match fd {
-            // SAFETY: the kernel has just opened the descriptor, and it has no other owner.
-            0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-            _ => Err(io::Error::from_raw_os_error(-fd)),
-        }
+        descriptor(program.into())
     }
 }

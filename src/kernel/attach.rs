@@ -7,7 +7,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -284,7 +284,7 @@ fn attach_multi(
     };
     const NO_FILE: i32 = 0;
     // SAFETY: the path, the offsets and the cookies outlive the call, and there are as many as the options say.
-    let fd = unsafe {
+    let link = unsafe {
         bpf_link_create(
             program.as_raw_fd(),
             NO_FILE,
@@ -292,9 +292,5 @@ fn attach_multi(
             &raw const options,
         )
     };
-    match fd {
-        // SAFETY: the kernel has just opened the descriptor, and it has no other owner.
-        0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::from_raw_os_error(-fd)),
-    }
+    separate::descriptor(link.into())
 }

@@ -2,13 +2,12 @@
 //! together, and it needs nothing of the object. So a thread makes it, while the object and the kernel's types are
 //! read.
 
-use std::cell::LazyCell;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::thread::{Builder, JoinHandle};
 
 use libbpf_rs::libbpf_sys::{BPF_F_NO_PREALLOC, bpf_map_create_opts};
 use libbpf_rs::{MapHandle, MapType};
 
+use crate::kernel::ahead::Ahead;
 use crate::kernel::skeletons::types::{block, block_key};
 
 /// As for `blocks` in bpf/maps.bpf.h.
@@ -21,20 +20,17 @@ const FLAGS: u32 = BPF_F_NO_PREALLOC;
 type Made = Option<MapHandle>;
 
 /// The table. It is made once, however often loading is tried.
-pub(super) struct BlockTable(LazyCell<Made, Box<dyn FnOnce() -> Made>>);
+pub(super) struct BlockTable(Ahead<Made>);
 
 impl BlockTable {
     /// Begins in a thread of its own.
     pub(super) fn begin(max_blocks: u32) -> Self {
-        // A user may have no more threads.
-        let thread = Builder::new().spawn(move || make(max_blocks)).ok();
-        let wait = |thread: JoinHandle<Made>| thread.join().ok().flatten();
-        Self(LazyCell::new(Box::new(move || thread.and_then(wait))))
+        Self(Ahead::begin(move || make(max_blocks)))
     }
 
     /// Waits for the table. If there is none, libbpf may try, and say why it cannot.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.0.as_ref().map(MapHandle::as_fd)
+        self.0.get()?.as_ref().map(MapHandle::as_fd)
     }
 }
 

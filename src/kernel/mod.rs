@@ -2,6 +2,7 @@
 //! ended. Only these modules touch libbpf. What the figures mean is left to `model`.
 
 mod ages;
+mod ahead;
 mod apart;
 mod args;
 mod arrivals;

@@ -1,18 +1,17 @@
 //! The types that the programs read, in a file for libbpf. A thread reads them out of the kernel's, while libbpf reads the
 //! object.
 
-use std::cell::LazyCell;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::thread::{Builder, JoinHandle};
 
+use crate::kernel::ahead::Ahead;
 use crate::kernel::btf;
 use crate::kernel::features::BTF;
 use crate::os::memory_file::empty_file;
 
 pub(super) struct OwnTypes {
     file: File,
-    is_written: LazyCell<bool, Box<dyn FnOnce() -> bool>>,
+    written: Ahead<io::Result<()>>,
 }
 
 impl OwnTypes {
@@ -20,13 +19,8 @@ impl OwnTypes {
     pub(super) fn begin() -> Option<Self> {
         let file = empty_file(c"memleak-types").ok()?;
         let other = file.try_clone().ok()?;
-        // A user may have no more threads.
-        let thread = Builder::new().spawn(move || write_types(other)).ok()?;
-        let wait = |thread: JoinHandle<io::Result<()>>| matches!(thread.join(), Ok(Ok(())));
-        Some(Self {
-            file,
-            is_written: LazyCell::new(Box::new(move || wait(thread))),
-        })
+        let written = Ahead::begin(move || write_types(other));
+        Some(Self { file, written })
     }
 
     /// The file, which may not be written yet.
@@ -36,7 +30,7 @@ impl OwnTypes {
 
     /// Waits until the file is written. Returns whether it has all types.
     pub(super) fn are_written(&self) -> bool {
-        *self.is_written
+        matches!(self.written.get(), Some(Ok(())))
     }
 }
 

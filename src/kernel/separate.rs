@@ -156,8 +156,8 @@ impl Uprobe {
     }
 }
 
-/// Turns the result of a system call into a descriptor.
-fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
+/// Turns the result of a system call, or of libbpf's function for one, into a descriptor.
+pub(super) fn descriptor(returned: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(returned) {
         // SAFETY: the kernel has just opened the descriptor, and it has no other owner.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),

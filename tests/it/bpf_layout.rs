@@ -34,7 +34,12 @@ const LEVELS: [&[&str]; 15] = [
         "sums.bpf.h",
         "survey.bpf.h",
     ],
-    &["holds.bpf.h", "join.bpf.h", "unwind.bpf.h"],
+    &[
+        "holds.bpf.h",
+        "join.bpf.h",
+        "stack_sums.bpf.h",
+        "unwind.bpf.h",
+    ],
     &["known_walks.bpf.h"],
     &["stacks.bpf.h"],
     &["counts.bpf.h"],

@@ -114,7 +114,7 @@ fn the_stacks_of_programs_are_those_of_libgcc() {
 pub fn programs_at_work_have_the_stacks_of_libgcc() {
     for program in stack_programs(Amount::Much) {
         let (_, comparison) = compared(&program.job.options([STACKS]));
-        println!("{}: {comparison}", program.name);
+        print!("{}: {comparison}", program.name);
         comparison.assert_equal(program.at_least);
     }
 }
