@@ -17,6 +17,12 @@
 
 #ifndef OLDER_KERNELS
 
+/*
+ * A thread's first walks are neither remembered nor looked up. Most programs are small ones, and
+ * make few walks twice.
+ */
+enum { FEW_WALKS = 256 };
+
 /* Walks with the same registers and other words share a set. */
 enum { KNOWN_SET_BITS = 9, KNOWN_IN_SET = 4 };
 
@@ -138,11 +144,13 @@ SUBPROGRAM int remember_walk(struct stack_walk *walk, __u32 entry)
 	struct walk_inputs *inputs;
 	struct known_walk *known;
 	struct known_set *set;
+	__u32 reads;
 
 	if (!stacks || !walk)
 		return 0;
 	inputs = &walk->inputs;
-	if (walk->record.end != WALK_COMPLETE || inputs->is_odd || inputs->reads > MAX_READS)
+	reads = inputs->reads;
+	if (walk->record.end != WALK_COMPLETE || inputs->is_odd || reads > MAX_READS)
 		return 0;
 	set = take_set(inputs);
 	if (!set)
@@ -150,7 +158,15 @@ SUBPROGRAM int remember_walk(struct stack_walk *walk, __u32 entry)
 	known = &set->walks[set->next++ & (KNOWN_IN_SET - 1)];
 	known->hash = walk->record.hash;
 	known->entry = entry;
-	bpf_probe_read_kernel(&known->inputs, sizeof(known->inputs), inputs);
+	/* The verifier forgets the bound of what the compiler has kept on the stack. */
+	barrier_var(reads);
+	if (reads > MAX_READS)
+		reads = MAX_READS;
+	/* Most walks read few words, and to copy room for all costs as much as a walk. */
+	bpf_probe_read_kernel(&known->inputs,
+			      __builtin_offsetof(struct walk_inputs, at) + reads * sizeof(__u32),
+			      inputs);
+	bpf_probe_read_kernel(known->inputs.words, reads * sizeof(__u64), inputs->words);
 	give_back(set);
 	return 1;
 }

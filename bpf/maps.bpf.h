@@ -69,6 +69,7 @@ struct thread {
 	__u32 sole;	  /* this is the heap's only task: `live` is the heap's */
 	__u32 borrowed;	  /* the heap belongs to another process (vfork, CLONE_VM) */
 	__u32 image;
+	__u32 walks;	  /* up its stack, at most FEW_WALKS */
 	__u64 exec_id;	  /* of the last exec that was handled */
 	__u32 exited;	  /* its exit was handled */
 	__u32 pid, ppid;  /* of its process, in memleak's pid namespace */

@@ -170,6 +170,7 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 {
 	struct stack_walk *walk;
 	int i, entry = 0;
+	bool repeats;
 
 	if (!stacks || !ctx || !thread)
 		return 0;
@@ -177,7 +178,11 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 	if (!walk)
 		return 0;
 	start_walk(ctx, thread->heap, walk, at_ret);
-	entry = known_entry(walk);
+	repeats = thread->walks >= FEW_WALKS;
+	if (repeats)
+		entry = known_entry(walk);
+	else
+		thread->walks++;
 	if (!entry) {
 		walk->is_unreadable = 0;
 		walk_stack(walk);
@@ -186,7 +191,7 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 			if (entry >= 0)
 				break;
 		}
-		if (entry > 0)
+		if (repeats && entry > 0)
 			remember_walk(walk, entry);
 	}
 	end_walk(walk);
