@@ -12,6 +12,9 @@ mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -s /proc/self/fd /dev/fd
+# A Slurm cluster needs both.
+echo node >/proc/sys/kernel/hostname
+ip link set lo up
 
 # shellcheck source=/dev/null # test-kernels.sh writes this file, with the paths
 . /kernel-test.env

@@ -13,7 +13,7 @@ use crate::common::group::Group;
 use crate::common::newcomers::{Place, run};
 use crate::common::proc;
 use crate::common::slurm;
-use crate::common::slurm::{Cluster, install, memleak, program, set};
+use crate::common::slurm::{Cluster, Groups, install, memleak, program, set};
 use crate::common::watch::rows;
 use crate::common::{Counts, Row, fixture};
 
@@ -48,6 +48,15 @@ fn assert_leaks(rows: &[Row], uid: u32, expected: &[Counts]) {
             "{row:#?}"
         );
     }
+}
+
+/// The signal that ended the only process of this name.
+#[track_caller]
+fn signal_of(report: &Path, comm: &str) -> Option<i32> {
+    let mut rows = rows(report);
+    rows.retain(|row| row.comm == comm);
+    assert_eq!(rows.len(), 1, "{rows:#?}");
+    rows[0].signal
 }
 
 fn leaked(blocks: u64, bytes: u64) -> Counts {
@@ -102,6 +111,75 @@ fn the_report_beside_a_jobs_output_has_the_jobs_leaks() {
     cluster.finish(&format!("{job}_7"));
     cluster.finish(&format!("{job}_8"));
     assert_eq!(cluster.node_state(), "idle");
+}
+
+#[test]
+fn each_of_four_tasks_is_a_rank_of_the_report() {
+    let cluster = Cluster::start(&format!(
+        "{}\nMEMLEAK_OPTIONS=(--label-env SLURM_PROCID)",
+        memleak()
+    ));
+    let program = copy(&cluster.place, "holds_blocks");
+    let script = format!(
+        "srun -n4 sh -c 'exec {} $((SLURM_PROCID + 1)) 100'",
+        program.display()
+    );
+    let job = cluster.submit(&["-n4"], &script);
+    assert_eq!(cluster.finish(&job), "COMPLETED");
+    let report = cluster.place.path(&format!("out/memleak-{job}.node.json"));
+    let rows = leaks(&report, &program);
+    let expected: Vec<_> = (1..=4).map(|blocks| leaked(blocks, 100)).collect();
+    assert_leaks(&rows, cluster.user.uid.as_raw(), &expected);
+    let ranks: Vec<_> = rows.iter().map(|row| row.rank).collect();
+    assert_eq!(ranks, [0, 1, 2, 3].map(Some));
+    cluster.assert_nothing_left();
+}
+
+#[test]
+fn a_cancelled_job_has_a_report_of_what_it_did() {
+    let cluster = Cluster::start(&memleak());
+    let program = copy(&cluster.place, "holds_blocks");
+    let script = format!("{} 3 100; touch began; sleep 600", program.display());
+    let job = cluster.submit(&[], &script);
+    let out = cluster.place.path("out");
+    cluster.until("the job runs", |_| out.join("began").exists());
+    cluster.cancel(&job);
+    assert_eq!(cluster.finish(&job), "CANCELLED");
+    let report = out.join(format!("memleak-{job}.node.json"));
+    let uid = cluster.user.uid.as_raw();
+    assert_leaks(&leaks(&report, &program), uid, &[leaked(3, 100)]);
+    // Slurm sends SIGTERM, and SIGKILL after it.
+    let signal = signal_of(&report, "sleep");
+    assert!([Some(15), Some(9)].contains(&signal), "{signal:?}");
+    cluster.assert_nothing_left();
+    assert_eq!(
+        (cluster.node_state().as_str(), &*cluster.log()),
+        ("idle", "")
+    );
+}
+
+#[test]
+fn a_job_that_runs_out_of_memory_has_a_report_of_what_it_did() {
+    let cluster = Cluster::start(&memleak());
+    let program = copy(&cluster.place, "holds_blocks");
+    let fills = copy(&cluster.place, "fills_memory");
+    let script = format!("{} 3 100; exec {}", program.display(), fills.display());
+    let job = cluster.submit(&["--mem=100"], &script);
+    // Without control groups, Slurm itself looks at the memory, and kills the job.
+    let state = match Groups::here() {
+        Groups::Unused => "FAILED",
+        Groups::Version1 | Groups::Version2 => "OUT_OF_MEMORY",
+    };
+    assert_eq!(cluster.finish(&job), state);
+    let report = cluster.place.path(&format!("out/memleak-{job}.node.json"));
+    let uid = cluster.user.uid.as_raw();
+    assert_leaks(&leaks(&report, &program), uid, &[leaked(3, 100)]);
+    assert_eq!(signal_of(&report, "fills_memory"), Some(9));
+    cluster.assert_nothing_left();
+    assert_eq!(
+        (cluster.node_state().as_str(), &*cluster.log()),
+        ("idle", "")
+    );
 }
 
 #[test]

@@ -12,18 +12,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use nix::unistd::{Pid, User};
+use nix::unistd::{AccessFlags, Pid, User, access};
 
+use super::TIMEOUT;
 use super::machine::{self, Held};
 use super::newcomers::{Place, run};
 use super::proc;
 use super::root::require_root;
 
-/// A step that takes longer hangs.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
 /// The search path for programs of the daemons and the jobs.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Where control groups are mounted.
+const GROUPS: &str = "/sys/fs/cgroup";
 
 /// The cluster that the tests use, one test at a time. Starting the cluster takes as long as a test, so it stays while
 /// another test waits for it.
@@ -31,6 +32,59 @@ static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
 
 /// The number of tests that use the cluster or wait for it.
 static USERS: AtomicUsize = AtomicUsize::new(0);
+
+/// What Slurm may do with control groups on this machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Groups {
+    /// Nothing. That is so where systemd owns them, too: it would have to know of this slurmd.
+    Unused,
+    Version1,
+    Version2,
+}
+
+impl Groups {
+    pub fn here() -> Self {
+        let at = Path::new(GROUPS);
+        let can_write = |below: &str| access(&at.join(below), AccessFlags::W_OK).is_ok();
+        let controllers = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
+        if Path::new("/run/systemd/system").exists() {
+            Self::Unused
+        } else if controllers.contains("memory") && can_write("cgroup.subtree_control") {
+            Self::Version2
+        } else if ["memory/tasks", "freezer/tasks"].into_iter().all(can_write) {
+            Self::Version1
+        } else {
+            Self::Unused
+        }
+    }
+
+    /// The lines of slurm.conf. Without groups, slurmstepd itself looks how much memory a job uses.
+    fn plugins(self) -> &'static str {
+        match self {
+            Self::Unused => {
+                "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\n\
+                 JobAcctGatherType=jobacct_gather/linux\nJobAcctGatherFrequency=1\n\
+                 JobAcctGatherParams=OverMemoryKill"
+            }
+            Self::Version1 | Self::Version2 => {
+                "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup"
+            }
+        }
+    }
+
+    /// cgroup.conf.
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Unused => "",
+            Self::Version1 => {
+                "CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\n"
+            }
+            Self::Version2 => {
+                "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\n"
+            }
+        }
+    }
+}
 
 struct Entry;
 
@@ -142,7 +196,14 @@ impl Cluster {
             for entry in entries {
                 let entry = entry.expect("the test owns the directory");
                 let name = entry.file_name().into_string().expect("the name is UTF-8");
-                let daemons = ["munge", "slurm.conf", "slurmctld", "slurmd", "state"];
+                let daemons = [
+                    "munge",
+                    "slurm.conf",
+                    "cgroup.conf",
+                    "slurmctld",
+                    "slurmd",
+                    "state",
+                ];
                 let stays = daemons.iter().any(|prefix| name.starts_with(prefix)) || name == "out";
                 if directory.is_empty() && stays {
                     continue;
@@ -157,7 +218,9 @@ impl Cluster {
         install(&self.place, settings);
     }
 
+    /// Writes the cluster's configuration, and that of its control groups.
     fn configure(&self) {
+        let groups = Groups::here();
         let host = nix::unistd::gethostname().expect("a host has a name");
         let host = host.to_str().expect("the name is UTF-8");
         let host = host.split('.').next().expect("at least one part");
@@ -177,14 +240,17 @@ impl Cluster {
              AuthType=auth/munge\nAuthInfo=socket={at}/munge.socket\n\
              StateSaveLocation={at}/state\nSlurmdSpoolDir={at}/slurmd\n\
              SlurmctldPidFile={at}/slurmctld.pid\nSlurmdPidFile={at}/slurmd.pid\n\
-             ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nMpiDefault=none\n\
+             {}\nMpiDefault=none\n\
              Prolog={at}/slurm/prolog.sh\nEpilog={at}/slurm/epilog.sh\nTaskProlog={at}/slurm/task_prolog.sh\n\
              SchedulerParameters=bf_interval=1\n\
-             SelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\n\
+             SelectType=select/cons_tres\nSelectTypeParameters=CR_CPU_Memory\n\
              SlurmdParameters=config_overrides\n\
-             NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4\n\
-             PartitionName=all Nodes=ALL Default=YES State=UP\n"
+             NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000\n\
+             PartitionName=all Nodes=ALL Default=YES State=UP DefMemPerCPU=400\n",
+            groups.plugins()
         );
+        fs::write(self.place.path("cgroup.conf"), groups.settings())
+            .expect("the test owns the file");
         fs::write(self.place.path("slurm.conf"), text).expect("the test owns the file");
         let key = self.place.path("munge.key");
         let random = fs::read("/proc/sys/kernel/random/uuid").expect("/proc is mounted");
@@ -245,7 +311,7 @@ impl Cluster {
     pub fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !done(self) {
-            if began.elapsed() > TIMEOUT {
+            if began.elapsed() > *TIMEOUT {
                 let logs = ["munged.out", "slurmctld.out", "slurmd.out", "spool/log"];
                 let logs = logs.map(|name| fs::read_to_string(self.place.path(name)));
                 panic!("timed out waiting until {what}: {logs:#?}");
@@ -274,6 +340,10 @@ impl Cluster {
     #[track_caller]
     pub fn submit_as_root(&self, options: &[&str], script: &str) -> String {
         self.submit_by("sbatch", &[], options, script)
+    }
+
+    pub fn cancel(&self, job: &str) {
+        run(self.command("scancel").arg(job));
     }
 
     fn submit_by(&self, program: &str, words: &[&str], options: &[&str], script: &str) -> String {
@@ -359,6 +429,15 @@ impl Drop for Cluster {
             }
             let ours = self.processes();
             proc::end_all(|process| ours.contains(&process.pid));
+        }
+        // slurmd leaves its own groups.
+        for group in [
+            "memory/slurm_node",
+            "freezer/slurm_node",
+            "system.slice/node_slurmstepd.scope/system",
+            "system.slice/node_slurmstepd.scope",
+        ] {
+            let _ = fs::remove_dir(Path::new(GROUPS).join(group));
         }
     }
 }
