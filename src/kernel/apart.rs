@@ -43,7 +43,15 @@ impl Apart {
 }
 
 /// The programs, while the verifier works.
-pub(super) struct Loading(JoinHandle<io::Result<Apart>>);
+pub(super) struct Loading(JoinHandle<Result<Apart, Refusal>>);
+
+/// A program that the kernel does not take.
+struct Refusal {
+    program: OsString,
+    error: io::Error,
+    /// The verifier's.
+    log: Vec<u8>,
+}
 
 impl Loading {
     /// Makes the object's maps, and begins to load the programs. Loading the object leaves them out. `None`: nothing would
@@ -82,7 +90,7 @@ impl Loading {
             .collect();
         let load = move || {
             let loaded = codes.iter().map(|code| code.load(types.as_fd()));
-            Ok(Apart(loaded.collect::<io::Result<_>>()?))
+            Ok(Apart(loaded.collect::<Result<_, _>>()?))
         };
         let thread = Builder::new().spawn(load);
         let Ok(thread) = thread else {
@@ -99,8 +107,19 @@ impl Loading {
     /// # Errors
     /// The kernel refuses them.
     pub(super) fn wait(self) -> io::Result<Apart> {
-        let loaded = self.0.join();
-        loaded.unwrap_or_else(|_| Err(io::Error::other("a thread of memleak failed")))
+        let Ok(loaded) = self.0.join() else {
+            return Err(io::Error::other("a thread of memleak failed"));
+        };
+        loaded.map_err(|refusal| {
+            add_log(&refusal.program, &refusal.log);
+            refusal.error
+        })
+    }
+
+    /// Waits until the programs of an object that was not loaded are no longer tried. Without its maps, nothing that the
+    /// verifier says of them is true.
+    pub(super) fn forget(self) {
+        let _ = self.0.join();
     }
 }
 
@@ -157,15 +176,15 @@ impl FinalCode {
         }
     }
 
-    fn load(&self, types: BorrowedFd<'_>) -> io::Result<(OsString, OwnedFd)> {
+    fn load(&self, types: BorrowedFd<'_>) -> Result<(OsString, OwnedFd), Refusal> {
         let loaded = self.load_with(types, &mut []).or_else(|_| {
             // Once more, for the verifier's log.
             let mut log = vec![0; LOG as usize];
-            let loaded = self.load_with(types, &mut log);
-            if loaded.is_err() {
-                add_log(&self.name, &log);
-            }
-            loaded
+            self.load_with(types, &mut log).map_err(|error| Refusal {
+                program: self.name.clone(),
+                error,
+                log,
+            })
         });
         Ok((self.name.clone(), loaded?))
     }

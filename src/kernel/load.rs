@@ -425,9 +425,18 @@ fn load_newer(
         true => Loading::begin(&mut open, method, stacks.is_some())?,
         false => None,
     };
-    let skel = open.load();
-    let apart = loading.map(Loading::wait).transpose();
-    Ok((skel?, apart?.unwrap_or_default()))
+    match open.load() {
+        Ok(skel) => {
+            let apart = loading.map(Loading::wait).transpose()?;
+            Ok((skel, apart.unwrap_or_default()))
+        }
+        Err(error) => {
+            if let Some(loading) = loading {
+                loading.forget();
+            }
+            Err(error)
+        }
+    }
 }
 
 /// How many walks up stacks there is room for at one time: a power of two. A walk holds its room while it is preempted.
