@@ -215,7 +215,7 @@ tests_archive() { # tests_archive MACHINE
 		else
 			printf '%s\n' "${programs[@]}"
 		fi
-		find "$PWD/fixtures" "$PWD/tests" "$PWD/scripts" -type f
+		find "$PWD/examples" "$PWD/fixtures" "$PWD/tests" "$PWD/scripts" -type f
 	} | archive
 }
 
