@@ -191,9 +191,14 @@ fn each_node_of_a_job_has_a_report_and_they_can_be_added_up() {
     let sums = run(Command::new(env!("CARGO_BIN_EXE_memleak"))
         .args(["report", "--by", "node"])
         .args(reports.iter().map(|(_, report)| report)));
-    for host in hosts {
-        let is_host = |line: &str| line.split_whitespace().next() == Some(host);
-        assert!(sums.lines().any(is_host), "{sums}");
+    for ((_, report), host) in reports.iter().zip(hosts) {
+        // Each process has one row that no exec of it follows.
+        let ended = rows(report).iter().filter(|row| row.end != "exec").count();
+        let is_host = |line: &&str| line.split_whitespace().next() == Some(host);
+        let line = sums.lines().find(is_host);
+        let line = line.unwrap_or_else(|| panic!("no {host}: {sums}"));
+        let processes = line.split_whitespace().nth(1);
+        assert_eq!(processes, Some(&*ended.to_string()), "{sums}");
     }
     cluster.assert_nothing_left();
     assert_eq!(

@@ -185,11 +185,16 @@ impl Cluster {
         self.until("no job is left", |cluster| {
             run(cluster.command("squeue").arg("-h")).trim().is_empty()
         });
-        if self.node_state() != "idle" {
-            let node = ["update", "nodename=node", "state=resume"];
-            run(self.command("scontrol").args(node));
+        for (node, partition) in [("node", "all"), ("second", "both")] {
+            if self.state_in(partition) != "idle" {
+                let node = format!("nodename={node}");
+                let words = ["update", &node, "state=resume"];
+                run(self.command("scontrol").args(words));
+            }
         }
-        self.until("the node is idle", |cluster| cluster.node_state() == "idle");
+        self.until("the nodes are idle", |cluster| {
+            cluster.state_in("both") == "idle"
+        });
         self.assert_nothing_left();
         for directory in ["", "out"] {
             let entries =
