@@ -163,7 +163,7 @@ _memleak() {
                     return 0
                     ;;
                 --metrics-labels)
-                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid container pod" -- "${cur}"))
                     return 0
                     ;;
                 --rotate)
@@ -353,7 +353,7 @@ _memleak() {
                     return 0
                     ;;
                 --metrics-labels)
-                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid container pod" -- "${cur}"))
                     return 0
                     ;;
                 *)
@@ -519,7 +519,7 @@ _memleak() {
                     return 0
                     ;;
                 --metrics-labels)
-                    COMPREPLY=($(compgen -W "comm user cgroup jobid" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "comm user cgroup jobid container pod" -- "${cur}"))
                     return 0
                     ;;
                 *)

@@ -66,7 +66,9 @@ markdown\t'Markdown, for summaries and comments'"
 complete -c memleak -n "__fish_memleak_needs_command" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
 user\t''
 cgroup\t''
-jobid\t''"
+jobid\t''
+container\t''
+pod\t''"
 complete -c memleak -n "__fish_memleak_needs_command" -l rotate -d 'Put a report file aside at SIZE' -r
 complete -c memleak -n "__fish_memleak_needs_command" -l listen -d 'Serve metrics at this address' -r
 complete -c memleak -n "__fish_memleak_needs_command" -s a -l all -d 'Watch every process of the machine except memleak, including those that start later'
@@ -133,7 +135,9 @@ markdown\t'Markdown, for summaries and comments'"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
 user\t''
 cgroup\t''
-jobid\t''"
+jobid\t''
+container\t''
+pod\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l no-default-suppressions -d 'Show what the C and C++ libraries keep as any other leak'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand run" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
@@ -196,7 +200,9 @@ markdown\t'Markdown, for summaries and comments'"
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l metrics-labels -d 'Labels of metrics' -r -f -a "comm\t''
 user\t''
 cgroup\t''
-jobid\t''"
+jobid\t''
+container\t''
+pod\t''"
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l leak-exitcode-wins -d 'Let it replace the command\'s own code'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l allow-drain -d 'Let the gate fail a Slurm prolog or epilog'
 complete -c memleak -n "__fish_memleak_using_subcommand report" -l no-default-suppressions -d 'Show what the C and C++ libraries keep as any other leak'

@@ -66,6 +66,8 @@ test  | sbatch       | command sbatch        | slurm-client          | slurm
 test  | promtool     | command promtool      | prometheus            | golang-github-prometheus
 test  | influxd      | command influxd       | influxdb              | influxdb
 test  | node_exporter | command prometheus-node-exporter | prometheus-node-exporter | node-exporter
+test  | hostname     | command hostname      | hostname              | hostname
+test  | systemd-analyze | command systemd-analyze | systemd           | systemd
 lint  | clang-format | command clang-format  | clang-format          | clang-tools-extra
 lint  | shellcheck   | command shellcheck    | shellcheck            | ShellCheck
 bench | python3      | command python3       | python3               | python3

@@ -156,8 +156,9 @@ foreign_user() {
 	passed 'a user from another source than /etc/passwd is known by name'
 }
 
-# Runs memleak as examples/kubernetes describes it: in a root that cannot be written, with its capabilities and no others,
-# beside the processes of the node, which are in another root.
+# Runs memleak as examples/kubernetes describes it: in a root that cannot be written, with a container's /sys, which
+# cannot be written either, and the node's control groups in it. It has the manifest's capabilities and no others. The
+# processes of the node are in another root.
 on_a_node() {
 	local manifest=examples/kubernetes/memleak.yaml capabilities numbers pid found=''
 	local -a words
@@ -178,7 +179,10 @@ on_a_node() {
 		mount --bind "$root" "$root"
 		cd "$root"
 		mount --rbind /proc proc
-		mount --rbind /sys sys
+		mount --bind /sys sys
+		mount -o remount,bind,ro sys
+		mount --rbind /sys/fs/cgroup sys/fs/cgroup
+		mount -o remount,bind,ro sys/fs/cgroup
 		mount -o remount,bind,ro "$root"
 		exec chroot . "$@"' sh "$root" setpriv --no-new-privs --inh-caps=-all \
 		--bounding-set="-all$numbers" memleak "${words[@]}" 2>"$work/on-a-node.log" &
@@ -193,6 +197,9 @@ on_a_node() {
 	wait "$pid" || die "memleak on a node ends with $?: $(cat "$work/on-a-node.log")"
 	[[ $found =~ ' '([0-9]+)$ ]] || die "memleak on a node does not see a process: $found $(cat "$work/on-a-node.log")"
 	((BASH_REMATCH[1] % 770 == 0)) || die "memleak on a node counts otherwise: $found"
+	if grep -q ' cgroup2 ' /proc/self/mounts; then
+		[[ $found == *'cgroup="/'* ]] || die "memleak on a node does not see the control groups: $found"
+	fi
 	passed "a node: all is counted from a root that cannot be written, with $capabilities"
 }
 

@@ -29,6 +29,27 @@ job_cgroups() {
 	done
 }
 
+# Sets `labels`: the options that record a task's rank, step and job from its own environment. memleak takes four such
+# options, those of MEMLEAK_OPTIONS included. If that is too few, the rank goes in: a control group does not tell it.
+label_tasks() {
+	local most=4 given=() before='' word name
+	labels=()
+	for word in "${MEMLEAK_OPTIONS[@]}"; do
+		if [[ $before == --label-env ]]; then
+			given+=("$word")
+		elif [[ $word == --label-env=* ]]; then
+			given+=("${word#*=}")
+		fi
+		before=$word
+	done
+	for name in SLURM_PROCID SLURM_STEP_ID SLURM_JOB_ID; do
+		if ((${#given[@]} < most)) && [[ " ${given[*]} " != *" $name "* ]]; then
+			given+=("$name")
+			labels+=(--label-env "$name")
+		fi
+	done
+}
+
 # Becomes memleak, with nothing that ties it to the prolog. slurmd kills the prolog's process group when the prolog
 # ends, and waits for its pipe.
 become_memleak() {
@@ -49,7 +70,7 @@ become_memleak() {
 	cd / || exit
 	echo "$self $(started "$self")" >"$job/process" || exit
 	exec setsid "$MEMLEAK" -a "$MEMLEAK_INTERVAL" -v --format "$MEMLEAK_FORMAT" -o "$job/report" "${whom[@]}" \
-		"${MEMLEAK_OPTIONS[@]}"
+		"${labels[@]}" "${MEMLEAK_OPTIONS[@]}"
 }
 
 # Succeeds if memleak counts, as its -v says, or if it has ended.
@@ -80,6 +101,7 @@ elif ((SLURM_JOB_UID == 0)); then
 	give_up "it is root's, and has no control group: all of the node would be watched"
 fi
 
+label_tasks
 become_memleak 2>"$job/log" &
 child=$!
 if ! await $((began + MEMLEAK_START_WAIT - $(now))) settled; then

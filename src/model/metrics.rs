@@ -32,6 +32,8 @@ pub enum Label {
     User,
     Cgroup,
     Jobid,
+    Container,
+    Pod,
 }
 
 impl Label {
@@ -41,6 +43,8 @@ impl Label {
             Self::User => "user",
             Self::Cgroup => "cgroup",
             Self::Jobid => "jobid",
+            Self::Container => "container",
+            Self::Pod => "pod",
         }
     }
 
@@ -54,6 +58,8 @@ impl Label {
             },
             Self::Cgroup => of_origin(image, |origin| origin.cgroup.as_ref()),
             Self::Jobid => of_origin(image, |origin| origin.job.as_ref()),
+            Self::Container => of_origin(image, |origin| origin.container.as_ref()),
+            Self::Pod => of_origin(image, |origin| origin.pod.as_ref()),
         }
     }
 }
@@ -390,6 +396,24 @@ mod tests {
         metrics.add(&ended("a", 2));
         assert_eq!(find(&metrics, &[path, "7"]).leaked_bytes, 1);
         assert_eq!(find(&metrics, &["", ""]).leaked_bytes, 2);
+    }
+
+    #[test]
+    fn containers_and_pods_are_labels_and_bounded_as_all_others() {
+        let labels = [Label::Pod, Label::Container];
+        let mut metrics = Metrics::new(MetricLabels::of(&labels));
+        let names: Vec<&str> = metrics.label_names().collect();
+        assert_eq!(names, ["container", "pod"]);
+        let pod = "1a2b3c4d-5e6f-7081-92a3-b4c5d6e7f809";
+        for n in 0..MOST_SERIES + 3 {
+            let mut image = ended("a", 7);
+            let path = format!("/kubepods/burstable/pod{pod}/{n:064x}");
+            image.origin = Some(Origin::of_cgroup(&path).into());
+            metrics.add(&image);
+        }
+        let last = format!("{:064x}", MOST_SERIES - 1);
+        assert_eq!(find(&metrics, &[&last, pod]).leaked_bytes, 7);
+        assert_eq!(find(&metrics, &["other", "other"]).leaked_bytes, 21);
     }
 
     #[test]

@@ -84,7 +84,8 @@ impl Origin {
     }
 }
 
-/// The job and the step, below a group of slurmd: `slurmstepd.scope` (version 2) or `slurm` (version 1).
+/// The job and the step, below a group of slurmd: `slurmstepd.scope` (version 2) or `slurm` (version 1). The rank is not
+/// there: of `task_N`, N counts the tasks of the step or only those of the node, depending on Slurm's version and plugins.
 fn slurm(parts: &[&str]) -> (Option<String>, Option<String>) {
     let is_slurm = |part: &&str| {
         part.ends_with("slurmstepd.scope") || *part == "slurm" || part.starts_with("slurm_")
@@ -149,8 +150,10 @@ fn machine(parts: &[&str]) -> Option<String> {
     })
 }
 
-/// The UID of a pod: `kubepods-burstable-podUID.slice` with `_` for `-`, or `podUID`. A static pod's has no `-`.
+/// The UID of a pod: `kubepods-burstable-podUID.slice` with `_` for `-`, or `podUID`. A static pod's has no `-`. If only
+/// the kubelet was told that systemd makes the groups, a container's is named `kubepods-podUID.slice:cri-containerd:ID`.
 fn pod(part: &str) -> Option<String> {
+    let part = part.split(':').next()?;
     let part = part.strip_suffix(".slice").unwrap_or(part);
     let (before, uid) = part.rsplit_once("pod")?;
     if !before.is_empty() && !before.starts_with("kubepods") {
@@ -228,6 +231,30 @@ mod tests {
                 None,
                 uid,
             ),
+            // docker under Kubernetes, with both drivers
+            (
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUU.slice/docker-ID.scope",
+                id,
+                uid,
+            ),
+            ("/kubepods/burstable/podUD/ID", id, uid),
+            // a kubelet with systemd's driver, above a containerd without it
+            (
+                "/system.slice/containerd.service/kubepods-burstable-podUU.slice:cri-containerd:ID",
+                id,
+                uid,
+            ),
+            ("/kubepods-podUU.slice:cri-containerd:ID", id, uid),
+            // containerd alone: nerdctl, with both drivers, and what the container puts into groups
+            ("/system.slice/nerdctl-ID.scope", id, None),
+            ("/system.slice/nerdctl-ID.scope/init.scope", id, None),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/nerdctl-ID.scope",
+                id,
+                None,
+            ),
+            ("/default/ID", id, None),
+            ("/system.slice:docker:ID", id, None),
             // the pod of a file, whose UID has no dashes
             (
                 "/kubepods/burstable/pod0123456789abcdef0123456789abcdef/ID",
@@ -249,6 +276,22 @@ mod tests {
                 None,
             ),
             ("/machine.slice/libpod-conmon-ID.scope", None, None),
+            // podman's own pods, which Kubernetes does not know: only their containers are told
+            (
+                "/machine.slice/machine-libpod_pod_ID.slice/libpod-ID.scope/container",
+                id,
+                None,
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_ID.slice/libpod-ID.scope",
+                id,
+                None,
+            ),
+            (
+                "/machine.slice/machine-libpod_pod_ID.slice/libpod-conmon-ID.scope",
+                None,
+                None,
+            ),
             // systemd-nspawn and LXC
             (
                 "/machine.slice/systemd-nspawn@debian.service/payload/system.slice/cron.service",

@@ -271,8 +271,8 @@ pub struct ReportArgs {
 
     /// Labels of metrics
     ///
-    /// Of comm, user, cgroup and jobid. By these, sums are told apart, for at most 500 combinations at a time. The rest
-    /// is 'other'.
+    /// Of comm, user, cgroup, jobid, container and pod. By these, sums are told apart, for at most 500 combinations at a
+    /// time. The rest is 'other'.
     #[arg(
         long,
         value_enum,

@@ -5,7 +5,9 @@ use unicode_width::UnicodeWidthStr as _;
 
 use crate::model::live::{Growing, Live};
 use crate::model::reach::Amount;
-use crate::report::cells::{age, args, cut, first_cells, in_blocks, name, note, signed_megabytes};
+use crate::report::cells::{
+    age, args, container, cut, first_cells, in_blocks, job, name, note, signed_megabytes,
+};
 use crate::report::places::frame_lines;
 use crate::report::render::Screen;
 use crate::text::units::{counted, grouped, megabytes};
@@ -28,11 +30,16 @@ enum Column {
     Growth,
     Rate,
     Age,
+    Job,
+    Container,
     Note,
     Args,
 }
 
-const COLUMNS: [Column; 11] = [
+/// How many columns there are.
+const COUNT: usize = COLUMNS.len();
+
+const COLUMNS: [Column; 13] = [
     Column::Uid,
     Column::User,
     Column::Pid,
@@ -42,18 +49,25 @@ const COLUMNS: [Column; 11] = [
     Column::Growth,
     Column::Rate,
     Column::Age,
+    Column::Job,
+    Column::Container,
     Column::Note,
     Column::Args,
 ];
 
+/// The columns that are there only if something is in them.
+const OPTIONAL: [Column; 4] = [Column::Job, Column::Container, Column::Note, Column::Args];
+
 /// The columns that may be left out, the least important first.
-const EXPENDABLE: [Column; 8] = [
+const EXPENDABLE: [Column; 10] = [
     Column::Args,
     Column::Note,
     Column::Total,
     Column::Uid,
     Column::Rate,
     Column::Age,
+    Column::Container,
+    Column::Job,
     Column::User,
     Column::Growth,
 ];
@@ -69,6 +83,8 @@ impl Column {
             Self::Held => 9,
             Self::Rate => 5,
             Self::Age => 6,
+            Self::Job => 8,
+            Self::Container => 12,
             Self::Note | Self::Args => 0,
         }
     }
@@ -96,7 +112,7 @@ pub(super) fn lines(live: &Live, screen: &Screen) -> Vec<String> {
         *comm = capped(std::mem::take(comm));
         cells
     });
-    let table: Vec<[String; 11]> = std::iter::once(names).chain(rows).collect();
+    let table: Vec<[String; COUNT]> = std::iter::once(names).chain(rows).collect();
     lines.extend(fitted(&table, screen.columns));
     if more > 0 {
         let more = counted(more as u64, "more process", "more processes");
@@ -175,7 +191,7 @@ fn plus_or_minus(growth: i64) -> String {
     format!("{plus}{}", signed_megabytes(growth))
 }
 
-fn names(live: &Live) -> [String; 11] {
+fn names(live: &Live) -> [String; COUNT] {
     let period = live.time.saturating_sub(live.since).as_secs_f64();
     let tenths = (period * 10.0).round() / 10.0;
     let growth = format!("+{tenths}s_MB");
@@ -189,22 +205,25 @@ fn names(live: &Live) -> [String; 11] {
         &growth,
         "MB/h",
         "AGE",
+        "JOB",
+        "CONTAINER",
         "NOTE",
         "ARGS",
     ]
     .map(str::to_owned)
 }
 
-pub(super) fn cells(row: &Growing, live: &Live) -> [String; 11] {
+pub(super) fn cells(row: &Growing, live: &Live) -> [String; COUNT] {
     let image = &row.image;
     let [uid, user, pid, comm, total] = first_cells(image);
     let held = megabytes(image.counters.leaked_bytes);
     let age = age(live.time.saturating_sub(image.start_time));
     let growth = signed_megabytes(row.growth);
     let rate = rate(row.rate);
+    let (job, container) = (job(image), container(image));
     let (note, args) = (note(image, false), args(image));
     [
-        uid, user, pid, comm, total, held, growth, rate, age, note, args,
+        uid, user, pid, comm, total, held, growth, rate, age, job, container, note, args,
     ]
 }
 
@@ -227,7 +246,7 @@ fn capped(name: String) -> String {
 }
 
 /// The lines of a table, the headings first, without the columns that have no room.
-fn fitted(table: &[[String; 11]], columns: usize) -> Vec<String> {
+fn fitted(table: &[[String; COUNT]], columns: usize) -> Vec<String> {
     let widths: Vec<usize> = (COLUMNS.iter().enumerate())
         .map(|(at, column)| {
             let cells = table.iter().map(|row| row[at].width());
@@ -236,7 +255,7 @@ fn fitted(table: &[[String; 11]], columns: usize) -> Vec<String> {
         .collect();
     let is_empty = |at: usize| table.iter().skip(1).all(|row| row[at].is_empty());
     let mut kept: Vec<usize> = (0..COLUMNS.len())
-        .filter(|at| !matches!(COLUMNS[*at], Column::Note | Column::Args) || !is_empty(*at))
+        .filter(|at| !OPTIONAL.contains(&COLUMNS[*at]) || !is_empty(*at))
         .collect();
     for expendable in EXPENDABLE {
         let needed = kept.iter().map(|at| widths[*at] + GAP).sum::<usize>() - GAP;

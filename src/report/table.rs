@@ -44,14 +44,14 @@ const COLUMNS: [(&str, u16); 11] = [
     ARGS,
 ];
 
-/// The columns of a window. JOB and CONTAINER are only there if a process of the window has one. The last column has no
-/// heading if nothing is in it.
+/// The columns of a window. JOB and CONTAINER are only there if a process of the window has one, and so it is with those
+/// that run. The last column has no heading if nothing is in it.
 const WINDOW_COLUMNS: [(&str, u16); 12] = [
     UID, USER, PID, COMM, TOTAL, LEAK, LOST, BLOCKS, JOB, CONTAINER, NOTE, ARGS,
 ];
 
 /// The columns of the running processes.
-const LIVE_COLUMNS: [(&str, u16); 11] = [
+const LIVE_COLUMNS: [(&str, u16); 13] = [
     UID,
     USER,
     PID,
@@ -61,6 +61,8 @@ const LIVE_COLUMNS: [(&str, u16); 11] = [
     ("GROWTH_MB", 11),
     ("MB/h", 7),
     ("AGE", 7),
+    JOB,
+    CONTAINER,
     NOTE,
     ARGS,
 ];
@@ -417,12 +419,7 @@ impl Render for TableRender {
                 args(image),
             ]
         });
-        let is_empty =
-            |cell: fn(&Image) -> String| images.iter().all(|image| cell(image).is_empty());
-        let empty: Vec<(&str, u16)> = [(JOB, is_empty(job)), (CONTAINER, is_empty(container))]
-            .into_iter()
-            .filter_map(|(column, is_empty)| is_empty.then_some(column))
-            .collect();
+        let empty = nowhere(images.iter().copied());
         for cells in std::iter::once(heading).chain(rows) {
             lines.push_str(&self.row_without(&empty, WINDOW_COLUMNS, cells));
             lines.push('\n');
@@ -451,9 +448,10 @@ impl Render for TableRender {
             live.time.as_secs(),
             live.since.as_secs()
         );
+        let empty = nowhere(live.rows.iter().map(|row| &row.image));
         let rows = live.rows.iter().map(|row| live::cells(row, live));
         for cells in std::iter::once(names(LIVE_COLUMNS)).chain(rows) {
-            block.push_str(&self.row(LIVE_COLUMNS, cells));
+            block.push_str(&self.row_without(&empty, LIVE_COLUMNS, cells));
             block.push('\n');
         }
         if !live.rest.is_empty() {
@@ -472,6 +470,18 @@ impl Render for TableRender {
 
 fn names<const N: usize>(columns: [(&str, u16); N]) -> [String; N] {
     columns.map(|(name, _)| name.to_owned())
+}
+
+/// Those of the columns JOB and CONTAINER that would be empty.
+fn nowhere<'a>(images: impl Iterator<Item = &'a Image> + Clone) -> Vec<(&'static str, u16)> {
+    let is_empty = |cell: fn(&Image) -> String| {
+        let mut images = images.clone();
+        images.all(|image| cell(image).is_empty())
+    };
+    [(JOB, is_empty(job)), (CONTAINER, is_empty(container))]
+        .into_iter()
+        .filter_map(|(column, is_empty)| is_empty.then_some(column))
+        .collect()
 }
 
 /// The cells of a leak: megabytes, those that were lost, and blocks.

@@ -1075,6 +1075,44 @@ fn a_window_has_a_column_for_jobs_and_containers_if_it_has_any() {
 }
 
 #[test]
+fn what_runs_has_columns_for_jobs_and_containers_if_it_has_any() {
+    let id = "3f2a9c0d1e4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1";
+    let job = "/system.slice/slurmstepd.scope/job_1234/step_0/user/task_0".to_owned();
+    let contained = format!("/kubepods/burstable/pod1a2b3c4d-5e6f-7081-92a3-b4c5d6e7f809/{id}");
+    let of = |paths: &[&String]| {
+        let mut live = live();
+        for (row, path) in live.rows.iter_mut().zip(paths) {
+            row.image.origin = Some(Origin::of_cgroup(path).into());
+        }
+        live
+    };
+    let block = |live: &Live| {
+        let mut table = table::TableRender::new(options(NORMAL, false));
+        String::from_utf8(table.live(live, None).unwrap()).unwrap()
+    };
+    let shown = |text: &str| {
+        let words = ["JOB", "CONTAINER", "1234.0", "3f2a9c0d1e4b"];
+        words.map(|word| text.contains(word))
+    };
+    for (live, expected) in [
+        (of(&[]), [false; 4]),
+        (of(&[&job]), [true, false, true, false]),
+        (of(&[&contained]), [false, true, false, true]),
+        (of(&[&job, &contained]), [true; 4]),
+    ] {
+        let text = block(&live);
+        assert_eq!(shown(&text), expected, "{text}");
+        // They have room on a usual terminal, where other columns go first.
+        let text = drawn(&live, 80, 24);
+        assert_eq!(shown(&text), expected, "{text}");
+        let rest = ["USER", "PID", "COMM", "LIVE_MB", "+5s_MB"];
+        assert!(rest.iter().all(|name| text.contains(name)), "{text}");
+    }
+    let narrow = drawn(&of(&[&job, &contained]), 70, 24);
+    assert_eq!(shown(&narrow), [true, false, true, false], "{narrow}");
+}
+
+#[test]
 fn a_window_in_which_no_process_ended_has_no_line() {
     let mut exec = image();
     exec.end = End::Exec;

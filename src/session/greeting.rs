@@ -1,8 +1,12 @@
-//! What `-p` and `-a` say on a terminal when they begin: what is watched, when it is reported, and how to stop.
+//! What `-p` and `-a` say when they begin: on a terminal what is watched, when it is reported, and how to stop. And
+//! what `-a` will not see, because memleak has not the rights for it.
 
 use std::time::Duration;
 
 use crate::options::watch::{Filters, Watch};
+use crate::os::capabilities::{
+    CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, Capabilities,
+};
 use crate::os::processes::Process;
 use crate::text::escape;
 use crate::text::units::counted;
@@ -98,6 +102,31 @@ fn filters(filters: &Filters) -> Vec<String> {
         .collect()
 }
 
+/// What a memleak with these capabilities cannot examine of all processes, and what to do. `None`: it can examine all.
+pub(super) fn unreadable(own: Capabilities) -> Option<String> {
+    let may_find = own.has(CAP_SYS_PTRACE);
+    let may_read = own.has(CAP_DAC_READ_SEARCH) || own.has(CAP_DAC_OVERRIDE);
+    let (missing, what) = match (may_find, may_read) {
+        (true, true) => return None,
+        (false, _) => (
+            "CAP_SYS_PTRACE",
+            "the files of other users' processes, or of those with more rights",
+        ),
+        (true, false) => (
+            "CAP_DAC_READ_SEARCH",
+            "files that only their own user may read",
+        ),
+    };
+    let both = match (may_find, may_read) {
+        (false, false) => " and CAP_DAC_READ_SEARCH",
+        _ => "",
+    };
+    Some(format!(
+        "without {missing}{both}, memleak cannot examine {what}: such processes are 'unexamined' (run memleak as root \
+         with this right)"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +137,36 @@ mod tests {
             comm: comm.as_bytes().to_vec(),
         };
         all.iter().map(named).collect()
+    }
+
+    #[test]
+    fn a_right_to_examine_that_is_missing_is_named() {
+        let said = |has: &[u32]| {
+            let bits = has.iter().map(|number| 1 << number);
+            unreadable(Capabilities {
+                effective: bits.fold(0, |set: u64, bit: u64| set | bit),
+                ..Capabilities::default()
+            })
+        };
+        for (has, begins) in [
+            (
+                &[CAP_SYS_PTRACE][..],
+                "without CAP_DAC_READ_SEARCH, memleak cannot examine files that only",
+            ),
+            (
+                &[CAP_DAC_OVERRIDE],
+                "without CAP_SYS_PTRACE, memleak cannot examine the files of other",
+            ),
+            (
+                &[],
+                "without CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, memleak cannot examine the files",
+            ),
+        ] {
+            let said = said(has).unwrap();
+            assert!(said.starts_with(begins), "{said}");
+        }
+        assert_eq!(said(&[CAP_SYS_PTRACE, CAP_DAC_OVERRIDE]), None);
+        assert_eq!(said(&[CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH]), None);
     }
 
     #[test]

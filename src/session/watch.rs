@@ -13,7 +13,7 @@ use crate::model::exit::Outcome;
 use crate::model::image::Image;
 use crate::model::live::{Growth, Live};
 use crate::options::watch::{Interval, Watch};
-use crate::os::capabilities;
+use crate::os::capabilities::{self, Capabilities};
 use crate::os::clock::monotonic;
 use crate::os::processes::{self, Process};
 use crate::os::say::say;
@@ -22,7 +22,7 @@ use crate::report::destination::Standard;
 use crate::report::{Format, Screen, closing_line, suppressed_lines};
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
 use crate::session::filter::{self, Filter};
-use crate::session::greeting::greeting;
+use crate::session::greeting::{greeting, unreadable};
 use crate::session::leaks::Leaks;
 use crate::session::listener::Listener;
 use crate::session::prober::Prober;
@@ -66,6 +66,10 @@ pub fn watch(options: &Watch) -> Result<()> {
     };
     let prober = started(prober, options.shown.verbose)?;
     let began = monotonic();
+    let own = Capabilities::get().ok().filter(|_| options.all);
+    if let Some(unreadable) = own.and_then(unreadable) {
+        say(&unreadable);
+    }
     if !options.shown.quiet && io::stderr().is_terminal() {
         if options.no_children {
             children = processes::count_descendants(&processes)?;

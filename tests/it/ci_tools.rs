@@ -3,8 +3,9 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::examples::manifest_list;
 use crate::runners::{Examples, LOST, assert_cases};
 
 #[test]
@@ -186,17 +187,53 @@ fn sarif_tools_find_each_leak_at_its_line() {
     assert!(leak.contains("messy.c"), "{leak}");
 }
 
+/// Reads a file as YAML. Its path is that from the directory of an example, or absolute.
+fn yaml(examples: &Examples, file: &str) -> Value {
+    examples.passes("c", "pip3 install -q --upgrade --target readers pyyaml");
+    let script =
+        "import json, sys, yaml; print(json.dumps(yaml.load(open(sys.argv[1]), yaml.BaseLoader)))";
+    let read = format!("PYTHONPATH=readers python3 -c '{script}' {file}");
+    serde_json::from_str(&examples.passes("c", &read)).unwrap()
+}
+
+/// The other tests find the manifest's lists in its text.
+#[test]
+#[ignore = "fetches a reader from PyPI: make test-long"]
+fn the_manifest_is_yaml_and_has_what_the_tests_run() {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/kubernetes/memleak.yaml"
+    );
+    let pod = &yaml(&Examples::new(), file)["spec"]["template"]["spec"];
+    assert_eq!(pod["hostPID"], "true");
+    let containers = pod["containers"].as_array().unwrap();
+    assert_eq!(containers.len(), 1);
+    let container = &containers[0];
+    assert_eq!(container["command"], json!(["memleak"]));
+    assert_eq!(container["args"], json!(manifest_list("args")));
+    let rights = &container["securityContext"];
+    assert_eq!(rights["capabilities"]["drop"], json!(["ALL"]));
+    assert_eq!(rights["capabilities"]["add"], json!(manifest_list("add")));
+    let bits = [
+        "privileged",
+        "allowPrivilegeEscalation",
+        "readOnlyRootFilesystem",
+    ];
+    assert_eq!(bits.map(|bit| &rights[bit]), ["false", "false", "true"]);
+    // No file of the node but its control groups, which cannot be written.
+    let mount = json!([{"name": "cgroup", "mountPath": "/sys/fs/cgroup", "readOnly": "true"}]);
+    assert_eq!(container["volumeMounts"], mount);
+    let volume =
+        json!([{"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}}]);
+    assert_eq!(pod["volumes"], volume);
+}
+
 /// The files that only a service could run are read as YAML, and the job's own script is run.
 #[test]
 #[ignore = "fetches a reader from PyPI: make test-long"]
 fn the_action_and_the_job_are_yaml_and_the_script_of_the_job_runs() {
     let examples = Examples::new();
-    examples.passes("c", "pip3 install -q --target readers pyyaml");
-    let read = |file: &str| -> Value {
-        let script = "import json, sys, yaml; print(json.dumps(yaml.load(open(sys.argv[1]), yaml.BaseLoader)))";
-        let read = format!("PYTHONPATH=readers python3 -c '{script}' ../{file}");
-        serde_json::from_str(&examples.passes("c", &read)).unwrap()
-    };
+    let read = |file: &str| yaml(&examples, &format!("../{file}"));
     let action = read("github/action.yml");
     assert_eq!(action["runs"]["using"], "composite");
     let steps = action["runs"]["steps"].as_array().unwrap();

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use memleak::kernel::settings::MAX_LABELS;
+use nix::sys::signal::{Signal, kill};
+
 use crate::common::expected::{End, counts};
 use crate::common::group::Group;
 use crate::common::newcomers::{Place, run};
@@ -97,42 +100,111 @@ fn the_report_beside_a_jobs_output_has_the_jobs_leaks() {
     cluster.assert_nothing_left();
     assert!(!cluster.place.path(&format!("spool/job.{job}")).exists());
     assert_eq!(cluster.log(), "");
+}
 
-    // Each task of an array is a job with a report of its own.
-    let job = cluster.submit(&["--array=7,8"], &format!("{}", program.display()));
-    cluster.until("both have reports", |cluster| {
-        let names = fs::read_dir(cluster.place.path("out")).expect("the file exists");
-        let reports = names.filter(|name| {
-            let name = name.as_ref().expect("a name").file_name();
-            name.to_string_lossy().ends_with(".node.json")
-        });
-        reports.count() == 2
-    });
-    cluster.finish(&format!("{job}_7"));
-    cluster.finish(&format!("{job}_8"));
-    assert_eq!(cluster.node_state(), "idle");
+/// Each task of an array is a job with a report of its own.
+#[test]
+fn each_task_of_an_array_has_a_report_of_its_own() {
+    let cluster = Cluster::start(&memleak());
+    let program = copy(&cluster.place, "holds_blocks");
+    let script = format!(
+        "echo $SLURM_JOB_ID >number.$SLURM_ARRAY_TASK_ID; exec {} $SLURM_ARRAY_TASK_ID 100",
+        program.display()
+    );
+    let array = cluster.submit(&["--array=7,8"], &script);
+    for task in [7, 8] {
+        let state = cluster.finish(&format!("{array}_{task}"));
+        assert_eq!(state, "COMPLETED", "{task}");
+    }
+    let out = cluster.place.path("out");
+    for task in [7, 8] {
+        let number = fs::read_to_string(out.join(format!("number.{task}")));
+        let job = number.expect("the task ran").trim().to_owned();
+        // Without control groups of version 2, the report may have the user's other job, too.
+        let mut rows = leaks(&out.join(format!("memleak-{job}.node.json")), &program);
+        rows.retain(|row| row.job.as_ref() == Some(&job));
+        assert_leaks(&rows, cluster.user.uid.as_raw(), &[leaked(task, 100)]);
+    }
+    cluster.assert_nothing_left();
+    assert_eq!(
+        (cluster.node_state().as_str(), &*cluster.log()),
+        ("idle", "")
+    );
 }
 
 #[test]
 fn each_of_four_tasks_is_a_rank_of_the_report() {
-    let cluster = Cluster::start(&format!(
-        "{}\nMEMLEAK_OPTIONS=(--label-env SLURM_PROCID)",
-        memleak()
-    ));
+    let cluster = Cluster::start(&memleak());
     let program = copy(&cluster.place, "holds_blocks");
     let script = format!(
-        "srun -n4 sh -c 'exec {} $((SLURM_PROCID + 1)) 100'",
+        "srun true; srun -n4 sh -c 'exec {0} $((SLURM_PROCID + 1)) 100'; exec {0} 5 100",
         program.display()
     );
     let job = cluster.submit(&["-n4"], &script);
     assert_eq!(cluster.finish(&job), "COMPLETED");
     let report = cluster.place.path(&format!("out/memleak-{job}.node.json"));
     let rows = leaks(&report, &program);
-    let expected: Vec<_> = (1..=4).map(|blocks| leaked(blocks, 100)).collect();
+    let expected: Vec<_> = (1..=5).map(|blocks| leaked(blocks, 100)).collect();
     assert_leaks(&rows, cluster.user.uid.as_raw(), &expected);
-    let ranks: Vec<_> = rows.iter().map(|row| row.rank).collect();
-    assert_eq!(ranks, [0, 1, 2, 3].map(Some));
+    let places: Vec<_> = rows
+        .iter()
+        .map(|row| (row.job.as_deref(), row.step.as_deref(), row.rank))
+        .collect();
+    let of_step = |rank| (Some(&*job), Some("1"), Some(rank));
+    assert_eq!(places[..4], [0, 1, 2, 3].map(of_step));
+    // The batch script is a task, too. Only its control group says of which step.
+    let step = (Groups::here() == Groups::Version2).then_some("batch");
+    assert_eq!(places[4], (Some(&*job), step, Some(0)));
     cluster.assert_nothing_left();
+}
+
+/// Both nodes are one machine, so each memleak may see the tasks of both. The variable tells the nodes apart.
+#[test]
+fn each_node_of_a_job_has_a_report_and_they_can_be_added_up() {
+    let options = "MEMLEAK_OPTIONS=(--label-env SLURMD_NODENAME)";
+    let spool = "MEMLEAK_SPOOL=$MEMLEAK_SPOOL${SLURMD_NODENAME#node}";
+    let cluster = Cluster::start(&format!("{}\n{options}\n{spool}", memleak()));
+    let program = copy(&cluster.place, "holds_blocks");
+    let script = format!(
+        "srun -n2 sh -c 'exec {} $((SLURM_PROCID + 1)) 100'",
+        program.display()
+    );
+    let job = cluster.submit(&["-p", "both", "-N2", "-n2"], &script);
+    assert_eq!(cluster.finish(&job), "COMPLETED");
+    let own = nix::unistd::gethostname().expect("a host has a name");
+    let hosts = [own.to_str().expect("the name is UTF-8"), "second"];
+    let reports = ["node", "second"].map(|node| {
+        let report = format!("out/memleak-{job}.{node}.json");
+        (node, cluster.place.path(&report))
+    });
+    for (rank, ((node, report), host)) in reports.iter().zip(hosts).enumerate() {
+        let rank = u32::try_from(rank).expect("two ranks");
+        let mut rows = leaks(report, &program);
+        rows.retain(|row| row.labels["SLURMD_NODENAME"] == *node);
+        let blocks = u64::from(rank) + 1;
+        assert_leaks(&rows, cluster.user.uid.as_raw(), &[leaked(blocks, 100)]);
+        let row = &rows[0];
+        let place = (row.job.as_deref(), row.step.as_deref(), row.rank);
+        assert_eq!(place, (Some(&*job), Some("0"), Some(rank)));
+        assert_eq!(row.host.as_deref(), Some(host));
+    }
+    let sums = run(Command::new(env!("CARGO_BIN_EXE_memleak"))
+        .args(["report", "--by", "node"])
+        .args(reports.iter().map(|(_, report)| report)));
+    for ((_, report), host) in reports.iter().zip(hosts) {
+        // Each process has one row that no exec of it follows.
+        let ended = rows(report).iter().filter(|row| row.end != "exec").count();
+        let is_host = |line: &&str| line.split_whitespace().next() == Some(host);
+        let line = sums.lines().find(is_host);
+        let line = line.unwrap_or_else(|| panic!("no {host}: {sums}"));
+        let processes = line.split_whitespace().nth(1);
+        assert_eq!(processes, Some(&*ended.to_string()), "{sums}");
+    }
+    cluster.assert_nothing_left();
+    assert_eq!(
+        (cluster.state_in("both").as_str(), &*cluster.log()),
+        ("idle", "")
+    );
 }
 
 #[test]
@@ -277,6 +349,62 @@ fn a_memleak_that_fails_stops_no_job_and_drains_no_node() {
         0,
         "memleak used a spool that other users may write"
     );
+}
+
+/// memleak dies in the middle of a job. What it had reported by then is beside the job's output.
+#[test]
+fn a_memleak_that_is_killed_leaves_its_windows_and_harms_nobody() {
+    let cluster = Cluster::start(&format!("{}\nMEMLEAK_INTERVAL=0.2", memleak()));
+    let program = copy(&cluster.place, "holds_blocks");
+    let script = format!(
+        "{0} 3 100; until [ -e go ]; do sleep 0.1; done; {0} 4 100; echo it ran",
+        program.display()
+    );
+    let job = cluster.submit(&["-o", "%j.out"], &script);
+    let growing = cluster.place.path(&format!("spool/job.{job}/report"));
+    cluster.until("the first window is reported", |_| {
+        fs::read_to_string(&growing).is_ok_and(|text| text.contains("holds_blocks"))
+    });
+    let pid = cluster.memleak_of(&job).expect("memleak runs");
+    kill(pid, Signal::SIGKILL).expect("memleak runs");
+    // The kernel takes its probes away before the process has ended.
+    cluster.until("memleak is dead", |_| !proc::Process::is_alive(pid));
+    let out = cluster.place.path("out");
+    fs::write(out.join("go"), "").expect("the test's own file");
+    assert_eq!(cluster.finish(&job), "COMPLETED");
+    let said = fs::read_to_string(out.join(format!("{job}.out")));
+    assert_eq!(said.expect("the job's output"), "it ran\n");
+    let mut rows = rows(&out.join(format!("memleak-{job}.node.json")));
+    rows.retain(|row| row.exe.as_deref() == Some(&program));
+    assert_leaks(&rows, cluster.user.uid.as_raw(), &[leaked(3, 100)]);
+    cluster.assert_nothing_left();
+    let why = format!("job {job}: memleak ended before the job did");
+    assert!(cluster.log().contains(&why), "{}", cluster.log());
+    assert_eq!(cluster.node_state(), "idle");
+}
+
+#[test]
+fn a_memleak_that_ignores_the_epilog_is_killed_and_drains_no_node() {
+    let cluster = Cluster::start("");
+    let deaf = "#!/bin/sh\ntrap '' TERM\necho 'memleak: attached by nobody' >&2\nexec sleep 600\n";
+    let deaf = cluster.place.script("deaf", deaf);
+    let setting = format!("{}\nMEMLEAK_STOP_WAIT=500", program(&deaf));
+    set(
+        &cluster.place.path("slurm/memleak.conf"),
+        &cluster.place,
+        &setting,
+    );
+    let job = cluster.submit(&[], "until [ -e go ]; do sleep 0.1; done");
+    cluster.until("memleak runs", |cluster| cluster.memleak_of(&job).is_some());
+    let pid = cluster.memleak_of(&job).expect("memleak runs");
+    let out = cluster.place.path("out");
+    fs::write(out.join("go"), "").expect("the test's own file");
+    assert_eq!(cluster.finish(&job), "COMPLETED");
+    assert!(!proc::Process::is_alive(pid));
+    cluster.assert_nothing_left();
+    let why = format!("job {job}: memleak (process {pid}) does not end: killed");
+    assert!(cluster.log().contains(&why), "{}", cluster.log());
+    assert_eq!(cluster.node_state(), "idle");
 }
 
 #[test]
@@ -534,4 +662,51 @@ fn a_memleak_that_does_not_start_leaves_no_control_group() {
     let left = fs::read_dir(&group.path).expect("the group exists");
     let left = left.filter(|entry| entry.as_ref().expect("an entry").path().is_dir());
     assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn the_prolog_asks_for_no_more_variables_than_memleak_takes() {
+    for (options, asked) in [
+        ("", "SLURM_PROCID SLURM_STEP_ID SLURM_JOB_ID"),
+        (
+            "--label-env PMI_RANK --min-leak 1MB",
+            "SLURM_PROCID SLURM_STEP_ID SLURM_JOB_ID PMI_RANK",
+        ),
+        (
+            "--label-env=PMI_RANK --label-env SLURM_JOB_ID",
+            "SLURM_PROCID SLURM_STEP_ID =PMI_RANK SLURM_JOB_ID",
+        ),
+        (
+            "--label-env A --label-env B --label-env C --label-env D",
+            "A B C D",
+        ),
+    ] {
+        let place = Place::new();
+        let words = place.path("words");
+        let tells = format!("#!/bin/sh\necho \"$*\" >{}\nexit 125\n", words.display());
+        let setting = program(&place.script("tells", &tells));
+        let setting = format!(
+            "{setting}\nMEMLEAK_START_WAIT=30000\nMEMLEAK_FILTER=uid\nMEMLEAK_OPTIONS=({options})"
+        );
+        install(&place, &setting);
+        let job = Job {
+            scripts: place.path("slurm"),
+            out: place.directory("out"),
+            sluid: None,
+            inside: Vec::new(),
+        };
+        assert!(job.run("prolog").success());
+        let words = fs::read_to_string(&words).expect("the prolog started memleak");
+        let words: Vec<_> = words.split_whitespace().collect();
+        let named = words.iter().enumerate().filter_map(|(at, word)| {
+            let before = at.checked_sub(1).map(|before| words[before]);
+            match word.strip_prefix("--label-env") {
+                Some("") | None => (before == Some("--label-env")).then_some(*word),
+                with_value => with_value,
+            }
+        });
+        let named: Vec<_> = named.collect();
+        assert_eq!(named.join(" "), asked, "{options}");
+        assert!(named.len() <= MAX_LABELS);
+    }
 }

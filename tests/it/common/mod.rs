@@ -132,6 +132,9 @@ pub struct Row {
     /// Only with --label-env.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    pub host: Option<String>,
+    pub job: Option<String>,
+    pub step: Option<String>,
     pub rank: Option<u32>,
     pub image: u32,
     pub end: String,

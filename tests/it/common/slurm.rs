@@ -1,5 +1,8 @@
-//! A Slurm cluster of one node, on loopback. munged, slurmctld and slurmd have all their files in one directory, and
-//! ports of their own. All processes that the daemons started end with the cluster.
+//! A Slurm cluster on loopback. munged, slurmctld and slurmd have all their files in one directory, and ports of their
+//! own. All processes that the daemons started end with the cluster.
+//!
+//! Jobs run on the node `node`, and in the partition `both` also on the node `second`. Both are this machine. But the
+//! second slurmd has its own name of the machine, which is the same as the node's.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -162,9 +165,7 @@ impl Cluster {
             daemons: Vec::new(),
             own: Vec::new(),
         };
-        for name in ["state", "slurmd"] {
-            cluster.place.directory(name);
-        }
+        cluster.place.directory("state");
         install(&cluster.place, settings);
         let out = cluster.place.directory("out");
         let (uid, gid) = (cluster.user.uid.as_raw(), cluster.user.gid.as_raw());
@@ -184,11 +185,16 @@ impl Cluster {
         self.until("no job is left", |cluster| {
             run(cluster.command("squeue").arg("-h")).trim().is_empty()
         });
-        if self.node_state() != "idle" {
-            let node = ["update", "nodename=node", "state=resume"];
-            run(self.command("scontrol").args(node));
+        for (node, partition) in [("node", "all"), ("second", "both")] {
+            if self.state_in(partition) != "idle" {
+                let node = format!("nodename={node}");
+                let words = ["update", &node, "state=resume"];
+                run(self.command("scontrol").args(words));
+            }
         }
-        self.until("the node is idle", |cluster| cluster.node_state() == "idle");
+        self.until("the nodes are idle", |cluster| {
+            cluster.state_in("both") == "idle"
+        });
         self.assert_nothing_left();
         for directory in ["", "out"] {
             let entries =
@@ -203,6 +209,7 @@ impl Cluster {
                     "slurmctld",
                     "slurmd",
                     "state",
+                    "unshare",
                 ];
                 let stays = daemons.iter().any(|prefix| name.starts_with(prefix)) || name == "out";
                 if directory.is_empty() && stays {
@@ -224,9 +231,9 @@ impl Cluster {
         let host = nix::unistd::gethostname().expect("a host has a name");
         let host = host.to_str().expect("the name is UTF-8");
         let host = host.split('.').next().expect("at least one part");
-        // Both ports stay bound until both are known, so that they differ.
-        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port exists"));
-        let [controller, node] = ports
+        // All ports stay bound until all are known, so that they differ.
+        let ports = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port exists"));
+        let [controller, node, second] = ports
             .each_ref()
             .map(|port| port.local_addr().expect("the port is bound").port());
         let at = self.place.path("");
@@ -236,17 +243,19 @@ impl Cluster {
             .trim_end_matches('/');
         let text = format!(
             "ClusterName=memleak\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\n\
-             SlurmctldPort={controller}\nSlurmdPort={node}\n\
+             SlurmctldPort={controller}\n\
              AuthType=auth/munge\nAuthInfo=socket={at}/munge.socket\n\
-             StateSaveLocation={at}/state\nSlurmdSpoolDir={at}/slurmd\n\
-             SlurmctldPidFile={at}/slurmctld.pid\nSlurmdPidFile={at}/slurmd.pid\n\
+             StateSaveLocation={at}/state\nSlurmdSpoolDir={at}/slurmd.%n\n\
+             SlurmctldPidFile={at}/slurmctld.pid\nSlurmdPidFile={at}/slurmd.%n.pid\n\
              {}\nMpiDefault=none\n\
              Prolog={at}/slurm/prolog.sh\nEpilog={at}/slurm/epilog.sh\nTaskProlog={at}/slurm/task_prolog.sh\n\
              SchedulerParameters=bf_interval=1\n\
              SelectType=select/cons_tres\nSelectTypeParameters=CR_CPU_Memory\n\
              SlurmdParameters=config_overrides\n\
-             NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000\n\
-             PartitionName=all Nodes=ALL Default=YES State=UP DefMemPerCPU=400\n",
+             NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs=4 RealMemory=4000\n\
+             NodeName=second NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=4 RealMemory=4000\n\
+             PartitionName=all Nodes=node Default=YES State=UP DefMemPerCPU=400\n\
+             PartitionName=both Nodes=node,second State=UP DefMemPerCPU=400\n",
             groups.plugins()
         );
         fs::write(self.place.path("cgroup.conf"), groups.settings())
@@ -278,7 +287,11 @@ impl Cluster {
         });
         self.run_daemon("slurmctld", &["-D".to_owned()]);
         self.run_daemon("slurmd", &["-D", "-N", "node"].map(str::to_owned));
-        self.until("the node is idle", |cluster| cluster.node_state() == "idle");
+        let named = "hostname second && exec slurmd -D -N second";
+        self.run_daemon("unshare", &["--uts", "sh", "-c", named].map(str::to_owned));
+        self.until("the nodes are idle", |cluster| {
+            cluster.state_in("both") == "idle"
+        });
     }
 
     fn run_daemon(&mut self, name: &str, arguments: &[String]) {
@@ -312,7 +325,13 @@ impl Cluster {
         let began = Instant::now();
         while !done(self) {
             if began.elapsed() > *TIMEOUT {
-                let logs = ["munged.out", "slurmctld.out", "slurmd.out", "spool/log"];
+                let logs = [
+                    "munged.out",
+                    "slurmctld.out",
+                    "slurmd.out",
+                    "unshare.out",
+                    "spool/log",
+                ];
                 let logs = logs.map(|name| fs::read_to_string(self.place.path(name)));
                 panic!("timed out waiting until {what}: {logs:#?}");
             }
@@ -322,7 +341,13 @@ impl Cluster {
 
     /// The node's state as sinfo prints it: `idle`, `mixed`, `drained` or another. Empty if slurmctld does not answer.
     pub fn node_state(&self) -> String {
-        let output = self.command("sinfo").args(["-h", "-o", "%T"]).output();
+        self.state_in("all")
+    }
+
+    /// The same for the nodes of a partition. States that differ are on lines of their own.
+    pub fn state_in(&self, partition: &str) -> String {
+        let words = ["-h", "-p", partition, "-o", "%T"];
+        let output = self.command("sinfo").args(words).output();
         let output = output.expect("sinfo can be run");
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
@@ -433,9 +458,13 @@ impl Drop for Cluster {
         // slurmd leaves its own groups.
         for group in [
             "memory/slurm_node",
+            "memory/slurm_second",
             "freezer/slurm_node",
+            "freezer/slurm_second",
             "system.slice/node_slurmstepd.scope/system",
             "system.slice/node_slurmstepd.scope",
+            "system.slice/second_slurmstepd.scope/system",
+            "system.slice/second_slurmstepd.scope",
         ] {
             let _ = fs::remove_dir(Path::new(GROUPS).join(group));
         }
