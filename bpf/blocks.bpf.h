@@ -69,6 +69,9 @@ struct {
 	__type(value, struct slot);
 } slots SEC(".maps");
 
+_Static_assert(sizeof(struct slot) == 32, "two slots are in a line of the cache");
+_Static_assert(sizeof(struct block) <= 24, "a block with its stack is small");
+
 /*
  * The slot that a block may be in. Neighbours have neighbouring slots. So an address range of 16 B
  * × slots has no collision in itself. The multiplications spread ranges and heaps.

@@ -17,12 +17,6 @@
 
 #ifndef OLDER_KERNELS
 
-/*
- * A thread's first walks are neither remembered nor looked up. Most programs are small ones, and
- * make few walks twice.
- */
-enum { FEW_WALKS = 256 };
-
 /* Walks with the same registers and other words share a set. */
 enum { KNOWN_SET_BITS = 9, KNOWN_IN_SET = 4 };
 

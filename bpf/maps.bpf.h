@@ -69,7 +69,7 @@ struct thread {
 	__u32 sole;	  /* this is the heap's only task: `live` is the heap's */
 	__u32 borrowed;	  /* the heap belongs to another process (vfork, CLONE_VM) */
 	__u32 image;
-	__u32 walks;	  /* up its stack, at most FEW_WALKS */
+	__u32 walks;	  /* up its stack, at most few_walks */
 	__u64 exec_id;	  /* of the last exec that was handled */
 	__u32 exited;	  /* its exit was handled */
 	__u32 pid, ppid;  /* of its process, in memleak's pid namespace */
@@ -236,7 +236,12 @@ const volatile bool reads_ahead = false;      /* buckets of `blocks` may be read
 
 const volatile bool inside = false; /* copies of the C library count, too */
 
-const volatile bool stacks = false;  /* allocations are attributed to call stacks */
+const volatile bool stacks = false; /* allocations are attributed to call stacks */
+/*
+ * A thread's first walks are neither remembered nor looked up, because most programs are small ones
+ * and make few walks twice.
+ */
+const volatile __u32 few_walks = 0;
 const volatile __u32 stack_mask = 0; /* max_entries of `stack_sums`, a power of two, minus one */
 const volatile __u32 walk_mask = 0;  /* max_entries of `stack_walks`, a power of two, minus one */
 const volatile __u64 stack_seed = 0; /* a random number */

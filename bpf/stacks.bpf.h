@@ -36,9 +36,13 @@ struct {
 
 enum { TOLD_BITS = 15, RING_WAKES_AT = 2 << 20 };
 
-/* Hashes of stacks that user space was told of. Nothing is lost if it is told once more. */
+/*
+ * Hashes of stacks that user space was told of. Nothing is lost if it is told once more. User space
+ * forgets stacks that are in no sum, and sets all of this to zero before it looks which ones are.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1 << TOLD_BITS);
 	__type(key, __u32);
 	__type(value, __u64);
@@ -178,7 +182,7 @@ SUBPROGRAM int stack_of(struct pt_regs *ctx __arg_ctx, struct thread *thread, in
 	if (!walk)
 		return 0;
 	start_walk(ctx, thread->heap, walk, at_ret);
-	repeats = thread->walks >= FEW_WALKS;
+	repeats = thread->walks >= few_walks;
 	if (repeats)
 		entry = known_entry(walk);
 	else

@@ -183,12 +183,15 @@ pub struct Stacks {
     pub frame: f64,
     /// Milliseconds of `memleak run -- true` counting alone, and with call stacks.
     pub starts: [f64; 2],
+    /// How many milliseconds longer a Python that does nothing takes with call stacks. Its files have to be read.
+    pub python: f64,
 }
 
 pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Stacks> {
     println!("\ncall stacks");
     prepare()?;
-    let of_true = starts(toolbox, rounds)?;
+    let of_true = starts(toolbox, rounds, &["/bin/true"])?;
+    let of_python = starts(toolbox, rounds, &["python3", "-c", "pass"])?;
     let mut times = Vec::new();
     for case in &CASES {
         let hows = ALL.into_iter().filter(|how| how.can_run(case, toolbox));
@@ -201,10 +204,12 @@ pub fn measure(toolbox: &Toolbox, rounds: usize) -> Result<Stacks> {
     }
     let stacks_of = |at: usize| taken(&times[at].1, How::Stacks).unwrap_or(f64::NAN);
     let frame = (stacks_of(1) - stacks_of(0)) / MORE_FRAMES;
-    let start_of = |how| taken(&of_true, how).map_or(f64::NAN, |start| start / 1e6);
+    let start_of = |of: &[(How, f64)], how| taken(of, how).map_or(f64::NAN, |start| start / 1e6);
+    let more = start_of(&of_python, How::Stacks) - start_of(&of_python, How::Counting);
     Ok(Stacks {
         frame,
-        starts: [How::Counting, How::Stacks].map(start_of),
+        starts: [How::Counting, How::Stacks].map(|how| start_of(&of_true, how)),
+        python: more,
         times,
     })
 }
@@ -260,15 +265,16 @@ fn prepare() -> Result<()> {
     succeeds(git.stdin(input).stdout(Stdio::null()), "git fast-import")
 }
 
-/// Nanoseconds that `true` takes, for each way to run it that there is.
-fn starts(toolbox: &Toolbox, rounds: usize) -> Result<Vec<(How, f64)>> {
+/// Nanoseconds that a short command takes, for each way to run it that there is.
+fn starts(toolbox: &Toolbox, rounds: usize, command: &[&str]) -> Result<Vec<(How, f64)>> {
+    let command: Vec<OsString> = command.iter().map(OsString::from).collect();
     let hows = ALL.into_iter().filter(|how| match how {
         How::Bare | How::Counting | How::Stacks => true,
         How::StackId => toolbox.has(Tool::Floor),
         How::Heaptrack | How::HeaptrackWhole => toolbox.has(Tool::Heaptrack),
     });
     medians(hows, rounds * 3, |how| {
-        whole_run(&how.wrap(toolbox, &["/bin/true".into()])?)
+        whole_run(&how.wrap(toolbox, &command)?)
     })
 }
 

@@ -157,8 +157,8 @@ pub fn stacks(rounds: usize, stacks: &Stacks) -> String {
     let [counting, with] = stacks.starts;
     text += &format!(
         "\nA frame costs {:.0} ns. `memleak run -- true` takes {counting:.0} ms if it only counts, and {with:.0} ms with \
-         call stacks.\n",
-        stacks.frame
+         call stacks. `python3 -c pass` takes {:.0} ms longer with call stacks.\n",
+        stacks.frame, stacks.python
     );
     text
 }

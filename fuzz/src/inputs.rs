@@ -46,6 +46,7 @@ use memleak::report::{
 };
 use memleak::saved::{Record, SavedLines, SavedProcesses, read_baseline};
 use memleak::stacks::demangle::demangled;
+use memleak::stacks::file_rules::FileRules;
 use memleak::stacks::identity;
 use memleak::stacks::module::Module;
 use memleak::stacks::perf_map::PerfMap;
@@ -117,6 +118,7 @@ pub fn elf(bytes: &[u8]) {
         return;
     };
     let _ = (elf.shape(), elf.interpreter(), elf.build_id());
+    assert_in_order(&FileRules::read(&elf), bytes.len());
     let _ = symbols::exported(&elf, "_rtld_global");
     // Reads the symbols as those of a program with debug data beside it, whatever the file seems to be.
     let names = symbols::Names::new(["malloc", "free", "_Znwm", "je_malloc", "main"]);
@@ -132,6 +134,13 @@ pub fn elf(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// Fails unless the rules of a file of so many bytes are in order, and no more than its tables can have: a byte for each
+/// row, in each of two sections, and those that are added at the entry point.
+pub fn assert_in_order(rules: &FileRules, bytes: usize) {
+    let is_sorted = rules.rows.is_sorted_by(|(one, _), (next, _)| one < next);
+    assert!(is_sorted && rules.rows.len() <= 2 * bytes + 2);
 }
 
 /// A function's table of exception handlers, at any address.

@@ -10,6 +10,7 @@ use crate::model::grouping::Grouping;
 use crate::model::limits::Limits;
 use crate::model::metrics::{Label, MetricLabels};
 use crate::model::scan::ScanWanted;
+use crate::options::stacks::StacksWhen;
 use crate::options::switches::Switches;
 use crate::options::watch::{DEFAULT_TOP, Filters};
 use crate::options::{
@@ -17,6 +18,8 @@ use crate::options::{
 };
 use crate::os::identity::UserSpec;
 use crate::report::{Format, Verbosity};
+use crate::stacks::Generated;
+use crate::text::wildcards::Wildcard;
 
 fn words(words: &[&[u8]]) -> Vec<OsString> {
     words
@@ -139,6 +142,14 @@ fn every_option_reaches_its_value() {
         "alice",
         "--max-allocs",
         "100",
+        "--stacks",
+        "--suppressions",
+        "a.supp",
+        "--suppressions=b.supp",
+        "--only-stack",
+        "shop::*",
+        "--gen-suppressions",
+        "--no-default-suppressions",
         "--test",
         "without-probe=free",
         "--test=without-probe=calloc",
@@ -167,6 +178,15 @@ fn every_option_reaches_its_value() {
     assert!(run.gate.allow_drain);
     assert_eq!(run.user, Some(UserSpec::Name("alice".to_owned(), None)));
     assert_eq!(run.probing.max_allocs, 100);
+    let stacks = &run.stacks;
+    assert_eq!(stacks.stacks, StacksWhen::Always);
+    assert_eq!(
+        stacks.leaks.suppressions,
+        ["a.supp", "b.supp"].map(PathBuf::from)
+    );
+    assert_eq!(stacks.leaks.only_stack, [Wildcard::whole(b"shop::*")]);
+    assert!(stacks.leaks.no_default_suppressions);
+    assert_eq!(stacks.gen_suppressions, Some(Generated::Valgrind));
     let switches = run.probing.test.switches();
     assert_eq!(switches.without_probe, ["free", "calloc"]);
     assert_eq!(run.command, ["true"]);
@@ -643,7 +663,15 @@ fn every_option_of_watching_reaches_its_value() {
         "--max-allocs",
         "9",
         "-v",
+        "--stacks=auto",
+        "--older=1.5",
+        "--suppressions=c.supp",
+        "--gen-suppressions=lsan",
     ]);
+    assert_eq!(all.stacks.stacks, StacksWhen::Auto);
+    assert_eq!(all.older, Some(Duration::from_millis(1500)));
+    assert_eq!(all.stacks.leaks.suppressions, [PathBuf::from("c.supp")]);
+    assert_eq!(all.stacks.gen_suppressions, Some(Generated::Lsan));
     assert!(all.all && all.live && all.shown.verbose);
     assert_eq!((all.every().as_secs(), all.top_processes()), (30, 3));
     assert_eq!(all.filters.uid, [1, 2]);
@@ -751,6 +779,24 @@ fn a_wrong_command_line_of_watching_gives_one_line_too() {
     let many = ["--cgroup", "/x"].repeat(MAX_CGROUPS + 1);
     let line = [&["-a"][..], &many].concat();
     assert!(wrong(&line).contains("--cgroup can be given 8 times"));
+}
+
+#[test]
+fn an_option_that_needs_call_stacks_cannot_be_used_without_them() {
+    let of_run = ["--suppressions=f", "--only-stack=f", "--gen-suppressions"];
+    for option in of_run {
+        let said = wrong(&["run", "--stacks=never", option, "true"]);
+        let name = option.split('=').next().unwrap();
+        let expected = format!("{name} needs call stacks: leave out --stacks=never");
+        assert!(said.contains(&expected), "{said}");
+    }
+    for option in ["--older=7", "--suppressions=f"] {
+        let said = wrong(&["-p", "1", "--live", "--stacks=never", option]);
+        assert!(
+            said.contains("needs call stacks: leave out --stacks=never"),
+            "{said}"
+        );
+    }
 }
 
 #[test]

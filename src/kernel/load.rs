@@ -369,6 +369,7 @@ fn load_newer(
             rodata.dated = stacks.older.is_some();
             rodata.stack_mask = stacks.table - 1;
             rodata.walk_mask = walks() - 1;
+            rodata.few_walks = stacks.few_walks;
             rodata.stack_seed = random()?;
         }
         rodata.read_within_ns = settings.recorded.reads.timeout.as_nanos() as u64;

@@ -15,7 +15,7 @@ use crate::kernel::skeletons::types::{
     limits, module, rule_base, rule_bits, rule_kind, rule_saved,
 };
 use crate::stacks::file_rules::FileRules;
-use crate::stacks::rules::{Base, RuleKind, Saved, StackRule, UnwindRule};
+use crate::stacks::rules::{Base, Saved, StackRule, UnwindRule};
 
 /// The tables of all files that have been examined.
 pub(super) struct RuleTables {
@@ -25,7 +25,6 @@ pub(super) struct RuleTables {
     /// The maps with rows, and the map that has all of these but the first.
     segments: Vec<MappedArray<u64>>,
     outer: MapHandle,
-    left_out: Option<RuleKind>,
     next_module: u32,
     next_row: u32,
 }
@@ -33,10 +32,7 @@ pub(super) struct RuleTables {
 impl RuleTables {
     /// # Errors
     /// There is no address space, or no descriptor, left.
-    pub(super) fn open(
-        skel: &MemleakSkel<'static>,
-        left_out: Option<RuleKind>,
-    ) -> Result<Self, LoadError> {
+    pub(super) fn open(skel: &MemleakSkel<'static>) -> Result<Self, LoadError> {
         let tables = Self {
             modules: MappedArray::map(&skel.maps.modules, MapAccess::Write)
                 .map_err(LoadError::mapping)?,
@@ -49,7 +45,6 @@ impl RuleTables {
                     .map_err(LoadError::mapping)?,
             ],
             outer: MapHandle::try_from(&skel.maps.rows).map_err(LoadError::ring)?,
-            left_out,
             next_module: 1,
             next_row: 0,
         };
@@ -79,8 +74,7 @@ impl RuleTables {
             Some(end) => {
                 self.make_room(end)?;
                 for (at, (offset, rule)) in (first..).zip(&rules.rows) {
-                    let row = u64::from(*offset) << 32
-                        | u64::from(self.number(rule.without(self.left_out)));
+                    let row = u64::from(*offset) << 32 | u64::from(self.number(*rule));
                     let segment = &self.segments[(at / limits::SEGMENT_ROWS.0) as usize];
                     segment.put((at % limits::SEGMENT_ROWS.0) as usize, row);
                 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::kernel::automaton::NameAutomaton;
 use crate::kernel::method::{Holds, Method};
+use crate::kernel::rule_reading::RuleOptions;
 use crate::kernel::skeletons::types::limits;
 use crate::model::scan::ScanWanted;
 use crate::os::cgroup::Cgroup;
-use crate::stacks::rules::RuleKind;
 
 /// How the programs are to be loaded.
 #[derive(Clone, Debug)]
@@ -60,8 +60,9 @@ pub struct StackSettings {
     pub all: bool,
     /// Of running processes, only blocks that are at least so old are of interest. Their times are recorded.
     pub older: Option<Duration>,
-    /// Rules of this kind are left out. For tests.
-    pub left_out: Option<RuleKind>,
+    /// How many of a thread's first walks are neither remembered nor looked up.
+    pub few_walks: u32,
+    pub reading: RuleOptions,
 }
 
 /// Why no call stacks are recorded, though they were wanted where that is possible.

@@ -1,11 +1,11 @@
 //! Call stacks and their sums, as the programs leave them, and the rules by which the programs unwind.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,9 +13,10 @@ use libbpf_rs::RingBuffer;
 
 use crate::kernel::ages::{DatedBlocks, OldBlocks};
 use crate::kernel::error::LoadError;
+use crate::kernel::known_stacks::KnownStacks;
 use crate::kernel::mapped::{FirstWord, MapAccess, MappedArray};
 use crate::kernel::rings::{Taken, ring};
-use crate::kernel::rule_reading::{LARGE, RuleReading, rules_of};
+use crate::kernel::rule_reading::{LARGE, RuleOptions, RuleReading, rules_of};
 use crate::kernel::rule_tables::RuleTables;
 use crate::kernel::settings::StackSettings;
 use crate::kernel::skeletons::MemleakSkel;
@@ -35,11 +36,13 @@ pub(super) struct StackTables {
     sums: MappedArray<stack_sum>,
     ring: RingBuffer<'static>,
     arrived: Taken<(u64, CallStack)>,
-    /// By the programs' hash.
-    known: HashMap<u64, Arc<CallStack>>,
+    known: KnownStacks,
+    /// The hashes that the programs have told of, and do not tell again.
+    told: MappedArray<u64>,
     files: Rc<RefCell<CodeFiles>>,
     /// Large files whose rules are still being read.
     readings: Vec<RuleReading>,
+    reading: RuleOptions,
     /// Whether stacks are reported by which nothing leaked.
     all: bool,
     /// `None`: the age of blocks does not matter.
@@ -55,14 +58,17 @@ impl StackTables {
     ) -> Result<Self, LoadError> {
         let (ring, arrived) = ring(&skel.maps.new_stacks, stack_from_bytes)?;
         Ok(Self {
-            rules: RuleTables::open(skel, settings.left_out)?,
+            rules: RuleTables::open(skel)?,
             sums: MappedArray::map(&skel.maps.stack_sums, MapAccess::Write)
                 .map_err(LoadError::mapping)?,
             ring,
             arrived,
-            known: HashMap::new(),
+            known: KnownStacks::new(settings.table as usize / 4),
+            told: MappedArray::map(&skel.maps.told_stacks, MapAccess::Write)
+                .map_err(LoadError::mapping)?,
             files: Rc::default(),
             readings: Vec::new(),
+            reading: settings.reading,
             all: settings.all,
             dated: (settings.older)
                 .map(|least| DatedBlocks::open(skel, least))
@@ -83,10 +89,10 @@ impl StackTables {
         let number = self.rules.add_module();
         if number != 0 {
             let is_large = file.metadata().is_ok_and(|file| file.len() >= LARGE);
-            let reading = is_large.then(|| RuleReading::begin(number, file));
+            let reading = is_large.then(|| RuleReading::begin(number, file, self.reading));
             let rules = match reading {
                 Some(Ok(reading)) => reading.within(WAITED),
-                _ => Ok(rules_of(file)),
+                _ => Ok(rules_of(file, self.reading)),
             };
             match rules {
                 Ok(rules) => {
@@ -122,9 +128,30 @@ impl StackTables {
         self.load_rules(Duration::ZERO);
         // What cannot be read now is read the next time.
         let _ = self.ring.consume();
-        for (hash, stack) in self.arrived.take() {
-            self.known.entry(hash).or_insert_with(|| Arc::new(stack));
+        self.add_arrived();
+        if self.known.is_full() {
+            self.drop_unused();
         }
+    }
+
+    fn add_arrived(&mut self) {
+        for (hash, stack) in self.arrived.take() {
+            self.known.add(hash, stack);
+        }
+    }
+
+    /// Drops the stacks of which neither a heap nor anybody else has sums.
+    fn drop_unused(&mut self) {
+        // From here on the programs tell of each stack of a new sum. What they have told before is in a sum by now.
+        for at in 0..self.told.count() {
+            self.told.put(at, 0);
+        }
+        fence(Ordering::SeqCst);
+        let _ = self.ring.consume();
+        self.add_arrived();
+        let sums = (0..self.sums.count()).filter_map(|at| self.sums.get(at));
+        let used = sums.filter(|sum| sum.heap != 0).map(|sum| sum.stack);
+        self.known.keep(&used.collect());
     }
 
     /// Takes the sums of a heap that has ended, each with the number that its blocks have. `first`: the beginning of its
@@ -190,7 +217,7 @@ impl StackTables {
             let number = at as u32;
             at = sum.next as usize;
             // Of a stack that user space was never told of, nothing is known.
-            let Some(stack) = self.known.get(&sum.stack) else {
+            let Some(stack) = self.known.get(sum.stack) else {
                 continue;
             };
             if !self.all && sum.alloc_count <= sum.free_count {

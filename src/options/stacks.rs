@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
+use crate::kernel::rule_reading::RuleOptions;
 use crate::kernel::settings::StackSettings;
 use crate::options::switches::Switches;
 use crate::stacks::Generated;
@@ -13,6 +14,10 @@ use crate::text::wildcards::Wildcard;
 /// Entries in the table of call stacks: one for each stack of each running process. The compiler of GCC 12 has 94,000
 /// for one large file.
 const TABLE: u32 = 1 << 18;
+
+/// The walks of a thread that are neither remembered nor looked up. Most programs are small ones, and make few walks
+/// twice.
+const FEW_WALKS: u32 = 256;
 
 /// Whether call stacks are recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
@@ -117,7 +122,11 @@ pub fn settings(switches: &Switches) -> StackSettings {
         required: false,
         all: false,
         older: None,
-        left_out: switches.without_rules,
+        few_walks: switches.few_walks.unwrap_or(FEW_WALKS),
+        reading: RuleOptions {
+            left_out: switches.without_rules,
+            delay: switches.rules_delay,
+        },
     }
 }
 

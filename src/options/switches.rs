@@ -37,6 +37,8 @@ pub struct Switches {
     pub attach_delay: Duration,
     /// `read-delay=MILLISECONDS`: hold processes at their ends for this much longer.
     pub read_delay: Duration,
+    /// `rules-delay=MILLISECONDS`: take so much longer to read the unwind rules of a file of 8 MiB or more.
+    pub rules_delay: Duration,
     /// `missed-events=TIMES`: let the BPF programs ignore half of all forks, execs and exits. They ignore the first
     /// TIMES (0 to 2) of the kernel's reports of each.
     pub missed_events: u32,
@@ -52,6 +54,8 @@ pub struct Switches {
     pub compare: bool,
     /// `stack-table=ENTRIES`: a table of call stacks of this size.
     pub stack_table: Option<u32>,
+    /// `few-walks=NUMBER`: so many of a thread's first walks are neither remembered nor looked up.
+    pub few_walks: Option<u32>,
     /// `without-rules=KIND`: unwind no frame whose rule is of this kind.
     pub without_rules: Option<RuleKind>,
     /// `patient=init|bare|more|seal`: be the child whose allocations the doctor counts.
@@ -66,6 +70,7 @@ impl Default for Switches {
             hold_delay: Duration::ZERO,
             attach_delay: Duration::ZERO,
             read_delay: Duration::ZERO,
+            rules_delay: Duration::ZERO,
             missed_events: 0,
             late_threads: false,
             without_probe: Vec::new(),
@@ -73,6 +78,7 @@ impl Default for Switches {
             no_mount_groups: false,
             compare: false,
             stack_table: None,
+            few_walks: None,
             without_rules: None,
             patient: None,
         }
@@ -96,6 +102,7 @@ enum Switch {
     HoldDelay(Duration),
     AttachDelay(Duration),
     ReadDelay(Duration),
+    RulesDelay(Duration),
     MissedEvents(u32),
     LateThreads,
     WithoutProbe(&'static str),
@@ -103,6 +110,7 @@ enum Switch {
     NoMountGroups,
     Compare,
     StackTable(u32),
+    FewWalks(u32),
     WithoutRules(RuleKind),
     Patient(Patient),
 }
@@ -115,6 +123,7 @@ impl Switches {
             Switch::HoldDelay(delay) => self.hold_delay = delay,
             Switch::AttachDelay(delay) => self.attach_delay = delay,
             Switch::ReadDelay(delay) => self.read_delay = delay,
+            Switch::RulesDelay(delay) => self.rules_delay = delay,
             Switch::MissedEvents(times) => self.missed_events = times,
             Switch::LateThreads => self.late_threads = true,
             Switch::WithoutProbe(name) => self.without_probe.push(name.to_owned()),
@@ -122,6 +131,7 @@ impl Switches {
             Switch::NoMountGroups => self.no_mount_groups = true,
             Switch::Compare => self.compare = true,
             Switch::StackTable(entries) => self.stack_table = Some(entries),
+            Switch::FewWalks(number) => self.few_walks = Some(number),
             Switch::WithoutRules(kind) => self.without_rules = Some(kind),
             Switch::Patient(patient) => self.patient = Some(patient),
         }
@@ -137,6 +147,7 @@ fn parse(word: &str) -> Result<Switch, String> {
         "hold-delay" => number(value).map(|ms| Switch::HoldDelay(Duration::from_millis(ms))),
         "attach-delay" => number(value).map(|ms| Switch::AttachDelay(Duration::from_millis(ms))),
         "read-delay" => number(value).map(|ms| Switch::ReadDelay(Duration::from_millis(ms))),
+        "rules-delay" => number(value).map(|ms| Switch::RulesDelay(Duration::from_millis(ms))),
         "missed-events" => match number(value)? {
             times @ 0..=2 => Ok(Switch::MissedEvents(times as u32)),
             _ => Err("missed-events is 0, 1 or 2".to_owned()),
@@ -157,9 +168,13 @@ fn parse(word: &str) -> Result<Switch, String> {
             entries @ 1..=0x1000_0000 => Ok(Switch::StackTable(entries as u32)),
             _ => Err("stack-table is a number from 1 to 268435456".to_owned()),
         },
+        "few-walks" => match u32::try_from(number(value)?) {
+            Ok(number) => Ok(Switch::FewWalks(number)),
+            Err(_) => Err("few-walks is a number below 4294967296".to_owned()),
+        },
         "without-rules" => one_of(value).map(Switch::WithoutRules),
         "patient" => patient(value).map(Switch::Patient),
-        _ => Err("the keys are method, holds, hold-delay, attach-delay, read-delay, missed-events, late-threads, without-probe, stages, mount-groups, compare, stack-table, without-rules, patient".to_owned()),
+        _ => Err("the keys are method, holds, hold-delay, attach-delay, read-delay, rules-delay, missed-events, late-threads, without-probe, stages, mount-groups, compare, stack-table, few-walks, without-rules, patient".to_owned()),
     }
 }
 
@@ -203,6 +218,7 @@ mod tests {
             "hold-delay=250",
             "attach-delay=450",
             "read-delay=350",
+            "rules-delay=550",
             "missed-events=2",
             "late-threads=yes",
             "without-probe=free",
@@ -211,6 +227,7 @@ mod tests {
             "mount-groups=no",
             "compare=yes",
             "stack-table=1000",
+            "few-walks=0",
             "without-rules=indirect",
             "patient=more",
         ];
@@ -223,6 +240,7 @@ mod tests {
             hold_delay: Duration::from_millis(250),
             attach_delay: Duration::from_millis(450),
             read_delay: Duration::from_millis(350),
+            rules_delay: Duration::from_millis(550),
             missed_events: 2,
             late_threads: true,
             without_probe: vec!["free".to_owned(), "calloc".to_owned()],
@@ -230,6 +248,7 @@ mod tests {
             no_mount_groups: true,
             compare: true,
             stack_table: Some(1000),
+            few_walks: Some(0),
             without_rules: Some(RuleKind::Indirect),
             patient: Some(Patient::More),
         };

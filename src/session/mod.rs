@@ -2,6 +2,7 @@
 //! processes, `merged` reads what other sessions have saved. Loading, launching, counting and printing are done by `kernel`, `launch`, `model` and `report`.
 
 mod books;
+mod cost;
 pub mod filter;
 mod greeting;
 mod inside;

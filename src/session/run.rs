@@ -26,6 +26,7 @@ use crate::os::stages;
 use crate::report::destination::Standard;
 use crate::saved::read_baseline;
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
+use crate::session::cost::own_cost;
 use crate::session::inside;
 use crate::session::leaks::Leaks;
 use crate::session::prober::Prober;
@@ -41,6 +42,7 @@ const SLURM_CONTEXT: &str = "SLURM_SCRIPT_CONTEXT";
 /// # Errors
 /// Something failed before the command was released. The command has not run.
 pub fn run(options: &Run) -> Result<Finish> {
+    let began = Instant::now();
     let switches = options.probing.test.switches();
     if switches.stages {
         stages::turn_on();
@@ -128,7 +130,11 @@ pub fn run(options: &Run) -> Result<Finish> {
     if verbose {
         say_detours(&collector);
     }
+    let kernel = collector.kernel_memory();
     let finish = close(books, collector.losses(), outcome, &options.gate);
+    if verbose && let Some(cost) = own_cost(began.elapsed(), kernel) {
+        say(&cost);
+    }
     stages::mark("report written");
     collector.detach_at_exit();
     stages::mark("probes left to the exit");

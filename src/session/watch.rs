@@ -6,8 +6,6 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::model::exit::Outcome;
 use crate::model::image::Image;
@@ -21,6 +19,7 @@ use crate::os::terminal;
 use crate::report::destination::Standard;
 use crate::report::{Format, Screen, closing_line, suppressed_lines};
 use crate::session::books::{Books, Contents, Destinations, say_detours, started};
+use crate::session::cost::own_cost;
 use crate::session::filter::{self, Filter};
 use crate::session::greeting::{greeting, unreadable};
 use crate::session::leaks::Leaks;
@@ -31,7 +30,6 @@ use crate::session::requests::{Request, Requests};
 use crate::session::sifting::ShownLeaks;
 use crate::stacks::namer::Namer;
 use crate::text::escape;
-use crate::text::units::megabytes;
 
 /// Watches until the named processes and all that they have started have ended, or until a signal asks for the end.
 ///
@@ -391,20 +389,4 @@ impl Watching<'_> {
         }
         collector.detach_at_exit();
     }
-}
-
-/// Says what watching has cost. `elapsed` is its duration, `kernel` the memory of maps and programs in bytes.
-fn own_cost(elapsed: Duration, kernel: u64) -> Option<String> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
-    let seconds = |time: TimeVal| time.num_microseconds() as f64 / 1e6;
-    let cpu = seconds(usage.user_time()) + seconds(usage.system_time());
-    let elapsed = elapsed.as_secs_f64();
-    // getrusage(2) returns kilobytes of 1024 bytes.
-    let resident = megabytes(usage.max_rss().unsigned_abs() * 1024);
-    let kernel = megabytes(kernel);
-    Some(format!(
-        "{cpu:.2} s of CPU in {elapsed:.1} s ({:.1} %), {resident} MB of memory at the most, {kernel} MB in the \
-         kernel's maps",
-        cpu / elapsed * 100.0,
-    ))
 }

@@ -12,13 +12,17 @@ use object::elf::SHF_COMPRESSED;
 use crate::elf::file::{ElfFile, Segment};
 use crate::elf::handlers::Slice;
 use crate::elf::unwind::{Content, UnwindEntry, function_entry};
-use crate::stacks::rules::UnwindRule;
+use crate::stacks::rules::{RuleKind, UnwindRule};
 
 /// A larger table is not read. That of libLLVM has 12 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// A file with more rows has no rules. rustc's library has 1.2 million.
 const MAX_ROWS: usize = 1 << 24;
+
+/// The longest entry that functions share. Each of them begins with its rules, so a long one would be read again and again.
+/// Compilers write some 20 bytes.
+const MAX_SHARED: usize = 4096;
 
 /// Bytes of an address.
 const ADDRESS_SIZE: u8 = 8;
@@ -33,6 +37,11 @@ pub struct FileRules {
 impl FileRules {
     /// Reads the rules of a file. What cannot be read has no rule. A file without tables has none at all.
     pub fn read(elf: &ElfFile<'_>) -> Self {
+        Self::read_without(elf, None)
+    }
+
+    /// The same, but rules of this kind are unknown. For tests.
+    pub fn read_without(elf: &ElfFile<'_>, left_out: Option<RuleKind>) -> Self {
         let mut rules = Self::default();
         if let Some(content) = Content::within(elf, MAX_BYTES) {
             let mut section = EhFrame::new(&content.bytes, LittleEndian);
@@ -42,7 +51,9 @@ impl FileRules {
             let bases = BaseAddresses::default().set_eh_frame(content.address);
             rules = Self::of(elf, &section, &bases);
         }
-        if let Some(bytes) = debug_frame(elf) {
+        if left_out != Some(RuleKind::DebugFrame)
+            && let Some(bytes) = debug_frame(elf)
+        {
             let mut section = DebugFrame::new(&bytes, LittleEndian);
             section.set_address_size(ADDRESS_SIZE);
             #[cfg(target_arch = "aarch64")]
@@ -51,6 +62,9 @@ impl FileRules {
             rules = rules.or(&Self::of(elf, &section, &BaseAddresses::default()));
         }
         rules.end_at_start(elf);
+        for (_, rule) in &mut rules.rows {
+            *rule = rule.without(left_out);
+        }
         rules
     }
 
@@ -209,6 +223,9 @@ impl Code {
             });
         };
         add(end_offset, true, UnwindRule::Missing);
+        if function.cie().entry_len() > MAX_SHARED {
+            return add(offset, false, UnwindRule::Unknown);
+        }
         let Ok(mut rows) = function.rows(section, bases, context) else {
             return add(offset, false, UnwindRule::Unknown);
         };
@@ -267,6 +284,8 @@ impl RuleRows {
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::elf::samples::{library, mapped_libraries};
     use crate::elf::symbols::{self, Names};
@@ -428,6 +447,32 @@ mod tests {
             let (rules, offset) = read(&library(&text(section), &[]), "f");
             assert_eq!(rules.at(offset), UnwindRule::Plain(FIRST), "{section}");
             assert_eq!(rules.at(offset + 1), second, "{section}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_takes_long_for_each_function_is_not_followed() {
+        // A table by hand: an entry with so many bytes that do nothing, and 3,000 functions that begin with it.
+        let text = |nothing: u32| {
+            format!(
+                ".text; .globl f; .type f,@function; f: .fill 48000, 1, 0x90; .size f, . - f
+                .section .eh_frame, \"a\", @progbits; .balign 8
+                1: .long 3f - 2f; 2: .long 0; .byte 1; .asciz \"\"; .uleb128 1; .sleb128 -8; .byte 16
+                .byte 0x0c, 7, 8, 0x90, 1; .fill {nothing}, 1, 0; .balign 8; 3:
+                .set at, 0
+                .rept 3000; .long 5f - 4f; 4: .long . - 1b; .quad f + at; .quad 16; 5: .set at, at + 16; .endr\n"
+            )
+        };
+        for (nothing, rule) in [
+            (100, UnwindRule::Plain(FIRST)),
+            (1 << 20, UnwindRule::Unknown),
+        ] {
+            let bytes = library(&text(nothing), &[]);
+            let began = Instant::now();
+            let (rules, offset) = read(&bytes, "f");
+            assert_eq!(rules.at(offset), rule);
+            assert_eq!(rules.at(offset + 47_999), rule);
+            assert!(began.elapsed() < Duration::from_secs(5), "{nothing}");
         }
     }
 

@@ -18,6 +18,10 @@ use crate::stacks::symbols::{FrameName, Symbolizer};
 /// How many frames the stacks have whose names are kept. Each takes 8 bytes, as stacks share frames.
 const MOST_SHARED: usize = 1 << 21;
 
+/// The names of frames are dropped before more are looked up than this. A look-up at the end of a window adds some
+/// thousands.
+const MOST_KNOWN: usize = 1 << 17;
+
 /// What is known of a physical frame.
 struct KnownFrame {
     /// The functions that the compiler has put into it, the innermost first. The physical function is last.
@@ -52,11 +56,14 @@ impl Namer {
         }
     }
 
-    /// Looks up the frames of these stacks that are not known yet, those of one file at a time. After the deadline, frames
+    /// Looks up the frames of these stacks that are not known yet, those of one file at a time. Only these have names then. After the deadline, frames
     /// get no source lines.
     pub fn look_up<'a>(&mut self, stacks: impl Iterator<Item = &'a CallStack>, deadline: Instant) {
         // Stacks may have frames that were not known before.
         self.shared.take();
+        if self.known.len() > MOST_KNOWN {
+            self.known.clear();
+        }
         let files = self.files.borrow();
         let mut wanted: BTreeMap<u32, Vec<(Frame, u64)>> = BTreeMap::new();
         for frame in stacks.flat_map(|stack| &stack.frames) {

@@ -107,12 +107,22 @@ pub enum RuleKind {
     AtFrame,
     /// Frames that the kernel has made.
     Signal,
+    /// Entries of procedure linkage tables.
+    Linkage,
+    /// Frames that have no caller.
+    Outermost,
+    /// All that is in .debug_frame alone.
+    DebugFrame,
 }
 
 impl UnwindRule {
     fn is_of(self, kind: RuleKind) -> bool {
-        let UnwindRule::Plain(plain) = self else {
-            return kind == RuleKind::Signal && self == UnwindRule::Signal;
+        let plain = match self {
+            UnwindRule::Plain(plain) => plain,
+            UnwindRule::Signal => return kind == RuleKind::Signal,
+            UnwindRule::Linkage { .. } => return kind == RuleKind::Linkage,
+            UnwindRule::Outermost => return kind == RuleKind::Outermost,
+            UnwindRule::Missing | UnwindRule::Unknown => return false,
         };
         match kind {
             RuleKind::StackPointer => plain.base == Base::StackPointer,
@@ -120,12 +130,14 @@ impl UnwindRule {
             RuleKind::Third => plain.base == Base::Third,
             RuleKind::Indirect => plain.indirect.is_some(),
             RuleKind::AtFrame => matches!(plain.frame_pointer, Saved::AtFrame(_)),
-            RuleKind::Signal => false,
+            RuleKind::Signal | RuleKind::Linkage | RuleKind::Outermost | RuleKind::DebugFrame => {
+                false
+            }
         }
     }
 
     /// The rule, unless it is of a kind that is left out.
-    pub fn without(self, left_out: Option<RuleKind>) -> Self {
+    pub(super) fn without(self, left_out: Option<RuleKind>) -> Self {
         match left_out {
             Some(kind) if self.is_of(kind) => UnwindRule::Unknown,
             _ => self,

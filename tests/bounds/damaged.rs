@@ -16,8 +16,10 @@ use memleak::find::findings::find_sites;
 use memleak::find::functions::Table;
 use memleak::find::hooks;
 use memleak::os::root::Root;
+use memleak::stacks::file_rules::FileRules;
 use tempfile::TempDir;
 
+use crate::inputs::assert_in_order;
 use crate::{LONGEST, alone};
 
 /// The longest block that may be allocated: a table of section headers.
@@ -63,6 +65,7 @@ fn look(bytes: &[u8], names: &Names) {
         let _ = symbols::exported(&elf, "_rtld_global");
         let _ = (elf.shape(), elf.interpreter(), elf.build_id());
         let _ = UnwindTable::read(&elf);
+        assert_in_order(&FileRules::read(&elf), bytes.len());
         let starts = elf.segments().iter().map(|segment| segment.address + 64);
         let _ = CallFrame::of(&elf, &starts.collect::<Vec<_>>());
     }
@@ -102,6 +105,7 @@ fn believed(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
         ".shstrtab",
         ".eh_frame_hdr",
         ".eh_frame",
+        ".debug_frame",
         ".gcc_except_table",
     ] {
         if let Some(section) = elf.section_named(name) {
@@ -111,6 +115,10 @@ fn believed(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     }
     places.retain(|place| place.end <= bytes.len() && !place.is_empty());
     places
+}
+
+fn has_section(bytes: &[u8], name: &str) -> bool {
+    ElfFile::in_memory(bytes).is_ok_and(|elf| elf.section_named(name).is_some())
 }
 
 /// Changes one to four bytes, reads the file, and restores the bytes. Repeats this `rounds` times.
@@ -158,6 +166,7 @@ fn a_damaged_file_is_read_in_bounded_time_and_memory() {
         r#"
         echo 'void *malloc(unsigned long n) { return 0; } void free(void *p) {}' > small.c
         cc -shared -fPIC -fno-builtin -nostdlib -Wl,--hash-style=both -Wl,--build-id -o small small.c
+        cc -g -fno-asynchronous-unwind-tables -shared -fPIC -fno-builtin -nostdlib -o debug_frame small.c
         objcopy --only-keep-debug small debug
         xz -k debug
         objcopy -S --add-section .gnu_debugdata=debug.xz small packed
@@ -189,6 +198,9 @@ fn a_damaged_file_is_read_in_bounded_time_and_memory() {
         let _ = find_sites(&file, &cut, &Root::ours(), &table());
     }
     flip(small, 1500);
+    let debug_frame = fs::read(path("debug_frame")).unwrap();
+    assert!(has_section(&debug_frame, ".debug_frame"));
+    flip(debug_frame, 700);
     flip(libc, 600);
     flip(whole, 30);
     assert!(LONGEST.load(Relaxed) <= ENOUGH, "{LONGEST:?}");

@@ -1,5 +1,6 @@
 //! Tests of what a report says of the places where programs leak: what each stack's blocks are, and what people read.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
 use std::thread::sleep;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::common::fixtures::{compile, compile_with};
+use crate::common::fixtures::{compile, compile_with, fixture};
 use crate::common::switches::switch;
 use crate::common::watch::{Waiting, Watch};
 use crate::common::{Job, Report, code};
@@ -330,16 +331,91 @@ fn a_leak_without_call_stacks_says_how_to_see_them() {
     }
 }
 
+#[test]
+fn a_program_that_nobody_can_open_any_more_has_names() {
+    let place = TempDir::new().expect("a temporary directory");
+    let leaks = fixture("loses_blocks");
+    let copy = || {
+        let copy = place.path().join("copy");
+        fs::copy(&leaks, &copy).expect("it can be copied");
+        copy
+    };
+    let own_mounts = "mount -t tmpfs none \"$0\" && cp \"$1\" \"$0/app\" && exec \"$0/app\"";
+    let hidden = place.path().join("hidden");
+    fs::create_dir(&hidden).expect("it can be made");
+    let in_namespace: [&OsStr; 7] = [
+        "-m".as_ref(),
+        "--propagation=private".as_ref(),
+        "sh".as_ref(),
+        "-c".as_ref(),
+        own_mounts.as_ref(),
+        hidden.as_os_str(),
+        leaks.as_os_str(),
+    ];
+    for (what, job) in [
+        ("memfd", Job::new(fixture("executes_from_memory"), [&leaks])),
+        (
+            "unlinked",
+            Job::new(fixture("executes_what_is_unlinked"), [copy()]),
+        ),
+        (
+            "in another mount namespace",
+            Job::new("unshare", in_namespace),
+        ),
+    ] {
+        let report = job.options(["--stacks"]).run();
+        assert_eq!(code(report.status), 0, "{what}: {}", report.stderr);
+        for function in ["list", "circle", "main"] {
+            let mut stacks = report.stacks.iter();
+            let leaked = stacks.any(|stack| stack.leaked_blocks > 0 && stack.passes(function));
+            assert!(leaked, "{what}, {function}: {:#?}", report.stacks);
+        }
+    }
+}
+
+#[test]
+fn where_stacks_cannot_be_recorded_always_is_an_error_and_auto_says_so() {
+    let ran = |option: &str| {
+        let older = switch("method", "separate");
+        let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
+            .args(["run", &older, option, "--", "true"])
+            .output();
+        let output = output.expect("memleak can be started");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (status, said) = ran("--stacks=always");
+    assert_eq!(status, Some(125), "{said}");
+    let words = ["cannot unwind call stacks", "--stacks=never"];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    for (option, is_said) in [("-v", true), ("--stacks=auto", false)] {
+        let (status, said) = ran(option);
+        assert_eq!(status, Some(0), "{said}");
+        let line = "memleak: no call stacks are recorded: this kernel cannot unwind them\n";
+        assert_eq!(said.contains(line), is_said, "{said}");
+    }
+}
+
 /// Lets a process grow by 2,000 bytes, by 1,000 and end, under a memleak that shows it after each step. Returns its pid,
 /// the report, and what the table has.
 #[track_caller]
 fn watched_while_it_grows(options: &[&str]) -> (u32, Report, String) {
+    let watch = |pid: u32, output: &[&str]| Watch::pid(pid, &[output, options].concat());
+    grows_under(watch, Watch::wait)
+}
+
+/// The same, under any memleak that has these options, too.
+#[track_caller]
+fn grows_under(
+    watch: impl FnOnce(u32, &[&str]) -> Watch,
+    end: impl FnOnce(Watch) -> Report,
+) -> (u32, Report, String) {
     let place = TempDir::new().expect("a temporary directory");
     let table = place.path().join("table.txt");
     let output = format!("table={}", table.display());
     let mut grows = Waiting::fixture("grows_by_line", &["1000"]);
     let pid = grows.pid();
-    let watch = Watch::pid(pid, &[&["-o", &output], options].concat());
+    let watch = watch(pid, &["-o", &output]);
     for (view, asked) in [(1, 2), (2, 1)] {
         for _ in 0..asked {
             assert_eq!(grows.ask(), "more\n");
@@ -348,7 +424,7 @@ fn watched_while_it_grows(options: &[&str]) -> (u32, Report, String) {
         watch.until(|rows| rows.len() >= view);
     }
     grows.finish();
-    let report = watch.wait();
+    let report = end(watch);
     let table = fs::read_to_string(table).expect("memleak has written it");
     (pid, report, table)
 }
@@ -356,6 +432,22 @@ fn watched_while_it_grows(options: &[&str]) -> (u32, Report, String) {
 #[test]
 fn a_watch_shows_where_a_process_grows_and_where_it_has_leaked() {
     let (pid, report, table) = watched_while_it_grows(&["--stacks"]);
+    assert_grows_and_leaks(pid, &report, &table);
+}
+
+/// `-a` shows it as `-p` does. The other processes of the machine are left out here.
+#[test]
+fn a_watch_of_the_machine_shows_where_a_process_grows() {
+    let watch = |_, output: &[&str]| {
+        let options = ["--live", "--stacks", "--comm=grows_by_line"];
+        Watch::all(&[output, &options].concat())
+    };
+    let (pid, report, table) = grows_under(watch, Watch::stop);
+    assert_grows_and_leaks(pid, &report, &table);
+}
+
+#[track_caller]
+fn assert_grows_and_leaks(pid: u32, report: &Report, table: &str) {
     for lines in [
         format!("\nHOLDS 2,000 bytes in 2 blocks, grows_by_line[{pid}]\n    main  "),
         format!(

@@ -13,7 +13,7 @@ use crate::endurance::endures;
 use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
 use crate::older::others_are_counted_by_older_programs;
-use crate::stacks::programs_at_work_have_the_stacks_of_libgcc;
+use crate::stacks::{compilers_have_all_their_stacks, programs_at_work_have_the_stacks_of_libgcc};
 
 /// Runs `run` and prints how long it took.
 pub fn timed(what: &str, run: impl FnOnce()) {
@@ -69,6 +69,12 @@ fn the_stacks_of_programs_at_work_are_those_of_libgcc() {
         "programs at work",
         programs_at_work_have_the_stacks_of_libgcc,
     );
+}
+
+#[test]
+#[ignore = "takes minutes: make test-long"]
+fn five_hundred_compilers_have_all_their_stacks() {
+    timed("500 compilers", || compilers_have_all_their_stacks(500));
 }
 
 #[test]

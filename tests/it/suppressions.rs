@@ -212,3 +212,217 @@ fn leak_sanitizer_suppresses_by_what_memleak_makes() {
         "{said}"
     );
 }
+
+/// What a name or a path is that a pattern with wildcards matches.
+fn matched_by(pattern: &str) -> String {
+    pattern.replace(['*', '?'], "x")
+}
+
+/// The frame that a line of a block describes.
+fn frame_of(line: &str) -> FrameText<'_> {
+    let (function, module) = match line.split_once(':') {
+        Some(("obj", path)) => ("f", path),
+        Some(("fun", name)) => (name, "/lib/libsome.so"),
+        _ => ("some", "/lib/libsome.so"),
+    };
+    FrameText {
+        function: Some(function),
+        linkage: Some(function),
+        file: None,
+        line: None,
+        module,
+        inlined: false,
+    }
+}
+
+/// The lines of each block of a file that is for leaks, without the comments.
+fn blocks_for_leaks(text: &str) -> Vec<Vec<&str>> {
+    let lines = text.lines().map(str::trim);
+    let lines: Vec<_> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    let blocks = lines.split(|line| *line == "}").map(<[_]>::to_vec);
+    blocks
+        .filter(|block| {
+            let tools = block.get(2).and_then(|line| line.split_once(':'));
+            tools.is_some_and(|(tools, kind)| tools.contains("Memcheck") && kind == "Leak")
+        })
+        .collect()
+}
+
+/// Fails unless the list has a suppression for each of these blocks, which matches a stack as the block describes it.
+#[track_caller]
+fn assert_match(list: &Suppressions, blocks: &[Vec<&str>]) {
+    assert_eq!(list.list().len(), blocks.len());
+    let mut matcher = Matcher::new(list);
+    for (number, block) in blocks.iter().enumerate() {
+        let texts = block[3..]
+            .iter()
+            .filter(|line| !line.contains("match-leak-kinds"));
+        let texts: Vec<_> = texts.map(|line| matched_by(line)).collect();
+        let mut frames: Vec<_> = texts.iter().map(|line| frame_of(line)).collect();
+        let malloc = FrameText {
+            function: Some("malloc"),
+            linkage: Some("malloc"),
+            file: None,
+            line: None,
+            module: "/lib/libc.so.6",
+            inlined: false,
+        };
+        let allocator = match texts[0].as_str() {
+            "..." => malloc,
+            _ => frames.remove(0),
+        };
+        // Callers that it does not name.
+        frames.push(FrameText {
+            function: Some("main"),
+            linkage: Some("main"),
+            ..malloc
+        });
+        let stack = StackText {
+            allocator,
+            frames: &frames,
+        };
+        let found = matcher.find(&stack, LeakKind::Definite);
+        // Another one before it may be for all of its stacks.
+        assert!(found.is_some_and(|found| found <= number), "{block:?}");
+    }
+}
+
+/// The files that valgrind's package ships: those of Debian, Python, ncurses and the C library.
+#[test]
+fn the_suppressions_that_others_ship_are_read_and_match() {
+    let mut read = 0;
+    for directory in [
+        "/usr/libexec/valgrind",
+        "/usr/lib/valgrind",
+        "/usr/lib64/valgrind",
+    ] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let path = entry.expect("the directory can be listed").path();
+            if path.extension().is_none_or(|extension| extension != "supp") {
+                continue;
+            }
+            let bytes = fs::read(&path).expect("it can be read");
+            let mut list = Suppressions::default();
+            list.add(word(&path), &bytes)
+                .unwrap_or_else(|error| panic!("{error}"));
+            let text = String::from_utf8_lossy(&bytes);
+            assert_match(&list, &blocks_for_leaks(&text));
+            read += list.list().len();
+        }
+    }
+    assert!(read > 0, "valgrind is needed: `make install-deps`");
+}
+
+/// What such files have in projects that use both tools: comments of all kinds, other tools' errors, tabs, carriage
+/// returns, patterns of paths and templates, and no newline at the end.
+#[test]
+fn the_forms_of_suppressions_in_projects_are_read_and_match() {
+    let lsan = "\
+        # Third parties\r\n\
+        #### keep sorted\n\
+        \n\
+        leak:libfontconfig\r\n\
+        leak:third_party/icu/\n\
+        leak:^_dl_init$\n\
+        leak:base::internal::*Holder<*>::Create\n\
+        leak:*Registry::instance\n\
+        leak:src/plugin_*.cc";
+    let mut list = Suppressions::default();
+    list.add("lsan.supp", lsan.as_bytes())
+        .expect("it can be read");
+    assert_eq!(list.list().len(), 6);
+    let frame = |function, file, module| FrameText {
+        function: Some(function),
+        linkage: None,
+        file,
+        line: Some(7),
+        module,
+        inlined: false,
+    };
+    let malloc = frame("malloc", None, "/lib/libc.so.6");
+    let main = frame("main", Some("/home/a/src/main.cc"), "/home/a/app");
+    let mut matcher = Matcher::new(&list);
+    for (number, inner) in [
+        frame("FcInit", None, "/usr/lib/libfontconfig.so.1.12.0"),
+        frame(
+            "ucol_open",
+            Some("../third_party/icu/ucol.cpp"),
+            "/home/a/app",
+        ),
+        frame("_dl_init", None, "/lib/ld-linux-x86-64.so.2"),
+        frame(
+            "base::internal::MapHolder<int, char*>::Create(int)",
+            None,
+            "/home/a/app",
+        ),
+        frame("v1::TypeRegistry::instance()", None, "/home/a/app"),
+        frame("load", Some("/home/a/src/plugin_x.cc"), "/home/a/app"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let frames = [inner, main];
+        let stack = StackText {
+            allocator: malloc,
+            frames: &frames,
+        };
+        assert_eq!(
+            matcher.find(&stack, LeakKind::Unknown),
+            Some(number),
+            "{inner:?}"
+        );
+    }
+    let stack = StackText {
+        allocator: malloc,
+        frames: &[main],
+    };
+    assert_eq!(matcher.find(&stack, LeakKind::Definite), None);
+
+    let valgrind = "\
+        # What the loader keeps\n\
+        {\n\
+        \t<insert_a_suppression_name_here>\n\
+        \tMemcheck:Leak\n\
+        \tmatch-leak-kinds: reachable,definite\n\
+        \tfun:*alloc\n\
+        \t...\n\
+        \tfun:_dl_open\n\
+        }\n\
+        {\r\n\
+           a condition\r\n\
+           Memcheck:Cond\r\n\
+           fun:strlen\r\n\
+        }\r\n\
+        {\n\
+           a race\n\
+           Helgrind:Race\n\
+           obj:*/libgomp.so*\n\
+        }\n\
+        ###{\n\
+        ###   put aside\n\
+        ###   Memcheck:Leak\n\
+        ###   fun:main\n\
+        ###}\n\
+        {\n\
+           a call\n\
+           Memcheck:Param\n\
+           writev(vector[...])\n\
+           fun:writev\n\
+        }\n\
+        {\r\n\
+           a pool of two tools\r\n\
+           Addrcheck,Memcheck:Leak\r\n\
+           fun:_Znwm\r\n\
+           # as the compiler inlines it\r\n\
+           fun:_ZN4pool*\r\n\
+           obj:/usr/lib*/libpool.so*\r\n\
+        }";
+    let mut list = Suppressions::default();
+    list.add("valgrind.supp", valgrind.as_bytes())
+        .expect("it can be read");
+    let blocks = blocks_for_leaks(valgrind);
+    assert_eq!(blocks.len(), 2);
+    assert_match(&list, &blocks);
+}

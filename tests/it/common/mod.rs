@@ -44,6 +44,7 @@ use counter::Kind;
 use serde::{Deserialize, Serialize};
 use stacks::StackRecord;
 use tempfile::TempDir;
+use unwinder::Sums;
 
 pub use fixtures::{compile, fixture};
 
@@ -159,6 +160,17 @@ pub struct Row {
     /// The reason why not all allocations of the process were counted. `None` if all were counted.
     pub uncovered: Option<String>,
     pub losses: Losses,
+    /// What is of no known stack. Only where stacks were recorded.
+    pub stack_unknown: Option<StackUnknown>,
+}
+
+/// What a process allocated, and never freed, by no known stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct StackUnknown {
+    #[serde(flatten)]
+    pub sums: Sums,
+    /// How many calls have a stack without its outermost frames, by the reason.
+    pub walks: BTreeMap<String, u64>,
 }
 
 /// How the blocks that a process never freed could be reached, in bytes and blocks.

@@ -55,57 +55,57 @@ const fn cut(size: u64, count: u64, stack: &'static str, up_to: usize) -> Site {
 }
 
 const CHAIN: &[Site] = &[
-    site(1001, 1, "c b a main * _start"),
-    site(1002, 1, "b a main * _start"),
-    site(1003, 1, "b a main * _start"),
-    site(1004, 1, "a main * _start"),
-    site(1005, 100, "c many main * _start"),
+    site(1001, 3, "c b a main * _start"),
+    site(1002, 3, "b a main * _start"),
+    site(1003, 3, "b a main * _start"),
+    site(1004, 3, "a main * _start"),
+    site(1005, 300, "c many main * _start"),
 ];
 
 const FAMILY: &[Site] = &[
-    site(2001, 1, "by_malloc main * _start"),
-    site(2004, 1, "by_calloc main * _start"),
-    site(2005, 1, "by_realloc main * _start"),
-    site(2006, 1, "by_moving main * _start"),
-    site(2007, 1, "by_reallocarray main * _start"),
-    site(2048, 1, "by_aligned_alloc main * _start"),
-    site(2009, 1, "by_memalign main * _start"),
-    site(2010, 1, "by_posix_memalign main * _start"),
-    site(2011, 1, "by_valloc main * _start"),
-    site(2012, 1, "by_pvalloc main * _start"),
-    site(2014, 1, "* by_strdup main * _start"),
+    site(2001, 3, "by_malloc main * _start"),
+    site(2004, 3, "by_calloc main * _start"),
+    site(2005, 3, "by_realloc main * _start"),
+    site(2006, 3, "by_moving main * _start"),
+    site(2007, 3, "by_reallocarray main * _start"),
+    site(2048, 3, "by_aligned_alloc main * _start"),
+    site(2009, 3, "by_memalign main * _start"),
+    site(2010, 3, "by_posix_memalign main * _start"),
+    site(2011, 3, "by_valloc main * _start"),
+    site(2012, 3, "by_pvalloc main * _start"),
+    site(2014, 3, "* by_strdup main * _start"),
 ];
 
 const SIGNALS: &[Site] = &[
-    site(1101, 1, "allocates handler * on_this_stack main * _start"),
+    site(1101, 3, "allocates handler * on_this_stack main * _start"),
     site(
         1102,
-        1,
+        3,
         "allocates handler * on_alternate_stack main * _start",
     ),
-    site(1103, 1, "allocates outer * one_in_another main * _start"),
+    site(1103, 3, "allocates outer * one_in_another main * _start"),
     site(
         1104,
-        1,
+        3,
         "allocates handler * outer * one_in_another main * _start",
     ),
-    site(1105, 1, "allocates on_fault * faults main * _start"),
+    site(1105, 3, "allocates on_fault * faults main * _start"),
     site(
         1106,
-        1,
+        3,
         "allocates on_fault * faults_at_once calls_what_faults main * _start",
     ),
 ];
 
 const THREADS: &[Site] = &[
     site(1201, 4000, "allocates thousand *"),
-    site(1202, 1, "allocates single *"),
-    site(1203, 1, "allocates at_end *"),
+    site(1202, 3, "allocates single *"),
+    site(1203, 3, "allocates at_end *"),
 ];
 
 const CALLBACKS: &[Site] = &[
-    site(1301, 1, "allocates compare * main * _start"),
-    site(1302, 1, "allocates search * main * _start"),
+    site(1301, 3, "allocates compare * main * _start"),
+    site(1302, 3, "allocates search * main * _start"),
     site(1303, 1, "allocates once * main * _start"),
     site(1304, 1, "allocates at_exit * _start"),
     site(1305, 1, "allocates begins * _start"),
@@ -121,32 +121,33 @@ const CALLERS_IN_TURN: &[Site] = &[
 ];
 
 const FRAMES: &[Site] = &[
-    site(1401, 1, "allocates by_alloca main * _start"),
-    site(1402, 1, "allocates by_array main * _start"),
-    site(1403, 1, "allocates aligned main * _start"),
-    site(1404, 1, "allocates aligned_to_page main * _start"),
-    site(1405, 1, "allocates aligned_and_variable main * _start"),
-    site(1406, 1, "allocates large main * _start"),
+    site(1401, 3, "allocates by_alloca main * _start"),
+    site(1402, 3, "allocates by_array main * _start"),
+    site(1403, 3, "allocates aligned main * _start"),
+    site(1404, 3, "allocates aligned_to_page main * _start"),
+    site(1405, 3, "allocates aligned_and_variable main * _start"),
+    site(1406, 3, "allocates large main * _start"),
 ];
 
 /// The object of an exception stands behind a header of the runtime, of 128 bytes.
 const EXCEPTIONS: &[Site] = &[
-    site(1501 + 128, 1, "* throws passes catches main * _start"),
+    site(1501 + 128, 3, "* throws passes catches main * _start"),
     site(
         1502,
-        1,
+        3,
         "allocates _ZN5GuardD1Ev passes catches main * _start",
     ),
-    site(1503, 1, "allocates catches main * _start"),
-    site(1504, 1, "allocates catches_twice main * _start"),
-    site(1505, 1, "by_new main * _start"),
-    site(1506, 1, "by_new_array main * _start"),
+    site(1503, 3, "allocates catches main * _start"),
+    site(1504, 3, "allocates catches_twice main * _start"),
+    site(1505, 3, "by_new main * _start"),
+    site(1506, 3, "by_new_array main * _start"),
 ];
 
 const VFORKS: &[Site] = &[
-    site(1601, 1, "allocates by_vfork main * _start"),
-    site(1602, 1, "allocates by_fork main * _start"),
-    site(1603, 1, "allocates main * _start"),
+    site(1601, 3, "allocates by_vfork main * _start"),
+    site(1602, 3, "allocates by_fork main * _start"),
+    site(1603, 3, "allocates main * _start"),
+    site(1604, 3, "allocates in_clone *"),
 ];
 
 /// glibc's function below a coroutine's has no rules.
@@ -162,47 +163,47 @@ const LIBRARIES_AT_ONE_ADDRESS: &[Site] = &[
 ];
 
 const CODE_BY_HAND: &[Site] = &[
-    cut(1901, 1, "allocates pass through main * _start", 2),
-    cut(1902, 1, "allocates ? through main * _start", 2),
-    site(1903, 1, "allocates pass through main * _start"),
+    cut(1901, 3, "allocates pass through main * _start", 2),
+    cut(1902, 3, "allocates ? through main * _start", 2),
+    site(1903, 3, "allocates pass through main * _start"),
 ];
 
 const TAIL_CALLS: &[Site] = &[
-    site(1111, 1, "fourth first main * _start"),
-    site(1112, 1, "calls_fifth main * _start"),
+    site(1111, 3, "fourth first main * _start"),
+    site(1112, 3, "calls_fifth main * _start"),
 ];
 
 const LAZY_BINDING: &[Site] = &[
     site(1121, 1, "resolver * calls main * _start"),
-    site(1122, 2, "allocates calls main * _start"),
+    site(1122, 3, "allocates calls main * _start"),
 ];
 
 const COLD_PARTS: &[Site] = &[
-    site(1141, 1, "rare split.cold main * _start"),
+    site(1141, 3, "rare split.cold main * _start"),
     site(1142, 1, "leaves ends_in_call main * _start"),
 ];
 
 const DEBUG_TABLES: &[Site] = &[
-    cut(1151, 1, "b a main * _start", 1),
-    cut(1152, 1, "a main * _start", 1),
+    cut(1151, 3, "b a main * _start", 1),
+    cut(1152, 3, "a main * _start", 1),
 ];
 
 const FRAME_POINTERS: &[Site] = &[
-    cut(1161, 1, "b a main * _start", 1),
-    cut(1162, 1, "a main * _start", 1),
+    cut(1161, 3, "b a main * _start", 1),
+    cut(1162, 3, "a main * _start", 1),
 ];
 
 const ASSEMBLY: &[Site] = &[
-    site(1171, 1, "allocates cfa_in_rbx main * _start"),
-    site(1172, 1, "allocates cfa_in_r10 main * _start"),
-    site(1173, 1, "allocates cfa_in_slot needs_rbp main * _start"),
-    site(1174, 1, "allocates rbp_is_no_frame needs_rbp main * _start"),
-    site(1175, 1, "allocates states main * _start"),
-    site(1176, 1, "allocates rbp_in_slot needs_rbp main * _start"),
-    site(1177, 1, "allocates return_in_register main * _start"),
+    site(1171, 3, "allocates cfa_in_rbx main * _start"),
+    site(1172, 3, "allocates cfa_in_r10 main * _start"),
+    site(1173, 3, "allocates cfa_in_slot needs_rbp main * _start"),
+    site(1174, 3, "allocates rbp_is_no_frame needs_rbp main * _start"),
+    site(1175, 3, "allocates states main * _start"),
+    site(1176, 3, "allocates rbp_in_slot needs_rbp main * _start"),
+    site(1177, 3, "allocates return_in_register main * _start"),
     site(
         1178,
-        1,
+        3,
         "allocates rbp_by_expression needs_rbp main * _start",
     ),
 ];
@@ -211,12 +212,12 @@ const ASSEMBLY: &[Site] = &[
 const STATIC_CHAIN: &[Site] = &[
     site(
         1001,
-        1,
+        3,
         "c b a main __libc_start_call_main __libc_start_main _start",
     ),
     site(
         1005,
-        100,
+        300,
         "c many main __libc_start_call_main __libc_start_main _start",
     ),
 ];
@@ -309,9 +310,9 @@ fn lazy_binding() -> StackCase {
 
 fn recursions() -> [StackCase; 3] {
     const SITES: [&[Site]; 3] = [
-        &[site(1131, 1, "recurses^45 main * _start")],
-        &[site(1131, 1, "recurses^300 main * _start")],
-        &[site(1131, 1, "recurses^600 main * _start")],
+        &[site(1131, 3, "recurses^45 main * _start")],
+        &[site(1131, 3, "recurses^300 main * _start")],
+        &[site(1131, 3, "recurses^600 main * _start")],
     ];
     let [few, some, many] = SITES;
     [
@@ -362,6 +363,11 @@ pub fn static_chain(with_library: bool) -> StackCase {
         code: 0,
         sites: STATIC_CHAIN,
     }
+}
+
+/// The program `all_the_time`.
+pub fn all_the_time() -> PathBuf {
+    program("all_the_time", &[])
 }
 
 /// The program `steps`, which steps through code.

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::Job;
 use super::fixtures::compile_with;
 use super::newcomers::run;
+use super::stacks::Partly;
 
 /// How much the programs do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct StackProgram {
     pub job: Job,
     /// The least number of allocations of the whole tree.
     pub at_least: u64,
+    /// The calls that libgcc's library and memleak may have in part only, with the reasons.
+    pub partly: &'static Partly,
     /// Files that the program reads. They go when this does.
     _files: Option<TempDir>,
 }
@@ -59,6 +62,7 @@ fn program(name: &'static str, job: Job, at_least: u64) -> StackProgram {
         name,
         job,
         at_least,
+        partly: &[],
         _files: None,
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use object::read::elf::{ElfFile64, ProgramHeader};
+use serde::Deserialize;
 
 use super::counter::{self, Image};
 use super::fixtures::compile;
@@ -94,7 +95,7 @@ pub struct Stack {
 }
 
 /// What was allocated at a stack, and what of that was never freed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Sums {
     pub alloc_count: u64,
     pub alloc_bytes: u64,
