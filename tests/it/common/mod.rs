@@ -132,6 +132,7 @@ pub struct Row {
     /// Only with --label-env.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    pub job: Option<String>,
     pub rank: Option<u32>,
     pub image: u32,
     pub end: String,
