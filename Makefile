@@ -64,6 +64,8 @@ test-long: ## Run the tests that take minutes; WRITE=1 writes their output to te
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	@scripts/test-long.sh $(if $(WRITE),--write) $(TESTS)
 	@$(if $(TESTS),,scripts/test-probes.sh $(if $(WRITE),--write))
+	$(if $(TESTS),,$(CARGO) build --release $(CARGO_FLAGS))
+	@$(if $(TESTS),,benches/merged.sh $(if $(WRITE),--write))
 
 .PHONY: test-readers
 test-readers: ## Test what pprof, speedscope, dh_view, inferno and Chromium make of memleak's documents (needs a network)

@@ -132,6 +132,7 @@ long  | pytest       | command pytest        | python3-pytest        | python3-p
 long  | go           | command go            | golang-go             | golang
 long  | pip          | command pip3          | python3-pip           | python3-pip
 long  | npm          | command npm           | npm                   | npm
+long  | time         | command /usr/bin/time | time                  | time
 '
 
 # The oldest Rust that compiles memleak, from Cargo.toml.

@@ -43,9 +43,10 @@ fi
 job=$MEMLEAK_SPOOL/job.$SLURM_JOB_ID
 
 # The names that Slurm may give the job's control group: by the job's number, or since 26.05 by its SLUID. A SLUID alone
-# does not tell which: 25.11 has SLUIDs and names groups by numbers, as 26.05 does with CgroupJobIdPaths=yes.
+# does not tell which: 25.11 has SLUIDs and names groups by numbers, as 26.05 does with CgroupJobIdPaths=yes. memleak knows
+# a SLUID by the same digits.
 names=("job_$SLURM_JOB_ID")
-if [[ ${SLURM_JOB_SLUID-} =~ ^s[0-9A-Za-z]+$ ]]; then
+if [[ ${SLURM_JOB_SLUID-} =~ ^s[0-9A-HJKMNP-TV-Z]{13}$ ]]; then
 	names+=("$SLURM_JOB_SLUID")
 fi
 

@@ -1,15 +1,16 @@
 //! Adds up the processes that have ended by their command names: a tree of hundreds of processes in a few lines.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use clap::ValueEnum;
 
 use crate::model::bounds::Bounds;
 use crate::model::image::Image;
+use crate::model::largest::{Largest, Sum, WEIGHTS};
 use crate::model::lost::LostSum;
 
-/// How many command names are told apart. The processes of all further ones are added up as one.
+/// How many command names are told apart at a time. The processes of those with small sums are added up as one.
 pub(super) const MOST: usize = 4096;
 
 /// What the processes of one command name have in common.
@@ -22,11 +23,28 @@ pub struct Command {
     /// With losses, a lower bound.
     pub leaked_bytes: u64,
     pub leaked_blocks: u64,
-    /// The process that leaked most, and how many bytes. `None`: none leaked.
-    pub worst: Option<(u32, u64)>,
+    /// The process that leaked most. `None`: none leaked.
+    pub worst: Option<Worst>,
     pub lost: LostSum,
-    /// The process that certainly lost most, and how many bytes. `None`: none is known to have lost anything.
-    pub worst_lost: Option<(u32, u64)>,
+    /// The process that certainly lost most. `None`: none is known to have lost anything.
+    pub worst_lost: Option<Worst>,
+}
+
+/// The worst of several processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worst {
+    pub pid: u32,
+    /// Its machine, where that is known.
+    pub host: Option<Arc<str>>,
+    pub bytes: u64,
+}
+
+impl Worst {
+    /// The one that has more bytes. Of two that have as many, the one whose name is the first.
+    fn of(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        let weight = |worst: &Self| (Reverse(worst.bytes), worst.host.clone(), worst.pid);
+        one.into_iter().chain(other).min_by_key(weight)
+    }
 }
 
 /// By what the commands are ordered, the largest first.
@@ -39,63 +57,104 @@ pub enum CommandOrder {
     Processes,
 }
 
-/// The commands so far.
-#[derive(Clone, Debug, Default)]
-pub struct Commands {
-    named: BTreeMap<Vec<u8>, Command>,
-    further: Command,
-}
-
-impl Commands {
+impl Command {
     /// Takes a process that has exited, or died, into account. Sums saturate.
-    pub(super) fn record(&mut self, image: &Image) {
-        self.record_as(&image.comm, image);
-    }
-
-    /// The sums under a name.
-    pub(super) fn of(&mut self, name: &[u8]) -> &mut Command {
-        // Most names are there already.
-        match self.named.contains_key(name) || self.named.len() >= MOST {
-            true => self.named.get_mut(name).unwrap_or(&mut self.further),
-            false => self.named.entry(name.to_vec()).or_default(),
-        }
-    }
-
-    /// Takes a process into account under another name than its own.
-    pub(super) fn record_as(&mut self, name: &[u8], image: &Image) {
-        let command = self.of(name);
+    pub(super) fn record(&mut self, image: &Image, host: Option<&Arc<str>>) {
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         let counters = &image.counters;
-        add(&mut command.processes, 1);
-        add(&mut command.total_allocs_bytes, counters.total_allocs_bytes);
-        add(&mut command.leaked_bytes, counters.leaked_bytes);
-        add(&mut command.leaked_blocks, counters.leaked_blocks);
-        command.lost.record(image);
+        add(&mut self.processes, 1);
+        add(&mut self.total_allocs_bytes, counters.total_allocs_bytes);
+        add(&mut self.leaked_bytes, counters.leaked_bytes);
+        add(&mut self.leaked_blocks, counters.leaked_blocks);
+        self.lost.record(image);
         let lost = Bounds::of_lost(image).lower;
         for (worst, bytes) in [
-            (&mut command.worst, counters.leaked_bytes),
-            (&mut command.worst_lost, lost),
+            (&mut self.worst, counters.leaked_bytes),
+            (&mut self.worst_lost, lost),
         ] {
-            if bytes > worst.map_or(0, |(_, bytes)| bytes) {
-                *worst = Some((image.pid, bytes));
+            if bytes > worst.as_ref().map_or(0, |worst| worst.bytes) {
+                *worst = Some(Worst {
+                    pid: image.pid,
+                    host: host.cloned(),
+                    bytes,
+                });
             }
         }
     }
+}
 
-    /// All commands, in the order of their names.
-    pub fn finish(self) -> Vec<Command> {
-        let further = Some(self.further).filter(|further| further.processes > 0);
-        let named = self.named.into_iter().map(|(comm, command)| Command {
-            comm: Some(comm),
-            ..command
-        });
-        named.chain(further).collect()
+impl Sum for Command {
+    fn weights(&self) -> [u64; WEIGHTS] {
+        [
+            self.leaked_bytes,
+            self.lost.bytes.lower,
+            self.total_allocs_bytes,
+            self.processes,
+        ]
+    }
+
+    fn absorb(&mut self, other: Self) {
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.processes, other.processes);
+        add(&mut self.total_allocs_bytes, other.total_allocs_bytes);
+        add(&mut self.leaked_bytes, other.leaked_bytes);
+        add(&mut self.leaked_blocks, other.leaked_blocks);
+        self.lost.absorb(other.lost);
+        self.worst = Worst::of(self.worst.take(), other.worst);
+        self.worst_lost = Worst::of(self.worst_lost.take(), other.worst_lost);
     }
 }
 
-/// Puts the commands into an order. Commands of equal weight stay in the order that they have.
-pub fn sort(commands: &mut [Command], order: CommandOrder) {
-    commands.sort_by_key(|command| {
+/// The commands so far.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    named: Largest<Vec<u8>, Command>,
+    /// The machine of the last process.
+    host: Option<Arc<str>>,
+    has_several_hosts: bool,
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self {
+            named: Largest::new(MOST),
+            host: None,
+            has_several_hosts: false,
+        }
+    }
+}
+
+impl Commands {
+    /// Takes a process that has exited, or died, into account.
+    pub(super) fn record(&mut self, image: &Image) {
+        let host = image.origin.as_ref();
+        let host = host.and_then(|origin| origin.host.as_deref());
+        if host.is_some() && host != self.host.as_deref() {
+            self.has_several_hosts |= self.host.is_some();
+            self.host = host.map(Arc::from);
+        }
+        let host = host.and(self.host.as_ref());
+        self.named.of(&image.comm[..]).record(image, host);
+    }
+
+    /// Whether the processes are of more than one machine.
+    pub(super) fn have_several_hosts(&self) -> bool {
+        self.has_several_hosts
+    }
+
+    /// All commands, in the order of their names.
+    pub(super) fn finish(self) -> Vec<Command> {
+        let named = self.named.finish();
+        named
+            .map(|(comm, command)| Command { comm, ..command })
+            .collect()
+    }
+}
+
+/// Puts commands, or what has the sums of one, into an order. Those of equal weight stay in the order that they have.
+pub fn sort<T>(all: &mut [T], order: CommandOrder, command: impl Fn(&T) -> &Command) {
+    all.sort_by_key(|one| {
+        let command = command(one);
         let Command {
             leaked_bytes,
             total_allocs_bytes,
@@ -116,6 +175,7 @@ pub fn sort(commands: &mut [Command], order: CommandOrder) {
 mod tests {
     use super::*;
     use crate::model::image::samples::image;
+    use crate::model::origin::Origin;
     use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 
     fn ended(pid: u32, comm: &str, allocated: u64, leaked: u64) -> Image {
@@ -134,6 +194,11 @@ mod tests {
         commands.finish()
     }
 
+    fn worst(pid: u32, bytes: u64) -> Option<Worst> {
+        let host = None;
+        Some(Worst { pid, host, bytes })
+    }
+
     #[test]
     fn processes_of_one_name_are_added_up_and_the_worst_is_named() {
         let images = [
@@ -148,7 +213,7 @@ mod tests {
             total_allocs_bytes: 31,
             leaked_bytes: 11,
             leaked_blocks: 3,
-            worst: Some((3, 4)),
+            worst: worst(3, 4),
             lost: LostSum {
                 bytes: Bounds {
                     lower: 0,
@@ -161,7 +226,7 @@ mod tests {
         };
         let found = commands(&images);
         assert_eq!(found[0], expected);
-        assert_eq!((found.len(), found[1].worst), (2, None));
+        assert_eq!((found.len(), &found[1].worst), (2, &None));
     }
 
     #[test]
@@ -185,8 +250,8 @@ mod tests {
         };
         assert_eq!((found[0].lost.bytes, found[0].lost.judged), (bounds, 2));
         assert_eq!(
-            (found[0].worst, found[0].worst_lost),
-            (Some((1, 9)), Some((3, 4)))
+            (&found[0].worst, &found[0].worst_lost),
+            (&worst(1, 9), &worst(3, 4))
         );
     }
 
@@ -199,7 +264,7 @@ mod tests {
             ended(4, "c", 1, 0),
         ]);
         let mut order = |by| {
-            sort(&mut found, by);
+            sort(&mut found, by, |command| command);
             let names = found.iter().filter_map(|command| command.comm.clone());
             String::from_utf8(names.flatten().collect()).unwrap()
         };
@@ -210,13 +275,48 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_no_process_is_dropped() {
-        let images: Vec<_> = (0..MOST as u32 + 9)
-            .map(|pid| ended(pid, &format!("n{pid}"), 1, 1))
+    fn memory_is_bounded_no_process_is_dropped_and_the_worst_has_its_name() {
+        let images: Vec<_> = (0..2 * MOST as u32)
+            .map(|pid| ended(pid, &format!("n{pid}"), 1, 1 + u64::from(pid / 6000 * 9)))
             .collect();
-        let found = commands(&images);
-        assert_eq!(found.len(), MOST + 1);
+        let mut commands = Commands::default();
+        for image in &images {
+            commands.record(image);
+        }
+        commands.record(&ended(7, "late", 1, 1_000));
+        let mut found = commands.finish();
+        assert!(found.len() <= MOST + 1);
+        let processes: u64 = found.iter().map(|command| command.processes).sum();
+        assert_eq!(processes, 2 * MOST as u64 + 1);
         let further = found.last().unwrap();
-        assert_eq!((&further.comm, further.processes), (&None, 9));
+        assert_eq!(further.comm, None);
+        assert!(further.processes > MOST as u64);
+        sort(&mut found, CommandOrder::Leak, |command| command);
+        let late = |command: &&Command| command.comm.as_deref() == Some(b"late");
+        let late = found.iter().find(late).unwrap();
+        assert_eq!((late.processes, &late.worst), (1, &worst(7, 1_000)));
+    }
+
+    #[test]
+    fn the_worst_process_of_several_machines_is_named_with_its_own() {
+        let on = |host: &str, pid, leaked| {
+            let mut image = ended(pid, "a", 10, leaked);
+            let origin = Origin {
+                host: Some(host.to_owned()),
+                ..Origin::default()
+            };
+            image.origin = Some(origin.into());
+            image
+        };
+        let mut commands = Commands::default();
+        commands.record(&on("n1", 5, 3));
+        commands.record(&ended(6, "a", 1, 1));
+        commands.record(&on("n1", 7, 2));
+        assert!(!commands.have_several_hosts());
+        commands.record(&on("n2", 5, 9));
+        assert!(commands.have_several_hosts());
+        let found = commands.finish();
+        let worst = found[0].worst.as_ref().unwrap();
+        assert_eq!((worst.pid, worst.host.as_deref()), (5, Some("n2")));
     }
 }

@@ -168,6 +168,7 @@ impl Ledger {
             leaked_blocks: self.leaked_blocks,
             lost: self.lost,
             replaced: self.replaced,
+            has_several_hosts: self.commands.have_several_hosts(),
             commands: self.commands.finish(),
             gate: self
                 .gate
@@ -207,6 +208,8 @@ pub struct Summary {
     pub replaced: u64,
     /// The processes that have ended, by their command names.
     pub commands: Vec<Command>,
+    /// Whether the processes that have ended are of more than one machine.
+    pub has_several_hosts: bool,
     /// `None` if the user asked for no gate.
     pub gate: Option<Judgement>,
     /// What is new, known and gone. `None`: nobody gave a baseline.

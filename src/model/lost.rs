@@ -59,6 +59,16 @@ impl LostSum {
         }
     }
 
+    /// Takes another sum into account. Sums saturate.
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.known += other.known;
+        self.judged += other.judged;
+        for (why, processes) in other.unknown {
+            *self.unknown.entry(why).or_default() += processes;
+        }
+    }
+
     /// Whether anything is known: at least one process was scanned, or none can have lost anything.
     pub fn is_known(&self) -> bool {
         self.judged > 0 || self.bytes.exact()

@@ -104,11 +104,12 @@ fn slurm(parts: &[&str]) -> (Option<String>, Option<String>) {
     (job, step)
 }
 
-/// As `sEKNKTV3WPV500`. Beside the jobs there is a group `system`.
+/// As `sEKNKTV3WPV500`: 13 of Crockford's 32 digits, which are no I, L, O or U. Beside the jobs there is a group `system`.
 fn is_sluid(part: &str) -> bool {
     part.strip_prefix('s').is_some_and(|rest| {
-        let is_digit = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit();
-        rest.len() >= 12 && rest.chars().all(is_digit)
+        let is_digit =
+            |c: char| c.is_ascii_digit() || c.is_ascii_uppercase() && !"ILOU".contains(c);
+        rest.len() == 13 && rest.chars().all(is_digit)
     })
 }
 
@@ -370,6 +371,17 @@ mod tests {
             ("/slurm/uid_1000/job_77/step_3/task_1", "77", "3"),
             ("/slurm_node1/uid_1000/job_77/step_batch", "77", "batch"),
             ("/system.slice/slurmstepd.scope/system", "", ""),
+            // no SLUIDs: too short, and with a letter that none has
+            (
+                "/system.slice/slurmstepd.scope/sEKNKTV3WPV50/step_0",
+                "",
+                "",
+            ),
+            (
+                "/system.slice/slurmstepd.scope/sEKNKTV3WPV50O/step_0",
+                "",
+                "",
+            ),
             ("/system.slice/slurmstepd.scope", "", ""),
             ("/system.slice/slurmd.service", "", ""),
             ("/home/job_5/step_1", "", ""),

@@ -19,8 +19,7 @@ use serde::Serialize;
 
 use crate::model::baseline::Compared;
 use crate::model::bounds::Verdict;
-use crate::model::commands::Command;
-use crate::model::grouping::Grouping;
+use crate::model::grouping::Grouped;
 use crate::model::image::{Image, Labels, Losses};
 use crate::model::judgement::Judgement;
 use crate::model::ledger::Summary;
@@ -29,11 +28,11 @@ use crate::model::lost::reached;
 use crate::model::origin::Origin;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
-use crate::report::json_objects::GroupRow;
+use crate::report::group_objects::GroupRow;
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::report::words::{
-    counted_by_names, exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name,
-    reach_unknown, seconds, signal, uncovered_name,
+    counted_by_names, exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown,
+    seconds, signal, uncovered_name,
 };
 use crate::text::escape;
 
@@ -48,12 +47,11 @@ impl Render for Csv {
         self.lines(&CsvRow::image(image))
     }
 
-    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
+    fn groups(&mut self, grouped: &Grouped) -> io::Result<Vec<u8>> {
         self.is_grouped = true;
-        let by = grouping_name(by);
         let mut writer = WriterBuilder::new().from_writer(Vec::new());
-        for group in groups {
-            writer.serialize(GroupRow::new(&by, group, |bytes| name(bytes).into()))?;
+        for row in GroupRow::all(grouped, name) {
+            writer.serialize(row)?;
         }
         let lines = writer.into_inner();
         lines.map_err(|error| io::Error::other(error.to_string()))

@@ -16,8 +16,7 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use crate::model::bounds::Verdict;
-use crate::model::commands::Command;
-use crate::model::grouping::Grouping;
+use crate::model::grouping::Grouped;
 use crate::model::image::Image;
 use crate::model::judgement::{Judged, Judgement};
 use crate::model::ledger::Summary;
@@ -29,11 +28,12 @@ use crate::model::stack::NamedFrame;
 use crate::model::stack_coverage::StackCoverage;
 use crate::model::suppressed::SuppressionUse;
 use crate::report::compared::BaselineObject;
-use crate::report::json_objects::{GroupRow, LossesObject, OriginFields, ReachObject, is_zero};
+use crate::report::group_objects::GroupLine;
+use crate::report::json_objects::{LossesObject, OriginFields, ReachObject, is_zero};
 use crate::report::render::{Render, SCHEMA, Screen, StackRow, Window, end_name};
 use crate::report::words::{
-    counted_by_names, exit_code, from_name, grouping_name, limits_that_are, lost, outcome_name,
-    reach_unknown, seconds, signal, uncovered_name, walk_name,
+    counted_by_names, exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown,
+    seconds, signal, uncovered_name, walk_name,
 };
 use crate::text::escape;
 
@@ -51,16 +51,8 @@ impl Render for Json {
         self.stack_line(&StackLine::new(row), &row.stack.frames)
     }
 
-    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
-        let by = grouping_name(by);
-        let group_line = |group| {
-            line(&GroupLine {
-                schema: SCHEMA,
-                r#type: "group",
-                row: GroupRow::new(&by, group, escape::text),
-            })
-        };
-        let lines: io::Result<Vec<_>> = groups.iter().map(group_line).collect();
+    fn groups(&mut self, grouped: &Grouped) -> io::Result<Vec<u8>> {
+        let lines: io::Result<Vec<_>> = GroupLine::all(grouped).map(|group| line(&group)).collect();
         Ok(lines?.concat())
     }
 
@@ -158,15 +150,6 @@ impl FrameTexts {
         }
         Ok(())
     }
-}
-
-/// What processes with something in common come to.
-#[derive(Serialize)]
-struct GroupLine<'a> {
-    schema: &'static str,
-    r#type: &'static str,
-    #[serde(flatten)]
-    row: GroupRow<'a>,
 }
 
 /// What an image has allocated by one call stack.

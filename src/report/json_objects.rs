@@ -1,14 +1,10 @@
 //! Objects that are a part of several JSON lines, or of lines in JSON and in CSV. Saved lines are read by the same names.
 
-use std::borrow::Cow;
-
 use serde::{Deserialize, Serialize};
 
-use crate::model::commands::Command;
 use crate::model::image::Losses;
 use crate::model::origin::Origin;
 use crate::model::reach::{Amount, Reached};
-use crate::report::words::lost;
 
 /// How blocks that were never freed could be reached.
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -130,42 +126,6 @@ impl<'a> From<&'a Origin> for OriginFields<'a> {
             rank: origin.rank,
             container: origin.container.as_deref(),
             pod: origin.pod.as_deref(),
-        }
-    }
-}
-
-/// What processes with something in common come to.
-#[derive(Serialize)]
-pub(super) struct GroupRow<'a> {
-    by: &'a str,
-    /// `None`: those for which there was no room.
-    name: Option<Cow<'a, str>>,
-    processes: u64,
-    total_allocs_bytes: u64,
-    leaked_bytes: u64,
-    leaked_blocks: u64,
-    lost_bytes: Option<u64>,
-    worst_pid: Option<u32>,
-    worst_bytes: Option<u64>,
-}
-
-impl<'a> GroupRow<'a> {
-    /// `text`: how a name is written.
-    pub(super) fn new(
-        by: &'a str,
-        group: &'a Command,
-        text: impl Fn(&'a [u8]) -> Cow<'a, str>,
-    ) -> Self {
-        Self {
-            by,
-            name: group.comm.as_deref().map(text),
-            processes: group.processes,
-            total_allocs_bytes: group.total_allocs_bytes,
-            leaked_bytes: group.leaked_bytes,
-            leaked_blocks: group.leaked_blocks,
-            lost_bytes: lost(&group.lost).map(|lost| lost.bytes),
-            worst_pid: group.worst.map(|(pid, _)| pid),
-            worst_bytes: group.worst.map(|(_, bytes)| bytes),
         }
     }
 }

@@ -9,9 +9,8 @@
 use std::io::{self, Write};
 
 use crate::model::bounds::Verdict;
-use crate::model::commands::Command;
 use crate::model::finished::Finished;
-use crate::model::grouping::Grouping;
+use crate::model::grouping::Grouped;
 use crate::model::image::Image;
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
@@ -21,10 +20,12 @@ use crate::report::destination::{Filling, Output};
 use crate::report::renaming::Renaming;
 use crate::report::render::Render;
 
+mod blocks;
 mod cells;
 mod closing;
 mod compared;
 mod csv;
+mod group_objects;
 mod influx;
 mod json;
 mod json_objects;
@@ -206,8 +207,8 @@ impl Report {
     }
 
     /// Reports what is added up by something that processes have in common, in its order.
-    pub fn groups(&mut self, by: Grouping, groups: &[Command]) -> Vec<Unwritten> {
-        self.write(false, |render| render.groups(by, groups))
+    pub fn groups(&mut self, grouped: &Grouped) -> Vec<Unwritten> {
+        self.write(false, |render| render.groups(grouped))
     }
 
     /// Reports the images that have ended in a window.

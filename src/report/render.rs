@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::model::bounds::Verdict;
-use crate::model::commands::{Command, CommandOrder};
-use crate::model::grouping::Grouping;
+use crate::model::commands::CommandOrder;
+use crate::model::grouping::Grouped;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
@@ -201,7 +201,7 @@ pub(super) trait Render: Send {
     }
 
     /// What is added up by something that processes have in common. Called once, and then no image has a row.
-    fn groups(&mut self, _by: Grouping, _groups: &[Command]) -> io::Result<Vec<u8>> {
+    fn groups(&mut self, _grouped: &Grouped) -> io::Result<Vec<u8>> {
         Ok(Vec::new())
     }
 

@@ -4,26 +4,22 @@ use std::io;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ColumnConstraint, Width};
-use unicode_width::UnicodeWidthStr;
 
 use crate::model::bounds::Verdict;
-use crate::model::commands::{self, Command};
+use crate::model::commands;
 use crate::model::exit::Outcome;
-use crate::model::grouping::Grouping;
+use crate::model::grouping::Grouped;
 use crate::model::image::{End, Image};
 use crate::model::ledger::Summary;
 use crate::model::live::Live;
-use crate::model::lost::LostSum;
 use crate::model::places::Located;
-use crate::report::cells::{
-    UNKNOWN, args, container, cut, cut_front, first_cells, job, lost, name, note,
-};
+use crate::report::blocks;
+use crate::report::cells::{args, container, first_cells, job, lost, note};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::compared::baseline_lines;
 use crate::report::live;
 use crate::report::places::place_lines;
 use crate::report::render::{Options, Render, Screen, Verbosity, Window};
-use crate::report::words::grouping_name;
 use crate::text::signal_name::signal_name;
 use crate::text::units::{counted, megabytes};
 
@@ -83,12 +79,6 @@ const ARGS: (&str, u16) = ("ARGS", 0);
 /// From how many processes on the table ends with a block by command, and how many commands it has at the most.
 const MANY_PROCESSES: u64 = 10;
 const MOST_COMMANDS: usize = 20;
-
-/// How wide a line of groups is at the most, as far as its figures leave room for that.
-const NARROW: usize = 80;
-
-/// The width of a column of names in which command names have room.
-const SHORT_NAME: usize = 16;
 
 const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
@@ -194,89 +184,18 @@ impl TableRender {
             return String::new();
         }
         let mut commands = summary.commands.clone();
-        commands::sort(&mut commands, self.options.order);
+        commands::sort(&mut commands, self.options.order, |command| command);
         let more = commands.len().saturating_sub(MOST_COMMANDS);
         commands.truncate(MOST_COMMANDS);
-        let mut lines = format!("\n{}", self.block(None, &commands));
+        let mut lines = format!(
+            "\n{}",
+            blocks::commands(self.options, &commands, summary.has_several_hosts)
+        );
         if more > 0 {
             let more = counted(more as u64, "more command", "more commands");
             lines.push_str(&format!("and {more}\n"));
         }
         lines
-    }
-
-    /// A line for each command or group, under a heading. The figures are aligned at the right.
-    fn block(&self, by: Option<Grouping>, commands: &[Command]) -> String {
-        let what = by.map_or_else(
-            || "COMMAND".to_owned(),
-            |by| grouping_name(by).to_uppercase(),
-        );
-        let heading = [
-            "PROCESSES",
-            "ALLOCS_MB",
-            "LEAK_MB",
-            "LOST_MB",
-            "LEAK_BLOCKS",
-            "WORST_PID",
-        ];
-        // A stack has no process that is its worst.
-        let has_worst = !by.is_some_and(Grouping::is_of_stacks);
-        let mut rows = vec![(what, self.figures(heading.map(str::to_owned), has_worst))];
-        for command in commands {
-            let comm = command.comm.as_ref();
-            let worst = match self.options.lost && command.lost.is_known() {
-                true => command.worst_lost,
-                false => command.worst,
-            };
-            let figures = [
-                command.processes.to_string(),
-                megabytes(command.total_allocs_bytes),
-                megabytes(command.leaked_bytes),
-                lost_sum(&command.lost),
-                command.leaked_blocks.to_string(),
-                worst.map_or_else(|| "\u{2013}".to_owned(), |(pid, _)| pid.to_string()),
-            ];
-            rows.push((
-                comm.map_or_else(|| "(others)".to_owned(), |comm| name(comm)),
-                self.figures(figures, has_worst),
-            ));
-        }
-        let room = NARROW.saturating_sub(rows[0].1.width()).max(SHORT_NAME);
-        let longest = rows.iter().map(|(name, _)| name.width()).max();
-        let column = match by {
-            None => SHORT_NAME,
-            Some(_) => longest.unwrap_or_default().clamp(SHORT_NAME, room),
-        };
-        let mut lines = String::new();
-        for (name, figures) in rows {
-            let name = match (self.options.verbosity, by) {
-                // Whole names, which move the figures of their own rows.
-                (Verbosity::Verbose, _) | (_, None) => name,
-                (_, Some(Grouping::File)) => cut_front(name, column),
-                (_, Some(_)) => cut(name, column),
-            };
-            // Names may have wide characters, which the padding of format! would count as one column.
-            let pad = " ".repeat(column.saturating_sub(name.width()));
-            lines.push_str(&format!("{name}{pad}{figures}\n"));
-        }
-        lines
-    }
-
-    /// What is behind the name in a line of a block.
-    fn figures(&self, cells: [String; 6], has_worst: bool) -> String {
-        let [processes, allocs, leak, lost, blocks, worst] = cells;
-        let verbose = self.options.verbosity == Verbosity::Verbose;
-        let mut figures = format!(" {processes:>9} {allocs:>11} {leak:>11}");
-        if self.options.lost {
-            figures.push_str(&format!(" {lost:>11}"));
-        }
-        if verbose {
-            figures.push_str(&format!(" {blocks:>11}"));
-        }
-        if has_worst {
-            figures.push_str(&format!(" {worst:>9}"));
-        }
-        figures
     }
 
     fn painted(&self, line: String, verdict: Option<Verdict>) -> String {
@@ -317,9 +236,11 @@ impl Render for TableRender {
         Ok(lines.into_bytes())
     }
 
-    fn groups(&mut self, by: Grouping, groups: &[Command]) -> io::Result<Vec<u8>> {
+    fn groups(&mut self, grouped: &Grouped) -> io::Result<Vec<u8>> {
         self.is_grouped = true;
-        Ok(self.block(Some(by), groups).into_bytes())
+        let mut lines = blocks::groups(self.options, grouped);
+        lines.push_str(&blocks::spreads(self.options, grouped));
+        Ok(lines.into_bytes())
     }
 
     fn summary(&mut self, summary: &Summary) -> io::Result<Vec<u8>> {
@@ -492,15 +413,6 @@ fn leak_cells(image: &Image) -> [String; 3] {
         lost(image),
         counters.leaked_blocks.to_string(),
     ]
-}
-
-/// What several processes lost, in megabytes. With `≥` if it is not known of all of them.
-fn lost_sum(lost: &LostSum) -> String {
-    match lost.is_known() {
-        true if lost.unknown.is_empty() => megabytes(lost.bytes.lower),
-        true => format!("\u{2265}{}", megabytes(lost.bytes.lower)),
-        false => UNKNOWN.to_owned(),
-    }
 }
 
 fn exit(end: End) -> String {

@@ -1272,13 +1272,15 @@ fn processes_with_something_in_common_in_every_format() {
         let host = ["n17", "=1+1\x1b"][number % 2].to_owned();
         let origin = Origin {
             host: Some(host),
+            job: Some(["=7", "8"][number / 4 % 2].to_owned()),
+            rank: (number > 1).then_some(number as u32),
             ..Origin::default()
         };
         image.origin = Some(origin.into());
         groups.image(&image, "file");
         ledger.record(&image);
     }
-    let groups = groups.finish();
+    let grouped = groups.finish();
     let summary = ledger.finish(Losses::default(), Outcome::Saved);
     let mut shown = String::new();
     for format in [Format::Table, Format::Json, Format::Csv] {
@@ -1288,7 +1290,7 @@ fn processes_with_something_in_common_in_every_format() {
             ..options(NORMAL, false)
         };
         let mut report = report(format, look, &to);
-        assert!(report.groups(Grouping::Node, &groups).is_empty());
+        assert!(report.groups(&grouped).is_empty());
         assert!(report.summary(&summary).is_empty());
         shown += &to.writes.lock().unwrap().concat();
         shown += "\n";
@@ -1298,7 +1300,7 @@ fn processes_with_something_in_common_in_every_format() {
 
 #[test]
 fn groups_with_long_names_are_in_columns_and_fit_on_eighty_columns() {
-    use crate::model::grouping::Groups;
+    use crate::model::grouping::{Grouping, Groups};
     let long =
         "std::vector<shop::Shelf<int>, std::allocator<shop::Shelf<int> > >::reserve(unsigned long)";
     let mut shown = String::new();
@@ -1337,7 +1339,7 @@ fn groups_with_long_names_are_in_columns_and_fit_on_eighty_columns() {
             ..options(verbosity, false)
         };
         let mut report = report(Format::Table, look, &to);
-        assert!(report.groups(by, &groups.finish()).is_empty());
+        assert!(report.groups(&groups.finish()).is_empty());
         let table = to.writes.lock().unwrap().concat();
         let widths = table.lines().map(UnicodeWidthStr::width);
         let fits = widths

@@ -14,7 +14,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::model::baseline::Comparison;
-use crate::model::commands;
 use crate::model::exit::{Finish, Outcome};
 use crate::model::finished::About;
 use crate::model::gathering::{Gathering, SiteShare};
@@ -405,9 +404,15 @@ impl<'a> Merger<'a> {
             if by.is_of_stacks() && !self.has_stacks {
                 say("the files have no call stacks: record them by memleak run --stacks");
             }
-            let mut groups = groups.finish();
-            commands::sort(&mut groups, self.options.sort);
-            let unwritten = self.report.groups(by, &groups);
+            let mut grouped = groups.finish();
+            grouped.sort(self.options.sort);
+            if grouped.is_partial() {
+                say(
+                    "there are too many ranks and nodes to remember all: those that leaked least are left out, so the \
+                     smallest and the median are unknown",
+                );
+            }
+            let unwritten = self.report.groups(&grouped);
             self.check(unwritten);
         }
         let sifter = std::mem::replace(&mut self.sifter, Sifter::new(self.shown));

@@ -22,6 +22,8 @@ pub(super) struct Origins {
     all: Origin,
     /// What is true of every process of which the control group does not say it.
     default: Origin,
+    /// The SLUID of the job that memleak was started for, and the job's number: a control group may have only the SLUID.
+    job: Option<[String; 2]>,
     /// By the control group's number.
     found: HashMap<u64, Arc<Origin>>,
     /// When they may be looked at again. A user may make new ones all the time.
@@ -32,6 +34,7 @@ impl Origins {
     /// For processes of this machine.
     pub(super) fn of_machine() -> Self {
         let host = nix::unistd::gethostname().ok();
+        let job = ["SLURM_JOB_SLUID", "SLURM_JOB_ID"].map(variable);
         let all = Origin {
             host: host.map(|host| host.to_string_lossy().into_owned()),
             ..Origin::default()
@@ -39,6 +42,10 @@ impl Origins {
         Self {
             all,
             default: Origin::default(),
+            job: match job {
+                [Some(sluid), Some(number)] => Some([sluid, number]),
+                _ => None,
+            },
             found: HashMap::new(),
             next: Instant::now(),
         }
@@ -46,23 +53,18 @@ impl Origins {
 
     /// For a command that memleak launches: it is in memleak's own job and container, unless it leaves them.
     pub(super) fn of_command() -> Self {
-        let variable = |name: &str| {
-            let value = inherited::variable(OsStr::new(name))?;
-            value.into_string().ok()
-        };
         let own = cgroup::own_paths().into_iter();
         let own = own.fold(Origin::default(), |all, path| {
             all.or(Origin::of_cgroup(&path))
         });
         let machine = Self::of_machine();
         Self {
-            all: Origin::of_environment(variable).or(machine.all),
+            all: Origin::of_environment(variable).or(machine.all.clone()),
             default: Origin {
                 cgroup: None,
                 ..own
             },
-            found: HashMap::new(),
-            next: Instant::now(),
+            ..machine
         }
     }
 
@@ -102,9 +104,19 @@ impl Origins {
     }
 
     /// What is known of a process, with what its control group says.
-    fn origin(&self, of_cgroup: Origin) -> Origin {
+    fn origin(&self, mut of_cgroup: Origin) -> Origin {
+        if let Some([sluid, number]) = &self.job
+            && of_cgroup.job.as_ref() == Some(sluid)
+        {
+            of_cgroup.job = Some(number.clone());
+        }
         self.all.clone().or(of_cgroup).or(self.default.clone())
     }
+}
+
+/// A variable of memleak's own environment.
+fn variable(name: &str) -> Option<String> {
+    inherited::variable(OsStr::new(name))?.into_string().ok()
 }
 
 /// With what a process's own environment says, as far as it was recorded (`--label-env`). Its rank is closer to it than

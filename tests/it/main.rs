@@ -40,6 +40,7 @@ mod long;
 mod long_inside;
 mod loss_records;
 mod losses;
+mod merged;
 mod metrics;
 mod older;
 mod origins;

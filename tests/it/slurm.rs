@@ -572,13 +572,15 @@ fn with_control_groups_for_jobs_the_report_omits_other_processes_of_the_user() {
     ] {
         let place = Place::new();
         let group = Group::new();
-        let scope = group.path.display();
-        install(&place, &format!("{}\nMEMLEAK_SCOPE={scope}", memleak()));
+        let scope = group.path.join("slurmstepd.scope");
+        fs::create_dir(&scope).expect("control groups can be created");
+        let setting = format!("{}\nMEMLEAK_SCOPE={}", memleak(), scope.display());
+        install(&place, &setting);
         let leaker = copy(&place, "holds_blocks");
         let uid = 65534;
         let out = place.directory("out");
         std::os::unix::fs::chown(&out, Some(uid), Some(uid)).expect("the test runs as root");
-        let own = group.path.join(own);
+        let own = scope.join(own);
         let external = own.join("step_extern");
         let mut job = Job {
             scripts: place.path("slurm"),
@@ -622,6 +624,9 @@ fn with_control_groups_for_jobs_the_report_omits_other_processes_of_the_user() {
         script("epilog");
         let rows = leaks(&out.join("memleak-77.node.json"), &leaker);
         assert_leaks(&rows, uid, &[leaked(1, 100), leaked(3, 100)]);
+        // By its number, also where the group has the SLUID.
+        let jobs = rows.iter().map(|row| row.job.as_deref());
+        assert!(jobs.eq([Some("77"); 2]), "{rows:#?}");
         if in_job {
             job.inside.clear();
             // Slurm's own groups stay.
@@ -632,10 +637,11 @@ fn with_control_groups_for_jobs_the_report_omits_other_processes_of_the_user() {
             fs::remove_dir(&external).expect("the group is empty");
             fs::remove_dir(&own).expect("the group is empty");
         }
-        let left = fs::read_dir(&group.path).expect("the group exists");
+        let left = fs::read_dir(&scope).expect("the group exists");
         let left = left.map(|entry| entry.expect("an entry").path());
         let left: Vec<_> = left.filter(|path| path.is_dir()).collect();
         assert!(left.is_empty(), "{left:?}");
+        fs::remove_dir(&scope).expect("the group is empty");
     }
 }
 
