@@ -474,11 +474,14 @@ fn names<const N: usize>(columns: [(&str, u16); N]) -> [String; N] {
 
 /// Those of the columns JOB and CONTAINER that would be empty.
 fn nowhere<'a>(images: impl Iterator<Item = &'a Image> + Clone) -> Vec<(&'static str, u16)> {
-    let columns: [((&str, u16), fn(&Image) -> String); 2] = [(JOB, job), (CONTAINER, container)];
-    let empty = columns
+    let is_empty = |cell: fn(&Image) -> String| {
+        let mut images = images.clone();
+        images.all(|image| cell(image).is_empty())
+    };
+    [(JOB, is_empty(job)), (CONTAINER, is_empty(container))]
         .into_iter()
-        .filter(|(_, cell)| images.clone().all(|image| cell(image).is_empty()));
-    empty.map(|(column, _)| column).collect()
+        .filter_map(|(column, is_empty)| is_empty.then_some(column))
+        .collect()
 }
 
 /// The cells of a leak: megabytes, those that were lost, and blocks.
