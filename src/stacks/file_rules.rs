@@ -452,13 +452,13 @@ mod tests {
 
     #[test]
     fn an_entry_that_takes_long_for_each_function_is_not_followed() {
-        // A table by hand: an entry with so many bytes that do nothing, and 3,000 functions that begin with it.
+        // A table by hand: an entry with so many DW_CFA_GNU_args_size, and 3,000 functions that begin with it.
         let text = |nothing: u32| {
             format!(
                 ".text; .globl f; .type f,@function; f: .fill 48000, 1, 0x90; .size f, . - f
                 .section .eh_frame, \"a\", @progbits; .balign 8
                 1: .long 3f - 2f; 2: .long 0; .byte 1; .asciz \"\"; .uleb128 1; .sleb128 -8; .byte 16
-                .byte 0x0c, 7, 8, 0x90, 1; .fill {nothing}, 1, 0; .balign 8; 3:
+                .byte 0x0c, 7, 8, 0x90, 1; .fill {nothing}, 2, 0x2e; .balign 8; 3:
                 .set at, 0
                 .rept 3000; .long 5f - 4f; 4: .long . - 1b; .quad f + at; .quad 16; 5: .set at, at + 16; .endr\n"
             )

@@ -264,7 +264,6 @@ fn what_was_never_freed_is_that_of_its_stack() {
         "threads_free_each_other",
         "realloc_forms",
         "thread_frees_for_main",
-        "threads_trade_blocks",
     ] {
         let comparison = compared(&Job::fixture(name, &[]).options([STACKS, &remembered()]));
         println!("{name}: {comparison}");

@@ -283,7 +283,12 @@ fn assert_match(list: &Suppressions, blocks: &[Vec<&str>]) {
             allocator,
             frames: &frames,
         };
-        let found = matcher.find(&stack, LeakKind::Definite);
+        let kinds = block[3].split_once("match-leak-kinds:");
+        let kind = match kinds {
+            Some((_, kinds)) if !kinds.contains("definite") => LeakKind::Reachable,
+            _ => LeakKind::Definite,
+        };
+        let found = matcher.find(&stack, kind);
         // Another one before it may be for all of its stacks.
         assert!(found.is_some_and(|found| found <= number), "{block:?}");
     }
