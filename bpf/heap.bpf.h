@@ -98,7 +98,8 @@ static __always_inline void heap_ended(struct heap *heap)
 	__sync_fetch_and_add(&dead_blocks, heap->sum.alloc_count - heap->lost_blocks - taken);
 	if (heap->reach != REACH_READ && heap->reach != REACH_UNWANTED &&
 	    !(heap->flags & HEAP_EXEC))
-		__sync_fetch_and_add(&unread_bytes, heap->live.bytes + heap->lost_bytes);
+		__sync_fetch_and_add(&unread_bytes, heap->live.bytes + heap->lost_bytes +
+							unfreed_inside(&heap->inside));
 	if (size > sizeof(heap->exe))
 		size = sizeof(heap->exe);
 	if (!bpf_ringbuf_output(&ended, heap, __builtin_offsetof(struct heap, exe) + size, 0)) {

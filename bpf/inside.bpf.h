@@ -12,6 +12,18 @@
 #include "maps.bpf.h"
 #include "memleak.h"
 
+/* More than a process can have. */
+enum { INCREDIBLE_BITS = 47 };
+
+/* What a process has not freed, in bytes, as far as it counts inside. It could have written any. */
+static __always_inline __u64 unfreed_inside(const struct inside_sums *sums)
+{
+	const __u64 most = 1ULL << INCREDIBLE_BITS;
+	__u64 live = sums->live > 0 ? sums->live : 0, unrecorded = sums->unrecorded_bytes;
+
+	return live < most && unrecorded < most ? live + unrecorded : most;
+}
+
 #ifndef OLDER_KERNELS
 
 static __always_inline void set_inside_flags(struct heap *heap, __u32 flags)
@@ -150,9 +162,7 @@ SUBPROGRAM int count_inside(struct heap *heap, struct inside_live *live)
 
 	if (!heap || !live || !heap->inside_at || !read_inside(heap->inside_at, &reading))
 		return 0;
-	live->bytes = sums->unrecorded_bytes;
-	if (sums->live > 0)
-		live->bytes += sums->live;
+	live->bytes = unfreed_inside(sums);
 	live->blocks = sums->alloc_count - sums->free_count;
 	return 0;
 }

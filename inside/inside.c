@@ -9,7 +9,8 @@
  * - use thread-local storage, or change errno;
  * - be interrupted by a signal handler, or a fork, between two steps that belong together. Each
  *   counter changes by one instruction;
- * - make a system call, except right after the allocator has made one.
+ * - make a system call, except five madvise(2) at a program's first call, and those of `new_leaf`:
+ * an mmap(2) and some madvise(2) for each 32 MB of heap beyond the first.
  *
  * A block is forgotten before it is freed, because another thread may get its address at once.
  */

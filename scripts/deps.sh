@@ -7,7 +7,7 @@
 # build: what compiles memleak
 # test: build, and what its tests need (the default)
 # lint: build and test, and what checks formats
-# bench: build, and the tools that the benchmark compares with
+# bench: build, and the tools that the benchmark compares with; memray, which is not packaged everywhere, comes by pip
 # kernels: build and test, and what tests on other kernels
 # dist: build, and what makes a release
 # libcs: build, test and dist, for tests with other C libraries
@@ -73,6 +73,8 @@ lint  | shellcheck   | command shellcheck    | shellcheck            | ShellChec
 bench | python3      | command python3       | python3               | python3
 bench | valgrind     | command valgrind      | valgrind              | valgrind
 bench | heaptrack    | command heaptrack     | heaptrack             | heaptrack
+bench | jemalloc     | library jemalloc      | libjemalloc-dev       | jemalloc-devel
+bench | tcmalloc     | library tcmalloc      | libgoogle-perftools-dev | gperftools-devel
 bench | bpftrace     | command bpftrace      | bpftrace              | bpftrace
 bench | unshare      | command unshare       | util-linux            | util-linux
 kernels | qemu       | command qemu-system-x86_64 | qemu-system-x86  | qemu-system-x86-core

@@ -173,7 +173,7 @@ impl Editor<'_> {
                 .position(|other| other.value == original.value);
             let counts = same.map_or(function.name, |first| FUNCTIONS[first].name);
             let own = own_symbol(placed, &format!("inside_{counts}"))?;
-            for name in function.names() {
+            for name in function.diverted() {
                 for symbol in self.libc.exported.get(name).into_iter().flatten() {
                     let entry: &mut Sym64<LE> = self.at(symbol.at as u64)?;
                     entry.st_shndx = U16::new(LE, SymbolSection(section));
@@ -181,7 +181,7 @@ impl Editor<'_> {
                     entry.st_size = U64::new(LE, own.size);
                 }
             }
-            counted.extend(function.names().map(|name| (name, own.address)));
+            counted.extend(function.diverted().map(|name| (name, own.address)));
         }
         Ok(counted)
     }
@@ -316,6 +316,9 @@ pub(super) mod tests {
         fs::read("/lib/x86_64-linux-gnu/libc.so.6").unwrap()
     }
 
+    /// The instruction with which a function begins that may be called by its address.
+    const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+
     fn address_of(bytes: &[u8], name: &str) -> u64 {
         let elf = ElfFile::in_memory(bytes).unwrap();
         symbols::exported(&elf, name).unwrap()
@@ -339,6 +342,10 @@ pub(super) mod tests {
                 }
             }
         }
+        for (name, address) in &edited.counted {
+            let code = &edited.bytes[*address as usize..];
+            assert!(code.starts_with(&ENDBR64), "{name}");
+        }
         let counted = edited.counted.iter();
         let present = counted.filter(|(name, _)| before.exported.contains_key(name));
         let addresses: Vec<_> = present.map(|(_, address)| *address).collect();
@@ -348,6 +355,28 @@ pub(super) mod tests {
                 .iter()
                 .all(|&address| address >= end && address < edited.announced + end)
         );
+    }
+
+    /// glibc has them since 2.43. The library has others here that are named so.
+    #[test]
+    fn frees_that_are_told_the_size_lead_to_the_code_of_free() {
+        let mut bytes = systems_library();
+        let names = [
+            ("__overflow", "free_sized"),
+            ("getprotobynumber_r", "free_aligned_sized"),
+        ];
+        for (old, new) in names {
+            let whole = [b"\0", old.as_bytes(), b"\0"].concat();
+            let at = memchr::memmem::find(&bytes, &whole).unwrap() + 1;
+            bytes[at..at + new.len()].copy_from_slice(new.as_bytes());
+        }
+        let edited = edit(&bytes).unwrap();
+        let exported = CLibrary::read(&edited.bytes).unwrap().exported;
+        let free = exported["free"][0].value;
+        for (_, new) in names {
+            assert_eq!(exported[new][0].value, free, "{new}");
+            assert!(edited.counted.contains(&(new, free)), "{new}");
+        }
     }
 
     #[test]

@@ -16,12 +16,18 @@ use crate::inside::unfit::Unfit;
 pub(super) struct Counted {
     pub(super) name: &'static str,
     pub(super) others: &'static [&'static str],
+    /// Functions that do the same and get more arguments. The code for this one stands in for them.
+    pub(super) longer: &'static [&'static str],
 }
 
 /// The functions that are counted.
 pub(super) const FUNCTIONS: [Counted; 10] = [
     Counted::new("malloc", &["__libc_malloc"]),
-    Counted::new("free", &["__libc_free", "cfree"]),
+    Counted {
+        // Since C23, and in glibc since 2.43.
+        longer: &["free_sized", "free_aligned_sized"],
+        ..Counted::new("free", &["__libc_free", "cfree"])
+    },
     Counted::new("calloc", &["__libc_calloc"]),
     Counted::new("realloc", &["__libc_realloc"]),
     Counted::new("reallocarray", &["__libc_reallocarray"]),
@@ -34,12 +40,21 @@ pub(super) const FUNCTIONS: [Counted; 10] = [
 
 impl Counted {
     const fn new(name: &'static str, others: &'static [&'static str]) -> Self {
-        Self { name, others }
+        Self {
+            name,
+            others,
+            longer: &[],
+        }
     }
 
     /// All names of the function.
     pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
         [self.name].into_iter().chain(self.others.iter().copied())
+    }
+
+    /// The symbols that lead to its code.
+    pub(super) fn diverted(&self) -> impl Iterator<Item = &'static str> {
+        self.names().chain(self.longer.iter().copied())
     }
 }
 

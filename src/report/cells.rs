@@ -5,7 +5,7 @@ use std::time::Duration;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::model::bounds::Bounds;
-use crate::model::image::{End, From, Image, Uncovered};
+use crate::model::image::{CountedBy, End, From, Image, Uncovered};
 use crate::model::reach::{Amount, Reach, ReachUnknown, Reached};
 use crate::model::stack_coverage::StackCoverage;
 use crate::text::escape;
@@ -136,6 +136,19 @@ pub(super) fn note(image: &Image, lost: bool) -> String {
         notes.push(format!("stack unknown: {blocks}"));
     }
     notes.join("; ")
+}
+
+/// The same, and by what an image was counted if not only by probes.
+pub(super) fn verbose_note(image: &Image, lost: bool) -> String {
+    let by = match image.counted_by {
+        CountedBy::Uprobes => return note(image, lost),
+        CountedBy::Inside => "counted inside",
+        CountedBy::Both => "counted inside and by uprobes",
+    };
+    match note(image, lost) {
+        note if note.is_empty() => by.to_owned(),
+        note => format!("{note}; {by}"),
+    }
 }
 
 pub(super) fn uncovered(why: Uncovered) -> &'static str {

@@ -14,7 +14,7 @@ use crate::model::ledger::Summary;
 use crate::model::live::Live;
 use crate::model::places::Located;
 use crate::report::blocks;
-use crate::report::cells::{args, container, first_cells, job, lost, note};
+use crate::report::cells::{args, container, first_cells, job, lost, note, verbose_note};
 use crate::report::closing::{clauses, hint, reach_lines, stack_lines, verdict};
 use crate::report::compared::baseline_lines;
 use crate::report::live;
@@ -225,7 +225,11 @@ impl Render for TableRender {
         }
         let [uid, user, pid, comm, total] = first_cells(image);
         let [leaked, lost, blocks] = leak_cells(image);
-        let (exit, note) = (exit(image.end), note(image, self.options.lost));
+        let note = match self.options.verbosity {
+            Verbosity::Verbose => verbose_note(image, self.options.lost),
+            Verbosity::Normal | Verbosity::Quiet => note(image, self.options.lost),
+        };
+        let exit = exit(image.end);
         let args = args(image);
         let cells = [
             uid, user, pid, comm, total, leaked, lost, blocks, exit, note, args,

@@ -7,7 +7,7 @@ use crate::model::commands::CommandOrder;
 use crate::model::exit::{ExecErrorKind, Outcome};
 use crate::model::gate::Gate;
 use crate::model::image::samples::image;
-use crate::model::image::{End, From, Losses, Uncovered};
+use crate::model::image::{CountedBy, End, From, Losses, Uncovered};
 use crate::model::ledger::Ledger;
 use crate::model::limits::{Allowed, Limits};
 use crate::model::live::{Growing, GrowingPlace};
@@ -194,6 +194,35 @@ fn the_report_as_a_table() {
 #[test]
 fn the_report_as_a_verbose_table() {
     insta::assert_snapshot!(whole(Format::Table, Verbosity::Verbose));
+}
+
+#[test]
+fn a_verbose_table_says_by_what_a_row_was_counted() {
+    let row = |by, verbosity| {
+        let mut image = images().swap_remove(7);
+        assert_eq!(image.from, From::Attach);
+        image.counted_by = by;
+        let table = writes(
+            Format::Table,
+            options(verbosity, false),
+            None,
+            &[image],
+            EXITED_2,
+        );
+        table.concat().lines().nth(1).unwrap().to_owned()
+    };
+    for (by, note) in [
+        (CountedBy::Uprobes, "since attach"),
+        (CountedBy::Inside, "since attach; counted inside"),
+        (
+            CountedBy::Both,
+            "since attach; counted inside and by uprobes",
+        ),
+    ] {
+        let verbose = row(by, Verbosity::Verbose);
+        assert!(verbose.ends_with(note), "{verbose}");
+        assert!(row(by, NORMAL).ends_with("since attach"));
+    }
 }
 
 #[test]

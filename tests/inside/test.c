@@ -233,13 +233,51 @@ static void all_functions_count(void)
 	check_counts(6, 21 + 100 + 5000 + 10 + 10 + 1000, 6, 0);
 }
 
+/* More small blocks than the first memory for cells suffices for. libc changes errno of its own. */
+static void fill_the_pool(int is_refused)
+{
+	enum { SIZE = LARGE / 2, COUNT = (POOL + 4) << (ZONE_BITS - 15) };
+	struct rlimit none = {1 << 20, 1 << 20};
+	static void *blocks[COUNT];
+	struct line *own = line();
+	__u64 pool;
+	int i;
+
+	for (i = 0; i < COUNT; i++)
+		CHECK((blocks[i] = malloc(SIZE)));
+	CHECK(!is_refused || !setrlimit(RLIMIT_AS, &none));
+	pool = S.pool;
+	errno = 99;
+	for (i = 0; i < COUNT; i++)
+		count_block(own, blocks[i], SIZE);
+	for (i = 0; i < COUNT; i++)
+		count_free(own, blocks[i]);
+	CHECK(errno == 99);
+	CHECK(sums().allocs == COUNT && sums().live == 0);
+	CHECK(W.head.unrecorded == sums().unknown_frees);
+	CHECK(!W.head.unrecorded == !is_refused);
+	/* More was mapped, unless that was refused. */
+	CHECK((S.pool >> PAGE_BITS != pool >> PAGE_BITS) && !(S.flags & LINES_NOT_WIPED));
+	CHECK((S.pool - (__u64)inside_memory.pool > sizeof(inside_memory.pool)) == !is_refused);
+}
+
 static void errno_stays(void)
 {
 	errno = 99;
 	inside_free(inside_malloc(10));
-	/* So large that the first memory for cells does not suffice. */
-	inside_free(inside_malloc((size_t)POOL << (ZONE_BITS + 1)));
+	inside_free(inside_malloc(LARGE * 8));
 	CHECK(errno == 99);
+	check_counts(2, 10 + LARGE * 8, 2, 0);
+}
+
+static void errno_stays_where_memory_is_mapped(void)
+{
+	fill_the_pool(0);
+}
+
+static void errno_stays_where_no_memory_can_be_mapped(void)
+{
+	fill_the_pool(1);
 }
 
 static void a_free_of_another_block_is_unknown(void)
@@ -506,6 +544,8 @@ static const struct {
     TEST(what_fails_changes_no_sum),
     TEST(all_functions_count),
     TEST(errno_stays),
+    TEST(errno_stays_where_memory_is_mapped),
+    TEST(errno_stays_where_no_memory_can_be_mapped),
     TEST(a_free_of_another_block_is_unknown),
     TEST(a_long_slack_is_remembered),
     TEST(a_cell_says_where_its_block_begins),

@@ -7,9 +7,11 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::expected::{assert_counted, cases, counts};
+use crate::common::fixtures::compiled_in;
+use crate::common::newcomers::{Kind, Place, mapped};
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
-use crate::common::{Job, Losses, Report, Row, code, compare_inside, compile, fixture};
+use crate::common::{Counts, Job, Losses, Report, Row, code, compare_inside, compile, fixture};
 
 pub const INSIDE: &str = "--probes=inside";
 
@@ -100,6 +102,101 @@ fn in_one_run_probes_count_the_same_calls() {
     });
 }
 
+/// In two runs, because the counter is an allocator of its own that calls the library's. A shell remembers its
+/// environment, which has the counter in one of them, so it is left out.
+#[test]
+fn the_counts_are_those_of_the_interposing_counter() {
+    let script =
+        "ls -lR /etc > /dev/null; seq 3000 | sort -rn > /dev/null; sed -n '$=' /etc/services; true";
+    let job = Job::shell(script);
+    let counts_of = |named: Vec<(String, Counts)>| {
+        let mut named: Vec<_> = named.into_iter().filter(|(comm, _)| comm != "sh").collect();
+        named.sort();
+        named
+    };
+    let (images, status, _) = job.count();
+    assert!(status.success());
+    let images = images.into_iter().map(|image| (image.comm, image.counts));
+    let theirs = counts_of(images.collect());
+    let report = job.options(inside()).run();
+    report.assert_complete();
+    let rows = report.rows.into_iter().map(|row| (row.comm, row.counts));
+    assert_eq!(counts_of(rows.collect()), theirs);
+    assert_eq!(theirs.len(), 4, "{theirs:?}");
+}
+
+#[test]
+fn the_inner_names_of_the_allocator_are_counted() {
+    side_by_side([vec![], inside()], |options| {
+        let report = Job::fixture("calls_inner_names", &[])
+            .options(options)
+            .run();
+        report.assert_complete();
+        assert_eq!(report.only_row().counts, counts(680, 6, 5, 300, 1));
+    });
+}
+
+#[test]
+fn forks_beside_threads_that_allocate_are_exact() {
+    let job = Job::fixture("forks_beside_busy_threads", &[]).options(inside());
+    let report = job.run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    report.assert_complete();
+    let blocks: u64 = report.stdout.trim().parse().unwrap();
+    let mut expected = vec![counts(24 * blocks, blocks, blocks, 0, 0).threads(4, 4)];
+    expected.extend((0..50).map(|c| counts(150 + c, 2, 1, 100 + c, 1)));
+    let mut found: Vec<_> = report.rows.iter().map(|row| row.counts).collect();
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+/// A program with a C library of its own in another root, one with a preloaded allocator, and one that opens one.
+#[test]
+fn what_the_copy_does_not_reach_has_probes() {
+    let place = Place::new();
+    for (from, to) in [
+        (mapped("libc.so."), "root/lib/x86_64-linux-gnu/libc.so.6"),
+        (mapped("ld-"), "root/lib64/ld-linux-x86-64.so.2"),
+        (
+            Kind::Dynamic.build("allocates_from_start_to_end"),
+            "root/program",
+        ),
+    ] {
+        place.directory(Path::new(to).parent().unwrap().to_str().unwrap());
+        place.copy(&from, to);
+    }
+    let root = place.path("root");
+    let script = format!("chroot {} /program 1000; true", root.display());
+    let in_root = Job::shell(&script);
+    let preloads = Job::fixture("leaks_2mb", &[]).env("LD_PRELOAD", compiled_in("libjemalloc.so"));
+    let bump = compile(
+        "fixtures/bump_allocator.c",
+        "libbump_allocator.so",
+        &["-O1", "-shared", "-fPIC"],
+    );
+    let opens = ["malloc", bump.to_str().unwrap(), "3000"];
+    let opens = Job::fixture("opens_libraries", &opens);
+    let jobs = [
+        (in_root, "program", &["uprobes"][..]),
+        (preloads, "leaks_2mb", &["uprobes"]),
+        (opens, "opens_libraries", &["uprobes", "inside"]),
+    ];
+    side_by_side(jobs, |(job, comm, by)| {
+        let row = |option: &str| {
+            let report = job.clone().options([option]).run();
+            assert_eq!(code(report.status), 0, "{comm}: {}", report.stderr);
+            report.assert_complete();
+            let mut rows = report.rows.into_iter();
+            let named = rows.find(|row| row.comm == comm && row.end == "exited");
+            named.expect("a row of the program")
+        };
+        let inside = row(INSIDE);
+        assert_eq!(counted_by(&inside), by, "{comm}");
+        assert_eq!(inside.counts, row("--probes=private").counts, "{comm}");
+    });
+}
+
 #[test]
 fn a_row_says_by_what_it_was_counted() {
     let by = |job: Job| {
@@ -146,15 +243,82 @@ fn a_second_copy_of_the_library_is_said() {
     assert_uncovered(Job::fixture("opens_namespaces", &["30"]), "unread");
 }
 
+/// What a process does to its own counters spoils its own row only.
 #[test]
-fn programs_for_older_kernels_are_refused() {
+fn counters_that_cannot_be_read_or_make_no_sense_are_said() {
+    let leaks = fixture("leaks_2mb");
+    let leaks = leaks.display();
+    side_by_side(["unmap", "drop", "overwrite"], |how| {
+        let spoils = fixture("spoils_its_counters");
+        let script = format!("{leaks} & {} {how} & wait; exec {leaks}", spoils.display());
+        let report = Job::shell(&script).options(inside()).run();
+        assert_eq!(code(report.status), 0, "{how}: {}", report.stderr);
+        assert!(!report.summary.complete, "{how}");
+        let (mut spoiled, mut exact) = (0, 0);
+        for row in &report.rows {
+            if row.comm == "spoils_its_coun" && row.end == "exited" {
+                assert_eq!(row.uncovered.as_deref(), Some("unread"), "{how}: {row:?}");
+                assert_eq!(row.counts.alloc_count, 0, "{how}: {row:?}");
+                spoiled += 1;
+            } else {
+                assert!(row.complete && row.uncovered.is_none(), "{how}: {row:?}");
+            }
+            if row.comm == "leaks_2mb" {
+                assert_eq!(row.counts, counts(2_000_000, 1, 0, 2_000_000, 1));
+                exact += 1;
+            }
+        }
+        assert_eq!((spoiled, exact), (1, 2), "{how}: {:?}", report.rows);
+    });
+}
+
+/// A filter lets no mmap(2) through, so there is no memory for the sizes of blocks beyond the first 32 MB.
+#[test]
+fn blocks_whose_size_has_no_room_are_said_and_bound_the_leak() {
+    let job = Job::fixture("filters_calls", &["mmap", "60000"]).options(inside());
+    let report = job.run();
+    assert_eq!(code(report.status), 0, "{}", report.stderr);
+    let row = report.only_row();
+    let (sums, losses) = (row.counts, row.losses);
+    let exact = (sums.total_allocs_bytes, sums.alloc_count, sums.free_count);
+    assert_eq!(exact, (60_000_000, 60_000, 30_000), "{row:?}");
+    assert_eq!((sums.failed_allocs, sums.unknown_frees), (0, 0), "{row:?}");
+    let (blocks, bytes) = (losses.blocks_not_recorded, losses.bytes_not_recorded);
+    assert!((20_000..40_000).contains(&blocks), "{losses:?}");
+    assert_eq!(bytes, blocks * 1000, "{losses:?}");
+    let bounds = sums.leaked_bytes..=sums.leaked_bytes + bytes;
+    assert!(bounds.contains(&30_000_000), "{row:?}");
+    assert!(!row.complete && row.uncovered.is_none(), "{row:?}");
+    // What a fork would not wipe is not believed.
+    assert_uncovered(Job::fixture("filters_calls", &["madvise", "10"]), "unread");
+}
+
+#[test]
+fn only_the_peak_of_several_threads_is_unknown() {
+    let peaks = [
+        ("frees_all", Some(1_000_000)),
+        ("leaks_2mb", Some(2_000_000)),
+        ("one_idle_thread", None),
+        ("threads_free_each_other", None),
+    ];
+    side_by_side(peaks, |(name, peak)| {
+        let report = Job::fixture(name, &[]).options(inside()).run();
+        report.assert_complete();
+        assert_eq!(report.only_row().peak_live_bytes, peak, "{name}");
+    });
+}
+
+#[test]
+fn a_kernel_that_tells_too_late_is_said() {
     let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
         .args(["run", INSIDE, &switch("method", "separate"), "--", "true"])
         .output()
         .unwrap();
     assert_eq!(code(output.status), 125);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("method=separate"), "{said}");
+    let expected = "memleak: --probes=inside needs Linux 6.16: older kernels tell of the end of a process when its \
+                    memory, and with it what was counted there, has gone. Use --probes=private\n";
+    assert_eq!(said, expected);
 }
 
 #[test]
@@ -284,6 +448,25 @@ fn a_gate_on_what_is_lost_judges_what_is_counted_inside() {
         let job = Job::fixture("leaks_2mb", &[]).options([INSIDE, &gate]);
         assert_eq!(code(job.run().status), status, "{limit}");
     }
+}
+
+/// A process that ended unread may have lost all that it had. So others are read where the rest decides.
+#[test]
+fn what_a_process_had_that_ended_unread_counts_for_later_ones() {
+    let keeps = Job::fixture("keeps_blocks", &[]).run();
+    let kept = keeps.only_row().counts.leaked_bytes;
+    let script = format!(
+        "{} raw 0; {}; true",
+        fixture("ends").display(),
+        fixture("keeps_blocks").display()
+    );
+    // The first has 1,000 bytes. All that the second has is reachable.
+    let gate = format!("--fail-on-total-lost={}", kept + 500);
+    let job = Job::shell(&script).options(["--lost=never", &gate]);
+    side_by_side([vec![], inside()], |options| {
+        let report = job.clone().options(&options).run();
+        assert_eq!(code(report.status), 0, "{options:?} {}", report.stderr);
+    });
 }
 
 // ---- what is refused -----------------------------------------------------------------------------------

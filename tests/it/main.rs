@@ -28,6 +28,7 @@ mod holds;
 mod hostile;
 #[cfg(target_arch = "x86_64")]
 mod inside;
+#[cfg(target_arch = "x86_64")]
 mod inside_tools;
 mod labels;
 mod launch;
@@ -37,6 +38,7 @@ mod links;
 mod live;
 mod loading;
 mod long;
+#[cfg(target_arch = "x86_64")]
 mod long_inside;
 mod loss_records;
 mod losses;

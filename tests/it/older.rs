@@ -68,6 +68,21 @@ fn counts_locked_memory() -> bool {
     version.expect("a release begins with a version") < (5, 11)
 }
 
+#[test]
+fn counting_inside_needs_a_kernel_that_tells_before_memory_goes() {
+    let version = release::version(&release::release());
+    let tells = version.expect("a release begins with a version") >= (6, 16);
+    let mut memleak = Command::new(MEMLEAK);
+    memleak.args(["run", "--probes=inside", "--", "echo", "started"]);
+    let output = memleak.output().expect("memleak can be started");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let refused = said.starts_with("memleak: --probes=inside needs Linux 6.16: ");
+    assert_eq!(refused, !tells, "{said}");
+    let (code, started) = if tells { (0, "started\n") } else { (125, "") };
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), started);
+}
+
 const LIMIT: [&str; 2] = ["prlimit", "--memlock=65536:65536"];
 
 #[test]

@@ -60,6 +60,12 @@ pub struct Case {
 /// Fails unless memleak counts exactly the images of the fixture. `options` are further options of memleak.
 #[track_caller]
 pub fn assert_counted(name: &str, options: &[String]) {
+    printed_if_counted(name, options);
+}
+
+/// As `assert_counted`. Returns what the fixture printed.
+#[track_caller]
+pub fn printed_if_counted(name: &str, options: &[String]) -> String {
     let case = case(name);
     let report = case.job.options(options).run();
     assert_eq!(code(report.status), case.code, "{name}: {}", report.stderr);
@@ -71,6 +77,7 @@ pub fn assert_counted(name: &str, options: &[String]) {
     found.sort();
     expected.sort();
     assert_eq!(found, expected, "{name}");
+    report.stdout
 }
 
 /// Bytes that glibc allocates for a thread: one block for its table of thread-local storage. In these tests the size
@@ -214,7 +221,7 @@ fn handler(name: &'static str, by: &'static str, stack: &str) -> Case {
             .split_whitespace()
             .map(|n| n.parse().expect("the word is a number"))
             .collect();
-        let [looped, handled] = printed[..] else {
+        let [looped, handled, _] = printed[..] else {
             panic!("the fixture printed {printed:?}")
         };
         assert_eq!(handled, 1001);

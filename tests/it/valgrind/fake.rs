@@ -301,7 +301,18 @@ fn a_line_of_the_lists_continues_behind_a_backslash() {
         [expected]
     );
     assert_eq!(
-        parse_differences("lower last 10 1 a reason\n"),
+        parse_differences("lower last 10 1 a reason\n", false),
+        [lower(10, 1)]
+    );
+}
+
+#[test]
+fn a_difference_of_counting_inside_counts_there_only() {
+    let text = "lower last 10 1 a reason\ninside lower last 20 2 another reason\n";
+    assert_eq!(parse_differences(text, false), [lower(10, 1)]);
+    assert_eq!(parse_differences(text, true), [lower(20, 2)]);
+    assert_eq!(
+        parse_differences("lower last 10 1 a reason\n", true),
         [lower(10, 1)]
     );
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use crate::common::probes;
+
 /// A program that is compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Program {
@@ -118,11 +120,16 @@ pub fn parse_programs(list: &str, text: &str) -> Vec<Program> {
 
 /// The known differences.
 pub fn differences() -> Vec<Known> {
-    parse_differences(&read("differences.txt"))
+    parse_differences(&read("differences.txt"), probes::are_inside())
 }
 
-pub fn parse_differences(text: &str) -> Vec<Known> {
+/// `inside`: the lines for `--probes=inside` count, too, and in place of the others on the same program.
+pub fn parse_differences(text: &str, inside: bool) -> Vec<Known> {
     let row = |(number, line): (usize, String)| {
+        let (is_inside, line) = match line.strip_prefix("inside ") {
+            Some(line) => (true, line.to_owned()),
+            None => (false, line),
+        };
         let known = match line.split_whitespace().next() {
             Some(kind @ ("lower" | "varies")) => words(&line, 4).and_then(|(words, _)| {
                 let [bytes, blocks] = [words[2], words[3]].map(|number| number.parse().ok());
@@ -141,11 +148,19 @@ pub fn parse_differences(text: &str) -> Vec<Known> {
             }),
             _ => None,
         };
-        known.unwrap_or_else(|| {
+        let known = known.unwrap_or_else(|| {
             panic!(
                 "differences.txt:{number}: a line is `lower NAME BYTES BLOCKS REASON` or `unknown NAME WORD REASON`"
             )
-        })
+        });
+        (is_inside, known)
     };
-    rows(text).into_iter().map(row).collect()
+    let (own, others): (Vec<_>, Vec<_>) = rows(text).into_iter().map(row).partition(|row| row.0);
+    let own: Vec<_> = own.into_iter().map(|row| row.1).collect();
+    let mut others: Vec<_> = others.into_iter().map(|row| row.1).collect();
+    if inside {
+        others.retain(|other| own.iter().all(|own| own.name != other.name));
+        others.extend(own);
+    }
+    others
 }
