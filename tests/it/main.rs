@@ -14,6 +14,8 @@ mod bystanders;
 mod ci_tools;
 mod cli;
 mod counter;
+mod crowds;
+mod curve;
 mod doctor;
 mod documents;
 mod endings;
