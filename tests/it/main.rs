@@ -26,6 +26,7 @@ mod examples;
 mod exceptions;
 mod faults;
 mod gate;
+mod growth;
 mod holds;
 mod hostile;
 #[cfg(target_arch = "x86_64")]
