@@ -61,6 +61,7 @@ test: ## Install the missing tools, build, and run all tests (root, or sudo)
 test-long: ## Run the tests that take minutes; WRITE=1 writes their output to tests/long.txt (TESTS="kills deaths": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install long
+	$(CARGO) build --release $(CARGO_FLAGS)
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	@scripts/test-long.sh $(if $(WRITE),--write) $(TESTS)
 	@$(if $(TESTS),,scripts/test-probes.sh $(if $(WRITE),--write))
@@ -120,8 +121,8 @@ bench: ## Compare with other tools that are installed; WRITE=1 writes the tables
 	$(as_root) $(CARGO) bench $(CARGO_FLAGS) --bench overhead -- $(if $(WRITE),--write) $(ONLY)
 
 .PHONY: docs
-docs: ## Write the manual page, the completions and the shown output again (root, or sudo)
-	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it -- documents:: shown::
+docs: ## Write the manual page, the completions, the shown output and the curve again (root, or sudo)
+	WRITE_DOCS=1 $(CARGO) test $(CARGO_FLAGS) --test it -- documents:: shown:: curve::
 
 .PHONY: check-tools
 check-tools: ## List the missing tools (FOR=build|test|lint|bench|kernels|dist|libcs|valgrind|long|readers)

@@ -3,6 +3,8 @@
 #
 #     scripts/test-long.sh [--write] [NAME]…
 #
+# The test of endurance runs a release build, all others the debug build.
+#
 # --write: what each test has printed goes to tests/long.txt, with the date, the kernel and the commit. What the file
 # has of other tests stays.
 set -euo pipefail
@@ -19,6 +21,9 @@ if [[ ${1-} == --write ]]; then
 fi
 printed=$(mktemp)
 trap 'rm -f "$printed"' EXIT
+
+cargo build --quiet --release --locked
+export MEMLEAK_RELEASE=$PWD/target/release/memleak
 
 # The tests run one after the other, because each test alone loads the machine. scripts/test-valgrind.sh runs those that
 # compare with valgrind.

@@ -1,5 +1,7 @@
-//! Running processes: how much their memory has grown since they were last shown. `report` prints the result.
+//! Running processes: how much their memory has grown since they were last shown, and how fast it grows in the long
+//! run. `report` prints the result.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -7,7 +9,8 @@ use crate::model::image::Image;
 use crate::model::stack::{NamedStack, StackShare};
 use crate::model::trend::Trend;
 
-/// The running processes at one time, those that grew most first.
+/// The running processes at one time. Up to half of those that are shown are the ones that grow fastest in the long run.
+/// The others follow, those that grew most first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
     /// The time of this view, since the Unix epoch.
@@ -72,8 +75,8 @@ impl Growth {
         }
     }
 
-    /// Ranks the running processes by their growth since the last call. Each process comes with a number that
-    /// identifies it in later calls. Only processes that `kept` selects are shown, at most `top` of them.
+    /// Ranks the running processes by their growth, in the long run and since the last call. Each process comes with a
+    /// number that identifies it in later calls. Only processes that `kept` selects are shown, at most `top` of them.
     pub fn look(
         &mut self,
         time: Duration,
@@ -104,10 +107,7 @@ impl Growth {
         }
         self.held = held;
         let since = std::mem::replace(&mut self.since, time);
-        rows.sort_by_key(|row| {
-            let held = row.image.counters.leaked_bytes;
-            std::cmp::Reverse((row.growth, held, row.image.start_time))
-        });
+        rank(&mut rows, top);
         let held = rows.iter().map(|row| row.image.counters.leaked_bytes);
         let held_bytes = held.fold(0, u64::saturating_add);
         let growth = rows.iter().map(|row| row.growth);
@@ -123,6 +123,20 @@ impl Growth {
             older: None,
         }
     }
+}
+
+/// Puts those first that are to be shown. A slow leak grows little in one interval, and would not be seen among processes
+/// that grow and shrink. A process that has just begun to grow has no rate yet. So each kind has half of the places, and
+/// what the first kind does not need.
+fn rank(rows: &mut [Growing], top: usize) {
+    let lately = |row: &Growing| {
+        let held = row.image.counters.leaked_bytes;
+        (row.growth, held, row.image.start_time)
+    };
+    rows.sort_by_key(|row| Reverse((row.rate.unwrap_or(0), lately(row))));
+    let lasting = rows.partition_point(|row| row.rate > Some(0));
+    let (_, others) = rows.split_at_mut(lasting.min(top.div_ceil(2)));
+    others.sort_by_key(|row| Reverse(lately(row)));
 }
 
 #[cfg(test)]
@@ -174,5 +188,39 @@ mod tests {
         look(&mut growth, 1, &[(1, 100), (2, 70)], 1);
         let live = look(&mut growth, 2, &[(1, 100), (2, 71)], 1);
         assert_eq!(rows(&live), [(2, 1)]);
+    }
+
+    /// The pids of what is shown last of processes that are looked at each five seconds for eleven minutes.
+    fn last_shown(held: &[&dyn Fn(u64) -> u64], top: usize) -> Vec<u32> {
+        let mut growth = Growth::since(Duration::ZERO);
+        let mut shown = Vec::new();
+        for second in (0..660).step_by(5) {
+            let holds = (100_u32..).zip(held).map(|(pid, held)| (pid, held(second)));
+            let live = look(&mut growth, second, &holds.collect::<Vec<_>>(), top);
+            shown = rows(&live).into_iter().map(|(pid, _)| pid).collect();
+        }
+        shown
+    }
+
+    #[test]
+    fn a_slow_leak_is_first_among_more_processes_that_are_noisy_than_are_shown() {
+        let noisy = |second: u64| 1_000_000 + second / 5 % 2 * 500_000;
+        let slow = |second: u64| second * 1_000_000 / 3600;
+        let mut held: Vec<&dyn Fn(u64) -> u64> = vec![&noisy; 21];
+        held.push(&slow);
+        let shown = last_shown(&held, 20);
+        assert_eq!((shown.len(), shown[0]), (20, 121));
+    }
+
+    #[test]
+    fn slow_leaks_do_not_hide_what_has_just_begun_to_grow() {
+        let slow = |second: u64| 1_000_000 + second * 100;
+        let new = |second: u64| if second < 655 { 0 } else { 9_000 };
+        let mut held: Vec<&dyn Fn(u64) -> u64> = vec![&slow; 21];
+        held.push(&new);
+        let shown = last_shown(&held, 20);
+        assert_eq!((shown.len(), shown[10]), (20, 121));
+        let shown = last_shown(&held, 1);
+        assert!(shown[0] < 121);
     }
 }

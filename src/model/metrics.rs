@@ -123,8 +123,8 @@ pub struct SeriesSums {
     pub classes: [u64; LEAK_CLASSES.len() + 1],
     /// What running processes hold.
     pub live_bytes: u64,
-    /// By how many bytes an hour the running processes grow in the long run, as far as that is known.
-    pub growth_per_hour: u64,
+    /// By how many bytes an hour the running processes grow in the long run. `None` if that is not known of any.
+    pub growth_per_hour: Option<u64>,
     /// How many processes run.
     running: u64,
     /// When something last happened, since the Unix epoch.
@@ -188,15 +188,17 @@ impl Metrics {
     pub fn measure(&mut self, live: &Live) {
         for sums in self.series.values_mut().chain(&mut self.other) {
             sums.live_bytes = 0;
-            sums.growth_per_hour = 0;
+            sums.growth_per_hour = None;
             sums.running = 0;
         }
         for row in live.rows.iter().chain(&live.rest) {
             let sums = self.sums_of(&row.image);
             sums.changed = live.time;
             sums.add_running(&row.image);
-            let rate = row.rate.unwrap_or(0);
-            sums.growth_per_hour = sums.growth_per_hour.saturating_add(rate);
+            if let Some(rate) = row.rate {
+                let sum = sums.growth_per_hour.unwrap_or(0);
+                sums.growth_per_hour = Some(sum.saturating_add(rate));
+            }
         }
     }
 
@@ -340,11 +342,27 @@ mod tests {
             time,
         ));
         let sums = find(&metrics, &["a"]);
-        assert_eq!((sums.live_bytes, sums.growth_per_hour), (3, 14));
+        assert_eq!((sums.live_bytes, sums.growth_per_hour), (3, Some(14)));
         metrics.measure(&live(vec![ended("b", 5)], time));
-        assert_eq!(find(&metrics, &["a"]).live_bytes, 0);
+        let sums = find(&metrics, &["a"]);
+        assert_eq!((sums.live_bytes, sums.growth_per_hour), (0, None));
         assert_eq!(find(&metrics, &["b"]).live_bytes, 5);
         assert_eq!(find(&metrics, &["b"]).allocated_bytes, 0);
+    }
+
+    #[test]
+    fn growth_is_unknown_until_that_of_one_process_is_known() {
+        let mut metrics = Metrics::new(MetricLabels::of(&[Label::Comm]));
+        let mut running = live(vec![ended("a", 1), ended("a", 2)], Duration::ZERO);
+        for (rates, expected) in [
+            ([None, None], None),
+            ([None, Some(0)], Some(0)),
+            ([Some(5), None], Some(5)),
+        ] {
+            (running.rows[0].rate, running.rest[0].rate) = (rates[0], rates[1]);
+            metrics.measure(&running);
+            assert_eq!(find(&metrics, &["a"]).growth_per_hour, expected);
+        }
     }
 
     #[test]

@@ -272,9 +272,12 @@ fn page(metrics: &Metrics, exposition: Exposition, lost: bool) -> String {
     }
     page.head(&GROWTH);
     for (labels, sums) in &series {
-        #[expect(clippy::cast_precision_loss, reason = "a reader has no more digits")]
-        let rate = sums.growth_per_hour as f64 / 3600.0;
-        page.sample(&GROWTH.sample(), labels, &rate.to_string());
+        // What is not known yet is no sample: 0 would say that nothing grows.
+        if let Some(rate) = sums.growth_per_hour {
+            #[expect(clippy::cast_precision_loss, reason = "a reader has no more digits")]
+            let rate = rate as f64 / 3600.0;
+            page.sample(&GROWTH.sample(), labels, &rate.to_string());
+        }
     }
     page.head(&LEAKS);
     for (labels, sums) in &series {

@@ -158,9 +158,11 @@ impl Destinations {
             .any(|(format, _)| *format == Format::Html)
     }
 
-    /// Whether memleak needs its standard error for the report.
+    /// Whether memleak needs its standard error for the report, or for what metrics had no room for.
     pub(super) fn need_stderr(&self) -> bool {
-        self.outputs.iter().any(|(_, output)| output.is_stderr)
+        let needs =
+            |(format, output): &(Format, Output)| output.is_stderr || *format == Format::Prometheus;
+        self.outputs.iter().any(needs)
     }
 }
 

@@ -275,18 +275,21 @@ impl Leaks {
                 })
                 .collect();
             // What is old need not have grown.
-            let rank = match live.older {
+            let amount = match live.older {
                 Some(_) => {
                     let held = of_row.iter().map(|(_, share)| share.leaked_bytes);
                     held.fold(0, u64::saturating_add).cast_signed()
                 }
                 None => row.growth,
             };
-            if rank > 0 {
-                grown.push((rank, at, of_row));
+            if amount > 0 {
+                grown.push((amount, at, of_row));
             }
         }
-        grown.sort_by_key(|(rank, at, _)| (Reverse(*rank), *at));
+        // The rows are in the order of their growth.
+        if live.older.is_some() {
+            grown.sort_by_key(|(amount, ..)| Reverse(*amount));
+        }
         grown.truncate(GROWING_PROCESSES);
         for (_, _, of_row) in &mut grown {
             of_row.sort_by_key(|(growth, share)| {

@@ -1,5 +1,7 @@
 //! Tests of counts that take minutes. `make test-long` runs them, and WRITE=1 puts their output into tests/long.txt.
 
+use std::env;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,11 +11,14 @@ use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
 use crate::endings::{deaths, killed_while_it_holds, moving_pointers};
 use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
-use crate::endurance::endures;
+use crate::endurance::Endurance;
 use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
 use crate::older::others_are_counted_by_older_programs;
 use crate::stacks::{compilers_have_all_their_stacks, programs_at_work_have_the_stacks_of_libgcc};
+
+/// The variable that names the release build of memleak.
+const RELEASE: &str = "MEMLEAK_RELEASE";
 
 /// Runs `run` and prints how long it took.
 pub fn timed(what: &str, run: impl FnOnce()) {
@@ -59,7 +64,16 @@ fn all_256_exit_codes_are_passed_on() {
 #[test]
 #[ignore = "takes 20 minutes: make test-long"]
 fn memleaks_memory_stays_what_it_is_for_twenty_minutes() {
-    endures(1200, 100);
+    let memleak = env::var_os(RELEASE).expect("scripts/test-long.sh names a release build");
+    Endurance {
+        memleak: Path::new(&memleak),
+        // Every process of the machine, as a service has it.
+        options: &[],
+        seconds: 1200,
+        rate: 100,
+        most_growth_kb: 4096,
+    }
+    .assert_flat();
 }
 
 #[test]

@@ -14,6 +14,8 @@ mod bystanders;
 mod ci_tools;
 mod cli;
 mod counter;
+mod crowds;
+mod curve;
 mod doctor;
 mod documents;
 mod endings;
@@ -24,6 +26,7 @@ mod examples;
 mod exceptions;
 mod faults;
 mod gate;
+mod growth;
 mod holds;
 mod hostile;
 #[cfg(target_arch = "x86_64")]

@@ -3,13 +3,17 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::common::TIMEOUT;
+use crate::common::files;
 use crate::common::fixture;
+use crate::common::proc::within;
 use crate::common::root::require_root;
 use crate::common::scrape::{
     Server, assert_promtool_accepts, free_address, get, sample, send, until,
@@ -61,21 +65,24 @@ fn run_writes_metrics_that_promtool_accepts_and_that_are_exact() {
     assert!(of("memleak_allocated_bytes_total", "bash") > Some(0.0));
 }
 
+/// A node_exporter that serves the metrics of a directory, and where.
+fn node_exporter(directory: &Path) -> (Server, SocketAddr) {
+    let address = free_address();
+    let exporter = Server::start(Command::new("prometheus-node-exporter").args([
+        "--collector.disable-defaults",
+        "--collector.textfile",
+        &format!("--collector.textfile.directory={}", directory.display()),
+        &format!("--web.listen-address={address}"),
+    ]));
+    (exporter, address)
+}
+
 #[test]
 fn node_exporter_serves_what_a_watch_rewrites() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("memleak.prom");
     let mut target = Waiting::fixture("grows_by_line", &["100"]);
-    let address = free_address();
-    let _exporter = Server::start(Command::new("prometheus-node-exporter").args([
-        "--collector.disable-defaults",
-        "--collector.textfile",
-        &format!(
-            "--collector.textfile.directory={}",
-            directory.path().display()
-        ),
-        &format!("--web.listen-address={address}"),
-    ]));
+    let (_exporter, address) = node_exporter(directory.path());
     let pid = target.pid().to_string();
     let watch = Watch::start(["-p", &pid, "0.2", "-o", file.to_str().unwrap()]);
     let series = |name: &str| format!("{name}{{comm=\"grows_by_line\",user=\"root\"}}");
@@ -101,6 +108,31 @@ fn node_exporter_serves_what_a_watch_rewrites() {
     assert_eq!(sample(&metrics, &incomplete), Some(1.0));
     let names = fs::read_dir(directory.path()).unwrap();
     assert_eq!(names.count(), 1, "nothing else stays beside the file");
+}
+
+#[test]
+fn node_exporter_serves_the_oddest_name() {
+    require_root();
+    let directory = TempDir::new().unwrap();
+    let place = TempDir::new().unwrap();
+    let odd = place.path().join("a\"b\\\nc,{d}");
+    files::copy(fixture("holds_blocks"), &odd);
+    let output = Command::new(MEMLEAK)
+        .args(["run", "-q", "-o"])
+        .arg(directory.path().join("memleak.prom"))
+        .arg(&odd)
+        .args(["1", "7"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let (_exporter, address) = node_exporter(directory.path());
+    // The newline is `\x0a`, the backslash `\\`, and for the exporter's reader each backslash is two.
+    let series = r#"memleak_leaked_bytes_total{comm="a\"b\\\\\\x0ac,{d}",user="root"}"#;
+    let page = until(address, "/metrics", |page| {
+        sample(page, "node_textfile_scrape_error").is_some()
+    });
+    assert_eq!(sample(&page, series), Some(7.0), "{page}");
+    assert_eq!(sample(&page, "node_textfile_scrape_error"), Some(0.0));
 }
 
 #[test]
@@ -140,6 +172,8 @@ fn influxdb_takes_every_point() {
     }
     let points = fs::read_to_string(&file).unwrap();
     assert_eq!(points.lines().count(), 12, "{points}");
+    watch_into(&file);
+    let points = fs::read_to_string(&file).unwrap();
 
     let [address, rpc] = [free_address(), free_address()];
     let influxd =
@@ -164,17 +198,50 @@ fn influxdb_takes_every_point() {
     assert!(head.contains(" 200 "), "{head}");
     let (head, body) = send(address, "POST", "/write?db=m", "", &points).unwrap();
     assert!(head.contains(" 204 "), "{head}{body}");
-    let query = "/query?db=m&q=SELECT%20COUNT(pid),SUM(leaked_bytes)%20FROM%20memleak_process%20GROUP%20BY%20comm";
-    let (_, body) = get(address, query, "").unwrap();
-    let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
-    let series = answer["results"][0]["series"].as_array().unwrap();
-    let found = |comm: &str| {
-        let series = series.iter().find(|series| series["tags"]["comm"] == comm);
+    let found = |fields: &str, name: &str, comm: &str| {
+        let query = format!("SELECT {fields} FROM {name} GROUP BY comm").replace(' ', "%20");
+        let (_, body) = get(address, &format!("/query?db=m&q={query}"), "").unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let series = answer["results"][0]["series"].as_array();
+        let mut series = series.unwrap_or_else(|| panic!("{body}")).iter();
+        let series = series.find(|series| series["tags"]["comm"] == comm);
         let values = &series.unwrap_or_else(|| panic!("{comm}: {body}"))["values"][0];
         (values[1].as_u64(), values[2].as_u64())
     };
-    assert_eq!(found(r"a b,c=d\\."), (Some(6), Some(42)));
-    assert_eq!(found("holds_blocks"), (Some(2), Some(4000)));
+    let ended = |comm| found("COUNT(pid),SUM(leaked_bytes)", "memleak_process", comm);
+    assert_eq!(ended(r"a b,c=d\\."), (Some(6), Some(42)));
+    assert_eq!(ended("holds_blocks"), (Some(2), Some(4000)));
+    // What was watched: as it ended, and while it ran.
+    assert_eq!(ended("grows_by_line"), (Some(1), Some(100)));
+    let ran = found(
+        "COUNT(live_bytes),MAX(live_bytes)",
+        "memleak_live",
+        "grows_by_line",
+    );
+    let lines = points
+        .lines()
+        .filter(|line| line.starts_with("memleak_live"));
+    assert_eq!(ran, (Some(lines.count() as u64), Some(100)));
+}
+
+/// Appends the points of a process that is watched until it ends, and has grown by 100 bytes.
+#[track_caller]
+fn watch_into(file: &Path) {
+    let mut target = Waiting::fixture("grows_by_line", &["100"]);
+    let points = format!("influx={}", file.display());
+    let watch = Watch::start([
+        "-p",
+        &target.pid().to_string(),
+        "0.2",
+        "--live",
+        "-o",
+        &points,
+    ]);
+    assert_eq!(target.ask(), "more\n");
+    let held = |text: String| text.matches(",live_bytes=100i,").count() >= 2;
+    assert!(within(*TIMEOUT, || held(fs::read_to_string(file).unwrap())));
+    target.finish();
+    watch.wait();
 }
 
 #[test]
@@ -226,16 +293,20 @@ fn a_report_that_is_put_aside_loses_no_line() {
 // ---- over HTTP ------------------------------------------------------------------------------------------
 
 /// A memleak that watches a process and serves its metrics.
-struct Serving {
-    watch: Watch,
-    target: Waiting,
-    address: SocketAddr,
+pub struct Serving {
+    pub watch: Watch,
+    pub target: Waiting,
+    pub address: SocketAddr,
 }
 
 impl Serving {
     #[track_caller]
     fn start(options: &[&str]) -> Self {
-        let target = Waiting::fixture("grows_by_line", &["100"]);
+        Self::of(Waiting::fixture("grows_by_line", &["100"]), options)
+    }
+
+    #[track_caller]
+    pub fn of(target: Waiting, options: &[&str]) -> Self {
         let pid = target.pid().to_string();
         let address = free_address();
         let listen = address.to_string();
@@ -249,7 +320,7 @@ impl Serving {
     }
 
     #[track_caller]
-    fn end(self) {
+    pub fn end(self) {
         self.target.finish();
         let report = self.watch.wait();
         let address = self.address;
@@ -258,7 +329,7 @@ impl Serving {
     }
 
     /// How many descriptors memleak has open, and how many threads and kilobytes it has.
-    fn takes(&self) -> [u64; 3] {
+    pub fn takes(&self) -> [u64; 3] {
         let pid = self.watch.own_pid();
         let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -401,7 +472,10 @@ fn an_address_that_is_taken_is_an_error_at_once() {
 
 #[test]
 fn a_prometheus_scrapes_what_memleak_serves() {
-    let mut serving = Serving::start(&[]);
+    let child = fixture("holds_blocks").display().to_string();
+    let script = r#"echo "ready $$"; while read -r; do "$0" 2 50; echo more; done"#;
+    let target = Waiting::start(Command::new("bash").args(["-c", script, &child]));
+    let mut serving = Serving::of(target, &[]);
     assert_eq!(serving.target.ask(), "more\n");
     let directory = TempDir::new().unwrap();
     let config = directory.path().join("prometheus.yml");
@@ -421,10 +495,15 @@ fn a_prometheus_scrapes_what_memleak_serves() {
         format!("--web.listen-address={address}"),
     ]));
     for (query, value) in [
-        ("memleak_live_bytes", r#","100"]"#),
         (
-            "memleak_process_leaked_bytes_bucket{le=%221000.0%22}",
-            r#","0"]"#,
+            "memleak_leaked_bytes_total{comm=%22holds_blocks%22}",
+            r#","100"]"#,
+        ),
+        ("sum(memleak_leaked_blocks_total)", r#","2"]"#),
+        ("memleak_live_bytes{comm=%22holds_blocks%22}", r#","0"]"#),
+        (
+            "memleak_process_leaked_bytes_bucket{comm=%22holds_blocks%22,le=%221000.0%22}",
+            r#","1"]"#,
         ),
         ("memleak_build_info", r#","1"]"#),
     ] {

@@ -82,3 +82,15 @@ pub fn resident_kb(pid: Pid) -> Option<u64> {
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
+
+/// The time that a process has had of one processor, in seconds.
+#[track_caller]
+pub fn cpu_seconds(pid: Pid) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
+    let (_, rest) = stat.rsplit_once(") ").expect("a name in brackets");
+    let ticks = rest.split(' ').skip(11).take(2);
+    let ticks: u64 = ticks
+        .map(|ticks| ticks.parse::<u64>().expect("ticks"))
+        .sum();
+    ticks as f64 / 100.0
+}
