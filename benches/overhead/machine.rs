@@ -1,8 +1,9 @@
 //! The machine that was measured. Figures mean nothing without it.
 
 use std::ffi::CStr;
+use std::process::Command;
 
-/// One sentence with the kernel, libc, processor, and number of rounds.
+/// One sentence with the day, kernel, libc, processor, and number of rounds.
 pub fn caption(rounds: usize) -> String {
     let place = if virtual_machine() {
         "in a virtual machine"
@@ -11,10 +12,20 @@ pub fn caption(rounds: usize) -> String {
     };
     let cpus = std::thread::available_parallelism().map_or(1, |number| number.get());
     format!(
-        "Linux {}, glibc {}, {}, {cpus} CPUs, {place}; median of {rounds} interleaved rounds.",
+        "{}, Linux {}, glibc {}, {}, {cpus} CPUs, {place}; median of {rounds} interleaved rounds.",
+        today(),
         kernel(),
         glibc(),
         processor(),
+    )
+}
+
+/// As `2026-11-30`, of the world's time.
+fn today() -> String {
+    let date = Command::new("date").args(["-u", "+%F"]).output();
+    date.map_or_else(
+        |_| "on an unknown day".to_owned(),
+        |date| String::from_utf8_lossy(&date.stdout).trim().to_owned(),
     )
 }
 

@@ -157,7 +157,7 @@ pub fn stacks(rounds: usize, stacks: &Stacks) -> String {
     let [counting, with] = stacks.starts;
     text += &format!(
         "\nA frame costs {:.0} ns. `memleak run -- true` takes {counting:.0} ms if it only counts, and {with:.0} ms with \
-         call stacks. `python3 -c pass` takes {:.0} ms longer with call stacks.\n",
+         call stacks, both without a search for lost memory. `python3 -c pass` takes {:.0} ms longer with call stacks.\n",
         stacks.frame, stacks.python
     );
     text
@@ -190,7 +190,7 @@ pub fn inside(rounds: usize, inside: &Inside) -> String {
     let [shared, counted] = inside.starts;
     text += &format!(
         "\n`memleak run -- true` takes {shared:.0} ms with shared probes, and {counted:.0} ms inside, both without call \
-         stacks.\n"
+         stacks and without a search for lost memory.\n"
     );
     text
 }
@@ -233,7 +233,7 @@ fn workloads(results: &[Measured]) -> String {
     text
 }
 
-/// Says why cells are empty, and which tool did less than the title says: one line for each tool that needs one.
+/// Says why cells are empty, and which tool did less than the title says: lines for each tool that needs them.
 fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
     let mut text = String::from("\n");
     for tool in Tool::ALL {
@@ -241,8 +241,8 @@ fn notes(toolbox: &Toolbox, results: &[Measured]) -> String {
             true => clauses(tool, results),
             false => vec![toolbox.state(tool).to_owned()],
         };
-        if !clauses.is_empty() {
-            text += &format!("- {}: {}.\n", tool.name(), clauses.join("; "));
+        for clause in clauses {
+            text += &format!("- {}: {clause}.\n", tool.name());
         }
     }
     match text.trim() {
@@ -281,8 +281,9 @@ fn clauses(tool: Tool, results: &[Measured]) -> Vec<String> {
         }
     }
     let mut clauses = Vec::new();
-    if !fewer.is_empty() {
-        clauses.push(format!("ran only {}", fewer.join("; ")));
+    // Two in a sentence: more are hard to read.
+    for fewer in fewer.chunks(2) {
+        clauses.push(format!("ran only {}", fewer.join(", and ")));
     }
     if !not_tried.is_empty() {
         clauses.push(format!("{} would take too long", not_tried.join(", ")));

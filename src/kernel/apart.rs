@@ -43,10 +43,10 @@ impl Apart {
 }
 
 /// The programs, while the verifier works.
-pub(super) struct Loading(JoinHandle<Result<Apart, Refusal>>);
+pub(super) struct Loading(JoinHandle<Result<Apart, Rejected>>);
 
 /// A program that the kernel does not take.
-struct Refusal {
+struct Rejected {
     program: OsString,
     error: io::Error,
     /// The verifier's.
@@ -176,11 +176,11 @@ impl FinalCode {
         }
     }
 
-    fn load(&self, types: BorrowedFd<'_>) -> Result<(OsString, OwnedFd), Refusal> {
+    fn load(&self, types: BorrowedFd<'_>) -> Result<(OsString, OwnedFd), Rejected> {
         let loaded = self.load_with(types, &mut []).or_else(|_| {
             // Once more, for the verifier's log.
             let mut log = vec![0; LOG as usize];
-            self.load_with(types, &mut log).map_err(|error| Refusal {
+            self.load_with(types, &mut log).map_err(|error| Rejected {
                 program: self.name.clone(),
                 error,
                 log,

@@ -196,6 +196,11 @@ mod tests {
 
     #[test]
     fn the_line_says_when_a_report_comes_and_how_to_stop() {
+        let nginx = tree(&named(&[("nginx", 1234)]), 4, true);
+        assert_eq!(
+            line(&nginx, Duration::from_secs(10), false, "Ctrl-C ends"),
+            "watching nginx[1234] and 4 children; every 10 s, what has ended; Ctrl-C ends"
+        );
         assert_eq!(
             line(
                 "every process",

@@ -69,7 +69,6 @@ fn manual_page() -> Vec<u8> {
     // The options of -p and -a are the options without a subcommand.
     let watching = memleak.clone().disable_version_flag(true);
     let watching = clap_mangen::Man::new(watching);
-    let options = clap_mangen::Man::new(run);
     let mut page = format!(".TH memleak 1 \"\" \"memleak {version}\"\n").into_bytes();
     section(&mut page, "NAME", |roff| {
         let (_, what) = about.split_once(": ").expect("what it is: what it does");
@@ -99,14 +98,15 @@ fn manual_page() -> Vec<u8> {
                 "memleak -p attaches to running processes, memleak -a to every process of the machine. Both report, \
                  window by window, the processes that have ended.",
                 "memleak report adds up and judges what sessions have saved as JSON.",
-                "memleak needs root, or the capabilities CAP_BPF and CAP_PERFMON on its file.",
+                "memleak needs root, or the capabilities CAP_BPF and CAP_PERFMON on its file. Before Linux 6.6 it also \
+                 needs CAP_SYS_ADMIN.",
                 SIZES,
             ],
         );
     });
-    options.render_options_section(&mut page).unwrap();
-    let [doctor, report] = [doctor, report].map(clap_mangen::Man::new);
+    let [run, doctor, report] = [run, doctor, report].map(clap_mangen::Man::new);
     for (part, of) in [
+        (run, "run"),
         (watching, "-p AND -a"),
         (doctor, "doctor"),
         (report, "report"),
@@ -114,10 +114,15 @@ fn manual_page() -> Vec<u8> {
         let mut options = Vec::new();
         part.render_options_section(&mut options).unwrap();
         let options = String::from_utf8(options).unwrap();
-        let heading = ".SH OPTIONS";
-        assert!(options.contains(heading), "{options}");
-        let options = options.replace(heading, &format!(".SH \"OPTIONS OF {of}\""));
-        page.extend(options.into_bytes());
+        assert!(options.contains(".SH OPTIONS\n"), "{options}");
+        // The same headings come in several modes.
+        for line in options.lines() {
+            let line = match line.strip_prefix(".SH ") {
+                Some(heading) => format!(".SH \"{heading} OF {of}\"\n"),
+                None => format!("{line}\n"),
+            };
+            page.extend(line.into_bytes());
+        }
     }
     section(&mut page, "WATCHING", |roff| paragraphs(roff, &WATCHING));
     section(&mut page, "DOCTOR", |roff| paragraphs(roff, &DOCTOR));
@@ -170,7 +175,7 @@ fn manual_page() -> Vec<u8> {
                 "Use memleak as a gate in CI.",
             ),
             (
-                "sudo memleak run --stacks -o html=leaks.html -- ./my_app",
+                "sudo memleak run -o html=leaks.html -- ./my_app",
                 "Write a page to look at, with the call stacks of what leaked.",
             ),
             (
@@ -231,9 +236,18 @@ fn the_manual_page_contains_every_option_exit_code_and_signal_rule() {
     for (code, _) in EXIT_CODES {
         assert!(read.contains(&format!(".TP\n{code}\n")), "{code}");
     }
-    for heading in ["\"EXIT STATUS\"", "SIGNALS", "OPTIONS", "EXAMPLES"] {
+    for heading in [
+        "\"EXIT STATUS\"",
+        "SIGNALS",
+        "\"OPTIONS OF run\"",
+        "EXAMPLES",
+    ] {
         assert!(read.contains(&format!(".SH {heading}\n")), "{heading}");
     }
+    let headings = read.lines().filter(|line| line.starts_with(".SH "));
+    let headings: Vec<_> = headings.collect();
+    let different: std::collections::BTreeSet<_> = headings.iter().collect();
+    assert_eq!(different.len(), headings.len(), "{headings:?}");
     assert!(read.contains("Ctrl-Z stops both"));
 }
 

@@ -305,3 +305,43 @@ fn an_import_that_goes_up_is_a_fault() {
     assert_eq!(faults_of(&[("os/maps.rs", &long)]).len(), 1);
     assert_eq!(faults_of(&[("attic/x.rs", "")]).len(), 1);
 }
+
+/// Which of the names are not in backquotes in the part of the overview below this heading.
+fn unnamed(overview: &str, heading: &str, names: &[String]) -> Vec<String> {
+    let (_, part) = overview.split_once(heading).expect("the heading");
+    let part = part.split("\n###").next().unwrap_or_default();
+    let is_missing = |name: &&String| !part.contains(&format!("`{name}`"));
+    names.iter().filter(is_missing).cloned().collect()
+}
+
+#[test]
+fn architecture_names_each_room_and_each_file_of_the_kernel_and_of_bpf() {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let overview = fs::read_to_string(tree.join("ARCHITECTURE.md")).unwrap();
+    let names = |directory: &str, ending: &str| {
+        let entries = fs::read_dir(tree.join(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names = names.filter_map(|name| Some(name.strip_suffix(ending)?.to_owned()));
+        names.filter(|name| name != "mod").collect::<Vec<_>>()
+    };
+    let rooms: Vec<_> = names("src", "")
+        .into_iter()
+        .map(|name| match name.ends_with(".rs") {
+            true => name,
+            false => name + "/",
+        })
+        .collect();
+    let kernel = names("src/kernel", ".rs");
+    let bpf = names("bpf", "");
+    assert!(rooms.len() > 15 && kernel.len() > 40 && bpf.len() > 40);
+    for (heading, names) in [
+        ("\n### src/\n", rooms),
+        ("\n### src/kernel/\n", kernel),
+        ("\n### bpf/\n", bpf),
+    ] {
+        let missing = unnamed(&overview, heading, &names);
+        assert_eq!(missing, Vec::<String>::new(), "below{heading}");
+    }
+    let gone = ["attic".to_owned()];
+    assert_eq!(unnamed(&overview, "\n### src/\n", &gone), gone);
+}

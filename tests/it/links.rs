@@ -437,14 +437,57 @@ fn the_pages_for_users_name_every_option_and_no_other() {
     assert!(checked >= OPTIONS, "only {checked} options were found");
 }
 
-// ---- README's length, and tests of the tests ------------------------------------------------------------
+// ---- README and the pages ---------------------------------------------------------------------------------
 
 #[test]
 fn a_newcomer_can_read_readme_in_two_minutes() {
     let readme = fs::read_to_string(tree().join("README.md")).unwrap();
     let lines = readme.lines().count();
     assert!(lines <= README_LINES, "README.md has {lines} lines");
+    // A few limits, a small table of costs, and one table of options. The rest is in docs/.
+    let limits = part(&readme, "Limits");
+    assert_eq!(limits.matches("\n- ").count(), 6, "{limits}");
+    // The heading and the rule are two of the rows.
+    let costs = part(&readme, "What it costs").matches("\n| ").count() - 1;
+    assert!((1..=6).contains(&costs), "{costs} rows");
+    assert_eq!(readme.matches("\n| option |").count(), 1);
 }
+
+/// The part of a document below a heading of the second level.
+fn part<'a>(document: &'a str, heading: &str) -> &'a str {
+    let (_, part) = document
+        .split_once(&format!("\n## {heading}\n"))
+        .expect("the heading");
+    part.split("\n## ").next().unwrap_or_default()
+}
+
+/// How the first paragraph of a page begins.
+const READERS: [&str; 2] = ["For ", "This page is for "];
+
+#[test]
+fn each_page_is_in_its_index_and_says_for_whom_it_is() {
+    let mut checked = 0;
+    for directory in ["docs", "docs/design"] {
+        let read = |name: &str| fs::read_to_string(tree().join(directory).join(name)).unwrap();
+        let index = Document::read(&read("README.md"));
+        for entry in fs::read_dir(tree().join(directory)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if !name.ends_with(".md") {
+                continue;
+            }
+            checked += 1;
+            let text = read(&name);
+            let first = text.split("\n\n").nth(1).unwrap_or_default();
+            let is_for = READERS.iter().any(|words| first.starts_with(words));
+            assert!(is_for, "{directory}/{name}: {first}");
+            let is_listed = index.links.iter().any(|(_, link)| *link == name);
+            assert!(name == "README.md" || is_listed, "{directory}/{name}");
+        }
+    }
+    assert!(checked > 40, "only {checked} pages were found");
+}
+
+// ---- tests of the tests -----------------------------------------------------------------------------------
 
 /// Tests the checks above: they find each error.
 #[test]
