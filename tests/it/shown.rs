@@ -486,9 +486,12 @@ fn snapshots(directory: &Path) -> String {
 }
 
 #[test]
-fn the_fields_in_shown_json_are_those_of_snapshots() {
-    let snapshots = snapshots(&tree().join("src"));
-    let known = fields(&snapshots);
+fn the_fields_in_shown_json_are_those_of_snapshots_and_of_a_run() {
+    let examples = Examples::new();
+    examples.ends_with(0, ".", "run -q --lost -o json=list.json -- ./list");
+    let report = fs::read_to_string(examples.path("list.json"));
+    let text = snapshots(&tree().join("src")) + &report.expect("the report can be read");
+    let known = fields(&text);
     let mut checked = 0;
     for page in ["docs/formats.md", "docs/doctor.md"] {
         let text = fs::read_to_string(tree().join(page)).expect("the page can be read");
