@@ -97,12 +97,12 @@ test-libcs: ## Test on programs with C libraries of other Debians (root; LIBCS="
 
 # SAMPLE=1 compares only the ten programs that `test` compares, too.
 .PHONY: test-valgrind
-test-valgrind: ## Compare with valgrind what is called lost (root; SAMPLE=1, PROGRAMS="tr cc1": only these)
+test-valgrind: ## Compare with valgrind what is called lost (root; WRITE=1: the sums go to tests/long.txt; SAMPLE=1, PROGRAMS="tr cc1": only these)
 	@scripts/as-root.sh
 	@scripts/deps.sh install $(if $(SAMPLE),test,valgrind)
 	$(CARGO) test $(CARGO_FLAGS) --test it --no-run
-	@scripts/test-valgrind.sh $(if $(SAMPLE),--sample,$(PROGRAMS))
-	@$(if $(SAMPLE)$(PROGRAMS),,scripts/test-valgrind.sh --own)
+	@scripts/test-valgrind.sh $(if $(SAMPLE),--sample,$(if $(PROGRAMS),,$(if $(WRITE),--write)) $(PROGRAMS))
+	@$(if $(SAMPLE)$(PROGRAMS),,scripts/test-valgrind.sh $(if $(WRITE),--write) --own)
 
 .PHONY: dist
 dist: ## Make a release in target/dist: .tar.gz, .deb and .rpm, for x86_64 and aarch64

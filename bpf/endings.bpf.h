@@ -96,13 +96,16 @@ static __always_inline __u32 objection_to_reading(struct task_struct *task, stru
 	return 0;
 }
 
-/* A signal that the task takes, or a stop, or the freezer of its control group. */
-static __always_inline bool is_called_away(struct task_struct *task)
+/*
+ * Another signal that the task takes than those in `raised`, or a stop, or the freezer of its
+ * control group (version 2).
+ */
+static __always_inline bool is_called_away(struct task_struct *task, __u64 raised)
 {
 	unsigned long pending = BPF_CORE_READ(task, pending.signal.sig[0]) |
 				BPF_CORE_READ(task, signal, shared_pending.signal.sig[0]);
 
-	return pending & ~BPF_CORE_READ(task, blocked.sig[0]) ||
+	return pending & ~BPF_CORE_READ(task, blocked.sig[0]) & ~raised ||
 	       BPF_CORE_READ(task, jobctl) & JOBCTL_PENDING;
 }
 

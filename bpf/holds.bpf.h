@@ -52,6 +52,7 @@ struct hold {
 	__u64 until_ns;
 	__u64 answers; /* value of the global when the mappings were last read */
 	__u64 heap;    /* id of the heap; only at the end of a process */
+	__u64 raised;  /* DYING: the signal, and what the kernel has sent because of it */
 	__u64 stack;   /* an address that can be read; only of a wait in one program */
 	__u32 turn;    /* which of two works is the current one */
 	bool surveyed;
@@ -180,8 +181,7 @@ static __always_inline bool is_end_over(struct hold *hold)
 		return is_killed(task) || now > heap->read_until_ns;
 	if (!is_held_at_end(heap))
 		return true;
-	/* A signal that the thread has raised itself may count as one that kills all threads. */
-	if (hold->moment != DYING && is_called_away(task)) {
+	if (is_called_away(task, hold->raised)) {
 		give_up_reading(heap, REACH_SIGNAL);
 		return true;
 	}
@@ -189,6 +189,9 @@ static __always_inline bool is_end_over(struct hold *hold)
 	if (now_read != hold->answers) {
 		hold->answers = now_read;
 		hold->until_ns = now + read_within_ns;
+		/* Timers were looked at for the time until then. */
+		if (heap->reach == REACH_WAITING && may_expire_within(task, read_within_ns))
+			changes_reach(heap, REACH_WAITING, REACH_TIMER);
 	}
 	if (now > (heap->reach == REACH_READING ? heap->read_until_ns : hold->until_ns)) {
 		give_up_reading(heap, REACH_TOO_LONG);
@@ -293,9 +296,10 @@ static __always_inline void hold_here(struct task_struct *task, __u64 stack, enu
 }
 
 static __always_inline void begin_hold_at_end(struct hold *hold, struct heap *heap,
-					      enum moment moment)
+					      enum moment moment, __u64 raised)
 {
 	hold->moment = moment;
+	hold->raised = raised;
 	hold->heap = heap->id;
 	hold->began_ns = bpf_ktime_get_ns();
 	hold->answers = readings;
@@ -307,7 +311,7 @@ static __always_inline void hold_end_here(struct task_struct *task, struct heap 
 {
 	struct hold hold = {.stack = stack};
 
-	begin_hold_at_end(&hold, heap, ENDING);
+	begin_hold_at_end(&hold, heap, ENDING, 0);
 	bpf_loop(MAX_HOLD_STEPS, end_step, &hold, 0);
 	/* So many steps may take less time than allowed. */
 	if (is_held_at_end(heap))
@@ -511,11 +515,11 @@ static __always_inline bool begin_chain(struct task_struct *task, const struct h
 /* A thread of a process that ends waits on its way back from the kernel. Returns whether it will.
  */
 static __always_inline bool hold_at_end(struct task_struct *task, struct heap *heap,
-					enum moment moment)
+					enum moment moment, __u64 raised)
 {
 	struct hold hold = {};
 
-	begin_hold_at_end(&hold, heap, moment);
+	begin_hold_at_end(&hold, heap, moment, raised);
 	return begin_chain(task, &hold, end_awake);
 }
 

@@ -94,7 +94,7 @@ int at_end(struct pt_regs *ctx)
 {
 	use_task_stack(ctx);
 	if (current_thread())
-		hold_end(bpf_get_current_task_btf(), ENDING, true, 0);
+		hold_end(bpf_get_current_task_btf(), 0, true, 0);
 	return 0;
 }
 
@@ -104,7 +104,7 @@ int at_end_waits(struct pt_regs *ctx)
 {
 	use_task_stack(ctx);
 	if (current_thread())
-		hold_end(bpf_get_current_task_btf(), ENDING, false, PT_REGS_SP(ctx));
+		hold_end(bpf_get_current_task_btf(), 0, false, PT_REGS_SP(ctx));
 	return 0;
 }
 

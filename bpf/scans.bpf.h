@@ -36,6 +36,8 @@ enum { SI_USER = 0, SI_TKILL = -6 };
 enum { SEND_SIG_NOINFO = 0, SEND_SIG_PRIV = 1 };
 /* uapi/asm-generic/signal.h */
 enum { SIGPIPE = 13 };
+/* include/trace/events/signal.h */
+enum { TRACE_SIGNAL_DELIVERED = 0, TRACE_SIGNAL_IGNORED = 1 };
 #define SIGNAL_BIT(signal) (1ULL << ((signal)-1))
 /* SIGKILL, and signals that do not end a process: SIGCHLD, SIGCONT, SIGURG, SIGWINCH, stops. */
 #define NOT_FATAL                                                                                  \
@@ -51,9 +53,9 @@ enum { SIGPIPE = 13 };
 
 /*
  * The current thread is about to end its process. It is held on its way back from the kernel, or
- * here, in a sleepable program that may read at `stack`.
+ * here, in a sleepable program that may read at `stack`. `raised`: signals by which it ends it.
  */
-static __always_inline void hold_end(struct task_struct *task, enum moment moment, bool on_return,
+static __always_inline void hold_end(struct task_struct *task, __u64 raised, bool on_return,
 				     __u64 stack)
 {
 	struct thread *thread = thread_of(task);
@@ -66,7 +68,7 @@ static __always_inline void hold_end(struct task_struct *task, enum moment momen
 	/* Another thread does so, too. It was first. */
 	if (is_held_at_end(heap)) {
 		if (on_return)
-			hold_at_end(task, heap, STOPPED);
+			hold_at_end(task, heap, STOPPED, 0);
 		else
 			hold_end_here(task, heap, stack);
 		return;
@@ -80,7 +82,7 @@ static __always_inline void hold_end(struct task_struct *task, enum moment momen
 	ending.task = task->pid;
 	ending.tid = own_pid_of(task);
 	ending.proc_tid = proc_pid_of(task);
-	if (on_return && !hold_at_end(task, heap, moment)) {
+	if (on_return && !hold_at_end(task, heap, raised ? DYING : ENDING, raised)) {
 		give_up_reading(heap, REACH_FAILED);
 		return;
 	}
@@ -121,15 +123,41 @@ static __always_inline bool dies_of(struct task_struct *task, int signal,
 	return code == SI_USER || code == SI_TKILL || code > 0;
 }
 
+/* Signals that the kernel sends a process's threads once this one has decided that it dies. */
+static __always_inline __u64 signals_with(__u64 bit)
+{
+	return bit & LEAVES_CORE ? bit : bit | SIGNAL_BIT(SIGKILL);
+}
+
+/*
+ * A signal was ignored. If it would end the target, the kernel does so as the target dies of
+ * another one already. The target must not wait any longer.
+ */
+static __always_inline void let_die(struct task_struct *target, int signal)
+{
+	__u64 bit = SIGNAL_BIT((signal - 1 & 63) + 1);
+	bool ends = signal == SIGKILL || !(bit & NOT_FATAL);
+	struct held *held;
+	struct heap *heap;
+
+	if (!ends || !(BPF_CORE_READ(target, signal, flags) & SIGNAL_GROUP_EXIT))
+		return;
+	held = entry_of(target, AWAKE);
+	heap = held && held->hold.moment == DYING ? heap_by_id(held->hold.heap) : 0;
+	if (heap)
+		give_up_reading(heap, REACH_SIGNAL);
+}
+
 /* A signal was sent. */
 static __always_inline void hold_if_fatal(int signal, struct kernel_siginfo *info,
 					  struct task_struct *target, int result)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	/* TRACE_SIGNAL_DELIVERED is 0. */
-	if (!result && target == task && dies_of(task, signal, info))
-		hold_end(task, DYING, true, 0);
+	if (result == TRACE_SIGNAL_IGNORED)
+		let_die(target, signal);
+	else if (result == TRACE_SIGNAL_DELIVERED && target == task && dies_of(task, signal, info))
+		hold_end(task, signals_with(SIGNAL_BIT((signal - 1 & 63) + 1)), true, 0);
 }
 
 /* ---- memleak asks ---------------------------------------------------------------------------- */
@@ -170,7 +198,7 @@ static __always_inline int look_at(struct heap *heap, struct stop *stop, __u32 t
 	} else if (!held || held->hold.moment < ENDING) {
 		stop->unsettled++;
 		if (!held)
-			hold_at_end(task, heap, STOPPED);
+			hold_at_end(task, heap, STOPPED, 0);
 	} else if (!held->hold.surveyed && BPF_CORE_READ(task, on_cpu)) {
 		stop->unsettled++;
 	}
@@ -219,6 +247,25 @@ SUBPROGRAM int tell_of_leader(struct heap *heap, struct stop *stop, __u32 number
 }
 
 /*
+ * The process is about to be read, and may have waited for that for long. A function of its own as
+ * `tell_of_leader`.
+ */
+SUBPROGRAM int look_at_timers(struct heap *heap, struct stop *stop)
+{
+	struct task_struct *task;
+
+	if (!heap || !stop || heap->reach != REACH_WAITING)
+		return 0;
+	task = bpf_task_from_pid(stop->task);
+	if (!task)
+		return 0;
+	if (may_expire_within(task, read_within_ns))
+		changes_reach(heap, REACH_WAITING, REACH_TIMER);
+	bpf_task_release(task);
+	return 0;
+}
+
+/*
  * The flags of a heap that may have blocks from before it was followed, or from calls that had no
  * probe.
  */
@@ -247,6 +294,8 @@ static __always_inline void stop_threads(struct stop *stop, bool stops)
 	stop->is_held = 0;
 	if (!task)
 		return;
+	if (heap)
+		look_at_timers(heap, stop);
 	if (heap && heap->reach == REACH_WAITING) {
 		heap->read_until_ns = bpf_ktime_get_ns() + read_within_ns;
 		bpf_map_update_elem(&unlisted, &id, &one, BPF_ANY);

@@ -135,6 +135,9 @@ long  | go           | command go            | golang-go             | golang
 long  | pip          | command pip3          | python3-pip           | python3-pip
 long  | npm          | command npm           | npm                   | npm
 long  | time         | command /usr/bin/time | time                  | time
+long  | nginx        | command nginx         | nginx                 | nginx
+long  | gunicorn     | command gunicorn      | gunicorn              | python3-gunicorn
+long  | curl         | command curl          | curl                  | curl
 '
 
 # The oldest Rust that compiles memleak, from Cargo.toml.

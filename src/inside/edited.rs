@@ -366,8 +366,9 @@ pub(super) mod tests {
             ("getprotobynumber_r", "free_aligned_sized"),
         ];
         for (old, new) in names {
-            let whole = [b"\0", old.as_bytes(), b"\0"].concat();
-            let at = memchr::memmem::find(&bytes, &whole).unwrap() + 1;
+            // The names of symbols are early in the file, and one may be the end of another.
+            let ends = [old.as_bytes(), b"\0"].concat();
+            let at = memchr::memmem::find(&bytes, &ends).unwrap();
             bytes[at..at + new.len()].copy_from_slice(new.as_bytes());
         }
         let edited = edit(&bytes).unwrap();

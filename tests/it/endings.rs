@@ -4,6 +4,7 @@
 //! `fixtures/ends.c` loses a block of 1000 bytes and ends in the way that it is told.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitStatus};
 use std::thread;
@@ -13,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::group::Group;
+use crate::common::newcomers::{Kind, Place};
 use crate::common::proc::{self, Process};
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
@@ -20,30 +22,36 @@ use crate::common::watch::{Waiting, Watch};
 use crate::common::{Job, Report, Row, Running, code, fixture};
 
 /// How long memleak holds a process here, where that matters.
-const HOLD: Duration = Duration::from_millis(1500);
+pub const HOLD: Duration = Duration::from_millis(1500);
 /// The limit for something that is to happen at once.
-const AT_ONCE: Duration = Duration::from_millis(700);
+pub const AT_ONCE: Duration = Duration::from_millis(700);
 /// How much processor time a held process may use. It is awake for the first milliseconds.
 const AWAKE: Duration = Duration::from_millis(250);
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The fixture's lost block.
-const LOST: (u64, u64) = (1000, 1);
+pub const LOST: (u64, u64) = (1000, 1);
 
-fn ends(how: &str) -> Job {
+pub fn ends(how: &str) -> Job {
     let words: Vec<&str> = how.split(' ').collect();
     Job::fixture("ends", &words).options(["--lost=always"])
 }
 
 /// The same, held for longer.
-fn held(how: &str) -> Job {
+pub fn held(how: &str) -> Job {
     let delay = switch("read-delay", &HOLD.as_millis().to_string());
     ends(how).options([delay, "--lost-timeout=20".to_owned()])
 }
 
 /// What memleak says of the only process of a job.
-fn said(how: &str) -> (Result<(u64, u64), String>, ExitStatus) {
-    let report = ends(how).run();
+pub fn said(how: &str) -> (Result<(u64, u64), String>, ExitStatus) {
+    said_of(Kind::Dynamic, how)
+}
+
+/// The same of the fixture with another C library.
+fn said_of(kind: Kind, how: &str) -> (Result<(u64, u64), String>, ExitStatus) {
+    let job = Job::new(kind.build("ends"), how.split(' '));
+    let report = job.options(["--lost=always"]).run();
     report.assert_complete();
     (lost(report.only_row()), report.status)
 }
@@ -64,14 +72,19 @@ pub fn lost(row: &Row) -> Result<(u64, u64), String> {
 
 #[test]
 fn every_end_by_the_c_library_is_held() {
-    side_by_side(
-        ["return 3", "quick 3", "_exit 3", "threads 3 return 3"],
-        |how| {
-            let (lost, status) = said(how);
-            assert_eq!(lost, Ok(LOST), "{how}");
-            assert_eq!(status.code(), Some(3), "{how}");
-        },
-    );
+    let ways = [
+        "return 3",
+        "quick 3",
+        "_exit 3",
+        "_Exit 3",
+        "threads 3 return 3",
+    ];
+    let cases = [Kind::Dynamic, Kind::Static].map(|kind| ways.map(|how| (kind, how)));
+    side_by_side(cases.into_iter().flatten(), |(kind, how)| {
+        let (lost, status) = said_of(kind, how);
+        assert_eq!(lost, Ok(LOST), "{kind:?} {how}");
+        assert_eq!(status.code(), Some(3), "{kind:?} {how}");
+    });
     let (lost, status) = said("last 0");
     assert_eq!((lost, status.code()), (Ok(LOST), Some(0)));
 }
@@ -96,28 +109,52 @@ fn a_signal_that_a_process_raises_itself_is_held() {
             libc::SIGRTMIN() + 3,
         ),
         (format!("raise {}", libc::SIGPIPE), libc::SIGPIPE),
+        // The kernel's own.
+        ("pipe 3".to_owned(), libc::SIGPIPE),
         ("abort 0".to_owned(), libc::SIGABRT),
         ("fault 0".to_owned(), libc::SIGSEGV),
         ("threads 3 abort 0".to_owned(), libc::SIGABRT),
     ];
-    side_by_side(cases, |(how, signal)| {
-        let (lost, status) = said(&how);
-        assert_eq!(lost, Ok(LOST), "{how}");
-        assert_eq!(status.signal(), Some(signal), "{how}");
+    let with = |kind| cases.iter().map(move |(how, signal)| (kind, how, *signal));
+    let in_static = |(_, how, _): &(Kind, &String, i32)| !how.starts_with("raise");
+    let all = with(Kind::Dynamic).chain(with(Kind::Static).filter(in_static));
+    side_by_side(all, |(kind, how, signal)| {
+        let (lost, status) = said_of(kind, how);
+        assert_eq!(lost, Ok(LOST), "{kind:?} {how}");
+        assert_eq!(status.signal(), Some(signal), "{kind:?} {how}");
     });
 }
 
 /// Lets processes die in the same way, in runs of a hundred. Fails unless each time the same is said of them.
 pub fn deaths(how: &str, runs: u32, expected: &Result<(u64, u64), String>) {
+    let one = format!("{} {how}", fixture("ends").display());
+    hundreds(how, &one, 100, runs, expected);
+}
+
+/// The same for processes that another one kills by SIGTERM.
+pub fn deaths_by_others(deaths: usize, runs: u32) {
     let ends = fixture("ends");
-    let script = format!(
-        "ulimit -c 0; for i in $(seq 100); do {} {how}; done 2>/dev/null; :",
+    let one = format!(
+        "exec 3< <(exec {} wait 0); read -r line <&3; kill -TERM $!; wait $!",
         ends.display()
     );
+    hundreds("kill", &one, deaths, runs, &Err("signal".to_owned()));
+}
+
+/// Runs a line of a shell so often in each run. It starts one process of the fixture.
+fn hundreds(
+    how: &str,
+    line: &str,
+    deaths: usize,
+    runs: u32,
+    expected: &Result<(u64, u64), String>,
+) {
+    let script = format!("ulimit -c 0; for i in $(seq {deaths}); do {line}; done 2>/dev/null; :");
     for run in 0..runs {
-        let report = Job::shell(&script).options(["--lost=always"]).run();
+        let job = Job::new("bash", ["-c", &script]);
+        let report = job.options(["--lost=always"]).run();
         let rows = ended(&report);
-        assert_eq!(rows.len(), 100, "{how}");
+        assert_eq!(rows.len(), deaths, "{how}");
         for (death, row) in rows.into_iter().enumerate() {
             assert_eq!(lost(row), *expected, "{how}, run {run}, death {death}");
         }
@@ -140,6 +177,13 @@ fn a_death_that_cannot_be_held_each_time_is_never_held() {
         assert_eq!(lost, Err("signal".to_owned()), "{how}");
         assert_eq!(status.signal(), Some(signal), "{how}");
     });
+    deaths_by_others(5, 1);
+    // musl raises a signal while it blocks all of them.
+    for (how, signal) in [("abort 0", libc::SIGABRT), ("raise 15", term)] {
+        let (lost, status) = said_of(Kind::MuslStatic, how);
+        assert_eq!(lost, Err("signal".to_owned()), "musl {how}");
+        assert_eq!(status.signal(), Some(signal), "musl {how}");
+    }
 }
 
 #[test]
@@ -154,9 +198,13 @@ fn a_process_that_a_timer_could_end_is_not_held() {
         "own 900",
         "limit 1",
     ] {
-        let (lost, status) = said(&format!("{timer} return 0"));
-        assert_eq!(lost, Err("timer".to_owned()), "{timer}");
-        assert_eq!(status.code(), Some(0), "{timer}");
+        // If it was held, a handler would run.
+        let handlers = "handler 14 handler 24 handler 26 handler 27";
+        let report = held(&format!("{handlers} {timer} return 0"))
+            .options(["--lost-timeout=2"])
+            .run();
+        assert_eq!(lost(report.only_row()), Err("timer".to_owned()), "{timer}");
+        assert_eq!((code(report.status), &*report.stdout), (0, ""), "{timer}");
     }
     // These are due much later.
     for timer in [
@@ -182,6 +230,23 @@ fn what_must_not_be_held_is_not_held() {
     // The child ends in the memory of its parent, whose blocks are judged later.
     let (lost, _) = said("vfork 70 return 0");
     assert_eq!(lost, Ok((1070, 2)));
+}
+
+#[test]
+fn whoever_leaves_its_memory_to_others_is_not_held() {
+    let job = Job::fixture("outlived_by_its_borrower", &["exit", "300"]);
+    let report = job.options(["--lost=always"]).run();
+    report.assert_complete();
+    let mut found: Vec<_> = report
+        .rows
+        .iter()
+        .map(|row| (row.exit_code, lost(row)))
+        .collect();
+    found.sort();
+    let shared = found
+        .iter()
+        .filter(|(_, lost)| *lost == Err("shared_heap".to_owned()));
+    assert_eq!(shared.count(), 1, "{found:?}");
 }
 
 #[test]
@@ -291,7 +356,7 @@ fn of_a_process_from_before_the_attach_only_later_blocks_are_judged() {
 
 /// Waits until the command of a run is held and sleeps, which is so after some milliseconds.
 #[track_caller]
-fn when_held(running: &Running) -> Pid {
+pub fn when_held(running: &Running) -> Pid {
     let until = Instant::now() + PATIENCE;
     loop {
         let children = proc::children(running.pid()).into_iter();
@@ -304,13 +369,13 @@ fn when_held(running: &Running) -> Pid {
     }
 }
 
-fn comm(pid: Pid) -> String {
+pub fn comm(pid: Pid) -> String {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     comm.trim_end().to_owned()
 }
 
 /// `X` if there is no such process.
-fn state(pid: Pid) -> char {
+pub fn state(pid: Pid) -> char {
     Process::of(pid).map_or('X', |process| process.state)
 }
 
@@ -323,7 +388,7 @@ fn processor_time(pid: Pid) -> Duration {
     Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 
-fn took(job: &Job, then: impl FnOnce(Pid)) -> (Report, Duration) {
+pub fn took(job: &Job, then: impl FnOnce(Pid)) -> (Report, Duration) {
     let running = job.start();
     let process = when_held(&running);
     let began = Instant::now();
@@ -507,31 +572,30 @@ fn thousands_of_blocked_threads_are_no_obstacle() {
 // ---- many at once, and others ------------------------------------------------------------------------------
 
 /// A shell script that lets `processes` end at the same time.
-fn together(processes: u32) -> String {
+pub fn together(processes: u32) -> String {
     let ends = fixture("ends");
     let ends = ends.display();
     format!("for i in $(seq {processes}); do {ends} return 0 & done; wait")
 }
 
 /// The processes of `fixtures/ends.c` in a report.
-fn ended(report: &Report) -> Vec<&Row> {
+pub fn ended(report: &Report) -> Vec<&Row> {
     let rows = report.rows.iter();
     rows.filter(|row| row.comm == "ends").collect()
 }
 
 #[test]
 fn processes_that_end_together_are_all_read() {
-    let group = Group::new();
+    // One processor for all of them, memleak included.
+    let group = Group::limited(
+        "cpu",
+        ("cpu.cfs_quota_us", "100000"),
+        ("cpu.max", "100000 100000"),
+    );
     let enter = Group::enter(&group.path);
     let enter: Vec<&str> = enter.iter().map(String::as_str).collect();
-    // One processor for all of them, memleak included.
-    let has_quota = fs::write(group.path.join("cpu.max"), "100000 100000").is_ok();
-    let mut job = Job::shell(&together(64)).options(["--lost=always"]);
-    job = match has_quota {
-        true => job.under(&enter),
-        false => job.under(&["taskset", "-c", "0"]),
-    };
-    let report = job.run();
+    let job = Job::shell(&together(64)).options(["--lost=always"]);
+    let report = job.under(&enter).run();
     let rows = ended(&report);
     assert_eq!(rows.len(), 64);
     for row in rows {
@@ -561,19 +625,24 @@ fn two_memleaks_judge_one_process() {
 }
 
 #[test]
-fn a_reader_of_a_pipe_waits_for_the_held_writer_only() {
-    let ends = fixture("ends");
-    let script = format!("{} return 0 | cat; echo done", ends.display());
-    let report = Job::shell(&script).options(["--lost=always"]).run();
-    assert_eq!(report.stdout, "done\n");
-    assert_eq!(lost(ended(&report)[0]), Ok(LOST));
-}
-
-#[test]
 fn a_process_in_other_namespaces_is_read() {
     let ends = fixture("ends");
     let inside = format!("unshare -pf --mount-proc {} return 3", ends.display());
     let report = Job::shell(&inside).options(["--lost=always"]).run();
+    assert_eq!(report.status.code(), Some(3), "{}", report.stderr);
+    assert_eq!(lost(ended(&report)[0]), Ok(LOST));
+}
+
+#[test]
+fn a_set_user_id_program_is_read_by_root() {
+    let place = Place::new();
+    let ends = place.copy(&fixture("ends"), "ends");
+    fs::set_permissions(&ends, fs::Permissions::from_mode(0o4755)).expect("it is the test's");
+    let ends = ends.to_str().expect("a path of ours");
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let report = Job::new("setpriv", nobody.into_iter().chain([ends, "return", "3"]))
+        .options(["--lost=always"])
+        .run();
     assert_eq!(report.status.code(), Some(3), "{}", report.stderr);
     assert_eq!(lost(ended(&report)[0]), Ok(LOST));
 }
@@ -588,25 +657,6 @@ fn a_traced_process_is_read_unless_a_signal_ends_it() {
         let report = Job::shell(&script).options(["--lost=always"]).run();
         assert_eq!(lost(ended(&report)[0]), expected, "{how}");
     }
-}
-
-#[test]
-fn nobody_waits_for_memleak_to_write() {
-    // The reader of memleak's output takes nothing, and then ends: it is held at its own end meanwhile.
-    let script = format!(
-        "{} -a 1 -v --lost=always --format=json -o /dev/stdout | (sleep 2; {} return 0); echo ended",
-        env!("CARGO_BIN_EXE_memleak"),
-        fixture("ends").display()
-    );
-    let began = Instant::now();
-    let output = Command::new("timeout")
-        .args(["-s", "INT", "20", "sh", "-c", &script])
-        .output()
-        .expect("a shell can be started");
-    assert!(began.elapsed() < PATIENCE / 2, "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("ended"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("attached by"), "{said}");
 }
 
 #[test]
@@ -700,15 +750,17 @@ fn a_kernel_that_holds_nowhere_is_the_reason_where_a_scan_is_wanted() {
 fn children_of_servers_that_fork_lose_nothing_that_they_inherited() {
     let script = "import multiprocessing as m, os\n\
                   kept = [bytes(i) for i in range(1000)]\n\
-                  with m.get_context('fork').Pool(4) as pool:\n\
-                  \x20   assert sum(pool.map(len, kept)) == 499500\n";
+                  pool = m.get_context('fork').Pool(4)\n\
+                  assert sum(pool.map(len, kept)) == 499500\n\
+                  pool.close()\n\
+                  pool.join()\n";
     let report = Job::new("/usr/bin/python3", ["-c", script])
         .env("PYTHONMALLOC", "malloc")
         .options(["--lost=always"])
         .run();
     assert_eq!(code(report.status), 0, "{}", report.stderr);
-    assert!(report.rows.len() > 4);
-    for lost in report.rows.iter().filter_map(|row| lost(row).ok()) {
-        assert_eq!(lost, (0, 0));
-    }
+    // The workers end by themselves.
+    let children = report.rows.iter().filter(|row| row.comm == "python3");
+    let found: Vec<_> = children.map(lost).collect();
+    assert_eq!(found, vec![Ok((0, 0)); 5]);
 }

@@ -1,6 +1,8 @@
 //! Tests of counts that take minutes. `make test-long` runs them, and WRITE=1 puts their output into tests/long.txt.
 
 use std::env;
+use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -9,16 +11,21 @@ use std::time::{Duration, Instant};
 use crate::allocators::operators_are_counted;
 use crate::common::Job;
 use crate::common::expected::{End, Expected, assert_counted, counts, ends};
-use crate::endings::{deaths, killed_while_it_holds, moving_pointers};
+use crate::common::newcomers::Place;
+use crate::endings::{deaths, deaths_by_others, killed_while_it_holds, lost, moving_pointers};
 use crate::ends::{assert_killed_at_any_moment, assert_starts_leave_nothing};
 use crate::endurance::Endurance;
 use crate::hostile::short_processes_in_flat_memory;
 use crate::launch::assert_exit_code;
 use crate::older::others_are_counted_by_older_programs;
+use crate::released::eight_go_with_memleak;
 use crate::stacks::{compilers_have_all_their_stacks, programs_at_work_have_the_stacks_of_libgcc};
 
 /// The variable that names the release build of memleak.
 const RELEASE: &str = "MEMLEAK_RELEASE";
+
+/// The limit for held processes to go if memleak is killed.
+const GONE: Duration = Duration::from_millis(50);
 
 /// Runs `run` and prints how long it took.
 pub fn timed(what: &str, run: impl FnOnce()) {
@@ -154,6 +161,16 @@ fn a_memleak_that_is_killed_at_any_of_200_moments_of_a_hold_lets_the_process_go(
         longest = killed_while_it_holds(200);
     });
     println!("the longest time until the process was gone: {longest:?}");
+    assert!(longest < GONE, "{longest:?}");
+}
+
+#[test]
+#[ignore = "takes half a minute: make test-long"]
+fn eight_processes_that_are_held_at_their_ends_go_with_memleak_in_fifty_milliseconds() {
+    let longest = (0..10).map(|_| eight_go_with_memleak()).max();
+    let longest = longest.expect("ten runs");
+    println!("the longest time until eight processes were gone: {longest:?}");
+    assert!(longest < GONE, "{longest:?}");
 }
 
 #[test]
@@ -162,6 +179,7 @@ fn of_a_thousand_deaths_of_a_kind_the_same_is_said() {
     let (term, abort) = (libc::SIGTERM, "abort 0");
     let held = [
         format!("raise {term}"),
+        "pipe 0".to_owned(),
         abort.to_owned(),
         format!("threads 3 {abort}"),
         "fault 0".to_owned(),
@@ -174,11 +192,50 @@ fn of_a_thousand_deaths_of_a_kind_the_same_is_said() {
         format!("raise {}", libc::SIGKILL),
         "real 5 wait 0".to_owned(),
     ];
+    timed("1,000 times `kill`", || deaths_by_others(100, 10));
     let held = held.map(|how| (how, Ok((1000, 1))));
     let not_held = not_held.map(|how| (how, Err("signal".to_owned())));
     for (how, expected) in held.iter().chain(&not_held) {
         timed(&format!("1,000 times `{how}`"), || {
             deaths(how, 10, expected)
         });
+    }
+}
+
+/// Each answers requests, and ends in order. Children inherit blocks that only their parents may lose.
+#[test]
+#[ignore = "needs nginx and gunicorn: make test-long"]
+fn servers_that_fork_their_workers_lose_nothing_when_they_end() {
+    let place = Place::new();
+    let configuration = "daemon off; worker_processes 2; pid pid; error_log stderr;
+        events { worker_connections 64; }
+        http {
+            access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+            uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+            server { listen unix:nginx.socket; root .; }
+        }";
+    let application = "kept = [str(i) for i in range(1000)]\n\
+                       def app(environ, start):\n\
+                       \x20   start('200 OK', [('Content-Type', 'text/plain')])\n\
+                       \x20   return [kept[7].encode()]\n";
+    for (file, text) in [("nginx.conf", configuration), ("app.py", application)] {
+        fs::write(place.path(file), text).expect("the test owns the directory");
+    }
+    let script = "ask() {
+            until [ -S $1.socket ]; do sleep 0.1; done
+            for i in 1 2 3 4; do curl -sS --unix-socket $1.socket http://x/$2 || exit 9; done
+            sleep 1; kill -$3 $!; wait $! || exit 8
+        }
+        cd \"$0\" || exit 7
+        nginx -p \"$0\" -c nginx.conf & ask nginx app.py QUIT
+        gunicorn -q -w 2 -b unix:gunicorn.socket app:app & ask gunicorn '' TERM";
+    let directory = place.path("");
+    let words = [OsStr::new("-c"), OsStr::new(script), directory.as_os_str()];
+    let report = Job::new("sh", words).options(["--lost=always"]).run();
+    assert_eq!(report.status.code(), Some(0), "{}", report.stderr);
+    for server in ["nginx", "gunicorn"] {
+        let rows = report.rows.iter().filter(|row| row.comm == server);
+        let found: Vec<_> = rows.filter(|row| row.end == "exited").map(lost).collect();
+        assert_eq!(found, vec![Ok((0, 0)); 3], "{server}");
     }
 }

@@ -58,6 +58,7 @@ mod reach_allocators;
 mod reach_cases;
 #[cfg(target_arch = "x86_64")]
 mod reach_programs;
+mod released;
 mod resists;
 mod rights;
 mod runners;

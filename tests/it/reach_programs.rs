@@ -255,6 +255,58 @@ fn each_case_is_judged_with_glibc() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Cases, and what their processes have together, in bytes: definitely, indirectly and possibly lost, reachable.
+const SUMS: [(&str, &str, [u64; 4]); 13] = [
+    ("shapes", "one", [100, 0, 0, 0]),
+    ("shapes", "list", [32, 288, 0, 0]),
+    ("shapes", "list_kept", [0, 0, 0, 320]),
+    ("shapes", "interior", [0, 0, 200, 0]),
+    ("shapes", "aligned_kept", [0, 0, 3000, 1000]),
+    ("shapes", "self_aligned_kept", [0, 0, 4160, 0]),
+    ("shapes", "table_emptied", [80_000, 0, 0, 8000]),
+    ("roots", "pool", [0, 0, 0, 5000]),
+    ("forks", "hangs_on_inherited", [2500, 0, 0, 2448]),
+    ("objects", "single", [272, 0, 0, 0]),
+    ("objects", "second_base_kept", [0, 0, 0, 272]),
+    ("objects", "array_kept", [0, 0, 0, 1208]),
+    ("objects", "vector_of_vectors", [24, 640, 0, 0]),
+];
+
+#[test]
+fn each_of_the_four_sums_is_right() {
+    let line = |(fixture, case, _): &(&str, &str, _)| {
+        let ending = if *fixture == "objects" { "cc" } else { "c" };
+        let program = program(&format!("lost/{fixture}.{ending}"), DYNAMIC);
+        format!("{} {case} >/dev/null;", program.display())
+    };
+    let script: String = SUMS.iter().map(line).collect();
+    let report = judged(Job::shell(&script));
+    let sums = |case: &str| {
+        let rows = report.rows.iter();
+        let rows = rows.filter(|row| row.args.as_ref().is_some_and(|args| args[1..] == [case]));
+        let each = rows.map(reached).map(|each| {
+            [
+                each.definite_bytes,
+                each.indirect_bytes,
+                each.possible_bytes,
+                each.reachable_bytes,
+            ]
+        });
+        each.fold([0; 4], |sum, each| {
+            [0, 1, 2, 3].map(|at| sum[at] + each[at])
+        })
+    };
+    // The C++ library keeps memory for exceptions.
+    let [.., library] = sums("single");
+    for (fixture, case, expected) in SUMS {
+        let mut found = sums(case);
+        if fixture == "objects" {
+            found[3] -= library;
+        }
+        assert_eq!(found, expected, "{fixture} {case}");
+    }
+}
+
 #[test]
 fn no_case_is_called_lost_that_is_not_with_musl() {
     let mut wrong = Vec::new();

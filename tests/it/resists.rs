@@ -3,8 +3,6 @@
 //!
 //! `fixtures/resists_reading.c` loses a block of 1000 bytes, keeps one of 500, and ends with exit code 3.
 
-use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::common::fixtures::compile;
@@ -82,6 +80,14 @@ fn a_program_with_an_address_sanitizer_is_read() {
 #[test]
 fn pages_that_only_their_process_could_fill_are_not_touched() {
     assert_judged(row(&resists("faulting"), "resists_reading"), "faulting");
+    // Nor are those that only a file system could fill.
+    let report = resists("served");
+    assert_eq!(report.stdout, "");
+    let mut ended = report
+        .rows
+        .iter()
+        .filter(|row| row.comm == "resists_reading");
+    assert!(ended.any(|row| lost(row) == Ok(LOST)), "{:#?}", report.rows);
 }
 
 /// The reader waits for a page that was there when it looked. Only its own process, and memleak's verdicts meanwhile,
@@ -143,58 +149,14 @@ fn headers_of_the_heap_that_lie_do_not_make_a_kept_block_lost() {
     assert!(all <= 101, "{reach:?}");
 }
 
-/// A control group with 500 MB of memory.
-struct Narrow {
-    path: PathBuf,
-    _second: Option<Group>,
-}
-
-impl Narrow {
-    const BYTES: &str = "500000000";
-
-    fn new() -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc is mounted");
-        let first = mounts.lines().find_map(|line| {
-            let words: Vec<&str> = line.split(' ').collect();
-            let is_it = words[2] == "cgroup" && words[3].split(',').any(|word| word == "memory");
-            is_it.then(|| PathBuf::from(words[1]))
-        });
-        let narrow = match first {
-            Some(root) => {
-                let path = root.join(format!("memleak-test-narrow-{}", std::process::id()));
-                fs::create_dir(&path).expect("control groups can be created");
-                Self {
-                    path,
-                    _second: None,
-                }
-            }
-            None => {
-                let group = Group::new();
-                Self {
-                    path: group.path.clone(),
-                    _second: Some(group),
-                }
-            }
-        };
-        let name = match narrow._second {
-            Some(_) => "memory.max",
-            None => "memory.limit_in_bytes",
-        };
-        fs::write(narrow.path.join(name), Self::BYTES).expect("memory can be limited");
-        narrow
-    }
-}
-
-impl Drop for Narrow {
-    fn drop(&mut self) {
-        // The kernel may still count what ended in it.
-        let _ = fs::remove_dir(&self.path);
-    }
-}
-
 #[test]
 fn a_process_that_is_too_large_to_copy_is_not_copied() {
-    let narrow = Narrow::new();
+    let bytes = "500000000";
+    let narrow = Group::limited(
+        "memory",
+        ("memory.limit_in_bytes", bytes),
+        ("memory.max", bytes),
+    );
     let enter = Group::enter(&narrow.path);
     let enter: Vec<&str> = enter.iter().map(String::as_str).collect();
     let [resists, ends] = ["resists_reading", "ends"].map(fixture);

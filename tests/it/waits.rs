@@ -22,6 +22,7 @@ use crate::common::proc::Process;
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use crate::common::{Job, Report, Running, compile, fixture};
+use crate::endings;
 
 /// How long memleak holds a process here.
 const HOLD: Duration = Duration::from_millis(1500);
@@ -270,9 +271,16 @@ fn is_held_now(pid: Pid, place: &Place, way: &str) -> bool {
 fn other_programs_put_probes_in_and_take_them_out_during_a_hold() {
     let (path, offsets) = functions_of_libc();
     let libc = File::open(path).expect("libc can be read");
-    for way in WAYS {
+    for way in WAYS.into_iter().chain(["end"]) {
         let place = Place::new();
-        let (running, _) = start_held(&place, way);
+        let running = match way {
+            "end" => {
+                let running = endings::held("return 0").start();
+                endings::when_held(&running);
+                running
+            }
+            _ => start_held(&place, way).0,
+        };
         let began = Instant::now();
         // On a busy machine one try may take longer. A hold that keeps probes out lets no try end before it does.
         let mut tries = Vec::new();
@@ -283,7 +291,11 @@ fn other_programs_put_probes_in_and_take_them_out_during_a_hold() {
             drop(probes);
             tries.push((put_in, before.elapsed() - put_in, began.elapsed()));
         }
-        after(&running.wait());
+        let report = running.wait();
+        match way {
+            "end" => assert_eq!(endings::lost(report.only_row()), Ok(endings::LOST)),
+            _ => drop(after(&report)),
+        }
         let is_soon = |&(put_in, taken_out, ended): &(Duration, Duration, Duration)| {
             put_in < SOON && taken_out < SOON && ended < HOLD * 2 / 3
         };

@@ -269,8 +269,8 @@ fn the_lists_are_well_formed() {
     let programs = programs("programs.txt");
     assert!(programs.len() >= 200, "{} programs", programs.len());
     assert_eq!(programs.iter().filter(|program| program.sample).count(), 10);
-    let fixtures = |program: &&Program| program.line.contains("$built/");
-    let fixtures = programs.iter().filter(fixtures).count();
+    let fixtures = programs.iter().filter(|program| program.is_fixture());
+    let fixtures = fixtures.count();
     assert!(
         fixtures * 2 <= programs.len(),
         "{fixtures} of {} programs are fixtures",

@@ -19,6 +19,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Whether it was written to lose or to keep a block. The others are real work.
+    pub fn is_fixture(&self) -> bool {
+        self.line.contains("$built/")
+    }
+
     /// The same with dynamic fixtures instead of static ones.
     pub fn dynamic(&self) -> Self {
         Self {

@@ -110,7 +110,7 @@ impl Compared {
     }
 
     /// Whether valgrind calls anything lost.
-    fn loses(&self) -> bool {
+    pub fn loses(&self) -> bool {
         loses(&self.valgrind)
     }
 }
