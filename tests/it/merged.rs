@@ -314,7 +314,7 @@ fn long_names_of_nodes_and_jobs_fit_on_eighty_columns() {
             "{groups}"
         );
         assert!(
-            groups.contains("(all)") == !["comm", "user"].contains(&by),
+            groups.contains("(all)") != ["comm", "user"].contains(&by),
             "{groups}"
         );
         for line in groups.lines() {
