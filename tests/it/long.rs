@@ -228,7 +228,7 @@ fn servers_that_fork_their_workers_lose_nothing_when_they_end() {
         }
         cd \"$0\" || exit 7
         nginx -p \"$0\" -c nginx.conf & ask nginx app.py QUIT
-        gunicorn -q -w 2 -b unix:gunicorn.socket app:app & ask gunicorn '' TERM";
+        gunicorn -w 2 -b unix:gunicorn.socket app:app & ask gunicorn '' TERM";
     let directory = place.path("");
     let words = [OsStr::new("-c"), OsStr::new(script), directory.as_os_str()];
     let report = Job::new("sh", words).options(["--lost=always"]).run();
