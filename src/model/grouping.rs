@@ -113,8 +113,10 @@ pub struct Grouped {
 }
 
 impl Grouped {
+    /// Those for which there was no room stay last, however many they are.
     pub fn sort(&mut self, order: CommandOrder) {
         commands::sort(&mut self.groups, order, |group| &group.sums);
+        self.groups.sort_by_key(|group| group.sums.comm.is_none());
     }
 
     /// Whether the processes are of more than one node.
@@ -242,6 +244,18 @@ impl Groups {
             self.parts += group.ranks.add(&rank, sum);
         }
         if self.parts > self.most_parts {
+            self.make_room();
+        }
+    }
+
+    /// Leaves out parts, if there really are too many: groups that became one may have had the same.
+    fn make_room(&mut self) {
+        let (_, groups) = self.sums.each();
+        self.parts = groups
+            .map(|group| group.ranks.len() + group.nodes.len())
+            .sum();
+        // The next count comes only after as many new parts again.
+        if self.parts > self.most_parts / 2 {
             let (_, groups) = self.sums.each();
             self.parts = groups
                 .map(|group| group.ranks.halve() + group.nodes.halve())
@@ -592,5 +606,19 @@ mod tests {
             assert_eq!(nodes.leaked.worst.as_deref(), Some("worst"), "{by:?}");
             assert!(found.is_partial(), "{by:?}");
         }
+    }
+
+    #[test]
+    fn ranks_that_come_again_after_their_groups_became_one_need_no_more_room() {
+        let mut groups = Groups::with_room(Grouping::Rank, 64, 1_000);
+        for _ in 0..20 {
+            for rank in 0..200 {
+                groups.image(&leaking("n1", "7", rank, 1), "file");
+            }
+        }
+        let found = groups.finish();
+        assert!(!found.is_partial());
+        let ranks = found.all.unwrap().ranks.unwrap();
+        assert_eq!((ranks.parts, ranks.leaked.least), (200, Some((20, 20))));
     }
 }

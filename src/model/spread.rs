@@ -85,6 +85,10 @@ impl<K: Clone + Eq + Ord + Hash> Parts<K> {
         self.sums.len()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.sums.len()
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &K> {
         self.sums.keys()
     }

@@ -110,8 +110,10 @@ pub fn record(line: &[u8]) -> Result<Record, LineError> {
 }
 
 fn read<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, LineError> {
-    serde_json::from_slice(line)
-        .map_err(|error| LineError::NoRecord(escape::line(&error.to_string())))
+    let odd = |error: &dyn std::fmt::Display| LineError::NoRecord(escape::line(&error.to_string()));
+    // At once, and not each text for itself.
+    let text = std::str::from_utf8(line).map_err(|error| odd(&error))?;
+    serde_json::from_str(text).map_err(|error| odd(&error))
 }
 
 /// A word that memleak does not write.

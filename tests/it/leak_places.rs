@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::common::fixtures::{compile, compile_with, fixture};
+use crate::common::group::Group;
 use crate::common::switches::switch;
 use crate::common::watch::{Waiting, Watch};
 use crate::common::{Job, Report, code};
@@ -438,9 +439,12 @@ fn a_watch_shows_where_a_process_grows_and_where_it_has_leaked() {
 /// `-a` shows it as `-p` does. The other processes of the machine are left out here.
 #[test]
 fn a_watch_of_the_machine_shows_where_a_process_grows() {
-    let watch = |_, output: &[&str]| {
-        let options = ["--live", "--stacks", "--comm=grows_by_line"];
-        Watch::all(&[output, &options].concat())
+    let group = Group::new();
+    let watch = |pid: u32, output: &[&str]| {
+        fs::write(group.path.join("cgroup.procs"), pid.to_string())
+            .expect("a process can enter the group");
+        let only = format!("--cgroup={}", group.path.display());
+        Watch::all(&[output, &["--live", "--stacks", &only]].concat())
     };
     let (pid, report, table) = grows_under(watch, Watch::stop);
     assert_grows_and_leaks(pid, &report, &table);

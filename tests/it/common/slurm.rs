@@ -185,8 +185,10 @@ impl Cluster {
         self.until("no job is left", |cluster| {
             run(cluster.command("squeue").arg("-h")).trim().is_empty()
         });
+        // Other states end by themselves.
         for (node, partition) in [("node", "all"), ("second", "both")] {
-            if self.state_in(partition) != "idle" {
+            let state = self.state_in(partition);
+            if ["drain", "down"].iter().any(|word| state.contains(word)) {
                 let node = format!("nodename={node}");
                 let words = ["update", &node, "state=resume"];
                 run(self.command("scontrol").args(words));
