@@ -65,7 +65,6 @@ test-long: ## Run the tests that take minutes; WRITE=1 writes their output to te
 	$(CARGO) test $(CARGO_FLAGS) --no-run
 	@scripts/test-long.sh $(if $(WRITE),--write) $(TESTS)
 	@$(if $(TESTS),,scripts/test-probes.sh $(if $(WRITE),--write))
-	$(if $(TESTS),,$(CARGO) build --release $(CARGO_FLAGS))
 	@$(if $(TESTS),,benches/merged.sh $(if $(WRITE),--write))
 
 .PHONY: test-readers

@@ -54,26 +54,12 @@ impl<K: Clone + Eq + Ord + Hash, S: Sum> Largest<K, S> {
     /// Takes their names from at least half of the sums: from those that are among the largest by no weight.
     fn fold(&mut self) {
         let each = self.most / (2 * WEIGHTS);
-        let named = std::mem::take(&mut self.named).into_iter();
-        let mut all: Vec<(K, S, bool)> = named.map(|(name, sum)| (name, sum, false)).collect();
-        for weight in 0..WEIGHTS {
-            if each < all.len() {
-                all.select_nth_unstable_by(each, |(one, a, _), (other, b, _)| {
-                    let heavier = b.weights()[weight].cmp(&a.weights()[weight]);
-                    heavier.then_with(|| one.cmp(other))
-                });
-            }
-            all.iter_mut()
-                .take(each)
-                .for_each(|(.., keeps)| *keeps = true);
-        }
-        for (name, sum, keeps) in all {
-            if keeps {
-                self.named.insert(name, sum);
-            } else {
-                self.further.absorb(sum);
-                self.has_further = true;
-            }
+        let all = std::mem::take(&mut self.named);
+        let (kept, rest) = largest_by_each(all, each, |sum: &S| sum.weights());
+        self.named = kept;
+        self.has_further |= !rest.is_empty();
+        for (_, sum) in rest {
+            self.further.absorb(sum);
         }
     }
 
@@ -91,6 +77,35 @@ impl<K: Clone + Eq + Ord + Hash, S: Sum> Largest<K, S> {
         let named = named.into_iter().map(|(name, sum)| (Some(name), sum));
         named.chain(further)
     }
+}
+
+/// Those that are among the `each` largest by one of their weights, and the others. Of two that weigh the same, the one
+/// whose name is the first counts as larger.
+pub(super) fn largest_by_each<K: Eq + Ord + Hash, S, const N: usize>(
+    all: HashMap<K, S>,
+    each: usize,
+    weights: impl Fn(&S) -> [u64; N],
+) -> (HashMap<K, S>, Vec<(K, S)>) {
+    let mut all: Vec<(K, S, bool)> = (all.into_iter())
+        .map(|(name, sum)| (name, sum, false))
+        .collect();
+    for weight in 0..N {
+        if each < all.len() {
+            all.select_nth_unstable_by(each, |(one, a, _), (other, b, _)| {
+                let heavier = weights(b)[weight].cmp(&weights(a)[weight]);
+                heavier.then_with(|| one.cmp(other))
+            });
+        }
+        all.iter_mut()
+            .take(each)
+            .for_each(|(.., is_large)| *is_large = true);
+    }
+    let (large, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(.., is_large)| *is_large);
+    let without_mark = |(name, sum, _)| (name, sum);
+    (
+        large.into_iter().map(without_mark).collect(),
+        others.into_iter().map(without_mark).collect(),
+    )
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::mem;
 
+use crate::model::largest::largest_by_each;
+
 /// What a part leaked, and what of that it certainly lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PartSum {
@@ -67,20 +69,8 @@ impl<K: Clone + Eq + Ord + Hash> Parts<K> {
         if 2 * each >= self.sums.len() {
             return self.sums.len();
         }
-        let mut all: Vec<(K, PartSum, bool)> = mem::take(&mut self.sums)
-            .into_iter()
-            .map(|(part, sum)| (part, sum, false))
-            .collect();
-        for bytes in [|sum: &PartSum| sum.leaked, |sum: &PartSum| sum.lost] {
-            all.select_nth_unstable_by(each, |(one, a, _), (other, b, _)| {
-                bytes(b).cmp(&bytes(a)).then_with(|| one.cmp(other))
-            });
-            all.iter_mut()
-                .take(each)
-                .for_each(|(.., stays)| *stays = true);
-        }
-        let stay = all.into_iter().filter(|(.., stays)| *stays);
-        self.sums = stay.map(|(part, sum, _)| (part, sum)).collect();
+        let all = mem::take(&mut self.sums);
+        (self.sums, _) = largest_by_each(all, each, |sum| [sum.leaked, sum.lost]);
         self.is_partial = true;
         self.sums.len()
     }

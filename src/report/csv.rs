@@ -28,7 +28,7 @@ use crate::model::lost::reached;
 use crate::model::origin::Origin;
 use crate::model::reach::Reached;
 use crate::report::cells::args;
-use crate::report::group_objects::GroupRow;
+use crate::report::group_objects::{GroupLine, GroupRow};
 use crate::report::render::{Render, SCHEMA, Screen, Window, end_name};
 use crate::report::words::{
     counted_by_names, exit_code, from_name, limits_that_are, lost, outcome_name, reach_unknown,
@@ -50,8 +50,8 @@ impl Render for Csv {
     fn groups(&mut self, grouped: &Grouped) -> io::Result<Vec<u8>> {
         self.is_grouped = true;
         let mut writer = WriterBuilder::new().from_writer(Vec::new());
-        for row in GroupRow::all(grouped, name) {
-            writer.serialize(row)?;
+        for group in GroupLine::all(grouped, |bytes| name(bytes).into()) {
+            writer.serialize(GroupRow::from(group))?;
         }
         let lines = writer.into_inner();
         lines.map_err(|error| io::Error::other(error.to_string()))

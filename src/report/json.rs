@@ -52,7 +52,8 @@ impl Render for Json {
     }
 
     fn groups(&mut self, grouped: &Grouped) -> io::Result<Vec<u8>> {
-        let lines: io::Result<Vec<_>> = GroupLine::all(grouped).map(|group| line(&group)).collect();
+        let groups = GroupLine::all(grouped, escape::text);
+        let lines: io::Result<Vec<_>> = groups.map(|group| line(&group)).collect();
         Ok(lines?.concat())
     }
 

@@ -3,6 +3,7 @@
 //! Names come back as `report::json` has written them. Of one that is not UTF-8, that is the text with `\xNN`.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,10 +111,13 @@ pub fn record(line: &[u8]) -> Result<Record, LineError> {
 }
 
 fn read<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T, LineError> {
-    let odd = |error: &dyn std::fmt::Display| LineError::NoRecord(escape::line(&error.to_string()));
     // At once, and not each text for itself.
-    let text = std::str::from_utf8(line).map_err(|error| odd(&error))?;
-    serde_json::from_str(text).map_err(|error| odd(&error))
+    let text = str::from_utf8(line).map_err(no_record)?;
+    serde_json::from_str(text).map_err(no_record)
+}
+
+fn no_record(error: impl Display) -> LineError {
+    LineError::NoRecord(escape::line(&error.to_string()))
 }
 
 /// A word that memleak does not write.

@@ -130,9 +130,8 @@ pub fn run(options: &Run) -> Result<Finish> {
     if verbose {
         say_detours(&collector);
     }
-    let kernel = collector.kernel_memory();
     let finish = close(books, collector.losses(), outcome, &options.gate);
-    if verbose && let Some(cost) = own_cost(began.elapsed(), kernel) {
+    if verbose && let Some(cost) = own_cost(began.elapsed(), collector.kernel_memory()) {
         say(&cost);
     }
     stages::mark("report written");

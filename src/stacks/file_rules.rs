@@ -62,8 +62,10 @@ impl FileRules {
             rules = rules.or(&Self::of(elf, &section, &BaseAddresses::default()));
         }
         rules.end_at_start(elf);
-        for (_, rule) in &mut rules.rows {
-            *rule = rule.without(left_out);
+        if let Some(kind) = left_out {
+            for (_, rule) in &mut rules.rows {
+                *rule = rule.without(kind);
+            }
         }
         rules
     }

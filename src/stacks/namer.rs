@@ -56,8 +56,8 @@ impl Namer {
         }
     }
 
-    /// Looks up the frames of these stacks that are not known yet, those of one file at a time. Only these have names then. After the deadline, frames
-    /// get no source lines.
+    /// Looks up the frames of these stacks that are not known yet, those of one file at a time. Only these have names then.
+    /// After the deadline, frames get no source lines.
     pub fn look_up<'a>(&mut self, stacks: impl Iterator<Item = &'a CallStack>, deadline: Instant) {
         // Stacks may have frames that were not known before.
         self.shared.take();

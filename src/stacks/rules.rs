@@ -136,11 +136,11 @@ impl UnwindRule {
         }
     }
 
-    /// The rule, unless it is of a kind that is left out.
-    pub(super) fn without(self, left_out: Option<RuleKind>) -> Self {
-        match left_out {
-            Some(kind) if self.is_of(kind) => UnwindRule::Unknown,
-            _ => self,
+    /// The rule, unless it is of the kind that is left out.
+    pub(super) fn without(self, left_out: RuleKind) -> Self {
+        match self.is_of(left_out) {
+            true => UnwindRule::Unknown,
+            false => self,
         }
     }
 }

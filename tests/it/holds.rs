@@ -1,7 +1,6 @@
 //! A process that brings a new allocator is held until memleak has examined it. The hold is invisible to the shell, to
 //! the parent, to a debugger and to the process itself. No process stays held for a memleak that has ended.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -408,20 +407,9 @@ fn a_held_process_looks_neither_stopped_nor_traced() {
     for kind in HELD {
         let place = Place::new();
         let (tree, _, pid) = held(&place, kind, &["sh", "-c", "$P; exit 0"]);
+        println!("{kind:?}");
         for _ in 0..20 {
-            let process = Process::of(pid).expect("the process is held");
-            // Awake, or asleep in the kernel.
-            assert!("RD".contains(process.state), "{kind:?}: {}", process.state);
-            let status =
-                fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is held");
-            let fields: BTreeMap<_, _> = status
-                .lines()
-                .filter_map(|line| line.split_once(":\t"))
-                .collect();
-            assert_eq!(fields["TracerPid"], "0");
-            for pending in ["SigPnd", "ShdPnd", "SigBlk"] {
-                assert_eq!(fields[pending], "0000000000000000", "{pending}");
-            }
+            Process::assert_looks_untouched(pid);
             thread::sleep(Duration::from_millis(10));
         }
         drop(tree);

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::expected::{assert_counted, cases, counts};
+use crate::common::expected::{assert_counted, assert_peaks, cases, counts};
 use crate::common::fixtures::compiled_in;
 use crate::common::newcomers::{Kind, Place, mapped};
 use crate::common::side_by_side::side_by_side;
@@ -295,17 +295,7 @@ fn blocks_whose_size_has_no_room_are_said_and_bound_the_leak() {
 
 #[test]
 fn only_the_peak_of_several_threads_is_unknown() {
-    let peaks = [
-        ("frees_all", Some(1_000_000)),
-        ("leaks_2mb", Some(2_000_000)),
-        ("one_idle_thread", None),
-        ("threads_free_each_other", None),
-    ];
-    side_by_side(peaks, |(name, peak)| {
-        let report = Job::fixture(name, &[]).options(inside()).run();
-        report.assert_complete();
-        assert_eq!(report.only_row().peak_live_bytes, peak, "{name}");
-    });
+    assert_peaks(&inside());
 }
 
 #[test]

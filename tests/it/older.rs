@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::common::expected::{assert_counted, case};
+use crate::common::expected::{assert_counted, assert_peaks};
 use crate::common::side_by_side::side_by_side;
 use crate::common::switches::switch;
 use crate::common::{Job, code};
@@ -49,17 +49,7 @@ pub fn others_are_counted_by_older_programs() {
 
 #[test]
 fn with_the_older_programs_only_a_peak_shared_by_threads_is_unknown() {
-    let peaks = [
-        ("frees_all", Some(1_000_000)),
-        ("leaks_2mb", Some(2_000_000)),
-        ("one_idle_thread", None),
-        ("threads_free_each_other", None),
-    ];
-    side_by_side(peaks, |(name, peak)| {
-        let report = case(name).job.options(separate()).run();
-        report.assert_complete();
-        assert_eq!(report.only_row().peak_live_bytes, peak, "{name}");
-    });
+    assert_peaks(&separate());
 }
 
 /// Whether the kernel counts BPF programs and maps as locked memory. Kernels before 5.11 do.

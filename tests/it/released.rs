@@ -1,7 +1,6 @@
 //! What lets a process go that is held at its end, how long it waits for its turn, and that others see nothing of that.
 //! `endings` has the rest.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
@@ -184,17 +183,7 @@ fn a_process_that_is_held_at_its_end_looks_neither_stopped_nor_traced() {
     let pid = held_at_ends(&ends, 1)[0];
     let until = Instant::now() + HOLD / 3;
     while Instant::now() < until {
-        let process = Process::of(pid).expect("the process is held");
-        assert!("RD".contains(process.state), "{}", process.state);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is held");
-        let fields: BTreeMap<_, _> = status
-            .lines()
-            .filter_map(|line| line.split_once(":\t"))
-            .collect();
-        assert_eq!(fields["TracerPid"], "0");
-        for pending in ["SigPnd", "ShdPnd", "SigBlk"] {
-            assert_eq!(fields[pending], "0000000000000000", "{pending}");
-        }
+        Process::assert_looks_untouched(pid);
         thread::sleep(Duration::from_millis(10));
     }
     let report = running.wait();

@@ -125,11 +125,7 @@ fn each_task_of_an_array_has_a_report_of_its_own() {
         rows.retain(|row| row.job.as_ref() == Some(&job));
         assert_leaks(&rows, cluster.user.uid.as_raw(), &[leaked(task, 100)]);
     }
-    cluster.assert_nothing_left();
-    assert_eq!(
-        (cluster.node_state().as_str(), &*cluster.log()),
-        ("idle", "")
-    );
+    cluster.assert_unharmed();
 }
 
 #[test]
@@ -223,11 +219,7 @@ fn a_cancelled_job_has_a_report_of_what_it_did() {
     // Slurm sends SIGTERM, and SIGKILL after it.
     let signal = signal_of(&report, "sleep");
     assert!([Some(15), Some(9)].contains(&signal), "{signal:?}");
-    cluster.assert_nothing_left();
-    assert_eq!(
-        (cluster.node_state().as_str(), &*cluster.log()),
-        ("idle", "")
-    );
+    cluster.assert_unharmed();
 }
 
 #[test]
@@ -247,11 +239,7 @@ fn a_job_that_runs_out_of_memory_has_a_report_of_what_it_did() {
     let uid = cluster.user.uid.as_raw();
     assert_leaks(&leaks(&report, &program), uid, &[leaked(3, 100)]);
     assert_eq!(signal_of(&report, "fills_memory"), Some(9));
-    cluster.assert_nothing_left();
-    assert_eq!(
-        (cluster.node_state().as_str(), &*cluster.log()),
-        ("idle", "")
-    );
+    cluster.assert_unharmed();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use super::side_by_side::side_by_side;
 use super::{Counts, Job, Losses, Row, code, fixture, probes};
 
 /// How an image ends.
@@ -61,6 +62,21 @@ pub struct Case {
 #[track_caller]
 pub fn assert_counted(name: &str, options: &[String]) {
     printed_if_counted(name, options);
+}
+
+/// Fails unless memleak knows the peak of processes with one thread, and of no others.
+pub fn assert_peaks(options: &[String]) {
+    let peaks = [
+        ("frees_all", Some(1_000_000)),
+        ("leaks_2mb", Some(2_000_000)),
+        ("one_idle_thread", None),
+        ("threads_free_each_other", None),
+    ];
+    side_by_side(peaks, |(name, peak)| {
+        let report = case(name).job.options(options).run();
+        report.assert_complete();
+        assert_eq!(report.only_row().peak_live_bytes, peak, "{name}");
+    });
 }
 
 /// As `assert_counted`. Returns what the fixture printed.

@@ -1,5 +1,6 @@
 //! Processes, as `/proc/PID/stat` describes them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -32,6 +33,24 @@ impl Process {
             group: id()?,
             session: id()?,
         })
+    }
+
+    /// Fails if the process, which memleak holds, looks stopped or traced to others, or has a signal that is not its own.
+    #[track_caller]
+    pub fn assert_looks_untouched(pid: Pid) {
+        let process = Self::of(pid).expect("the process is held");
+        // Awake, or asleep in the kernel.
+        assert!("RD".contains(process.state), "{}", process.state);
+        let status =
+            fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is held");
+        let fields: BTreeMap<_, _> = status
+            .lines()
+            .filter_map(|line| line.split_once(":\t"))
+            .collect();
+        assert_eq!(fields["TracerPid"], "0");
+        for pending in ["SigPnd", "ShdPnd", "SigBlk"] {
+            assert_eq!(fields[pending], "0000000000000000", "{pending}");
+        }
     }
 
     /// Whether the process has not ended. It may be running, sleeping or stopped.

@@ -435,6 +435,13 @@ impl Cluster {
             .collect()
     }
 
+    /// Fails if a job has left a process, a message, or a node that takes no more jobs.
+    #[track_caller]
+    pub fn assert_unharmed(&self) {
+        self.assert_nothing_left();
+        assert_eq!((&*self.node_state(), &*self.log()), ("idle", ""));
+    }
+
     /// Waits until only the daemons and their own processes run.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
