@@ -51,6 +51,12 @@ enum { TRACE_SIGNAL_DELIVERED = 0, TRACE_SIGNAL_IGNORED = 1 };
 	(SIGNAL_BIT(3) | SIGNAL_BIT(4) | SIGNAL_BIT(5) | SIGNAL_BIT(6) | SIGNAL_BIT(7) |           \
 	 SIGNAL_BIT(8) | SIGNAL_BIT(11) | SIGNAL_BIT(24) | SIGNAL_BIT(25) | SIGNAL_BIT(31))
 
+/* The bit of a signal that the kernel has sent. The verifier wants to see a bound. */
+static __always_inline __u64 bit_of(int signal)
+{
+	return SIGNAL_BIT((signal - 1 & 63) + 1);
+}
+
 /*
  * The current thread is about to end its process. It is held on its way back from the kernel, or
  * here, in a sleepable program that may read at `stack`. `raised`: signals by which it ends it.
@@ -100,7 +106,7 @@ static __always_inline void hold_end(struct task_struct *task, __u64 raised, boo
 static __always_inline bool dies_of(struct task_struct *task, int signal,
 				    struct kernel_siginfo *info)
 {
-	__u64 bit = SIGNAL_BIT((signal - 1 & 63) + 1);
+	__u64 bit = bit_of(signal);
 	struct signal_struct *process = BPF_CORE_READ(task, signal);
 	struct sighand_struct *handlers = BPF_CORE_READ(task, sighand);
 	void *handler = 0;
@@ -135,7 +141,7 @@ static __always_inline __u64 signals_with(__u64 bit)
  */
 static __always_inline void let_die(struct task_struct *target, int signal)
 {
-	__u64 bit = SIGNAL_BIT((signal - 1 & 63) + 1);
+	__u64 bit = bit_of(signal);
 	bool ends = signal == SIGKILL || !(bit & NOT_FATAL);
 	struct held *held;
 	struct heap *heap;
@@ -157,7 +163,7 @@ static __always_inline void hold_if_fatal(int signal, struct kernel_siginfo *inf
 	if (result == TRACE_SIGNAL_IGNORED)
 		let_die(target, signal);
 	else if (result == TRACE_SIGNAL_DELIVERED && target == task && dies_of(task, signal, info))
-		hold_end(task, signals_with(SIGNAL_BIT((signal - 1 & 63) + 1)), true, 0);
+		hold_end(task, signals_with(bit_of(signal)), true, 0);
 }
 
 /* ---- memleak asks ---------------------------------------------------------------------------- */
